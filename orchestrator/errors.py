@@ -1,0 +1,13 @@
+"""The error tree, for the orchestrator's side; drawn and defined in `trainers/spec/errors.py`, which both sides share."""
+
+from trainers.spec.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    NnfleetError,
+    Superseded,
+    TrackingError,
+)
+
+__all__ = ["CheckpointError", "ClusterError", "ConfigError", "DataError", "NnfleetError", "Superseded", "TrackingError"]

@@ -1,0 +1,119 @@
+"""The JSON half of a committed state: what was reached, with the whole metric history. Its rename is the commit.
+
+The other half, tensors of network and optimizer, lies beside it with the same stem; see `trainers/state.py`.
+"""
+
+import logging
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import CheckpointName, Frozen
+
+log = logging.getLogger(__name__)
+
+
+class EpochRow(Frozen):
+    """The measurements of one epoch. Losses and Dice are global (all ranks); times are rank 0's, in seconds."""
+
+    epoch: int
+    """Counted from 0."""
+    attempt: int
+    started_unix: float
+    ended_unix: float
+    train_loss: float
+    val_loss: float
+    pseudo_dice: tuple[float, ...]
+    """Per foreground class; NaN for a class neither present nor predicted in any validation patch."""
+    pseudo_dice_mean: float
+    ema_pseudo_dice: float | None
+    """None until an epoch had foreground."""
+    learning_rate: float
+    world_size: int
+    epoch_s: float
+    train_s: float
+    val_s: float
+    wait_data_s: float
+    save_s: float
+    """Seconds for which saving held the training thread at the end of the epoch before this one."""
+    samples_per_s: float
+    """Training samples of the global batch per second of the training part."""
+    gpu_memory_gib: float
+    """Peak of rank 0's GPU; 0 on CPU."""
+    system: dict[str, float] = Field(default_factory=dict)
+    """Load of rank 0's node, by MLflow's names of system metrics."""
+
+
+class BestRecord(Frozen):
+    """The values of the pure best policy (see `trainers/pseudo_dice.py`)."""
+
+    ema: float | None = None
+    score: float | None = None
+    best_epoch: int | None = None
+    skipped: int = 0
+    decay: float = 0.9
+
+
+class Manifest(Frozen):
+    """Which bytes a checkpoint is, and what it stands for."""
+
+    checkpoint: CheckpointName
+    file: str
+    """Path below the run folder."""
+    epoch: int
+    """Index of the epoch after which the weights were taken."""
+    attempt: int
+    ema_pseudo_dice: float | None
+    sha256: str
+    size_bytes: int
+
+
+class Committed(Frozen):
+    """What a run has reached for good."""
+
+    run_key: str
+    epochs_done: int
+    attempt: int
+    history: tuple[EpochRow, ...]
+    best_policy: BestRecord = BestRecord()
+    best: Manifest | None = None
+    final: Manifest | None = None
+    state_sha256: str
+    state_size_bytes: int
+
+    @property
+    def stem(self) -> str:
+        """File name of both halves without ending."""
+        return state_stem(self.epochs_done, self.attempt)
+
+
+def state_stem(epochs_done: int, attempt: int) -> str:
+    """`e<epochs done>_a<attempt>`, sorting by epoch, then attempt."""
+    return f"e{epochs_done:05d}_a{attempt:04d}"
+
+
+def committed_states(folder: RunFolder) -> list[Committed]:
+    """All readable commits of a run, newest first; a broken file is skipped with a warning."""
+    found = (read_committed(path) for path in sorted(folder.state.glob("e*_a*.json"), reverse=True))
+    return [committed for committed in found if committed is not None]
+
+
+def newest_committed(folder: RunFolder) -> Committed | None:
+    """The newest readable commit of a run, or None. Reads JSON only; the tensors' digest is checked when they are loaded."""
+    for path in sorted(folder.state.glob("e*_a*.json"), reverse=True):
+        committed = read_committed(path)
+        if committed is not None:
+            return committed
+    return None
+
+
+def read_committed(path: Path) -> Committed | None:
+    """One commit, or None (with a warning) if the file has gone or does not parse."""
+    try:
+        return Committed.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None  # pruned between listing and reading
+    except (OSError, ValidationError) as err:
+        log.warning("state %s is not readable and is passed over: %s", path, err)
+        return None

@@ -1,0 +1,54 @@
+"""Every error that nnfleet raises on purpose.
+
+NnfleetError
+├── ConfigError       the experiment file or a command line asks for something that cannot be: ends a run as FAILED_CONFIG
+├── DataError         a dataset, plans, split or case file is missing, unreadable or contradicts itself: FAILED_CONFIG
+├── CheckpointError   a checkpoint or state is missing, truncated or does not match its digest
+├── ClusterError      the Ray cluster cannot be reached or refuses
+├── TrackingError     the MLflow server cannot be reached or refuses
+└── Superseded        a newer attempt owns this run: whoever sees it stops writing at once
+
+A message answers four questions: what is wrong, where, what was found, what to do.
+"""
+
+
+class NnfleetError(Exception):
+    """Root of all errors that nnfleet raises on purpose; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(NnfleetError):
+    """The request cannot be met as it is written: change the experiment file or the command line."""
+
+    exit_code = 2
+
+
+class DataError(NnfleetError):
+    """The data do not allow the request: change or repair the dataset."""
+
+    exit_code = 3
+
+
+class CheckpointError(NnfleetError):
+    """A checkpoint or saved state is missing, truncated or not what its manifest says."""
+
+    exit_code = 4
+
+
+class ClusterError(NnfleetError):
+    """The Ray cluster cannot be reached, refuses, or can never hold what is asked for."""
+
+    exit_code = 5
+
+
+class TrackingError(NnfleetError):
+    """The MLflow tracking server cannot be reached or refuses."""
+
+    exit_code = 6
+
+
+class Superseded(NnfleetError):
+    """A newer attempt has claimed this run; the one that raises this has to stop without writing."""
+
+    exit_code = 7

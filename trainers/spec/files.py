@@ -1,0 +1,107 @@
+"""Durable file operations: a reader sees the old file or the whole new one, never a part of it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from trainers.spec.errors import DataError
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries (renames, links) durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_beside(target: Path, fill: Callable[[IO[bytes]], None]) -> Path:
+    """Write a durable temporary file next to `target` through `fill` and return its path; leaves nothing behind on error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            fill(stream)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    return Path(name)
+
+
+def write_through(target: Path, fill: Callable[[IO[bytes]], None]) -> None:
+    """Replace `target` atomically and durably by what `fill` writes into the stream that it is given."""
+    temporary = write_beside(target, fill)
+    os.replace(temporary, target)
+    fsync_folder(target.parent)
+
+
+def write_atomic(target: Path, content: bytes) -> None:
+    """Replace `target` atomically and durably by `content`."""
+    write_through(target, lambda stream: _write_all(stream, content))
+
+
+def write_json_atomic(target: Path, value: Any) -> None:
+    """Replace `target` atomically by `value` as JSON. NaN is written as `NaN`, as Python and nnU-Net do."""
+    write_atomic(target, json.dumps(value, indent=1).encode())
+
+
+def create_exclusive(target: Path, content: bytes) -> bool:
+    """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder."""
+    temporary = write_beside(target, lambda stream: _write_all(stream, content))
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    fsync_folder(target.parent)
+    return True
+
+
+def link_atomic(source: Path, target: Path) -> None:
+    """Make `target` a second name of `source`'s content, replacing what was there in one step; copies where links are not supported."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except PermissionError:
+        write_through(target, lambda stream: _write_all(stream, source.read_bytes()))
+        return
+    os.replace(temporary, target)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()  # rename() does nothing when both names already are the same file
+    fsync_folder(target.parent)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file; a missing or broken one becomes a `DataError` that names `what` it is."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise DataError(f"{what}: {path} does not exist.") from err
+    except (OSError, ValueError) as err:
+        raise DataError(f"{what}: {path} cannot be read as JSON: {err}. Restore the file or make it anew.") from err
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_all(stream: IO[bytes], content: bytes) -> None:
+    stream.write(content)

@@ -1,0 +1,95 @@
+"""The run folder: nnU-Net's `fold_k` with one sub-folder of ours. The only class that knows the paths of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.spec.errors import DataError
+from trainers.spec.files import read_json
+from trainers.spec.run_spec import CheckpointName, RunSpec
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run below `root` = <nnUNet_results>/<Dataset>/<TRAINER>__<PLANS>__<CONFIGURATION>/fold_<k>."""
+
+    root: Path
+
+    @property
+    def model_folder(self) -> Path:
+        """nnU-Net's model folder: plans.json, dataset.json and the folds."""
+        return self.root.parent
+
+    @property
+    def own(self) -> Path:
+        """Everything in the fold folder that nnU-Net does not know."""
+        return self.root / "nnfleet"
+
+    @property
+    def spec_file(self) -> Path:
+        """The RunSpec; whoever creates it first has claimed the folder for its run key."""
+        return self.own / "run.json"
+
+    @property
+    def attempts(self) -> Path:
+        """One exclusively created file per attempt: 0001.json, 0002.json, ..."""
+        return self.own / "attempts"
+
+    @property
+    def state(self) -> Path:
+        """Committed states: e<epochs done>_a<attempt>.pth and .json; the .json is the commit."""
+        return self.own / "state"
+
+    @property
+    def best(self) -> Path:
+        """Best checkpoints, durable here before the epoch that made them is committed."""
+        return self.own / "best"
+
+    @property
+    def progress_file(self) -> Path:
+        """Heartbeat of rank 0."""
+        return self.own / "progress.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Present when somebody asked this run to stop."""
+        return self.own / "stop.json"
+
+    @property
+    def mlflow_file(self) -> Path:
+        """Which MLflow run this is."""
+        return self.own / "mlflow.json"
+
+    @property
+    def published_file(self) -> Path:
+        """What the publisher knows to have delivered."""
+        return self.own / "published.json"
+
+    @property
+    def outcome_file(self) -> Path:
+        """How the newest job of this run ended."""
+        return self.own / "outcome.json"
+
+    @property
+    def logs(self) -> Path:
+        """Log files of the run's jobs."""
+        return self.own / "logs"
+
+    def checkpoint(self, name: CheckpointName) -> Path:
+        """checkpoint_best.pth or checkpoint_final.pth, where nnU-Net looks for it."""
+        return self.root / f"checkpoint_{name}.pth"
+
+    def validation(self, name: CheckpointName) -> Path:
+        """Predictions and summary.json: nnU-Net's `validation` for the final checkpoint, `validation_best` for the best."""
+        return self.root / ("validation" if name == "final" else f"validation_{name}")
+
+    def cases(self, name: CheckpointName) -> Path:
+        """Per-case results of the full validation, one JSON file each."""
+        return self.own / "cases" / name
+
+    def spec(self) -> RunSpec:
+        """The run that this folder belongs to. Raises DataError when there is none."""
+        content = read_json(self.spec_file, "run folder")
+        try:
+            return RunSpec.model_validate(content)
+        except ValueError as err:
+            raise DataError(f"run folder: {self.spec_file} is not a run specification of this version: {err}") from err
