@@ -1,0 +1,27 @@
+"""Fixtures of all rings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.toy import Toy, toy_dataset
+
+Toys = Callable[..., Toy]
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    """`toys(kind, **options)` makes a toy dataset on first use and returns the same one after that: read-only for tests."""
+    made: dict[tuple[Any, ...], Toy] = {}
+    base = tmp_path_factory.mktemp("toys")
+
+    def toy(kind: Any = "labels", **options: Any) -> Toy:
+        key = (kind, *sorted(options.items()))
+        if key not in made:
+            folder = base / str(len(made))
+            folder.mkdir()
+            made[key] = toy_dataset(folder, kind, **options)
+        return made[key]
+
+    return toy
