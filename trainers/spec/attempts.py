@@ -1,7 +1,8 @@
-"""Attempts of a run and the fence between them.
+"""Attempts of a run and the fences between them.
 
-Workers of a dead head node go on for a minute, so two attempts of one run can be alive at once. Each attempt claims a number by an
-exclusively created file; the number is in every file that it writes, and only the newest attempt may commit or publish.
+Workers of a dead head node go on for a minute, so two attempts of one run can be alive at once. The training driver and every start of
+its workers claim a number each, by an exclusively created file. The number is in every file that an attempt writes; only the newest
+attempt may commit, and only the newest driver may publish.
 """
 
 import json
@@ -9,7 +10,7 @@ import time
 from typing import Any
 
 from trainers.spec.errors import Superseded
-from trainers.spec.files import create_exclusive
+from trainers.spec.files import create_exclusive, read_json
 from trainers.spec.folder import RunFolder
 
 
@@ -18,17 +19,33 @@ def newest_attempt(folder: RunFolder) -> int:
     return max((int(p.stem) for p in folder.attempts.glob("[0-9]*.json")), default=0)
 
 
-def claim_attempt(folder: RunFolder, info: dict[str, Any]) -> int:
-    """Claim the next attempt number for the caller and return it; from then on every older attempt is fenced off."""
+def claim_attempt(folder: RunFolder, driver: str, info: dict[str, Any] | None = None) -> int:
+    """Claim the next attempt number for a job or worker group of `driver`; from then on every older attempt is fenced off.
+
+    `driver` names the training driver that the attempt belongs to (its Ray job's submission id).
+    """
     while True:
         number = newest_attempt(folder) + 1
-        content = json.dumps({"attempt": number, "claimed_unix": time.time(), **info}, indent=1).encode()
-        if create_exclusive(folder.attempts / f"{number:04d}.json", content):
+        content = {"attempt": number, "driver": driver, "claimed_unix": time.time(), **(info or {})}
+        if create_exclusive(folder.attempts / f"{number:04d}.json", json.dumps(content, indent=1).encode()):
             return number
 
 
 def check_fence(folder: RunFolder, attempt: int) -> None:
-    """Raise Superseded when a newer attempt than `attempt` owns the run."""
+    """Raise Superseded when a newer attempt than `attempt` was claimed by anyone: asked before each commit of a state."""
     newest = newest_attempt(folder)
     if newest > attempt:
         raise Superseded(f"attempt {attempt} of the run in {folder.root} was superseded by attempt {newest}: it stops without writing.")
+
+
+def check_driver_fence(folder: RunFolder, attempt: int) -> None:
+    """Raise Superseded when another driver than the one of `attempt` claimed the newest attempt: asked before each publishing."""
+    newest = newest_attempt(folder)
+    if newest > attempt and _driver(folder, newest) != _driver(folder, attempt):
+        raise Superseded(
+            f"the driver of attempt {attempt} of the run in {folder.root} was superseded by attempt {newest}: it stops publishing."
+        )
+
+
+def _driver(folder: RunFolder, attempt: int) -> str:
+    return str(read_json(folder.attempts / f"{attempt:04d}.json", "attempt")["driver"])

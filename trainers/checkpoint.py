@@ -1,0 +1,73 @@
+"""Checkpoints in nnU-Net's format, from plain types alone, so that `torch.load(weights_only=True)` and nnU-Net both read them.
+
+Source of the keys: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py, save_checkpoint and load_checkpoint;
+nnunetv2/inference/predict_from_raw_data.py, initialize_from_trained_model_folder.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.spec.committed import BestRecord, EpochRow
+from trainers.spec.errors import CheckpointError
+from trainers.spec.names import checkpoint_trainer_name
+from trainers.spec.run_spec import RunSpec
+
+Checkpoint = dict[str, Any]
+
+
+def describe(spec: RunSpec, plans: dict[str, Any], dataset_json: dict[str, Any], mirroring_axes: tuple[int, ...] | None) -> Checkpoint:
+    """The part of a checkpoint that stays the same over a run: what nnU-Net needs to build the network and to predict."""
+    return {
+        "trainer_name": checkpoint_trainer_name(spec.trainer),
+        "init_args": {"plans": plans, "configuration": spec.configuration, "fold": spec.fold, "dataset_json": dataset_json},
+        "inference_allowed_mirroring_axes": mirroring_axes,
+        "nnfleet": {"run_key": spec.run_key, "trainer": spec.trainer, "seed": spec.seed},
+    }
+
+
+def training_part(history: Sequence[EpochRow], best: BestRecord) -> Checkpoint:
+    """What nnU-Net needs beside weights and optimizer to continue a training: its logger's lists, best score, epoch."""
+    return {
+        "logging": {
+            "mean_fg_dice": [row.pseudo_dice_mean for row in history],
+            "ema_fg_dice": [math.nan if row.ema_pseudo_dice is None else row.ema_pseudo_dice for row in history],
+            "dice_per_class_or_region": [list(row.pseudo_dice) for row in history],
+            "train_losses": [row.train_loss for row in history],
+            "val_losses": [row.val_loss for row in history],
+            "lrs": [row.learning_rate for row in history],
+            "epoch_start_timestamps": [row.started_unix for row in history],
+            "epoch_end_timestamps": [row.ended_unix for row in history],
+        },
+        "_best_ema": best.score,
+        "current_epoch": len(history),
+    }
+
+
+def copied_to_cpu(value: Any, memo: dict[tuple[int, torch.Size, torch.dtype], torch.Tensor] | None = None) -> Any:
+    """A deep copy of nested containers with every tensor copied to the CPU once; names that share a tensor go on sharing it."""
+    memo = {} if memo is None else memo
+    if isinstance(value, torch.Tensor):
+        key = (value.data_ptr(), value.shape, value.dtype)
+        if value.numel() == 0 or key not in memo:
+            memo[key] = value.detach().to("cpu", copy=True)
+        return memo[key]
+    if isinstance(value, dict):
+        return {name: copied_to_cpu(item, memo) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied_to_cpu(item, memo) for item in value)
+    return value
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Load a checkpoint onto the CPU without executing anything in it. Raises CheckpointError when it is missing or broken."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch raises many kinds for a broken archive
+        raise CheckpointError(f"checkpoint: {path} cannot be read: {type(err).__name__}: {err}") from err
+    if not isinstance(content, dict) or "network_weights" not in content:
+        raise CheckpointError(f"checkpoint: {path} holds no 'network_weights' and is no nnU-Net checkpoint.")
+    return content

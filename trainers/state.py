@@ -1,0 +1,193 @@
+"""The resume stream: save a state durably without holding up training, find the newest valid one, restore from it.
+
+One commit is two files below `nnfleet/state/`: e<epochs done>_a<attempt>.pth, a complete nnU-Net checkpoint, and the .json beside it,
+whose appearance is the commit (`trainers/spec/committed.py`). Order of one commit, in a thread of rank 0:
+
+    best checkpoint of a new best (durable) -> state tensors (durable) -> fence -> json (the commit) -> links for nnU-Net -> prune
+
+The training thread is held only for the copy of the tensors, and when the commit before is still being written.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.checkpoint import Checkpoint, copied_to_cpu, read_checkpoint, training_part
+from trainers.spec.attempts import check_fence
+from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest, committed_states, read_committed, state_stem
+from trainers.spec.errors import CheckpointError
+from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_through
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import CheckpointName
+
+log = logging.getLogger(__name__)
+KEEP_STATES = 2
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run has reached after an epoch: everything of the state but the tensors."""
+
+    history: tuple[EpochRow, ...] = ()
+    best_policy: BestRecord = field(default_factory=BestRecord)
+    best: Manifest | None = None
+
+    @property
+    def epochs_done(self) -> int:
+        """Finished epochs; the next one to train has this index."""
+        return len(self.history)
+
+
+@dataclass
+class StateWriter:
+    """Commits states of one attempt on rank 0, one at a time, in a thread of its own.
+
+    `fixed` is the constant part of every checkpoint (`trainers.checkpoint.describe`), `total_epochs` tells when a state is the final one.
+    """
+
+    folder: RunFolder
+    run_key: str
+    attempt: int
+    fixed: Checkpoint
+    total_epochs: int
+    held_s: float = 0.0
+    """Seconds for which the newest `commit` held its caller."""
+    _thread: threading.Thread | None = None
+    _error: BaseException | None = None
+    _best: Manifest | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def commit(self, reached: Reached, is_best: bool, tensors: Callable[[], dict[str, Any]]) -> None:
+        """Snapshot `tensors()` (network_weights, optimizer_state, grad_scaler_state) and write the commit in the background.
+
+        Waits for the commit before, so at most one is in memory; an error of that one (Superseded, a full disk) is raised here.
+        """
+        started = time.perf_counter()
+        self.drain()
+        snapshot = copied_to_cpu(tensors())
+        self._thread = threading.Thread(target=self._run, args=(reached, is_best, snapshot), name="state-writer", daemon=True)
+        self._thread.start()
+        self.held_s = time.perf_counter() - started
+
+    def drain(self) -> None:
+        """Wait until the newest commit is durable; raises the error that it met."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def start_from(self, committed: Committed | None) -> None:
+        """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it."""
+        self._best = committed.best if committed else None
+        if committed is not None:
+            link_for_nnunet(self.folder, committed)
+
+    def _run(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
+        try:
+            self._write(reached, is_best, snapshot)
+        except BaseException as err:  # handed to the training thread by the next commit or drain
+            self._error = err
+
+    def _write(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
+        check_fence(self.folder, self.attempt)
+        stem = state_stem(reached.epochs_done, self.attempt)
+        if is_best:
+            weights = {"network_weights": snapshot["network_weights"], **self.fixed, "current_epoch": reached.epochs_done}
+            self._best = self._save("best", self.folder.best / f"{stem}.pth", weights, reached)
+        full = {**snapshot, **self.fixed, **training_part(reached.history, reached.best_policy)}
+        state = self._save("final", self.folder.state / f"{stem}.pth", full, reached)
+        committed = Committed(
+            run_key=self.run_key,
+            epochs_done=reached.epochs_done,
+            attempt=self.attempt,
+            history=reached.history,
+            best_policy=reached.best_policy,
+            best=self._best,
+            final=state if reached.epochs_done >= self.total_epochs else None,
+            state_sha256=state.sha256,
+            state_size_bytes=state.size_bytes,
+        )
+        check_fence(self.folder, self.attempt)
+        write_atomic(self.folder.state / f"{stem}.json", committed.model_dump_json().encode())
+        link_for_nnunet(self.folder, committed)
+        prune(self.folder)
+
+    def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: Reached) -> Manifest:
+        write_through(path, lambda stream: torch.save(content, stream))
+        last = reached.history[-1]
+        return Manifest(
+            checkpoint=name,
+            file=str(path.relative_to(self.folder.root)),
+            epoch=last.epoch,
+            attempt=self.attempt,
+            ema_pseudo_dice=last.ema_pseudo_dice,
+            sha256=sha256_of(path),
+            size_bytes=path.stat().st_size,
+        )
+
+
+def link_for_nnunet(folder: RunFolder, committed: Committed) -> None:
+    """Give the committed files nnU-Net's names: checkpoint_best, and checkpoint_final after the last epoch or checkpoint_latest before."""
+    if committed.best is not None:
+        link_atomic(folder.root / committed.best.file, folder.checkpoint("best"))
+    latest = folder.root / "checkpoint_latest.pth"
+    if committed.final is None:
+        link_atomic(folder.state / f"{committed.stem}.pth", latest)
+    else:
+        link_atomic(folder.root / committed.final.file, folder.checkpoint("final"))
+        latest.unlink(missing_ok=True)
+
+
+def newest_valid(folder: RunFolder) -> Committed | None:
+    """The newest commit whose tensors (and best checkpoint) are whole, by size and SHA-256; damaged ones are passed over with a warning."""
+    for committed in committed_states(folder):
+        problem = _damage(folder, committed)
+        if problem is None:
+            return committed
+        log.warning("state %s of %s is passed over: %s", committed.stem, folder.root, problem)
+    return None
+
+
+def _damage(folder: RunFolder, committed: Committed) -> str | None:
+    expected = [(folder.state / f"{committed.stem}.pth", committed.state_sha256)]
+    if committed.best is not None:
+        expected.append((folder.root / committed.best.file, committed.best.sha256))
+    for path, sha256 in expected:
+        if not path.is_file():
+            return f"{path} is missing"
+        if sha256_of(path) != sha256:
+            return f"{path} is not the {sha256[:12]}... that its commit names"
+    return None
+
+
+def load_tensors(folder: RunFolder, stem: str) -> tuple[Committed, Checkpoint]:
+    """Both halves of the commit `stem`. Raises CheckpointError when either cannot be read."""
+    committed = read_committed(folder.state / f"{stem}.json")
+    if committed is None:
+        raise CheckpointError(f"state: {folder.state / stem}.json, which rank 0 has chosen, cannot be read here. Is the folder shared?")
+    return committed, read_checkpoint(folder.state / f"{stem}.pth")
+
+
+def prune(folder: RunFolder) -> None:
+    """Delete all but the newest commits, and best checkpoints that no kept commit names. Files of commits in the making stay."""
+    states = committed_states(folder)
+    kept = states[:KEEP_STATES]
+    for old in states[KEEP_STATES:]:
+        (folder.state / f"{old.stem}.json").unlink(missing_ok=True)
+    floor = min((state.stem for state in kept), default="")
+    for path in folder.state.glob("e*.pth"):
+        if path.stem < floor:
+            path.unlink(missing_ok=True)
+    named = {state.best.file for state in kept if state.best is not None}
+    newest = kept[0].stem if kept else ""
+    for path in folder.best.glob("e*.pth"):
+        if str(path.relative_to(folder.root)) not in named and path.stem < newest:
+            path.unlink(missing_ok=True)
