@@ -1,0 +1,186 @@
+"""The demo: a real nnU-Net dataset made of real anatomy, without a download, and the experiment that trains on it.
+
+`build_demo_dataset` is idempotent: a stamp, written last, names the parameters that the folder was built with.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from orchestrator.demo.anatomy import MAX_SPACING_MM, MIN_SPACING_MM, load_template, make_subject, write_dataset_json, write_subject
+from orchestrator.errors import ConfigError, DataError
+from trainers.spec.files import write_json_atomic
+
+log = logging.getLogger(__name__)
+
+DATASET = "Dataset900_MNIBrain"
+EXPERIMENT_FILE = Path(__file__).parent / "experiment.yaml"
+"""The shipped experiment; its folders are filled in by `write_demo_experiment`."""
+VERSION = 1
+"""Raised whenever the same parameters give other data: older folders are then rebuilt."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class DemoPaths:
+    """nnU-Net's three folders of the demo, below one base folder."""
+
+    base: Path
+
+    @property
+    def raw(self) -> Path:
+        """nnUNet_raw."""
+        return self.base / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        """nnUNet_preprocessed."""
+        return self.base / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        """nnUNet_results."""
+        return self.base / "nnUNet_results"
+
+    @property
+    def experiment(self) -> Path:
+        """The experiment file with this folder filled in, ready for `nnfleet submit`."""
+        return self.base / "experiment.yaml"
+
+    @property
+    def log(self) -> Path:
+        """Everything that nnU-Net printed while it planned and preprocessed."""
+        return self.base / "preprocess.log"
+
+    @property
+    def stamp(self) -> Path:
+        """The parameters that the dataset was built with; written last."""
+        return self.preprocessed / DATASET / "nnfleet_demo.json"
+
+    def environment(self) -> dict[str, str]:
+        """nnU-Net's environment variables for these folders."""
+        return {"nnUNet_raw": str(self.raw), "nnUNet_preprocessed": str(self.preprocessed), "nnUNet_results": str(self.results)}
+
+
+@dataclass(frozen=True)
+class DemoParameters:
+    """What the demo dataset is a pure function of."""
+
+    cases: int = 12
+    spacing_mm: float = 3.0
+    seed: int = 900
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not 5 <= self.cases <= 500:
+            raise ConfigError(f"--cases: nnU-Net's five folds need 5 to 500 cases, got {self.cases}.")
+        if not MIN_SPACING_MM <= self.spacing_mm <= MAX_SPACING_MM:
+            raise ConfigError(f"--spacing-mm: the template allows {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm, got {self.spacing_mm:g}.")
+        if self.seed < 0:
+            raise ConfigError(f"seed: must not be negative, got {self.seed}.")
+
+
+def build_demo_dataset(
+    base: Path, *, cases: int = 12, spacing_mm: float = 3.0, seed: int = 900, on_progress: Progress | None = None
+) -> DemoPaths:
+    """Build (or find built) Dataset900_MNIBrain below `base`: raw, planned, preprocessed, with five folds.
+
+    Raises ConfigError for parameters out of range, DataError when nnU-Net's preprocessing fails (its log is named).
+    """
+    wanted = DemoParameters(cases, spacing_mm, seed)
+    paths = DemoPaths(base.expanduser().absolute())
+    if _built_with(paths) == asdict(wanted):
+        log.info("demo dataset in %s is up to date", paths.base)
+        return paths
+    report = on_progress or (lambda what, done, total: None)
+    _clear(paths)
+    _write_raw(paths, wanted, report)
+    _preprocess(paths, report)
+    paths.results.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(paths.stamp, asdict(wanted))
+    return paths
+
+
+def _built_with(paths: DemoPaths) -> object:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(paths.stamp.read_text(encoding="utf-8"))
+    return None
+
+
+def _clear(paths: DemoPaths) -> None:
+    """Remove the dataset of other parameters. Results stay: their run keys name the data they were trained on."""
+    paths.stamp.unlink(missing_ok=True)
+    for folder in (paths.raw / DATASET, paths.preprocessed / DATASET):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _write_raw(paths: DemoPaths, wanted: DemoParameters, report: Progress) -> None:
+    raw = paths.raw / DATASET
+    raw.mkdir(parents=True)
+    template = load_template(wanted.spacing_mm)
+    for number in range(wanted.cases):
+        subject = make_subject(template, seed=wanted.seed, number=number, spacing_mm=wanted.spacing_mm)
+        write_subject(subject, f"brain_{number:03d}", raw)
+        report("subjects", number + 1, wanted.cases)
+    write_dataset_json(raw, wanted.cases)
+
+
+def _preprocess(paths: DemoPaths, report: Progress) -> None:
+    """Run `orchestrator.demo.preprocess` in a process of its own, with its output in the log file."""
+    report("nnU-Net's plans", 0, 1)
+    command = [sys.executable, "-W", "ignore", "-m", "orchestrator.demo.preprocess", DATASET]
+    environment = {**os.environ, **paths.environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
+    with paths.log.open("w", encoding="utf-8") as sink:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8"
+        )
+        try:
+            _follow(process, sink, report)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    if process.returncode:
+        tail = "\n".join(paths.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+        raise DataError(
+            f"demo: nnU-Net's preprocessing ended with exit code {process.returncode}. Whole log: {paths.log}. Its end:\n{tail}"
+        )
+
+
+def _follow(process: subprocess.Popen[str], sink: IO[str], report: Progress) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("CASE "):
+            _, done, total = line.split()
+            report("preprocessing", int(done), int(total))
+        else:
+            sink.write(line)
+            sink.flush()
+    process.wait()
+
+
+def _import_path() -> str:
+    """PYTHONPATH that finds these packages also when they are not installed but lie in a checkout."""
+    root = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+
+
+def write_demo_experiment(paths: DemoPaths) -> Path:
+    """Write the shipped experiment with the demo's folders filled in; the file can be submitted again by hand."""
+    import yaml
+
+    content = yaml.safe_load(EXPERIMENT_FILE.read_text(encoding="utf-8"))
+    content["folders"] = {"raw": str(paths.raw), "preprocessed": str(paths.preprocessed), "results": str(paths.results)}
+    paths.experiment.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return paths.experiment
