@@ -23,8 +23,9 @@ RECIPE_VERSION = 1
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """A hint for an error text: ' Did you mean ...?' with the nearest known name, or '' when none is near."""
-    found = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    by_lower = {known.lower(): known for known in words}
+    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
 
 
 def canonical_trainer(name: str) -> str:

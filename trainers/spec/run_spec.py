@@ -13,7 +13,7 @@ CheckpointName = Literal["best", "final"]
 class Frozen(BaseModel):
     """A value: checked on construction, never changed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)  # docstrings reach the JSON schema
 
 
 class Schedule(Frozen):
@@ -91,6 +91,8 @@ class RunSpec(Frozen):
     schedule: Schedule = Schedule()
     deterministic: bool = False
     """Ask for deterministic kernels on GPUs: then a resumed run is bit-equal there too, at some cost in speed."""
+    compile: bool = True
+    """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
     workers: WorkerSpec = WorkerSpec()
     loader: LoaderSpec = LoaderSpec()
     validation: ValidationSpec = ValidationSpec()

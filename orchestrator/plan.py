@@ -1,0 +1,159 @@
+"""From an experiment to its runs, and from runs and a cluster to the plan that is shown before anything is submitted.
+
+`expand` needs the data and runs where they are; `plan_report` adds what a cluster has to offer. What the report holds is what submit sends.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from orchestrator.expansion import expand
+from orchestrator.experiment import Experiment
+from orchestrator.resources import Fit, FitWhen, NodeResources, Reservation, describe, fit
+from trainers.spec.committed import newest_committed
+from trainers.spec.folder import RunFolder
+from trainers.spec.plans import load_plans
+from trainers.spec.run_spec import Frozen, RunSpec
+from trainers.spec.split_batch import rank_sizes
+
+__all__ = ["Fit", "NodeResources", "PlanReport", "PlanRow", "Reservation", "Standing", "expand", "fit", "plan_report", "standing_of"]
+
+Stage = Literal["new", "continues", "validates", "finished"]
+
+
+class Standing(Frozen):
+    """What a run's folder already holds."""
+
+    stage: Stage
+    """new; continues (after `epochs_done`); validates (trained, its full validation remains); finished (nothing is left to do)."""
+    epochs_done: int = 0
+
+    @property
+    def text(self) -> str:
+        """`new`, `continues from epoch 3`, ..."""
+        return {
+            "new": "new",
+            "continues": f"continues from epoch {self.epochs_done}",
+            "validates": "trained: validation remains",
+            "finished": "finished: skipped",
+        }[self.stage]
+
+
+class PlanRow(Frozen):
+    """One run as it would be submitted."""
+
+    run_key: str
+    address: str
+    fold: int | str
+    seed: int
+    workers: int
+    """Ranks."""
+    batch_per_rank: tuple[int, ...]
+    """Samples of the global batch on each rank."""
+    resources: str
+    """What the gang asks of the cluster, in words."""
+    n_train: int
+    """Training cases."""
+    n_val: int
+    """Validation cases."""
+    epochs: int
+    iterations: int
+    """Training iterations per epoch."""
+    standing: Standing
+    fits: FitWhen
+    because: str
+    """Why it fits now, later or never."""
+    spec: RunSpec
+    """The very specification that submit sends."""
+
+
+class PlanReport(Frozen):
+    """Everything that `submit` would send, in the order of submission."""
+
+    experiment: str
+    cluster: str
+    rows: tuple[PlanRow, ...]
+    n_now: int
+    n_later: int
+    n_never: int
+    n_finished: int
+    """Finished runs are counted here only."""
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self, *, indent: int | None = 1) -> str:
+        """The report as JSON; `PlanReport.model_validate_json` reads it back."""
+        return self.model_dump_json(indent=indent)
+
+
+def plan_report(
+    experiment: Experiment,
+    specs: Sequence[RunSpec],
+    nodes: Sequence[NodeResources],
+    reserved: Sequence[Reservation] = (),
+    cluster: str = "local",
+    warnings: Sequence[str] = (),
+) -> PlanReport:
+    """The plan of `specs` (from `expand`) on a cluster: each run is fitted after the ones before it, first in, first out."""
+    rows: list[PlanRow] = []
+    held = list(reserved)
+    waits_behind = ""
+    for spec in specs:
+        standing = standing_of(spec)
+        outcome = Fit("now", "nothing to submit.") if standing.stage == "finished" else _in_turn(spec, nodes, held, waits_behind)
+        rows.append(_row(spec, standing, outcome))
+        if standing.stage != "finished" and outcome.when == "now":
+            held.append(Reservation(spec.run_key, spec.workers))
+        if outcome.when == "later":
+            waits_behind = waits_behind or spec.address
+    open_rows = [row for row in rows if row.standing.stage != "finished"]
+    counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
+    return PlanReport(
+        experiment=experiment.name,
+        cluster=cluster,
+        rows=tuple(rows),
+        n_now=counts["now"],
+        n_later=counts["later"],
+        n_never=counts["never"],
+        n_finished=len(rows) - len(open_rows),
+        warnings=tuple(warnings),
+    )
+
+
+def standing_of(spec: RunSpec) -> Standing:
+    """What the run folder of `spec` already holds (reads the folder)."""
+    folder = RunFolder(spec.run_folder)
+    committed = newest_committed(folder)
+    if committed is None or committed.run_key != spec.run_key:
+        return Standing(stage="new")
+    done = committed.epochs_done
+    if done < spec.schedule.epochs or committed.final is None:
+        return Standing(stage="continues", epochs_done=done)
+    validated = all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
+    return Standing(stage="finished" if validated else "validates", epochs_done=done)
+
+
+def _in_turn(spec: RunSpec, nodes: Sequence[NodeResources], held: Sequence[Reservation], waits_behind: str) -> Fit:
+    outcome = fit(spec.workers, nodes, held)
+    if outcome.when == "now" and waits_behind:
+        return Fit("later", f"waits its turn behind {waits_behind}.")
+    return outcome
+
+
+def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:
+    batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
+    return PlanRow(
+        run_key=spec.run_key,
+        address=spec.address,
+        fold=spec.fold,
+        seed=spec.seed,
+        workers=spec.workers.count,
+        batch_per_rank=tuple(rank_sizes(batch_size, spec.workers.count)),
+        resources=describe(spec.workers),
+        n_train=len(spec.train_cases),
+        n_val=len(spec.val_cases),
+        epochs=spec.schedule.epochs,
+        iterations=spec.schedule.train_iterations,
+        standing=standing,
+        fits=outcome.when,
+        because=outcome.because,
+        spec=spec,
+    )
