@@ -18,7 +18,7 @@ import torch
 from trainers.batches import BatchSource, SplitName
 from trainers.learner import Learner
 from trainers.node_load import node_load
-from trainers.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated
+from trainers.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
 from trainers.spec.committed import BestRecord, EpochRow
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
@@ -86,7 +86,7 @@ def validate_epoch(learner: Learner, source: BatchSource, epoch: int, heart: "He
     """Losses and counts on validation patches. Returns the sum of this rank's losses and its counts (3, C): tp, fp, fn in voxels."""
     learner.network.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=learner.device)
-    counts_3C = torch.zeros((3, len(learner.labels.foreground)), dtype=torch.int64, device=learner.device)
+    counts_3C = zero_counts(learner.labels, learner.device)
     for iteration, batch in enumerate(source.batches("val", epoch)):
         loss, logits_BCZYX, target = learner.evaluate(batch)
         loss_sum += loss

@@ -36,7 +36,6 @@ class Reached:
 
     history: tuple[EpochRow, ...] = ()
     best_policy: BestRecord = field(default_factory=BestRecord)
-    best: Manifest | None = None
 
     @property
     def epochs_done(self) -> int:

@@ -29,7 +29,7 @@ class World:
         if self.world_size == 1:
             return value
         box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, device=self.device if dist.get_backend() == "nccl" else None)
+        dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
 

@@ -1,0 +1,131 @@
+"""From a run's specification to what the loop trains with: network, optimizer and loss of this rank, restored from the newest state."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers.checkpoint import Checkpoint, describe
+from trainers.learner import Learner, as_list, sgd
+from trainers.loss import SegmentationLoss
+from trainers.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
+from trainers.spec.committed import BestRecord
+from trainers.spec.folder import RunFolder
+from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.spec.run_spec import RunSpec
+from trainers.spec.split_batch import rank_positions
+from trainers.state import Reached, StateWriter, load_tensors, newest_valid
+from trainers.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What plans and dataset.json say of the network and its training."""
+
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: dict[str, Any]
+    labels: Labels
+    channels: int
+
+    @property
+    def global_batch(self) -> int:
+        """The plan's batch size: samples of one optimizer step over all ranks."""
+        return int(self.configuration["batch_size"])
+
+
+def blueprint(spec: RunSpec) -> Blueprint:
+    """Read a run's plans and dataset.json. Raises ConfigError or DataError."""
+    plans = load_plans(spec.preprocessed_folder, spec.plans)
+    dataset_json = load_dataset_json(spec.preprocessed_folder)
+    return Blueprint(
+        plans=plans.content,
+        dataset_json=dataset_json,
+        configuration=plans.configuration(spec.configuration),
+        labels=labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json")),
+        channels=num_input_channels(dataset_json),
+    )
+
+
+def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Learner:
+    """This rank's network (compiled on GPUs, wrapped in DDP), optimizer and loss, freshly initialised from the run's seed."""
+    configure_kernels(world.device, deterministic=spec.deterministic)
+    torch.manual_seed(spec.seed)
+    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads).to(world.device)
+    if world.world_size > 1 and has_batchnorm_or_dropout(plain):
+        log.warning("%s has batch normalisation or dropout: its results depend on the number of workers", spec.run_key)
+    num_outputs = output_count(plain, plan, world.device)
+    weights = deep_supervision_weights(num_outputs)
+    freeze_dead_head(plain, weights)
+    optimizer = sgd(plain, spec.schedule)
+    network: nn.Module = plain
+    if spec.compile and world.device.type == "cuda":
+        network = torch.compile(network)  # type: ignore[assignment]
+    if world.world_size > 1:
+        network = DistributedDataParallel(network, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+    return Learner(
+        plain=plain,
+        network=network,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(world.device.type, enabled=world.device.type == "cuda"),
+        loss=SegmentationLoss(plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size),
+        labels=plan.labels,
+        schedule=spec.schedule,
+        device=world.device,
+        global_batch=plan.global_batch,
+        world_size=world.world_size,
+        attempt=attempt,
+    )
+
+
+def configure_kernels(device: torch.device, *, deterministic: bool) -> None:
+    """nnU-Net's choice on GPUs (fastest kernels by trial), or repeatable ones where the run asks for them. CPUs are repeatable anyway."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def output_count(plain: nn.Module, plan: Blueprint, device: torch.device) -> int:
+    """How many deep-supervision outputs the network has, by asking it."""
+    with torch.no_grad():
+        return len(as_list(plain(torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=device))))
+
+
+def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
+    """Run `Learner.warm_up` on zeros in the shape of this rank's part of a batch."""
+    rank_batch = len(rank_positions(plan.global_batch, world.world_size, world.global_rank))
+    images = torch.zeros((rank_batch, plan.channels, *plan.configuration["patch_size"]), device=world.device)
+    with torch.no_grad():
+        shapes = [output.shape for output in as_list(learner.plain(images))]
+    extra = 1 if plan.labels.has_regions and plan.labels.ignore_label is not None else 0
+    heads = plan.labels.num_heads + extra if plan.labels.has_regions else 1
+    targets = [torch.zeros((shape[0], heads, *shape[2:]), device=world.device, dtype=torch.int16) for shape in shapes]
+    learner.warm_up(images, targets)
+
+
+def restore(spec: RunSpec, folder: RunFolder, world: World, learner: Learner) -> Reached:
+    """Bring every rank to the newest valid state, which rank 0 chooses; a fresh run starts with nothing reached."""
+    newest = newest_valid(folder) if world.is_main else None
+    stem = world.from_main(newest.stem if newest else None)
+    if stem is None:
+        return Reached(best_policy=BestRecord(decay=spec.schedule.ema_decay))
+    committed, checkpoint = load_tensors(folder, stem)
+    learner.load(checkpoint)
+    log.info("%s continues after epoch %d of attempt %d", spec.run_key, committed.epochs_done - 1, committed.attempt)
+    return Reached(history=committed.history, best_policy=committed.best_policy)
+
+
+def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int) -> StateWriter:
+    """The writer of rank 0, standing where the newest valid state stands."""
+    fixed: Checkpoint = describe(spec, plan.plans, plan.dataset_json, mirroring_axes(plan.configuration))
+    writer = StateWriter(folder, spec.run_key, attempt, fixed, spec.schedule.epochs)
+    writer.start_from(newest_valid(folder))
+    return writer
