@@ -17,7 +17,7 @@ from typing import IO
 
 from orchestrator.demo.anatomy import MAX_SPACING_MM, MIN_SPACING_MM, load_template, make_subject, write_dataset_json, write_subject
 from orchestrator.errors import ConfigError, DataError
-from trainers.spec.files import write_json_atomic
+from trainers.spec.files import write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +132,13 @@ def _write_raw(paths: DemoPaths, wanted: DemoParameters, report: Progress) -> No
     for number in range(wanted.cases):
         subject = make_subject(template, seed=wanted.seed, number=number, spacing_mm=wanted.spacing_mm)
         write_subject(subject, f"brain_{number:03d}", raw)
-        report("subjects", number + 1, wanted.cases)
+        report("Subjects", number + 1, wanted.cases)
     write_dataset_json(raw, wanted.cases)
 
 
 def _preprocess(paths: DemoPaths, report: Progress) -> None:
     """Run `orchestrator.demo.preprocess` in a process of its own, with its output in the log file."""
-    report("nnU-Net's plans", 0, 1)
+    report("Plans", 0, 1)
     command = [sys.executable, "-W", "ignore", "-m", "orchestrator.demo.preprocess", DATASET]
     environment = {**os.environ, **paths.environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}
     with paths.log.open("w", encoding="utf-8") as sink:
@@ -163,7 +163,7 @@ def _follow(process: subprocess.Popen[str], sink: IO[str], report: Progress) -> 
     for line in process.stdout:
         if line.startswith("CASE "):
             _, done, total = line.split()
-            report("preprocessing", int(done), int(total))
+            report("Preprocessing", int(done), int(total))
         else:
             sink.write(line)
             sink.flush()
@@ -176,11 +176,10 @@ def _import_path() -> str:
     return os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
 
 
-def write_demo_experiment(paths: DemoPaths) -> Path:
-    """Write the shipped experiment with the demo's folders filled in; the file can be submitted again by hand."""
+def write_demo_experiment(paths: DemoPaths, **overrides: int) -> Path:
+    """Write the shipped experiment with the demo's folders (and `overrides`, such as epochs=3); it can be submitted again by hand."""
     import yaml
 
-    content = yaml.safe_load(EXPERIMENT_FILE.read_text(encoding="utf-8"))
-    content["folders"] = {"raw": str(paths.raw), "preprocessed": str(paths.preprocessed), "results": str(paths.results)}
-    paths.experiment.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    content = {**yaml.safe_load(EXPERIMENT_FILE.read_text(encoding="utf-8")), **paths.environment(), **overrides}
+    write_atomic(paths.experiment, yaml.safe_dump(content, sort_keys=False).encode())
     return paths.experiment

@@ -1,0 +1,91 @@
+"""The command line: one verb per file, each a thin layer over `orchestrator/api.py` that renders what it returns.
+
+Only typer is imported before a verb runs, so that `nnfleet --help` and shell completion answer at once.
+
+Exit codes: 0 done; 2 the request cannot be met (ConfigError, or a wrong command line); 3 the data do not allow it (DataError);
+4 a checkpoint is damaged; 5 the cluster; 6 the tracking server; 7 superseded by a newer attempt; 8 a run that was waited for failed;
+9 it was stopped; 70 an error that nnfleet did not foresee; 130 interrupted.
+"""
+
+import logging
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli import demo, down, export, logs, plan, schema, status, stop, submit, train, ui, up, validate
+from orchestrator.cli.output import EXIT_INTERRUPTED, EXIT_UNEXPECTED, note, terminal
+from orchestrator.errors import NnfleetError
+
+app = typer.Typer(
+    name="nnfleet",
+    help="Train nnU-Net models on a Ray cluster and see in MLflow which one is best.",
+    epilog="First steps: nnfleet demo. One training: nnfleet train 17 3d_fullres 0 -tr nnUNetTrainerDA5.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+VERBS: dict[str, Any] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "plan": plan.plan,
+    "submit": submit.submit,
+    "status": status.status,
+    "logs": logs.logs,
+    "stop": stop.stop,
+    "validate": validate.validate,
+    "export": export.export,
+    "ui": ui.ui,
+    "up": up.up,
+    "down": down.down,
+    "schema": schema.schema,
+}
+for _name, _verb in VERBS.items():
+    app.command(_name)(_verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"nnfleet {version('nnfleet')}")
+        except PackageNotFoundError:
+            typer.echo("nnfleet, run from a source tree without being installed")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Log what happens, and show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options before the verb."""
+    terminal.debug = debug
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:
+        warnings.simplefilter("ignore")  # of libraries; ours are logged
+
+
+def main() -> None:
+    """Run the command line; an error of the NnfleetError tree becomes its message on stderr and its exit code."""
+    try:
+        app()
+    except NnfleetError as err:
+        _fail(f"Error: {err}", err.exit_code)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has left, as `nnfleet status | head` does
+        sys.exit(0)
+    except Exception as err:
+        again = " ".join(["nnfleet", "--debug", *sys.argv[1:]])
+        _fail(f"Unexpected error: {type(err).__name__}: {err}\nThis is a fault of nnfleet. For the traceback: {again}", EXIT_UNEXPECTED)
+
+
+def _fail(text: str, code: int) -> None:
+    if terminal.debug:
+        logging.getLogger(__name__).exception("traceback")
+    note(text)
+    sys.exit(code)

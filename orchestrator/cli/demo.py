@@ -1,0 +1,94 @@
+"""`nnfleet demo`: from nothing to two trained, validated and compared models on this machine."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.output import console, note, say, working
+
+if TYPE_CHECKING:
+    from orchestrator.demo import Progress
+    from orchestrator.run_status import RunStatus
+    from orchestrator.services import Services
+
+
+def demo(
+    cases: Annotated[int, typer.Option("--cases", help="Synthetic subjects to make.")] = 12,
+    spacing_mm: Annotated[float, typer.Option("--spacing-mm", help="Voxel size in mm.")] = 3.0,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the shipped number.", show_default=False)] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where the data and results go; default: demo/ in nnfleet's home.", show_default=False)
+    ] = None,
+    data_only: Annotated[bool, typer.Option("--data-only", help="Only make the dataset.")] = False,
+) -> None:
+    """Make a brain dataset, train two nnU-Nets with two workers each, validate them fully, and show which one is better."""
+    from orchestrator.demo import build_demo_dataset, write_demo_experiment
+    from orchestrator.paths import Home
+
+    with _progress() as report:
+        base = folder or Home.default().root / "demo"
+        paths = build_demo_dataset(base, cases=cases, spacing_mm=spacing_mm, on_progress=report)
+    file = write_demo_experiment(paths, **({} if epochs is None else {"epochs": epochs}))
+    note(f"Dataset: {paths.preprocessed}   Experiment: {file}")
+    if not data_only:
+        _train(file)
+
+
+def _train(file: Path) -> None:
+    from orchestrator import api
+    from orchestrator.cli.foreground import wait_in_foreground
+    from orchestrator.cli.plan import show_plan
+    from orchestrator.cli.tables import result_table, seconds, worst_exit_code
+    from orchestrator.experiment import load_experiment
+
+    with working("Starting Ray and MLflow ..."):
+        services = api.up()
+    began = time.monotonic()
+    with working("Submitting ..."):
+        submission = api.submit(load_experiment(file))
+    show_plan(submission.plan)
+    statuses = wait_in_foreground(submission.campaign_id, None)
+    if not all(item.state.is_final for item in statuses):
+        return
+    say("")
+    console().print(result_table(statuses))
+    say("")
+    say(f"From submit to this table: {seconds(time.monotonic() - began)}")
+    _show_links(statuses, services)
+    raise typer.Exit(worst_exit_code(statuses))
+
+
+def _show_links(statuses: list["RunStatus"], services: "Services") -> None:
+    """The commands and links with which the person goes on from here."""
+    say(f"MLflow (runs, curves, pictures)  nnfleet ui --open          {services.mlflow_uri}/#/experiments")
+    say(f"Ray dashboard                    nnfleet ui                 {services.ray_address}")
+    for item in statuses:
+        if item.mlflow_url:
+            say(f"{item.address:<32} {item.mlflow_url}")
+    say("Done with it? nnfleet down")
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    """A bar on a terminal, one line per kind of work in a pipe."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+    out = console(stderr=True)
+    seen: set[str] = set()
+    bars = Progress(TextColumn("{task.description:<16}"), BarColumn(20), MofNCompleteColumn(), console=out, disable=not out.is_terminal)
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if not out.is_terminal and what not in seen:
+            seen.add(what)
+            note(f"{what} ({total}) ...")
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done)
+
+    with bars:
+        yield report

@@ -1,0 +1,31 @@
+"""`nnfleet export`: a model folder for nnU-Net out of MLflow."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.output import say, working
+from orchestrator.cli.parameters import Run
+
+
+def export(
+    run: Run,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make the model folder in.", show_default=False)],
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URI", help="MLflow server; default: the local one."),
+    ] = None,
+) -> None:
+    """Copy a run's model from MLflow as an nnU-Net model folder, verified by its SHA-256."""
+    from orchestrator import api
+
+    with working("Copying and verifying ..."):
+        folder = api.export(run, target, tracking_uri)
+    say(f"Verified model folder: {folder}")
+    say(f"Predict with it: nnUNetv2_predict_from_modelfolder -m {folder} -f {fold_of(folder)} -chk checkpoint_best.pth -i INPUT -o OUTPUT")
+
+
+def fold_of(folder: Path) -> str:
+    """The fold in a model folder: `0` or `all`; the first when there are several."""
+    return next((path.name.removeprefix("fold_") for path in sorted(folder.glob("fold_*"))), "0")

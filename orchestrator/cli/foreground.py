@@ -1,0 +1,65 @@
+"""Waiting for a campaign in the foreground, and what Ctrl-C means there."""
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.cli.output import note
+
+if TYPE_CHECKING:
+    from orchestrator.run_status import RunStatus
+
+Answer = Literal["stop", "now", "detach", "keep"]
+ANSWERS: dict[str, Answer] = {"s": "stop", "n": "now", "d": "detach", "k": "keep"}
+QUESTION = "\n[s] stop after this epoch  [n] stop now  [d] detach: it goes on without this window  [k] keep going\nYour choice [s]: "
+
+
+def answer_of(text: str) -> Answer | None:
+    """What a person typed: the first letter counts, nothing means stop; None for anything else."""
+    return ANSWERS.get(text.strip().lower()[:1] or "s")
+
+
+def ask() -> Answer:
+    """What Ctrl-C shall do. Without a terminal to ask at: stop after this epoch. A second Ctrl-C or end of input detaches."""
+    if not sys.stdin.isatty():
+        return "stop"
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        while True:
+            print(QUESTION, end="", file=sys.stderr, flush=True)
+            answer = answer_of(input())
+            if answer is not None:
+                return answer
+    return "detach"
+
+
+def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus"]:
+    """Show the campaign until every run has ended. Ctrl-C asks what to do; returns early when the person detaches."""
+    from orchestrator import api
+    from orchestrator.cli.watch import Watch
+
+    statuses: list[RunStatus] = []
+    while True:
+        with Watch() as watch:
+            try:
+                return api.wait(campaign_id, cluster, watch)
+            except KeyboardInterrupt:
+                statuses = watch.statuses or statuses
+        answer = ask()
+        if answer == "detach":
+            note("Detached: the runs go on. See them: nnfleet status --watch")
+            return statuses
+        if answer in ("stop", "now"):
+            note(
+                "Stopping: the checkpoint of the last complete epoch stays."
+                if answer == "now"
+                else "Stopping after the epoch in flight ..."
+            )
+            _stop_all(campaign_id, cluster, now=answer == "now")
+
+
+def _stop_all(campaign_id: str, cluster: str | None, *, now: bool) -> None:
+    from orchestrator import api
+
+    for item in api.status(cluster, campaign_id):
+        if not item.state.is_final:
+            api.stop(item.run_key, now, cluster)

@@ -1,0 +1,78 @@
+"""How every verb speaks: results on stdout, everything else on stderr, no control characters when nobody looks."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_RUN_FAILED = 8
+"""A run that was waited for ended as FAILED_CODE."""
+EXIT_RUN_STOPPED = 9
+"""A run that was waited for was stopped before its end."""
+EXIT_UNEXPECTED = 70
+"""An error that nnfleet did not foresee."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C while nothing needed an answer."""
+
+PIPED_WIDTH = 140
+"""Columns of a table that goes into a pipe or file."""
+
+
+@dataclass
+class Terminal:
+    """Options that hold for every verb."""
+
+    debug: bool = False
+
+
+terminal = Terminal()
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console on stdout or stderr; on a pipe wide and plain."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPED_WIDTH
+    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """One line of a result on stdout, never wrapped or cut."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """One line on stderr that tells what is going on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for scripts: one JSON document on stdout. NaN becomes null."""
+    say(json.dumps(_plain(value), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value != value:  # NaN
+        return None
+    return value
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show that something takes a moment: a spinner on a terminal, nothing in a pipe."""
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield
+        return
+    with err.status(text):
+        yield

@@ -1,0 +1,22 @@
+"""Options and arguments that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        "-c",
+        envvar="RAY_API_SERVER_ADDRESS",
+        metavar="ADDRESS",
+        help="Jobs address of a Ray cluster, such as http://head:8265. Without it: the local one, started if need be.",
+    ),
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run key, a unique beginning of it, 17/3d_fullres/nnUNetTrainer/0, or an MLflow run id.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)]

@@ -1,0 +1,50 @@
+"""`nnfleet status`: where every run stands."""
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.output import console, print_json, say
+from orchestrator.cli.parameters import AsJson, Cluster
+
+INTERVAL_S = 2.0
+
+
+def status(
+    cluster: Cluster = None,
+    campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="Only the runs of this campaign.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, with live progress bars, until every run has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the state, epoch, EMA pseudo-Dice and time left of each run."""
+    from orchestrator import api
+
+    if watch and not as_json:
+        _watch(cluster, campaign)
+        return
+    statuses = api.status(cluster, campaign)
+    if as_json:
+        print_json([item.model_dump(mode="json") for item in statuses])
+    elif not statuses:
+        say("No runs here yet. `nnfleet submit EXPERIMENT.yaml` or `nnfleet train` makes some.")
+    else:
+        from orchestrator.cli.watch import watch_view
+
+        out = console()
+        out.print(watch_view(statuses, out.width))
+
+
+def _watch(cluster: str | None, campaign: str | None) -> None:
+    import time
+
+    from orchestrator import api
+    from orchestrator.cli.tables import worst_exit_code
+    from orchestrator.cli.watch import Watch
+
+    with Watch() as watch:
+        while True:
+            watch(api.status(cluster, campaign))
+            if all(item.state.is_final for item in watch.statuses):
+                break
+            time.sleep(INTERVAL_S)
+    raise typer.Exit(worst_exit_code(watch.statuses))

@@ -1,0 +1,29 @@
+"""`nnfleet stop`: end a run, keeping what it has reached."""
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.output import note, print_json, say, working
+from orchestrator.cli.parameters import AsJson, Cluster, Run
+
+
+def stop(
+    run: Run,
+    now: Annotated[bool, typer.Option("--now", help="At once, giving up the epoch in flight; else after this epoch.")] = False,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a run with a loadable checkpoint; submitting it again continues it."""
+    from orchestrator import api
+    from orchestrator.cli.tables import status_line
+
+    with working("Asking the run to stop ..."):
+        statuses = api.stop(run, now, cluster)
+    if as_json:
+        print_json([item.model_dump(mode="json") for item in statuses])
+        return
+    for item in statuses:
+        say(status_line(item))
+    if not now and any(not item.state.is_final for item in statuses):
+        note("The run ends after the epoch in flight. See it: nnfleet status --watch")

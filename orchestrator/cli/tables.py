@@ -1,0 +1,98 @@
+"""Tables and lines out of plans and run states: pure functions of values."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trainers.spec.states import RunState
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.run_status import RunStatus
+
+STYLES = {
+    RunState.QUEUED: "dim",
+    RunState.RUNNING: "cyan",
+    RunState.RECOVERING: "yellow",
+    RunState.VALIDATING: "magenta",
+    RunState.SUCCEEDED: "green",
+    RunState.STOPPED: "yellow",
+    RunState.FAILED_CONFIG: "red",
+    RunState.FAILED_CODE: "red",
+    RunState.FAILED_CLUSTER: "red",
+}
+
+
+def dice(value: float | None) -> str:
+    """A Dice with three decimals, `-` where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds as a person says them: 3.1 s, 2:05, 1:02:03; `-` where unknown."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def plain_table(*columns: str, title: str | None = None) -> "Table":
+    """A table without frame; columns whose name begins with `>` are aligned to the right."""
+    from rich.table import Table
+
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def status_line(status: "RunStatus") -> str:
+    """One run in one plain line, for logs and pipes."""
+    parts = [status.address, status.state.value, f"epoch {status.epochs_done}/{status.epochs}"]
+    if status.ema_pseudo_dice is not None:
+        parts.append(f"EMA pseudo-Dice {dice(status.ema_pseudo_dice)} (best {dice(status.best_ema_pseudo_dice)})")
+    if status.epoch_s:
+        parts.append(f"{seconds(status.epoch_s)}/epoch")
+    if status.seconds_left and not status.state.is_final:
+        parts.append(f"{seconds(status.seconds_left)} left")
+    parts.extend(f"full Dice of {name} {dice(value)}" for name, value in sorted(status.full_dice.items()))
+    if status.reason:
+        parts.append(f"({status.reason})")
+    return "  ".join(parts)
+
+
+def result_table(statuses: Sequence["RunStatus"]) -> "Table":
+    """What a finished experiment is judged by: pseudo-Dice beside the Dice of whole cases, for best and final weights."""
+    from rich.text import Text
+
+    table = plain_table("run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs")
+    for status in statuses:
+        table.add_row(
+            status.address,
+            Text(status.state.value, style=STYLES[status.state]),
+            dice(status.best_ema_pseudo_dice),
+            dice(status.full_dice.get("best")),
+            dice(status.full_dice.get("final")),
+            "-" if not status.epoch_s else f"{status.epoch_s:.1f}",
+            f"{status.epochs_done}/{status.epochs}",
+        )
+    return table
+
+
+def worst_exit_code(statuses: Sequence["RunStatus"]) -> int:
+    """Exit code of a command that waited for these runs: 0 only if all succeeded."""
+    from orchestrator.cli.output import EXIT_RUN_FAILED, EXIT_RUN_STOPPED
+    from orchestrator.errors import ClusterError, ConfigError
+
+    codes = {
+        RunState.FAILED_CODE: EXIT_RUN_FAILED,
+        RunState.FAILED_CLUSTER: ClusterError.exit_code,
+        RunState.FAILED_CONFIG: ConfigError.exit_code,
+        RunState.STOPPED: EXIT_RUN_STOPPED,
+    }
+    seen = {status.state for status in statuses}
+    return next((code for state, code in codes.items() if state in seen), 0)
