@@ -185,10 +185,10 @@ def train_here(spec: RunSpec, folder: RunFolder, driver: str) -> str:
     attempt = world.from_main(claim_attempt(folder, driver, {"role": "workers", "pid": os.getpid()}) if world.is_main else 0)
     plan = blueprint(spec)
     learner = assemble(spec, plan, world, attempt)
-    reached = restore(spec, folder, world, learner)
+    reached, restored = restore(spec, folder, world, learner)
     if world.is_main:
         start_training_log(folder)
-    writer = state_writer(spec, folder, plan, attempt) if world.is_main else None
+    writer = state_writer(spec, folder, plan, attempt, restored) if world.is_main else None
     if reached.epochs_done >= spec.schedule.epochs:
         return "TRAINED"
     warm_up(learner, plan, world)

@@ -12,7 +12,7 @@ from trainers.checkpoint import Checkpoint, describe
 from trainers.learner import Learner, as_list, sgd
 from trainers.loss import SegmentationLoss
 from trainers.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
-from trainers.spec.committed import BestRecord
+from trainers.spec.committed import BestRecord, Committed
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.spec.run_spec import RunSpec
@@ -111,21 +111,21 @@ def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
     learner.warm_up(images, targets)
 
 
-def restore(spec: RunSpec, folder: RunFolder, world: World, learner: Learner) -> Reached:
-    """Bring every rank to the newest valid state, which rank 0 chooses; a fresh run starts with nothing reached."""
+def restore(spec: RunSpec, folder: RunFolder, world: World, learner: Learner) -> tuple[Reached, Committed | None]:
+    """Bring every rank to the newest valid state, which rank 0 chooses; a fresh run starts with nothing reached and no commit."""
     newest = newest_valid(folder) if world.is_main else None
     stem = world.from_main(newest.stem if newest else None)
     if stem is None:
-        return Reached(best_policy=BestRecord(decay=spec.schedule.ema_decay))
+        return Reached(best_policy=BestRecord(decay=spec.schedule.ema_decay)), None
     committed, checkpoint = load_tensors(folder, stem)
     learner.load(checkpoint)
     log.info("%s continues after epoch %d of attempt %d", spec.run_key, committed.epochs_done - 1, committed.attempt)
-    return Reached(history=committed.history, best_policy=committed.best_policy)
+    return Reached(history=committed.history, best_policy=committed.best_policy), committed
 
 
-def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int) -> StateWriter:
-    """The writer of rank 0, standing where the newest valid state stands."""
+def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int, restored: Committed | None) -> StateWriter:
+    """The writer of rank 0, standing where the restored state stands."""
     fixed: Checkpoint = describe(spec, plan.plans, plan.dataset_json, mirroring_axes(plan.configuration))
     writer = StateWriter(folder, spec.run_key, attempt, fixed, spec.schedule.epochs)
-    writer.start_from(newest_valid(folder))
+    writer.start_from(restored)
     return writer

@@ -13,7 +13,12 @@ CheckpointName = Literal["best", "final"]
 class Frozen(BaseModel):
     """A value: checked on construction, never changed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)  # docstrings reach the JSON schema
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,  # docstrings reach the JSON schema
+        ser_json_inf_nan="constants",  # NaN stays NaN in JSON, as nnU-Net writes it; the default would make it null
+    )
 
 
 class Schedule(Frozen):
