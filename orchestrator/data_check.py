@@ -1,0 +1,253 @@
+"""Preflight: everything about a run's data that would fail later, found before a worker starts, and all of it at once."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.dataset_folder import cases_in, file_names
+from orchestrator.errors import ConfigError, DataError, NnfleetError
+from orchestrator.label_files import CACHE_NAME, LabelFile, read_label_files
+from trainers.spec.files import read_json
+from trainers.spec.folder import RunFolder
+from trainers.spec.names import canonical_trainer
+from trainers.spec.plans import (
+    PREPROCESS_COMMAND,
+    Labels,
+    Plans,
+    Split,
+    labels_of,
+    load_dataset_json,
+    load_plans,
+    load_splits,
+    split_for,
+)
+from trainers.spec.run_spec import RunSpec
+from trainers.spec.split_batch import rank_sizes
+
+MAX_LISTED = 5
+"""Cases named in one problem; the rest is counted."""
+MAX_PROBLEMS = 30
+
+
+class Problems:
+    """Problems in the order in which they were found, each once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, type[NnfleetError]] = {}
+
+    def add(self, *problems: NnfleetError) -> None:
+        """Keep problems; the type says whether the request (ConfigError) or the data (DataError) have to change."""
+        for problem in problems:
+            self._found.setdefault(str(problem), type(problem))
+
+    @property
+    def texts(self) -> list[str]:
+        """One sentence or more per problem."""
+        return list(self._found)
+
+    def raise_if_any(self) -> None:
+        """Raise one error that lists all problems: DataError if only data have to change, else ConfigError."""
+        if not self._found:
+            return
+        kind = DataError if all(issubclass(t, DataError) for t in self._found.values()) else ConfigError
+        if len(self._found) == 1:
+            raise kind(self.texts[0])
+        shown = [f"- {text}" for text in self.texts[:MAX_PROBLEMS]]
+        rest = len(self._found) - MAX_PROBLEMS
+        raise kind("\n".join([f"{len(self._found)} problems:", *shown, *([f"- and {rest} more"] if rest > 0 else [])]))
+
+
+def check_run(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> list[str]:
+    """Problems that would stop `spec`, as texts; empty when it can start.
+
+    `labels` are the label files of its cases if they have been read before; else they are read here (see `labels_of_cases`).
+    """
+    problems = Problems()
+    problems.add(*problems_of(spec, labels))
+    return problems.texts
+
+
+def problems_of(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> list[NnfleetError]:
+    """Like `check_run`, with the kind of each problem."""
+    folder = spec.preprocessed_folder
+    if not folder.is_dir():
+        return [DataError(f"dataset: the folder {folder} does not exist. Run {PREPROCESS_COMMAND} or mount it on this machine.")]
+    try:
+        plans = load_plans(folder, spec.plans)
+        configuration = usable_configuration(plans, spec.configuration)
+        dataset_json = load_dataset_json(folder)
+        known_labels = labels_of(dataset_json, str(folder / "dataset.json"))
+        canonical_trainer(spec.trainer)
+    except NnfleetError as err:
+        return [err]
+    cases = sorted({*spec.train_cases, *spec.val_cases})
+    data_folder = folder / configuration["data_identifier"]
+    if labels is None:
+        labels = labels_of_cases(
+            folder, cases, dataset_json["file_ending"], str(plans.content.get("image_reader_writer")), spec.model_folder.parent
+        )
+    return [
+        *_split_problems(spec, data_folder),
+        *_batch_problems(spec, int(configuration["batch_size"])),
+        *_case_file_problems(spec, data_folder, cases),
+        *label_problems(folder, {case: labels[case] for case in cases if case in labels}, known_labels),
+        *model_folder_problems(spec, plans),
+    ]
+
+
+def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
+    """A resolved configuration that nnfleet can train. Raises ConfigError for an unknown one or a cascade, DataError for a broken one."""
+    configuration = plans.configuration(name)
+    if configuration.get("previous_stage"):
+        alternatives = [c for c in plans.configurations if not plans.configuration(c).get("previous_stage")]
+        raise ConfigError(
+            f"configurations: {name!r} of {plans.path} is a cascade (it needs predictions of {configuration['previous_stage']!r}), "
+            f"which nnfleet does not train yet. Choose one of {', '.join(alternatives)}."
+        )
+    missing = [key for key in ("data_identifier", "batch_size", "patch_size", "architecture") if key not in configuration]
+    if missing:
+        raise DataError(
+            f"plans: configuration {name!r} of {plans.path} lacks {', '.join(missing)}. "
+            f"Plans of older versions of nnU-Net are made anew by {PREPROCESS_COMMAND}."
+        )
+    return configuration
+
+
+def labels_of_cases(folder: Path, cases: Iterable[str], ending: str, reader: str, results: Path) -> dict[str, LabelFile]:
+    """Label files of cases below gt_segmentations, with the digests remembered beside the dataset's models."""
+    files = {case: folder / "gt_segmentations" / f"{case}{ending}" for case in cases}
+    return read_label_files(files, reader, results / CACHE_NAME)
+
+
+def label_problems(folder: Path, labels: Mapping[str, LabelFile], known: Labels) -> list[NnfleetError]:
+    """Label files that are missing or unreadable, and values that dataset.json does not name."""
+    place = folder / "gt_segmentations"
+    found: list[NnfleetError] = []
+    faults: dict[str, list[str]] = {}
+    strange: dict[tuple[float, ...], list[str]] = {}
+    for case, label in labels.items():
+        if label.fault:
+            faults.setdefault(label.fault, []).append(case)
+        elif unknown := tuple(v for v in label.values if v not in known.values):
+            strange.setdefault(unknown, []).append(case)
+    for fault, cases in faults.items():
+        found.append(DataError(f"labels: in {place} the file of {_some(cases)} {fault}. Restore it, or run {PREPROCESS_COMMAND} again."))
+    names = ", ".join(str(v) for v in sorted(known.values))
+    for values, cases in strange.items():
+        shown = ", ".join(f"{v:g}" for v in values[:MAX_LISTED])
+        found.append(
+            DataError(
+                f"labels: in {place} {_some(cases)} has the value {shown}, which dataset.json does not name (it names {names}). "
+                f"Correct the label file or dataset.json, then run {PREPROCESS_COMMAND}."
+            )
+        )
+    return found
+
+
+def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
+    """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans."""
+    folder = RunFolder(spec.run_folder)
+    escape = "Move the folder away or name another nnUNet_results."
+    if folder.spec_file.exists():
+        try:
+            owner = folder.spec().run_key
+        except DataError as err:
+            return [DataError(f"{err} {escape}")]
+        if owner != spec.run_key:
+            return [
+                ConfigError(
+                    f"results: {folder.root} belongs to the run {owner}, whose data, schedule or recipe differ from those of "
+                    f"{spec.run_key}. {escape}"
+                )
+            ]
+        return []
+    foreign = sorted(file_names(folder.root) - {folder.own.name})
+    if foreign:
+        return [
+            ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {_some(foreign)}) and is never overwritten. {escape}")
+        ]
+    return _other_plans(spec, plans, escape)
+
+
+def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]:
+    path = spec.model_folder / "plans.json"
+    if not path.is_file():
+        return []
+    try:
+        there = Plans("plans", path, read_json(path, "results")).configuration(spec.configuration)
+    except (NnfleetError, KeyError, TypeError) as err:
+        return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {escape}")]
+    here = plans.configuration(spec.configuration)
+    differ = sorted(key for key in {*there, *here} if json.dumps(there.get(key)) != json.dumps(here.get(key)))
+    if not differ:
+        return []
+    return [
+        ConfigError(
+            f"results: {path} differs from {plans.path} in {', '.join(differ)} of {spec.configuration!r}: folds of one model folder "
+            f"must share one plan. {escape}"
+        )
+    ]
+
+
+def _split_problems(spec: RunSpec, data_folder: Path) -> list[NnfleetError]:
+    found: list[NnfleetError] = []
+    splits_file = spec.preprocessed_folder / "splits_final.json"
+    try:
+        splits = [] if spec.fold == "all" or not splits_file.exists() else load_splits(spec.preprocessed_folder)
+        if splits or spec.fold == "all":
+            split = split_for(splits, spec.fold, cases_in(data_folder), spec.dataset)
+            if set(split.train) != set(spec.train_cases) or set(split.val) != set(spec.val_cases):
+                found.append(
+                    DataError(f"splits_final.json: fold {spec.fold} of {spec.dataset} has other cases than planned. Submit the run again.")
+                )
+    except NnfleetError as err:
+        found.append(err)
+    return [*found, *few_cases(spec.dataset, spec.fold, Split(spec.train_cases, spec.val_cases))]
+
+
+def few_cases(dataset: str, fold: int | str, split: Split) -> list[NnfleetError]:
+    """A fold needs at least one training and one validation case."""
+    parts = {"training": split.train, "validation": split.val}
+    return [
+        DataError(f"folds: fold {fold} of {dataset} has no {name} case; at least one is needed. Correct splits_final.json.")
+        for name, cases in parts.items()
+        if not cases
+    ]
+
+
+def _batch_problems(spec: RunSpec, batch_size: int) -> list[NnfleetError]:
+    try:
+        rank_sizes(batch_size, spec.workers.count)
+    except ConfigError as err:
+        return [ConfigError(f"{err} (configuration {spec.configuration!r} of {spec.plans})")]
+    except ValueError as err:
+        return [DataError(f"plans: configuration {spec.configuration!r} of {spec.plans}: {err}. Correct its batch_size.")]
+    return []
+
+
+def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> list[NnfleetError]:
+    number = spec.address.split("/", 1)[0]
+    command = f"nnUNetv2_preprocess -d {number} -plans_name {spec.plans} -c {spec.configuration}"
+    present = file_names(data_folder)
+    if not present:
+        return [DataError(f"configurations: {data_folder} (preprocessed cases of {spec.configuration!r}) does not exist. Run {command}.")]
+    lacking = {case: lack for case in cases if (lack := _lacking(case, present))}
+    if not lacking:
+        return []
+    shown = _some([f"{case} ({', '.join(lack)})" for case, lack in lacking.items()])
+    return [DataError(f"cases: {len(lacking)} of {len(cases)} cases lack files in {data_folder}: {shown}. Run {command}.")]
+
+
+def _lacking(case: str, present: frozenset[str]) -> list[str]:
+    """Endings of the files that a case lacks: nnU-Net's blosc2 files, or the npz or npy files of its older versions."""
+    if f"{case}.npz" in present or f"{case}.npy" in present:
+        needed = [] if f"{case}.npz" in present else ["_seg.npy"]
+    else:
+        needed = [".b2nd", "_seg.b2nd"]
+    return [ending for ending in [*needed, ".pkl"] if f"{case}{ending}" not in present]
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
