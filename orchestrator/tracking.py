@@ -20,6 +20,7 @@ from urllib.parse import quote
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default 7 with waits of 245 s in all
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # between two bytes, not for a whole upload
 
@@ -49,6 +50,7 @@ from trainers.spec.run_spec import CheckpointName, RunSpec
 from trainers.spec.states import RunState
 
 log = logging.getLogger(__name__)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line per retry; an outage is told once, by the publisher
 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
