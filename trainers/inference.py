@@ -1,0 +1,175 @@
+"""Whole-case prediction with a trained checkpoint: nnU-Net's sliding window and export, as in its own full validation.
+
+Preprocessed case -> tiles at half a patch's distance, Gaussian weights, mirroring -> logits -> original grid -> label file. The arithmetic
+is nnU-Net's throughout (its accumulators are 16 bit floats). This is the only module that imports nnunetv2's predictor (0.9 GB, seconds).
+
+C Z Y X: channels and voxels of the preprocessed case. Source: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py, perform_actual_validation.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from trainers.checkpoint import read_checkpoint
+from trainers.model import build_network
+from trainers.spec.errors import CheckpointError, DataError
+from trainers.spec.files import fsync_folder, read_json, sha256_of
+from trainers.spec.plans import Labels, labels_of, load_dataset_json, num_input_channels
+from trainers.spec.run_spec import RunSpec
+
+log = logging.getLogger(__name__)
+PART_PREFIX = ".part-"
+"""Start of the names of temporary folders inside an output folder: leftovers of a killed process may be deleted."""
+
+
+@dataclass(frozen=True)
+class SegmentationFile:
+    """A label file as nnU-Net's reader gives it: values (Z, Y, X), spacing in millimetres in the same order."""
+
+    values_ZYX: npt.NDArray[Any]
+    spacing_ZYX: tuple[float, ...]
+
+
+class CasePredictor:
+    """Predicts preprocessed cases of a run's dataset with one checkpoint; loads the network once.
+
+    `checkpoint_file` lies in a fold folder of a model folder with plans.json and dataset.json. Up to `threads` CPU threads are used.
+    Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans.
+    """
+
+    def __init__(self, spec: RunSpec, checkpoint_file: Path, device: torch.device | str, threads: int = 1) -> None:
+        self.spec = spec
+        self.threads = threads
+        self.checkpoint_sha256 = _digest(checkpoint_file)
+        torch.set_num_threads(threads)
+        model_folder = checkpoint_file.parent.parent
+        self.dataset_json = load_dataset_json(model_folder)
+        self.labels: Labels = labels_of(self.dataset_json, str(model_folder / "dataset.json"))
+        self.plans = PlansManager(read_json(model_folder / "plans.json", "plans.json of the model folder"))
+        self.configuration = self.plans.get_configuration(spec.configuration)
+        self.reader = self.plans.image_reader_writer_class()
+        self._predictor = self._loaded(checkpoint_file, torch.device(device))
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of the dataset's label files, '.nii.gz' for example."""
+        return str(self.dataset_json["file_ending"])
+
+    def predict(self, case_id: str, output_folder: Path) -> Path:
+        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all.
+
+        Raises DataError when the case cannot be read.
+        """
+        data_CZYX, properties = self._read(case_id)
+        logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
+        output_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
+            export_prediction_from_logits(
+                logits, properties, self.configuration, self.plans, self.dataset_json, str(Path(part) / case_id), False, self.threads
+            )
+            _publish(Path(part), output_folder)
+        return output_folder / f"{case_id}{self.file_ending}"
+
+    def read_segmentation(self, path: Path) -> SegmentationFile:
+        """Read a label file with the plans' reader. Raises DataError when it is missing or broken."""
+        try:
+            values_1ZYX, properties = self.reader.read_seg(str(path))
+        except Exception as err:  # each reader raises its library's own kinds
+            raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
+        return SegmentationFile(np.asarray(values_1ZYX)[0], tuple(float(s) for s in properties["spacing"]))
+
+    def reference_file(self, case_id: str) -> Path:
+        """The original labels of a case, copied by nnU-Net's preprocessing."""
+        return self.spec.preprocessed_folder / "gt_segmentations" / f"{case_id}{self.file_ending}"
+
+    def image_and_properties(self, case_id: str) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """First channel (Z, Y, X) of the preprocessed case, and what preprocessing noted of its geometry."""
+        data_CZYX, properties = self._read(case_id)
+        return data_CZYX[0], properties
+
+    def _loaded(self, checkpoint_file: Path, device: torch.device) -> nnUNetPredictor:
+        checkpoint = read_checkpoint(checkpoint_file)
+        heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
+        channels = num_input_channels(self.dataset_json)
+        if self.configuration.previous_stage_name is not None:
+            channels += len(self.plans.get_label_manager(self.dataset_json).foreground_labels)
+        network = build_network(self.configuration.configuration, channels, heads, deep_supervision=False)
+        try:
+            network.load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as err:
+            raise CheckpointError(
+                f"checkpoint: {checkpoint_file} does not fit {self.spec.configuration!r} in plans.json of its model folder: {err}"
+            ) from err
+        predictor = _quietly(nnUNetPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False)
+        axes = checkpoint.get("inference_allowed_mirroring_axes")
+        predictor.manual_initialization(
+            network, self.plans, self.configuration, None, self.dataset_json, str(checkpoint.get("trainer_name", self.spec.trainer)), axes
+        )
+        torch.backends.cudnn.benchmark = not self.spec.deterministic  # the predictor's constructor turns it on
+        return predictor
+
+    def _read(self, case_id: str) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Image channels of a preprocessed case and what preprocessing noted of it; a cascade gets the previous stage's labels one-hot."""
+        folder = self.spec.preprocessed_folder / str(self.configuration.data_identifier)
+        dataset_class = nnUNetDatasetBlosc2 if (folder / f"{case_id}.b2nd").is_file() else nnUNetDatasetNumpy
+        previous = self._previous_stage_folder()
+        try:
+            dataset = dataset_class(str(folder), [case_id], None if previous is None else str(previous))
+            data, _, previous_1ZYX, properties = dataset.load_case(case_id)
+            data_CZYX = np.asarray(data[:], dtype=np.float32)
+            if previous is not None:
+                labels = self.plans.get_label_manager(self.dataset_json).foreground_labels
+                one_hot = convert_labelmap_to_one_hot(np.asarray(previous_1ZYX[:])[0], labels, output_dtype=data_CZYX.dtype)
+                data_CZYX = np.concatenate((data_CZYX, one_hot))
+        except Exception as err:  # blosc2, numpy and pickle raise many kinds for a broken file
+            raise DataError(
+                f"preprocessed case {case_id} in {folder} cannot be read: {type(err).__name__}: {err}. "
+                f"Preprocess it anew{'' if previous is None else f', or predict the previous stage again ({previous})'}."
+            ) from err
+        return data_CZYX, properties
+
+    def _previous_stage_folder(self) -> Path | None:
+        previous = self.configuration.previous_stage_name
+        if previous is None:
+            return None
+        name = f"{self.spec.trainer}__{self.spec.plans}__{previous}"
+        return self.spec.model_folder.parent / name / "predicted_next_stage" / self.spec.configuration
+
+
+def _digest(checkpoint_file: Path) -> str:
+    try:
+        return sha256_of(checkpoint_file)
+    except OSError as err:
+        raise CheckpointError(f"checkpoint: {checkpoint_file} cannot be read: {err}. Train the run first.") from err
+
+
+def _publish(part: Path, output_folder: Path) -> None:
+    """Move all files of `part` into `output_folder`, durably: the label file and what a writer puts beside it (TIFF: its spacing)."""
+    for file in sorted(part.iterdir(), key=lambda p: p.suffix != ".json"):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(file, output_folder / file.name)
+    fsync_folder(output_folder)
+
+
+def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of nnU-Net's and send what it prints to the log."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = function(*args, **kwargs)
+    for line in printed.getvalue().splitlines():
+        log.debug("nnU-Net: %s", line)
+    return result

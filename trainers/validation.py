@@ -1,0 +1,77 @@
+"""The full validation of one case: predict, write, score, record. What a validation worker does for each case that it is given."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from trainers.case_metrics import case_metrics
+from trainers.inference import CasePredictor
+from trainers.spec.errors import DataError
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import CheckpointName
+from trainers.spec.summary import CaseResult
+
+
+def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult:
+    """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
+
+    Writes <validation folder>/<case><ending> and cases/<name>/<case>.json, each whole or not at all. Raises DataError for a case that
+    cannot be read or scored.
+    """
+    started = time.perf_counter()
+    reference_file = predictor.reference_file(case_id)
+    reference = predictor.read_segmentation(reference_file)
+    result_file = folder.cases(name) / f"{case_id}.json"
+    result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
+    prediction_file = predictor.predict(case_id, folder.validation(name))
+    prediction = predictor.read_segmentation(prediction_file)
+    tolerance_mm = predictor.spec.validation.surface_tolerance_mm
+    try:
+        metrics = case_metrics(reference.values_ZYX, prediction.values_ZYX, reference.spacing_ZYX, predictor.labels, tolerance_mm)
+    except DataError as err:
+        raise DataError(f"case {case_id} ({reference_file}): {err}") from err
+    result = CaseResult(
+        case_id=case_id,
+        checkpoint_sha256=predictor.checkpoint_sha256,
+        reference_file=str(reference_file),
+        prediction_file=str(prediction_file),
+        surface_tolerance_mm=tolerance_mm,
+        metrics=metrics,
+        seconds=time.perf_counter() - started,
+    )
+    write_json_atomic(result_file, result.model_dump())
+    return result
+
+
+def case_picture_slice(
+    predictor: CasePredictor, case_id: str, prediction_file: Path
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Image, reference and prediction of a case in the slice with most foreground in either, each of shape (1, Y, X)."""
+    reference = predictor.read_segmentation(predictor.reference_file(case_id)).values_ZYX.astype(np.int32)
+    prediction = predictor.read_segmentation(prediction_file).values_ZYX.astype(np.int32)
+    foreground = (prediction > 0) | ((reference > 0) & (reference != predictor.labels.ignore_label))
+    z = int(foreground.sum(axis=(1, 2)).argmax())
+    return original_slice(predictor, case_id, z)[None], reference[z : z + 1], prediction[z : z + 1]
+
+
+def original_slice(predictor: CasePredictor, case_id: str, z: int) -> npt.NDArray[np.float32]:
+    """Slice `z` (Y, X) of the original grid, interpolated from the preprocessed image's first channel; raw images are not needed.
+
+    Inverts nnU-Net's order transpose, crop, resample; what was cropped away shows the image's lowest value.
+    """
+    image, properties = predictor.image_and_properties(case_id)
+    axes = list(predictor.plans.transpose_forward)
+    shape_before = [int(s) for s in properties["shape_before_cropping"]]  # in transposed order
+    original_shape = [shape_before[axes.index(axis)] for axis in range(3)]
+    grid = np.meshgrid([z], *(np.arange(s) for s in original_shape[1:]), indexing="ij")
+    cropped_shape, box = properties["shape_after_cropping_and_before_resampling"], properties["bbox_used_for_cropping"]
+    coordinates = []
+    for place, axis in enumerate(axes):
+        scale = image.shape[place] / int(cropped_shape[place])
+        coordinates.append((grid[axis] - int(box[place][0]) + 0.5) * scale - 0.5)
+    values = ndimage.map_coordinates(image, coordinates, order=1, mode="constant", cval=float(image.min()))
+    return np.asarray(values[0], dtype=np.float32)
