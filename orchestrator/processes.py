@@ -1,0 +1,152 @@
+"""Long-lived child processes: started detached, known again by process id and start time, ended with all their descendants.
+
+Every process of one service carries `NNFLEET_SERVICE=<random id>` in its environment, inherited by whatever it starts.
+So its descendants are found even when their parent has died, and nobody else's process is ever touched.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from trainers.spec.errors import ClusterError
+
+MARK = "NNFLEET_SERVICE"
+RAY_WORKER_PORTS = range(10002, 20000)
+"""Ray's default ports of workers: a dashboard port among them is refused."""
+
+
+class ProcessRecord(BaseModel):
+    """A process that this user started: `pid` alone may be somebody else's by now, so its start time is kept too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    pid: int
+    started_unix: float
+    mark: str
+    """Value of NNFLEET_SERVICE in the environment of the process and of its descendants."""
+    port: int
+
+    @property
+    def is_alive(self) -> bool:
+        """True if this very process runs; a zombie does not."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started_unix) < 1.0
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.Error:
+            return False
+
+
+def start_detached(name: str, command: Sequence[str], environment: Mapping[str, str], log_file: Path, port: int) -> ProcessRecord:
+    """Start `command` in a session of its own, output into `log_file`."""
+    mark = secrets.token_hex(8)
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**environment, MARK: mark},
+            cwd=log_file.parent,
+            start_new_session=True,
+        )
+    try:
+        started = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        started = time.time()
+    return ProcessRecord(name=name, pid=process.pid, started_unix=started, mark=mark, port=port)
+
+
+def wait_until_up(record: ProcessRecord, answers: Callable[[], bool], log_file: Path, timeout_s: float) -> None:
+    """Return when `answers()` is true. Raises ClusterError with the end of the log when the process dies or stays silent."""
+    deadline = time.monotonic() + timeout_s
+    while not answers():
+        _reap(record.pid)
+        if not record.is_alive:
+            raise ClusterError(f"{record.name}: ended while starting. {log_tail(log_file)}")
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{record.name}: no answer on port {record.port} within {timeout_s:.0f} s. {log_tail(log_file)}")
+        time.sleep(0.2)
+
+
+def end(record: ProcessRecord, grace_s: float = 15.0) -> None:
+    """End the process and all its descendants: SIGTERM to the first, SIGKILL to whatever is left after `grace_s`.
+
+    Raises ClusterError when a process survives even that.
+    """
+    if record.is_alive:
+        _signal(record.pid, signal.SIGTERM)
+    _wait(record, grace_s)
+    for process in family(record):
+        _signal(process.pid, signal.SIGKILL)
+    _wait(record, 10.0)
+    left = family(record)
+    if left:
+        listed = ", ".join(str(process.pid) for process in left)
+        raise ClusterError(f"{record.name}: processes {listed} do not end. Look at them with `ps`, then run `nnfleet down` again.")
+
+
+def family(record: ProcessRecord) -> list[psutil.Process]:
+    """The living processes of a service, without this process and its ancestors (`down` may run inside a job)."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())} - {record.pid}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid in own or process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(MARK) == record.mark:
+                found.append(process)
+    return found
+
+
+def free_port(wanted: int | None = None) -> int:
+    """`wanted` if it is free on loopback, else a port that the system names, outside Ray's range for workers."""
+    candidates = [wanted] if wanted else []
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidates.pop() if candidates else 0))
+            except OSError:
+                continue
+            port = int(probe.getsockname()[1])
+        if port not in RAY_WORKER_PORTS:
+            return port
+
+
+def log_tail(log_file: Path, lines: int = 20) -> str:
+    """The end of a log as part of an error text, with the path of the whole."""
+    try:
+        text = log_file.read_text(errors="replace").splitlines()
+    except OSError:
+        return f"There is no log at {log_file}."
+    return "\n".join([f"The end of {log_file}:", *text[-lines:]])
+
+
+def _wait(record: ProcessRecord, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        _reap(record.pid)
+        if not family(record):
+            return
+        time.sleep(0.2)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
