@@ -145,12 +145,12 @@ def _preprocess(paths: DemoPaths, report: Progress) -> None:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8"
         )
-        try:
-            _follow(process, sink, report)
-        finally:
-            if process.poll() is None:
+        with process:
+            try:
+                _follow(process, sink, report)
+            except BaseException:
                 process.kill()
-            process.wait()
+                raise
     if process.returncode:
         tail = "\n".join(paths.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
         raise DataError(
@@ -167,7 +167,6 @@ def _follow(process: subprocess.Popen[str], sink: IO[str], report: Progress) -> 
         else:
             sink.write(line)
             sink.flush()
-    process.wait()
 
 
 def _import_path() -> str:

@@ -1,0 +1,115 @@
+"""The two walls: the orchestrator knows no torch, the trainers know no cluster and no tracking; and `nnfleet --help` stays quick."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "nnunetv2", "monai", "mlflow", "ray", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
+CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
+SPEAKS_RAY = {"campaign", "control", "jobs", "training_job", "loader_pool", "validation_job"}
+TRAINER_IMPORTS_NNUNET_TRAINER = "nnunetv2.training.nnUNetTrainer"
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path, *, module_level_only: bool = False) -> Iterator[str]:
+    """Dotted names that a file imports; `from a import b` gives `a` and `a.b`. Blocks under TYPE_CHECKING do not run and do not count."""
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if module_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def forbidden(names: Iterator[str], packages: tuple[str, ...]) -> set[str]:
+    return {name for name in names if any(name == package or name.startswith(f"{package}.") for package in packages)}
+
+
+@pytest.mark.parametrize("path", files("orchestrator"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_orchestrator_has_no_torch_at_module_level(path: Path) -> None:
+    heavy_with_torch = ("torch", "nnunetv2", "monai", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
+    assert not forbidden(imports(path, module_level_only=True), heavy_with_torch)
+
+
+@pytest.mark.parametrize("path", files("trainers"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_trainers_import_no_cluster_and_no_tracking(path: Path) -> None:
+    assert not forbidden(imports(path), CLUSTER_AND_TRACKING)
+
+
+@pytest.mark.parametrize("path", files("trainers/spec"), ids=lambda path: path.stem)
+def test_spec_needs_neither_torch_nor_the_rest_of_trainers(path: Path) -> None:
+    assert not forbidden(imports(path), HEAVY)
+    assert not {name for name in forbidden(imports(path), ("trainers",)) if not name.startswith("trainers.spec")}
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    assert {path.stem for path in files("orchestrator") if forbidden(imports(path), ("mlflow",))} <= {"tracking"}
+
+
+def test_only_jobs_speaks_the_jobs_api() -> None:
+    assert {path.stem for path in files("orchestrator") if forbidden(imports(path), ("ray.job_submission", "ray.dashboard"))} <= {"jobs"}
+
+
+def test_only_entry_points_and_the_loader_pool_import_ray() -> None:
+    assert {path.stem for path in files("orchestrator") if forbidden(imports(path), ("ray",))} <= SPEAKS_RAY
+
+
+def test_nobody_imports_nnunets_trainer() -> None:
+    found = {path.name for package in ("orchestrator", "trainers") for path in files(package)
+             if forbidden(imports(path), (TRAINER_IMPORTS_NNUNET_TRAINER,))}  # fmt: skip
+    assert not found
+
+
+def loaded_by(statement: str, candidates: tuple[str, ...]) -> set[str]:
+    """Which of the top-level `candidates` a fresh interpreter has loaded after `statement`."""
+    code = f"import sys\n{statement}\nprint(*[name for name in {candidates!r} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout
+    return set(output.split("\n")[-2].split())
+
+
+def test_the_command_line_starts_without_anything_heavy() -> None:
+    assert loaded_by("import orchestrator.cli", (*HEAVY, "pydantic", "numpy", "yaml", "rich.progress")) == set()
+
+
+@pytest.mark.parametrize("verb", ["--help", "train --help", "status --help", "demo --help"])
+def test_help_loads_neither_ray_nor_torch_nor_mlflow(verb: str) -> None:
+    statement = (
+        f"sys.argv = ['nnfleet', *{verb.split()!r}]\n"
+        "import orchestrator.cli\n"
+        "try:\n    orchestrator.cli.main()\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code"
+    )
+    assert loaded_by(statement, (*HEAVY, "pydantic", "numpy", "scipy")) == set()
+
+
+@pytest.mark.parametrize("module", ["orchestrator.experiment", "orchestrator.plan", "orchestrator.services", "orchestrator.demo"])
+def test_planning_needs_no_torch_and_no_ray(module: str) -> None:
+    assert loaded_by(f"import {module}", HEAVY) == set()
+
+
+def test_the_campaign_job_needs_no_torch() -> None:
+    assert loaded_by("import orchestrator.campaign", ("torch", "nnunetv2", "monai")) == set()
+
+
+def test_spec_loads_alone() -> None:
+    names = ", ".join(f"trainers.spec.{path.stem}" for path in files("trainers/spec") if path.stem != "__init__")
+    assert loaded_by(f"import {names}", (*HEAVY, "orchestrator", "scipy")) == set()
+
+
+def test_a_worker_loads_neither_orchestrator_nor_mlflow() -> None:
+    assert loaded_by("import trainers.loop", (*CLUSTER_AND_TRACKING, TRAINER_IMPORTS_NNUNET_TRAINER)) == set()
