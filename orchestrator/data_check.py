@@ -194,8 +194,8 @@ def _split_problems(spec: RunSpec, data_folder: Path) -> list[NnfleetError]:
     found: list[NnfleetError] = []
     splits_file = spec.preprocessed_folder / "splits_final.json"
     try:
-        splits = [] if spec.fold == "all" or not splits_file.exists() else load_splits(spec.preprocessed_folder)
-        if splits or spec.fold == "all":
+        if spec.fold == "all" or splits_file.exists():
+            splits = [] if spec.fold == "all" else load_splits(spec.preprocessed_folder)
             split = split_for(splits, spec.fold, cases_in(data_folder), spec.dataset)
             if set(split.train) != set(spec.train_cases) or set(split.val) != set(spec.val_cases):
                 found.append(
@@ -232,20 +232,18 @@ def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> l
     present = file_names(data_folder)
     if not present:
         return [DataError(f"configurations: {data_folder} (preprocessed cases of {spec.configuration!r}) does not exist. Run {command}.")]
-    lacking = {case: lack for case in cases if (lack := _lacking(case, present))}
+    is_blosc2 = any(name.endswith(".b2nd") for name in present)  # a folder of nnU-Net before 2.6 holds npz files instead
+    endings = (".b2nd", "_seg.b2nd", ".pkl") if is_blosc2 else (".npz", ".pkl")
+    lacking = {case: lack for case in cases if (lack := _lacking(case, present, endings))}
     if not lacking:
         return []
     shown = _some([f"{case} ({', '.join(lack)})" for case, lack in lacking.items()])
     return [DataError(f"cases: {len(lacking)} of {len(cases)} cases lack files in {data_folder}: {shown}. Run {command}.")]
 
 
-def _lacking(case: str, present: frozenset[str]) -> list[str]:
-    """Endings of the files that a case lacks: nnU-Net's blosc2 files, or the npz or npy files of its older versions."""
-    if f"{case}.npz" in present or f"{case}.npy" in present:
-        needed = [] if f"{case}.npz" in present else ["_seg.npy"]
-    else:
-        needed = [".b2nd", "_seg.b2nd"]
-    return [ending for ending in [*needed, ".pkl"] if f"{case}{ending}" not in present]
+def _lacking(case: str, present: frozenset[str], endings: tuple[str, ...]) -> list[str]:
+    """Endings of the files that a case lacks."""
+    return [ending for ending in endings if f"{case}{ending}" not in present]
 
 
 def _some(names: list[str]) -> str:

@@ -125,6 +125,7 @@ class _Expansion:
             data_digest=digest,
             schedule=experiment.schedule,
             deterministic=experiment.deterministic,
+            compile=experiment.compile,
             workers=experiment.workers,
             loader=experiment.effective_loader,
             validation=experiment.validation,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from orchestrator.errors import ConfigError
 from orchestrator.experiment_errors import config_error, parse_yaml, read_yaml
@@ -98,6 +98,8 @@ class Experiment(Schedule):
     The schedule (`epochs`, `train_iterations`, ...) stands among the other keys of the file, hence the base class.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     name: str = Field("", max_length=80)
     """Name of the experiment in lists; empty: the file's name."""
     dataset: DatasetName
@@ -132,6 +134,8 @@ class Experiment(Schedule):
     """Replace case ids by pseudonyms in MLflow."""
     deterministic: bool = False
     """Ask for deterministic kernels on GPUs: a resumed run is then bit-equal there too, at some cost in speed."""
+    compile: bool = True
+    """Compile the network with torch.compile on GPUs; nnU-Net: true."""
 
     @model_validator(mode="after")
     def _loader_within_cpus(self) -> "Experiment":

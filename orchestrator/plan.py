@@ -114,7 +114,7 @@ def plan_report(
         n_later=counts["later"],
         n_never=counts["never"],
         n_finished=len(rows) - len(open_rows),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_doubts(specs)),
     )
 
 
@@ -129,6 +129,15 @@ def standing_of(spec: RunSpec) -> Standing:
         return Standing(stage="continues", epochs_done=done)
     validated = all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
     return Standing(stage="finished" if validated else "validates", epochs_done=done)
+
+
+def _doubts(specs: Sequence[RunSpec]) -> list[str]:
+    """What is allowed and yet seldom meant."""
+    leaks = {spec.fold: shared for spec in specs if spec.fold != "all" and (shared := sorted({*spec.train_cases} & {*spec.val_cases}))}
+    return [
+        f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
+        for fold, shared in leaks.items()
+    ]
 
 
 def _in_turn(spec: RunSpec, nodes: Sequence[NodeResources], held: Sequence[Reservation], waits_behind: str) -> Fit:

@@ -50,7 +50,7 @@ def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[
     """
     totals = [_Node(n.total) for n in nodes]
     if _room(workers, totals) < workers.count:
-        return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}.")
+        return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}. {_remedy(workers, totals)}")
     free = _after([_Node(n.free) for n in nodes], [r for r in reserved if not r.is_placed])
     unreserved = _after(totals, reserved)
     tightest = min(free, unreserved, key=lambda left: _room(workers, left))
@@ -110,6 +110,15 @@ def _shortage(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
         if largest < each:
             return f"no node has {_count(each, kind)} (the largest has {largest:g})"
     return f"the nodes together hold {_count(_room(workers, nodes), 'such worker')}"
+
+
+def _remedy(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
+    lower = ["workers.count"] if workers.count > 1 else []
+    if workers.gpus and not any(node.left.get("GPU", 0) for node in nodes):
+        return "Set workers.gpus: 0 to train on CPUs, or start a node with GPUs."
+    if workers.cpus > 1 and _room(workers.model_copy(update={"cpus": 1}), nodes) >= 1:
+        lower.append("workers.cpus")
+    return f"Lower {' or '.join(lower)}, or start more nodes." if lower else "Start more nodes."
 
 
 def _amounts(nodes: Sequence[_Node], workers: WorkerSpec) -> str:

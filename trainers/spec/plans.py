@@ -170,7 +170,6 @@ def split_for(splits: list[Split], fold: Fold, all_cases: tuple[str, ...], datas
     if fold == "all":
         return Split(all_cases, all_cases)
     if not 0 <= fold < len(splits):
-        raise ConfigError(
-            f"folds: fold {fold} does not exist: splits_final.json of {dataset} has {len(splits)} folds (0-{len(splits) - 1})."
-        )
+        there = f"{len(splits)} folds (0-{len(splits) - 1})" if splits else "no folds"
+        raise ConfigError(f"folds: fold {fold} does not exist: splits_final.json of {dataset} has {there}.")
     return splits[fold]

@@ -1,0 +1,187 @@
+"""Preflight: every kind of bad data is refused in words that say what to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data_check import check_run
+from orchestrator.dataset_folder import cases_in, ensure_splits, find_dataset
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.experiment import single_training
+from orchestrator.plan import expand
+from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    return tiny_dataset(tmp_path)
+
+
+@pytest.fixture
+def spec(tiny: Tiny) -> RunSpec:
+    (spec,) = expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+    return spec
+
+
+def test_a_good_run_has_no_problems(spec: RunSpec) -> None:
+    assert check_run(spec) == []
+
+
+def _remove(path: Path) -> None:
+    path.rename(path.with_name("away"))
+
+
+BROKEN: list[tuple[str, Callable[[Tiny, RunSpec], object], str]] = [
+    ("no folder", lambda t, s: _remove(t.preprocessed), "Dataset017_Tiny does not exist. Run nnUNetv2_plan_and_preprocess or mount it"),
+    ("no plans", lambda t, s: (t.preprocessed / "nnUNetPlans.json").unlink(), "nnUNetPlans.json does not exist. Found: none."),
+    ("broken plans", lambda t, s: (t.preprocessed / "nnUNetPlans.json").write_text("{"), "nnUNetPlans.json cannot be read as JSON"),
+    ("v1 plans", lambda t, s: t.write_json("nnUNetPlans.json", {"plans_per_stage": {}}), "is no nnU-Net v2 plans file"),
+    (
+        "old plans",
+        lambda t, s: t.write_plans(configurations={"3d_fullres": {"data_identifier": "x"}}),
+        "lacks batch_size, patch_size, architecture",
+    ),
+    ("circular plans", lambda t, s: t.write_plans(configurations={"3d_fullres": {"inherits_from": "3d_fullres"}}), "inherits from itself"),
+    ("no configuration", lambda t, s: t.write_plans(configurations={"3d_fulres": {}}), "Did you mean '3d_fulres'?"),
+    ("no dataset.json", lambda t, s: (t.preprocessed / "dataset.json").unlink(), "dataset.json does not exist"),
+    (
+        "labels",
+        lambda t, s: t.write_json("dataset.json", {**DATASET_JSON, "labels": {"background": 0, "a": 2}}),
+        "consecutive from 0, got [0, 2]",
+    ),
+    ("no data", lambda t, s: _remove(t.data_folder()), "Run nnUNetv2_preprocess -d 17 -plans_name nnUNetPlans -c 3d_fullres."),
+    ("no image", lambda t, s: (t.data_folder() / "case_3.b2nd").unlink(), "1 of 10 cases lack files in"),
+    ("no image, named", lambda t, s: (t.data_folder() / "case_3.b2nd").unlink(), "case_3 (.b2nd)"),
+    ("no segmentation", lambda t, s: (t.data_folder() / "case_3_seg.b2nd").unlink(), "case_3 (_seg.b2nd)"),
+    ("no properties", lambda t, s: (t.data_folder() / "case_3.pkl").unlink(), "case_3 (.pkl)"),
+    ("no label", lambda t, s: t.label_file("case_3").unlink(), "gt_segmentations the file of case_3 is missing"),
+    ("broken label", lambda t, s: t.label_file("case_3").write_bytes(b"x"), "the file of case_3 cannot be read ("),
+    (
+        "unknown label",
+        lambda t, s: t.write_label("case_3", [0, 3, 7]),
+        "case_3 has the value 3, 7, which dataset.json does not name (it names 0, 1, 2)",
+    ),
+    ("half a label", lambda t, s: t.write_label("case_3", [0, 0.5], "float32"), "case_3 has the value 0.5, which"),
+    ("no such fold", lambda t, s: t.write_json("splits_final.json", []), "splits_final.json of Dataset017_Tiny has no folds"),
+    (
+        "other split",
+        lambda t, s: t.write_json("splits_final.json", [{"train": ["case_1"], "val": ["case_2"]}]),
+        "has other cases than planned",
+    ),
+    ("broken split", lambda t, s: t.write_json("splits_final.json", [{"train": []}]), "must be a list of objects with 'train' and 'val'"),
+    ("nnU-Net's fold", lambda t, s: write_json_atomic(s.run_folder / "debug.json", {}), "was not made by nnfleet (it holds debug.json)"),
+    (
+        "other plans",
+        lambda t, s: write_json_atomic(s.model_folder / "plans.json", {"configurations": {"3d_fullres": {}}}),
+        "folds of one model folder must share",
+    ),
+    ("no plans there", lambda t, s: write_json_atomic(s.model_folder / "plans.json", {}), "is not a plans file with '3d_fullres'"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), BROKEN, ids=[name for name, _, _ in BROKEN])
+def test_bad_data_are_refused(tiny: Tiny, spec: RunSpec, name: str, damage: Callable[[Tiny, RunSpec], object], message: str) -> None:
+    damage(tiny, spec)
+    problems = check_run(spec)
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+def test_a_folder_of_another_run_is_refused_and_ones_own_is_not(spec: RunSpec) -> None:
+    folder = RunFolder(spec.run_folder)
+    write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+    write_json_atomic(folder.root / "debug.json", {})
+    assert check_run(spec) == []
+    other = spec.model_copy(update={"run_key": "another-key"})
+    (problem,) = check_run(other)
+    assert f"{folder.root} belongs to the run {spec.run_key}" in problem
+    assert "Move the folder away or name another nnUNet_results." in problem
+    folder.spec_file.write_text("{}")
+    (problem,) = check_run(spec)
+    assert "is not a run specification of this version" in problem
+
+
+def test_too_many_workers_for_the_batch_are_refused(spec: RunSpec) -> None:
+    (problem,) = check_run(spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 4})}))
+    assert problem.startswith("workers: 4 workers cannot share a global batch of 3")
+    assert problem.endswith("(configuration '3d_fullres' of nnUNetPlans)")
+
+
+def test_a_cascade_and_an_unknown_trainer_are_refused(spec: RunSpec) -> None:
+    (problem,) = check_run(spec.model_copy(update={"configuration": "3d_cascade_fullres"}))
+    assert "'3d_cascade_fullres' of " in problem
+    assert "is a cascade" in problem
+    (problem,) = check_run(spec.model_copy(update={"trainer": "nnUNetTrainerDA6"}))
+    assert "Did you mean 'nnUNetTrainerDA5'?" in problem
+
+
+def test_an_empty_validation_split_is_refused(tiny: Tiny) -> None:
+    tiny.write_json("splits_final.json", [{"train": list(CASES), "val": []}])
+    with pytest.raises(DataError, match=r"fold 0 of Dataset017_Tiny has no validation case; at least one is needed"):
+        expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+
+
+def test_a_split_with_a_case_that_was_never_preprocessed_is_refused(tiny: Tiny) -> None:
+    tiny.write_json("splits_final.json", [{"train": ["case_1", "ghost"], "val": ["case_2"]}])
+    with pytest.raises(DataError) as caught:
+        expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+    assert "ghost (.b2nd, _seg.b2nd, .pkl)" in str(caught.value)
+    assert "the file of ghost is missing" in str(caught.value)
+
+
+def test_npz_folders_of_older_versions_pass_when_they_are_whole(tiny: Tiny) -> None:
+    for case in CASES:
+        (tiny.data_folder() / f"{case}.b2nd").rename(tiny.data_folder() / f"{case}.npz")
+        (tiny.data_folder() / f"{case}_seg.b2nd").unlink()
+    (spec,) = expand(single_training(17, "3d_fullres", "all", **tiny.folders))
+    assert spec.train_cases == CASES
+    (tiny.data_folder() / "case_3.npz").unlink()
+    assert "case_3 (.npz)" in "".join(check_run(spec))
+
+
+@pytest.mark.parametrize("text", ["17", "017", "Dataset017_Tiny"])
+def test_a_dataset_is_found_by_number_and_by_name(tiny: Tiny, text: str) -> None:
+    assert find_dataset(tiny.preprocessed.parent, text) == "Dataset017_Tiny"
+
+
+def test_a_dataset_that_is_not_there_is_refused_with_those_that_are(tiny: Tiny, tmp_path: Path) -> None:
+    there = tiny.preprocessed.parent
+    with pytest.raises(ConfigError, match=r"dataset: 18 is not in .* Found: Dataset017_Tiny\."):
+        find_dataset(there, "18")
+    with pytest.raises(ConfigError, match="Did you mean 'Dataset017_Tiny'"):
+        find_dataset(there, "Dataset017_Tinny")
+    with pytest.raises(ConfigError, match="nnUNet_preprocessed: .* is not a folder"):
+        find_dataset(tmp_path / "nowhere", "17")
+    (there / "Dataset017_Other").mkdir()
+    with pytest.raises(ConfigError, match="17 means several folders .* Dataset017_Other, Dataset017_Tiny. Write the whole name"):
+        find_dataset(there, "17")
+
+
+def test_a_raw_dataset_that_was_not_preprocessed_is_told_apart(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "nnUNet_raw" / "Dataset018_Raw").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18\."):
+        find_dataset(tiny.preprocessed.parent, "018", tmp_path / "nnUNet_raw")
+
+
+def test_cases_are_told_from_their_segmentations(tmp_path: Path) -> None:
+    for name in ("a.b2nd", "a_seg.b2nd", "a.pkl", "b_seg.b2nd", "b_seg_seg.b2nd", "c.npz", "d.npy", "d_seg.npy"):
+        (tmp_path / name).touch()
+    assert cases_in(tmp_path) == ("a", "b_seg", "c", "d")
+
+
+def test_too_few_cases_for_nnunets_folds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="4 cases are too few for nnU-Net's 5 folds"):
+        ensure_splits(tmp_path, ["a", "b", "c", "d"])
+
+
+def test_a_split_that_cannot_be_written_is_used_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = ensure_splits(tmp_path, CASES)
+    assert json.loads((tmp_path / "splits_final.json").read_text())[0]["val"] == list(expected[0].val)
+    (tmp_path / "file").touch()
+    assert ensure_splits(tmp_path / "file", CASES) == expected
+    assert "cannot be written" in caplog.text
