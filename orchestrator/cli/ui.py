@@ -34,13 +34,12 @@ def ui(
 
 
 def run_link(run: str) -> str:
-    """The MLflow page of a run of the local cluster. Raises ConfigError for an unknown run."""
+    """The MLflow page of a run of the local cluster. Raises ConfigError for an unknown run or one without a page."""
     from orchestrator import api
     from orchestrator.errors import ConfigError
+    from orchestrator.run_status import match
 
-    statuses = [item for item in api.status() if run in (item.run_key, item.address, item.mlflow_run_id) or item.run_key.startswith(run)]
-    found = next((item.mlflow_url for item in statuses if item.mlflow_url), None)
-    if found is None:
-        known = ", ".join(item.address for item in api.status()) or "none"
-        raise ConfigError(f"run: no run {run!r} with a page in MLflow. Known: {known}.")
-    return found
+    found = match(run, api.status())
+    if not found.mlflow_url:
+        raise ConfigError(f"run: {found.address} has no page in MLflow yet (it is {found.state}). Ask again once it runs.")
+    return found.mlflow_url

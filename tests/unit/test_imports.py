@@ -94,7 +94,7 @@ def test_help_loads_neither_ray_nor_torch_nor_mlflow(verb: str) -> None:
         "import orchestrator.cli\n"
         "try:\n    orchestrator.cli.main()\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code"
     )
-    assert loaded_by(statement, (*HEAVY, "pydantic", "numpy", "scipy")) == set()
+    assert loaded_by(statement, (*HEAVY, "numpy", "scipy")) == set()
 
 
 @pytest.mark.parametrize("module", ["orchestrator.experiment", "orchestrator.plan", "orchestrator.services", "orchestrator.demo"])
