@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import CheckpointError, DataError, TrackingError
 from orchestrator.run_record import class_names
-from trainers.spec.attempts import check_fence
+from trainers.spec.attempts import check_driver_fence
 from trainers.spec.committed import Committed, EpochRow, Manifest, newest_committed
 from trainers.spec.files import read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
@@ -94,6 +94,7 @@ class Delivery:
         self._looked_at: dict[str, tuple[int, int]] = {}  # artifact path -> time and size of the file when it was compared
         self._uploaded_at = self._drawn_at = float("-inf")
         self._epochs_drawn = 0
+        self._finalised = False
         self._committed: Committed | None = None
         self._committed_mark: tuple[str, int] | None = None
 
@@ -131,7 +132,7 @@ class Delivery:
         if self._logged is None or closing:
             self._logged = tracker.logged_epochs(run_id)
         if epochs_missing(committed.history, self._logged):
-            check_fence(self.folder, self.attempt)
+            check_driver_fence(self.folder, self.attempt)
             self._logged = tracker.log_epochs(run_id, committed.history, class_names(self.spec), self._logged)
 
     # ---- checkpoints and files --------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Delivery:
             return
         from orchestrator.pictures import progress_png
 
-        check_fence(self.folder, self.attempt)
+        check_driver_fence(self.folder, self.attempt)
         write_atomic(self.folder.root / "progress.png", progress_png(committed.history))
         self._drawn_at, self._epochs_drawn = now, len(committed.history)
 
@@ -157,6 +158,8 @@ class Delivery:
             if path.is_file():
                 self._send_changed(*opened, name, path)
         self._send_checkpoints(*opened, closing)
+        if closing:
+            self._finalise(*opened)
 
     def _send_checkpoints(self, tracker: "Tracker", run_id: str, closing: bool) -> None:
         from orchestrator.checkpoint_store import publish_checkpoint, published
@@ -169,13 +172,25 @@ class Delivery:
             self._held = {name: record.manifest.sha256 if record else None for name, record in records.items()}
         waited = time.monotonic() - self._uploaded_at
         for manifest in checkpoints_due(committed, self._held, waited, self.spec.upload_interval_s, closing):
-            check_fence(self.folder, self.attempt)
+            check_driver_fence(self.folder, self.attempt)
             file = self._local(manifest)
             if file is None:
                 continue
-            publish_checkpoint(tracker, run_id, manifest, file, before_commit=lambda: check_fence(self.folder, self.attempt))
+            publish_checkpoint(tracker, run_id, manifest, file, before_commit=lambda: check_driver_fence(self.folder, self.attempt))
             self._held[manifest.checkpoint] = manifest.sha256
             self._uploaded_at = time.monotonic()
+
+    def _finalise(self, tracker: "Tracker", run_id: str) -> None:
+        """The entry in the Models tab is a convenience: trouble with it is told and changes nothing."""
+        from orchestrator.model_record import finalise_model
+
+        committed = self.committed()
+        if committed is None or committed.best is None or self._finalised:
+            return
+        try:
+            self._finalised = finalise_model(tracker, run_id, self.folder, committed.best) is not None
+        except (TrackingError, OSError) as err:
+            log.warning("run %s gets no entry in MLflow's Models tab for now: %s", self.spec.run_key, err)
 
     def _local(self, manifest: Manifest) -> Path | None:
         """The file of a manifest, or None when a newer commit has replaced it meanwhile. Raises CheckpointError when it is just gone."""

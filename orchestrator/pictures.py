@@ -45,12 +45,11 @@ def progress_png(history: Sequence[EpochRow]) -> bytes:
     epochs = [row.epoch for row in history]
     _draw_losses(panels[0], epochs, history)
     _draw_times(panels[1], epochs, history)
-    panels[2].plot(epochs, [row.learning_rate for row in history], color="tab:blue", label="learning rate", lw=2.5, **_marks(epochs))
+    panels[2].plot(epochs, [row.learning_rate for row in history], color="tab:blue", lw=2.5, **_marks(epochs))
     panels[2].set(xlabel="epoch", ylabel="learning rate")
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    panels[2].legend(loc="upper right")
     return _png(figure, dpi=80)
 
 
@@ -82,8 +81,8 @@ def _draw_times(panel: "Axes", epochs: Sequence[int], history: Sequence[EpochRow
     for number, epoch in enumerate(restarts):
         panel.axvline(epoch - 0.5, color="gray", ls="--", lw=1, label="resumed by a new attempt" if number == 0 else None)
     panel.set_ylabel("seconds")
-    panel.set_ylim(bottom=0)
-    panel.legend(loc="upper right")
+    panel.set_ylim(0, 1.3 * max([row.epoch_s for row in history], default=1.0) or 1.0)  # room for the legend
+    panel.legend(loc="upper right", ncols=3)
 
 
 def _title(history: Sequence[EpochRow]) -> str:
@@ -123,7 +122,9 @@ def overlay(
     for panel in (plain, drawn):
         panel.imshow(image[z], cmap="gray", aspect=aspect, interpolation="nearest", **_window(image[z]))
         panel.set_axis_off()
+    limits = drawn.axis()
     shown = _draw_contours(drawn, truth[z], prediction[z], class_names)
+    drawn.axis(limits)
     figure.suptitle(f"{title}, slice {z + 1} of {len(image)}", fontsize=11)
     _legend(figure, shown)
     return _png(figure, dpi=100)

@@ -8,7 +8,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from platform import python_version
 from typing import Any
 
@@ -178,6 +180,11 @@ def _times(sizes: Sequence[float] | None) -> str:
     return " x ".join(f"{size:g}" for size in sizes or ())
 
 
+def validation_data(spec: RunSpec) -> str:
+    """SHA-256 that stands for the validation cases: equal only where scores may be compared."""
+    return sha256("\n".join([spec.data_digest, *spec.val_cases]).encode()).hexdigest()
+
+
 def tags_of(spec: RunSpec) -> dict[str, str]:
     """MLflow tags of a run: its names, and what may differ between attempts (workers, loader, versions)."""
     tags = {
@@ -204,6 +211,23 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What an entry in MLflow's Models tab holds."""
+
+    name: str
+    sha256: str
+    """Of the checkpoint; one run has at most one entry per checkpoint."""
+    files: Mapping[str, Path]
+    """Path inside the model -> local file."""
+    params: Mapping[str, str]
+    scores: Mapping[str, float]
+    unix: float
+    """Time of the scores, the one with which the run itself has them."""
+    data: tuple[str, str]
+    """Name and digest of the cases that gave the scores."""
 
 
 def match_run(text: str, names: Sequence[RunName]) -> RunName:

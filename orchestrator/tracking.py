@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +35,7 @@ from orchestrator.run_record import (
     MARKER_METRIC,
     RUN_KEY_TAG,
     STATE_TAG,
+    ModelEntry,
     RunName,
     epoch_metrics,
     match_run,
@@ -43,6 +43,7 @@ from orchestrator.run_record import (
     params_of,
     run_name,
     tags_of,
+    validation_data,
 )
 from orchestrator.views import view_tags
 from trainers.spec.committed import EpochRow
@@ -281,6 +282,25 @@ class Tracker:
             uri = self._client.get_run(run_id).info.artifact_uri
             get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(directory)
 
+    def record_model(self, run_id: str, entry: ModelEntry) -> str:
+        """Make one READY model of a run, unless it is there already, and return its id. What a killed attempt left PENDING is removed."""
+        with self._speaking(f"record the model of run {run_id}"):
+            experiment_id = self._client.get_run(run_id).info.experiment_id
+            for model in self._client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+                if str(model.status) != "READY":
+                    self._client.delete_logged_model(model.model_id)
+                elif model.tags.get("nnfleet.sha256") == entry.sha256:
+                    return str(model.model_id)
+            tags = {"nnfleet.sha256": entry.sha256}
+            made = self._client.create_logged_model(experiment_id, entry.name, run_id, tags, dict(entry.params), "nnunet")
+            with tempfile.TemporaryDirectory(prefix="nnfleet-model-") as folder:
+                _lay_out_model(Path(folder), made.model_id, run_id, entry)
+                self._client.log_model_artifacts(made.model_id, folder)
+            scores = [Metric(k, v, int(entry.unix * 1000), 0, made.model_id, *entry.data) for k, v in entry.scores.items()]
+            self._client.log_batch(run_id, metrics=scores)
+            self._client.finalize_logged_model(made.model_id, "READY")
+            return str(made.model_id)
+
     # ---- lookup and links -------------------------------------------------------------------------------------------
 
     def find_run(self, text: str) -> str:
@@ -324,16 +344,25 @@ def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
             return
 
 
+def _lay_out_model(folder: Path, model_id: str, run_id: str, entry: ModelEntry) -> None:
+    from mlflow.models import Model  # seconds of imports, needed once per run
+
+    for name, path in entry.files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path.resolve(strict=True))
+    Model(model_uuid=model_id, model_id=model_id, run_id=run_id, flavors={"nnunet": {"sha256": entry.sha256}}).save(str(folder / "MLmodel"))
+
+
 def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
 def _dataset_inputs(spec: RunSpec) -> list[DatasetInput]:
     """The data of the run with a digest each: runs that share a digest were trained, or validated, on the same data."""
-    validation = sha256("\n".join([spec.data_digest, *spec.val_cases]).encode()).hexdigest()
     parts = (
         (spec.dataset, spec.data_digest, "training", len(spec.train_cases)),
-        (f"{spec.dataset} fold {spec.fold}", validation, "validation", len(spec.val_cases)),
+        (f"{spec.dataset} fold {spec.fold}", validation_data(spec), "validation", len(spec.val_cases)),
     )
     source = json.dumps({"folder": str(spec.preprocessed_folder), "plans": spec.plans})
     return [

@@ -1,0 +1,51 @@
+"""From MLflow to a folder that nnU-Net's own tools read: `nnUNetv2_predict_from_modelfolder -m <folder> -f <fold>`."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from orchestrator.checkpoint_store import download_checkpoint, published
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.tracking import Tracker
+from trainers.spec.run_spec import CheckpointName
+
+MODEL_FILES = ("plans.json", "dataset.json")
+
+
+def export_model(run: str, target: Path, tracking_uri: str) -> Path:
+    """Make `target` an nnU-Net model folder with the run's published checkpoints and return it.
+
+    It holds plans.json, dataset.json and fold_<k>/checkpoint_{best,final}.pth; final only if the run has ended. Each checkpoint is
+    checked against its SHA-256. The folder appears complete or not at all. `run`: see `Tracker.find_run`.
+    Raises ConfigError for an unknown run or a target that is not empty, CheckpointError, TrackingError.
+    """
+    target = target.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"export: {target} exists and is not an empty folder. Name a folder that does not exist yet.")
+    tracker = Tracker(tracking_uri)
+    tracker.ping()
+    run_id = tracker.find_run(run)
+    names: tuple[CheckpointName, ...] = ("best", "final")
+    present = [name for name in names if published(tracker, run_id, name) is not None]
+    if not present:
+        raise CheckpointError(f"export: run {run} at {tracker.uri} has no published checkpoint yet. Wait for its first epochs.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        model = Path(folder) / "model"
+        _fill(tracker, run_id, present, model)
+        model.rename(target)  # replaces an empty folder
+    return target
+
+
+def _fill(tracker: Tracker, run_id: str, names: list[CheckpointName], model: Path) -> None:
+    fold = tracker.tags(run_id).get("nnfleet.fold", "0")
+    for name in names:
+        download_checkpoint(tracker, run_id, name, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
+    missing = sorted(set(MODEL_FILES) - set(tracker.list_files(run_id)))
+    if missing:
+        raise CheckpointError(
+            f"export: run {run_id} at {tracker.uri} has no {' and no '.join(missing)} among its artifacts. Let its training job start once."
+        )
+    with tempfile.TemporaryDirectory(prefix="nnfleet-export-") as folder:
+        for file in MODEL_FILES:
+            shutil.move(tracker.download(run_id, file, Path(folder)), model / file)

@@ -1,0 +1,365 @@
+"""Delivery to a real MLflow server over HTTP: replay, outages, killed uploads, retention."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
+from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
+from orchestrator.export import export_model
+from orchestrator.publisher import Publisher, deliver
+from orchestrator.tracking import Tracker
+from tests.fake_run import CLASSES, FakeRun
+from tests.integration.mlflow_server import MlflowServer
+from trainers.spec.attempts import check_driver_fence
+from trainers.spec.committed import newest_committed
+from trainers.spec.states import RunState
+
+REPOSITORY = Path(__file__).parents[2]
+DELIVER = "import sys; from pathlib import Path; from orchestrator.publisher import deliver; from trainers.spec.folder import RunFolder; "
+DELIVER += "deliver(RunFolder(Path(sys.argv[1])), 60.0)"
+BIG = 40_000_000
+"""Bytes of a checkpoint whose upload can be hit in the middle."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One server for all tests of this file; a test that kills it starts it again."""
+    started = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def tracker(server: MlflowServer) -> Tracker:
+    return Tracker(server.uri)
+
+
+@pytest.fixture
+def run(server: MlflowServer, tracker: Tracker, tmp_path: Path, request: pytest.FixtureRequest) -> FakeRun:
+    """A claimed run with an MLflow run of its own."""
+    fake = FakeRun(tmp_path, run_key=f"901-{request.node.name}", tracking_uri=server.uri)
+    fake.track(server.uri, tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), fake.spec))
+    return fake
+
+
+def run_id(run: FakeRun) -> str:
+    return str(json.loads(run.folder.mlflow_file.read_text())["run_id"])
+
+
+def points(tracker: Tracker, run: FakeRun, key: str) -> list[tuple[int, float]]:
+    """Every stored point of a metric, by step."""
+    return sorted((p.step, p.value) for p in tracker._client.get_metric_history(run_id(run), key))
+
+
+def assert_history_is_exact(tracker: Tracker, run: FakeRun) -> None:
+    """Each committed epoch is in MLflow once, with its value."""
+    assert points(tracker, run, "train/loss") == [(row.epoch, row.train_loss) for row in run.rows]
+    assert points(tracker, run, f"val/pseudo_dice/{CLASSES[0]}") == [(row.epoch, 0.5) for row in run.rows]
+
+
+def assert_published_is_committed_best(tracker: Tracker, run: FakeRun, target: Path) -> None:
+    record = download_checkpoint(tracker, run_id(run), "best", target)
+    assert record.manifest == run.best
+    assert run.best is not None
+    assert sha256(target.read_bytes()).hexdigest() == run.best.sha256
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker: Tracker, run: FakeRun) -> None:
+    experiment = tracker.ensure_experiment("Dataset901_Toy")
+    moved = run.spec.model_copy(update={"workers": run.spec.workers.model_copy(update={"count": 4})})
+    again = tracker.claim_run(experiment, moved, params={"fold": "other"}, tags={"nnfleet.ray_job": "train-1"})
+    assert again == run_id(run)
+    record = tracker._client.get_run(again)
+    assert record.data.tags["nnfleet.workers.count"] == "4"
+    assert record.data.tags["nnfleet.ray_job"] == "train-1"
+    grouping = {"dataset": "Dataset901_Toy", "configuration": "3d_fullres", "trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
+    expected = grouping | {"fold": "0", "seed": "0", "patch_size": "32 x 48 x 64", "spacing_mm": "3 x 1 x 1", "batch_size": "2"}
+    assert expected.items() <= record.data.params.items()
+    assert record.inputs.dataset_inputs[0].dataset.digest == run.spec.data_digest[:36]
+    assert tracker.find_run(run.spec.run_key) == again
+
+
+def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tmp_path: Path) -> None:
+    spec = FakeRun(tmp_path, run_key="901-race").spec
+    found: list[str] = []
+
+    def claim() -> None:
+        mine = Tracker(server.uri)
+        found.append(mine.claim_run(mine.ensure_experiment("race"), spec))
+
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tracker = Tracker(server.uri)
+    assert tracker.claim_run(tracker.ensure_experiment("race"), spec) in found
+    assert len([n for n in tracker.run_names() if n.run_key == "901-race"]) == 1
+
+
+def test_state_is_a_tag_and_the_status(tracker: Tracker, run: FakeRun) -> None:
+    shown = []
+    for state in (RunState.RUNNING, RunState.STOPPED, RunState.QUEUED, RunState.FAILED_CODE, RunState.RUNNING, RunState.SUCCEEDED):
+        tracker.set_state(run_id(run), state)
+        record = tracker._client.get_run(run_id(run))
+        shown.append((record.data.tags["nnfleet.state"], record.info.status))
+    assert shown == [
+        ("RUNNING", "RUNNING"),
+        ("STOPPED", "KILLED"),
+        ("QUEUED", "RUNNING"),
+        ("FAILED_CODE", "FAILED"),
+        ("RUNNING", "RUNNING"),
+        ("SUCCEEDED", "FINISHED"),
+    ]
+
+
+def test_server_that_is_away_or_hangs_is_an_error_that_says_what_to_do(tmp_path: Path, server: MlflowServer) -> None:
+    with pytest.raises(TrackingError, match=r"could not reach .*`nnfleet up`"):
+        Tracker("http://127.0.0.1:9").ping()
+    server.freeze()
+    try:
+        with pytest.raises(TrackingError, match="timed out"):
+            Tracker(server.uri).ping()
+    finally:
+        server.thaw()
+
+
+# ---- metrics ------------------------------------------------------------------------------------------------------
+
+
+def test_replay_of_a_whole_history_changes_nothing(tracker: Tracker, run: FakeRun) -> None:
+    for _ in range(70):  # more than one request of metrics
+        run.epoch(size_bytes=10)
+    tracker.log_epochs(run_id(run), run.rows[:30], CLASSES)
+    tracker.log_epochs(run_id(run), run.rows, CLASSES, logged=())  # as if nothing were known of the first time
+    tracker.log_epochs(run_id(run), run.rows, CLASSES)
+    assert tracker.logged_epochs(run_id(run)) == set(range(70))
+    assert_history_is_exact(tracker, run)
+    assert points(tracker, run, "best/ema_pseudo_dice") == [(row.epoch, row.ema_pseudo_dice) for row in run.rows]
+
+
+def test_epoch_that_was_trained_again_keeps_its_first_point(tracker: Tracker, run: FakeRun) -> None:
+    run.epoch()
+    tracker.log_epochs(run_id(run), run.rows, CLASSES)
+    redone = run.rows[0].model_copy(update={"train_loss": 7.0, "ended_unix": 1.8e9})
+    tracker.log_epochs(run_id(run), [redone], CLASSES)
+    assert_history_is_exact(tracker, run)
+
+
+def test_server_killed_and_restarted_loses_and_doubles_nothing(
+    server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = Publisher(run.folder, run.attempt, interval_s=0.02)
+    publisher.start()
+    try:
+        for number in range(30):
+            if number == 10:
+                server.kill()
+            if number == 20:
+                server.start()
+            run.epoch()
+            time.sleep(0.02)
+        assert publisher.flush(60)
+    finally:
+        publisher.stop()
+    assert_history_is_exact(tracker, run)
+    assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+    told = [m for m in caplog.messages if "MLflow gets no metrics since" in m]
+    assert len(told) == 1
+
+
+def test_what_a_dead_driver_left_is_delivered_by_the_next_one(server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    made = run_id(run)
+    run.track("http://127.0.0.1:9", made)  # nothing listens there
+    run.epoch()
+    first = Publisher(run.folder, run.attempt, interval_s=0.02)
+    first.start()
+    assert not first.flush(0.5)
+    first.stop()
+    run.track(server.uri, made)
+    run.resume()
+    run.epoch()
+    run.finish()
+    assert deliver(run.folder, 60)
+    assert_history_is_exact(tracker, run)
+    assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+
+
+def test_superseded_driver_publishes_nothing(tracker: Tracker, run: FakeRun) -> None:
+    run.epoch()
+    old = run.attempt
+    run.resume()
+    publisher = Publisher(run.folder, old, interval_s=0.02)
+    publisher.start()
+    assert not publisher.flush(30)
+    publisher.stop()
+    assert points(tracker, run, "train/loss") == []
+    assert published(tracker, run_id(run), "best") is None
+
+
+def test_untracked_run_is_delivered_at_once_and_gets_its_picture(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    assert deliver(run.folder, 30)
+    assert (run.folder.root / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def test_two_newest_published_checkpoints_are_kept(tracker: Tracker, run: FakeRun) -> None:
+    manifests = []
+    for _ in range(4):
+        best = run.epoch().best
+        assert best is not None
+        publish_checkpoint(tracker, run_id(run), best, run.folder.root / best.file)
+        manifests.append(best)
+    assert set(tracker.list_files(run_id(run), "checkpoints/best")) == {directory_of(m) for m in manifests[-2:]}
+    newest = directory_of(manifests[-1])
+    assert set(tracker.list_files(run_id(run), newest)) == {f"{newest}/checkpoint_best.pth", f"{newest}/manifest.json"}
+
+
+def test_fence_before_the_commit_leaves_the_published_best(tracker: Tracker, run: FakeRun) -> None:
+    first = run.epoch().best
+    assert first is not None
+    publish_checkpoint(tracker, run_id(run), first, run.folder.root / first.file)
+    second = run.epoch().best
+    assert second is not None
+    old = run.attempt
+    run.resume()
+    with pytest.raises(Superseded):
+        publish_checkpoint(
+            tracker, run_id(run), second, run.folder.root / second.file, before_commit=lambda: check_driver_fence(run.folder, old)
+        )
+    record = published(tracker, run_id(run), "best")
+    assert record is not None
+    assert record.manifest == first
+
+
+def test_damaged_file_is_neither_published_nor_handed_out(server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    best = run.epoch().best
+    assert best is not None
+    file = run.folder.root / best.file
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match="9999 bytes"):
+        publish_checkpoint(tracker, run_id(run), best, file)
+    assert published(tracker, run_id(run), "best") is None
+    file.write_bytes(content)
+    publish_checkpoint(tracker, run_id(run), best, file)
+    [stored] = server.artifacts.glob(f"**/{run_id(run)}/**/checkpoint_best.pth")
+    stored.write_bytes(content[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="not the file of its manifest"):
+        download_checkpoint(tracker, run_id(run), "best", tmp_path / "best.pth")
+    assert not (tmp_path / "best.pth").exists()
+
+
+def test_newest_best_wins_while_uploads_are_held_up(server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    run.epoch(BIG)
+    publisher = Publisher(run.folder, run.attempt, interval_s=0.02)
+    publisher.start()
+    try:
+        uploads = server.artifacts / "*" / run_id(run) / "artifacts" / "checkpoints" / "best" / "*"
+        _wait_for(lambda: list(server.artifacts.glob(str(uploads.relative_to(server.artifacts)))))
+        server.freeze()  # in the middle of the first upload
+        for _ in range(5):
+            run.epoch(BIG // 10)
+        server.thaw()
+        assert publisher.flush(60)
+    finally:
+        publisher.stop()
+    assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+    sent = {path.name for path in server.artifacts.glob(f"*/{run_id(run)}/artifacts/checkpoints/best/*")}
+    assert run.best is not None
+    assert {int(name[1:6]) for name in sent} == {0, 5}  # the bests between were never sent
+    assert_history_is_exact(tracker, run)
+
+
+@pytest.mark.parametrize("moment", ["file arrives", "file there", "manifest there"])
+def test_upload_killed_at_any_moment_leaves_the_previous_best_and_the_next_publisher_catches_up(
+    moment: str, server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path
+) -> None:
+    first = run.epoch().best
+    assert deliver(run.folder, 60)
+    second = run.epoch(BIG).best
+    assert first is not None
+    assert second is not None
+    directory = (
+        server.artifacts / tracker._client.get_run(run_id(run)).info.experiment_id / run_id(run) / "artifacts" / directory_of(second)
+    )
+    signs = {
+        "file arrives": lambda: directory.exists(),
+        "file there": lambda: (directory / "checkpoint_best.pth").exists(),
+        "manifest there": lambda: (directory / "manifest.json").exists(),
+    }
+    process = subprocess.Popen([sys.executable, "-c", DELIVER, str(run.folder.root)], cwd=REPOSITORY)
+    _wait_for(lambda: signs[moment]() or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    record = download_checkpoint(tracker, run_id(run), "best", tmp_path / "after_kill.pth")
+    assert record.manifest in ((first, second) if moment == "manifest there" else (first,))
+    assert deliver(run.folder, 60)
+    assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+    assert_history_is_exact(tracker, run)
+
+
+def _wait_for(happened: object, timeout_s: float = 60.0) -> None:
+    assert callable(happened)
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.002)
+
+
+# ---- the end ------------------------------------------------------------------------------------------------------
+
+
+def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    run.epoch()
+    run.finish()
+    for name in ("plans.json", "dataset.json"):
+        (run.folder.model_folder / name).write_text("{}")
+    summary = run.folder.validation("best") / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text("{}")
+    for _ in range(2):  # a validation that is repeated records the same
+        rows = [{"case": "case_2", "dice": 0.9, "hd95_mm": float("nan")}]
+        tracker.log_validation(run_id(run), "best", {"dice_mean": 0.9, "dice/left kidney": 0.9, "nsd": float("nan")}, rows, summary)
+        assert deliver(run.folder, 60)
+    assert points(tracker, run, "full/best/dice_mean") == [(0, 0.9)]
+    assert points(tracker, run, "full/best/dice/left kidney") == [(0, 0.9)]
+    table = json.loads(tracker.download(run_id(run), "fullval/best/per_case.json", tmp_path).read_text())
+    assert table == {"columns": ["case", "dice", "hd95_mm"], "data": [["case_2", 0.9, None]]}
+    experiment = tracker._client.get_run(run_id(run)).info.experiment_id
+    [model] = tracker._client.search_logged_models([experiment], f"source_run_id = '{run_id(run)}'")
+    assert str(model.status) == "READY"
+    assert {m.key: m.value for m in model.metrics}["full/best/dice_mean"] == 0.9
+    expected = {"plans.json", "dataset.json", "splits_final.json", "run.json", "progress.png", "checkpoints", "fullval"}
+    assert expected <= set(tracker.list_files(run_id(run)))
+
+    target = export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
+    assert run.best is not None
+    assert sha256((target / "fold_0" / "checkpoint_best.pth").read_bytes()).hexdigest() == run.best.sha256
+    assert (target / "fold_0" / "checkpoint_final.pth").read_bytes() == run.folder.checkpoint("final").read_bytes()
+    assert {p.name for p in target.iterdir()} == {"plans.json", "dataset.json", "fold_0"}
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        export_model(run.spec.run_key, target, tracker.uri)
+
+
+def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no published checkpoint"):
+        export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
+    assert not (tmp_path / "model").exists()
+    assert newest_committed(run.folder) is None
