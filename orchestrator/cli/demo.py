@@ -55,7 +55,8 @@ def _train(file: Path) -> None:
     if not all(item.state.is_final for item in statuses):
         return
     say("")
-    console().print(result_table(statuses))
+    out = console()
+    out.print(result_table(statuses, out.width))
     say("")
     say(f"From submit to this table: {seconds(time.monotonic() - began)}")
     _show_links(statuses, services)

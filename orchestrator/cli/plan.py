@@ -6,10 +6,12 @@ from orchestrator.cli.output import console, note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from orchestrator.plan import PlanReport
 
+WIDE = 120
+"""Columns of a terminal from which on every column of a plan has a place."""
 FIT_STYLES = {"now": "green", "later": "yellow", "never": "red"}
 
 
@@ -33,43 +35,38 @@ def show_plan(report: "PlanReport") -> None:
     """Print a plan: its table on stdout, its warnings on stderr."""
     for warning in report.warnings:
         note(f"Warning: {warning}")
-    console().print(plan_table(report))
+    out = console()
+    out.print(plan_table(report, out.width))
     finished = f", {report.n_finished} finished and skipped" if report.n_finished else ""
     say(f"{len(report.rows)} runs: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.")
 
 
-def plan_table(report: "PlanReport") -> "Table":
-    """One row per run: what it is, what it asks for, and when it fits and why."""
+def plan_table(report: "PlanReport", width: int) -> "RenderableType":
+    """One row per run: what it is, what it asks for, when it fits; why stands in the row where there is room, else below the table."""
+    from rich.console import Group
     from rich.text import Text
 
     from orchestrator.cli.tables import plain_table
 
-    table = plain_table(
-        "run",
-        ">seed",
-        ">cases",
-        ">epochs",
-        ">workers",
-        ">batch per rank",
-        "resources",
-        "standing",
-        "fits",
-        title=f"Plan of {report.experiment}",
-    )
+    columns = ["run", ">seed", ">cases", ">epochs", ">workers", ">batch per rank", "resources", "standing", "fits"]
+    shown = columns if width >= WIDE else ["run", ">workers", ">batch per rank", "resources", "fits"]
+    table = plain_table(*shown, width=width, title=f"Plan of {report.experiment}")
     for row in report.rows:
         fits = Text(row.fits, style=FIT_STYLES[row.fits])
-        table.add_row(
-            row.address,
-            str(row.seed),
-            f"{row.n_train}+{row.n_val}",
-            f"{row.epochs} x {row.iterations}",
-            str(row.workers),
-            batch_text(row.batch_per_rank),
-            row.resources,
-            row.standing.text,
-            fits.append(f": {row.because}", style="default"),
-        )
-    return table
+        cells: dict[str, str | Text] = {
+            "run": row.address,
+            ">seed": str(row.seed),
+            ">cases": f"{row.n_train}+{row.n_val}",
+            ">epochs": f"{row.epochs} x {row.iterations}",
+            ">workers": str(row.workers),
+            ">batch per rank": batch_text(row.batch_per_rank),
+            "resources": row.resources,
+            "standing": row.standing.text,
+            "fits": fits.append(f": {row.because}", style="default") if width >= WIDE else fits,
+        }
+        table.add_row(*[cells[column] for column in shown])
+    reasons = [Text(f"{row.address}: {row.fits}: {row.because}", style="dim") for row in report.rows if width < WIDE and row.fits != "now"]
+    return Group(table, *reasons)
 
 
 def batch_text(batch_per_rank: tuple[int, ...]) -> str:

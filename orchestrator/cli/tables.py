@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trainers.spec.states import RunState
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from orchestrator.run_status import RunStatus
 
+NARROW, MEDIUM = 80, 100
+"""Columns of a terminal below which names are folded over several lines, and below which the least important number is left out."""
 STYLES = {
     RunState.QUEUED: "dim",
     RunState.RUNNING: "cyan",
@@ -40,13 +42,14 @@ def seconds(value: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def plain_table(*columns: str, title: str | None = None) -> "Table":
-    """A table without frame; columns whose name begins with `>` are aligned to the right."""
+def plain_table(*columns: str, width: int, title: str | None = None) -> "Table":
+    """A table without frame; columns whose name begins with `>` are aligned to the right. Runs and states stay on one line if they can."""
     from rich.table import Table
 
     table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        table.add_column(column.lstrip(">"), justify=side, overflow="fold", no_wrap=column in ("run", "state") and width >= NARROW)
     return table
 
 
@@ -65,13 +68,15 @@ def status_line(status: "RunStatus") -> str:
     return "  ".join(parts)
 
 
-def result_table(statuses: Sequence["RunStatus"]) -> "Table":
+def result_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
     """What a finished experiment is judged by: pseudo-Dice beside the Dice of whole cases, for best and final weights."""
     from rich.text import Text
 
-    table = plain_table("run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs")
+    columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
+    shown = columns if width >= MEDIUM else columns[:-1]
+    table = plain_table(*shown, width=width)
     for status in statuses:
-        table.add_row(
+        cells: list[str | Text] = [
             status.address,
             Text(status.state.value, style=STYLES[status.state]),
             dice(status.best_ema_pseudo_dice),
@@ -79,7 +84,8 @@ def result_table(statuses: Sequence["RunStatus"]) -> "Table":
             dice(status.full_dice.get("final")),
             "-" if not status.epoch_s else f"{status.epoch_s:.1f}",
             f"{status.epochs_done}/{status.epochs}",
-        )
+        ]
+        table.add_row(*cells[: len(shown)])
     return table
 
 

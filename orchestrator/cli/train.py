@@ -38,7 +38,8 @@ def train(
     for warning in submission.plan.warnings:
         note(f"Warning: {warning}")
     statuses = wait_in_foreground(submission.campaign_id, cluster)
-    console().print(result_table(statuses))
+    out = console()
+    out.print(result_table(statuses, out.width))
     for item in statuses:
         note(f"Model: {item.run_folder}")
         if item.mlflow_url:

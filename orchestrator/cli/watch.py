@@ -30,7 +30,7 @@ def watch_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
     from rich.text import Text
 
     extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"] if width >= MEDIUM else [">EMA"]
-    table = plain_table("run", "state", "progress", ">epoch", *extra)
+    table = plain_table("run", "state", "progress", ">epoch", *extra, width=width)
     for status in statuses:
         numbers = {
             ">EMA": dice(status.ema_pseudo_dice),
