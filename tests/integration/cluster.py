@@ -1,0 +1,46 @@
+"""A real local Ray for one test module, started and ended by the module's fixture."""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port(low: int = 20000, high: int = 32000) -> int:
+    """A TCP port on loopback that is free now, outside the range from which Ray takes its workers' ports."""
+    for port in range(low + os.getpid() % 5000, high):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port between {low} and {high}")
+
+
+@contextlib.contextmanager
+def local_ray(num_cpus: int = 2) -> Iterator[None]:
+    """Ray in this process with `num_cpus` CPUs and its dashboard; the packages of this checkout are importable in its workers."""
+    import ray
+
+    temporary = tempfile.mkdtemp(prefix="nnf", dir="/tmp")  # unix sockets below it allow no long path
+    before = dict(os.environ)
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"})
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_port=free_port(),
+            _temp_dir=temporary,
+            logging_level="warning",
+            runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
+        )
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,165 @@
+"""Training on a real local Ray with real DDP over gloo: resume, stop, death of workers and loaders, number of workers."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.outcome import Outcome
+from orchestrator.training_job import fit
+from tests.conftest import Toys
+from tests.integration.cluster import local_ray
+from tests.toy import toy_spec
+from trainers.spec.attempts import claim_attempt
+from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.files import write_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec, Schedule, WorkerSpec
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with local_ray(num_cpus=2):
+        yield
+
+
+@pytest.fixture
+def start(toys: Toys, tmp_path: Path) -> Callable[..., RunFolder]:
+    """`start(name, **overrides)` makes the run folder of a run on two workers."""
+
+    def folder_of(name: str = "run", **overrides: Any) -> RunFolder:
+        settings: dict[str, Any] = {
+            "workers": WorkerSpec(count=2, gpus=0, cpus=1),
+            "schedule": Schedule(epochs=EPOCHS, train_iterations=5, val_iterations=2),
+            "model_folder": tmp_path / name / "model",
+        }
+        spec: RunSpec = toy_spec(toys("labels"), **{**settings, **overrides})
+        folder = RunFolder(spec.run_folder)
+        write_atomic(folder.spec_file, spec.model_dump_json().encode())
+        return folder
+
+    return folder_of
+
+
+def train(folder: RunFolder, driver: str = "first") -> Outcome:
+    return fit(folder.spec(), folder, driver, claim_attempt(folder, driver))
+
+
+def weights_digest(folder: RunFolder) -> str:
+    """SHA-256 over sorted tensor names and bytes of the final checkpoint."""
+    weights = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def curves(folder: RunFolder) -> list[tuple[Any, ...]]:
+    """What must not depend on interruptions: losses, Dice, EMA and learning rate per epoch."""
+    rows = reached(folder).history
+    return [(r.epoch, r.train_loss, r.val_loss, r.pseudo_dice, r.pseudo_dice_mean, r.ema_pseudo_dice, r.learning_rate) for r in rows]
+
+
+def reached(folder: RunFolder) -> Committed:
+    committed = newest_committed(folder)
+    assert committed is not None
+    return committed
+
+
+def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
+    """Do `action` from a thread as soon as `condition` holds."""
+
+    def watch() -> None:
+        while not condition():
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def epochs_done(folder: RunFolder) -> int:
+    committed = newest_committed(folder)
+    return committed.epochs_done if committed else 0
+
+
+def newest_worker_pid(folder: RunFolder) -> int:
+    claims = [json.loads(p.read_text()) for p in sorted(folder.attempts.glob("*.json"))]
+    return int([claim["pid"] for claim in claims if claim.get("role") == "workers"][-1])
+
+
+def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Callable[..., RunFolder]) -> None:
+    unbroken = start("unbroken")
+    assert train(unbroken).state == "TRAINED"
+    assert [c[0] for c in curves(unbroken)] == list(range(EPOCHS))
+
+    stopped = start("stopped")
+    when(lambda: epochs_done(stopped) >= 2, lambda: stopped.stop_file.write_text('{"now": false}'))
+    outcome = train(stopped)
+    assert outcome.state == "STOPPED"
+    assert 2 < epochs_done(stopped) < EPOCHS
+    loadable = torch.load(stopped.root / "checkpoint_latest.pth", weights_only=True)
+    assert loadable["current_epoch"] == epochs_done(stopped)
+    stopped.stop_file.unlink()
+    assert train(stopped, "second").state == "TRAINED"
+
+    killed = start("killed")
+    when(lambda: epochs_done(killed) >= 4, lambda: os.kill(newest_worker_pid(killed), signal.SIGKILL))
+    assert train(killed).state == "TRAINED"
+    assert {row.attempt for row in reached(killed).history} == {2, 3}
+
+    assert curves(stopped) == curves(unbroken)
+    assert curves(killed) == curves(unbroken)
+    assert weights_digest(stopped) == weights_digest(unbroken)
+    assert weights_digest(killed) == weights_digest(unbroken)
+    assert reached(killed).best is not None
+    assert reached(unbroken).best is not None
+    assert reached(killed).best.epoch == reached(unbroken).best.epoch  # type: ignore[union-attr]
+
+
+def test_a_lost_loader_changes_no_bit_and_one_worker_sees_the_same_patches_as_two(start: Callable[..., RunFolder]) -> None:
+    two = start("two", schedule=Schedule(epochs=2, train_iterations=5, val_iterations=2))
+    assert train(two).state == "TRAINED"
+    one = start("one", schedule=Schedule(epochs=2, train_iterations=5, val_iterations=2), workers=WorkerSpec(count=1, gpus=0, cpus=1))
+    when(lambda: epochs_done(one) >= 1, lambda: os.kill(loader_pids()[0], signal.SIGKILL))
+    assert train(one).state == "TRAINED"
+    assert len({row.attempt for row in reached(one).history}) == 1
+    for a, b in zip(reached(two).history, reached(one).history, strict=True):
+        assert a.train_loss == pytest.approx(b.train_loss, abs=1e-5)
+        assert a.val_loss == pytest.approx(b.val_loss, abs=1e-5)
+        assert a.pseudo_dice == pytest.approx(b.pseudo_dice, abs=1e-4)
+
+
+def loader_pids() -> list[int]:
+    import psutil
+
+    own = psutil.Process()
+    return [p.pid for p in own.children(recursive=True) if p.name().startswith("ray::Loader")]
+
+
+def test_an_error_in_the_data_is_not_retried_and_names_the_case(start: Callable[..., RunFolder], toys: Toys, tmp_path: Path) -> None:
+    import shutil
+
+    toy = toys("labels")
+    copy = tmp_path / "preprocessed" / toy.name
+    shutil.copytree(toy.preprocessed, copy)
+    folder = start("broken", preprocessed_folder=copy)
+    for path in copy.glob("*/toy_00*.b2nd"):
+        path.write_bytes(path.read_bytes()[:64])
+    outcome = train(folder)
+    assert outcome.state == "FAILED_CONFIG"
+    assert "toy_00" in outcome.message
+    workers_started = [p for p in folder.attempts.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
+    assert len(workers_started) == 1
