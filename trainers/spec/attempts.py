@@ -16,7 +16,7 @@ from trainers.spec.folder import RunFolder
 
 def newest_attempt(folder: RunFolder) -> int:
     """The highest attempt number that was claimed; 0 when none was."""
-    return max((int(p.stem) for p in folder.attempts.glob("[0-9]*.json")), default=0)
+    return max((int(p.stem) for p in folder.attempts.glob("[0-9]*.json") if p.stem.isdecimal()), default=0)
 
 
 def claim_attempt(folder: RunFolder, driver: str, info: dict[str, Any] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Durable file operations: a reader sees the old file or the whole new one, never a part of it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainers.spec.errors import DataError
+
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""How file systems say that they do not make hard links."""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -61,7 +65,8 @@ def create_exclusive(target: Path, content: bytes) -> bool:
     try:
         os.link(temporary, target)
     except FileExistsError:
-        return False
+        if os.stat(temporary).st_nlink < 2:  # else it was made after all: NFS repeats a request whose answer was lost
+            return False
     finally:
         os.unlink(temporary)
     fsync_folder(target.parent)
@@ -75,7 +80,9 @@ def link_atomic(source: Path, target: Path) -> None:
         temporary.unlink()
     try:
         os.link(source, temporary)
-    except PermissionError:
+    except OSError as err:
+        if err.errno not in _NO_LINKS:
+            raise
         write_through(target, lambda stream: _write_all(stream, source.read_bytes()))
         return
     os.replace(temporary, target)

@@ -61,6 +61,9 @@ def load_plans(dataset_folder: Path, plans_name: str) -> Plans:
     content = read_json(path, "plans")
     if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
         raise DataError(f"plans: {path} has no 'configurations' and is no nnU-Net v2 plans file. Run {PREPROCESS_COMMAND}.")
+    malformed = [name for name, settings in content["configurations"].items() if not isinstance(settings, dict)]
+    if malformed:
+        raise DataError(f"plans: configuration {malformed[0]!r} of {path} is not a JSON object. Repair it or run {PREPROCESS_COMMAND}.")
     return Plans(plans_name, path, content)
 
 
@@ -109,8 +112,8 @@ def labels_of(dataset_json: dict[str, Any], where: str = "dataset.json") -> Labe
         names = {str(k): _label_value(v) for k, v in dict(dataset_json["labels"]).items()}
     except (TypeError, ValueError) as err:
         raise DataError(f"{where}: 'labels' must map names to integers or lists of integers: {err}.") from err
-    if "background" not in names:
-        raise DataError(f"{where}: 'labels' has no 'background'. Add \"background\": 0.")
+    if "background" not in names or set(_values(names["background"])) != {0}:
+        raise DataError(f"{where}: 'labels' needs \"background\": 0, got {names.get('background')!r}.")
     ignore = names.get("ignore")
     if isinstance(ignore, tuple):
         raise DataError(f"{where}: the ignore label must be one integer, got {list(ignore)}.")
@@ -121,6 +124,8 @@ def labels_of(dataset_json: dict[str, Any], where: str = "dataset.json") -> Labe
     if ignore is not None and ignore != max(plain) + 1:
         raise DataError(f"{where}: the ignore label must be the highest value ({max(plain) + 1}), got {ignore}.")
     has_regions = any(isinstance(v, tuple) and len(v) > 1 for v in scored.values())
+    if not has_regions and len(plain) != len(scored) + 1:
+        raise DataError(f"{where}: two labels have the same value, got {scored}. Give each its own.")
     order = dataset_json.get("regions_class_order")
     if has_regions and (not isinstance(order, list) or len(order) != len(scored)):
         raise DataError(f"{where}: regions need 'regions_class_order' with one label value per region, got {order!r}.")
@@ -160,6 +165,8 @@ def load_splits(dataset_folder: Path) -> list[Split]:
     path = dataset_folder / "splits_final.json"
     content = read_json(path, "splits_final.json")
     try:
+        if not all(isinstance(fold[part], list) for fold in content for part in ("train", "val")):
+            raise TypeError("'train' and 'val' must be lists")
         return [Split(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in content]
     except (TypeError, KeyError) as err:
         raise DataError(f"splits_final.json: {path} must be a list of objects with 'train' and 'val': {err!r}.") from err
