@@ -4,6 +4,7 @@ Source: nnunetv2/training/nnUNetTrainer/variants/data_augmentation/nnUNetTrainer
 Its transforms work on numpy batches (B, C, [Z,] Y, X); here on batches of one, so that each sample has its own streams.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,11 @@ class BatchOfOne:
     def __call__(self, *, image: torch.Tensor, segmentation: torch.Tensor) -> Sample:
         """Labels go through as float32, as they did in nnU-Net, and are whole numbers again afterwards."""
         batch: dict[str, Any] = {"data": image.numpy()[None], "seg": segmentation.numpy()[None].astype(np.float32)}
-        for transform in self.transforms:
-            batch = transform(**batch)
+        with warnings.catch_warnings():
+            # BlankRectangleTransform (batchgenerators 0.25.5) calls numpy's random_integers
+            warnings.filterwarnings("ignore", "This function is deprecated. Please call randint", DeprecationWarning)
+            for transform in self.transforms:
+                batch = transform(**batch)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(batch["data"][0], dtype=np.float32)),
             "segmentation": torch.from_numpy(np.ascontiguousarray(batch["seg"][0], dtype=np.int16)),

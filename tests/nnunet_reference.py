@@ -1,0 +1,61 @@
+"""nnU-Net itself, run beside ours: its trainers' rules and its data loader, without an nnUNetTrainer object."""
+
+import functools
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+from trainers.spec.run_spec import RunSpec
+
+PATCHES = [(128, 128, 128), (96, 160, 160), (40, 56, 40), (20, 320, 256), (24, 24, 24), (8, 32, 32), (512, 512), (96, 160), (33, 47, 65)]
+
+
+@functools.cache
+def trainer_class(name: str) -> Any:
+    """nnU-Net's trainer class, for its static methods and for methods called on a fake."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
+    return {"nnUNetTrainer": nnUNetTrainer, "nnUNetTrainerDA5": nnUNetTrainerDA5}[name]
+
+
+def geometry_of_nnunet(patch: tuple[int, ...], trainer: str) -> tuple[Any, ...]:
+    """Rotation range, dummy 2D, loader patch and mirror axes as nnU-Net's trainer computes them."""
+    fake = SimpleNamespace(configuration_manager=SimpleNamespace(patch_size=list(patch)), print_to_log_file=lambda *_, **__: None)
+    rules: tuple[Any, ...] = trainer_class(trainer).configure_rotation_dummyDA_mirroring_and_inital_patch_size(fake)
+    return rules
+
+
+def managers(spec: RunSpec) -> tuple[Any, Any]:
+    """nnU-Net's configuration manager and label manager of a run."""
+    import json
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    plans = PlansManager(str(spec.preprocessed_folder / f"{spec.plans}.json"))
+    dataset_json = json.loads((spec.preprocessed_folder / "dataset.json").read_text())
+    return plans.get_configuration(spec.configuration), plans.get_label_manager(dataset_json)
+
+
+def loader_of_nnunet(spec: RunSpec, split: str, transforms: Any = None, batch_size: int | None = None) -> Any:
+    """nnU-Net's data loader for a run, as nnUNetTrainer.get_dataloaders makes it."""
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    configuration, label_manager = managers(spec)
+    trainer = "nnUNetTrainer" if spec.recipe == "default" else "nnUNetTrainerDA5"
+    patch = configuration.patch_size
+    loader_patch = geometry_of_nnunet(tuple(patch), trainer)[2] if split == "train" else patch
+    cases = list(spec.train_cases if split == "train" else spec.val_cases)
+    folder = spec.preprocessed_folder / configuration.data_identifier
+    return nnUNetDataLoader(
+        nnUNetDatasetBlosc2(str(folder), cases),
+        batch_size or configuration.batch_size,
+        loader_patch,
+        patch,
+        label_manager,
+        oversample_foreground_percent=spec.schedule.foreground_oversampling,
+        transforms=transforms,
+    )
