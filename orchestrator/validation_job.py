@@ -170,16 +170,17 @@ class CaseWorker:
 
     def _draw(self, result: CaseResult) -> None:
         """Write the picture of a case; a fault in it is logged and costs the picture alone."""
-        from trainers.validation import case_picture_slice
+        from trainers.validation import case_picture
 
         assert self._predictor is not None
         try:
             from orchestrator.pictures import overlay
 
-            image, truth, prediction = case_picture_slice(self._predictor, result.case_id, Path(result.prediction_file))
-            names = list(self._predictor.labels.foreground)
+            shown = case_picture(self._predictor, result.case_id, Path(result.prediction_file))
             title = f"{self._name}, mean Dice {result.dice_mean:.3f}"
-            write_atomic(picture_file(self._folder, self._name, result.case_id), overlay(image, truth, prediction, names, title))
+            volumes = (shown.image_ZYX, shown.truth_ZYX, shown.prediction_ZYX)
+            png = overlay(*volumes, shown.value_names, title, shown.spacing_ZYX)
+            write_atomic(picture_file(self._folder, self._name, result.case_id), png)
         except Exception:
             log.warning("no picture of case %s", result.case_id, exc_info=True)
 

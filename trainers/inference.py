@@ -21,12 +21,11 @@ import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
-from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from trainers.checkpoint import read_checkpoint
 from trainers.model import build_network
-from trainers.spec.errors import CheckpointError, DataError
+from trainers.spec.errors import CheckpointError, ConfigError, DataError
 from trainers.spec.files import fsync_folder, read_json, sha256_of
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, num_input_channels
 from trainers.spec.run_spec import RunSpec
@@ -48,7 +47,7 @@ class CasePredictor:
     """Predicts preprocessed cases of a run's dataset with one checkpoint; loads the network once.
 
     `checkpoint_file` lies in a fold folder of a model folder with plans.json and dataset.json. Up to `threads` CPU threads are used.
-    Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans.
+    Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans, ConfigError for a cascade.
     """
 
     def __init__(self, spec: RunSpec, checkpoint_file: Path, device: torch.device | str, threads: int = 1) -> None:
@@ -61,6 +60,8 @@ class CasePredictor:
         self.labels: Labels = labels_of(self.dataset_json, str(model_folder / "dataset.json"))
         self.plans = PlansManager(read_json(model_folder / "plans.json", "plans.json of the model folder"))
         self.configuration = self.plans.get_configuration(spec.configuration)
+        if self.configuration.previous_stage_name is not None:
+            raise ConfigError(f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not predict.")
         self.reader = self.plans.image_reader_writer_class()
         self._predictor = self._loaded(checkpoint_file, torch.device(device))
 
@@ -105,8 +106,6 @@ class CasePredictor:
         checkpoint = read_checkpoint(checkpoint_file)
         heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
         channels = num_input_channels(self.dataset_json)
-        if self.configuration.previous_stage_name is not None:
-            channels += len(self.plans.get_label_manager(self.dataset_json).foreground_labels)
         network = build_network(self.configuration.configuration, channels, heads, deep_supervision=False)
         try:
             network.load_state_dict(checkpoint["network_weights"])
@@ -123,31 +122,16 @@ class CasePredictor:
         return predictor
 
     def _read(self, case_id: str) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Image channels of a preprocessed case and what preprocessing noted of it; a cascade gets the previous stage's labels one-hot."""
+        """Image channels of a preprocessed case and what preprocessing noted of it."""
         folder = self.spec.preprocessed_folder / str(self.configuration.data_identifier)
         dataset_class = nnUNetDatasetBlosc2 if (folder / f"{case_id}.b2nd").is_file() else nnUNetDatasetNumpy
-        previous = self._previous_stage_folder()
         try:
-            dataset = dataset_class(str(folder), [case_id], None if previous is None else str(previous))
-            data, _, previous_1ZYX, properties = dataset.load_case(case_id)
-            data_CZYX = np.asarray(data[:], dtype=np.float32)
-            if previous is not None:
-                labels = self.plans.get_label_manager(self.dataset_json).foreground_labels
-                one_hot = convert_labelmap_to_one_hot(np.asarray(previous_1ZYX[:])[0], labels, output_dtype=data_CZYX.dtype)
-                data_CZYX = np.concatenate((data_CZYX, one_hot))
+            data, _, _, properties = dataset_class(str(folder), [case_id]).load_case(case_id)
+            return np.array(data[:], dtype=np.float32), properties
         except Exception as err:  # blosc2, numpy and pickle raise many kinds for a broken file
             raise DataError(
-                f"preprocessed case {case_id} in {folder} cannot be read: {type(err).__name__}: {err}. "
-                f"Preprocess it anew{'' if previous is None else f', or predict the previous stage again ({previous})'}."
+                f"preprocessed case {case_id} in {folder} cannot be read: {type(err).__name__}: {err}. Preprocess it anew."
             ) from err
-        return data_CZYX, properties
-
-    def _previous_stage_folder(self) -> Path | None:
-        previous = self.configuration.previous_stage_name
-        if previous is None:
-            return None
-        name = f"{self.spec.trainer}__{self.spec.plans}__{previous}"
-        return self.spec.model_folder.parent / name / "predicted_next_stage" / self.spec.configuration
 
 
 def _digest(checkpoint_file: Path) -> str:

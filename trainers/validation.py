@@ -1,6 +1,7 @@
 """The full validation of one case: predict, write, score, record. What a validation worker does for each case that it is given."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +48,33 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
     return result
 
 
-def case_picture_slice(
-    predictor: CasePredictor, case_id: str, prediction_file: Path
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Image, reference and prediction of a case in the slice with most foreground in either, each of shape (1, Y, X)."""
-    reference = predictor.read_segmentation(predictor.reference_file(case_id)).values_ZYX.astype(np.int32)
+@dataclass(frozen=True)
+class CasePicture:
+    """What a picture of a validated case shows, on the original grid. The image is one slice, the busiest, repeated without copies."""
+
+    image_ZYX: npt.NDArray[np.float32]
+    truth_ZYX: npt.NDArray[np.int32]
+    """Label values; the ignore label counts as background."""
+    prediction_ZYX: npt.NDArray[np.int32]
+    value_names: list[str]
+    """Names of the label values from 1 on; for regions the region that the value is written for."""
+    spacing_ZYX: tuple[float, ...]
+
+
+def case_picture(predictor: CasePredictor, case_id: str, prediction_file: Path) -> CasePicture:
+    """Image, reference and prediction of a case; the image's slice is the one with most foreground in either (else the middle one)."""
+    reference = predictor.read_segmentation(predictor.reference_file(case_id))
+    truth = reference.values_ZYX.astype(np.int32)
     prediction = predictor.read_segmentation(prediction_file).values_ZYX.astype(np.int32)
-    foreground = (prediction > 0) | ((reference > 0) & (reference != predictor.labels.ignore_label))
-    z = int(foreground.sum(axis=(1, 2)).argmax())
-    return original_slice(predictor, case_id, z)[None], reference[z : z + 1], prediction[z : z + 1]
+    labels = predictor.labels
+    if labels.ignore_label is not None:
+        truth[truth == labels.ignore_label] = 0
+    counts = ((truth > 0) | (prediction > 0)).sum(axis=(1, 2))
+    z = int(counts.argmax()) if counts.any() else len(counts) // 2
+    image = np.broadcast_to(original_slice(predictor, case_id, z), truth.shape)
+    values = labels.regions_class_order or [v[0] for v in labels.foreground.values()]
+    names = dict(zip(values, labels.foreground, strict=True))
+    return CasePicture(image, truth, prediction, [names.get(v, f"label {v}") for v in range(1, max(values) + 1)], reference.spacing_ZYX)
 
 
 def original_slice(predictor: CasePredictor, case_id: str, z: int) -> npt.NDArray[np.float32]:

@@ -1,0 +1,181 @@
+"""Whole-case prediction and its summary beside nnU-Net's own, on the same weights."""
+
+import json
+import multiprocessing.dummy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
+
+from tests.conftest import Toys
+from tests.random_model import random_run
+from tests.toy import nnunet_environment
+from trainers.inference import CasePredictor
+from trainers.spec.errors import CheckpointError, DataError
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+from trainers.spec.summary import summarise, summary_bytes
+from trainers.validation import case_picture, original_slice, validate_case
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's and its readers' own
+
+VARIANTS = [
+    pytest.param("labels", "toy_3d", {}, id="labels-3d"),
+    pytest.param("labels", "toy_2d", {}, id="labels-2d"),
+    pytest.param("regions", "toy_3d", {}, id="regions-3d"),
+    pytest.param("ignore", "toy_3d", {}, id="ignore-3d"),
+    pytest.param("labels", "toy_aniso", {"anisotropic": True}, id="dummy-2d"),
+]
+
+
+def read(path: Path) -> Any:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def equal_share(one: Path, other: Path) -> float:
+    """Share of equal voxels; the geometry must agree too."""
+    a, b = sitk.ReadImage(str(one)), sitk.ReadImage(str(other))
+    assert (a.GetSize(), a.GetSpacing(), a.GetOrigin(), a.GetDirection()) == (b.GetSize(), b.GetSpacing(), b.GetOrigin(), b.GetDirection())
+    return float((sitk.GetArrayFromImage(a) == sitk.GetArrayFromImage(b)).mean())
+
+
+def raw_images(spec: RunSpec, raw: Path) -> list[list[str]]:
+    return [[str(path) for path in sorted((raw / "imagesTr").glob(f"{case}_*"))] for case in spec.val_cases]
+
+
+def nnunets_predictions(folder: RunFolder, spec: RunSpec, raw: Path, output: Path) -> None:
+    """nnU-Net's predictor on the raw images with our checkpoint_final.pth."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder.model_folder), (spec.fold,), "checkpoint_final.pth")
+    output.mkdir()
+    predictor.predict_from_files_sequential(raw_images(spec, raw), [str(output / case) for case in spec.val_cases])
+
+
+def nnunets_summary(predictor: CasePredictor, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """nnU-Net's compute_metrics_on_folder, with threads in place of its pool of spawned processes."""
+    from nnunetv2.evaluation import evaluate_predictions
+
+    monkeypatch.setattr(evaluate_predictions.multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+    labels = predictor.plans.get_label_manager(predictor.dataset_json)
+    output = folder / "nnunets.json"
+    evaluate_predictions.compute_metrics_on_folder(
+        str(predictor.spec.preprocessed_folder / "gt_segmentations"),
+        str(folder),
+        str(output),
+        predictor.reader,
+        predictor.file_ending,
+        labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+        labels.ignore_label,
+        num_processes=1,
+    )
+    return dict(json.loads(output.read_text()))
+
+
+@pytest.mark.parametrize(("kind", "configuration", "options"), VARIANTS)
+def test_whole_cases_and_summary_equal_nnunets(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, configuration: str, options: dict[str, Any]
+) -> None:
+    toy = toys(kind, **options)
+    spec, folder = random_run(toy, tmp_path / "results", configuration)
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    results = [validate_case(predictor, folder, "final", case) for case in spec.val_cases]
+    with nnunet_environment(toy.base):
+        nnunets_predictions(folder, spec, toy.raw, tmp_path / "nnunet")
+        theirs = nnunets_summary(predictor, tmp_path / "nnunet", monkeypatch)
+        theirs_on_ours = nnunets_summary(predictor, folder.validation("final"), monkeypatch)
+    classes: set[int] = set()
+    for case in spec.val_cases:
+        assert equal_share(folder.validation("final") / f"{case}.nii.gz", tmp_path / "nnunet" / f"{case}.nii.gz") >= 0.9999
+        classes |= set(np.unique(read(folder.validation("final") / f"{case}.nii.gz")).tolist())
+    assert len(classes) > 1, "the random network predicts one class alone: this test says nothing"
+    ours = json.loads(summary_bytes(summarise(results, predictor.labels)))
+    assert_same(ours, theirs_on_ours)
+    for key, value in theirs["mean"].items():
+        np.testing.assert_allclose(ours["mean"][key]["Dice"], value["Dice"], atol=1e-4)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Equal structure and values; a NaN of nnU-Net's foreground mean may be a number with us. As text, NaN equals NaN."""
+    assert json.dumps(ours["metric_per_case"], sort_keys=True, indent=1) == json.dumps(theirs["metric_per_case"], sort_keys=True, indent=1)
+    assert ours["mean"].keys() == theirs["mean"].keys()
+    for key, values in theirs["mean"].items():
+        assert ours["mean"][key] == pytest.approx(values, nan_ok=True, rel=1e-12)
+    for metric, value in theirs["foreground_mean"].items():
+        assert value != value or ours["foreground_mean"][metric] == pytest.approx(value, rel=1e-12)
+
+
+def test_nnunets_command_accepts_the_results_folder(toys: Toys, tmp_path: Path) -> None:
+    toy = toys("labels")
+    spec, folder = random_run(toy, tmp_path / "results")
+    case = spec.val_cases[0]
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    predictor.predict(case, tmp_path / "ours")
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in raw_images(spec, toy.raw)[0]:
+        (images / Path(image).name).symlink_to(image)
+    command = [str(Path(sys.executable).parent / "nnUNetv2_predict_from_modelfolder")]
+    command += ["-i", str(images), "-o", str(tmp_path / "theirs"), "-m", str(folder.model_folder), "-f", "0", "-device", "cpu"]
+    command += ["-npp", "1", "-nps", "1", "--disable_progress_bar", "-chk", "checkpoint_final.pth"]
+    subprocess.run(command, check=True, env=os.environ | toy.env() | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    assert equal_share(tmp_path / "ours" / f"{case}.nii.gz", tmp_path / "theirs" / f"{case}.nii.gz") >= 0.9999
+
+
+@pytest.mark.parametrize(("kind", "fold", "least"), [("regions", 0, 0.99), ("labels", 1, 0.7)])
+def test_a_picture_shows_the_original_grid(toys: Toys, tmp_path: Path, kind: str, fold: int, least: float) -> None:
+    """Put back onto the original grid, the preprocessed image shows the raw slice: cropped (regions), resampled and clipped (labels)."""
+    toy = toys(kind)
+    spec, folder = random_run(toy, tmp_path / "results", fold=fold)
+    predictor = CasePredictor(spec, folder.checkpoint("best"), "cpu")
+    case = spec.val_cases[0]
+    shown = case_picture(predictor, case, predictor.predict(case, tmp_path))
+    raw = read(toy.raw / "imagesTr" / f"{case}_0000.nii.gz")
+    z = len(raw) // 2
+    inside = raw[z] != 0
+    assert shown.image_ZYX.shape == shown.truth_ZYX.shape == raw.shape
+    assert np.corrcoef(original_slice(predictor, case, z)[inside], raw[z][inside])[0, 1] > least
+    assert shown.value_names == (["whole", "core", "enhancing"] if kind == "regions" else ["organ", "lesion"])
+
+
+def test_the_original_slice_undoes_crop_and_transposition() -> None:
+    volume_ZYX = np.random.default_rng(0).normal(size=(9, 10, 11)).astype(np.float32)
+    turned = volume_ZYX.transpose(2, 0, 1)
+    properties = {
+        "shape_before_cropping": turned.shape,
+        "bbox_used_for_cropping": [[1, 10], [2, 8], [3, 9]],
+        "shape_after_cropping_and_before_resampling": (9, 6, 6),
+    }
+    cropped = turned[1:10, 2:8, 3:9]
+    predictor = SimpleNamespace(plans=SimpleNamespace(transpose_forward=[2, 0, 1]), image_and_properties=lambda _: (cropped, properties))
+    shown = original_slice(predictor, "case", 4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(shown[3:9, 1:10], volume_ZYX[4, 3:9, 1:10], rtol=1e-6)
+    assert (shown[:3] == cropped.min()).all()
+
+
+def test_a_broken_case_names_itself(toys: Toys, tmp_path: Path) -> None:
+    spec, folder = random_run(toys("labels"), tmp_path / "results")
+    predictor = CasePredictor(spec, folder.checkpoint("best"), "cpu")
+    with pytest.raises(DataError, match="preprocessed case nobody in .* cannot be read"):
+        predictor.predict("nobody", tmp_path)
+    with pytest.raises(DataError, match=r"nobody\.nii\.gz cannot be read"):
+        predictor.read_segmentation(predictor.reference_file("nobody"))
+
+
+def test_a_checkpoint_of_another_network_is_refused(toys: Toys, tmp_path: Path) -> None:
+    spec, folder = random_run(toys("labels"), tmp_path / "results")
+    _, other = random_run(toys("labels"), tmp_path / "other", "toy_2d")
+    os.replace(other.checkpoint("best"), folder.checkpoint("best"))
+    with pytest.raises(CheckpointError, match="does not fit 'toy_3d'"):
+        CasePredictor(spec, folder.checkpoint("best"), "cpu")
+    folder.checkpoint("final").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        CasePredictor(spec, folder.checkpoint("final"), "cpu")
