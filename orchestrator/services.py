@@ -102,10 +102,10 @@ def down(home: Home | None = None) -> None:
 
 
 def running(home: Home | None = None) -> Services | None:
-    """The services if both run, else None. Starts nothing."""
+    """The services if the Ray head runs, else None. Starts nothing; `up` mends an MLflow server that has died."""
     home = home or Home.default()
     records = _recorded(home)
-    if {"ray", "mlflow"} <= records.keys() and all(record.is_alive for record in records.values()):
+    if {"ray", "mlflow"} <= records.keys() and records["ray"].is_alive:
         return Services(ray=records["ray"], mlflow=records["mlflow"], token_file=home.token_file)
     return None
 

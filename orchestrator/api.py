@@ -1,0 +1,275 @@
+"""The verbs of nnfleet for Python; the command line only renders what they return.
+
+Where a verb takes `cluster`, None means: the cluster that Ray's own variables name (RAY_API_SERVER_ADDRESS, then RAY_ADDRESS), else the
+local services. Every verb may raise ClusterError; a `run` is named as `run_status.match` says, else ConfigError lists the candidates.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import services
+from orchestrator.campaign_log import CampaignLog
+from orchestrator.errors import ClusterError, ConfigError, NnfleetError
+from orchestrator.experiment import Experiment
+from orchestrator.job_record import JobRecord
+from orchestrator.jobs import Jobs, named_by_environment
+from orchestrator.paths import Home
+from orchestrator.plan import PlanReport, expand, plan_report
+from orchestrator.resources import NodeResources
+from orchestrator.run_status import RunStatus, match
+from orchestrator.services import Services
+
+POLL_S = 1.0
+FIRST_EVENT_POLL_S = 0.3
+PATIENCE_S = 60.0
+"""How long `wait` puts up with a cluster that does not answer."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A campaign that has been taken on."""
+
+    campaign_id: str
+    submission_id: str
+    plan: PlanReport
+
+
+def up(home: Home | None = None) -> Services:
+    """Start the local Ray head and MLflow server, or find them running."""
+    return services.up(home)
+
+
+def down(home: Home | None = None) -> None:
+    """End the local services with everything that runs on them."""
+    services.down(home)
+
+
+def plan(experiment: Experiment, cluster: str | None = None) -> PlanReport:
+    """What `submit` would send. Starts nothing: with no cluster it is read here, for this machine. Raises ConfigError, DataError."""
+    jobs = _running_jobs(cluster)
+    if jobs is None:
+        return plan_report(experiment, expand(experiment), [this_machine()], cluster="this machine, which runs nothing yet")
+    campaign_id = secrets.token_hex(4)
+    submission_id = jobs.submit_campaign(campaign_id, _as_sent(experiment, jobs).to_yaml(), plan_only=True)
+    return _first_plan(jobs, submission_id)
+
+
+def submit(experiment: Experiment, cluster: str | None = None) -> Submission:
+    """Start a campaign and return once it has taken possession of its runs; it goes on without us.
+
+    Starts the local services when no cluster is named. Raises what the campaign raises: ConfigError, DataError, TrackingError,
+    ClusterError.
+    """
+    jobs = Jobs.of(cluster)
+    campaign_id = secrets.token_hex(4)
+    submission_id = jobs.submit_campaign(campaign_id, _as_sent(experiment, jobs).to_yaml())
+    return Submission(campaign_id, submission_id, _first_plan(jobs, submission_id))
+
+
+def status(cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
+    """Where every run stands, or those of one campaign; of a run in several campaigns the newest counts. Empty if nothing runs here."""
+    jobs = _running_jobs(cluster)
+    return [] if jobs is None else _statuses(jobs, campaign, {})
+
+
+def logs(run: str, cluster: str | None = None, follow: bool = False) -> Iterator[str]:
+    """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended."""
+    jobs = _required_jobs(cluster)
+    wanted = match(run, _statuses(jobs, None, {}))
+    return _logs(jobs, wanted.run_key, wanted.campaign, follow=follow)
+
+
+def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
+    """Ask a run to stop after its epoch, or at once; returns how it stood. It can be submitted again and then continues."""
+    jobs = _required_jobs(cluster)
+    wanted = match(run, _statuses(jobs, None, {}))
+    if not wanted.state.is_final:
+        arguments = ["stop", str(wanted.run_folder), *(["--now"] if now else [])]
+        _finished(jobs, jobs.submit_control(f"stop-{wanted.run_key}-{secrets.token_hex(3)}", arguments))
+    return [wanted]
+
+
+def validate(run: str, cluster: str | None = None) -> str:
+    """Start the full validation of a trained run, again if need be; returns the submission id. Raises ConfigError if it is not trained."""
+    jobs = _required_jobs(cluster)
+    wanted = match(run, _statuses(jobs, None, {}))
+    submission_id = jobs.submit_revalidation(secrets.token_hex(4), wanted.run_folder)
+    told = _first_event(jobs, submission_id)
+    if told.error is not None:
+        raise told.error
+    return submission_id
+
+
+def export(run: str, target: Path, tracking_uri: str | None = None) -> Path:
+    """Make `target` an nnU-Net model folder from what MLflow holds of a run. `tracking_uri`: default the local server."""
+    from orchestrator.export import export_model
+
+    local = None if tracking_uri else services.running()
+    if local is None and not tracking_uri:
+        raise ConfigError("export: no tracking server is named and none runs here. Name one by its URI, or start ours: `nnfleet up`.")
+    return export_model(run, target, tracking_uri or (local.mlflow_uri if local else ""))
+
+
+def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list[RunStatus]], None] | None = None) -> list[RunStatus]:
+    """Return when every run of a campaign has ended; `on_status` gets each new list of states.
+
+    Raises the campaign's own error, or ClusterError when it died (its runs go on; submit the experiment again to follow them).
+    """
+    jobs = _required_jobs(cluster)
+    submission_id, told = f"campaign-{campaign_id}", CampaignLog()
+    shown: list[RunStatus] = []
+    quiet_since: float | None = None
+    while True:
+        try:
+            job = jobs.find(submission_id)
+            told.update(jobs.logs(submission_id))
+            quiet_since = None
+        except ClusterError:
+            quiet_since = quiet_since or time.monotonic()
+            if time.monotonic() - quiet_since > PATIENCE_S:
+                raise
+            time.sleep(POLL_S)
+            continue
+        current = list(told.statuses.values())
+        if on_status is not None and current != shown:
+            on_status(current)
+            shown = current
+        if told.error is not None:
+            raise told.error
+        if told.exit_code is not None:
+            return current
+        if not job.is_live:
+            raise _death_of(job)
+        time.sleep(POLL_S)
+
+
+def this_machine() -> NodeResources:
+    """What Ray would find on this machine."""
+    resources = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_gpus())}
+    return NodeResources("this machine", resources, resources)
+
+
+def _gpus() -> int:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
+
+
+def _running_jobs(cluster: str | None) -> Jobs | None:
+    """The jobs of the named cluster, else of the local services if they run. Starts nothing."""
+    if cluster is None and named_by_environment() is None and services.running() is None:
+        return None
+    return Jobs.of(cluster)
+
+
+def _required_jobs(cluster: str | None) -> Jobs:
+    jobs = _running_jobs(cluster)
+    if jobs is None:
+        raise ClusterError("cluster: none is named and no local one runs. Name one (--cluster), or submit something: that starts it.")
+    return jobs
+
+
+def _as_sent(experiment: Experiment, jobs: Jobs) -> Experiment:
+    """The experiment as the cluster gets it: on this machine with this shell's folders and the local MLflow server filled in."""
+    local = services.running()
+    if local is None or jobs.address.rstrip("/") != local.ray_address:
+        return experiment
+    resolved = experiment.with_folders_resolved(required=False)
+    if resolved.tracking.uri:
+        return resolved
+    return resolved.model_copy(update={"tracking": resolved.tracking.model_copy(update={"uri": local.mlflow_uri})})
+
+
+def _first_event(jobs: Jobs, submission_id: str) -> CampaignLog:
+    """What a campaign says first: its plan, a state or an error. Raises ClusterError when it dies before."""
+    told = CampaignLog()
+    while True:
+        job = jobs.find(submission_id)
+        told.update(jobs.logs(submission_id))
+        if told.plan is not None or told.error is not None or told.statuses:
+            return told
+        if not job.is_live:
+            raise _death_of(job)
+        time.sleep(FIRST_EVENT_POLL_S)
+
+
+def _first_plan(jobs: Jobs, submission_id: str) -> PlanReport:
+    told = _first_event(jobs, submission_id)
+    if told.error is not None:
+        raise told.error
+    if told.plan is None:
+        raise NnfleetError(f"campaign: {submission_id} runs another version of nnfleet than this one. Update the older of the two.")
+    return told.plan
+
+
+def _statuses(jobs: Jobs, campaign: str | None, known: dict[str, CampaignLog]) -> list[RunStatus]:
+    """The newest status of each run, from the logs of all campaigns, oldest first; a dead campaign is said to be dead."""
+    found: dict[str, RunStatus] = {}
+    for job in jobs.records():
+        if job.kind != "campaign" or (campaign is not None and job.campaign != campaign):
+            continue
+        told = known.setdefault(job.submission_id, CampaignLog()).update(jobs.logs(job.submission_id))
+        for status in told.statuses.values():
+            found.pop(status.run_key, None)
+            found[status.run_key] = status if job.is_live or status.state.is_final else _orphan(status, job)
+    if campaign is not None and not found and not any(job.campaign == campaign for job in jobs.records()):
+        raise ConfigError(f"campaign: there is no campaign {campaign!r} on {jobs.address}.")
+    return list(found.values())
+
+
+def _orphan(status: RunStatus, job: JobRecord) -> RunStatus:
+    reason = f"its campaign {job.campaign} {_end_of(job)}; this is what it said last. Submit the experiment again: it continues."
+    return status.model_copy(update={"reason": reason, "seconds_left": None})
+
+
+def _end_of(job: JobRecord) -> str:
+    return "was stopped" if job.state == "STOPPED" else f"died ({' '.join(job.message.split())[-200:]})"
+
+
+def _death_of(job: JobRecord) -> ClusterError:
+    return ClusterError(
+        f"campaign: {job.submission_id} {'was stopped' if job.state == 'STOPPED' else 'died'}. Its runs go on where they run; "
+        f"submit the experiment again to follow them.\n{job.message[-2000:]}"
+    )
+
+
+def _finished(jobs: Jobs, submission_id: str) -> None:
+    """Wait for a control job. Raises ClusterError with its log when it fails."""
+    while (job := jobs.find(submission_id)).is_live:
+        time.sleep(FIRST_EVENT_POLL_S)
+    if job.state != "SUCCEEDED":
+        raise ClusterError(f"control: {submission_id} failed. {job.message[-2000:]}")
+
+
+def _logs(jobs: Jobs, run_key: str, campaign: str, *, follow: bool) -> Iterator[str]:
+    """Log text of the newest training job and of what came after it."""
+    printed: dict[str, int] = {}
+    first = ""
+    while True:
+        own = [job for job in jobs.records() if job.run_key == run_key and job.kind in ("train", "validate")]
+        trainings = [job.submission_id for job in own if job.kind == "train"]
+        first = first or (trainings[-1] if trainings else "")
+        begin = next((i for i, job in enumerate(own) if job.submission_id == first), 0)
+        for job in own[begin:]:
+            text = jobs.logs(job.submission_id)
+            if len(text) > (start := printed.get(job.submission_id, 0)):
+                printed[job.submission_id] = len(text)
+                yield text[start:]
+        if not follow or (not any(job.is_live for job in own) and not _goes_on(jobs, run_key, campaign)):
+            return
+        time.sleep(POLL_S)
+
+
+def _goes_on(jobs: Jobs, run_key: str, campaign: str) -> bool:
+    """True while a living campaign means to do more with a run."""
+    job = jobs.find(f"campaign-{campaign}")
+    told = CampaignLog().update(jobs.logs(job.submission_id))
+    return job.is_live and run_key in told.statuses and not told.statuses[run_key].state.is_final

@@ -1,0 +1,82 @@
+"""Where the campaigns of one cluster meet: one lock, and a note of each campaign about what it waits for and holds.
+
+Campaign jobs run on the head node, so a folder there is enough. The notes of campaigns that live no more are passed over.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from orchestrator.admission import Waiting
+from trainers.spec.errors import ClusterError
+from trainers.spec.files import write_atomic
+from trainers.spec.run_spec import Frozen, WorkerSpec
+
+log = logging.getLogger(__name__)
+
+
+class Holding(Frozen):
+    """A run that has started and not ended, and what it keeps reserved until then."""
+
+    run_key: str
+    workers: WorkerSpec
+
+
+class Note(Frozen):
+    """What one campaign tells the others."""
+
+    waiting: tuple[Waiting, ...] = ()
+    holding: tuple[Holding, ...] = ()
+
+
+class Board:
+    """The meeting place in `folder`, private to the user that the cluster runs as."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise ClusterError(f"campaign: {folder} on the head node is a link or belongs to somebody else. Remove it there.")
+        self._folder = folder
+
+    @classmethod
+    def of_cluster(cls, address: str) -> "Board":
+        """The board of the cluster with this GCS address, on its head node."""
+        digest = hashlib.sha256(address.encode()).hexdigest()[:12]
+        return cls(Path(tempfile.gettempdir()) / f"nnfleet-campaigns-{os.getuid()}-{digest}")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Decide and submit inside this, so that no two campaigns see the same free GPUs."""
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def post(self, campaign: str, note: Note) -> None:
+        """Say what `campaign` waits for and holds."""
+        path = self._folder / f"{campaign}.json"
+        content = note.model_dump_json().encode()
+        if not path.exists() or path.read_bytes() != content:
+            write_atomic(path, content)
+
+    def withdraw(self, campaign: str) -> None:
+        """Forget `campaign`: it has ended."""
+        (self._folder / f"{campaign}.json").unlink(missing_ok=True)
+
+    def notes(self, living: Collection[str]) -> dict[str, Note]:
+        """What the campaigns in `living` say."""
+        found = {}
+        for campaign in living:
+            try:
+                found[campaign] = Note.model_validate_json((self._folder / f"{campaign}.json").read_bytes())
+            except FileNotFoundError:
+                continue  # it has not said anything yet
+            except ValidationError as err:
+                log.warning("the note of campaign %s is of another version and is passed over: %s", campaign, err)
+        return found

@@ -1,0 +1,122 @@
+"""The campaign job: `python -m orchestrator.campaign EXPERIMENT.yaml`, one small Ray job per submission, without torch.
+
+It expands the experiment, takes possession of the runs, keeps the queue, submits one training job for each run whose whole gang fits
+now, and follows every run to its end. All decisions are pure (`steps.py`, `admission.py`) and made from what the cluster and the run
+folders say, so a campaign may die at any moment: the next one takes up the running jobs. Two campaigns of the same runs both watch;
+submission ids that are the same for the same attempt keep them from starting anything twice.
+
+It speaks to its submitter by lines on stdout: `NNFLEET {"event": "plan" | "status" | "error" | "done", ...}`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.board import Board
+from orchestrator.campaign_log import EVENT_PREFIX
+from orchestrator.campaign_loop import Campaign, Cluster, Event, reservations
+from orchestrator.outcome import Outcome, write_outcome
+from orchestrator.resources import NodeResources
+from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+
+
+def print_event(event: Event) -> None:
+    """One event as one line on stdout."""
+    print(EVENT_PREFIX + json.dumps(event), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the job; whatever goes wrong becomes an `error` event and the error's exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", type=Path, nargs="?", help="experiment file")
+    parser.add_argument("--campaign", default="", help="id of this campaign")
+    parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
+    parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    campaign = options.campaign or uuid.uuid4().hex[:8]
+    try:
+        if options.validate is not None:
+            return _validate(campaign, options.validate)
+        if options.experiment is None:
+            raise ConfigError("campaign: name an experiment file.")
+        return _train(campaign, options.experiment, plan_only=options.plan_only)
+    except NnfleetError as err:
+        print_event({"event": "error", "error": type(err).__name__, "message": str(err)})
+        return err.exit_code
+    except Exception as err:
+        traceback.print_exc()
+        print_event({"event": "error", "error": "NnfleetError", "message": f"campaign: {type(err).__name__}: {err}. See its log."})
+        return 1
+
+
+def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
+    from orchestrator.experiment import load_experiment
+    from orchestrator.jobs import Jobs
+    from orchestrator.plan import expand, plan_report
+
+    experiment = load_experiment(experiment_file)
+    specs = expand(experiment)
+    cluster = Jobs.inside_job()
+    jobs = cluster.records()
+    report = plan_report(experiment, specs, cluster_nodes(), reservations(jobs), cluster=os.environ.get("RAY_ADDRESS", ""))
+    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    if never and not plan_only:
+        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
+    runner = None if plan_only else _opened(campaign, cluster, specs)
+    print_event({"event": "plan", "plan": json.loads(report.to_json())})
+    return runner.run() if runner is not None else 0
+
+
+def _validate(campaign: str, run_folder: Path) -> int:
+    from orchestrator.jobs import Jobs
+    from trainers.spec.committed import newest_committed
+
+    folder = RunFolder(run_folder)
+    spec, reached, cluster = folder.spec(), newest_committed(folder), Jobs.inside_job()
+    lacking = [name for name in spec.validation.checkpoints if not folder.checkpoint(name).is_file()]
+    if reached is None or lacking:
+        raise ConfigError(f"validate: {folder.root} has no checkpoint {' nor '.join(lacking)}. Train the run to its end first.")
+    if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in cluster.records()):
+        raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
+    write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=reached.attempt, message="validated by hand"))
+    return _opened(campaign, cluster, [spec], only_validate=True).run()
+
+
+def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False) -> Campaign:
+    from orchestrator.tracking import Tracker
+
+    uri = specs[0].tracking_uri
+    board = Board.of_cluster(os.environ.get("RAY_ADDRESS", ""))
+    runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, Tracker(uri) if uri else None)
+    runner.open(specs, only_validate=only_validate)
+    return runner
+
+
+def cluster_nodes() -> list[NodeResources]:
+    """The living nodes of the cluster that this process is a job of. Raises ClusterError."""
+    import ray
+    from ray._private import state
+
+    untyped: Any = (ray.nodes, state.available_resources_per_node)  # no public call tells what is free on each node
+    nodes, free_by_node = untyped
+    try:
+        if not ray.is_initialized():
+            ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        free = free_by_node()
+        return [NodeResources(n["NodeID"], n["Resources"], free.get(n["NodeID"], {})) for n in nodes() if n["Alive"]]
+    except (ConnectionError, ray.exceptions.RayError) as err:
+        raise ClusterError(f"cluster: its nodes could not be listed: {err}") from err
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The loop of a campaign: looks at the cluster and the run folders, and does what the pure policies decide.
+
+It remembers nothing that it could not find again, so it may be killed at any moment and started again.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.admission import Waiting, decide, ledger
+from orchestrator.board import Board, Holding, Note
+from orchestrator.claims import Tracking, claim, track
+from orchestrator.job_record import JobRecord
+from orchestrator.outcome import Outcome, read_outcome, write_outcome
+from orchestrator.resources import NodeResources, Reservation
+from orchestrator.run_status import RunStatus
+from orchestrator.run_watch import RunWatch, has_begun
+from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
+from trainers.spec.errors import ClusterError, TrackingError
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+from trainers.spec.states import RunState, can_follow
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+TRACKING_RETRY_S = 30.0
+LEAST_TELL_S = 5.0
+"""Least time between two events of a run that only say how far it is within an epoch."""
+REPEAT_LOG_S = 60.0
+Event = dict[str, Any]
+
+
+class Cluster(Protocol):
+    """What a campaign asks of the cluster; `orchestrator.jobs.Jobs` is it."""
+
+    def records(self) -> list[JobRecord]: ...
+    def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str, mlflow_run_id: str) -> str: ...
+    def submit_validation(
+        self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int, *, campaign: str, mlflow_run_id: str
+    ) -> str: ...
+    def stop(self, submission_id: str) -> None: ...
+
+
+class Campaign:
+    """The runs of one submission on their way from the queue to their end."""
+
+    def __init__(
+        self,
+        campaign: str,
+        cluster: Cluster,
+        nodes: Callable[[], Sequence[NodeResources]],
+        board: Board,
+        emit: Callable[[Event], None],
+        tracker: Tracking | None = None,
+    ) -> None:
+        self.campaign = campaign
+        self._cluster = cluster
+        self._nodes = nodes
+        self._board = board
+        self._emit = emit
+        self._tracker = tracker
+        self._since_unix = time.time()
+        self._steps: dict[str, Train | Validate] = {}
+        self._ended_jobs: set[str] = set()
+        self._told: dict[str, RunStatus] = {}
+        self._told_at: dict[str, float] = {}
+        self._said: tuple[str, float] = ("", 0.0)
+        self._untold: dict[str, RunState] = {}
+        self._tracking_again = 0.0
+        self.runs: dict[str, RunWatch] = {}
+
+    def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False) -> None:
+        """Take possession of every run; `only_validate`: of trained ones, to validate them again.
+
+        Raises ConfigError, DataError, ClusterError or TrackingError; nothing has started then.
+        """
+        if self._tracker is not None:
+            self._tracker.ping()
+        with self._board.locked():
+            living = {job.run_key for job in self._cluster.records() if job.is_live and job.kind in ("train", "validate")}
+            for spec in specs:
+                held, opening = claim(spec, has_live_job=spec.run_key in living, only_validate=only_validate)
+                run = RunWatch(held, self.campaign, self._since_unix, track(held, self._tracker))
+                self.runs[spec.run_key] = run
+                if opening == "finished":
+                    run.enter(RunState.SUCCEEDED, "was finished before.")
+                elif opening != "adopt":
+                    self._enter(run, RunState.QUEUED)
+
+    def run(self, poll_s: float = POLL_S) -> int:
+        """Follow the runs to their end; the exit code is 0 when none failed. A cluster or server that is away is waited for."""
+        while True:
+            try:
+                self.tick()
+            except (ClusterError, OSError) as err:
+                self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
+            self.tell()
+            if all(run.state.is_final for run in self.runs.values()) and not self._untold:
+                break
+            time.sleep(poll_s)
+        self._board.withdraw(self.campaign)
+        exit_code = 1 if any(run.state.is_failure for run in self.runs.values()) else 0
+        self._emit({"event": "done", "exit_code": exit_code})
+        return exit_code
+
+    def tick(self) -> None:
+        """Look once at everything and do what has to be done, under the lock that all campaigns of the cluster share."""
+        with self._board.locked():
+            jobs = self._cluster.records()
+            self._steps = {}
+            for run in self._open_runs():
+                self._take(run, next_step(run.facts(jobs), run.state))
+            self._admit(jobs)
+
+    def tell(self) -> None:
+        """Emit what changed; bring MLflow up to date, or try again later if it is away."""
+        for run in self.runs.values():
+            status = run.status()
+            if is_news(self._told.get(status.run_key), status, time.monotonic() - self._told_at.get(status.run_key, 0.0)):
+                self._told[status.run_key] = status
+                self._told_at[status.run_key] = time.monotonic()
+                self._emit({"event": "status", "status": json.loads(status.model_dump_json())})
+        if self._tracker is None:
+            self._untold.clear()
+        elif self._untold and time.monotonic() >= self._tracking_again:
+            try:
+                self._track(self._tracker)
+            except TrackingError as err:
+                self._tracking_again = time.monotonic() + TRACKING_RETRY_S
+                log.warning("states go to the tracking server in %.0f s: %s", TRACKING_RETRY_S, err)
+
+    def _say_once(self, text: str) -> None:
+        """Log a lasting trouble when it begins, and again every minute."""
+        if text != self._said[0] or time.monotonic() - self._said[1] > REPEAT_LOG_S:
+            self._said = (text, time.monotonic())
+            log.warning("%s", text)
+
+    def _open_runs(self) -> list[RunWatch]:
+        return [run for run in self.runs.values() if not run.state.is_final]
+
+    def _take(self, run: RunWatch, step: Step) -> None:
+        match step:
+            case Stay(state):
+                self._enter(run, state)
+            case EndJob(job, state):
+                self._enter(run, state, "stops at once, on request.")
+                if job.submission_id not in self._ended_jobs:
+                    self._ended_jobs.add(job.submission_id)
+                    self._cluster.stop(job.submission_id)
+            case Finish():
+                self._finish(run, step)
+            case Train() | Validate():
+                self._steps[run.spec.run_key] = step
+                if run.state is RunState.RUNNING and isinstance(step, Train):
+                    self._enter(run, RunState.RECOVERING, step.reason)
+
+    def _finish(self, run: RunWatch, end: Finish) -> None:
+        outcome = read_outcome(run.folder)
+        if outcome is None or outcome.state != end.state.value:
+            job = outcome.job if outcome else "training"
+            attempt = outcome.attempt if outcome else 0
+            write_outcome(run.folder, Outcome(job=job, state=end.state.value, attempt=attempt, message=end.reason, evidence=end.evidence))
+        self._enter(run, end.state, end.reason)
+
+    def _admit(self, jobs: Sequence[JobRecord]) -> None:
+        """Start what fits now, in the order of the queue of all campaigns."""
+        living = {job.campaign for job in jobs if job.kind == "campaign" and job.is_live}
+        notes = {**self._board.notes(living - {self.campaign}), self.campaign: self._note()}
+        self._board.post(self.campaign, notes[self.campaign])
+        if not self._steps:
+            return
+        waiting = [run for note in notes.values() for run in note.waiting]
+        decision = decide(waiting, self._nodes(), reservations(jobs, notes.values()), self._steps)
+        for key in decision.start:
+            self._submit(self.runs[key], self._steps[key], jobs)
+        for key, because in decision.because.items():
+            if key in self._steps:
+                self.runs[key].reason = because
+
+    def _note(self) -> Note:
+        """What this campaign waits for and holds; a run that has started keeps its place and its room until its end."""
+        runs = list(self.runs.values())
+        waiting = [
+            Waiting(
+                run_key=run.spec.run_key,
+                address=run.spec.address,
+                campaign=self.campaign,
+                workers=run.spec.workers,
+                since_unix=self._since_unix,
+                position=position,
+                is_resuming=run.state is not RunState.QUEUED,
+            )
+            for position, run in enumerate(runs)
+            if run.spec.run_key in self._steps
+        ]
+        started = [run for run in runs if not run.state.is_final and run.state is not RunState.QUEUED]
+        return Note(waiting=tuple(waiting), holding=tuple(Holding(run_key=r.spec.run_key, workers=r.spec.workers) for r in started))
+
+    def _submit(self, run: RunWatch, step: Train | Validate, jobs: Sequence[JobRecord]) -> None:
+        run_id = run.tracked.run_id
+        if isinstance(step, Validate):
+            self._cluster.submit_validation(run.folder, run.spec, step.attempt, step.retry, campaign=self.campaign, mlflow_run_id=run_id)
+            self._enter(run, RunState.VALIDATING)
+            return
+        attempt = run.next_attempt(jobs)
+        self._cluster.submit_training(run.folder, run.spec, attempt, campaign=self.campaign, mlflow_run_id=run_id)
+        self._enter(run, RunState.RECOVERING if run.state is RunState.RECOVERING else RunState.RUNNING, step.reason)
+
+    def _enter(self, run: RunWatch, state: RunState, reason: str = "") -> None:
+        if not can_follow(run.state, state):
+            log.info("%s went from %s to %s between two looks", run.spec.run_key, run.state, state)
+        if run.enter(state, reason):
+            self._untold[run.spec.run_key] = state
+
+    def _track(self, tracker: Tracking) -> None:
+        for key, state in list(self._untold.items()):
+            run = self.runs[key]
+            tracker.set_state(run.tracked.run_id, state)
+            tracker.set_tags(run.tracked.run_id, {"nnfleet.campaign": self.campaign, "nnfleet.reason": run.reason[:500]})
+            del self._untold[key]
+
+
+def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = ()) -> list[Reservation]:
+    """Everything that is held on the cluster at this moment."""
+    begun = {job.run_key for job in jobs if job.is_live and job.run_folder and has_begun(RunFolder(Path(job.run_folder)))}
+    return ledger(jobs, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding])
+
+
+def is_news(told: RunStatus | None, now: RunStatus, since_told_s: float) -> bool:
+    """Whether a status is worth an event: any change, but progress within an epoch only every few seconds. Pure."""
+    if told is None or since_told_s >= LEAST_TELL_S:
+        return told != now
+    within_epoch = {"phase": "", "fraction_of_epoch": 0.0, "seconds_left": None}
+    return told.model_copy(update=within_epoch) != now.model_copy(update=within_epoch)

@@ -1,0 +1,40 @@
+"""Acts on run folders where they are: `python -m orchestrator.control stop RUN_FOLDER [--now]`, a small Ray job.
+
+A laptop does not see the folders of a cluster; whoever submits this job does not need to.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; raises DataError when a folder is no run folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    stopping = verbs.add_parser("stop", help="ask a run to stop")
+    stopping.add_argument("run_folder", type=Path)
+    stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch in flight")
+    options = parser.parse_args(arguments)
+    stop(RunFolder(options.run_folder), is_now=options.now)
+    return 0
+
+
+def stop(folder: RunFolder, *, is_now: bool) -> None:
+    """Ask a run to stop: the training sees it at the end of its epoch. `is_now`: end its jobs too, whether its campaign lives or not."""
+    run_key = folder.spec().run_key
+    write_json_atomic(folder.stop_file, {"now": is_now})
+    if is_now:
+        from orchestrator.jobs import Jobs
+
+        jobs = Jobs.inside_job()
+        for job in jobs.records():
+            if job.run_key == run_key and job.is_live:
+                jobs.stop(job.submission_id)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""One run of a campaign: what is read from its folder and from the list of jobs, and what is told of it."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.claims import TrackedRun
+from orchestrator.job_record import JobRecord
+from orchestrator.outcome import read_outcome
+from orchestrator.run_status import RunStatus
+from orchestrator.steps import Facts, StopWish
+from trainers.spec.attempts import newest_attempt
+from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+from trainers.spec.states import RunState
+
+EPOCHS_FOR_SPEED = 9
+FINEST_FRACTION = 0.1
+"""Steps in which the progress within an epoch is told."""
+
+
+@dataclass
+class RunWatch:
+    """A run with the state that this campaign last gave it."""
+
+    spec: RunSpec
+    campaign: str
+    since_unix: float
+    """When the campaign began; jobs from before do not count as its failures."""
+    tracked: TrackedRun = field(default_factory=TrackedRun)
+    state: RunState = RunState.QUEUED
+    reason: str = ""
+    changed_unix: float = 0.0
+    _seen: tuple[str, Committed | None] = field(default=("", None), repr=False)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.spec.run_folder)
+
+    def facts(self, jobs: Sequence[JobRecord]) -> Facts:
+        """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
+        own = tuple(job for job in jobs if job.run_key == self.spec.run_key and job.kind in ("train", "validate"))
+        facts = Facts(jobs=own, outcome=read_outcome(self.folder), stop=stop_wish(self.folder), since_unix=self.since_unix)
+        beat = read_beat(self.folder)
+        was_lost = bool(facts.ended("train")) or float(beat.get("unix", 0.0)) >= self.since_unix
+        is_fresh = not was_lost or int(beat.get("attempt", 0)) >= newest_attempt(self.folder)
+        return Facts(own, facts.outcome, facts.stop, self.since_unix, is_fresh)
+
+    def next_attempt(self, jobs: Sequence[JobRecord]) -> int:
+        """A number for the next training job that no job and no attempt of this run has had: the same for everyone who looks now."""
+        submitted = [job.attempt for job in jobs if job.run_key == self.spec.run_key and job.kind == "train"]
+        return max([newest_attempt(self.folder), *submitted]) + 1
+
+    def enter(self, state: RunState, reason: str = "") -> bool:
+        """Take note of a state; True if it is a new one."""
+        is_new = state is not self.state or not self.changed_unix
+        if is_new:
+            self.changed_unix = time.time()
+        self.state, self.reason = state, reason
+        return is_new
+
+    def status(self) -> RunStatus:
+        """The run as users see it, read from its folder now."""
+        committed = self._committed()
+        beat = read_beat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else {}
+        done = committed.epochs_done if committed else 0
+        phase, fraction = _within_epoch(beat, self.spec, done)
+        rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
+        epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
+        left = None if epoch_s is None else max(0.0, (self.spec.schedule.epochs - done - fraction) * epoch_s)
+        return RunStatus(
+            run_key=self.spec.run_key,
+            address=self.spec.address,
+            campaign=self.campaign,
+            state=self.state,
+            attempt=newest_attempt(self.folder),
+            epochs_done=done,
+            epochs=self.spec.schedule.epochs,
+            phase=phase,
+            fraction_of_epoch=fraction,
+            ema_pseudo_dice=committed.best_policy.ema if committed else None,
+            best_ema_pseudo_dice=committed.best_policy.score if committed else None,
+            epoch_s=epoch_s,
+            seconds_left=None if left is None or self.state.is_final else round(left, 1),
+            reason=self.reason,
+            since_unix=round(self.changed_unix, 3),
+            mlflow_run_id=self.tracked.run_id,
+            mlflow_url=self.tracked.url,
+            full_dice=full_dice(self.folder, self.spec) if self.state is RunState.VALIDATING or self.state.is_final else {},
+            run_folder=self.folder.root,
+        )
+
+    def _committed(self) -> Committed | None:
+        """The newest commit; a history of a thousand epochs is parsed only when there is a new one."""
+        newest = max((path.name for path in self.folder.state.glob("e*_a*.json")), default="")
+        if newest != self._seen[0]:
+            self._seen = (newest, newest_committed(self.folder))
+        return self._seen[1]
+
+
+def stop_wish(folder: RunFolder) -> StopWish | None:
+    """Whether somebody asked the run to stop; a stop file that cannot be read asks for the gentle stop."""
+    try:
+        content = json.loads(folder.stop_file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        content = {}
+    return StopWish(is_now=isinstance(content, dict) and bool(content.get("now")))
+
+
+def read_beat(folder: RunFolder) -> dict[str, Any]:
+    """The last sign of life of rank 0; empty when there is none."""
+    try:
+        content = json.loads(folder.progress_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def has_begun(folder: RunFolder) -> bool:
+    """True once the workers of the newest attempt hold their resources."""
+    newest = newest_attempt(folder)
+    return newest > 0 and int(read_beat(folder).get("attempt", 0)) >= newest
+
+
+def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:
+    """Mean foreground Dice over whole cases of each checkpoint that was validated (nan-mean over cases, then over classes)."""
+    found: dict[str, float] = {}
+    for name in spec.validation.checkpoints:
+        try:
+            found[name] = float(json.loads((folder.own / f"validation_{name}.json").read_text())["dice_mean"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _within_epoch(beat: dict[str, Any], spec: RunSpec, done: int) -> tuple[str, float]:
+    """Phase and share of the epoch in flight; nothing when the last sign of life is of an epoch that is done."""
+    if not beat or int(beat.get("epoch", -1)) != done:
+        return "", 0.0
+    schedule = spec.schedule
+    phase = str(beat.get("phase", ""))
+    iterations = int(beat.get("iteration", 0)) + (schedule.train_iterations if phase == "val" else 0)
+    whole = schedule.train_iterations + schedule.val_iterations
+    steps = int(min(1.0, iterations / whole) / FINEST_FRACTION + 1e-9)
+    return phase, round(steps * FINEST_FRACTION, 3)

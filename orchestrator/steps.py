@@ -1,0 +1,157 @@
+"""What happens next with one run: a pure policy over what is known of its jobs and its folder.
+
+Nothing is remembered between two looks except the present state, so a campaign that is started again, or a second one beside it,
+comes to the same decision.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.job_record import JobKind, JobRecord
+from orchestrator.outcome import Outcome
+from trainers.spec.states import RunState
+
+BUDGET = 3
+"""Jobs of one kind that may end without a result before a campaign gives a run up."""
+
+
+@dataclass(frozen=True)
+class StopWish:
+    """Somebody asked the run to stop: after its epoch, or at once."""
+
+    is_now: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one run. `jobs` are its own, oldest first; jobs from before `since_unix` are an earlier campaign's affair."""
+
+    jobs: tuple[JobRecord, ...] = ()
+    outcome: Outcome | None = None
+    stop: StopWish | None = None
+    since_unix: float = 0.0
+    is_progress_fresh: bool = True
+    """The workers of the newest attempt have begun."""
+
+    def live(self, kind: JobKind) -> JobRecord | None:
+        """The living job of a kind, if any."""
+        return next((job for job in reversed(self.jobs) if job.kind == kind and job.is_live), None)
+
+    def ended(self, kind: JobKind) -> list[JobRecord]:
+        """The jobs of a kind that ended during this campaign."""
+        return [job for job in self.jobs if job.kind == kind and not job.is_live and job.started_unix >= self.since_unix]
+
+    def validations_of(self, attempt: int) -> int:
+        """How many validation jobs the cluster has seen for a training attempt."""
+        return sum(job.kind == "validate" and job.attempt == attempt for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class Stay:
+    """A job of the run lives: nothing to do."""
+
+    state: RunState
+
+
+@dataclass(frozen=True)
+class Train:
+    """The run wants a training job."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Validate:
+    """The run is trained and wants its full validation, the `retry`-th again."""
+
+    attempt: int
+    retry: int = 0
+
+
+@dataclass(frozen=True)
+class EndJob:
+    """The run shall stop at once: its job is to be ended."""
+
+    job: JobRecord
+    state: RunState
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The run has come to its end."""
+
+    state: RunState
+    reason: str = ""
+    evidence: str = ""
+
+
+Step = Stay | Train | Validate | EndJob | Finish
+STOPPED = Finish(RunState.STOPPED, "stopped on request.")
+
+
+def next_step(facts: Facts, before: RunState) -> Step:
+    """What happens next with a run that was last seen in state `before`."""
+    is_now = facts.stop is not None and facts.stop.is_now
+    if (job := facts.live("validate")) is not None:
+        return EndJob(job, RunState.VALIDATING) if is_now else Stay(RunState.VALIDATING)
+    if (job := facts.live("train")) is not None:
+        state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
+        return EndJob(job, state) if is_now else Stay(state)
+    outcome = facts.outcome
+    if is_now and (outcome is None or outcome.state not in ("SUCCEEDED", "FAILED_CONFIG")):
+        return STOPPED  # whatever the job says that was just ended
+    if outcome is not None and outcome.state in _FINAL:
+        return Finish(_FINAL[outcome.state], "" if outcome.state == "SUCCEEDED" else outcome.message, outcome.evidence)
+    is_trained = outcome is not None and (outcome.state == "TRAINED" or outcome.job == "validation")
+    if facts.stop is not None and not is_trained:
+        return STOPPED
+    return _validation(facts, outcome) if outcome is not None and is_trained else _training(facts)
+
+
+_FINAL = {
+    "SUCCEEDED": RunState.SUCCEEDED,
+    "STOPPED": RunState.STOPPED,
+    "FAILED_CONFIG": RunState.FAILED_CONFIG,
+    "FAILED_CODE": RunState.FAILED_CODE,
+}
+"""Ends that no new job would change: the user's wish or the user's error."""
+
+
+def _training(facts: Facts) -> Step:
+    lost = facts.ended("train")
+    if not lost:
+        return Train()
+    if lost[-1].state == "STOPPED":
+        return Finish(RunState.STOPPED, f"its Ray job {lost[-1].submission_id} was stopped from outside. Submit again to continue.")
+    if len(lost) >= BUDGET:
+        return _given_up(lost, facts.outcome, "training")
+    return Train(f"its job {lost[-1].submission_id} {_death(lost[-1])}; attempt {len(lost) + 1} of {BUDGET} continues from the last epoch.")
+
+
+def _validation(facts: Facts, outcome: Outcome) -> Step:
+    lost = facts.ended("validate")
+    if lost and lost[-1].state == "STOPPED":
+        return Finish(RunState.STOPPED, f"its Ray job {lost[-1].submission_id} was stopped from outside. Submit again to continue.")
+    if len(lost) >= BUDGET:
+        return _given_up(lost, outcome if outcome.job == "validation" else None, "full validation")
+    return Validate(outcome.attempt, facts.validations_of(outcome.attempt))
+
+
+def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:
+    """The end of a run that lost too many jobs; the guilty party is the code when the last one ended by itself with an error."""
+    last = lost[-1]
+    own_error = outcome is None and last.exit_code is not None and 0 < last.exit_code < 128
+    state = RunState.FAILED_CODE if own_error else RunState.FAILED_CLUSTER
+    told = f" {outcome.message}" if outcome is not None else ""
+    reason = (
+        f"{what}: {len(lost)} jobs were lost, the last ({last.submission_id}) {_death(last)}.{told} Look at its log, then submit again."
+    )
+    return Finish(state, reason, outcome.evidence if outcome is not None else last.message[-8000:])
+
+
+def _death(job: JobRecord) -> str:
+    if job.exit_code is None:
+        return "died with its node or never started"
+    if job.exit_code < 0 or job.exit_code > 128:
+        return f"was killed by signal {-job.exit_code if job.exit_code < 0 else job.exit_code - 128}"
+    return f"ended with exit code {job.exit_code} and no result"

@@ -1,0 +1,222 @@
+"""Who starts next, and what happens next with one run: truth tables of the pure policies."""
+
+import pytest
+
+from orchestrator.admission import Waiting, decide, ledger, ordered
+from orchestrator.job_record import JobKind, JobRecord, JobState
+from orchestrator.outcome import EndState, Outcome
+from orchestrator.resources import NodeResources, Reservation
+from orchestrator.steps import BUDGET, EndJob, Facts, Finish, Stay, StopWish, Train, Validate, next_step
+from trainers.spec.run_spec import WorkerSpec
+from trainers.spec.states import RunState
+
+GPU, TWO_GPUS, FOUR_GPUS = (WorkerSpec(count=n, gpus=1, cpus=4) for n in (1, 2, 4))
+CPU, TWO_CPUS = (WorkerSpec(count=n, gpus=0, cpus=1) for n in (1, 2))
+
+
+def node(name: str = "n1", *, cpus: float = 16, gpus: float = 2, free_gpus: float | None = None) -> NodeResources:
+    total = {"CPU": cpus, "GPU": gpus}
+    return NodeResources(name, total, {**total, "GPU": gpus if free_gpus is None else free_gpus})
+
+
+def waits(
+    key: str, workers: WorkerSpec = GPU, *, since: float = 0, position: int = 0, campaign: str = "c", resuming: bool = False
+) -> Waiting:
+    return Waiting(
+        run_key=key, address=f"1/x/t/{key}", campaign=campaign, workers=workers, since_unix=since, position=position, is_resuming=resuming
+    )
+
+
+def queue(*workers: WorkerSpec) -> list[Waiting]:
+    return [waits(f"r{i}", w, position=i) for i, w in enumerate(workers)]
+
+
+def started(waiting: list[Waiting], nodes: list[NodeResources], reserved: list[Reservation] | None = None) -> tuple[str, ...]:
+    return decide(waiting, nodes, reserved or [], [w.run_key for w in waiting]).start
+
+
+def test_first_in_first_out_until_the_cluster_is_full() -> None:
+    assert started(queue(GPU, GPU, GPU), [node(gpus=2)]) == ("r0", "r1")
+
+
+def test_a_gang_starts_whole_or_not_at_all() -> None:
+    assert started(queue(TWO_GPUS), [node(gpus=2)], [Reservation("other", GPU)]) == ()
+
+
+def test_a_large_gang_at_the_front_holds_back_small_ones_that_would_fit() -> None:
+    decision = decide(queue(TWO_GPUS, GPU), [node(gpus=2)], [Reservation("other", GPU)], ["r0", "r1"])
+    assert decision.start == ()
+    assert "1/x/t/r0" in decision.because["r1"]
+    assert "2 workers" in decision.because["r0"]
+
+
+def test_a_gang_that_no_node_can_ever_hold_holds_nobody_back() -> None:
+    assert started(queue(FOUR_GPUS, GPU), [node(gpus=2)]) == ("r1",)
+
+
+def test_a_gang_may_spread_over_nodes() -> None:
+    assert started(queue(FOUR_GPUS), [node("a"), node("b")]) == ("r0",)
+
+
+def test_a_placed_reservation_is_not_counted_twice() -> None:
+    busy = [node(gpus=2, free_gpus=1)]
+    assert started(queue(GPU), busy, [Reservation("other", GPU, is_placed=True)]) == ("r0",)
+    assert started(queue(GPU), busy, [Reservation("other", GPU, is_placed=False)]) == ()
+
+
+def test_foreign_work_on_the_cluster_is_respected() -> None:
+    assert started(queue(GPU), [node(gpus=2, free_gpus=0)]) == ()
+
+
+def test_cpu_gangs_need_no_gpu() -> None:
+    assert started(queue(TWO_CPUS, CPU), [node(cpus=2, gpus=0)]) == ("r0",)
+
+
+def test_a_run_that_lost_its_job_goes_before_everything_new() -> None:
+    waiting = [waits("old", since=0), waits("lost", since=9, resuming=True)]
+    assert started(waiting, [node(gpus=1)]) == ("lost",)
+
+
+def test_a_resuming_run_starts_inside_its_own_reservation() -> None:
+    assert started([waits("lost", TWO_GPUS, resuming=True)], [node(gpus=2)], [Reservation("lost", TWO_GPUS)]) == ("lost",)
+
+
+def test_another_campaigns_run_keeps_its_place_and_its_room() -> None:
+    waiting = [waits("theirs", since=0, campaign="a"), waits("mine", since=5, campaign="b")]
+    assert decide(waiting, [node(gpus=1)], [], ["mine"]).start == ()
+    assert decide(waiting, [node(gpus=2)], [], ["mine"]).start == ("mine",)
+
+
+def test_a_run_that_two_campaigns_want_stands_once_at_its_better_place() -> None:
+    waiting = [waits("r", since=0, campaign="a"), waits("s", since=1), waits("r", since=2, campaign="b")]
+    assert [w.run_key for w in ordered(waiting)] == ["r", "s"]
+
+
+def job(kind: JobKind = "train", state: JobState = "RUNNING", *, n: int = 1, started: float = 10, code: int | None = None) -> JobRecord:
+    return JobRecord(
+        submission_id=f"{kind}-r-a{n}",
+        kind=kind,
+        state=state,
+        run_key="r",
+        attempt=n,
+        reserved=GPU,
+        exit_code=code,
+        started_unix=started,
+    )
+
+
+def test_the_ledger_holds_one_reservation_per_run_from_training_to_the_end_of_validation() -> None:
+    assert [r.run_key for r in ledger([job(), job("validate")], (), ())] == ["r"]
+    assert ledger([job(state="SUCCEEDED")], (), ()) == []
+    assert ledger([job(state="SUCCEEDED")], (), [Reservation("r", GPU)]) == [Reservation("r", GPU)]
+    assert ledger([job()], {"r"}, ()) == [Reservation("r", GPU, is_placed=True)]
+
+
+def ended(state: EndState, of: str = "training", attempt: int = 1) -> Outcome:
+    return Outcome(job=of, state=state, attempt=attempt, message="said so")
+
+
+KILLED = job(state="FAILED", code=137)
+LATER, NOW = StopWish(is_now=False), StopWish(is_now=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (Facts(), Train()),
+        (Facts(jobs=(job(),)), Stay(RunState.RUNNING)),
+        (Facts(jobs=(job(),), is_progress_fresh=False), Stay(RunState.RECOVERING)),
+        (Facts(jobs=(job(state="PENDING"),)), Stay(RunState.RUNNING)),
+        (Facts(jobs=(job(), job("validate"))), Stay(RunState.VALIDATING)),
+        (Facts(jobs=(job(state="SUCCEEDED"), job("validate"))), Stay(RunState.VALIDATING)),
+        (Facts(jobs=(job(state="SUCCEEDED"),), outcome=ended("TRAINED")), Validate(1, 0)),
+        (Facts(outcome=ended("TRAINED", attempt=4)), Validate(4, 0)),
+        (Facts(jobs=(job("validate", "FAILED", n=4),), outcome=ended("TRAINED", attempt=4)), Validate(4, 1)),
+        (Facts(outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),
+        (Facts(outcome=ended("STOPPED")), Finish(RunState.STOPPED, "said so")),
+        (Facts(outcome=ended("FAILED_CONFIG")), Finish(RunState.FAILED_CONFIG, "said so")),
+        (Facts(outcome=ended("FAILED_CODE")), Finish(RunState.FAILED_CODE, "said so")),
+        (Facts(jobs=(KILLED,), outcome=ended("FAILED_CODE")), Finish(RunState.FAILED_CODE, "said so")),
+    ],
+)
+def test_next_step(facts: Facts, expected: object) -> None:
+    assert next_step(facts, RunState.RUNNING) == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (Facts(stop=LATER), RunState.STOPPED),
+        (Facts(jobs=(job(),), stop=LATER), RunState.RUNNING),
+        (Facts(jobs=(job(state="SUCCEEDED"), job("validate")), stop=LATER), RunState.VALIDATING),
+        (Facts(jobs=(KILLED,), stop=LATER), RunState.STOPPED),
+        (Facts(outcome=ended("TRAINED"), stop=NOW), RunState.STOPPED),
+        (Facts(outcome=ended("FAILED_CODE"), stop=NOW), RunState.STOPPED),
+        (Facts(outcome=ended("SUCCEEDED", "validation"), stop=NOW), RunState.SUCCEEDED),
+    ],
+)
+def test_a_wish_to_stop(facts: Facts, expected: RunState) -> None:
+    step = next_step(facts, RunState.RUNNING)
+    assert isinstance(step, Stay | Finish)
+    assert step.state is expected
+
+
+def test_a_gentle_stop_lets_a_trained_run_be_validated() -> None:
+    assert next_step(Facts(outcome=ended("TRAINED"), stop=LATER), RunState.RUNNING) == Validate(1, 0)
+
+
+def test_a_stop_at_once_ends_the_job() -> None:
+    assert next_step(Facts(jobs=(job(),), stop=NOW), RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
+
+
+def test_a_killed_job_is_tried_again_until_the_budget_is_spent() -> None:
+    lost = [job(state="FAILED", n=n, code=137) for n in range(1, BUDGET + 1)]
+    again = next_step(Facts(jobs=tuple(lost[:-1])), RunState.RUNNING)
+    assert isinstance(again, Train)
+    assert "signal 9" in again.reason
+    end = next_step(Facts(jobs=tuple(lost)), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.FAILED_CLUSTER
+
+
+def test_the_code_is_blamed_when_the_last_job_ended_by_itself_with_an_error() -> None:
+    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(BUDGET))
+    end = next_step(Facts(jobs=lost), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.FAILED_CODE
+
+
+def test_a_failure_of_the_cluster_is_tried_again_and_reported_in_its_own_words() -> None:
+    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(BUDGET))
+    assert isinstance(next_step(Facts(jobs=lost[:1], outcome=ended("FAILED_CLUSTER")), RunState.RUNNING), Train)
+    end = next_step(Facts(jobs=lost, outcome=ended("FAILED_CLUSTER")), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.FAILED_CLUSTER
+    assert "said so" in end.reason
+
+
+def test_jobs_of_an_earlier_campaign_do_not_count_as_failures() -> None:
+    lost = tuple(job(state="FAILED", n=n, code=137, started=5) for n in range(BUDGET))
+    assert next_step(Facts(jobs=lost, since_unix=6), RunState.QUEUED) == Train()
+
+
+def test_a_job_that_somebody_stopped_is_not_started_again() -> None:
+    end = next_step(Facts(jobs=(job(state="STOPPED"),)), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.STOPPED
+
+
+def test_a_superseded_job_does_not_end_the_run() -> None:
+    assert next_step(Facts(jobs=(job(state="FAILED", code=1), job(n=2)), outcome=ended("SUPERSEDED")), RunState.RUNNING) == Stay(
+        RunState.RUNNING
+    )
+
+
+def test_a_validation_has_a_budget_of_its_own() -> None:
+    trainings = (job(state="FAILED", code=137), job(state="FAILED", n=2, code=137), job(state="SUCCEEDED", n=3, code=0))
+    lost = tuple(job("validate", "FAILED", n=3, code=137) for _ in range(BUDGET))
+    trained = ended("TRAINED", attempt=3)
+    assert next_step(Facts(jobs=(*trainings, *lost[:-1]), outcome=trained), RunState.VALIDATING) == Validate(3, BUDGET - 1)
+    end = next_step(Facts(jobs=(*trainings, *lost), outcome=trained), RunState.VALIDATING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.FAILED_CLUSTER
