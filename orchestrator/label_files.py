@@ -1,5 +1,6 @@
 """Digest and voxel values of a dataset's label files, read once and remembered by path, size and time of change."""
 
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,8 @@ CACHE_NAME = ".nnfleet_digests.json"
 CACHE_VERSION = 1
 MAX_VALUES = 100
 """More distinct values than this are no label map: the rest is not listed."""
-SLAB_VOXELS = 2**22
+SLAB_VOXELS = 2**20
+"""Voxels that a thread looks at together: bounds its memory to some tens of MB."""
 SETTLED_S = 2.0
 """A file changed less than this many seconds ago is not remembered: on file systems with coarse times its next change would be missed."""
 
@@ -86,10 +88,15 @@ def voxel_values(path: Path, reader: str) -> tuple[float, ...]:
     """Distinct voxel values of a label image, ascending, at most MAX_VALUES. NIfTI is read in slabs, other formats by nnU-Net's reader."""
     if path.name.endswith((".nii", ".nii.gz")):
         return _distinct(_nifti_slabs(path))
+    segmentation, _ = _nnunet_reader(reader)().read_seg(str(path))
+    return _distinct([segmentation])
+
+
+@functools.cache
+def _nnunet_reader(name: str) -> Any:
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
-    segmentation, _ = recursive_find_reader_writer_by_name(reader)().read_seg(str(path))
-    return _distinct([segmentation])
+    return recursive_find_reader_writer_by_name(name)
 
 
 def _nifti_slabs(path: Path) -> Iterable[np.ndarray[Any, Any]]:

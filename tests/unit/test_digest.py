@@ -214,8 +214,10 @@ def test_values_in_the_last_slab_of_a_compressed_volume_are_found(tmp_path: Path
     assert voxel_values(tmp_path / "a.nii.gz", "NibabelIO") == (0.0, 3.0, 7.0)
 
 
-def test_other_formats_are_read_by_nnunets_reader(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "reader"), [("a.nrrd", "SimpleITKIO"), ("a.png", "NaturalImage2DIO"), ("a.tif", "Tiff3DIO")])
+def test_other_formats_are_read_by_nnunets_reader(tmp_path: Path, name: str, reader: str) -> None:
     import SimpleITK
 
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.array([[[0, 4], [2, 0]]], dtype=np.uint8)), str(tmp_path / "a.nrrd"))
-    assert voxel_values(tmp_path / "a.nrrd", "SimpleITKIO") == (0.0, 2.0, 4.0)
+    voxels = np.array([[0, 4], [2, 0]], dtype=np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels if name == "a.png" else np.stack([voxels, voxels])), str(tmp_path / name))
+    assert voxel_values(tmp_path / name, reader) == (0.0, 2.0, 4.0)

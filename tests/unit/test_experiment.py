@@ -199,7 +199,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.di
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=6))
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_any_document_is_an_experiment_or_a_config_error(content: dict[str, Any]) -> None:
     text = yaml.safe_dump({"dataset": 17, "configurations": "2d", **content})
     try:
