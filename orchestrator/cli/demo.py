@@ -49,9 +49,9 @@ def _train(file: Path) -> None:
         services = api.up()
     began = time.monotonic()
     with working("Submitting ..."):
-        submission = api.submit(load_experiment(file))
+        submission = api.submit(load_experiment(file), services.ray_address)
     show_plan(submission.plan)
-    statuses = wait_in_foreground(submission.campaign_id, None)
+    statuses = wait_in_foreground(submission.campaign_id, services.ray_address)
     if not all(item.state.is_final for item in statuses):
         return
     say("")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import say
+from orchestrator.cli.output import write
 from orchestrator.cli.parameters import Cluster, Run
 
 
@@ -15,4 +15,4 @@ def logs(
     from orchestrator import api
 
     for part in api.logs(run, cluster, follow):
-        say(part.rstrip("\n"))
+        write(part)

@@ -47,6 +47,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def write(text: str) -> None:
+    """A piece of text on stdout as it is."""
+    print(text, end="", flush=True)
+
+
 def note(text: str) -> None:
     """One line on stderr that tells what is going on."""
     print(text, file=sys.stderr, flush=True)

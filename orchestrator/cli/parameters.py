@@ -10,9 +10,8 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         "-c",
-        envvar="RAY_API_SERVER_ADDRESS",
         metavar="ADDRESS",
-        help="Jobs address of a Ray cluster, such as http://head:8265. Without it: the local one, started if need be.",
+        help="Jobs address of a Ray cluster (http://head:8265). Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else the local one.",
     ),
 ]
 Run = Annotated[
