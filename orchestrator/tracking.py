@@ -45,7 +45,7 @@ from orchestrator.run_record import (
     tags_of,
     validation_data,
 )
-from orchestrator.views import view_tags
+from orchestrator.views import RESULTS, view_query, view_tags
 from trainers.spec.committed import EpochRow
 from trainers.spec.run_spec import CheckpointName, RunSpec
 from trainers.spec.states import RunState
@@ -321,8 +321,8 @@ class Tracker:
         return self._link(f"experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}")
 
     def experiment_url(self, experiment_id: str) -> str:
-        """Link to an experiment's table of runs."""
-        return self._link(f"experiments/{experiment_id}/runs?{WORKFLOW}")
+        """Link to an experiment's table of runs, with nnfleet's columns."""
+        return self._link(f"experiments/{experiment_id}/runs?{WORKFLOW}&{view_query(RESULTS)}")
 
     def compare_url(self, run_ids: Sequence[str]) -> str:
         """Link to MLflow's page that compares runs side by side."""

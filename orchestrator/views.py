@@ -1,6 +1,127 @@
-"""Saved views of MLflow's runs page, as experiment tags."""
+"""Saved views of MLflow's runs page: useful columns, curves, and folds averaged, ready when a user opens the page.
+
+A view is an experiment tag `mlflow.sharedViewState.<id>` that holds the page's own state, compressed. That state is private to
+MLflow (read from its pages in version 3.17, shown since 3.15), so views are written at best effort and their ids carry a version.
+"""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+TAG_PREFIX = "mlflow.sharedViewState."
+VERSION = 1
+RESULTS = f"nnfleet-results-{VERSION}"
+CURVES = f"nnfleet-curves-{VERSION}"
+FOLDS = f"nnfleet-folds-{VERSION}"
+CREATED_MS = 1_700_000_000_000
+"""A fixed time keeps the value of a view the same in every experiment."""
+
+PARAMS = ("configuration", "trainer", "plans", "fold", "seed")
+METRICS = ("full/best/dice_mean", "full/final/dice_mean", "best/ema_pseudo_dice", "time/epoch_s")
+Chart = dict[str, Any]
 
 
 def view_tags() -> dict[str, str]:
     """Experiment tags that hold nnfleet's saved views."""
-    return {}
+    views = {
+        RESULTS: ("nnfleet: results", _state()),
+        CURVES: ("nnfleet: curves", _state(charts=True)),
+        FOLDS: ("nnfleet: folds averaged", _state(charts=True, grouped_by=("configuration", "trainer", "plans"))),
+    }
+    return {f"{TAG_PREFIX}{key}": _envelope(name, state) for key, (name, state) in views.items()}
+
+
+def view_query(view: str, charts: bool = False) -> str:
+    """The part of a link to an experiment's runs that opens a view, as a table or as charts."""
+    return f"viewStateShareKey={view}" + ("&compareRunsMode=CHART" if charts else "")
+
+
+def decoded(tag_value: str) -> dict[str, Any]:
+    """The page state in a saved view. Raises ValueError for anything else."""
+    state = json.loads(tag_value)["state"]
+    if not state.startswith("deflate;"):
+        raise ValueError("not a compressed view")
+    return dict(json.loads(zlib.decompress(base64.b64decode(state.removeprefix("deflate;")))))
+
+
+def _envelope(name: str, state: dict[str, Any]) -> str:
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+    return json.dumps({"name": name, "createdAt": CREATED_MS, "updatedAt": CREATED_MS, "state": f"deflate;{packed}"})
+
+
+def _state(charts: bool = False, grouped_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Fields that are not named here keep MLflow's defaults."""
+    state: dict[str, Any] = {
+        "orderByKey": f"metrics.`{METRICS[0]}`",
+        "orderByAsc": False,
+        "selectedColumns": [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS), "tags.`nnfleet.state`"],
+        "runsHiddenMode": "FIRST_20_RUNS",
+    }
+    if charts:
+        sections = _sections()
+        state["compareRunSections"] = [
+            {"uuid": f"nnfleet-{number}", "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            for number, name in enumerate(sections)
+        ]
+        state["compareRunCharts"] = [
+            {"uuid": f"nnfleet-{number}-{place}", "metricSectionId": f"nnfleet-{number}", "deleted": False, "isGenerated": False, **chart}
+            for number, section in enumerate(sections.values())
+            for place, chart in enumerate(section)
+        ]
+        state["isAccordionReordered"] = True
+    if grouped_by:
+        keys = [{"mode": "param", "groupByData": name} for name in grouped_by]
+        state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
+    return state
+
+
+def _sections() -> dict[str, list[Chart]]:
+    return {
+        "Full validation: whole cases": [
+            _bar("full/best/dice_mean", "Dice, best checkpoint"),
+            _bar("full/final/dice_mean", "Dice, final checkpoint"),
+            _scatter("best/ema_pseudo_dice", "full/best/dice_mean", "Pseudo-Dice against Dice"),
+        ],
+        "Training: patches": [
+            _line("Pseudo-Dice, smoothed", "val/ema_pseudo_dice"),
+            _line("Best pseudo-Dice so far", "best/ema_pseudo_dice"),
+            _line("Training loss", "train/loss"),
+            _line("Validation loss", "val/loss"),
+        ],
+        "Speed": [
+            _line("Seconds per epoch", "time/epoch_s"),
+            _line("Seconds of waiting for data", "time/wait_data_s"),
+            _line("Samples per second", "throughput/samples_per_s"),
+        ],
+    }
+
+
+def _line(title: str, key: str) -> Chart:
+    return {
+        "type": "LINE",
+        "metricKey": key,
+        "selectedMetricKeys": [key],
+        "displayName": title,
+        "runsCountToCompare": 20,
+        "lineSmoothness": 0,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "range": {},
+        "selectedXAxisMetricKey": "",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }
+
+
+def _bar(key: str, title: str) -> Chart:
+    return {"type": "BAR", "metricKey": key, "displayName": title, "runsCountToCompare": 20}
+
+
+def _scatter(x: str, y: str, title: str) -> Chart:
+    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+    return {"type": "SCATTER", "displayName": title, "runsCountToCompare": 100, **axes}

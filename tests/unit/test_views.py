@@ -1,0 +1,39 @@
+"""Saved views of MLflow's runs page."""
+
+import json
+
+from orchestrator.run_record import epoch_metrics
+from orchestrator.views import RESULTS, TAG_PREFIX, decoded, view_tags
+from tests.fake_run import epoch_row
+
+EXPERIMENT_TAG_LENGTH = 20_000
+"""MLflow's limit for the value of an experiment tag."""
+
+
+def test_views_are_small_named_and_the_same_every_time() -> None:
+    tags = view_tags()
+    assert tags == view_tags()
+    assert all(key.startswith(TAG_PREFIX) and len(value) < EXPERIMENT_TAG_LENGTH for key, value in tags.items())
+    names = {json.loads(value)["name"] for value in tags.values()}
+    assert names == {"nnfleet: results", "nnfleet: curves", "nnfleet: folds averaged"}
+
+
+def test_results_view_shows_what_runs_are_compared_by() -> None:
+    state = decoded(view_tags()[TAG_PREFIX + RESULTS])
+    assert {"params.`configuration`", "params.`fold`", "metrics.`full/best/dice_mean`"} <= set(state["selectedColumns"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`full/best/dice_mean`", False)
+
+
+def test_every_chart_of_a_training_shows_a_metric_that_is_logged() -> None:
+    [record] = epoch_metrics([epoch_row(0)], ("a", "b"))
+    for value in view_tags().values():
+        charts = decoded(value).get("compareRunCharts", [])
+        assert {c["metricKey"] for c in charts if c["type"] == "LINE"} <= set(record.values)
+
+
+def test_every_chart_lies_in_a_section_and_has_an_id_of_its_own() -> None:
+    for value in view_tags().values():
+        state = decoded(value)
+        charts, sections = state.get("compareRunCharts", []), state.get("compareRunSections", [])
+        assert {c["metricSectionId"] for c in charts} == {s["uuid"] for s in sections}
+        assert len({c["uuid"] for c in charts}) == len(charts)
