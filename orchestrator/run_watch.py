@@ -46,9 +46,10 @@ class RunWatch:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
         own = tuple(job for job in jobs if job.run_key == self.spec.run_key and job.kind in ("train", "validate"))
         facts = Facts(jobs=own, outcome=read_outcome(self.folder), stop=stop_wish(self.folder), since_unix=self.since_unix)
-        beat = read_beat(self.folder)
-        was_lost = bool(facts.ended("train")) or float(beat.get("unix", 0.0)) >= self.since_unix
-        is_fresh = not was_lost or int(beat.get("attempt", 0)) >= newest_attempt(self.folder)
+        is_fresh = True
+        job, beat = facts.live("train"), read_beat(self.folder)
+        if job is not None and (facts.ended("train") or float(beat.get("unix", 0.0)) >= self.since_unix):
+            is_fresh = int(beat.get("attempt", 0)) >= newest_attempt(self.folder) and float(beat.get("unix", 0.0)) >= job.started_unix
         return Facts(own, facts.outcome, facts.stop, self.since_unix, is_fresh)
 
     def next_attempt(self, jobs: Sequence[JobRecord]) -> int:
