@@ -11,6 +11,7 @@ from orchestrator.dataset_folder import cases_in, ensure_splits, find_dataset
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment import single_training
 from orchestrator.plan import expand
+from tests.conftest import Toys
 from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
@@ -30,6 +31,15 @@ def spec(tiny: Tiny) -> RunSpec:
 
 def test_a_good_run_has_no_problems(spec: RunSpec) -> None:
     assert check_run(spec) == []
+
+
+@pytest.mark.parametrize("kind", ["labels", "regions", "ignore"])
+def test_what_nnunet_preprocessed_passes(toys: Toys, tmp_path: Path, kind: str) -> None:
+    toy = toys(kind)
+    folders = {"nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": tmp_path}
+    specs = [expand(single_training(toy.name, "toy_3d", fold, workers={"gpus": 0}, **folders))[0] for fold in (0, "all")]
+    assert [check_run(spec) for spec in specs] == [[], []]
+    assert set(specs[0].train_cases) | set(specs[0].val_cases) == set(specs[1].train_cases)
 
 
 def _remove(path: Path) -> None:
