@@ -95,7 +95,7 @@ class LoaderPool:
                 )
             batch: Batch = ray.get(ref)
         except RayTaskError as err:
-            raise err.as_instanceof_cause() from err
+            raise err.as_instanceof_cause() from err  # type: ignore[no-untyped-call]
         finally:
             self.wait_s += time.perf_counter() - started
         return batch

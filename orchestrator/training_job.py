@@ -113,7 +113,7 @@ def fit(spec: RunSpec, folder: RunFolder, driver: str, attempt: int) -> Outcome:
         state = "FAILED_CLUSTER" if isinstance(err, ControllerError) and fault is None else "FAILED_CODE"
         message = fault.message if fault else f"training ended with {type(err).__name__}: {err}"
         return Outcome(job="training", state=state, attempt=attempt, message=message[:2000], evidence=evidence)
-    return ended(folder, attempt, result.return_value)
+    return ended(folder, attempt, result.return_value)  # type: ignore[attr-defined] # Train v2 has it, the annotation is of v1
 
 
 def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Outcome:
@@ -136,7 +136,7 @@ def trainer(spec: RunSpec, folder: RunFolder, driver: str, attempt: int) -> "Tor
     if spec.workers.gpus:
         resources["GPU"] = float(spec.workers.gpus)
     return TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type] # Train v2 passes on what it returns
         train_loop_config={"run_folder": str(folder.root), "driver": driver},
         scaling_config=ScalingConfig(
             num_workers=spec.workers.count, use_gpu=spec.workers.gpus > 0, resources_per_worker=resources, placement_strategy="PACK"
@@ -175,7 +175,7 @@ def train_here(spec: RunSpec, folder: RunFolder, driver: str) -> str:
     import torch
 
     from orchestrator.loader_pool import LoaderPool
-    from trainers.assemble import assemble, blueprint, restore, state_writer, warm_up
+    from trainers.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
     from trainers.loop import train
     from trainers.spec.split_batch import rank_positions
     from trainers.world import current_world
@@ -183,17 +183,17 @@ def train_here(spec: RunSpec, folder: RunFolder, driver: str) -> str:
     world = current_world(spec.workers.gpus)
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
     attempt = world.from_main(claim_attempt(folder, driver, {"role": "workers", "pid": os.getpid()}) if world.is_main else 0)
-    plan = blueprint(spec)
-    learner = assemble(spec, plan, world, attempt)
-    reached, restored = restore(spec, folder, world, learner)
     if world.is_main:
         start_training_log(folder)
-    writer = state_writer(spec, folder, plan, attempt, restored) if world.is_main else None
-    if reached.epochs_done >= spec.schedule.epochs:
-        return "TRAINED"
-    warm_up(learner, plan, world)
+    plan = blueprint(spec)
+    newest = newest_everywhere(folder, world)
+    reached = reached_by(newest, spec.schedule)
     positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
-    with LoaderPool(spec, folder, positions, reached.epochs_done) as source:
+    with LoaderPool(spec, folder, positions, reached.epochs_done) as source:  # it starts up while the network is built
+        learner = assemble(spec, plan, world, attempt)
+        restore(folder, learner, newest)
+        writer = state_writer(spec, folder, plan, attempt, newest) if world.is_main else None
+        warm_up(learner, plan, world)
         return train(spec, folder, world, learner, source, writer, reached)
 
 

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.checkpoint import Checkpoint, describe
+from trainers.checkpoint import Checkpoint, describe, read_checkpoint
 from trainers.learner import Learner, as_list, sgd
 from trainers.loss import SegmentationLoss
 from trainers.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
 from trainers.spec.committed import BestRecord, Committed
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
-from trainers.spec.run_spec import RunSpec
+from trainers.spec.run_spec import RunSpec, Schedule
 from trainers.spec.split_batch import rank_positions
-from trainers.state import Reached, StateWriter, load_tensors, newest_valid
+from trainers.state import Reached, StateWriter, newest_valid
 from trainers.world import World
 
 log = logging.getLogger(__name__)
@@ -111,16 +111,25 @@ def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
     learner.warm_up(images, targets)
 
 
-def restore(spec: RunSpec, folder: RunFolder, world: World, learner: Learner) -> tuple[Reached, Committed | None]:
-    """Bring every rank to the newest valid state, which rank 0 chooses; a fresh run starts with nothing reached and no commit."""
+def newest_everywhere(folder: RunFolder, world: World) -> Committed | None:
+    """The newest valid state as rank 0 finds it, on every rank; None for a fresh run. A collective."""
     newest = newest_valid(folder) if world.is_main else None
-    stem = world.from_main(newest.stem if newest else None)
-    if stem is None:
-        return Reached(best_policy=BestRecord(decay=spec.schedule.ema_decay)), None
-    committed, checkpoint = load_tensors(folder, stem)
-    learner.load(checkpoint)
-    log.info("%s continues after epoch %d of attempt %d", spec.run_key, committed.epochs_done - 1, committed.attempt)
-    return Reached(history=committed.history, best_policy=committed.best_policy), committed
+    return world.from_main(newest)
+
+
+def reached_by(committed: Committed | None, schedule: Schedule) -> Reached:
+    """What a state has reached; nothing for a fresh run."""
+    if committed is None:
+        return Reached(best_policy=BestRecord(decay=schedule.ema_decay))
+    return Reached(history=committed.history, best_policy=committed.best_policy)
+
+
+def restore(folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
+    """Load a state's tensors into this rank's learner. Raises CheckpointError when they cannot be read here."""
+    if committed is None:
+        return
+    learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))
+    log.info("%s continues after epoch %d, of attempt %d", committed.run_key, committed.epochs_done - 1, committed.attempt)
 
 
 def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int, restored: Committed | None) -> StateWriter:

@@ -53,7 +53,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self.loss(self.network(images_BCZYX), targets)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.plain.parameters(), MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
@@ -79,7 +79,7 @@ class Learner:
         for _ in range(2):
             with self._autocast():
                 loss = self.loss(self.network(images_BCZYX), targets)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in self.plain.named_buffers():

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from trainers.checkpoint import Checkpoint, copied_to_cpu, read_checkpoint, training_part
+from trainers.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.spec.attempts import check_fence
-from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest, committed_states, read_committed, state_stem
-from trainers.spec.errors import CheckpointError
+from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest, committed_states, state_stem
 from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_through
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
@@ -165,14 +164,6 @@ def _damage(folder: RunFolder, committed: Committed) -> str | None:
         if sha256_of(path) != sha256:
             return f"{path} is not the {sha256[:12]}... that its commit names"
     return None
-
-
-def load_tensors(folder: RunFolder, stem: str) -> tuple[Committed, Checkpoint]:
-    """Both halves of the commit `stem`. Raises CheckpointError when either cannot be read."""
-    committed = read_committed(folder.state / f"{stem}.json")
-    if committed is None:
-        raise CheckpointError(f"state: {folder.state / stem}.json, which rank 0 has chosen, cannot be read here. Is the folder shared?")
-    return committed, read_checkpoint(folder.state / f"{stem}.pth")
 
 
 def prune(folder: RunFolder) -> None:

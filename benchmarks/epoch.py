@@ -1,0 +1,257 @@
+"""Seconds per epoch beside nnU-Net's own trainer: same data, plan, thread and loader processes, in turn in one process tree.
+
+    python -m benchmarks.epoch [--epochs 30] [--iterations 50] [--val-iterations 10] [--json FILE]
+
+Each side trains one epoch while the other's loader processes are suspended. Ours is the real loop with the real state commits; the
+time to finish writing a commit is counted although training would not wait for it. nnU-Net is its trainer's own epoch, whole.
+A first round of epochs on both sides is thrown away.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.update({"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f"})
+
+import psutil
+import torch
+
+from tests.integration.cluster import local_ray
+from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
+from trainers.assemble import assemble, blueprint, reached_by, state_writer, warm_up
+from trainers.batches import SplitName
+from trainers.learner import Learner
+from trainers.loop import train
+from trainers.samples import Batch
+from trainers.spec.attempts import claim_attempt
+from trainers.spec.files import write_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import LoaderSpec, Schedule, WorkerSpec
+from trainers.state import StateWriter
+from trainers.world import current_world
+
+WARM_UP_EPOCHS = 2
+PARTS = ("step", "wait for data", "hand-over", "validation", "saving", "plotting", "rest")
+
+
+class Stopwatch:
+    """Seconds per part of the epoch that is running, and the finished epochs."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, float] = defaultdict(float)
+        self.epochs: list[dict[str, float]] = []
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, its duration added to `part`."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.now[part] += time.perf_counter() - started
+
+        return call
+
+    def close(self, total_s: float) -> None:
+        """End the epoch; what no part accounts for is the rest."""
+        parts = {part: self.now[part] for part in PARTS[:-1]}
+        self.epochs.append({**parts, "rest": total_s - sum(parts.values()), "total": total_s})
+        self.now.clear()
+
+
+class NnunetSide:
+    """nnU-Net's own trainer, one epoch at a time."""
+
+    def __init__(self, toy: Toy, schedule: Schedule) -> None:
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+        self.watch = Stopwatch()
+        plans = json.loads((toy.preprocessed / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+        dataset_json = json.loads((toy.preprocessed / "dataset.json").read_text())
+        with nnunet_environment(toy.base), contextlib.redirect_stdout(io.StringIO()):
+            self.trainer = nnUNetTrainer(plans, "toy_3d", 0, dataset_json, torch.device("cpu"))
+            self.trainer.num_epochs = schedule.epochs
+            self.trainer.num_iterations_per_epoch = schedule.train_iterations
+            self.trainer.num_val_iterations_per_epoch = schedule.val_iterations
+            before = set(children())
+            self.trainer.on_train_start()
+            self.loaders = sorted(set(children()) - before)
+        self._instrument()
+
+    def _instrument(self) -> None:
+        trainer, timed = self.trainer, self.watch.timed
+        trainer.train_step = timed("step", trainer.train_step)
+        trainer.save_checkpoint = timed("saving", trainer.save_checkpoint)
+        trainer.logger.plot_progress_png = timed("plotting", trainer.logger.plot_progress_png)
+
+    def epoch(self) -> None:
+        """The body of nnUNetTrainer.run_training's loop."""
+        trainer, started = self.trainer, time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+            following = self.watch.timed("wait for data", lambda: next(trainer.dataloader_train))
+            trainer.on_train_epoch_end([trainer.train_step(following()) for _ in range(trainer.num_iterations_per_epoch)])
+            self.watch.timed("validation", self._validate)()
+            trainer.on_epoch_end()
+        self.watch.close(time.perf_counter() - started)
+
+    def _validate(self) -> None:
+        trainer = self.trainer
+        with torch.no_grad():
+            trainer.on_validation_epoch_start()
+            steps = [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(trainer.num_val_iterations_per_epoch)]
+            trainer.on_validation_epoch_end(steps)
+
+
+class InTurn:
+    """A BatchSource around ours that lets nnU-Net train an epoch before each of ours, with the other side's loaders suspended."""
+
+    def __init__(self, inner: Any, loaders: list[int], writer: StateWriter, watch: Stopwatch, peer: NnunetSide) -> None:
+        self._inner, self._loaders, self._writer, self.watch, self._peer = inner, loaders, writer, watch, peer
+        self._started: float | None = None
+        self._waited = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        return float(self._inner.wait_s)
+
+    def batches(self, split: SplitName, epoch: int) -> Iterator[Batch]:
+        if split == "train":
+            self.close_epoch()
+            suspend(self._loaders)
+            resume(self._peer.loaders)
+            self._peer.epoch()
+            suspend(self._peer.loaders)
+            resume(self._loaders)
+            self._started, self._waited = time.perf_counter(), self.wait_s
+            return self._inner.batches(split, epoch)
+        self.watch.now["wait for data"] = self.wait_s - self._waited
+        return self._validation(split, epoch)
+
+    def _validation(self, split: SplitName, epoch: int) -> Iterator[Batch]:
+        started = time.perf_counter()
+        yield from self._inner.batches(split, epoch)
+        self.watch.now["validation"] += time.perf_counter() - started
+
+    def close_epoch(self) -> None:
+        """End our epoch with its commit on disk."""
+        if self._started is not None:
+            self.watch.timed("saving", self._writer.drain)()
+            self.watch.close(time.perf_counter() - self._started)
+
+
+def run_both(toy: Toy, schedule: Schedule) -> tuple[Stopwatch, Stopwatch]:
+    """Our epochs and nnU-Net's, in turn."""
+    from orchestrator.loader_pool import LoaderPool
+
+    spec = toy_spec(
+        toy,
+        schedule=schedule,
+        workers=WorkerSpec(count=1, gpus=0, cpus=2),
+        loader=LoaderSpec(actors=1, prefetch=6),
+        model_folder=toy.base / "ours" / "model",
+    )
+    folder = RunFolder(spec.run_folder)
+    write_atomic(folder.spec_file, spec.model_dump_json().encode())
+    torch.set_num_threads(1)
+    world, plan, attempt = current_world(0), blueprint(spec), claim_attempt(folder, "benchmark")
+    learner = assemble(spec, plan, world, attempt)
+    reached, writer = reached_by(None, schedule), state_writer(spec, folder, plan, attempt, None)
+    warm_up(learner, plan, world)
+    ours = Stopwatch()
+    instrument(learner, writer, ours)
+    peer = NnunetSide(toy, schedule)
+    with LoaderPool(spec, folder, range(plan.global_batch), 0) as pool:
+        source = InTurn(pool, loader_pids(), writer, ours, peer)
+        train(spec, folder, world, learner, source, writer, reached)
+        source.close_epoch()
+    resume(peer.loaders)
+    for loader in (peer.trainer.dataloader_train, peer.trainer.dataloader_val):
+        loader._finish()
+    return ours, peer.watch
+
+
+def instrument(learner: Learner, writer: StateWriter, watch: Stopwatch) -> None:
+    """Time the parts of our epoch; the hand-over is inside the step and taken out of it."""
+    hand_over = watch.timed("hand-over", learner._on_device)
+    step = learner.step
+
+    def timed_step(batch: Batch) -> torch.Tensor:
+        before, started = watch.now["hand-over"], time.perf_counter()
+        loss = step(batch)
+        watch.now["step"] += time.perf_counter() - started - (watch.now["hand-over"] - before)
+        return loss
+
+    learner._on_device = hand_over  # type: ignore[method-assign]
+    learner.step = timed_step  # type: ignore[method-assign]
+    writer.commit = watch.timed("saving", writer.commit)  # type: ignore[method-assign]
+
+
+def children() -> list[int]:
+    """Process ids of all living descendants."""
+    return [p.pid for p in psutil.Process().children(recursive=True)]
+
+
+def loader_pids() -> list[int]:
+    """Our loader actors, once they have taken their names."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = [p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Loader")]
+        if found:
+            return found
+        time.sleep(0.1)
+    raise RuntimeError("no loader actor started within 60 s")
+
+
+def suspend(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def resume(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def report(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians per part and the ratio of totals, pair by pair, with its quartiles."""
+    ratios = [a["total"] / b["total"] for a, b in zip(ours, theirs, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    print(f"{'part':<16}{'nnfleet s':>12}{'nnU-Net s':>12}")
+    for part in (*PARTS, "total"):
+        print(f"{part:<16}{statistics.median(e[part] for e in ours):>12.3f}{statistics.median(e[part] for e in theirs):>12.3f}")
+    outside = statistics.median(e["total"] - e["step"] - e["validation"] for e in ours)
+    print(f"ratio nnfleet / nnU-Net over {len(ratios)} pairs of epochs: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
+    print(f"ours outside steps and validation: {outside:.3f} s per epoch = {100 * outside / 30:.1f} % of an epoch of 30 s")
+    return {"ratio": {"median": median, "quartiles": [low, high]}, "outside_s": outside, "ours": ours, "nnunet": theirs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--val-iterations", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    schedule = Schedule(epochs=options.epochs + WARM_UP_EPOCHS, train_iterations=options.iterations, val_iterations=options.val_iterations)
+    with tempfile.TemporaryDirectory() as base, local_ray(num_cpus=2):
+        ours, theirs = run_both(toy_dataset(Path(base)), schedule)
+    result = report(ours.epochs[WARM_UP_EPOCHS:], theirs.epochs[WARM_UP_EPOCHS:])
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
