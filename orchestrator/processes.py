@@ -22,6 +22,8 @@ from trainers.spec.errors import ClusterError
 MARK = "NNFLEET_SERVICE"
 RAY_WORKER_PORTS = range(10002, 20000)
 """Ray's default ports of workers: a dashboard port among them is refused."""
+_CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
+"""Those that this process started: kept so that they can be reaped; they live on when it ends."""
 
 
 class ProcessRecord(BaseModel):
@@ -60,6 +62,7 @@ def start_detached(name: str, command: Sequence[str], environment: Mapping[str, 
             cwd=log_file.parent,
             start_new_session=True,
         )
+    _CHILDREN[process.pid] = process
     try:
         started = psutil.Process(process.pid).create_time()
     except psutil.NoSuchProcess:
@@ -148,5 +151,5 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    if pid in _CHILDREN and _CHILDREN[pid].poll() is not None:
+        del _CHILDREN[pid]

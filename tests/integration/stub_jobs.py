@@ -1,0 +1,62 @@
+"""Training and validation jobs that only wait and say how they ended, so that queueing is tested without a network.
+
+What fold k does stands in `<model folder>/stub_<k>.json`: `holds` (wait until `release_<k>` exists), `dies` (how many attempts kill
+themselves), `forgets` (to submit the validation).
+Every job notes its begin and end in `<model folder>/usage.jsonl`.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.jobs import Jobs
+from orchestrator.outcome import EndState, Outcome, write_outcome
+from trainers.spec.attempts import claim_attempt
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
+
+
+def note(folder: RunFolder, what: str, job: str) -> None:
+    line = {"what": what, "job": job, "fold": str(folder.spec().fold), "unix": time.time(), "workers": folder.spec().workers.count}
+    with (folder.model_folder / "usage.jsonl").open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def script(folder: RunFolder) -> dict[str, Any]:
+    path = folder.model_folder / f"stub_{folder.spec().fold}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def train(folder: RunFolder) -> None:
+    orders, spec = script(folder), folder.spec()
+    attempt = claim_attempt(folder, os.environ["NNFLEET_SUBMISSION_ID"])
+    write_json_atomic(folder.progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": attempt})
+    note(folder, "begin", "training")
+    print(f"stub trains {spec.run_key} in attempt {attempt}", flush=True)
+    if attempt <= orders.get("dies", 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    while orders.get("holds") and not (folder.model_folder / f"release_{spec.fold}").exists() and not folder.stop_file.exists():
+        time.sleep(0.1)
+    note(folder, "end", "training")
+    state: EndState = "STOPPED" if folder.stop_file.exists() else "TRAINED"
+    write_outcome(folder, Outcome(job="training", state=state, attempt=attempt, message=f"stub {state.lower()}"))
+    if state == "TRAINED" and not orders.get("forgets"):
+        Jobs.inside_job().submit_validation(folder, spec, attempt)
+
+
+def validate(folder: RunFolder, attempt: int) -> None:
+    note(folder, "begin", "validation")
+    print(f"stub validates attempt {attempt}", flush=True)
+    for index, name in enumerate(folder.spec().validation.checkpoints):
+        write_json_atomic(folder.own / f"validation_{name}.json", {"dice_mean": 0.5 + index / 4})
+    note(folder, "end", "validation")
+    write_outcome(folder, Outcome(job="validation", state="SUCCEEDED", attempt=attempt, message="stub validated"))
+
+
+if __name__ == "__main__":
+    run_folder = RunFolder(Path(sys.argv[1]))
+    validate(run_folder, int(sys.argv[3])) if "--attempt" in sys.argv else train(run_folder)

@@ -1,0 +1,129 @@
+"""`up` and `down` with a real Ray head and a real MLflow server."""
+
+import contextlib
+import http.client
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator import services
+from orchestrator.errors import ClusterError
+from orchestrator.paths import LONGEST_RAY_TEMP, Home
+from orchestrator.processes import ProcessRecord, end, family, free_port, start_detached, wait_until_up
+from orchestrator.services import Services
+
+UP = "import sys; from pathlib import Path; from orchestrator import services; from orchestrator.paths import Home\n"
+UP += "print(services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with tempfile.TemporaryDirectory(prefix="nnf-", dir="/tmp") as folder:
+        place = Home(Path(folder) / "home")
+        yield place
+        services.down(place)
+
+
+@pytest.fixture(scope="module")
+def started(home: Home) -> Services:
+    """Two `up` at the same moment: both have to give the same services."""
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "http_proxy": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", UP, str(home.root)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert told[0] == told[1]
+    return Services.model_validate_json(told[0])
+
+
+def status_of(port: int, path: str, headers: dict[str, str] | None = None) -> int:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", path, headers=headers or {})
+        return connection.getresponse().status
+
+
+def test_the_job_server_asks_for_the_token(started: Services) -> None:
+    assert status_of(started.ray.port, "/api/jobs/") == 401
+    assert status_of(started.ray.port, "/api/jobs/", {"Authorization": "Bearer wrong"}) == 403
+    assert status_of(started.ray.port, "/api/jobs/", {"Authorization": f"Bearer {started.token}"}) == 200
+
+
+def test_what_is_secret_is_readable_by_its_user_alone(home: Home, started: Services) -> None:
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (home.root, home.token_file, home.services_file)] == [0o700, 0o600, 0o600]
+
+
+def test_mlflow_answers_and_nothing_listens_beyond_loopback(started: Services) -> None:
+    assert status_of(started.mlflow.port, "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default") == 200
+    sockets = [
+        connection.laddr.ip
+        for record in (started.ray, started.mlflow)
+        for process in family(record)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == "LISTEN"
+    ]
+    assert len(sockets) >= 4
+    assert {address.removeprefix("::ffff:") for address in sockets} == {"127.0.0.1"}
+
+
+def test_up_again_finds_what_runs(home: Home, started: Services) -> None:
+    assert services.up(home) == started
+    assert services.running(home) == started
+
+
+def test_a_killed_mlflow_server_is_mended_at_its_port_and_ray_is_left_alone(home: Home, started: Services) -> None:
+    end(started.mlflow, grace_s=0.0)
+    mended = services.up(home)
+    assert mended.ray == started.ray
+    assert mended.mlflow.port == started.mlflow.port
+    assert mended.mlflow.pid != started.mlflow.pid
+
+
+def test_down_leaves_nothing_and_can_be_repeated(home: Home, started: Services) -> None:
+    now = services.running(home)
+    assert now is not None
+    services.down(home)
+    assert [family(record) for record in (started.ray, now.mlflow)] == [[], []]
+    assert services.running(home) is None
+    assert not home.services_file.exists()
+    services.down(home)
+
+
+def test_a_process_id_that_was_given_to_another_process_is_not_ours() -> None:
+    record = ProcessRecord(name="x", pid=os.getpid(), started_unix=1.0, mark="none", port=1)
+    assert not record.is_alive
+    end(record, grace_s=0.0)  # and is never killed
+
+
+def test_a_service_that_does_not_come_up_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    log_file = tmp_path / "log"
+    record = start_detached("Ray head", [sys.executable, "-c", "print('no room'); raise SystemExit(3)"], os.environ, log_file, 1)
+    with pytest.raises(ClusterError, match=r"Ray head: ended while starting(.|\n)*no room"):
+        wait_until_up(record, lambda: False, log_file, 60)
+
+
+def test_descendants_are_ended_even_when_their_parent_is_gone(tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
+    record = start_detached("parent", [sys.executable, "-c", code], os.environ, tmp_path / "log", 1)
+    psutil.wait_procs([psutil.Process(record.pid)], timeout=60)
+    assert len(family(record)) == 1
+    end(record, grace_s=0.0)
+    assert family(record) == []
+
+
+def test_a_taken_port_is_not_chosen_again() -> None:
+    first = free_port()
+    assert free_port(first) == first
+    assert free_port() not in range(10002, 20000)
+
+
+def test_a_long_home_gets_a_short_folder_for_sockets(tmp_path: Path) -> None:
+    home = Home(tmp_path / ("long" * 20))
+    assert len(str(home.ray_temp)) <= LONGEST_RAY_TEMP
+    assert Home(Path("/home/me/.nnfleet")).ray_temp == Path("/home/me/.nnfleet/ray")
