@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from tests.nnunet_reference import trainer_class
 from trainers.dataset import geometry
+from trainers.kernels import resampled_labels
 from trainers.recipes import Inputs, Pipeline, pipeline
 
 TRAINERS = {"default": "nnUNetTrainer", "da5": "nnUNetTrainerDA5"}
@@ -157,3 +159,39 @@ def test_da5_classic_agrees_with_da5_where_nothing_random_is_applied() -> None:
         outputs.append(sample)
     assert torch.equal(outputs[0]["image"], outputs[1]["image"])
     assert all(torch.equal(a, b) for a, b in zip(outputs[0]["segmentation"], outputs[1]["segmentation"], strict=True))
+
+
+def blobs(shape: tuple[int, ...], channels: int, labels: list[int], seed: int) -> torch.Tensor:
+    """Smooth random labels, some of them touching the border."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((1, channels, *(max(2, n // 6) for n in shape)), generator=generator)
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    smooth = torch.nn.functional.interpolate(coarse, shape, mode=mode, align_corners=True)[0]
+    return torch.tensor(labels, dtype=torch.int16)[(smooth * len(labels)).long().clamp(0, len(labels) - 1)]
+
+
+@pytest.mark.parametrize("labels", [[2], [0, 1], [-1, 0], [0, 1, 2], [-1, 0, 1, 2, 3, 4]])
+@pytest.mark.parametrize(("crop", "patch", "channels"), [((38, 35, 38), (24, 20, 24), 1), ((37, 41), (32, 32), 1), ((37, 37), (32, 32), 5)])
+def test_labels_are_resampled_as_by_the_library(crop: tuple[int, ...], patch: tuple[int, ...], channels: int, labels: list[int]) -> None:
+    """Bit for bit: rotated, scaled so far that the patch leaves the crop, and on grids that hit voxels and borders exactly."""
+    transform = SpatialTransform(
+        patch,
+        0,
+        False,
+        p_rotation=0.8,
+        rotation=(-3, 3),
+        p_scaling=0.8,
+        scaling=(0.5, 2.0),
+        border_mode_seg="constant",
+        padding_value_seg=-1,
+    )
+    for seed in range(25):
+        seed_all(seed)
+        if seed % 5 == 0:  # quarter turns and halves: ties
+            transform.rotation, transform.scaling = np.pi / 2 * (seed % 2), (0.5, 1, 2)[seed // 5 % 3]
+        given = blobs(crop, channels, labels, seed)
+        parameters = transform.get_parameters(image=given)
+        if parameters["grid"] is None:
+            continue
+        expected = transform._apply_to_segmentation(given, **parameters)
+        assert torch.equal(resampled_labels(transform, given, parameters["grid"]), expected)

@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
 from trainers.dataset import Geometry, TrainingData
+from trainers.kernels import resampled_labels
 
 Sample = dict[str, Any]
 Transform = Callable[..., Sample]
@@ -87,9 +88,15 @@ class Spatial:
     def apply(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
         """Transform a sample with parameters that `draw` gave."""
         if not self.dummy_2d:
+            return self._applied(sample, parameters)
+        folded = Convert3DTo2DTransform()(**sample)
+        return dict(Convert2DTo3DTransform()(**self._applied(folded, parameters)))
+
+    def _applied(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
+        if self.is_crop(parameters):
             return dict(self.transform.apply(sample, **parameters))
-        folded = self.transform.apply(Convert3DTo2DTransform()(**sample), **parameters)
-        return dict(Convert2DTo3DTransform()(**folded))
+        image = self.transform._apply_to_image(sample["image"], **parameters)
+        return {**sample, "image": image, "segmentation": resampled_labels(self.transform, sample["segmentation"], parameters["grid"])}
 
 
 @dataclass(frozen=True)
