@@ -64,7 +64,7 @@ def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequen
     """Validate every checkpoint that the run asks for on the connected cluster, report, and store and return how it ended."""
     try:
         outcome = validate_and_report(folder, attempt, delivery_waits_s)
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):  # Ray ends a job that is stopped with SIGINT
         outcome = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept")
     except (ConfigError, DataError) as err:
         outcome = _outcome("FAILED_CONFIG", attempt, str(err))

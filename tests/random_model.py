@@ -43,7 +43,7 @@ def random_checkpoint(spec: RunSpec, folder: RunFolder, name: CheckpointName, fi
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_network(configuration, num_input_channels(dataset_json), labels_of(dataset_json).num_heads)
-        for parameter in network.decoder.seg_layers.parameters():  # type: ignore[union-attr,operator]
+        for parameter in network.decoder.seg_layers.parameters():  # type: ignore[union-attr]
             torch.nn.init.normal_(parameter, std=0.5)
     path = folder.checkpoint(name)
     torch.save({**fixed, "network_weights": network.state_dict()}, path)
