@@ -61,7 +61,7 @@ def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome; raises nothing of the run's own."""
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     spec = folder.spec()
-    attempt = claim_attempt(folder, driver, {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver"})
+    attempt = claim_attempt(folder, driver, {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid()})
     outcome = preflight(spec, attempt)
     if outcome is None:
         outcome = train_and_publish(spec, folder, driver, attempt)

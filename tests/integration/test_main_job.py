@@ -1,0 +1,160 @@
+"""The main job through the public API, every part real: submit, train on two workers, lose the driver, validate, compare, export."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator import api
+from orchestrator.checkpoint_store import published
+from orchestrator.experiment import Experiment, single_training
+from orchestrator.jobs import Jobs
+from orchestrator.paths import Home
+from orchestrator.run_status import RunStatus
+from orchestrator.services import Services
+from orchestrator.tracking import Tracker
+from tests.conftest import Toys
+from tests.integration.local_home import local_services
+from tests.toy import Toy
+from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.folder import RunFolder
+from trainers.spec.states import RunState
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[tuple[Home, Services]]:
+    with local_services(num_cpus=2) as started:
+        yield started
+
+
+def experiment_on(toy: Toy, results: Path) -> Experiment:
+    """Six short epochs on two CPU workers."""
+    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
+    return single_training(
+        toy.name,
+        "toy_3d",
+        0,
+        epochs=EPOCHS,
+        train_iterations=5,
+        val_iterations=2,
+        workers={"count": 2, "gpus": 0, "cpus": 1},
+        loader={"actors": 1, "prefetch": 3},
+        tracking={"upload_interval_s": 0},
+        images=True,
+        **{name: str(path) for name, path in folders.items()},
+    )
+
+
+def reached(folder: RunFolder) -> Committed:
+    committed = newest_committed(folder)
+    assert committed is not None
+    return committed
+
+
+def kill_driver_after(folder: RunFolder, epochs: int) -> None:
+    """SIGKILL the training job's driver once so many epochs are committed."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        committed = newest_committed(folder)
+        if committed is not None and committed.epochs_done >= epochs:
+            claims = [json.loads(path.read_text()) for path in sorted(folder.attempts.glob("*.json"))]
+            os.kill(next(claim["pid"] for claim in reversed(claims) if claim["role"] == "driver"), signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{epochs} epochs were not committed within 300 s")
+
+
+@pytest.fixture(scope="module")
+def main_job(local: tuple[Home, Services], toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, RunStatus]:
+    """One run, its driver killed in the fourth epoch, followed to its end."""
+    experiment = experiment_on(toys("labels"), tmp_path_factory.mktemp("results"))
+    submission = api.submit(experiment)
+    (row,) = submission.plan.rows
+    kill_driver_after(RunFolder(row.spec.run_folder), 3)
+    (status,) = api.wait(submission.campaign_id)
+    return experiment, status
+
+
+def test_a_run_whose_driver_is_killed_recovers_and_ends_validated(main_job: tuple[Experiment, RunStatus]) -> None:
+    _, status = main_job
+    assert status.state is RunState.SUCCEEDED, status.reason
+    assert set(status.full_dice) == {"best", "final"}
+    committed = reached(RunFolder(status.run_folder))
+    assert [row.epoch for row in committed.history] == list(range(EPOCHS))
+    assert len({row.attempt for row in committed.history}) == 2
+
+
+def test_mlflow_holds_every_epoch_once_the_committed_checkpoints_and_the_full_validation(
+    main_job: tuple[Experiment, RunStatus], local: tuple[Home, Services]
+) -> None:
+    _, status = main_job
+    folder, tracker = RunFolder(status.run_folder), Tracker(local[1].mlflow_uri)
+    points = tracker._client.get_metric_history(status.mlflow_run_id, "train/loss")
+    assert sorted((p.step, p.value) for p in points) == [(row.epoch, row.train_loss) for row in reached(folder).history]
+    run = tracker._client.get_run(status.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["nnfleet.state"] == "SUCCEEDED"
+    for name, committed in (("best", reached(folder).best), ("final", reached(folder).final)):
+        there = published(tracker, status.mlflow_run_id, name)  # type: ignore[arg-type]
+        assert there is not None
+        assert committed is not None
+        assert there.manifest.sha256 == committed.sha256
+        dice, ema = run.data.metrics[f"full/{name}/dice_mean"], committed.ema_pseudo_dice
+        assert dice == pytest.approx(status.full_dice[name])
+        assert ema is not None
+        assert run.data.metrics[f"full/{name}/minus_ema_pseudo_dice"] == pytest.approx(dice - ema)
+    assert any("overlay" in path for path in all_files(tracker, status.mlflow_run_id))
+
+
+def all_files(tracker: Tracker, run_id: str, below: str = "") -> list[str]:
+    """Paths of all artifacts of a run."""
+    found: list[str] = []
+    for item in tracker._client.list_artifacts(run_id, below or None):
+        found += all_files(tracker, run_id, item.path) if item.is_dir else [item.path]
+    return found
+
+
+def test_training_and_validation_are_jobs_of_their_own(main_job: tuple[Experiment, RunStatus], local: tuple[Home, Services]) -> None:
+    _, status = main_job
+    jobs = Jobs(local[1].ray_address, local[1].token).records()
+    kinds = [job.kind for job in jobs if job.run_key == status.run_key]
+    assert kinds.count("train") == 2
+    assert kinds.count("validate") == 1
+
+
+def test_submitted_again_it_is_finished_and_nothing_is_started(
+    main_job: tuple[Experiment, RunStatus], local: tuple[Home, Services]
+) -> None:
+    experiment, status = main_job
+    jobs = Jobs(local[1].ray_address, local[1].token)
+    before = len([job for job in jobs.records() if job.kind in ("train", "validate")])
+    submission = api.submit(experiment)
+    assert submission.plan.rows[0].standing.stage == "finished"
+    (again,) = api.wait(submission.campaign_id)
+    assert again.state is RunState.SUCCEEDED
+    assert again.mlflow_run_id == status.mlflow_run_id
+    assert len([job for job in jobs.records() if job.kind in ("train", "validate")]) == before
+
+
+def test_the_results_folder_is_nnunets_and_the_export_is_its_copy(
+    main_job: tuple[Experiment, RunStatus], local: tuple[Home, Services], tmp_path: Path
+) -> None:
+    _, status = main_job
+    folder = RunFolder(status.run_folder)
+    names = {path.name for path in folder.root.iterdir()}
+    assert {"checkpoint_best.pth", "checkpoint_final.pth", "progress.png", "validation", "validation_best", "nnfleet"} <= names
+    assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {path.name for path in folder.model_folder.iterdir()}
+    summary: dict[str, Any] = json.loads((folder.validation("final") / "summary.json").read_text())
+    assert {"foreground_mean", "mean", "metric_per_case"} <= set(summary)
+    exported = api.export(status.mlflow_run_id, tmp_path / "model", local[1].mlflow_uri)
+    theirs = torch.load(exported / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
+    ours = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
