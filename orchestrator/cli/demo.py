@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    cases: Annotated[int, typer.Option("--cases", help="Synthetic subjects to make.")] = 12,
+    cases: Annotated[int, typer.Option("--cases", help="Synthetic subjects to make.")] = 10,
     spacing_mm: Annotated[float, typer.Option("--spacing-mm", help="Voxel size in mm.")] = 3.0,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the shipped number.", show_default=False)] = None,
     folder: Annotated[

@@ -76,7 +76,7 @@ class DemoPaths:
 class DemoParameters:
     """What the demo dataset is a pure function of."""
 
-    cases: int = 12
+    cases: int = 10
     spacing_mm: float = 3.0
     seed: int = 900
     version: int = VERSION
@@ -91,7 +91,7 @@ class DemoParameters:
 
 
 def build_demo_dataset(
-    base: Path, *, cases: int = 12, spacing_mm: float = 3.0, seed: int = 900, on_progress: Progress | None = None
+    base: Path, *, cases: int = 10, spacing_mm: float = 3.0, seed: int = 900, on_progress: Progress | None = None
 ) -> DemoPaths:
     """Build (or find built) Dataset900_MNIBrain below `base`: raw, planned, preprocessed, with five folds.
 
