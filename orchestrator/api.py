@@ -25,6 +25,8 @@ from orchestrator.services import Services
 
 POLL_S = 1.0
 FIRST_EVENT_POLL_S = 0.3
+LOG_CHARACTERS_PER_S = 2e6
+"""A long log is asked for less often: Ray gives it as a whole each time."""
 PATIENCE_S = 60.0
 """How long `wait` puts up with a cluster that does not answer."""
 
@@ -126,7 +128,8 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
     while True:
         try:
             job = jobs.find(submission_id)
-            told.update(jobs.logs(submission_id))
+            text = jobs.logs(submission_id)
+            told.update(text)
             quiet_since = None
         except ClusterError:
             quiet_since = quiet_since or time.monotonic()
@@ -144,7 +147,7 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
             return current
         if not job.is_live:
             raise _death_of(job)
-        time.sleep(POLL_S)
+        time.sleep(POLL_S + len(text) / LOG_CHARACTERS_PER_S)
 
 
 def this_machine() -> NodeResources:

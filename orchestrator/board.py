@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -52,9 +53,12 @@ class Board:
         return cls(Path(tempfile.gettempdir()) / f"nnfleet-campaigns-{os.getuid()}-{digest}")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Decide and submit inside this, so that no two campaigns see the same free GPUs."""
-        with (self._folder / "lock").open("w") as lock:
+    def locked(self, what: Literal["admission", "opening"] = "admission") -> Iterator[None]:
+        """Hold one of the two locks of the cluster's campaigns.
+
+        admission: decide and submit inside it, so that no two campaigns see the same free GPUs. opening: take possession of runs.
+        """
+        with (self._folder / f"{what}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

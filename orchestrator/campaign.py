@@ -28,6 +28,8 @@ from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 
+UNTRACKED = "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, and MLFLOW_TRACKING_URI is not set on the cluster's head node."
+
 
 def print_event(event: Event) -> None:
     """One event as one line on stdout."""
@@ -65,10 +67,16 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     from orchestrator.plan import expand, plan_report
 
     experiment = load_experiment(experiment_file)
+    if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
+        tracking = experiment.tracking.model_copy(update={"uri": os.environ.get("MLFLOW_TRACKING_URI", "")})
+        experiment = experiment.model_copy(update={"tracking": tracking})
+    warnings = [] if experiment.tracking.uri else [UNTRACKED]
     specs = expand(experiment)
     cluster = Jobs.inside_job()
     jobs = cluster.records()
-    report = plan_report(experiment, specs, cluster_nodes(), reservations(jobs), cluster=os.environ.get("RAY_ADDRESS", ""))
+    report = plan_report(
+        experiment, specs, cluster_nodes(), reservations(jobs), cluster=os.environ.get("RAY_ADDRESS", ""), warnings=warnings
+    )
     never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
     if never and not plan_only:
         raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))

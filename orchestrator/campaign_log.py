@@ -40,7 +40,9 @@ class CampaignLog:
             event: dict[str, Any] = json.loads(line)
             match event["event"]:
                 case "status":
-                    status = RunStatus.model_validate(event["status"])
+                    before = self.statuses.get(event["status"]["run_key"])
+                    known = {} if before is None else before.model_dump()
+                    status = RunStatus.model_validate({**known, **event["status"]})
                     self.statuses[status.run_key] = status
                 case "plan":
                     self.plan = PlanReport.model_validate(event["plan"])

@@ -19,7 +19,7 @@ from orchestrator.resources import NodeResources, Reservation
 from orchestrator.run_status import RunStatus
 from orchestrator.run_watch import RunWatch, has_begun
 from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
-from trainers.spec.errors import ClusterError, TrackingError
+from trainers.spec.errors import ClusterError, ConfigError, TrackingError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState, can_follow
@@ -80,9 +80,10 @@ class Campaign:
         """
         if self._tracker is not None:
             self._tracker.ping()
-        with self._board.locked():
-            living = {job.run_key for job in self._cluster.records() if job.is_live and job.kind in ("train", "validate")}
+        with self._board.locked("opening"):  # not the lock of `tick`: opening speaks to MLflow and may take a while
+            living = {job.run_key: job for job in self._cluster.records() if job.is_live and job.kind in ("train", "validate")}
             for spec in specs:
+                _refuse_second_folder(spec, living.get(spec.run_key))
                 held, opening = claim(spec, has_live_job=spec.run_key in living, only_validate=only_validate)
                 run = RunWatch(held, self.campaign, self._since_unix, track(held, self._tracker))
                 self.runs[spec.run_key] = run
@@ -120,10 +121,11 @@ class Campaign:
         """Emit what changed; bring MLflow up to date, or try again later if it is away."""
         for run in self.runs.values():
             status = run.status()
-            if is_news(self._told.get(status.run_key), status, time.monotonic() - self._told_at.get(status.run_key, 0.0)):
+            before = self._told.get(status.run_key)
+            if is_news(before, status, time.monotonic() - self._told_at.get(status.run_key, 0.0)):
                 self._told[status.run_key] = status
                 self._told_at[status.run_key] = time.monotonic()
-                self._emit({"event": "status", "status": json.loads(status.model_dump_json())})
+                self._emit({"event": "status", "status": changes(before, status)})
         if self._tracker is None:
             self._untold.clear()
         elif self._untold and time.monotonic() >= self._tracking_again:
@@ -224,10 +226,26 @@ class Campaign:
             del self._untold[key]
 
 
+def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
+    """The same run in two results folders at once would write one MLflow run twice."""
+    if job is not None and job.run_folder != str(spec.run_folder):
+        raise ConfigError(
+            f"results: {spec.run_key} is running in {job.run_folder} ({job.submission_id}), not in {spec.run_folder}. "
+            "Wait for its end or stop it, or name the same nnUNet_results."
+        )
+
+
 def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = ()) -> list[Reservation]:
     """Everything that is held on the cluster at this moment."""
     begun = {job.run_key for job in jobs if job.is_live and job.run_folder and has_begun(RunFolder(Path(job.run_folder)))}
     return ledger(jobs, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding])
+
+
+def changes(before: RunStatus | None, now: RunStatus) -> dict[str, Any]:
+    """The run's key and the fields that are new: what a log of a thousand epochs can bear. `CampaignLog` puts them together again."""
+    fields = json.loads(now.model_dump_json())
+    known = {} if before is None else json.loads(before.model_dump_json())
+    return {key: value for key, value in fields.items() if key == "run_key" or key not in known or known[key] != value}
 
 
 def is_news(told: RunStatus | None, now: RunStatus, since_told_s: float) -> bool:

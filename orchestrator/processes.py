@@ -78,7 +78,9 @@ def wait_until_up(record: ProcessRecord, answers: Callable[[], bool], log_file: 
         if not record.is_alive:
             raise ClusterError(f"{record.name}: ended while starting. {log_tail(log_file)}")
         if time.monotonic() > deadline:
-            raise ClusterError(f"{record.name}: no answer on port {record.port} within {timeout_s:.0f} s. {log_tail(log_file)}")
+            raise ClusterError(
+                f"{record.name}: no answer on port {record.port} within {timeout_s:.0f} s; `nnfleet down` ends it. {log_tail(log_file)}"
+            )
         time.sleep(0.2)
 
 

@@ -44,7 +44,7 @@ class RunWatch:
 
     def facts(self, jobs: Sequence[JobRecord]) -> Facts:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
-        own = tuple(job for job in jobs if job.run_key == self.spec.run_key and job.kind in ("train", "validate"))
+        own = tuple(job for job in jobs if job.run_folder == str(self.folder.root) and job.kind in ("train", "validate"))
         facts = Facts(jobs=own, outcome=read_outcome(self.folder), stop=stop_wish(self.folder), since_unix=self.since_unix)
         is_fresh = True
         job, beat = facts.live("train"), read_beat(self.folder)

@@ -22,6 +22,8 @@ from trainers.spec.errors import ClusterError
 from trainers.spec.files import write_atomic
 
 START_TIMEOUT_S = 180.0
+SESSIONS_KEPT = 3
+"""Folders of earlier Ray heads that stay, for their logs."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -119,6 +121,7 @@ def read_token(path: Path) -> str:
 
 
 def _start_ray(home: Home, num_cpus: int | None) -> ProcessRecord:
+    _prune_sessions(home.ray_temp)
     port = free_port(_last_ports(home).ray)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -130,6 +133,13 @@ def _start_ray(home: Home, num_cpus: int | None) -> ProcessRecord:
     ]
     environment = {**_environment(), **_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.token_file)}
     return start_detached("Ray head", command, environment, home.ray_log, port)
+
+
+def _prune_sessions(ray_temp: Path) -> None:
+    """Delete what heads of the past left (logs, code packages), except the newest few."""
+    sessions = sorted(path for path in ray_temp.glob("session_*") if path.is_dir() and not path.is_symlink())
+    for path in sessions[:-SESSIONS_KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _start_mlflow(home: Home) -> ProcessRecord:

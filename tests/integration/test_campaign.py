@@ -1,5 +1,6 @@
 """Campaigns on a real head with a real MLflow server; training and validation are stubs that wait for the test's word."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from trainers.spec.states import RunState
 
 STUBS = Modules(training="tests.integration.stub_jobs", validation="tests.integration.stub_jobs")
 PATIENCE_S = 300
+SEEDS = itertools.count(10, 10)
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +43,27 @@ class Place:
     toy: Toy
     results: Path
     jobs: Jobs
+    seed: int
+    """Of its own for each test: the same data and seed are the same run, on this cluster and in MLflow."""
 
-    def experiment(self, folds: list[int], *, workers: int | dict[str, int] = 1, seed: int = 0, **more: Any) -> Experiment:
+    def experiment(self, folds: list[int], *, workers: int | dict[str, int] = 1, seed: int | None = None, **more: Any) -> Experiment:
         gang = {"count": workers, "gpus": 0, "cpus": 1} if isinstance(workers, int) else workers
         fields = {"workers": gang, "loader": {"actors": 1}, "epochs": 2, **more}
-        made = single_training(self.toy.name, "toy_3d", folds[0], seeds=[seed], nnUNet_results=str(self.results), **fields)
+        made = single_training(
+            self.toy.name, "toy_3d", folds[0], seeds=[self.seed if seed is None else seed], nnUNet_results=str(self.results), **fields
+        )
         return made.model_copy(update={"folds": tuple(folds)})
 
-    def orders(self, fold: int, *, seed: int = 0, **orders: Any) -> None:
-        folder = self._model_folder(seed)
+    def orders(self, fold: int, **orders: Any) -> None:
+        folder = self._model_folder(self.seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"stub_{fold}.json").write_text(json.dumps(orders))
 
-    def release(self, fold: int, *, seed: int = 0) -> None:
-        (self._model_folder(seed) / f"release_{fold}").touch()
+    def release(self, fold: int) -> None:
+        (self._model_folder(self.seed) / f"release_{fold}").touch()
 
     def usage(self, *seeds: int) -> list[dict[str, Any]]:
-        files = [self._model_folder(seed) / "usage.jsonl" for seed in seeds]
+        files = [self._model_folder(seed) / "usage.jsonl" for seed in seeds or (self.seed,)]
         lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
         return sorted(lines, key=lambda line: float(line["unix"]))
 
@@ -76,7 +82,7 @@ def place(local: Services, toys: Toys, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     jobs = Jobs(local.ray_address, local.token, modules=STUBS)
     monkeypatch.setattr(Jobs, "of", lambda cluster=None, home=None: jobs)
-    return Place(toy, tmp_path / "results", jobs)
+    return Place(toy, tmp_path / "results", jobs, next(SEEDS))
 
 
 def until(what: Callable[[], bool], told: Callable[[], object] = lambda: "") -> None:
@@ -115,7 +121,7 @@ def test_runs_that_do_not_fit_together_go_one_after_the_other_to_the_end(place: 
     done = api.wait(submission.campaign_id, on_status=seen.append)
     assert [status.state for status in done] == [RunState.SUCCEEDED] * 2
     assert [status.full_dice for status in done] == [{"best": 0.5, "final": 0.75}] * 2
-    order = [(line["fold"], line["job"], line["what"]) for line in place.usage(0)]
+    order = [(line["fold"], line["job"], line["what"]) for line in place.usage()]
     one_run = [("training", "begin"), ("training", "end"), ("validation", "begin"), ("validation", "end")]
     assert order == [(fold, *step) for fold in ("0", "1") for step in one_run]
     tracker = Tracker(local.mlflow_uri)
@@ -132,7 +138,7 @@ def test_a_campaign_that_dies_leaves_its_run_to_the_next_one(place: Place) -> No
     place.orders(0, holds=True, forgets=True)
     first = api.submit(place.experiment([0]))
     run_key = first.plan.rows[0].run_key
-    until(lambda: bool(place.usage(0)))
+    until(lambda: bool(place.usage()))
     kill_entry_point(first.submission_id)
     until(lambda: not place.jobs.find(first.submission_id).is_live)
     assert "died" in one(first.campaign_id).reason
@@ -159,7 +165,7 @@ def test_a_killed_training_driver_is_started_again(place: Place) -> None:
 
 
 def test_two_campaigns_together_never_take_more_than_the_cluster_has(place: Place) -> None:
-    submissions = [api.submit(place.experiment([0, 1, 2], seed=seed)) for seed in (1, 2)]
+    submissions = [api.submit(place.experiment([0, 1, 2], seed=seed)) for seed in (1, 2)]  # two folders
     for submission in submissions:
         assert {status.state for status in api.wait(submission.campaign_id)} == {RunState.SUCCEEDED}
     running, most = 0, 0
@@ -184,7 +190,7 @@ def test_stop_reaches_running_and_waiting_runs_and_a_new_submission_continues(pl
     for fold in (0, 1):
         place.orders(fold, holds=True)
     submission = api.submit(place.experiment([0, 1], workers=2))
-    until(lambda: bool(place.usage(0)))
+    until(lambda: bool(place.usage()))
     running, waiting = (row.run_key for row in submission.plan.rows)
     api.stop(waiting)
     api.stop(running)

@@ -193,8 +193,8 @@ class Stage:
         return made
 
     def told(self, run: RunSpec) -> list[str]:
-        states = [e["status"]["state"] for e in self.events if e["event"] == "status" and e["status"]["run_key"] == run.run_key]
-        return [state for i, state in enumerate(states) if i == 0 or state != states[i - 1]]
+        told = [e["status"] for e in self.events if e["event"] == "status" and e["status"]["run_key"] == run.run_key]
+        return [status["state"] for status in told if "state" in status]
 
 
 @pytest.fixture
@@ -246,6 +246,13 @@ def test_a_folder_of_another_run_is_refused(stage: Stage) -> None:
     stage.campaign(stage.run(0))
     with pytest.raises(ConfigError, match="belongs to the run key0"):
         stage.campaign(stage.run(0).model_copy(update={"run_key": "other"}), name="c2")
+
+
+def test_a_run_that_lives_in_another_results_folder_is_refused(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    with pytest.raises(ConfigError, match="is running in"):
+        stage.campaign(run.model_copy(update={"model_folder": stage.base / "elsewhere"}), name="c2")
 
 
 def test_other_plans_in_the_model_folder_are_refused(stage: Stage) -> None:
@@ -488,6 +495,9 @@ def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
+    stage.cluster.training_ends(run)
+    look(campaign)
+    assert "address" not in stage.events[-1]["status"], "only what is new is said again"
     lines = "".join(f"NNFLEET {json.dumps(event)}\nsomething else\n" for event in stage.events)
     told = CampaignLog().update(lines + 'NNFLEET {"event": "err')
     assert told.statuses["key0"] == campaign.runs["key0"].status()
