@@ -28,7 +28,10 @@ from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 
-UNTRACKED = "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, and MLFLOW_TRACKING_URI is not set on the cluster's head node."
+UNTRACKED = (
+    "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, "
+    "and MLFLOW_TRACKING_URI is not set on the cluster's head node."
+)
 
 
 def print_event(event: Event) -> None:
