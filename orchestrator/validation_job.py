@@ -8,6 +8,7 @@ that dies is replaced and its case tried again; a case that fails too often fail
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WAIT_REPORT_S = 60.0
 """After this long without a free worker the log says what is waited for, and again after each such span."""
 DELIVERY_WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15, 30, 60, 120)
@@ -98,7 +100,7 @@ def validate_and_report(folder: RunFolder, attempt: int, delivery_waits_s: Seque
             failures.append(given_up)
         else:
             reports.append(write_report(folder, spec, labels, name, results))
-    undelivered = deliver(folder, reports, delivery_waits_s) if reports else None
+    undelivered = deliver(folder, spec, reports, delivery_waits_s) if reports else None
     scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
     evidence = f"not delivered to the tracking server: {undelivered}" if undelivered else ""
     if failures:
@@ -126,7 +128,8 @@ def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName) 
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))
     if missing:
-        (folder.validation(name) / "summary.json").unlink(missing_ok=True)  # of other weights or an incomplete list
+        for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
+            summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
         pool = Pool(folder, spec, name, digest, queue)
         pool.run(min(spec.workers.count, len(missing)))
@@ -283,7 +286,7 @@ class Pool:
     def _note(self, case_id: str, reason: str, error: RayError) -> None:
         again = self.queue.failed(case_id, reason)
         log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", reason)
-        self.evidence.append(f"{case_id}: {error}"[-3000:])
+        self.evidence.append(f"{case_id}: {TERMINAL_COLOURS.sub('', str(error))}"[-3000:])
 
     def _replace(self) -> None:
         if self.queue.waiting:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.delivery import address_of
 from orchestrator.errors import DataError, TrackingError
 from trainers.spec.committed import newest_committed
 from trainers.spec.files import read_json, write_atomic
@@ -114,16 +115,14 @@ def ema_of(folder: RunFolder, name: CheckpointName, checkpoint_sha256: str) -> f
     return manifest.ema_pseudo_dice
 
 
-def deliver(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[float] = (1, 2, 4, 8, 15, 30, 60)) -> str | None:
+def deliver(folder: RunFolder, spec: RunSpec, reports: Sequence[Report], waits_s: Sequence[float] = (1, 2, 4, 8, 15, 30, 60)) -> str | None:
     """Send reports to the MLflow run of this folder, trying again after each of `waits_s`. Returns None, or why it was not delivered.
 
-    May be called again at any time: the same report sent twice changes nothing.
+    A run that is not tracked has nothing to deliver. May be called again at any time: the same report sent twice changes nothing.
     """
-    if not folder.mlflow_file.is_file():
-        return f"there is no MLflow run of this run folder ({folder.mlflow_file} does not exist)"
     for wait_s in (*waits_s, None):
         try:
-            _send(folder, reports)
+            _send(folder, spec, reports)
         except TrackingError as err:
             if wait_s is None:
                 return str(err)
@@ -137,16 +136,18 @@ def deliver(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[floa
     raise AssertionError("unreachable")
 
 
-def _send(folder: RunFolder, reports: Sequence[Report]) -> None:
-    from orchestrator.tracking import Tracker
+def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[Report]) -> None:
+    address = address_of(folder, spec)
+    if address is None:
+        return
+    from orchestrator.tracking import Tracker  # seconds: not before it is needed
 
-    run = read_json(folder.mlflow_file, "MLflow run")
-    tracker, run_id = Tracker(run["tracking_uri"]), str(run["run_id"])
+    tracker = Tracker(address.tracking_uri)
     tracker.ping()
     for report in reports:
-        tracker.log_validation(run_id, report.name, report.metrics, report.table, report.summary_file)
+        tracker.log_validation(address.run_id, report.name, report.metrics, report.table, report.summary_file)
         for path, file in report.pictures.items():
-            tracker.upload_file(run_id, file, *split_path(path))
+            tracker.upload_file(address.run_id, file, *split_path(path))
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -33,7 +33,14 @@ def cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs inside this process's session, with a temporary folder of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     temp = Path("/tmp") / f"nnv{os.getpid()}"  # short: Ray puts unix sockets below it
-    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(temp), object_store_memory=100_000_000)
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(temp), object_store_memory=100_000_000)
+            break
+        except Exception:  # Ray gives a node 30 s to start, which a busy machine may exceed
+            ray.shutdown()
+            if not tries_left:
+                raise
     yield
     ray.shutdown()
     shutil.rmtree(temp, ignore_errors=True)
@@ -79,7 +86,7 @@ def test_every_case_of_both_checkpoints_is_validated(finished: tuple[RunSpec, Ru
     stored = read_outcome(folder)
     assert stored is not None
     assert (stored.job, stored.state, stored.attempt) == ("validation", "SUCCEEDED", 3)
-    assert "not delivered" in stored.evidence  # this run was never claimed in MLflow
+    assert stored.evidence == ""  # a run that is not tracked lacks no delivery
 
 
 def test_a_second_start_does_nothing_again(finished: tuple[RunSpec, RunFolder]) -> None:
@@ -100,6 +107,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunSp
 def test_results_reach_mlflow_once_the_server_is_back(finished: tuple[RunSpec, RunFolder], store: Tracker) -> None:
     spec, folder = finished
     tracker = store
+    write_json_atomic(folder.spec_file, spec.model_copy(update={"tracking_uri": tracker.uri}).model_dump(mode="json"))
+    outcome = run_validation(folder, delivery_waits_s=())
+    assert outcome.state == "SUCCEEDED"
+    assert "no MLflow run was made" in outcome.evidence
+    write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+
     run_id = tracker.claim_run(tracker.ensure_experiment("toy"), spec)
     away = f"http://127.0.0.1:{free_port()}"
     write_json_atomic(folder.mlflow_file, {"run_id": run_id, "experiment_id": "1", "tracking_uri": away})
@@ -211,7 +224,8 @@ def test_a_corrupt_case_fails_alone_and_is_named(toys: Toys, tmp_path: Path) -> 
     assert outcome.state == "FAILED_CODE"
     assert f"1 of 2 cases failed 3 times each: {corrupt}: DataError: preprocessed case {corrupt}" in outcome.message
     assert str(broken.parent) in outcome.message
-    assert "Traceback" in outcome.evidence
+    assert "blosc2" in outcome.evidence
+    assert "\x1b" not in outcome.evidence
     assert [path.stem for path in folder.cases("final").glob("*.json")] == [sound]
 
     shutil.copy(next(toy.preprocessed.glob(f"*3d*/{corrupt}.b2nd")), broken)
