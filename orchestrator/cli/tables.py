@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from orchestrator.run_status import RunStatus
 
+TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
+"""States in which the time left means something."""
 NARROW, MEDIUM = 80, 100
 """Columns of a terminal below which names are folded over several lines, and below which the least important number is left out."""
 STYLES = {
@@ -60,7 +62,7 @@ def status_line(status: "RunStatus") -> str:
         parts.append(f"EMA pseudo-Dice {dice(status.ema_pseudo_dice)} (best {dice(status.best_ema_pseudo_dice)})")
     if status.epoch_s:
         parts.append(f"{seconds(status.epoch_s)}/epoch")
-    if status.seconds_left and not status.state.is_final:
+    if status.seconds_left and status.state in TRAINS:
         parts.append(f"{seconds(status.seconds_left)} left")
     parts.extend(f"full Dice of {name} {dice(value)}" for name, value in sorted(status.full_dice.items()))
     if status.reason:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from orchestrator.cli.output import console
-from orchestrator.cli.tables import STYLES, dice, plain_table, seconds, status_line
+from orchestrator.cli.tables import STYLES, TRAINS, dice, plain_table, seconds, status_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +36,7 @@ def watch_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
             ">EMA": dice(status.ema_pseudo_dice),
             ">best": dice(status.best_ema_pseudo_dice),
             ">s/epoch": "-" if not status.epoch_s else f"{status.epoch_s:.1f}",
-            ">left": "" if status.state.is_final else seconds(status.seconds_left),
+            ">left": seconds(status.seconds_left) if status.state in TRAINS else "",
         }
         bar = ProgressBar(total=1.0, completed=done_fraction(status), width=BAR_WIDTH if width >= MEDIUM else BAR_WIDTH // 2)
         state = Text(status.state.value, style=STYLES.get(status.state, ""))
