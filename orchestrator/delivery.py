@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import CheckpointError, DataError, TrackingError
 from orchestrator.run_record import class_names
+from orchestrator.shared_files import shared_files
 from trainers.spec.attempts import check_driver_fence
 from trainers.spec.committed import Committed, EpochRow, Manifest, newest_committed
 from trainers.spec.files import read_json, sha256_of, write_atomic, write_json_atomic
@@ -154,9 +155,8 @@ class Delivery:
         opened = self._open()
         if opened is None:
             return
-        for name, path in self._small_files(closing).items():
-            if path.is_file():
-                self._send_changed(*opened, name, path)
+        for name, path in shared_files(self.folder, self.spec, closing).items():
+            self._send_changed(*opened, name, path)
         self._send_checkpoints(*opened, closing)
         if closing:
             self._finalise(*opened)
@@ -201,23 +201,6 @@ class Delivery:
             if newest is None or manifest in (newest.best, newest.final):
                 raise CheckpointError(f"checkpoint: {places[0]} is committed but does not exist. It cannot be published to MLflow.")
         return found
-
-    def _small_files(self, closing: bool) -> dict[str, Path]:
-        """Artifact path -> local file. Logs go when the time is up, the rest whenever it has changed."""
-        data, model = self.spec.preprocessed_folder, self.folder.model_folder
-        plans = model / "plans.json"
-        described = model / "dataset.json"
-        files = {
-            "plans.json": plans if plans.is_file() else data / f"{self.spec.plans}.json",
-            "dataset.json": described if described.is_file() else data / "dataset.json",
-            "splits_final.json": data / "splits_final.json",
-            "run.json": self.folder.spec_file,
-            "progress.png": self.folder.root / "progress.png",
-        }
-        if closing:
-            logs = [*self.folder.root.glob("training_log_*.txt"), *self.folder.logs.glob("*")]
-            files |= {f"logs/{path.name}": path for path in logs}
-        return files
 
     def _send_changed(self, tracker: "Tracker", run_id: str, name: str, path: Path) -> None:
         stat = path.stat()

@@ -5,6 +5,7 @@ import re
 import time
 
 from orchestrator.run_record import DIGEST_LENGTH, ModelEntry, run_name, validation_data
+from orchestrator.shared_files import dataset_file, plans_file
 from orchestrator.tracking import Tracker
 from trainers.spec.committed import Manifest
 from trainers.spec.folder import RunFolder
@@ -31,8 +32,8 @@ def finalise_model(tracker: Tracker, run_id: str, folder: RunFolder, best: Manif
         name=re.sub(r"[^\w\-]+", "_", run_name(spec)),
         sha256=best.sha256,
         files={
-            "plans.json": folder.model_folder / "plans.json",
-            "dataset.json": folder.model_folder / "dataset.json",
+            "plans.json": plans_file(folder, spec),
+            "dataset.json": dataset_file(folder, spec),
             f"fold_{spec.fold}/checkpoint_best.pth": folder.root / best.file,
         },
         params=_params(spec),

@@ -230,6 +230,17 @@ class ModelEntry:
     """Name and digest of the cases that gave the scores."""
 
 
+def note_of(spec: RunSpec, run_id: str) -> str:
+    """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
+    return (
+        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}, fold {spec.fold}**, trained by nnfleet for {spec.schedule.epochs} epochs "
+        f"on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
+        "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
+        f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"
+        f"![Losses, pseudo-Dice, times and learning rate](get-artifact?path=progress.png&run_uuid={run_id})"
+    )
+
+
 def match_run(text: str, names: Sequence[RunName]) -> RunName:
     """The one run that `text` means: run key, MLflow run id, address, or a unique beginning of key or id.
 

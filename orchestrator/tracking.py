@@ -25,7 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # between two bytes,
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -40,6 +40,7 @@ from orchestrator.run_record import (
     epoch_metrics,
     match_run,
     metric_path,
+    note_of,
     params_of,
     run_name,
     tags_of,
@@ -137,7 +138,10 @@ class Tracker:
                 run = self._oldest_run(experiment_id, spec.run_key) or created
                 if run.info.run_id != created.info.run_id:
                     self._client.delete_run(created.info.run_id)
-            self._describe(run, spec, params or {}, tags or {})
+            try:
+                self._describe(run, spec, params or {}, tags or {})
+            except MlflowException:  # two callers wrote the same tag for the first time; now it is there
+                self._describe(self._client.get_run(run.info.run_id), spec, params or {}, tags or {})
             return str(run.info.run_id)
 
     def _oldest_run(self, experiment_id: str, run_key: str) -> Any | None:
@@ -156,6 +160,8 @@ class Tracker:
         missing = [Param(k, v[:SPEC_PARAM_LENGTH]) for k, v in wanted.items() if k not in known]
         all_tags = tags_of(spec) | _git_tags() | dict(tags)
         run_id = run.info.run_id
+        if "mlflow.note.content" not in run.data.tags:
+            all_tags["mlflow.note.content"] = note_of(spec, run_id)
         for start in range(0, max(len(missing), len(all_tags)), 90):
             some_tags = [RunTag(k, str(v)) for k, v in list(all_tags.items())[start : start + 90]]
             self._client.log_batch(run_id, params=missing[start : start + 90], tags=some_tags)
@@ -298,6 +304,7 @@ class Tracker:
                 self._client.log_model_artifacts(made.model_id, folder)
             scores = [Metric(k, v, int(entry.unix * 1000), 0, made.model_id, *entry.data) for k, v in entry.scores.items()]
             self._client.log_batch(run_id, metrics=scores)
+            self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
             self._client.finalize_logged_model(made.model_id, "READY")
             return str(made.model_id)
 

@@ -209,6 +209,23 @@ def test_superseded_driver_publishes_nothing(tracker: Tracker, run: FakeRun) -> 
     assert published(tracker, run_id(run), "best") is None
 
 
+def test_with_pseudonyms_no_file_that_names_cases_is_sent(server: MlflowServer, tracker: Tracker, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, run_key="901-pseudonyms", tracking_uri=server.uri, pseudonyms=True)
+    described = run.spec.preprocessed_folder / "dataset.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"training": [{"image": "case_0"}]}))
+    run.folder.logs.mkdir(parents=True)
+    (run.folder.logs / "job.log").write_text("case_0")
+    run.track(server.uri, tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
+    run.epoch()
+    assert deliver(run.folder, 60)
+    sent = tracker.list_files(run_id(run))
+    assert set(sent) == {"plans.json", "dataset.json", "progress.png", "checkpoints"}
+    for name in ("plans.json", "dataset.json"):
+        assert "case_" not in tracker.download(run_id(run), name, tmp_path).read_text()
+    record = tracker._client.get_run(run_id(run)).to_dictionary()
+    assert "case_" not in json.dumps(record)
+
+
 def test_untracked_run_is_delivered_at_once_and_gets_its_picture(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.epoch()
@@ -345,6 +362,7 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     experiment = tracker._client.get_run(run_id(run)).info.experiment_id
     [model] = tracker._client.search_logged_models([experiment], f"source_run_id = '{run_id(run)}'")
     assert str(model.status) == "READY"
+    assert [output.model_id for output in tracker._client.get_run(run_id(run)).outputs.model_outputs] == [model.model_id]
     assert {m.key: m.value for m in model.metrics}["full/best/dice_mean"] == 0.9
     expected = {"plans.json", "dataset.json", "splits_final.json", "run.json", "progress.png", "checkpoints", "fullval"}
     assert expected <= set(tracker.list_files(run_id(run)))
