@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 REACH_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 60.0
+RETRY_PAUSES_S = (1.0, 3.0)
 STOP_GRACE_S = 20
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """The variables that Ray's own `ray job` reads, in its order."""
@@ -197,10 +199,19 @@ class Jobs:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a limit on every request: without one a silent host holds the caller for ever."""
+    """Ray's client with a limit on every request (without one a silent host holds the caller for ever) and patience with a busy server.
+
+    Every request of ours may be repeated: packages are stored by content, and a submission id is taken once.
+    """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         options.setdefault("timeout", REQUEST_TIMEOUT_S)
+        for pause_s in RETRY_PAUSES_S:
+            try:
+                return super()._do_request(method, endpoint, **options)
+            except requests.ConnectionError as err:
+                log.info("%s %s broke off (%s); asked again in %.0f s", method, endpoint, err, pause_s)
+                time.sleep(pause_s)
         return super()._do_request(method, endpoint, **options)
 
 
