@@ -47,7 +47,7 @@ class Case:
     split: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # pytest would print thousands of tensors for minutes
 class Course:
     """What a training leaves behind; with ranks, the mean of their losses and DDP's averaged gradients."""
 
