@@ -4,12 +4,8 @@ from pathlib import Path
 
 from trainers.spec.files import read_json, write_json_atomic
 from trainers.spec.folder import RunFolder
+from trainers.spec.plans import without_cases
 from trainers.spec.run_spec import RunSpec
-
-KEYS_WITHOUT_CASES = (
-    "name", "channel_names", "modality", "labels", "regions_class_order", "file_ending", "numTraining", "overwrite_image_reader_writer",
-)  # fmt: skip
-"""What nnU-Net needs of dataset.json for a prediction; other keys may list cases."""
 
 
 def shared_files(folder: RunFolder, spec: RunSpec, closing: bool) -> dict[str, Path]:
@@ -41,5 +37,5 @@ def dataset_file(folder: RunFolder, spec: RunSpec) -> Path:
     reduced = folder.own / "mlflow" / "dataset.json"
     if not reduced.is_file():
         content = read_json(whole, "dataset.json")
-        write_json_atomic(reduced, {key: content[key] for key in KEYS_WITHOUT_CASES if key in content})
+        write_json_atomic(reduced, without_cases(content))
     return reduced

@@ -14,7 +14,7 @@ from trainers.loss import SegmentationLoss
 from trainers.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
 from trainers.spec.committed import BestRecord, Committed
 from trainers.spec.folder import RunFolder
-from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels, without_cases
 from trainers.spec.run_spec import RunSpec, Schedule
 from trainers.spec.split_batch import rank_positions
 from trainers.state import Reached, StateWriter, newest_valid
@@ -134,7 +134,8 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
 
 def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int, restored: Committed | None) -> StateWriter:
     """The writer of rank 0, standing where the restored state stands."""
-    fixed: Checkpoint = describe(spec, plan.plans, plan.dataset_json, mirroring_axes(plan.configuration))
+    dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
+    fixed: Checkpoint = describe(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
     writer = StateWriter(folder, spec.run_key, attempt, fixed, spec.schedule.epochs)
     writer.start_from(restored)
     return writer

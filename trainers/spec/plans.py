@@ -147,6 +147,16 @@ def _values(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+_KEYS_WITHOUT_CASES = frozenset(
+    ("name", "channel_names", "modality", "labels", "regions_class_order", "file_ending", "numTraining", "overwrite_image_reader_writer")
+)
+
+
+def without_cases(dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a dataset.json that nnU-Net needs for a prediction; other keys may list cases, which pseudonyms shall hide."""
+    return {key: value for key, value in dataset_json.items() if key in _KEYS_WITHOUT_CASES}
+
+
 def num_input_channels(dataset_json: dict[str, Any]) -> int:
     """Image channels per case (without a cascade's extra ones)."""
     return len(dataset_json.get("channel_names") or dataset_json["modality"])
