@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.case_queue import CaseQueue, failure_message, largest_first
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
+from orchestrator.publisher import deliver as deliver_rest
 from orchestrator.validation_cases import case_sizes, checkpoints_to_validate, is_done, is_stop_asked, remove_leftovers
 from orchestrator.validation_report import Report, deliver, picture_file, read_result, write_report
 from trainers.spec.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError
@@ -41,6 +42,8 @@ WAIT_REPORT_S = 60.0
 """After this long without a free worker the log says what is waited for, and again after each such span."""
 DELIVERY_WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15, 30, 60, 120)
 """Pauses between tries to reach the tracking server at the end; results are on disk before."""
+REST_DELIVERY_S = 120.0
+"""How long the end of a validation waits for what the training job had left, and for the run's model entry."""
 
 
 class Stopped(Exception):
@@ -101,6 +104,8 @@ def validate_and_report(folder: RunFolder, attempt: int, delivery_waits_s: Seque
         else:
             reports.append(write_report(folder, spec, labels, name, results))
     undelivered = deliver(folder, spec, reports, delivery_waits_s) if reports else None
+    if reports and undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
+        undelivered = "what the training job had left; the next job of this run sends it"
     scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
     evidence = f"not delivered to the tracking server: {undelivered}" if undelivered else ""
     if failures:
