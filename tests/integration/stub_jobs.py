@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.jobs import Jobs
 from orchestrator.outcome import EndState, Outcome, write_outcome
 from trainers.spec.attempts import claim_attempt
+from trainers.spec.committed import Committed, Manifest
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 
@@ -44,8 +45,30 @@ def train(folder: RunFolder) -> None:
     note(folder, "end", "training")
     state: EndState = "STOPPED" if folder.stop_file.exists() else "TRAINED"
     write_outcome(folder, Outcome(job="training", state=state, attempt=attempt, message=f"stub {state.lower()}"))
+    if state == "TRAINED":
+        commit_all_epochs(folder, attempt)
     if state == "TRAINED" and not orders.get("forgets"):
         Jobs.inside_job().submit_validation(folder, spec, attempt)
+
+
+def commit_all_epochs(folder: RunFolder, attempt: int) -> None:
+    """Leave what a finished training leaves."""
+    spec = folder.spec()
+    final = Manifest(
+        checkpoint="final", file="x", epoch=spec.schedule.epochs - 1, attempt=attempt, ema_pseudo_dice=None, sha256="0", size_bytes=1
+    )
+    done = Committed(
+        run_key=spec.run_key,
+        epochs_done=spec.schedule.epochs,
+        attempt=attempt,
+        history=(),
+        final=final,
+        state_sha256="0",
+        state_size_bytes=1,
+    )
+    write_json_atomic(folder.state / f"{done.stem}.json", json.loads(done.model_dump_json()))
+    for name in spec.validation.checkpoints:
+        folder.checkpoint(name).touch()
 
 
 def validate(folder: RunFolder, attempt: int) -> None:
@@ -53,6 +76,7 @@ def validate(folder: RunFolder, attempt: int) -> None:
     print(f"stub validates attempt {attempt}", flush=True)
     for index, name in enumerate(folder.spec().validation.checkpoints):
         write_json_atomic(folder.own / f"validation_{name}.json", {"dice_mean": 0.5 + index / 4})
+        write_json_atomic(folder.validation(name) / "summary.json", {})
     note(folder, "end", "validation")
     write_outcome(folder, Outcome(job="validation", state="SUCCEEDED", attempt=attempt, message="stub validated"))
 

@@ -152,8 +152,18 @@ def test_a_campaign_that_dies_leaves_its_run_to_the_next_one(place: Place) -> No
     assert len(place.of(run_key, "train")) == len(place.of(run_key, "validate")) == 1
     assert [s.campaign for s in api.status() if s.run_key == run_key] == [second.campaign_id]
     again = api.submit(place.experiment([0]))
+    assert again.plan.n_finished == 1
     (skipped,) = api.wait(again.campaign_id)
     assert skipped.state is RunState.SUCCEEDED
+    assert len(place.of(run_key, "train")) == 1
+
+
+def test_a_trained_run_is_validated_again_by_hand(place: Place) -> None:
+    (before,) = api.wait(api.submit(place.experiment([0])).campaign_id)
+    submission_id = api.validate(before.run_key)
+    (after,) = api.wait(submission_id.removeprefix("campaign-"))
+    assert after.state is RunState.SUCCEEDED
+    assert [len(place.of(before.run_key, kind)) for kind in ("train", "validate")] == [1, 2]
 
 
 def test_a_killed_training_driver_is_started_again(place: Place) -> None:
