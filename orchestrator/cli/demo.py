@@ -21,7 +21,7 @@ def demo(
     spacing_mm: Annotated[float, typer.Option("--spacing-mm", help="Voxel size in mm.")] = 3.0,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the shipped number.", show_default=False)] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Where the data and results go; default: demo/ in nnfleet's home.", show_default=False)
+        Path | None, typer.Option("--folder", help="Where data and results go; default: in nnfleet's home.", show_default=False)
     ] = None,
     data_only: Annotated[bool, typer.Option("--data-only", help="Only make the dataset.")] = False,
 ) -> None:
@@ -30,12 +30,25 @@ def demo(
     from orchestrator.paths import Home
 
     with _progress() as report:
-        base = folder or Home.default().root / "demo"
+        base = folder or Home.default().root / demo_folder_name(cases, spacing_mm, epochs)
         paths = build_demo_dataset(base, cases=cases, spacing_mm=spacing_mm, on_progress=report)
     file = write_demo_experiment(paths, **({} if epochs is None else {"epochs": epochs}))
     note(f"Dataset: {paths.preprocessed}   Experiment: {file}")
     if not data_only:
         _train(file)
+
+
+def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None) -> str:
+    """`demo`, with what differs from the shipped numbers: another size is another experiment and gets data and results of its own."""
+    from orchestrator.demo import DemoParameters
+
+    shipped = DemoParameters()
+    parts = [
+        f"cases{cases}" if cases != shipped.cases else "",
+        f"spacing{spacing_mm:g}" if spacing_mm != shipped.spacing_mm else "",
+        f"epochs{epochs}" if epochs is not None else "",
+    ]
+    return "-".join(["demo", *filter(None, parts)])
 
 
 def _train(file: Path) -> None:

@@ -118,7 +118,7 @@ def _built_with(paths: DemoPaths) -> object:
 
 
 def _clear(paths: DemoPaths) -> None:
-    """Remove the dataset of other parameters. Results stay: their run keys name the data they were trained on."""
+    """Remove the dataset of other parameters. Results stay: they may be wanted."""
     paths.stamp.unlink(missing_ok=True)
     for folder in (paths.raw / DATASET, paths.preprocessed / DATASET):
         if folder.exists():

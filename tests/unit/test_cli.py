@@ -12,6 +12,7 @@ import pytest
 
 import orchestrator
 from orchestrator.cli import VERBS, main, output
+from orchestrator.cli.demo import demo_folder_name
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import worker_options
@@ -363,6 +364,11 @@ def test_the_worst_state_decides_the_exit_code() -> None:
     assert worst_exit_code([done()]) == 0
     assert worst_exit_code([done(), run_status(state=RunState.STOPPED)]) == output.EXIT_RUN_STOPPED
     assert worst_exit_code([run_status(state=RunState.FAILED_CLUSTER), run_status(state=RunState.STOPPED)]) == ClusterError.exit_code
+
+
+def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
+    assert demo_folder_name(10, 3.0, None) == "demo"
+    assert demo_folder_name(20, 2.0, 3) == "demo-cases20-spacing2-epochs3"
 
 
 def test_worker_options_name_only_what_was_asked_for() -> None:
