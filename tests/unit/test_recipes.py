@@ -11,9 +11,10 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from tests.nnunet_reference import trainer_class
-from trainers.dataset import geometry
+from trainers.dataset import SplitName, geometry
 from trainers.kernels import resampled_labels
 from trainers.recipes import Inputs, Pipeline, pipeline
+from trainers.recipes.da5_classic import BatchOfOne
 
 TRAINERS = {"default": "nnUNetTrainer", "da5": "nnUNetTrainerDA5"}
 PATCHES = {"3d": (24, 20, 24), "dummy_2d": (8, 32, 32), "2d": (32, 24), "all_sides_differ": (20, 24, 28)}
@@ -84,9 +85,10 @@ def sampled(function: Callable[..., float]) -> list[float]:
 @pytest.mark.parametrize(("recipe", "patch", "regions", "ignore_label", "masked"), VARIANTS)
 def test_transforms_are_those_of_nnunet(recipe: Any, patch: str, regions: Any, ignore_label: int | None, masked: tuple[bool, ...]) -> None:
     given = inputs(recipe, patch, regions, ignore_label, masked)
-    for split in ("train", "val"):
+    splits: tuple[SplitName, ...] = ("train", "val")
+    for split in splits:
         reference = [described(transform) for transform in composed_by_nnunet(recipe, split, given).transforms]
-        assert [described(transform) for transform in flattened(pipeline(recipe, split, given))] == reference  # type: ignore[arg-type]
+        assert [described(transform) for transform in flattened(pipeline(recipe, split, given))] == reference
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +155,7 @@ def test_da5_classic_agrees_with_da5_where_nothing_random_is_applied() -> None:
             sample = steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop))
         for stage in steps.stages:
             if stage.name == "spatial":
+                assert isinstance(stage.transform, BatchOfOne)
                 stage.transform.transforms[0].p_rot_per_sample = stage.transform.transforms[0].p_scale_per_sample = 0
             if stage.name in ("spatial", "mask", "remove_label", "downsample"):
                 sample = stage(sample)

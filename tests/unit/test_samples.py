@@ -17,7 +17,7 @@ from tests.conftest import Toys
 from tests.nnunet_reference import loader_of_nnunet
 from tests.toy import toy_spec
 from trainers import samples
-from trainers.dataset import TrainingData, open_dataset
+from trainers.dataset import SplitName, TrainingData, open_dataset
 from trainers.recipes import Spatial
 from trainers.samples import Batch, SampleKey, chosen_voxels, is_forced, lower_corner, make_batch, read_crop
 from trainers.spec.errors import DataError
@@ -25,7 +25,7 @@ from trainers.spec.run_spec import RunSpec
 
 TRAINERS = ["nnUNetTrainer", "nnUNetTrainerDA5", "nnUNetTrainerDA5_classic"]
 EXPECTED_STREAM = [93883252, 3544729784, 1580478759, 2390906175, 4161119769, 4269239031, 2629472841, 4118620352]
-SETTINGS = {
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "labels": ({"kind": "labels"}, "toy_3d"),
     "regions": ({"kind": "regions", "channels": 2}, "toy_3d"),
     "ignore": ({"kind": "ignore"}, "toy_3d"),
@@ -98,7 +98,7 @@ def test_forced_samples_hold_foreground(toys: Toys) -> None:
 
 
 def test_crops_are_those_of_nnunet() -> None:
-    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd  # type: ignore[import-untyped]
 
     generator = np.random.default_rng(0)
     array = generator.normal(size=(2, 9, 10, 11)).astype(np.float32)
@@ -164,8 +164,9 @@ def test_shapes_and_types(toys: Toys, setting: str, trainer: str) -> None:
     data = open_dataset(spec)
     patch = data.geometry.patch
     coarse = tuple(round(n * s) for n, s in zip(patch, data.scales[1], strict=True))
-    for split in ("train", "val"):
-        batch = make_batch(data, spec, split, 0, 0, range(data.batch_size))  # type: ignore[arg-type]
+    splits: tuple[SplitName, ...] = ("train", "val")
+    for split in splits:
+        batch = make_batch(data, spec, split, 0, 0, range(data.batch_size))
         heads = 3 if setting == "regions" else 1
         assert batch.images.shape == (data.batch_size, data.channels, *patch)
         assert batch.images.dtype == np.float32
@@ -174,7 +175,7 @@ def test_shapes_and_types(toys: Toys, setting: str, trainer: str) -> None:
         assert [t.shape for t in batch.targets] == [(data.batch_size, heads, *patch), (data.batch_size, heads, *coarse)]
         assert {t.dtype for t in batch.targets} == {np.dtype(bool if setting == "regions" else np.int16)}
         assert min(t.min() for t in batch.targets) >= 0  # nothing of -1 is left
-        assert set(batch.case_ids) <= set(data.cases[split])  # type: ignore[index]
+        assert set(batch.case_ids) <= set(data.cases[split])
         assert batch.nbytes == batch.images.nbytes + sum(t.nbytes for t in batch.targets)
 
 

@@ -93,7 +93,7 @@ class Spatial:
         return dict(Convert2DTo3DTransform()(**self._applied(folded, parameters)))
 
     def _applied(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
-        if self.is_crop(parameters):
+        if parameters["grid"] is None:
             return dict(self.transform.apply(sample, **parameters))
         image = self.transform._apply_to_image(sample["image"], **parameters)
         return {**sample, "image": image, "segmentation": resampled_labels(self.transform, sample["segmentation"], parameters["grid"])}
