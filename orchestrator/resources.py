@@ -55,11 +55,9 @@ def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[
     unreserved = _after(totals, reserved)
     tightest = min(free, unreserved, key=lambda left: _room(workers, left))
     if _room(workers, tightest) >= workers.count:
-        return Fit("now", f"needs {describe(workers)}; {_amounts(tightest, workers)} free.")
-    holders = (
-        f" ({len(reserved)} runs hold reservations)" if len(reserved) > 1 else f" ({reserved[0].run_key} holds some)" if reserved else ""
-    )
-    return Fit("later", f"needs {describe(workers)}; {_amounts(tightest, workers)} free now{holders}: starts when they have ended.")
+        return Fit("now", f"{_amounts(tightest, workers)} free.")
+    held_by = _count(len(reserved), "run") if reserved else "other work"
+    return Fit("later", f"{_amounts(tightest, workers)} free now, {held_by} ahead: starts when there is room.")
 
 
 def describe(workers: WorkerSpec) -> str:
