@@ -57,7 +57,7 @@ def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[
     if _room(workers, tightest) >= workers.count:
         return Fit("now", f"{_amounts(tightest, workers)} free.")
     held_by = _count(len(reserved), "run") if reserved else "other work"
-    return Fit("later", f"{_amounts(tightest, workers)} free now, {held_by} ahead: starts when there is room.")
+    return Fit("later", f"needs {describe(workers)}; {_amounts(tightest, workers)} free now, {held_by} ahead.")
 
 
 def describe(workers: WorkerSpec) -> str:

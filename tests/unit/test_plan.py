@@ -48,7 +48,7 @@ def gang(count: int, gpus: int = 1, cpus: int = 4) -> WorkerSpec:
         (gang(2), [node(4, 1), node(4, 1)], "now", "2 GPUs and 8 CPUs free"),
         (gang(1, cpus=8), [node(4, 1), node(4, 1)], "never", "no node has 8 CPUs (the largest has 4). Lower workers.cpus"),
         (gang(3), [node(8, 1), node(4, 2)], "never", "the nodes together hold 2 such workers."),
-        (gang(2), [node(8, 2, free_gpus=1)], "later", "1 GPU and 8 CPUs free now, other work ahead: starts when there is room."),
+        (gang(2), [node(8, 2, free_gpus=1)], "later", "1 GPU and 8 CPUs free now, other work ahead."),
         (gang(3, gpus=0, cpus=2), [node(4), node(2)], "now", "6 CPUs free."),
         (gang(2, gpus=0, cpus=3), [node(4), node(2)], "never", "the nodes together hold 1 such worker."),
         (gang(1), [], "never", "the cluster has no nodes."),
