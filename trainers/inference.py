@@ -75,7 +75,7 @@ class CasePredictor:
 
         Raises DataError when the case cannot be read.
         """
-        data_CZYX, properties = self._read(case_id)
+        data_CZYX, _, properties = self._read(case_id)
         logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
         output_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
@@ -98,9 +98,14 @@ class CasePredictor:
         return self.spec.preprocessed_folder / "gt_segmentations" / f"{case_id}{self.file_ending}"
 
     def image_and_properties(self, case_id: str) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """First channel (Z, Y, X) of the preprocessed case, and what preprocessing noted of its geometry."""
-        data_CZYX, properties = self._read(case_id)
-        return data_CZYX[0], properties
+        """First channel (Z, Y, X) of the preprocessed case for pictures, and what preprocessing noted of its geometry.
+
+        Voxels outside nnU-Net's nonzero mask (segmentation -1) get the lowest value: normalised inside the mask only, they would be 0.
+        """
+        data_CZYX, seg_ZYX, properties = self._read(case_id)
+        image_ZYX = data_CZYX[0]
+        image_ZYX[seg_ZYX < 0] = image_ZYX.min()
+        return image_ZYX, properties
 
     def _loaded(self, checkpoint_file: Path, device: torch.device) -> nnUNetPredictor:
         checkpoint = read_checkpoint(checkpoint_file)
@@ -121,13 +126,13 @@ class CasePredictor:
         torch.backends.cudnn.benchmark = not self.spec.deterministic  # the predictor's constructor turns it on
         return predictor
 
-    def _read(self, case_id: str) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Image channels of a preprocessed case and what preprocessing noted of it."""
+    def _read(self, case_id: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], dict[str, Any]]:
+        """Image channels of a preprocessed case, its segmentation (Z, Y, X), and what preprocessing noted of it."""
         folder = self.spec.preprocessed_folder / str(self.configuration.data_identifier)
         dataset_class = nnUNetDatasetBlosc2 if (folder / f"{case_id}.b2nd").is_file() else nnUNetDatasetNumpy
         try:
-            data, _, _, properties = dataset_class(str(folder), [case_id]).load_case(case_id)
-            return np.array(data[:], dtype=np.float32), properties
+            data, seg, _, properties = dataset_class(str(folder), [case_id]).load_case(case_id)
+            return np.array(data[:], dtype=np.float32), np.asarray(seg[:])[0], properties
         except Exception as err:  # blosc2, numpy and pickle raise many kinds for a broken file
             raise DataError(
                 f"preprocessed case {case_id} in {folder} cannot be read: {type(err).__name__}: {err}. Preprocess it anew."
