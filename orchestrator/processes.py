@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from trainers.spec.errors import ClusterError
 
 MARK = "NNFLEET_SERVICE"
-RAY_WORKER_PORTS = range(10002, 20000)
-"""Ray's default ports of workers: a dashboard port among them is refused."""
+SERVICE_PORTS = range(20000, 32000)
+"""Above Ray's default ports of workers, among which it refuses a dashboard; below the ports that the system gives to anybody who asks,
+one of which could be taken between our choice and the server's start seconds later."""
 _CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
 """Those that this process started: kept so that they can be reaped; they live on when it ends."""
 
@@ -89,13 +90,12 @@ def end(record: ProcessRecord, grace_s: float = 15.0) -> None:
 
     Raises ClusterError when a process survives even that.
     """
+    known = {process.pid: process for process in family(record)}
     if record.is_alive:
         _signal(record.pid, signal.SIGTERM)
-    _wait(record, grace_s)
-    for process in family(record):
+    for process in _left(record, known, grace_s):
         _signal(process.pid, signal.SIGKILL)
-    _wait(record, 10.0)
-    left = family(record)
+    left = _left(record, known, 20.0)
     if left:
         listed = ", ".join(str(process.pid) for process in left)
         raise ClusterError(f"{record.name}: processes {listed} do not end. Look at them with `ps`, then run `nnfleet down` again.")
@@ -115,17 +115,13 @@ def family(record: ProcessRecord) -> list[psutil.Process]:
 
 
 def free_port(wanted: int | None = None) -> int:
-    """`wanted` if it is free on loopback, else a port that the system names, outside Ray's range for workers."""
+    """`wanted` if it is free on loopback, else a random free one of SERVICE_PORTS."""
     candidates = [wanted] if wanted else []
     while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        port = candidates.pop() if candidates else secrets.choice(SERVICE_PORTS)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", candidates.pop() if candidates else 0))
-            except OSError:
-                continue
-            port = int(probe.getsockname()[1])
-        if port not in RAY_WORKER_PORTS:
+            probe.bind(("127.0.0.1", port))
             return port
 
 
@@ -138,13 +134,23 @@ def log_tail(log_file: Path, lines: int = 20) -> str:
     return "\n".join([f"The end of {log_file}:", *text[-lines:]])
 
 
-def _wait(record: ProcessRecord, limit_s: float) -> None:
+def _left(record: ProcessRecord, known: dict[int, psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """What still lives after `limit_s`. A dying process loses its environment before its ports: what was seen once is remembered."""
     deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
+    while True:
         _reap(record.pid)
-        if not family(record):
-            return
+        known |= {process.pid: process for process in family(record)}
+        left = [process for process in known.values() if _lives(process)]
+        if not left or time.monotonic() >= deadline:
+            return left
         time.sleep(0.2)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

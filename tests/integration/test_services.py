@@ -16,7 +16,7 @@ import pytest
 from orchestrator import services
 from orchestrator.errors import ClusterError
 from orchestrator.paths import LONGEST_RAY_TEMP, Home
-from orchestrator.processes import ProcessRecord, end, family, free_port, start_detached, wait_until_up
+from orchestrator.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
 from orchestrator.services import Services
 
 UP = "import sys; from pathlib import Path; from orchestrator import services; from orchestrator.paths import Home\n"
@@ -38,7 +38,7 @@ def started(home: Home) -> Services:
     command = [sys.executable, "-c", UP, str(home.root)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     told = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    assert [process.returncode for process in both] == [0, 0], [path.read_text()[-3000:] for path in (home.ray_log, home.mlflow_log)]
     assert told[0] == told[1]
     return Services.model_validate_json(told[0])
 
@@ -120,7 +120,7 @@ def test_descendants_are_ended_even_when_their_parent_is_gone(tmp_path: Path) ->
 def test_a_taken_port_is_not_chosen_again() -> None:
     first = free_port()
     assert free_port(first) == first
-    assert free_port() not in range(10002, 20000)
+    assert free_port() in SERVICE_PORTS
 
 
 def test_a_long_home_gets_a_short_folder_for_sockets(tmp_path: Path) -> None:
