@@ -10,7 +10,8 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 from torch import Tensor, nn
 
-from trainers.model import build_network, deep_supervision_scales
+from trainers.dataset import target_scales
+from trainers.model import build_network
 from trainers.spec.plans import Labels, labels_of
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -71,7 +72,7 @@ def random_batch(config: dict[str, Any], labels: Labels, size: int, seed: int, b
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn((size, 1, *config["patch_size"]), generator=generator)
     targets = []
-    for scale in deep_supervision_scales(config):
+    for scale in target_scales(config):
         shape = [round(p * s) for p, s in zip(config["patch_size"], scale, strict=True)]
         values = torch.randint(0, max(labels.values) + 1, (size, 1, *shape), generator=generator, dtype=torch.int16)
         if labels.ignore_label is not None:

@@ -4,12 +4,10 @@ A U-Net of nnU-Net has one output per decoder stage, finest first. The coarsest 
 single process it gets no gradient and SGD passes it over. DDP however waits for the gradient of every trainable parameter, hence
 `freeze_dead_head`: the head stays in the optimizer and in the checkpoint, under nnU-Net's names and with its initial values.
 
-Sources: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py (`build_network_architecture`, `_get_deep_supervision_scales`, `_build_loss`),
+Sources: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py (`build_network_architecture`, `_build_loss`),
 nnunetv2/utilities/get_network_from_plans.py, dynamic_network_architectures/building_blocks/unet_decoder.py.
 """
 
-import itertools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,19 +45,6 @@ def build_network(configuration: Mapping[str, Any], num_input_channels: int, num
     return network
 
 
-def strides_per_stage(configuration: Mapping[str, Any]) -> list[list[int]]:
-    """Downsampling factor of each encoder stage per spatial axis; the first stage's is 1."""
-    dimensions = len(configuration["patch_size"])
-    strides = _architecture(configuration)["arch_kwargs"]["strides"]
-    return [[int(s) for s in stride] if isinstance(stride, Sequence) else [int(stride)] * dimensions for stride in strides]
-
-
-def deep_supervision_scales(configuration: Mapping[str, Any]) -> list[list[float]]:
-    """Size of each output of the network relative to the patch, per spatial axis, finest (1.0) first; one per decoder stage."""
-    per_axis = [itertools.accumulate(axis, operator.mul) for axis in zip(*strides_per_stage(configuration)[:-1], strict=True)]
-    return [[1 / total for total in stage] for stage in zip(*per_axis, strict=True)]
-
-
 def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
     """Loss weight of each output, finest first: 1/2^i, the last 0, normalised to sum to 1; a single output has weight 1.
 
@@ -84,13 +69,6 @@ def freeze_dead_head(network: nn.Module, weights: Sequence[float]) -> None:
     for index, head in enumerate(_heads(network)):
         if index >= len(weights) or weights[index] == 0:
             head.requires_grad_(False)
-
-
-def set_deep_supervision(network: nn.Module, enabled: bool) -> None:
-    """Let the network return all its outputs (True) or the finest alone (False). Does nothing for networks without that switch."""
-    decoder = getattr(unwrapped(network), "decoder", None)
-    if decoder is not None and hasattr(decoder, "deep_supervision"):
-        decoder.deep_supervision = enabled
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

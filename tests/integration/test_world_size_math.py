@@ -27,7 +27,7 @@ from tests.nnunet_beside import (
     seeded_network,
 )
 from trainers.loss import SegmentationLoss
-from trainers.model import deep_supervision_weights, freeze_dead_head, plain_state_dict, set_deep_supervision
+from trainers.model import deep_supervision_weights, freeze_dead_head, plain_state_dict
 from trainers.pseudo_dice import batch_counts, gather_epoch
 
 ITERATIONS = 10
@@ -101,7 +101,7 @@ def _our_course(case: Case, rank: int) -> Course:
 def _counts_of_rank(split: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
     labels = labels_for("ignore")
     network = seeded_network(CONFIGURATION, labels)
-    set_deep_supervision(network, False)
+    network.decoder.deep_supervision = False
     images, targets = _global_batch("ignore", sum(split), 0)
     own = slice(sum(split[:rank]), sum(split[: rank + 1]))
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_global_batch_without_a_valid_voxel_has_loss_minus_one(
 def test_gathered_counts_are_those_of_the_whole_batch_on_every_rank(split: tuple[int, ...], gangs: dict[int, list[RankResult]]) -> None:
     labels = labels_for("ignore")
     network = seeded_network(CONFIGURATION, labels)
-    set_deep_supervision(network, False)
+    network.decoder.deep_supervision = False
     images, targets = _global_batch("ignore", sum(split), 0)
     with torch.no_grad():
         expected = nnunet_counts(network(images), targets[0], labels)

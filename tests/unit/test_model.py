@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from tests.nnunet_beside import configuration, labels_for, nnunet_loss, nnunet_weights, random_batch, seeded_network
+from trainers.dataset import target_scales
 from trainers.loss import SegmentationLoss
 from trainers.model import (
     build_network,
-    deep_supervision_scales,
     deep_supervision_weights,
     freeze_dead_head,
     has_batchnorm_or_dropout,
     mirroring_axes,
     plain_state_dict,
-    set_deep_supervision,
     unwrapped,
 )
 from trainers.spec.errors import ConfigError
@@ -74,7 +73,7 @@ def test_scales_are_those_of_nnunet_and_of_the_outputs(name: str) -> None:
 
     config = CONFIGURATIONS[name]
     strides = ConfigurationManager(copy.deepcopy(config)).pool_op_kernel_sizes
-    scales = deep_supervision_scales(config)
+    scales = target_scales(config)
     np.testing.assert_array_equal(scales, (1 / np.cumprod(np.vstack(strides), axis=0))[:-1])
     patch = [36] * len(config["patch_size"])
     outputs = build_network(config, 1, 3)(torch.zeros(1, 1, *patch)) if "anisotropic" in name else None
@@ -83,7 +82,7 @@ def test_scales_are_those_of_nnunet_and_of_the_outputs(name: str) -> None:
 
 
 def test_strides_may_be_single_numbers() -> None:
-    assert deep_supervision_scales(configuration(2, strides=[1, 2, 2, 2])) == [[1, 1], [0.5, 0.5], [0.25, 0.25]]
+    assert target_scales(configuration(2, strides=[1, 2, 2, 2])) == ((1, 1), (0.5, 0.5), (0.25, 0.25))
 
 
 def test_weights_are_those_of_nnunet() -> None:
@@ -134,26 +133,12 @@ def test_training_with_the_frozen_head_is_nnunets_training_without() -> None:
         assert torch.equal(tensor, initial[name]) == ("seg_layers.0." in name), name
 
 
-def test_deep_supervision_can_be_switched() -> None:
-    network = build_network(configuration(2), 1, 3)
-    images = torch.randn(1, 1, 16, 16)
-    outputs = network(images)
-    assert len(outputs) == 3
-    set_deep_supervision(network, False)
-    assert torch.equal(network(images), outputs[0])
-    set_deep_supervision(network, True)
-    assert len(network(images)) == 3
-    set_deep_supervision(torch.nn.Linear(1, 1), False)  # has no such switch
-
-
-def test_names_and_switch_reach_through_torch_compile() -> None:
+def test_names_reach_through_torch_compile() -> None:
     network = build_network(configuration(2), 1, 3)
     compiled = torch.compile(network)
     assert any(key.startswith("_orig_mod.") for key in compiled.state_dict())
     assert unwrapped(compiled) is network
     assert list(plain_state_dict(compiled)) == list(network.state_dict())
-    set_deep_supervision(compiled, False)
-    assert network.decoder.deep_supervision is False
 
 
 @pytest.mark.parametrize(
