@@ -1,7 +1,9 @@
 """From MLflow to a folder that nnU-Net's own tools read: `nnUNetv2_predict_from_modelfolder -m <folder> -f <fold>`."""
 
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.checkpoint_store import download_checkpoint, published
@@ -37,8 +39,18 @@ def export_model(run: str, target: Path, tracking_uri: str) -> Path:
     return target
 
 
+def fold_in(tags: Mapping[str, str]) -> str:
+    """The fold that a run's tags name: `0` or `all`. Raises CheckpointError for what would not be one folder inside the model folder."""
+    fold = tags.get("nnfleet.fold", "0")
+    if not re.fullmatch(r"\d+|all", fold, re.ASCII):
+        raise CheckpointError(
+            f"export: the run's tag nnfleet.fold is {fold!r}, neither a number nor `all`. Nothing was written; mend the tag."
+        )
+    return fold
+
+
 def _fill(tracker: Tracker, run_id: str, names: list[CheckpointName], model: Path) -> None:
-    fold = tracker.tags(run_id).get("nnfleet.fold", "0")
+    fold = fold_in(tracker.tags(run_id))
     for name in names:
         download_checkpoint(tracker, run_id, name, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
     missing = sorted(set(MODEL_FILES) - set(tracker.list_files(run_id)))

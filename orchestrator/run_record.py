@@ -14,6 +14,8 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from pydantic import Field
+
 from trainers.spec.committed import EpochRow, Manifest
 from trainers.spec.errors import ConfigError, NnfleetError
 from trainers.spec.plans import labels_of, load_dataset_json, load_plans
@@ -36,8 +38,8 @@ RECORDED_PACKAGES = ("nnfleet", "ray", "torch", "nnunetv2", "mlflow")
 class Published(Frozen):
     """A checkpoint in MLflow's artifacts; as JSON in a tag of the run it is the commit of the upload."""
 
-    directory: str
-    """Artifact path of the directory that holds the checkpoint and manifest.json."""
+    directory: str = Field(pattern=r"^checkpoints/(best|final)/e[0-9]+-[0-9a-f]{8}$")
+    """Artifact path of the directory that holds the checkpoint and manifest.json; checked, as whoever may write tags chooses it."""
     manifest: Manifest
 
     @property
