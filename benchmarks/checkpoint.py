@@ -73,7 +73,12 @@ def published_equals_committed(tracker: Tracker, run_id: str, folder: RunFolder,
 
 def percentile_95(values: list[float]) -> float:
     """95th percentile."""
-    return statistics.quantiles(values, n=20)[-1]
+    return statistics.quantiles(values, n=20, method="inclusive")[-1]
+
+
+def spread(values: list[float]) -> str:
+    """Median, 95th percentile and maximum, in words."""
+    return f"median {statistics.median(values):.3f} s, p95 {percentile_95(values):.3f} s, maximum {max(values):.3f} s"
 
 
 def main() -> None:
@@ -98,15 +103,21 @@ def measure(base: Path, server: MlflowServer, epochs: int, epoch_s: float, megab
     state = state_of(megabytes)
     writer = StateWriter(run.folder, run.spec.run_key, run.attempt, {"trainer_name": "nnUNetTrainer"}, 10**6)
     publisher = start_publisher(run.folder)
-    reached, held, done = Reached(), [], []
+    reached = Reached()
+    held: list[float] = []
+    waited: list[float] = []
+    done: list[int] = []
     quiet = steps(epoch_s)
     for epoch in range(epochs):
         done.append(steps(epoch_s))
         state["network_weights"]["layer0.weight"].fill_(float(epoch))
         best = BestRecord(ema=0.5 + epoch / 1000, score=0.5 + epoch / 1000, best_epoch=epoch)
         reached = Reached(history=(*reached.history, epoch_row(epoch, best.ema)), best_policy=best)
+        started = time.perf_counter()
+        writer.drain()
+        waited.append(time.perf_counter() - started)
         writer.commit(reached, True, lambda: state)
-        held.append(writer.held_s)
+        held.append(waited[-1] + writer.held_s)
     os.kill(publisher.pid, signal.SIGKILL)  # the newest best has just been handed to the writer: it waits for its upload
     publisher.wait()
     writer.drain()
@@ -117,8 +128,8 @@ def measure(base: Path, server: MlflowServer, epochs: int, epoch_s: float, megab
     torch.save(state, base / "plain.pth")
     plain_s = time.perf_counter() - started
     print(f"state {megabytes} MB and a new best in each of {epochs} epochs of {epoch_s:.0f} s, MLflow over HTTP on the same machine")
-    print(f"training thread held per epoch (state and best together): median {statistics.median(held):.3f} s, "
-          f"p95 {percentile_95(held):.3f} s, maximum {max(held):.3f} s")  # fmt: skip
+    print(f"training thread held per epoch (state and best together): {spread(held)}")
+    print(f"of that, waiting for the commit before to be on disk: {spread(waited)}")
     print(f"a plain torch.save of the state in the training thread: {plain_s:.3f} s, without fsync, digest and upload")
     print(f"training steps per epoch while saving and uploading: median {statistics.median(done):.0f}, before: {quiet}")
     print(f"publisher killed while a best waited: published was behind: {behind}; after the next publisher equal to committed: {caught_up}")
