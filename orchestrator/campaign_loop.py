@@ -16,6 +16,7 @@ from orchestrator.claims import Tracking, claim, track
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.resources import NodeResources, Reservation
+from orchestrator.run_record import shared_reason
 from orchestrator.run_status import RunStatus
 from orchestrator.run_watch import RunWatch, has_begun
 from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
@@ -222,7 +223,7 @@ class Campaign:
         for key, state in list(self._untold.items()):
             run = self.runs[key]
             tracker.set_state(run.tracked.run_id, state)
-            tracker.set_tags(run.tracked.run_id, {"nnfleet.campaign": self.campaign, "nnfleet.reason": run.reason[:500]})
+            tracker.set_tags(run.tracked.run_id, {"nnfleet.campaign": self.campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)})
             del self._untold[key]
 
 

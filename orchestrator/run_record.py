@@ -19,6 +19,7 @@ from pydantic import Field
 from trainers.spec.committed import EpochRow, Manifest
 from trainers.spec.errors import ConfigError, NnfleetError
 from trainers.spec.plans import labels_of, load_dataset_json, load_plans
+from trainers.spec.pseudonyms import pseudonym_salt
 from trainers.spec.run_spec import Frozen, RunSpec
 
 log = logging.getLogger(__name__)
@@ -183,8 +184,14 @@ def _times(sizes: Sequence[float] | None) -> str:
 
 
 def validation_data(spec: RunSpec) -> str:
-    """SHA-256 that stands for the validation cases: equal only where scores may be compared."""
-    return sha256("\n".join([spec.data_digest, *spec.val_cases]).encode()).hexdigest()
+    """SHA-256 that stands for the validation cases: equal only where scores may be compared. With pseudonyms it is keyed."""
+    salt = [pseudonym_salt(spec.model_folder.parent)] if spec.pseudonyms else []
+    return sha256("\n".join([*salt, spec.data_digest, *spec.val_cases]).encode()).hexdigest()
+
+
+def shared_reason(spec: RunSpec, reason: str) -> str:
+    """Why a run is in its state, as MLflow may show it. With pseudonyms nothing: a reason may name cases."""
+    return "" if spec.pseudonyms else reason[:500]
 
 
 def tags_of(spec: RunSpec) -> dict[str, str]:

@@ -18,8 +18,9 @@ from trainers.spec.committed import newest_committed
 from trainers.spec.files import read_json, write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import Labels
+from trainers.spec.pseudonyms import pseudonym, pseudonym_salt
 from trainers.spec.run_spec import CheckpointName, RunSpec
-from trainers.spec.summary import CaseResult, Row, extended_summary, pseudonym, summarise, summary_bytes, table_rows
+from trainers.spec.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows
 
 log = logging.getLogger(__name__)
 
@@ -66,28 +67,28 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
     extended["surface_tolerance_mm"] = spec.validation.surface_tolerance_mm
     extended["cases"] = table_rows(results, labels, name, None)
     _write_if_changed(folder.own / f"validation_{name}.json", json.dumps(extended, indent=1).encode())
-    digest = spec.data_digest if spec.pseudonyms else None
-    if digest is not None:
+    salt = pseudonym_salt(folder.model_folder.parent) if spec.pseudonyms else None
+    if salt is not None:
         summary_file = folder.own / "pseudonyms" / name / "summary.json"
-        _write_if_changed(summary_file, summary_bytes(without_case_ids(summary, results, digest)))
+        _write_if_changed(summary_file, summary_bytes(without_case_ids(summary, results, salt)))
     return Report(
         name=name,
         metrics=tracked_metrics(extended),
-        table=table_rows(results, labels, name, digest),
+        table=table_rows(results, labels, name, salt),
         summary_file=summary_file,
-        pictures=_pictures(folder, name, results, digest) if spec.images else {},
+        pictures=_pictures(folder, name, results, salt) if spec.images else {},
     )
 
 
-def _pictures(folder: RunFolder, name: CheckpointName, results: Sequence[CaseResult], digest: str | None) -> dict[str, Path]:
-    shown = {r.case_id if digest is None else pseudonym(r.case_id, digest): picture_file(folder, name, r.case_id) for r in results}
+def _pictures(folder: RunFolder, name: CheckpointName, results: Sequence[CaseResult], salt: str | None) -> dict[str, Path]:
+    shown = {r.case_id if salt is None else pseudonym(r.case_id, salt): picture_file(folder, name, r.case_id) for r in results}
     return {f"fullval/{name}/overlays/{case}.png": path for case, path in shown.items() if path.is_file()}
 
 
-def without_case_ids(summary: dict[str, Any], results: Sequence[CaseResult], digest: str) -> dict[str, Any]:
+def without_case_ids(summary: dict[str, Any], results: Sequence[CaseResult], salt: str) -> dict[str, Any]:
     """The summary with pseudonyms in place of file names, in the same order. Pure."""
     cases = [
-        {**case, "reference_file": pseudonym(r.case_id, digest), "prediction_file": pseudonym(r.case_id, digest)}
+        {**case, "reference_file": pseudonym(r.case_id, salt), "prediction_file": pseudonym(r.case_id, salt)}
         for case, r in zip(summary["metric_per_case"], results, strict=True)
     ]
     return {**summary, "metric_per_case": cases}

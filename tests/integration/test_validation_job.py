@@ -23,7 +23,7 @@ from tests.random_model import EMA, random_run
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, RunSpec, ValidationSpec, WorkerSpec
-from trainers.spec.summary import pseudonym
+from trainers.spec.pseudonyms import pseudonym, pseudonym_salt
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
@@ -141,7 +141,7 @@ def test_pseudonyms_leave_no_case_id_in_what_is_sent(finished: tuple[RunSpec, Ru
     write_json_atomic(folder.mlflow_file, {"run_id": run_id, "experiment_id": "1", "tracking_uri": tracker.uri})
     assert run_validation(folder, delivery_waits_s=()).evidence == ""
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
-    names = {pseudonym(case, spec.data_digest) for case in spec.val_cases}
+    names = {pseudonym(case, pseudonym_salt(folder.model_folder.parent)) for case in spec.val_cases}
     assert {Path(file).stem for file in tracker.list_files(run_id, "fullval/best/overlays")} == names
     for file in ("summary.json", "per_case.json"):
         sent = tracker.download(run_id, f"fullval/best/{file}", tmp_path).read_text()

@@ -12,7 +12,8 @@ from orchestrator.validation_report import minus_ema, tracked_metrics, without_c
 from trainers.case_metrics import case_metrics, surface_metrics
 from trainers.spec.errors import DataError
 from trainers.spec.plans import Labels, labels_of
-from trainers.spec.summary import CaseResult, ClassMetrics, class_keys, extended_summary, pseudonym, summarise, summary_bytes, table_rows
+from trainers.spec.pseudonyms import pseudonym
+from trainers.spec.summary import CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
 
 NAN = math.nan
 LABELS = labels_of({"labels": {"background": 0, "organ": 1, "lesion": 2}})

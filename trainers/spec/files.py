@@ -25,7 +25,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_beside(target: Path, fill: Callable[[IO[bytes]], None]) -> Path:
+def write_beside(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o644) -> Path:
     """Write a durable temporary file next to `target` through `fill` and return its path; leaves nothing behind on error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
@@ -33,7 +33,7 @@ def write_beside(target: Path, fill: Callable[[IO[bytes]], None]) -> Path:
         with os.fdopen(descriptor, "wb") as stream:
             fill(stream)
             stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
+            os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -59,9 +59,9 @@ def write_json_atomic(target: Path, value: Any) -> None:
     write_atomic(target, json.dumps(value, indent=1).encode())
 
 
-def create_exclusive(target: Path, content: bytes) -> bool:
+def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
     """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder."""
-    temporary = write_beside(target, lambda stream: _write_all(stream, content))
+    temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
     try:
         os.link(temporary, target)
     except FileExistsError:

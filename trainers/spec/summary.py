@@ -8,13 +8,13 @@ ours is the mean of the classes that have a value, and equals nnU-Net's wherever
 Source of the form: nnunetv2/evaluation/evaluate_predictions.py (`compute_metrics`, `compute_metrics_on_folder`, `save_summary_json`).
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainers.spec.plans import Labels
+from trainers.spec.pseudonyms import pseudonym
 from trainers.spec.run_spec import CheckpointName, Frozen
 
 Row = dict[str, str | float | int]
@@ -119,14 +119,9 @@ def _class_summary(metrics: Sequence[ClassMetrics]) -> dict[str, float]:
     }
 
 
-def pseudonym(case_id: str, data_digest: str) -> str:
-    """The same stand-in for a case in every run on the same data: 'case-' and 8 hexadecimal digits."""
-    return "case-" + hashlib.sha256(f"{data_digest}{case_id}".encode()).hexdigest()[:8]
-
-
-def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: CheckpointName, pseudonym_digest: str | None) -> list[Row]:
-    """One row per case for the tracking server; with `pseudonym_digest` (the data digest) case ids are replaced by pseudonyms."""
-    return [_row(r, labels, checkpoint, r.case_id if pseudonym_digest is None else pseudonym(r.case_id, pseudonym_digest)) for r in results]
+def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: CheckpointName, salt: str | None) -> list[Row]:
+    """One row per case for the tracking server; with `salt` case ids are replaced by pseudonyms."""
+    return [_row(r, labels, checkpoint, r.case_id if salt is None else pseudonym(r.case_id, salt)) for r in results]
 
 
 def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: str) -> Row:
