@@ -1,0 +1,210 @@
+"""A campaign's surroundings without Ray: a cluster and a tracking server that tests drive by verbs, and real run folders."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.board import Board
+from orchestrator.campaign_loop import Campaign, Event
+from orchestrator.errors import ClusterError, TrackingError
+from orchestrator.job_record import JobRecord
+from orchestrator.outcome import EndState, Outcome, write_outcome
+from orchestrator.resources import NodeResources
+from trainers.spec.attempts import claim_attempt
+from trainers.spec.committed import Committed, Manifest
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec, Schedule, WorkerSpec
+from trainers.spec.states import RunState
+
+
+class FakeCluster:
+    """One head node's worth of jobs; tests say what happens to them."""
+
+    def __init__(self, gpus: int = 1) -> None:
+        self.gpus = gpus
+        self.jobs: dict[str, JobRecord] = {}
+        self.stopped: list[str] = []
+        self.is_away = False
+        self.most_gpus = 0
+
+    # what a campaign asks for
+
+    def records(self) -> list[JobRecord]:
+        if self.is_away:
+            raise ClusterError("cluster: away")
+        return list(self.jobs.values())
+
+    def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
+        return self._add(f"train-{spec.run_key}-a{attempt}", "train", folder, spec, attempt, campaign)
+
+    def submit_validation(
+        self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
+    ) -> str:
+        name = f"validate-{spec.run_key}-a{attempt}" + (f"-r{retry}" if retry else "")
+        return self._add(name, "validate", folder, spec, attempt, campaign)
+
+    def stop(self, submission_id: str) -> None:
+        self.stopped.append(submission_id)
+
+    def nodes(self) -> list[NodeResources]:
+        total = {"CPU": 64.0, "GPU": float(self.gpus)}
+        return [NodeResources("head", total, {**total, "GPU": float(self.gpus - self.gpus_in_use)})]
+
+    @property
+    def gpus_in_use(self) -> int:
+        held = {job.run_key: job.reserved.count * job.reserved.gpus for job in self.jobs.values() if job.is_live and job.reserved}
+        return sum(held.values())
+
+    def _add(self, name: str, kind: Any, folder: RunFolder, spec: RunSpec, attempt: int, campaign: str) -> str:
+        record = JobRecord(
+            submission_id=name,
+            kind=kind,
+            state="RUNNING",
+            run_key=spec.run_key,
+            campaign=campaign,
+            attempt=attempt,
+            reserved=spec.workers,
+            run_folder=str(folder.root),
+            started_unix=time.time(),
+        )
+        self.jobs.setdefault(name, record)
+        self.most_gpus = max(self.most_gpus, self.gpus_in_use)
+        return name
+
+    # what happens to the jobs
+
+    def add_campaign(self, campaign: str) -> None:
+        self.jobs[f"campaign-{campaign}"] = JobRecord(
+            submission_id=f"campaign-{campaign}", kind="campaign", state="RUNNING", campaign=campaign, started_unix=time.time()
+        )
+
+    def kill_campaign(self, campaign: str) -> None:
+        self._end(f"campaign-{campaign}", "FAILED", 137)
+
+    def workers_begin(self, run: RunSpec) -> None:
+        attempt = claim_attempt(RunFolder(run.run_folder), "driver")
+        beat = {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": attempt}
+        write_json_atomic(RunFolder(run.run_folder).progress_file, beat)
+
+    def training_ends(self, run: RunSpec, state: EndState = "TRAINED", *, hands_over: bool = True) -> None:
+        name = self.living(run)
+        attempt = self.jobs[name].attempt
+        outcome = Outcome(job="training", state=state, attempt=attempt, message=f"training said {state}")
+        write_outcome(RunFolder(run.run_folder), outcome)
+        if state == "TRAINED" and hands_over:
+            self.submit_validation(RunFolder(run.run_folder), run, attempt, campaign=self.jobs[name].campaign)
+        self._end(name, "FAILED" if outcome.is_failure else "SUCCEEDED", int(outcome.is_failure))
+
+    def validation_ends(self, run: RunSpec, state: EndState = "SUCCEEDED") -> None:
+        name = self.living(run)
+        outcome = Outcome(job="validation", state=state, attempt=self.jobs[name].attempt, message=f"validation said {state}")
+        write_outcome(RunFolder(run.run_folder), outcome)
+        self._end(name, "FAILED" if outcome.is_failure else "SUCCEEDED", int(outcome.is_failure))
+
+    def kill_driver(self, run: RunSpec) -> None:
+        self._end(self.living(run), "FAILED", 137)
+
+    def living(self, run: RunSpec) -> str:
+        return next(n for n, job in reversed(self.jobs.items()) if job.is_live and job.run_key == run.run_key)
+
+    def live_jobs(self) -> list[str]:
+        return [name for name, job in self.jobs.items() if job.is_live and job.kind != "campaign"]
+
+    def _end(self, name: str, state: Any, code: int | None) -> None:
+        self.jobs[name] = self.jobs[name].model_copy(update={"state": state, "exit_code": code, "ended_unix": time.time()})
+
+
+class FakeTracking:
+    """Remembers the states of runs; can be away."""
+
+    uri = "http://mlflow"
+
+    def __init__(self) -> None:
+        self.states: dict[str, list[RunState]] = {}
+        self.is_away = False
+
+    def ping(self) -> None:
+        self._answer()
+
+    def ensure_experiment(self, name: str) -> str:
+        return "7"
+
+    def claim_run(self, experiment_id: str, spec: RunSpec) -> str:
+        self._answer()
+        return f"id-{spec.run_key}"
+
+    def set_state(self, run_id: str, state: RunState) -> None:
+        self._answer()
+        self.states.setdefault(run_id, []).append(state)
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        self._answer()
+
+    def run_url(self, run_id: str) -> str:
+        return f"http://mlflow/#/{run_id}"
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise TrackingError("mlflow: away")
+
+
+class Stage:
+    """A cluster, a tracking server, data, and campaigns."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.cluster = FakeCluster()
+        self.tracking = FakeTracking()
+        self.events: list[Event] = []
+        self.data = base / "preprocessed" / "Dataset001_X"
+        self.data.mkdir(parents=True)
+        (self.data / "nnUNetPlans.json").write_text('{"configurations": {"3d": {}}}')
+        (self.data / "dataset.json").write_text('{"labels": {"background": 0, "a": 1}}')
+
+    def run(self, fold: int, gpus: int = 1) -> RunSpec:
+        return RunSpec(
+            run_key=f"key{fold}",
+            dataset="Dataset001_X",
+            preprocessed_folder=self.data,
+            model_folder=self.base / "results" / "Dataset001_X" / "nnUNetTrainer__nnUNetPlans__3d",
+            plans="nnUNetPlans",
+            configuration="3d",
+            trainer="nnUNetTrainer",
+            fold=fold,
+            train_cases=("a",),
+            val_cases=("b",),
+            data_digest="0" * 64,
+            schedule=Schedule(epochs=4),
+            workers=WorkerSpec(count=gpus, gpus=1, cpus=1),
+        )
+
+    def campaign(self, *specs: RunSpec, name: str = "c1") -> Campaign:
+        self.cluster.add_campaign(name)
+        made = Campaign(name, self.cluster, self.cluster.nodes, Board(self.base / "board"), self.events.append, self.tracking)
+        made.open(specs)
+        return made
+
+    def told(self, run: RunSpec) -> list[str]:
+        told = [e["status"] for e in self.events if e["event"] == "status" and e["status"]["run_key"] == run.run_key]
+        return [status["state"] for status in told if "state" in status]
+
+
+def look(campaign: Campaign) -> None:
+    campaign.tick()
+    campaign.tell()
+
+
+def states(campaign: Campaign) -> list[str]:
+    return [run.state.value for run in campaign.runs.values()]
+
+
+def finish_on_disk(run: RunSpec, *, is_validated: bool = True) -> None:
+    """What a finished training, and validation, leave in the run folder."""
+    folder = RunFolder(run.run_folder)
+    final = Manifest(checkpoint="final", file="x", epoch=3, attempt=1, ema_pseudo_dice=None, sha256="0", size_bytes=1)
+    committed = Committed(run_key=run.run_key, epochs_done=4, attempt=1, history=(), final=final, state_sha256="0", state_size_bytes=1)
+    write_json_atomic(folder.state / f"{committed.stem}.json", json.loads(committed.model_dump_json()))
+    for name in run.validation.checkpoints if is_validated else ():
+        write_json_atomic(folder.validation(name) / "summary.json", {})
