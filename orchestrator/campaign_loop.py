@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from orchestrator.admission import Waiting, decide, ledger
 from orchestrator.board import Board, Holding, Note
-from orchestrator.claims import Tracking, claim, track
+from orchestrator.claims import Tracking, claim, is_refusal, lacks_scores, reset, track
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.resources import NodeResources, Reservation
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 TRACKING_RETRY_S = 30.0
+TRACKING_PATIENCE_S = 600.0
+"""How long a campaign whose runs have all ended waits for a tracking server that is away."""
 LEAST_TELL_S = 5.0
 """Least time between two events of a run that only say how far it is within an epoch."""
 REPEAT_LOG_S = 60.0
@@ -72,6 +74,7 @@ class Campaign:
         self._said: tuple[str, float] = ("", 0.0)
         self._untold: dict[str, RunState] = {}
         self._tracking_again = 0.0
+        self._ended_at: float | None = None
         self.runs: dict[str, RunWatch] = {}
 
     def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False) -> None:
@@ -88,8 +91,11 @@ class Campaign:
                 held, opening = claim(spec, has_live_job=spec.run_key in living, only_validate=only_validate)
                 run = RunWatch(held, self.campaign, self._since_unix, track(held, self._tracker))
                 self.runs[spec.run_key] = run
-                if opening == "finished":
-                    run.enter(RunState.SUCCEEDED, "was finished before.")
+                if opening == "finished" and lacks_scores(held, run.tracked, self._tracker):
+                    reset(run.folder, "validate")  # finished cases are kept; the validation job delivers everything
+                    self._enter(run, RunState.QUEUED, "was finished before; its results go to MLflow.")
+                elif opening == "finished":
+                    self._enter(run, RunState.SUCCEEDED, "was finished before.")
                 elif opening != "adopt":
                     self._enter(run, RunState.QUEUED)
 
@@ -101,7 +107,7 @@ class Campaign:
             except (ClusterError, OSError) as err:
                 self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             self.tell()
-            if all(run.state.is_final for run in self.runs.values()) and not self._untold:
+            if all(run.state.is_final for run in self.runs.values()) and self._is_tracking_over():
                 break
             time.sleep(poll_s)
         self._board.withdraw(self.campaign)
@@ -130,11 +136,7 @@ class Campaign:
         if self._tracker is None:
             self._untold.clear()
         elif self._untold and time.monotonic() >= self._tracking_again:
-            try:
-                self._track(self._tracker)
-            except TrackingError as err:
-                self._tracking_again = time.monotonic() + TRACKING_RETRY_S
-                log.warning("states go to the tracking server in %.0f s: %s", TRACKING_RETRY_S, err)
+            self._track(self._tracker)
 
     def _say_once(self, text: str) -> None:
         """Log a lasting trouble when it begins, and again every minute."""
@@ -220,11 +222,40 @@ class Campaign:
             self._untold[run.spec.run_key] = state
 
     def _track(self, tracker: Tracking) -> None:
+        """Tell MLflow the new states. A run that it refuses is not told again; a server that is away is asked later, other runs first."""
         for key, state in list(self._untold.items()):
             run = self.runs[key]
-            tracker.set_state(run.tracked.run_id, state)
-            tracker.set_tags(run.tracked.run_id, {"nnfleet.campaign": self.campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)})
             del self._untold[key]
+            try:
+                tracker.set_state(run.tracked.run_id, state)
+                tracker.set_tags(
+                    run.tracked.run_id, {"nnfleet.campaign": self.campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
+                )
+            except TrackingError as err:
+                if is_refusal(err):
+                    self._warn(f"MLflow refuses the state {state} of {key} and is not told it again: {err}")
+                    continue
+                self._untold[key] = state  # at the end of the row
+                self._tracking_again = time.monotonic() + TRACKING_RETRY_S
+                log.warning("states go to the tracking server in %.0f s: %s", TRACKING_RETRY_S, err)
+                return
+
+    def _is_tracking_over(self) -> bool:
+        """All runs have ended: True once MLflow knows it, or has been away for too long since."""
+        if not self._untold:
+            return True
+        self._ended_at = self._ended_at or time.monotonic()
+        if time.monotonic() - self._ended_at < TRACKING_PATIENCE_S:
+            return False
+        left = ", ".join(f"{key} ({state})" for key, state in self._untold.items())
+        self._warn(
+            f"MLflow was away for {TRACKING_PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. Submit again to tell it."
+        )
+        return True
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+        self._emit({"event": "warning", "message": text})
 
 
 def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.plan import Stage, standing_of
 from trainers.spec.attempts import newest_attempt
-from trainers.spec.errors import ConfigError
+from trainers.spec.errors import ConfigError, TrackingError
 from trainers.spec.files import create_exclusive, read_json, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 Opening = Literal["adopt", "finished", "validate", "train"]
 
 
+REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
+"""MLflow's codes for a request that would fail again: the run was deleted, or is not ours to change."""
+
+
 class Tracking(Protocol):
     """What a campaign needs of the tracking server; `orchestrator.tracking.Tracker` is it."""
 
@@ -29,6 +33,7 @@ class Tracking(Protocol):
     def ping(self) -> None: ...
     def ensure_experiment(self, name: str) -> str: ...
     def claim_run(self, experiment_id: str, spec: RunSpec) -> str: ...
+    def metrics(self, run_id: str) -> dict[str, float]: ...
     def set_state(self, run_id: str, state: RunState) -> None: ...
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None: ...
     def run_url(self, run_id: str) -> str: ...
@@ -73,7 +78,7 @@ def claim(spec: RunSpec, *, has_live_job: bool, only_validate: bool = False) -> 
     stage: Stage = "validates" if only_validate else standing_of(spec).stage
     opening = opening_of(read_outcome(folder), stage, has_live_job=has_live_job)
     if opening in ("train", "validate"):
-        _reset(folder, opening)
+        reset(folder, opening)
     return spec, opening
 
 
@@ -90,7 +95,20 @@ def track(spec: RunSpec, tracker: Tracking | None) -> TrackedRun:
     return TrackedRun(run_id, tracker.run_url(run_id))
 
 
-def _reset(folder: RunFolder, opening: Opening) -> None:
+def is_refusal(error: TrackingError) -> bool:
+    """True when the tracking server answered and said no; False when it is away."""
+    return getattr(error.__cause__, "error_code", "") in REFUSALS
+
+
+def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: Tracking | None) -> bool:
+    """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost."""
+    if tracker is None:
+        return False
+    known = tracker.metrics(tracked.run_id)
+    return not all(any(key.startswith(f"full/{name}/") for key in known) for name in spec.validation.checkpoints)
+
+
+def reset(folder: RunFolder, opening: Opening) -> None:
     """Forget how the run ended before: it was submitted again."""
     folder.stop_file.unlink(missing_ok=True)
     if opening == "train":

@@ -28,6 +28,8 @@ class FakeCluster:
         self.stopped: list[str] = []
         self.is_away = False
         self.most_gpus = 0
+        self.tracking: FakeTracking | None = None
+        """Where validations deliver."""
 
     # what a campaign asks for
 
@@ -101,6 +103,8 @@ class FakeCluster:
         name = self.living(run)
         outcome = Outcome(job="validation", state=state, attempt=self.jobs[name].attempt, message=f"validation said {state}")
         write_outcome(RunFolder(run.run_folder), outcome)
+        if self.tracking is not None and state == "SUCCEEDED":
+            self.tracking.take_scores(run)
         self._end(name, "FAILED" if outcome.is_failure else "SUCCEEDED", int(outcome.is_failure))
 
     def kill_driver(self, run: RunSpec) -> None:
@@ -116,6 +120,12 @@ class FakeCluster:
         self.jobs[name] = self.jobs[name].model_copy(update={"state": state, "exit_code": code, "ended_unix": time.time()})
 
 
+class Refused(Exception):
+    """As MLflow's own exception."""
+
+    error_code = "INVALID_PARAMETER_VALUE"
+
+
 class FakeTracking:
     """Remembers the states of runs; can be away."""
 
@@ -123,6 +133,8 @@ class FakeTracking:
 
     def __init__(self) -> None:
         self.states: dict[str, list[RunState]] = {}
+        self.scores: dict[str, dict[str, float]] = {}
+        self.deleted: set[str] = set()
         self.is_away = False
 
     def ping(self) -> None:
@@ -135,8 +147,14 @@ class FakeTracking:
         self._answer()
         return f"id-{spec.run_key}"
 
+    def metrics(self, run_id: str) -> dict[str, float]:
+        self._answer()
+        return dict(self.scores.get(run_id, {}))
+
     def set_state(self, run_id: str, state: RunState) -> None:
         self._answer()
+        if run_id in self.deleted:
+            raise TrackingError("mlflow: could not set the state") from Refused("the run is deleted")
         self.states.setdefault(run_id, []).append(state)
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
@@ -144,6 +162,15 @@ class FakeTracking:
 
     def run_url(self, run_id: str) -> str:
         return f"http://mlflow/#/{run_id}"
+
+    def take_scores(self, run: RunSpec) -> None:
+        """What a validation job delivers."""
+        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in run.validation.checkpoints}
+
+    def lose_everything(self) -> None:
+        """Its database is gone."""
+        self.states.clear()
+        self.scores.clear()
 
     def _answer(self) -> None:
         if self.is_away:
@@ -155,8 +182,9 @@ class Stage:
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        self.cluster = FakeCluster()
         self.tracking = FakeTracking()
+        self.cluster = FakeCluster()
+        self.cluster.tracking = self.tracking
         self.events: list[Event] = []
         self.data = base / "preprocessed" / "Dataset001_X"
         self.data.mkdir(parents=True)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.campaign_log import CampaignLog
 from orchestrator.campaign_loop import LEAST_TELL_S, is_news
-from orchestrator.errors import ConfigError, TrackingError
+from orchestrator.errors import ConfigError
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import read_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
@@ -84,25 +84,6 @@ def test_other_workers_are_taken_over_unless_a_job_lives(stage: Stage) -> None:
     stage.campaign(run, name="c3")
     look(first)
     assert stage.campaign(wider, name="c4").runs["key0"].spec == run
-
-
-def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage: Stage) -> None:
-    stage.tracking.is_away = True
-    with pytest.raises(TrackingError):
-        stage.campaign(stage.run(0))
-    assert not stage.cluster.live_jobs()
-
-
-def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.campaign_loop.TRACKING_RETRY_S", 0.0)
-    run = stage.run(0)
-    campaign = stage.campaign(run)
-    stage.tracking.is_away = True
-    look(campaign)
-    assert states(campaign) == ["RUNNING"]
-    stage.tracking.is_away = False
-    look(campaign)
-    assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
 
 
 def test_a_validation_that_a_dead_driver_left_out_is_submitted(stage: Stage) -> None:

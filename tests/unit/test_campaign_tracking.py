@@ -1,0 +1,88 @@
+"""What a campaign tells MLflow, and what it does when MLflow is away, refuses, or has lost everything."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import TrackingError
+from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.spec.run_spec import RunSpec
+from trainers.spec.states import RunState
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def finish(stage: Stage, run: RunSpec, name: str = "c1") -> None:
+    look(stage.campaign(run, name=name))
+    finish_on_disk(run)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+
+
+def test_a_finished_run_that_mlflow_does_not_know_is_delivered_by_its_validation(stage: Stage) -> None:
+    run = stage.run(0)
+    finish(stage, run)
+    stage.tracking.lose_everything()
+    again = stage.campaign(run, name="c2")
+    look(again)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"], "finished cases are kept, so it only delivers"
+    stage.cluster.validation_ends(run)
+    assert again.run(poll_s=0) == 0
+    assert stage.tracking.states["id-key0"] == [RunState.VALIDATING, RunState.SUCCEEDED]
+
+
+def test_the_mlflow_run_of_a_finished_run_is_ended(stage: Stage) -> None:
+    run = stage.run(0)
+    finish(stage, run)
+    again = stage.campaign(run, name="c2")
+    assert again.run(poll_s=0) == 0
+    assert stage.tracking.states["id-key0"][-1] is RunState.SUCCEEDED
+
+
+def test_a_run_that_mlflow_refuses_keeps_neither_the_others_nor_the_campaign(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    runs = [stage.run(0), stage.run(1)]
+    campaign = stage.campaign(*runs)
+    stage.tracking.deleted = {"id-key0"}
+    look(campaign)
+    for run in runs:
+        stage.cluster.training_ends(run)
+        stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+    assert stage.tracking.states["id-key1"][-1] is RunState.SUCCEEDED
+    assert any("refuses" in event["message"] for event in stage.events if event["event"] == "warning")
+
+
+def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.campaign_loop.TRACKING_PATIENCE_S", 0.0)
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.tracking.is_away = True
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+    (warning,) = [event["message"] for event in stage.events if event["event"] == "warning"]
+    assert "key0 (SUCCEEDED)" in warning
+
+
+def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage: Stage) -> None:
+    stage.tracking.is_away = True
+    with pytest.raises(TrackingError):
+        stage.campaign(stage.run(0))
+    assert not stage.cluster.live_jobs()
+
+
+def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.campaign_loop.TRACKING_RETRY_S", 0.0)
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    stage.tracking.is_away = True
+    look(campaign)
+    assert states(campaign) == ["RUNNING"]
+    stage.tracking.is_away = False
+    look(campaign)
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
