@@ -59,6 +59,16 @@ class EpochMetrics:
 
 
 @dataclass(frozen=True)
+class KnownRun:
+    """What MLflow holds of a run."""
+
+    run_id: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The newest value of each."""
+
+
+@dataclass(frozen=True)
 class RunName:
     """The names by which a user may call a run."""
 
@@ -149,7 +159,7 @@ def class_names(spec: RunSpec) -> list[str]:
 
 def params_of(spec: RunSpec) -> dict[str, str]:
     """MLflow parameters of a run: everything that the run key fixes, with the essentials of the plans."""
-    grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest", "deterministic")
+    grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest")
     params = {key: str(getattr(spec, key)) for key in grouping}
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
     params |= {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
@@ -195,7 +205,7 @@ def shared_reason(spec: RunSpec, reason: str) -> str:
 
 
 def tags_of(spec: RunSpec) -> dict[str, str]:
-    """MLflow tags of a run: its names, and what may differ between attempts (workers, loader, versions)."""
+    """MLflow tags of a run: its names, and what may differ between attempts (workers, loader, validation, kernels, versions)."""
     tags = {
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
@@ -207,8 +217,16 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "fold", "seed")},
         **{f"nnfleet.workers.{key}": str(value) for key, value in spec.workers.model_dump().items()},
         **{f"nnfleet.loader.{key}": str(value) for key, value in spec.loader.model_dump().items()},
+        **{f"nnfleet.validation.{key}": str(value) for key, value in spec.validation.model_dump(mode="json").items()},
+        **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("deterministic", "compile", "pseudonyms")},
     }
     return tags | {f"nnfleet.version.{name}": found for name, found in versions().items()}
+
+
+def job_tags(submission_id: str, attempt: int) -> dict[str, str]:
+    """Which attempt of a run, and which Ray job, MLflow was told by last; the id is that of `nnfleet logs` and of Ray's dashboard."""
+    kind = {"train": "training", "validate": "validation"}.get(submission_id.split("-", 1)[0])
+    return {"nnfleet.attempt": str(attempt)} | ({f"nnfleet.ray_job.{kind}": submission_id} if kind else {})
 
 
 def versions() -> dict[str, str]:

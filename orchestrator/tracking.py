@@ -7,7 +7,6 @@ seconds as `TrackingError`; waiting and trying again is the caller's policy. Sen
 import json
 import logging
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,13 +27,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking._tracking_service.utils import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
+from orchestrator.code_identity import code_tags
 from orchestrator.errors import TrackingError
 from orchestrator.run_record import (
     DIGEST_LENGTH,
     MARKER_METRIC,
     RUN_KEY_TAG,
     STATE_TAG,
+    KnownRun,
     ModelEntry,
     RunName,
     epoch_metrics,
@@ -46,6 +49,7 @@ from orchestrator.run_record import (
     tags_of,
     validation_data,
 )
+from orchestrator.tracking_address import WHERE_CREDENTIALS_GO, refuse_credentials
 from orchestrator.views import RESULTS, view_query, view_tags
 from trainers.spec.committed import EpochRow
 from trainers.spec.run_spec import CheckpointName, RunSpec
@@ -59,13 +63,16 @@ METRICS_PER_REQUEST = 1000
 """MLflow's limit; a request is one transaction, so whole epochs that fit into one are there or not."""
 WORKFLOW = "workflowType=machine_learning"
 """Without it a browser that is new to the server shows MLflow's pages for language models."""
-SPEC_PARAM_LENGTH = 500
+PARAM_LENGTH = 500
+"""Characters of a parameter that are recorded, and compared."""
 
 
 class Tracker:
     """One MLflow server. Methods raise TrackingError when it cannot be reached or refuses; none of them waits for it to come back."""
 
     def __init__(self, uri: str) -> None:
+        """Raises ConfigError for a URI that holds credentials: they belong into MLflow's own environment variables."""
+        refuse_credentials(uri)
         self.uri = uri.rstrip("/")
         with self._speaking("open the tracking server"):
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -73,11 +80,24 @@ class Tracker:
     # ---- connection -------------------------------------------------------------------------------------------------
 
     def ping(self) -> None:
-        """Raise TrackingError within seconds unless the server answers and lets us read."""
+        """Raise TrackingError within seconds unless the server answers and lets us read, with the client's own login and certificates."""
         with self._speaking("reach the tracking server"):
-            if self.uri.startswith("http"):
-                requests.get(f"{self.uri}/health", timeout=CONNECT_TIMEOUT_S).raise_for_status()
-            self._client.search_experiments(max_results=1)
+            if not self.uri.startswith("http"):
+                self._client.search_experiments(max_results=1)
+                return
+            answer = http_request(
+                get_default_host_creds(self.uri),
+                "/api/2.0/mlflow/experiments/search",
+                "POST",
+                max_retries=0,
+                timeout=CONNECT_TIMEOUT_S,
+                raise_on_status=False,
+                json={"max_results": 1},
+            )
+        if answer.status_code in (401, 403):
+            raise TrackingError(f"mlflow: {self.uri} refuses the login (HTTP {answer.status_code}). {WHERE_CREDENTIALS_GO}.")
+        if answer.status_code != 200:
+            raise TrackingError(f"mlflow: {self.uri} does not answer as an MLflow server (HTTP {answer.status_code}). Check the address.")
 
     @contextmanager
     def _speaking(self, purpose: str) -> Iterator[None]:
@@ -117,16 +137,14 @@ class Tracker:
         except Exception as err:
             log.warning("the saved views of experiment %s could not be written (nothing else is affected): %s", experiment_id, err)
 
-    def claim_run(
-        self, experiment_id: str, spec: RunSpec, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
-    ) -> str:
-        """Id of the MLflow run with this run key: the oldest one if there is any, else a new one.
+    def claim_run(self, experiment_id: str, spec: RunSpec) -> str:
+        """Id of the MLflow run with this run key: the oldest one of all experiments if there is any, else a new one in `experiment_id`.
 
-        `params` and `tags` are added to those of the spec. The caller holds the claim of the run folder; should two callers create
-        a run at the same moment nevertheless, both end up with the older one.
+        The caller holds the claim of the run folder; should two callers create a run at the same moment nevertheless, both end up with
+        the older one. A run that was made in another experiment stays there: its curves and checkpoints cannot be moved.
         """
         with self._speaking(f"open run {spec.run_key}"):
-            run = self._oldest_run(experiment_id, spec.run_key)
+            run = self._oldest_run(spec.run_key)
             if run is None:
                 first = {
                     RUN_KEY_TAG: spec.run_key,
@@ -135,30 +153,38 @@ class Tracker:
                     "mlflow.source.type": "JOB",
                 }
                 created = self._client.create_run(experiment_id, start_time=int(time.time() * 1000), tags=first, run_name=run_name(spec))
-                run = self._oldest_run(experiment_id, spec.run_key) or created
+                run = self._oldest_run(spec.run_key) or created
                 if run.info.run_id != created.info.run_id:
                     self._client.delete_run(created.info.run_id)
+            if run.info.experiment_id != experiment_id:
+                name = self._client.get_experiment(run.info.experiment_id).name
+                log.warning("run %s stays in MLflow's experiment %r, where it was made; another one is asked for now", spec.run_key, name)
             try:
-                self._describe(run, spec, params or {}, tags or {})
+                self._describe(run, spec)
             except MlflowException:  # two callers wrote the same tag for the first time; now it is there
-                self._describe(self._client.get_run(run.info.run_id), spec, params or {}, tags or {})
+                self._describe(self._client.get_run(run.info.run_id), spec)
             return str(run.info.run_id)
 
-    def _oldest_run(self, experiment_id: str, run_key: str) -> Any | None:
+    def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None:
+        """The MLflow run that `claim_run` would adopt, if there is one."""
+        with self._speaking(f"look up run {run_key}"):
+            run = self._oldest_run(experiment_id, run_key)
+        return None if run is None else KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics))
+
+    def _oldest_run(self, run_key: str) -> Any | None:
+        experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
         clause = f"tags.`{RUN_KEY_TAG}` = '{run_key}'"
-        runs = self._client.search_runs(
-            [experiment_id], clause, order_by=["attributes.start_time ASC", "attributes.run_id ASC"], max_results=1
-        )
+        runs = self._client.search_runs(experiments, clause, order_by=["attributes.start_time ASC", "attributes.run_id ASC"], max_results=1)
         return runs[0] if runs else None
 
-    def _describe(self, run: Any, spec: RunSpec, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        wanted = params_of(spec) | dict(params)
+    def _describe(self, run: Any, spec: RunSpec) -> None:
+        wanted = {key: value[:PARAM_LENGTH] for key, value in params_of(spec).items()}
         known = dict(run.data.params)
-        changed = {k: v for k, v in wanted.items() if k in known and known[k] != v[:6000]}
+        changed = {k: v for k, v in wanted.items() if k in known and known[k] != v}
         if changed:
             log.warning("run %s was recorded in MLflow with other values of %s; the first ones stay", spec.run_key, ", ".join(changed))
-        missing = [Param(k, v[:SPEC_PARAM_LENGTH]) for k, v in wanted.items() if k not in known]
-        all_tags = tags_of(spec) | _git_tags() | dict(tags)
+        missing = [Param(k, v) for k, v in wanted.items() if k not in known]
+        all_tags = tags_of(spec) | code_tags()
         run_id = run.info.run_id
         if "mlflow.note.content" not in run.data.tags:
             all_tags["mlflow.note.content"] = note_of(spec, run_id)
@@ -379,16 +405,3 @@ def _dataset_inputs(spec: RunSpec) -> list[DatasetInput]:
         )
         for name, digest, context, count in parts
     ]
-
-
-def _git_tags() -> dict[str, str]:
-    """The commit of nnfleet where it runs from a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return {}
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": found.stdout.strip()}
