@@ -24,6 +24,7 @@ from orchestrator.campaign_log import EVENT_PREFIX
 from orchestrator.campaign_loop import Campaign, Cluster, Event, reservations
 from orchestrator.outcome import Outcome, write_outcome
 from orchestrator.resources import NodeResources
+from orchestrator.tracking_address import check_tracking_uri
 from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
@@ -71,7 +72,7 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
 
     experiment = load_experiment(experiment_file)
     if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
-        tracking = experiment.tracking.model_copy(update={"uri": os.environ.get("MLFLOW_TRACKING_URI", "")})
+        tracking = experiment.tracking.model_copy(update={"uri": check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""))})
         experiment = experiment.model_copy(update={"tracking": tracking})
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
     specs = expand(experiment)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 
 from orchestrator.errors import ConfigError
 from orchestrator.experiment_errors import config_error, parse_yaml, read_yaml
+from orchestrator.tracking_address import check_tracking_uri
 from trainers.spec.names import Fold, canonical_trainer
 from trainers.spec.run_spec import Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
@@ -81,11 +82,18 @@ Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)],
 DatasetName = Annotated[str, BeforeValidator(_dataset), WithJsonSchema({"type": ["integer", "string"]})]
 
 
+def _tracking_uri(value: str) -> str:
+    try:
+        return check_tracking_uri(value)
+    except ConfigError as err:
+        raise ValueError(str(err).removeprefix("tracking.uri: ")) from err
+
+
 class Tracking(Frozen):
     """Where measurements and models go in MLflow."""
 
-    uri: str = ""
-    """MLflow tracking server as the cluster's head node reaches it; empty: the server that `nnfleet up` starts."""
+    uri: Annotated[str, AfterValidator(_tracking_uri)] = ""
+    """MLflow server (http or https) as the cluster's head node reaches it, without credentials; empty: the one that `nnfleet up` starts."""
     experiment: str = ""
     """MLflow experiment; empty: the dataset's name."""
     upload_interval_s: float = Field(60.0, ge=0)

@@ -1,5 +1,6 @@
 """From what pydantic and the YAML parser report to sentences with file, line, key, what was found and what to do."""
 
+import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = re.sub(r"://[^/@\s]*@", "://...@", repr(value))  # no password in a terminal or log
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -26,6 +26,8 @@ class JobRecord(Frozen):
     """What the job's run holds on the cluster while the job lives."""
     run_folder: str = ""
     mlflow_run_id: str = ""
+    code: str = ""
+    """Version and commit of nnfleet that it runs."""
     message: str = ""
     exit_code: int | None = None
     """Of the entry point; 128 + n or -n when signal n killed it; None when the job never started or its supervisor died."""

@@ -23,6 +23,7 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator import services
+from orchestrator.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.code_package import staged
 from orchestrator.job_record import JobKind, JobRecord, record_of
 from orchestrator.paths import Home
@@ -170,9 +171,11 @@ class Jobs:
     ) -> str:
         metadata = {**self._inherited, **{f"nnfleet_{key}": value for key, value in carried.items() if value}, "nnfleet_kind": kind}
         metadata["nnfleet_modules"] = json.dumps(vars(self._modules))
+        metadata["nnfleet_code"] = code = shipped_code()
         command = shlex.join(["python", "-m", module, *arguments])
         with self._code(files or {}) as working_dir, self._speaking(f"submit {submission_id}"):
-            runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, "NNFLEET_SUBMISSION_ID": submission_id}}
+            own = {"NNFLEET_SUBMISSION_ID": submission_id, CODE_VARIABLE: code}
+            runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}
             try:
                 self._client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
             except RuntimeError as err:

@@ -33,6 +33,11 @@ QUIET = {
     "DO_NOT_TRACK": "true",
 }
 """Nothing calls home, and lines of different ranks are not folded into one."""
+LOGIN_VARIABLES = frozenset(
+    f"MLFLOW_TRACKING_{name}"
+    for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "CLIENT_CERT_PATH", "SERVER_CERT_PATH")
+)
+"""How MLflow's client is told who it is and whom to trust; the jobs of the local head use it for an MLflow server of the user's own."""
 _LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray sets on macOS: the node's address is 127.0.0.1, and every server binds there only
     "AUTOSCALER_METRIC_PORT": "0",  # any free one: the fixed ports collide with another head on this machine
@@ -153,8 +158,13 @@ def _start_mlflow(home: Home) -> ProcessRecord:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment with our interpreter first on PATH, quiet, and without the address of any other cluster."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_")) and key != "OMP_NUM_THREADS"}
+    """This process's environment with our interpreter first on PATH, quiet, and without the address of any other cluster.
+
+    A login to an MLflow server of the user's own stays (MLFLOW_TRACKING_USERNAME and so on). nnU-Net's folders go: each submission
+    brings its own, and those of the shell that happened to call `up` must not stand in for them.
+    """
+    strange = {"OMP_NUM_THREADS", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"}
+    kept = {k: v for k, v in os.environ.items() if k in LOGIN_VARIABLES or not (k in strange or k.startswith(("RAY_", "MLFLOW_")))}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
     return {**kept, **QUIET, **without_proxy(kept), "PATH": path}
 

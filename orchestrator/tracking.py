@@ -168,7 +168,7 @@ class Tracker:
     def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None:
         """The MLflow run that `claim_run` would adopt, if there is one."""
         with self._speaking(f"look up run {run_key}"):
-            run = self._oldest_run(experiment_id, run_key)
+            run = self._oldest_run(run_key)
         return None if run is None else KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics))
 
     def _oldest_run(self, run_key: str) -> Any | None:

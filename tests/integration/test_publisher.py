@@ -79,16 +79,22 @@ def assert_published_is_committed_best(tracker: Tracker, run: FakeRun, target: P
 def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker: Tracker, run: FakeRun) -> None:
     experiment = tracker.ensure_experiment("Dataset901_Toy")
     moved = run.spec.model_copy(update={"workers": run.spec.workers.model_copy(update={"count": 4})})
-    again = tracker.claim_run(experiment, moved, params={"fold": "other"}, tags={"nnfleet.ray_job": "train-1"})
+    again = tracker.claim_run(experiment, moved)
     assert again == run_id(run)
     record = tracker._client.get_run(again)
     assert record.data.tags["nnfleet.workers.count"] == "4"
-    assert record.data.tags["nnfleet.ray_job"] == "train-1"
     grouping = {"dataset": "Dataset901_Toy", "configuration": "3d_fullres", "trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
     expected = grouping | {"fold": "0", "seed": "0", "patch_size": "32 x 48 x 64", "spacing_mm": "3 x 1 x 1", "batch_size": "2"}
     assert expected.items() <= record.data.params.items()
     assert record.inputs.dataset_inputs[0].dataset.digest == run.spec.data_digest[:36]
     assert tracker.find_run(run.spec.run_key) == again
+
+
+def test_a_run_that_another_experiment_has_is_taken_up_there(tracker: Tracker, run: FakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    other = tracker.ensure_experiment("renamed")
+    assert tracker.claim_run(other, run.spec) == run_id(run)
+    assert [n.run_id for n in tracker.run_names() if n.run_key == run.spec.run_key] == [run_id(run)]
+    assert [m for m in caplog.messages if "stays in MLflow's experiment 'Dataset901_Toy'" in m]
 
 
 def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tmp_path: Path) -> None:

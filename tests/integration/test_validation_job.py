@@ -22,8 +22,8 @@ from tests.integration.mlflow_server import free_port
 from tests.random_model import EMA, random_run
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import CheckpointName, RunSpec, ValidationSpec, WorkerSpec
 from trainers.spec.pseudonyms import pseudonym, pseudonym_salt
+from trainers.spec.run_spec import CheckpointName, RunSpec, ValidationSpec, WorkerSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 

@@ -1,0 +1,30 @@
+"""What may be the address of an MLflow server; checked where it is written, before anything runs."""
+
+from urllib.parse import urlsplit
+
+from orchestrator.errors import ConfigError
+
+WHERE_CREDENTIALS_GO = (
+    "Name the server without them and export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) where the "
+    "cluster's head is started; for the local one before `nnfleet up`"
+)
+
+
+def check_tracking_uri(uri: str) -> str:
+    """`uri` if it is http(s)://host[:port][/path] or empty. Raises ConfigError otherwise, never repeating a password."""
+    if not uri:
+        return uri
+    refuse_credentials(uri)
+    url = urlsplit(uri)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ConfigError(
+            f"tracking.uri: {uri!r} is not the address of an MLflow server (http://HOST:PORT or https://...). Files and databases "
+            "are refused: artifacts would end in a job's temporary folder. Leave it out for the server that `nnfleet up` starts."
+        )
+    return uri
+
+
+def refuse_credentials(uri: str) -> None:
+    """Raise ConfigError when a tracking URI holds a user or password: it is stored with every run and shown in lists of jobs."""
+    if "@" in urlsplit(uri).netloc:
+        raise ConfigError(f"tracking.uri: it holds a user or password. {WHERE_CREDENTIALS_GO}.")

@@ -1,0 +1,91 @@
+"""How the tracking server is named and asked whether it is there: with the client's own login, never with one inside the address."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from orchestrator import services
+from orchestrator.errors import ConfigError, TrackingError
+from orchestrator.experiment import parse_experiment
+from orchestrator.tracking import Tracker
+
+EXPERIMENT = "dataset: 1\nconfigurations: [2d]\ntracking: {{uri: '{}'}}\n"
+LOGIN = "Basic " + base64.b64encode(b"ann:secret").decode()
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """Answers a search for experiments, but only to somebody who is logged in; knows no /health."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        known = self.headers.get("Authorization") == LOGIN
+        code = 404 if self.path != "/api/2.0/mlflow/experiments/search" else 200 if known else 401
+        body = json.dumps({"experiments": []}).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Guarded)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_server_that_wants_a_login_gets_the_clients_own(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in services.LOGIN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TrackingError, match=r"refuses the login.*MLFLOW_TRACKING_USERNAME"):
+        Tracker(guarded).ping()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    Tracker(guarded).ping()
+    with pytest.raises(TrackingError, match="does not answer as an MLflow server"):
+        Tracker(f"{guarded}/elsewhere").ping()
+
+
+def test_the_heads_environment_keeps_the_login_and_no_address_and_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_SERVER_CERT_PATH",
+        "MLFLOW_TRACKING_URI",
+        "nnUNet_results",
+        "nnUNet_def_n_proc",
+    ):
+        monkeypatch.setenv(name, "x")
+    environment = services._environment()
+    assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_SERVER_CERT_PATH", "nnUNet_def_n_proc"} <= set(environment)
+    assert {"MLFLOW_TRACKING_URI", "nnUNet_results"}.isdisjoint(environment)
+
+
+@pytest.mark.parametrize("uri", ["http://ann:secret@host:5000", "https://token@host"])
+def test_credentials_in_the_address_are_refused_and_not_repeated(uri: str) -> None:
+    for attempt in (lambda: Tracker(uri), lambda: parse_experiment(EXPERIMENT.format(uri))):
+        with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME") as refusal:
+            attempt()
+        assert "secret" not in str(refusal.value)
+        assert "token@" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", "file:///tmp/x", "databricks", "http://", "localhost:5000"])
+def test_what_is_no_web_address_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: .*http://HOST:PORT"):
+        parse_experiment(EXPERIMENT.format(uri))
+
+
+def test_web_addresses_and_none_are_accepted() -> None:
+    for uri in ("", "http://host:5000", "https://host/mlflow"):
+        assert parse_experiment(EXPERIMENT.format(uri)).tracking.uri == uri
