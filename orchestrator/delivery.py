@@ -5,6 +5,7 @@ committed by a tag, files are replaced as a whole.
 """
 
 import logging
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import CheckpointError, DataError, TrackingError
-from orchestrator.run_record import class_names
+from orchestrator.run_record import class_names, job_tags
 from orchestrator.shared_files import shared_files
 from trainers.spec.attempts import check_driver_fence
 from trainers.spec.committed import Committed, EpochRow, Manifest, newest_committed
@@ -112,13 +113,17 @@ class Delivery:
         return self._committed
 
     def _open(self) -> "tuple[Tracker, str] | None":
+        """The server and the run's id there; at the first time the run is told which job and attempt delivers it."""
         if self._tracker is None or self._address is None:
             self._address = address_of(self.folder, self.spec)
             if self._address is None:
                 return None
             from orchestrator.tracking import Tracker  # seconds and 150 MB: not before it is needed
 
-            self._tracker = Tracker(self._address.tracking_uri)
+            tracker = Tracker(self._address.tracking_uri)
+            check_driver_fence(self.folder, self.attempt)
+            tracker.set_tags(self._address.run_id, job_tags(os.environ.get("NNFLEET_SUBMISSION_ID", ""), self.attempt))
+            self._tracker = tracker
         return self._tracker, self._address.run_id
 
     # ---- metrics ----------------------------------------------------------------------------------------------------
