@@ -4,10 +4,11 @@ Every step can be interrupted at any point and repeated by this or another proce
 committed by a tag, files are replaced as a whole.
 """
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from orchestrator.run_record import class_names, job_tags
 from orchestrator.shared_files import shared_files
 from trainers.spec.attempts import check_driver_fence
 from trainers.spec.committed import Committed, EpochRow, Manifest, newest_committed
-from trainers.spec.files import read_json, sha256_of, write_atomic, write_json_atomic
+from trainers.spec.files import link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, RunSpec
 
@@ -176,14 +177,24 @@ class Delivery:
             records = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
             self._held = {name: record.manifest.sha256 if record else None for name, record in records.items()}
         waited = time.monotonic() - self._uploaded_at
+        damaged: CheckpointError | None = None
         for manifest in checkpoints_due(committed, self._held, waited, self.spec.upload_interval_s, closing):
             check_driver_fence(self.folder, self.attempt)
-            file = self._local(manifest)
-            if file is None:
+            try:
+                with self._kept_aside(manifest) as file:
+                    if file is None:
+                        continue
+                    publish_checkpoint(tracker, run_id, manifest, file, before_commit=self._check_fence)
+            except CheckpointError as err:  # one damaged file keeps back no other
+                damaged = err
                 continue
-            publish_checkpoint(tracker, run_id, manifest, file, before_commit=lambda: check_driver_fence(self.folder, self.attempt))
             self._held[manifest.checkpoint] = manifest.sha256
             self._uploaded_at = time.monotonic()
+        if damaged is not None:
+            raise damaged
+
+    def _check_fence(self) -> None:
+        check_driver_fence(self.folder, self.attempt)
 
     def _finalise(self, tracker: "Tracker", run_id: str) -> None:
         """The entry in the Models tab is a convenience: trouble with it is told and changes nothing."""
@@ -197,15 +208,27 @@ class Delivery:
         except (TrackingError, OSError) as err:
             log.warning("run %s gets no entry in MLflow's Models tab for now: %s", self.spec.run_key, err)
 
-    def _local(self, manifest: Manifest) -> Path | None:
-        """The file of a manifest, or None when a newer commit has replaced it meanwhile. Raises CheckpointError when it is just gone."""
-        places = (self.folder.root / manifest.file, self.folder.checkpoint(manifest.checkpoint))
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
+    @contextlib.contextmanager
+    def _kept_aside(self, manifest: Manifest) -> Iterator[Path | None]:
+        """The file of a manifest under a name of our own, so that training may replace it during the upload.
+
+        None when a newer commit has replaced it already. Raises CheckpointError when it is just gone.
+        """
+        aside = self.folder.uploading / f"{manifest.checkpoint}_{manifest.sha256[:12]}.pth"
+        aside.parent.mkdir(exist_ok=True)
+        try:
+            link_atomic(self.folder.root / manifest.file, aside)
+        except FileNotFoundError as err:
             newest = newest_committed(self.folder)
             if newest is None or manifest in (newest.best, newest.final):
-                raise CheckpointError(f"checkpoint: {places[0]} is committed but does not exist. It cannot be published to MLflow.")
-        return found
+                gone = self.folder.root / manifest.file
+                raise CheckpointError(f"checkpoint: {gone} is committed but does not exist. It cannot be published to MLflow.") from err
+            yield None
+            return
+        try:
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _send_changed(self, tracker: "Tracker", run_id: str, name: str, path: Path) -> None:
         stat = path.stat()

@@ -18,12 +18,15 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.batches import Request, SplitName, requests_from
+from trainers.dataset import TrainingData
 from trainers.samples import Batch
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
 SLOW_S = 60.0
+RESTARTS = 20
+"""Deaths of one actor, and tries of one batch, after which the worker fails: a batch that always takes all memory shall not loop."""
 
 
 class Loader:
@@ -32,18 +35,21 @@ class Loader:
     def __init__(self, run_folder: str, positions: Sequence[int]) -> None:
         import torch
 
-        from trainers.dataset import open_dataset
-
         torch.set_num_threads(1)
-        self._spec = RunFolder(Path(run_folder)).spec()
-        self._data = open_dataset(self._spec)
+        self._run_folder = Path(run_folder)
         self._positions = list(positions)
+        self._opened: tuple[RunSpec, TrainingData] | None = None
 
     def make(self, split: SplitName, epoch: int, iteration: int) -> Batch:
         """The samples of this worker's positions in one global batch."""
+        from trainers.dataset import open_dataset
         from trainers.samples import make_batch
 
-        return make_batch(self._data, self._spec, split, epoch, iteration, self._positions)
+        if self._opened is None:  # here and not at the start, where an error in the data would look like the death of the actor
+            spec = RunFolder(self._run_folder).spec()
+            self._opened = spec, open_dataset(spec)
+        spec, data = self._opened
+        return make_batch(data, spec, split, epoch, iteration, self._positions)
 
 
 class LoaderPool:
@@ -125,5 +131,5 @@ class LoaderPool:
     @staticmethod
     def _start(folder: RunFolder, positions: Sequence[int]) -> Any:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(Loader).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        actor = ray.remote(Loader).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy=here)
         return actor.remote(str(folder.root), list(positions))

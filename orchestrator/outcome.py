@@ -1,13 +1,17 @@
-"""How a job of a run ended (`outcome.json`), and the first fault that a worker met (`fault.json`): what the campaign decides by."""
+"""How a job of a run ended (`outcome.json`): what the campaign decides by."""
 
-import traceback
+import logging
 from typing import Literal
 
 from pydantic import ValidationError
 
+from trainers.spec.attempts import check_driver_fence
+from trainers.spec.errors import DataError, Superseded
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import Frozen
+
+log = logging.getLogger(__name__)
 
 EndState = Literal["TRAINED", "SUCCEEDED", "STOPPED", "SUPERSEDED", "FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER"]
 EVIDENCE_CHARACTERS = 8000
@@ -30,33 +34,22 @@ class Outcome(Frozen):
         return self.state.startswith("FAILED")
 
 
-class Fault(Frozen):
-    """An error that a worker met, written by it before it died, so that no restart repeats an error that it cannot mend."""
-
-    driver: str
-    state: EndState
-    message: str
-    evidence: str
-
-    @staticmethod
-    def of(driver: str, state: EndState, error: BaseException) -> "Fault":
-        """The record of `error` for the workers of `driver`."""
-        evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
-        return Fault(driver=driver, state=state, message=f"{type(error).__name__}: {error}", evidence=evidence)
-
-    @property
-    def is_worth_a_retry(self) -> bool:
-        """True for errors that may come from a dying neighbour or node; never for the user's files or a lost claim."""
-        return self.state == "FAILED_CODE"
-
-    def record(self) -> dict[str, str]:
-        """What a worker returns for it."""
-        return {"state": self.state, "message": self.message, "evidence": self.evidence}
-
-
-def write_outcome(folder: RunFolder, outcome: Outcome) -> None:
-    """Store how the newest job of a run ended."""
+def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
+    """Store how the newest job of a run ended; False, and nothing is written, when another driver has claimed a newer attempt since."""
+    if not is_newest(folder, outcome.attempt):
+        log.warning("attempt %d of the run in %s was superseded: its end (%s) is not recorded", outcome.attempt, folder.root, outcome.state)
+        return False
     write_atomic(folder.outcome_file, outcome.model_dump_json(indent=1).encode())
+    return True
+
+
+def is_newest(folder: RunFolder, attempt: int) -> bool:
+    """True when the driver of `attempt` claimed the newest attempt too, or none was claimed."""
+    try:
+        check_driver_fence(folder, attempt)
+    except (Superseded, DataError):  # DataError: nobody claimed this attempt, and others claimed newer ones
+        return False
+    return True
 
 
 def read_outcome(folder: RunFolder) -> Outcome | None:
@@ -65,19 +58,3 @@ def read_outcome(folder: RunFolder) -> Outcome | None:
         return Outcome.model_validate_json(folder.outcome_file.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-
-
-def write_fault(folder: RunFolder, fault: Fault) -> None:
-    """Store a fault unless a worse one of the same driver is there: one that a restart cannot mend is not replaced by its echoes."""
-    present = read_fault(folder, fault.driver)
-    if present is None or present.is_worth_a_retry:
-        write_atomic(folder.own / "fault.json", fault.model_dump_json(indent=1).encode())
-
-
-def read_fault(folder: RunFolder, driver: str) -> Fault | None:
-    """The fault that a worker of `driver` left; None if there is none."""
-    try:
-        fault = Fault.model_validate_json((folder.own / "fault.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-    return fault if fault.driver == driver else None

@@ -7,6 +7,7 @@ run folder, for the next attempt or for `deliver`.
 """
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class Publisher:
 
     def __init__(self, folder: RunFolder, attempt: int, interval_s: float = 2.0) -> None:
         self._interval_s = interval_s
+        self._uploading = folder.uploading
         self._changed = threading.Condition()
         self._stopping = False
         self._wanted = 0  # number of the newest flush that was asked for
@@ -71,7 +73,12 @@ class Publisher:
         metrics, files = Delivery(folder, attempt), Delivery(folder, attempt)
 
         def send_files(closing: bool) -> bool:
-            files.draw(closing)
+            try:
+                files.draw(closing)
+            except Superseded:
+                raise
+            except Exception:  # a picture keeps back no checkpoint
+                log.warning("progress.png of %s was not drawn", folder.root, exc_info=True)
             files.send_files(closing)
             return files.is_complete()
 
@@ -87,7 +94,8 @@ class Publisher:
         self._flushed = dict.fromkeys(steps, 0)  # per channel: number of the newest flush that was done
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Begin to deliver, after clearing what an upload that was killed has left."""
+        shutil.rmtree(self._uploading, ignore_errors=True)
         for thread in self._threads:
             thread.start()
 

@@ -13,28 +13,31 @@ import sys
 import time
 import traceback
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.outcome import Fault, Outcome, read_fault, write_fault, write_outcome
-from trainers.spec.attempts import claim_attempt
+from orchestrator.fault import Fault, guilty, read_fault, write_fault
+from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
+from trainers.spec.attempts import check_driver_fence, claim_attempt, newest_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ConfigError, DataError, NnfleetError, Superseded
+from trainers.spec.errors import ClusterError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+    from trainers.world import World
+
 log = logging.getLogger(__name__)
 WORKER_RESTARTS = 3
 """How often Ray restarts the workers within one job before the job gives up and the campaign decides."""
 COLLECTIVE_TIMEOUT_S = 600
-DELIVERY_S = 600.0
-"""How long a finished training waits for the tracking server to take what is left."""
+DELIVERY_S = 60.0
+"""How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class WorkerJob:
 
     run_folder: str
     driver: str
+    attempt: int
+    """The driver's own number: its workers start only while no other driver has claimed a later one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,17 +64,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome; raises nothing of the run's own."""
+    from orchestrator.publisher import Publisher
+
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     spec = folder.spec()
-    attempt = claim_attempt(folder, driver, {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid()})
-    outcome = preflight(spec, attempt)
-    if outcome is None:
-        outcome = train_and_publish(spec, folder, driver, attempt)
-    write_outcome(folder, outcome)
-    if outcome.state == "TRAINED" and hands_over:
-        from orchestrator.jobs import Jobs
-
-        Jobs.inside_job().submit_validation(folder, spec, attempt)
+    info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid()}
+    job = WorkerJob(str(folder.root), driver, claim_attempt(folder, driver, info))
+    outcome = preflight(spec, job.attempt)
+    if outcome is not None:
+        write_outcome(folder, outcome)
+        return outcome
+    publisher = Publisher(folder, job.attempt)
+    publisher.start()
+    try:
+        outcome = fit(spec, folder, job)
+        write_outcome(folder, outcome)  # before anything that may take long: whoever asks shall know
+        if outcome.state == "TRAINED" and hands_over:
+            hand_over(folder, spec, job.attempt)
+        if outcome.state != "SUPERSEDED" and not publisher.flush(DELIVERY_S):
+            log.warning("the tracking server did not take everything within %.0f s; the next job of this run delivers it", DELIVERY_S)
+    finally:
+        publisher.stop()
     return outcome
 
 
@@ -86,34 +101,42 @@ def preflight(spec: RunSpec, attempt: int) -> Outcome | None:
     return Outcome(job="training", state="FAILED_CONFIG", attempt=attempt, message="; ".join(problems))
 
 
-def train_and_publish(spec: RunSpec, folder: RunFolder, driver: str, attempt: int) -> Outcome:
-    """Run the workers to their end with the publisher beside them, then deliver what is left."""
-    from orchestrator.publisher import Publisher
+def hand_over(folder: RunFolder, spec: RunSpec, attempt: int) -> None:
+    """Submit the full validation as a job of its own. If that fails, the campaign does it: it sees a trained run without one."""
+    from orchestrator.jobs import Jobs
 
-    publisher = Publisher(folder, attempt)
-    publisher.start()
     try:
-        outcome = fit(spec, folder, driver, attempt)
-        if outcome.state != "SUPERSEDED" and not publisher.flush(DELIVERY_S):
-            log.warning("the tracking server did not take everything within %.0f s; the next job of this run delivers it", DELIVERY_S)
-    finally:
-        publisher.stop()
-    return outcome
+        Jobs.inside_job().submit_validation(folder, spec, attempt)
+    except ClusterError as err:
+        log.warning("the validation job was not submitted from here: %s", err)
 
 
-def fit(spec: RunSpec, folder: RunFolder, driver: str, attempt: int) -> Outcome:
+def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
     """Let Ray Train run the workers and say how that ended."""
-    from ray.train import ControllerError, TrainingFailedError
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
 
     try:
-        result = trainer(spec, folder, driver, attempt).fit()
-    except TrainingFailedError as err:
-        fault = read_fault(folder, driver)
-        evidence = fault.evidence if fault else "".join(traceback.format_exception(err))[-4000:]
-        state = "FAILED_CLUSTER" if isinstance(err, ControllerError) and fault is None else "FAILED_CODE"
-        message = fault.message if fault else f"training ended with {type(err).__name__}: {err}"
-        return Outcome(job="training", state=state, attempt=attempt, message=message[:2000], evidence=evidence)
-    return ended(folder, attempt, result.return_value)  # type: ignore[attr-defined] # Train v2 has it, the annotation is of v1
+        result = trainer(spec, folder, job).fit()
+    except (TrainingFailedError, RayError) as err:
+        return failed(folder, job, err)
+    return ended(folder, job.attempt, result.return_value)  # type: ignore[attr-defined] # Train v2 has it, the annotation is of v1
+
+
+def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
+    """The outcome of workers that failed more often than Ray may restart them, or of a controller that was lost."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # Ray's only mark of what a worker's own code raised
+
+    fault = read_fault(folder, job.driver)
+    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if ranks or fault is not None:
+        failures = [(isinstance(e, UserExceptionWithTraceback), getattr(e, "_base_exc", e)) for e in ranks.values()]
+        state = guilty(failures, fault)
+    else:
+        state = "FAILED_CLUSTER"
+    message = fault.message if fault else f"training ended with {type(error).__name__}: {error}"
+    evidence = fault.evidence if fault else "".join(traceback.format_exception(error))
+    return Outcome(job="training", state=state, attempt=job.attempt, message=message[:2000], evidence=evidence[-EVIDENCE_CHARACTERS:])
 
 
 def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Outcome:
@@ -127,7 +150,7 @@ def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Out
     return Outcome(job="training", state=state, attempt=attempt, message=message, evidence=record["evidence"] if record else "")
 
 
-def trainer(spec: RunSpec, folder: RunFolder, driver: str, attempt: int) -> "TorchTrainer":
+def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
     """The gang of DDP workers: placed all at once or not at all, restarted together."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -135,42 +158,50 @@ def trainer(spec: RunSpec, folder: RunFolder, driver: str, attempt: int) -> "Tor
     resources = {"CPU": float(spec.workers.cpus)}
     if spec.workers.gpus:
         resources["GPU"] = float(spec.workers.gpus)
+    environment = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if spec.deterministic else None
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type] # Train v2 passes on what it returns
-        train_loop_config={"run_folder": str(folder.root), "driver": driver},
+        train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
             num_workers=spec.workers.count, use_gpu=spec.workers.gpus > 0, resources_per_worker=resources, placement_strategy="PACK"
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        run_config=RunConfig(
-            name=f"a{attempt:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
+        run_config=RunConfig(  # type: ignore[call-arg] # Train v2's, the annotation is of v1
+            name=f"a{job.attempt:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),
             failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+            worker_runtime_env=environment,
         ),
     )
 
 
-def train_worker(config: dict[str, str]) -> dict[str, Any]:
-    """One worker: restore, train, and return how it ended. Errors that a restart cannot mend are returned, not raised, by every rank."""
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """One worker: restore, train, and return how it ended. An error that a restart cannot mend is returned by every rank alike."""
     job = WorkerJob(**config)
     folder = RunFolder(Path(job.run_folder))
-    fault = read_fault(folder, job.driver)
-    if fault is not None and not fault.is_worth_a_retry:
-        return fault.record()
+    attempt = 0
     try:
-        return {"state": train_here(folder.spec(), folder, job.driver)}
-    except Superseded as err:
-        write_fault(folder, Fault.of(job.driver, "SUPERSEDED", err))
-        raise
-    except (ConfigError, DataError) as err:
-        write_fault(folder, Fault.of(job.driver, "FAILED_CONFIG", err))
-        raise
+        from trainers.world import current_world
+
+        spec = folder.spec()
+        world = current_world(spec.workers.gpus)
+        fault = world.from_main(read_fault(folder, job.driver) if world.is_main else None)
+        if fault is not None and not fault.is_worth_a_retry:
+            return fault.record()
+        attempt = world.from_main(claimed(folder, job) if world.is_main else 0)
+        return {"state": train_here(spec, folder, world, attempt)}
     except Exception as err:
-        write_fault(folder, Fault.of(job.driver, "FAILED_CODE", err))
+        write_fault(folder, Fault.of(job.driver, attempt or newest_attempt(folder), err))
         raise
 
 
-def train_here(spec: RunSpec, folder: RunFolder, driver: str) -> str:
+def claimed(folder: RunFolder, job: WorkerJob) -> int:
+    """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
+    check_driver_fence(folder, job.attempt)
+    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid()})
+
+
+def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> str:
     """Train on this worker until the run is trained or stopped."""
     import torch
 
@@ -178,11 +209,8 @@ def train_here(spec: RunSpec, folder: RunFolder, driver: str) -> str:
     from trainers.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
     from trainers.loop import train
     from trainers.spec.split_batch import rank_positions
-    from trainers.world import current_world
 
-    world = current_world(spec.workers.gpus)
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
-    attempt = world.from_main(claim_attempt(folder, driver, {"role": "workers", "pid": os.getpid()}) if world.is_main else 0)
     if world.is_main:
         start_training_log(folder)
     plan = blueprint(spec)

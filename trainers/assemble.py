@@ -1,6 +1,8 @@
 """From a run's specification to what the loop trains with: network, optimizer and loss of this rank, restored from the newest state."""
 
 import logging
+import platform
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from trainers.learner import Learner, as_list, sgd
 from trainers.loss import SegmentationLoss
 from trainers.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
 from trainers.spec.committed import BestRecord, Committed
+from trainers.spec.errors import ConfigError
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels, without_cases
 from trainers.spec.run_spec import RunSpec, Schedule
@@ -57,14 +60,15 @@ def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Lear
     configure_kernels(world.device, deterministic=spec.deterministic)
     torch.manual_seed(spec.seed)
     plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads).to(world.device)
-    if world.world_size > 1 and has_batchnorm_or_dropout(plain):
-        log.warning("%s has batch normalisation or dropout: its results depend on the number of workers", spec.run_key)
-    num_outputs = output_count(plain, plan, world.device)
-    weights = deep_supervision_weights(num_outputs)
+    draws = has_batchnorm_or_dropout(plain)
+    if draws:
+        log.warning("%s: the network has batch normalisation or dropout, so its results depend on the number of workers", spec.run_key)
+    weights = deep_supervision_weights(len(output_shapes(plain, plan, world.device)))
     freeze_dead_head(plain, weights)
     optimizer = sgd(plain, spec.schedule)
     network: nn.Module = plain
-    if spec.compile and world.device.type == "cuda":
+    if spec.compile and not spec.deterministic and world.device.type == "cuda":
+        check_compiler()
         network = torch.compile(network)  # type: ignore[assignment]
     if world.world_size > 1:
         network = DistributedDataParallel(network, device_ids=[world.device.index] if world.device.type == "cuda" else None)
@@ -80,7 +84,17 @@ def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Lear
         global_batch=plan.global_batch,
         world_size=world.world_size,
         attempt=attempt,
+        dropout_seed=spec.seed * 100_003 + world.global_rank if draws else None,
     )
+
+
+def check_compiler() -> None:
+    """Raise ConfigError where torch.compile would fail at the first step for want of a C compiler."""
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        raise ConfigError(
+            f"compile: {platform.node()} has no C compiler, which torch.compile needs on GPUs. "
+            "Install gcc with Python's headers there, or set `compile: false`."
+        )
 
 
 def configure_kernels(device: torch.device, *, deterministic: bool) -> None:
@@ -93,22 +107,23 @@ def configure_kernels(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def output_count(plain: nn.Module, plan: Blueprint, device: torch.device) -> int:
-    """How many deep-supervision outputs the network has, by asking it."""
+def output_shapes(plain: nn.Module, plan: Blueprint, device: torch.device) -> list[tuple[int, ...]]:
+    """Spatial shape of each deep-supervision output, finest first, by asking the network, which keeps no trace of the question."""
+    was_training = plain.training
+    plain.eval()
     with torch.no_grad():
-        return len(as_list(plain(torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=device))))
+        outputs = as_list(plain(torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=device)))
+    plain.train(was_training)
+    return [tuple(output.shape[2:]) for output in outputs]
 
 
 def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
     """Run `Learner.warm_up` on zeros in the shape of this rank's part of a batch."""
     rank_batch = len(rank_positions(plan.global_batch, world.world_size, world.global_rank))
     images = torch.zeros((rank_batch, plan.channels, *plan.configuration["patch_size"]), device=world.device)
-    with torch.no_grad():
-        shapes = [output.shape for output in as_list(learner.plain(images))]
-    extra = 1 if plan.labels.has_regions and plan.labels.ignore_label is not None else 0
-    heads = plan.labels.num_heads + extra if plan.labels.has_regions else 1
-    targets = [torch.zeros((shape[0], heads, *shape[2:]), device=world.device, dtype=torch.int16) for shape in shapes]
-    learner.warm_up(images, targets)
+    target_channels = plan.labels.num_heads + (plan.labels.ignore_label is not None) if plan.labels.has_regions else 1
+    shapes = output_shapes(learner.plain, plan, world.device)
+    learner.warm_up(images, [torch.zeros((rank_batch, target_channels, *s), device=world.device, dtype=torch.int16) for s in shapes])
 
 
 def newest_everywhere(folder: RunFolder, world: World) -> Committed | None:

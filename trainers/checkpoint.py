@@ -47,11 +47,11 @@ def training_part(history: Sequence[EpochRow], best: BestRecord) -> Checkpoint:
     }
 
 
-def copied_to_cpu(value: Any, memo: dict[tuple[int, torch.Size, torch.dtype], torch.Tensor] | None = None) -> Any:
+def copied_to_cpu(value: Any, memo: dict[Any, torch.Tensor] | None = None) -> Any:
     """A deep copy of nested containers with every tensor copied to the CPU once; names that share a tensor go on sharing it."""
     memo = {} if memo is None else memo
     if isinstance(value, torch.Tensor):
-        key = (value.data_ptr(), value.shape, value.dtype)
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or key not in memo:
             memo[key] = value.detach().to("cpu", copy=True)
         return memo[key]

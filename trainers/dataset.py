@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,9 @@ PREPROCESS_COMMAND = "nnUNetv2_preprocess"
 _SCALE_RANGE: dict[Recipe, tuple[float, float]] = {"default": (0.85, 1.25), "da5": (0.7, 1.43), "da5_classic": (0.7, 1.43)}
 """The scales that the loader's margin allows for; for `default` nnU-Net really draws 0.7 to 1.4 and lets corners lie outside."""
 _CACHED_LOCATIONS_BYTES = 128 * 2**20
-_CACHED_HANDLES = 64
+_CACHED_ARRAYS_BYTES = 512 * 2**20
+_HANDLE_BYTES = 4 * 2**20
+"""What an open file counts for: 64 cases of two files at most."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def open_dataset(spec: RunSpec) -> TrainingData:
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
         nnunet=dataset,
-        _arrays=_Recent(functools.partial(_open_blosc2 if is_blosc2 else _open_numpy, folder, dataset), lambda _: 1, _CACHED_HANDLES),
+        _arrays=_Recent(functools.partial(_open_blosc2 if is_blosc2 else _open_numpy, folder, dataset), _bytes_held, _CACHED_ARRAYS_BYTES),
         _locations=_Recent(functools.partial(_read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
     )
 
@@ -224,7 +227,7 @@ def _open_numpy(folder: Path, dataset: Any, case_id: str) -> tuple[Any, Any]:
     """Read a case of the format before nnU-Net 2.6 with nnU-Net's own class."""
     try:
         image, labels, *_ = dataset.load_case(case_id)
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
         raise DataError(f"preprocessed data: case {case_id} in {folder} cannot be read: {err}. Run {PREPROCESS_COMMAND} again.") from err
     return image, labels
 
@@ -250,6 +253,11 @@ def _compact(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if voxels.size == 0:
         return np.empty((0, 3), np.uint16)
     return voxels[:, 1:].astype(np.uint16 if voxels.max() < 2**16 else np.int32)
+
+
+def _bytes_held(arrays: tuple[Any, Any]) -> int:
+    """Memory of a case's two arrays: all of it when they were unpacked, next to nothing for files that are read on demand."""
+    return sum(array.nbytes if type(array) is np.ndarray else _HANDLE_BYTES for array in arrays)
 
 
 def _bytes_of_locations(locations: ClassLocations) -> int:

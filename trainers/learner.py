@@ -39,12 +39,19 @@ class Learner:
     global_batch: int
     world_size: int
     attempt: int
+    dropout_seed: int | None = None
+    """Where a network with dropout draws from, of this rank; None for a network that draws nothing."""
 
-    def set_learning_rate(self, epoch: int) -> float:
-        """Set and return nnU-Net's polynomial learning rate of `epoch`: a function of the epoch alone, so a resume cannot shift it."""
+    def start_epoch(self, epoch: int) -> float:
+        """Set and return nnU-Net's polynomial learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it.
+
+        Dropout draws are made a function of seed, rank and epoch likewise.
+        """
         rate = learning_rate(self.schedule, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.dropout_seed is not None:
+            torch.manual_seed(int(np.random.SeedSequence((self.dropout_seed, epoch)).generate_state(1, np.uint64)[0]))
         return rate
 
     def step(self, batch: Batch) -> torch.Tensor:

@@ -32,7 +32,7 @@ End = Literal["TRAINED", "STOPPED"]
 
 @dataclass(frozen=True)
 class EpochTotals:
-    """Sums over one epoch: `losses` (train, val) as means over the global batches, `counts_3C` global voxels, times of this rank."""
+    """One epoch over all ranks: losses as means over its global batches, pseudo-Dice per class, and whether rank 0 wants to stop."""
 
     train_loss: float
     val_loss: float
@@ -50,7 +50,7 @@ def train(
     heart = Heartbeat(folder, world, learner.attempt)
     while reached.epochs_done < spec.schedule.epochs:
         epoch, clock = reached.epochs_done, Clock(source)
-        learning_rate = learner.set_learning_rate(epoch)
+        learning_rate = learner.start_epoch(epoch)
 
         train_loss = train_epoch(learner, source, epoch, heart)
         clock.lap("train")
@@ -198,5 +198,9 @@ class Heartbeat:
         self._last = now
         beat: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "phase": phase, "unix": time.time(), "attempt": self._attempt}
         beside = self._path.with_suffix(f".{self._attempt}.part")
-        beside.write_text(json.dumps(beat))
-        os.replace(beside, self._path)
+        try:
+            beside.write_text(json.dumps(beat))
+            os.replace(beside, self._path)
+        except OSError as err:
+            log.warning("no sign of life in %s: %s", self._path, err)
+            self._path = None  # told once; the states that are committed say more

@@ -201,8 +201,11 @@ def _in_3d(size: tuple[int, ...]) -> tuple[int, ...]:
 
 def _read(data: TrainingData, case_id: str, corner: Sequence[int], size: tuple[int, ...]) -> Sample:
     image, labels = data.arrays(case_id)
-    image_CZYX = torch.from_numpy(read_crop(image, corner, size, _OUTSIDE_IMAGE, np.float32))
-    labels_1ZYX = torch.from_numpy(read_crop(labels, corner, size, _OUTSIDE_LABELS, np.int16))
+    try:
+        image_CZYX = torch.from_numpy(read_crop(image, corner, size, _OUTSIDE_IMAGE, np.float32))
+        labels_1ZYX = torch.from_numpy(read_crop(labels, corner, size, _OUTSIDE_LABELS, np.int16))
+    except (OSError, RuntimeError, ValueError) as err:  # blosc2 finds a damaged chunk only when it unpacks it
+        raise DataError(f"preprocessed data: case {case_id} in {data.folder} is damaged: {err}. Run nnUNetv2_preprocess again.") from err
     if data.is_2d:
         return {"image": image_CZYX[:, 0], "segmentation": labels_1ZYX[:, 0]}
     return {"image": image_CZYX, "segmentation": labels_1ZYX}

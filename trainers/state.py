@@ -9,18 +9,20 @@ The training thread is held only for the copy of the tensors, and when the commi
 """
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from trainers.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.spec.attempts import check_fence
 from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest, committed_states, state_stem
+from trainers.spec.errors import CheckpointError
 from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_through
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
@@ -85,6 +87,7 @@ class StateWriter:
     def start_from(self, committed: Committed | None) -> None:
         """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it."""
         self._best = committed.best if committed else None
+        set_aside_newer(self.folder, committed)
         if committed is not None:
             link_for_nnunet(self.folder, committed)
 
@@ -145,25 +148,55 @@ def link_for_nnunet(folder: RunFolder, committed: Committed) -> None:
 
 
 def newest_valid(folder: RunFolder) -> Committed | None:
-    """The newest commit whose tensors (and best checkpoint) are whole, by size and SHA-256; damaged ones are passed over with a warning."""
+    """The newest commit whose tensors are whole, by SHA-256; damaged ones are passed over with a warning. None for a fresh run.
+
+    A best checkpoint that is gone does not cost the state: it is taken from nnU-Net's name for it, or forgotten with a warning.
+    Raises CheckpointError when there are commits and none is whole: a run never starts anew over what it has reached.
+    """
     for committed in committed_states(folder):
-        problem = _damage(folder, committed)
+        path = folder.state / f"{committed.stem}.pth"
+        problem = "missing" if not path.is_file() else None if sha256_of(path) == committed.state_sha256 else "not what its commit names"
         if problem is None:
-            return committed
-        log.warning("state %s of %s is passed over: %s", committed.stem, folder.root, problem)
+            return _with_best(folder, committed)
+        log.warning("state %s is passed over: its tensors are %s", path, problem)
+    if any(folder.state.glob("e*_a*.json")):
+        raise CheckpointError(
+            f"state: none of the commits in {folder.state} is whole, so the run cannot go on from any. "
+            f"Restore the files, or delete {folder.own} to train this run from the start."
+        )
     return None
 
 
-def _damage(folder: RunFolder, committed: Committed) -> str | None:
-    expected = [(folder.state / f"{committed.stem}.pth", committed.state_sha256)]
-    if committed.best is not None:
-        expected.append((folder.root / committed.best.file, committed.best.sha256))
-    for path, sha256 in expected:
-        if not path.is_file():
-            return f"{path} is missing"
-        if sha256_of(path) != sha256:
-            return f"{path} is not the {sha256[:12]}... that its commit names"
-    return None
+def _with_best(folder: RunFolder, committed: Committed) -> Committed:
+    """`committed` with its best checkpoint whole on disk, or without one."""
+    best = committed.best
+    if best is None or _is_whole(folder.root / best.file, best):
+        return committed
+    if _is_whole(folder.checkpoint("best"), best):
+        log.warning("best checkpoint %s was damaged; it is restored from %s", best.file, folder.checkpoint("best"))
+        write_through(folder.root / best.file, lambda stream: _copy(folder.checkpoint("best"), stream))
+        return committed
+    log.warning("best checkpoint %s of epoch %d is lost; the next epoch that beats it gives a new one", best.file, best.epoch)
+    return committed.model_copy(update={"best": None})
+
+
+def _is_whole(path: Path, manifest: Manifest) -> bool:
+    return path.is_file() and sha256_of(path) == manifest.sha256
+
+
+def _copy(source: Path, stream: IO[bytes]) -> None:
+    with source.open("rb") as opened:
+        shutil.copyfileobj(opened, stream, 1 << 22)
+
+
+def set_aside_newer(folder: RunFolder, committed: Committed | None) -> None:
+    """Rename damaged commits above the restored one, so that nothing takes them for the newest, and delete what kills left half written."""
+    for path in folder.state.glob("e*_a*.json"):
+        if committed is not None and path.stem > committed.stem:
+            path.rename(path.with_suffix(".json.damaged"))
+    for place in (folder.state, folder.best):
+        for path in place.glob(".*.part"):
+            path.unlink(missing_ok=True)
 
 
 def prune(folder: RunFolder) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from orchestrator.outcome import Outcome
-from orchestrator.training_job import fit
+from orchestrator.training_job import WorkerJob, fit
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.toy import toy_spec
@@ -53,7 +53,7 @@ def start(toys: Toys, tmp_path: Path) -> Callable[..., RunFolder]:
 
 
 def train(folder: RunFolder, driver: str = "first") -> Outcome:
-    return fit(folder.spec(), folder, driver, claim_attempt(folder, driver))
+    return fit(folder.spec(), folder, WorkerJob(str(folder.root), driver, claim_attempt(folder, driver)))
 
 
 def weights_digest(folder: RunFolder) -> str:
@@ -133,8 +133,15 @@ def test_a_lost_loader_changes_no_bit_and_one_worker_sees_the_same_patches_as_tw
     two = start("two", schedule=Schedule(epochs=2, train_iterations=5, val_iterations=2))
     assert train(two).state == "TRAINED"
     one = start("one", schedule=Schedule(epochs=2, train_iterations=5, val_iterations=2), workers=WorkerSpec(count=1, gpus=0, cpus=1))
-    when(lambda: epochs_done(one) >= 1, lambda: os.kill(loader_pids()[0], signal.SIGKILL))
+    killed: list[int] = []
+
+    def kill_a_loader() -> None:
+        killed.append(loader_pids()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    when(lambda: epochs_done(one) >= 1, kill_a_loader)
     assert train(one).state == "TRAINED"
+    assert len(killed) == 1
     assert len({row.attempt for row in reached(one).history}) == 1
     for a, b in zip(reached(two).history, reached(one).history, strict=True):
         assert a.train_loss == pytest.approx(b.train_loss, abs=1e-5)

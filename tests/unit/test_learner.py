@@ -1,5 +1,7 @@
 """The step of one rank: learning rate, clipping, the scaler's branch, warm-up, and which device a worker takes."""
 
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -71,9 +73,32 @@ def test_warm_up_leaves_no_trace(made: tuple[RunSpec, Blueprint]) -> None:
     assert largest_difference(weights(warmed), weights(cold)) == 0
     assert warmed.optimizer.state_dict()["state"] == {}
     for learner in (warmed, cold):
-        learner.set_learning_rate(0)
+        learner.start_epoch(0)
         learner.step(batch(0, learner.labels))
     assert largest_difference(weights(warmed), weights(cold)) == 0
+
+
+def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_resume(made: tuple[RunSpec, Blueprint]) -> None:
+    spec, plan = made
+    architecture = copy.deepcopy(plan.configuration["architecture"])
+    architecture["arch_kwargs"] |= {
+        "norm_op": "torch.nn.modules.batchnorm.BatchNorm3d",
+        "dropout_op": "torch.nn.modules.dropout.Dropout3d",
+        "dropout_op_kwargs": {"p": 0.2},
+    }
+    architecture["_kw_requires_import"] = sorted({*architecture["_kw_requires_import"], "norm_op", "dropout_op"})
+    changed = dataclasses.replace(plan, configuration={**plan.configuration, "architecture": architecture})
+    unbroken, resumed = assemble(spec, changed, ALONE, attempt=1), assemble(spec, changed, ALONE, attempt=2)
+    warm_up(unbroken, changed, ALONE)
+    assert all(int(count) == 0 for name, count in weights(unbroken).items() if name.endswith("num_batches_tracked"))
+    unbroken.start_epoch(0)
+    unbroken.step(batch(0, unbroken.labels))
+    resumed.load(unbroken.tensors())
+    warm_up(resumed, changed, ALONE)
+    for learner in (unbroken, resumed):
+        learner.start_epoch(1)
+        learner.step(batch(1, learner.labels))
+    assert largest_difference(weights(unbroken), weights(resumed)) == 0
 
 
 def test_the_head_without_weight_never_moves_and_keeps_its_place_in_the_optimizer(made: tuple[RunSpec, Blueprint]) -> None:

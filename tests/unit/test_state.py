@@ -100,7 +100,7 @@ def test_two_states_and_the_named_best_are_kept(tmp_path: Path) -> None:
     assert [p.name for p in folder.best.iterdir()] == ["e00002_a0001.pth"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "best flipped", "json cut"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "json cut"])
 def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path: Path, damage: str) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.1, 0.2, 0.3])
@@ -112,15 +112,74 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path: Path, damag
     elif damage == "json cut":
         (folder.state / "e00003_a0001.json").write_text('{"run_key": "key"')
     else:
-        path = folder.best / "e00003_a0001.pth" if damage.startswith("best") else state
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+        flip_a_bit(state)
     newest = newest_valid(folder)
     assert newest is not None
     assert newest.epochs_done == 2
     assert newest.best is not None
     assert newest.best.epoch == 1
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_lost_best_file_is_restored_from_nnunets_name_for_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1, 0.9, 0.3])
+    (folder.best / "e00002_a0001.pth").unlink()
+    newest = newest_valid(folder)
+    assert newest is not None
+    assert (newest.epochs_done, newest.best and newest.best.epoch) == (3, 1)
+    assert (folder.best / "e00002_a0001.pth").is_file()
+
+
+def test_a_best_that_is_damaged_everywhere_costs_the_best_and_not_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1, 0.9, 0.3])
+    flip_a_bit(folder.best / "e00002_a0001.pth")  # checkpoint_best.pth is the same file
+    newest = newest_valid(folder)
+    assert newest is not None
+    assert (newest.epochs_done, newest.best) == (3, None)
+    assert newest.best_policy.score == 0.9
+
+
+def test_a_run_never_starts_anew_over_states_that_are_all_damaged(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    assert newest_valid(folder) is None
+    committed_epochs(folder, [0.1, 0.2, 0.3])
+    for path in folder.state.glob("*.pth"):
+        flip_a_bit(path)
+    with pytest.raises(CheckpointError, match="none of the commits .* is whole"):
+        newest_valid(folder)
+
+
+def test_what_comes_after_a_damaged_state_is_the_newest_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1, 0.2, 0.3])
+    flip_a_bit(folder.state / "e00003_a0001.pth")
+    (folder.state / ".e00003_a0001.pth.x.part").write_text("left by a kill")
+    restored = newest_valid(folder)
+    assert restored is not None
+    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000)
+    writer.start_from(restored)
+    newest = newest_committed(folder)
+    assert newest is not None
+    assert newest.epochs_done == 2
+    assert (folder.state / "e00003_a0001.json.damaged").is_file()
+    assert list(folder.state.glob(".*.part")) == []
+    writer.commit(Reached(history=(*restored.history, row(2, 0.3))), False, lambda: tensors(2.0))
+    writer.drain()
+    valid = newest_valid(folder)
+    assert valid is not None
+    assert valid.stem == "e00003_a0002"
+    assert epochs_of(folder) == [3, 2]
+
+
+def epochs_of(folder: RunFolder) -> list[int]:
+    return [committed.epochs_done for committed in committed_states(folder)]
 
 
 def test_a_superseded_attempt_commits_nothing(tmp_path: Path) -> None:

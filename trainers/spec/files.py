@@ -5,7 +5,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -75,15 +77,14 @@ def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
 
 def link_atomic(source: Path, target: Path) -> None:
     """Make `target` a second name of `source`'s content, replacing what was there in one step; copies where links are not supported."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         os.link(source, temporary)
     except OSError as err:
         if err.errno not in _NO_LINKS:
             raise
-        write_through(target, lambda stream: _write_all(stream, source.read_bytes()))
+        with source.open("rb") as opened:
+            write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
         return
     os.replace(temporary, target)
     with contextlib.suppress(FileNotFoundError):

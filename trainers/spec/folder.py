@@ -70,6 +70,16 @@ class RunFolder:
         return self.own / "outcome.json"
 
     @property
+    def uploading(self) -> Path:
+        """Second names of checkpoints that are on their way to MLflow."""
+        return self.own / "uploading"
+
+    @property
+    def fault_file(self) -> Path:
+        """The error that stopped the workers' newest start."""
+        return self.own / "fault.json"
+
+    @property
     def logs(self) -> Path:
         """Log files of the run's jobs."""
         return self.own / "logs"

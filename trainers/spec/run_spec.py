@@ -95,7 +95,7 @@ class RunSpec(Frozen):
     """SHA-256 over plans, dataset.json, split and label files."""
     schedule: Schedule = Schedule()
     deterministic: bool = False
-    """Ask for deterministic kernels on GPUs: then a resumed run is bit-equal there too, at some cost in speed."""
+    """Ask for deterministic kernels on GPUs (no compilation, slower), so that a resumed run ends with the same weights there too."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
     workers: WorkerSpec = WorkerSpec()
