@@ -3,24 +3,28 @@
 It remembers nothing that it could not find again, so it may be killed at any moment and started again.
 """
 
+import contextlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.admission import Waiting, decide, ledger
 from orchestrator.board import Board, Holding, Note
-from orchestrator.claims import Tracking, claim, is_refusal, lacks_scores, reset, track
+from orchestrator.claims import Claim, Tracking, claim, is_refusal, lacks_scores, refuse, refuse_mixture, reset, track
 from orchestrator.job_record import JobRecord
+from orchestrator.life_signs import has_begun
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.resources import NodeResources, Reservation
 from orchestrator.run_record import shared_reason
 from orchestrator.run_status import RunStatus
-from orchestrator.run_watch import RunWatch, has_begun
+from orchestrator.run_watch import RunWatch
 from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
-from trainers.spec.errors import ClusterError, ConfigError, TrackingError
+from trainers.spec.attempts import newest_attempt
+from trainers.spec.errors import ClusterError, NnfleetError, TrackingError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState, can_follow
@@ -80,24 +84,60 @@ class Campaign:
     def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False) -> None:
         """Take possession of every run; `only_validate`: of trained ones, to validate them again.
 
-        Raises ConfigError, DataError, ClusterError or TrackingError; nothing has started then.
+        Raises ConfigError, DataError, ClusterError or TrackingError; nothing has started then, and no run waits in MLflow for ever.
         """
         if self._tracker is not None:
             self._tracker.ping()
-        with self._board.locked("opening"):  # not the lock of `tick`: opening speaks to MLflow and may take a while
-            living = {job.run_key: job for job in self._cluster.records() if job.is_live and job.kind in ("train", "validate")}
+        with self._board.locked("opening"):  # not the lock of `tick`: speaking to MLflow may take a while
+            living = {job.run_key for job in self._cluster.records() if job.is_live}
             for spec in specs:
-                _refuse_second_folder(spec, living.get(spec.run_key))
-                held, opening = claim(spec, has_live_job=spec.run_key in living, only_validate=only_validate)
-                run = RunWatch(held, self.campaign, self._since_unix, track(held, self._tracker))
+                if self._tracker is not None and spec.run_key not in living:
+                    refuse_mixture(spec, self._tracker)
+            with self._board.locked():  # no campaign submits a job meanwhile
+                jobs = self._cluster.records()
+                for spec in specs:
+                    refuse(spec, jobs, now_unix=time.time())
+                claims = [claim(spec, jobs, only_validate=only_validate) for spec in specs]
+            claims = self._tracked(claims)
+            with self._board.locked():
+                for claimed in claims:
+                    self._begin(self.runs[claimed.spec.run_key], claimed)
+
+    def _tracked(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Give every claimed run its MLflow run. When that fails on the way, the runs that would wait there for ever are ended.
+
+        Returns the claims; a finished run whose scores MLflow lacks is to be delivered.
+        """
+        told: list[Claim] = []
+        try:
+            for claimed in claims:
+                spec = claimed.spec
+                run = RunWatch(spec, self.campaign, self._since_unix, track(spec, self._tracker), resumes=claimed.was_stopping)
                 self.runs[spec.run_key] = run
-                if opening == "finished" and lacks_scores(held, run.tracked, self._tracker):
-                    reset(run.folder, "validate")  # finished cases are kept; the validation job delivers everything
-                    self._enter(run, RunState.QUEUED, "was finished before; its results go to MLflow.")
-                elif opening == "finished":
-                    self._enter(run, RunState.SUCCEEDED, "was finished before.")
-                elif opening != "adopt":
-                    self._enter(run, RunState.QUEUED)
+                is_lacking = claimed.opening == "finished" and lacks_scores(spec, run.tracked, self._tracker)
+                told.append(replace(claimed, opening="deliver") if is_lacking else claimed)
+        except NnfleetError:
+            for claimed in claims:
+                opened = self.runs.get(claimed.spec.run_key)
+                if self._tracker is not None and opened is not None and claimed.opening != "adopt":
+                    state = RunState.SUCCEEDED if claimed.opening == "finished" else RunState.STOPPED
+                    with contextlib.suppress(TrackingError):
+                        self._tracker.set_state(opened.tracked.run_id, state)
+            raise
+        return told
+
+    def _begin(self, run: RunWatch, claimed: Claim) -> None:
+        """The first state of a run in this campaign."""
+        match claimed.opening:
+            case "finished":
+                self._enter(run, RunState.SUCCEEDED, "was finished before.")
+            case "deliver":
+                reset(run.folder, "validate")  # finished cases are kept; the validation job delivers everything
+                self._enter(run, RunState.QUEUED, "was finished before; its results go to MLflow.")
+            case "train" | "validate":
+                self._enter(run, RunState.QUEUED)
+            case "adopt" if claimed.was_stopping:
+                log.warning("%s was about to stop; this submission takes the wish back, and continues it should it end", run.spec.run_key)
 
     def run(self, poll_s: float = POLL_S) -> int:
         """Follow the runs to their end; the exit code is 0 when none failed. A cluster or server that is away is waited for."""
@@ -121,6 +161,7 @@ class Campaign:
             jobs = self._cluster.records()
             self._steps = {}
             for run in self._open_runs():
+                run.take_up_spec()
                 self._take(run, next_step(run.facts(jobs), run.state))
             self._admit(jobs)
 
@@ -165,9 +206,9 @@ class Campaign:
 
     def _finish(self, run: RunWatch, end: Finish) -> None:
         outcome = read_outcome(run.folder)
-        if outcome is None or outcome.state != end.state.value:
+        if not end.is_elsewhere and (outcome is None or outcome.state != end.state.value):
             job = outcome.job if outcome else "training"
-            attempt = outcome.attempt if outcome else 0
+            attempt = max(newest_attempt(run.folder), outcome.attempt if outcome else 0)
             write_outcome(run.folder, Outcome(job=job, state=end.state.value, attempt=attempt, message=end.reason, evidence=end.evidence))
         self._enter(run, end.state, end.reason)
 
@@ -207,6 +248,9 @@ class Campaign:
 
     def _submit(self, run: RunWatch, step: Train | Validate, jobs: Sequence[JobRecord]) -> None:
         run_id = run.tracked.run_id
+        if run.resumes:  # the end that it continues after is no end of this campaign
+            reset(run.folder, "validate" if isinstance(step, Validate) else "train")
+            run.resumes = False
         if isinstance(step, Validate):
             self._cluster.submit_validation(run.folder, run.spec, step.attempt, step.retry, campaign=self.campaign, mlflow_run_id=run_id)
             self._enter(run, RunState.VALIDATING)
@@ -256,15 +300,6 @@ class Campaign:
     def _warn(self, text: str) -> None:
         log.warning("%s", text)
         self._emit({"event": "warning", "message": text})
-
-
-def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
-    """The same run in two results folders at once would write one MLflow run twice."""
-    if job is not None and job.run_folder != str(spec.run_folder):
-        raise ConfigError(
-            f"results: {spec.run_key} is running in {job.run_folder} ({job.submission_id}), not in {spec.run_folder}. "
-            "Wait for its end or stop it, or name the same nnUNet_results."
-        )
 
 
 def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = ()) -> list[Reservation]:

@@ -1,26 +1,37 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
-import json
+import contextlib
+import getpass
 import logging
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from orchestrator.outcome import Outcome, read_outcome, write_outcome
+from orchestrator.data_check import Problems, model_folder_problems
+from orchestrator.job_record import JobRecord
+from orchestrator.life_signs import owner_of, read_beat, stop_wish
+from orchestrator.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.plan import Stage, standing_of
+from orchestrator.run_record import MARKER_METRIC, KnownRun
 from trainers.spec.attempts import newest_attempt
-from trainers.spec.errors import ConfigError, TrackingError
+from trainers.spec.committed import newest_committed
+from trainers.spec.errors import ConfigError, DataError, TrackingError
 from trainers.spec.files import create_exclusive, read_json, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
+from trainers.spec.plans import load_plans
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
 
 log = logging.getLogger(__name__)
 
-Opening = Literal["adopt", "finished", "validate", "train"]
+Opening = Literal["adopt", "finished", "deliver", "validate", "train"]
+"""What a submission does with a run: follow its living job; nothing; bring its results to MLflow; validate it; train it."""
 
 
+FRESH_S = 60.0
+"""A run whose workers gave a sign of life within this time is taken to be trained now."""
 REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
 """MLflow's codes for a request that would fail again: the run was deleted, or is not ours to change."""
 
@@ -32,6 +43,7 @@ class Tracking(Protocol):
 
     def ping(self) -> None: ...
     def ensure_experiment(self, name: str) -> str: ...
+    def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None: ...
     def claim_run(self, experiment_id: str, spec: RunSpec) -> str: ...
     def metrics(self, run_id: str) -> dict[str, float]: ...
     def set_state(self, run_id: str, state: RunState) -> None: ...
@@ -47,39 +59,128 @@ class TrackedRun:
     url: str = ""
 
 
-def opening_of(outcome: Outcome | None, stage: Stage, *, has_live_job: bool) -> Opening:
-    """How a submission begins with a run: pure. A living job is followed; a result is kept; what is trained is only validated."""
-    if has_live_job:
-        return "adopt"
-    if stage == "finished" and outcome is not None and outcome.state == "SUCCEEDED":
-        return "finished"
-    return "validate" if stage in ("finished", "validates") else "train"
+def opening_of(stage: Stage) -> Opening:
+    """How a submission begins with a run that has no living job: pure. A result is kept; what is trained is only validated."""
+    return "finished" if stage == "finished" else "validate" if stage == "validates" else "train"
 
 
-def claim(spec: RunSpec, *, has_live_job: bool, only_validate: bool = False) -> tuple[RunSpec, Opening]:
-    """Take possession of the run folder; returns the specification that holds and how to begin.
+@dataclass(frozen=True)
+class Claim:
+    """A run that was taken possession of."""
+
+    spec: RunSpec
+    """The specification that holds."""
+    opening: Opening
+    was_stopping: bool = False
+    """Its living job had been asked to stop; the wish was taken back, but it may have been heard already."""
+
+
+def refuse(spec: RunSpec, jobs: Sequence[JobRecord], *, now_unix: float) -> None:
+    """Raise ConfigError or DataError for a run that cannot be taken possession of. Changes nothing."""
+    job = living_job(spec, jobs)
+    _refuse_second_folder(spec, job)
+    if job is None:
+        _refuse_foreign_workers(spec, jobs, now_unix)
+    with _explained(spec):
+        problems = Problems()
+        problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans)))
+        problems.raise_if_any()
+
+
+def claim(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Claim:
+    """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
     The same run key always continues; its other settings (workers, loader, tracking) are taken over unless a job of the run lives.
-    Raises ConfigError when the folder belongs to another run.
+    Raises ConfigError when the folder belongs to another run, DataError when it cannot be written.
     """
+    folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
+    with _explained(spec):
+        _share_model_files(spec)
+        if not create_exclusive(folder.spec_file, spec.model_dump_json(indent=1).encode()):
+            present = folder.spec()
+            if present.run_key != spec.run_key:
+                raise ConfigError(
+                    f"results: {folder.root} belongs to the run {present.run_key}, not to {spec.run_key}. "
+                    "Move the folder away or name another nnUNet_results."
+                )
+            if job is not None:
+                spec = present
+            elif present != spec:
+                write_atomic(folder.spec_file, spec.model_dump_json(indent=1).encode())
+        if job is not None:
+            was_stopping = stop_wish(folder) is not None
+            folder.stop_file.unlink(missing_ok=True)
+            return Claim(spec, "adopt", was_stopping)
+        stage: Stage = "validates" if only_validate else standing_of(spec).stage
+        opening = opening_of(stage)
+        if opening != "finished":
+            reset(folder, opening)
+    return Claim(spec, opening)
+
+
+def living_job(spec: RunSpec, jobs: Sequence[JobRecord]) -> JobRecord | None:
+    """The job of a run that lives on this cluster."""
+    return next((job for job in jobs if job.is_live and job.run_key == spec.run_key and job.kind in ("train", "validate")), None)
+
+
+@contextlib.contextmanager
+def _explained(spec: RunSpec) -> Iterator[None]:
+    """Turn an error of the file system into one that says what to do."""
+    try:
+        yield
+    except OSError as err:
+        raise DataError(
+            f"results: {spec.run_folder} cannot be used for {spec.run_key}: {err.strerror or err} ({err.filename or 'unknown file'}). "
+            f"The cluster runs as user {getpass.getuser()}: let it write there, or name another nnUNet_results."
+        ) from err
+
+
+def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
+    """The same run in two results folders at once would write one MLflow run twice."""
+    if job is not None and job.run_folder != str(spec.run_folder):
+        raise ConfigError(
+            f"results: {spec.run_key} is running in {job.run_folder} ({job.submission_id}), not in {spec.run_folder}. "
+            "Wait for its end or stop it, or name the same nnUNet_results."
+        )
+
+
+def _refuse_foreign_workers(spec: RunSpec, jobs: Sequence[JobRecord], now_unix: float) -> None:
+    """Another cluster that shares nnUNet_results may be training this run at this moment."""
     folder = RunFolder(spec.run_folder)
-    _share_model_files(spec)
-    if not create_exclusive(folder.spec_file, spec.model_dump_json(indent=1).encode()):
-        present = folder.spec()
-        if present.run_key != spec.run_key:
-            raise ConfigError(
-                f"results: {folder.root} belongs to the run {present.run_key}, not to {spec.run_key}. "
-                "Move the folder away or name another nnUNet_results."
-            )
-        if has_live_job:
-            spec = present
-        elif present != spec:
-            write_atomic(folder.spec_file, spec.model_dump_json(indent=1).encode())
-    stage: Stage = "validates" if only_validate else standing_of(spec).stage
-    opening = opening_of(read_outcome(folder), stage, has_live_job=has_live_job)
-    if opening in ("train", "validate"):
-        reset(folder, opening)
-    return spec, opening
+    age_s = now_unix - float(read_beat(folder).get("unix", 0.0))
+    owner = owner_of(folder)
+    known = {job.submission_id for job in jobs if job.run_key == spec.run_key}
+    if age_s < FRESH_S and owner is not None and not known & {owner.job, owner.driver}:
+        raise ConfigError(
+            f"results: {spec.run_key} gave a sign of life in {folder.root} {max(age_s, 0):.0f} s ago, from {owner} "
+            f"({owner.job or 'no job named'}), which no job of this cluster is. Follow or stop it on its own cluster; "
+            f"if that has just been shut down, submit again in {FRESH_S:.0f} s."
+        )
+
+
+def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
+    """Raise ConfigError when the MLflow run that would be adopted records another training than the one in the run folder."""
+    folder, known = RunFolder(spec.run_folder), tracker.known_run(tracker.ensure_experiment(experiment_of(spec)), spec.run_key)
+    if known is None:
+        return
+    way_out = f"delete the MLflow run {known.run_id} in its pages, or name another `tracking: {{experiment: ...}}`."
+    elsewhere = known.tags.get("nnfleet.run_folder", "")
+    if elsewhere and elsewhere != str(folder.root) and RunFolder(Path(elsewhere)).spec_file.exists():
+        raise ConfigError(
+            f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
+            f"hold both. Name the nnUNet_results of that folder to continue there; or {way_out}"
+        )
+    committed = newest_committed(folder)
+    if MARKER_METRIC in known.metrics and (committed is None or committed.run_key != spec.run_key):
+        raise ConfigError(
+            f"mlflow: {spec.run_key} has epochs in MLflow, but {folder.root} holds none: it would start anew and its epochs would be "
+            f"mixed with the old ones. Bring the run folder back to continue; or {way_out}"
+        )
+
+
+def experiment_of(spec: RunSpec) -> str:
+    """Name of the MLflow experiment of a run."""
+    return spec.mlflow_experiment or spec.dataset
 
 
 def track(spec: RunSpec, tracker: Tracking | None) -> TrackedRun:
@@ -87,7 +188,7 @@ def track(spec: RunSpec, tracker: Tracking | None) -> TrackedRun:
     if tracker is None:
         return TrackedRun()
     folder = RunFolder(spec.run_folder)
-    experiment_id = tracker.ensure_experiment(spec.mlflow_experiment or spec.dataset)
+    experiment_id = tracker.ensure_experiment(experiment_of(spec))
     run_id = tracker.claim_run(experiment_id, spec)
     place = {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": tracker.uri}
     if not folder.mlflow_file.exists() or read_json(folder.mlflow_file, "MLflow run of the run folder") != place:
@@ -115,34 +216,18 @@ def reset(folder: RunFolder, opening: Opening) -> None:
         folder.outcome_file.unlink(missing_ok=True)
         return
     before = read_outcome(folder)
-    if before is None or before.state != "TRAINED":
-        attempt = before.attempt if before is not None else newest_attempt(folder)
-        write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=attempt, message="trained before; validated again"))
+    is_owned = before is not None and is_newest(folder, before.attempt)
+    if before is not None and is_owned and before.state == "TRAINED":
+        return
+    attempt = before.attempt if before is not None and is_owned else newest_attempt(folder)
+    write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=attempt, message="trained before; validated again"))
 
 
 def _share_model_files(spec: RunSpec) -> None:
-    """nnU-Net's files of a model folder, shared by its folds: made once, never changed."""
-    sources = {
-        "plans.json": spec.preprocessed_folder / f"{spec.plans}.json",
-        "dataset.json": spec.preprocessed_folder / "dataset.json",
-        "dataset_fingerprint.json": spec.preprocessed_folder / "dataset_fingerprint.json",
-    }
-    for name, source in sources.items():
-        if name == "dataset_fingerprint.json" and not source.is_file():
+    """nnU-Net's files of a model folder, shared by its folds: made once, never changed. `refuse` has compared them."""
+    for name, source in (("plans", spec.plans), ("dataset", "dataset"), ("dataset_fingerprint", "dataset_fingerprint")):
+        file, target = spec.preprocessed_folder / f"{source}.json", spec.model_folder / f"{name}.json"
+        if target.exists() or (name == "dataset_fingerprint" and not file.is_file()):
             continue
-        _share(source, spec.model_folder / name, is_vital=name != "dataset_fingerprint.json")
-
-
-def _share(source: Path, target: Path, *, is_vital: bool) -> None:
-    content = source.read_bytes()
-    if create_exclusive(target, content):
-        shutil.copymode(source, target)
-        return
-    if read_json(target, "results") == json.loads(content):
-        return
-    if is_vital:
-        raise ConfigError(
-            f"results: {target} differs from {source}: folds of one model folder must share one plan and one dataset.json. "
-            "Move the folder away or name another nnUNet_results."
-        )
-    log.warning("%s differs from %s; the first one stays", target, source)
+        if create_exclusive(target, file.read_bytes()):
+            shutil.copymode(file, target)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.dataset_folder import cases_in, file_names
+from orchestrator.digest import data_digest, model_parts
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from orchestrator.label_files import CACHE_NAME, LabelFile, read_label_files
 from trainers.spec.files import read_json
@@ -87,12 +88,27 @@ def problems_of(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) ->
         labels = labels_of_cases(
             folder, cases, dataset_json["file_ending"], str(plans.content.get("image_reader_writer")), spec.model_folder.parent
         )
-    return [
+    found = [
         *_split_problems(spec, data_folder),
         *_batch_problems(spec, int(configuration["batch_size"])),
         *_case_file_problems(spec, data_folder, cases),
         *label_problems(folder, {case: labels[case] for case in cases if case in labels}, known_labels),
         *model_folder_problems(spec, plans),
+    ]
+    return found or _changed_data(spec, plans, dataset_json, labels)
+
+
+def _changed_data(spec: RunSpec, plans: Plans, dataset_json: dict[str, Any], labels: Mapping[str, LabelFile]) -> list[NnfleetError]:
+    """Data that are sound but not those that the run was planned with: its run key would name other data than it trains on."""
+    split = Split(spec.train_cases, spec.val_cases)
+    digests = {case: label.sha256 for case, label in labels.items()}
+    if data_digest(plans, spec.configuration, dataset_json, split, digests) == spec.data_digest:
+        return []
+    return [
+        DataError(
+            f"dataset: plans, dataset.json or label files of {spec.preprocessed_folder} changed since {spec.run_key} was planned. "
+            "Restore them to continue this run, or submit again: that makes a new run (in another nnUNet_results)."
+        )
     ]
 
 
@@ -146,7 +162,10 @@ def label_problems(folder: Path, labels: Mapping[str, LabelFile], known: Labels)
 
 
 def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
-    """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans."""
+    """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans.
+
+    A fold that was claimed before is not compared with the model folder again: its run key says that it is the same run.
+    """
     folder = RunFolder(spec.run_folder)
     escape = "Move the folder away or name another nnUNet_results."
     if folder.spec_file.exists():
@@ -161,33 +180,42 @@ def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
                     f"{spec.run_key}. {escape}"
                 )
             ]
-        return []
+        strange = [] if any(folder.state.glob("e*_a*.json")) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
+        return [_not_ours(folder, strange, escape)] if strange else []
     foreign = sorted(file_names(folder.root) - {folder.own.name})
-    if foreign:
-        return [
-            ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {_some(foreign)}) and is never overwritten. {escape}")
-        ]
-    return _other_plans(spec, plans, escape)
+    return [_not_ours(folder, foreign, escape)] if foreign else _other_plans(spec, plans, escape)
+
+
+def _not_ours(folder: RunFolder, names: list[str], escape: str) -> ConfigError:
+    return ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {_some(names)}) and is never overwritten. {escape}")
 
 
 def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]:
+    """Differences between the model folder's plans.json and dataset.json and the ones of this run, in what a run key covers."""
     path = spec.model_folder / "plans.json"
     if not path.is_file():
         return []
+    here = model_parts(plans, spec.configuration, load_dataset_json(spec.preprocessed_folder))
     try:
-        there = Plans("plans", path, read_json(path, "results")).configuration(spec.configuration)
+        there_json = spec.model_folder / "dataset.json"
+        dataset_json = load_dataset_json(spec.model_folder if there_json.is_file() else spec.preprocessed_folder)
+        there = model_parts(Plans("plans", path, read_json(path, "results")), spec.configuration, dataset_json)
     except (NnfleetError, KeyError, TypeError) as err:
         return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {escape}")]
-    here = plans.configuration(spec.configuration)
-    differ = sorted(key for key in {*there, *here} if json.dumps(there.get(key)) != json.dumps(here.get(key)))
+    settings = [{**parts.pop("configuration"), **parts.pop("plans"), **parts} for parts in (there, here)]
+    differ = sorted(key for key in {*settings[0], *settings[1]} if _as_json(settings[0].get(key)) != _as_json(settings[1].get(key)))
     if not differ:
         return []
     return [
         ConfigError(
-            f"results: {path} differs from {plans.path} in {', '.join(differ)} of {spec.configuration!r}: folds of one model folder "
-            f"must share one plan. {escape}"
+            f"results: {path} and dataset.json beside it differ from {plans.path} and its dataset.json in {', '.join(differ)} of "
+            f"{spec.configuration!r}: folds of one model folder must share one plan. {escape}"
         )
     ]
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _split_problems(spec: RunSpec, data_folder: Path) -> list[NnfleetError]:

@@ -26,18 +26,28 @@ PLAN_PARTS = (
 """Keys of a plans file, besides the configuration, that decide what a network sees and how its output is written."""
 
 
+def model_parts(plans: Plans, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plans file and a dataset.json determines the results of a configuration: all folds of a model folder must agree in it.
+
+    Raises ConfigError or DataError when the configuration or the labels are not there or contradict themselves.
+    """
+    labels = labels_of(dict(dataset_json))
+    return {
+        "configuration": plans.configuration(configuration),
+        "plans": {key: plans.content.get(key) for key in PLAN_PARTS},
+        "foreground": list(labels.foreground.items()),
+        "ignore": labels.ignore_label,
+        "regions_class_order": labels.regions_class_order,
+        "channels": dataset_json.get("channel_names") or dataset_json.get("modality"),
+    }
+
+
 def data_digest(plans: Plans, configuration: str, dataset_json: Mapping[str, Any], split: Split, label_sha256: Mapping[str, str]) -> str:
     """SHA-256 of everything in the data that determines a run's result; `label_sha256` maps case ids to digests of label files."""
-    labels = labels_of(dict(dataset_json))
     cases = sorted({*split.train, *split.val})
     return _sha256(
         {
-            "configuration": plans.configuration(configuration),
-            "plans": {key: plans.content.get(key) for key in PLAN_PARTS},
-            "foreground": list(labels.foreground.items()),
-            "ignore": labels.ignore_label,
-            "regions_class_order": labels.regions_class_order,
-            "channels": dataset_json.get("channel_names") or dataset_json.get("modality"),
+            **model_parts(plans, configuration, dataset_json),
             "train": sorted(split.train),
             "val": sorted(split.val),
             "labels": {case: label_sha256.get(case) for case in cases},

@@ -8,6 +8,7 @@ from typing import Literal
 
 from orchestrator.expansion import expand
 from orchestrator.experiment import Experiment
+from orchestrator.outcome import read_outcome
 from orchestrator.resources import Fit, FitWhen, NodeResources, Reservation, describe, fit
 from trainers.spec.committed import newest_committed
 from trainers.spec.folder import RunFolder
@@ -127,7 +128,9 @@ def standing_of(spec: RunSpec) -> Standing:
     done = committed.epochs_done
     if done < spec.schedule.epochs or committed.final is None:
         return Standing(stage="continues", epochs_done=done)
-    validated = all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
+    outcome = read_outcome(folder)
+    validated = outcome is not None and outcome.state == "SUCCEEDED"
+    validated = validated and all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
     return Standing(stage="finished" if validated else "validates", epochs_done=done)
 
 

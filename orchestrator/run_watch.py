@@ -1,19 +1,22 @@
 """One run of a campaign: what is read from its folder and from the list of jobs, and what is told of it."""
 
+import contextlib
 import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.claims import TrackedRun
 from orchestrator.job_record import JobRecord
+from orchestrator.life_signs import owner_of, read_beat, stop_wish
 from orchestrator.outcome import read_outcome
 from orchestrator.run_status import RunStatus
-from orchestrator.steps import Facts, StopWish
+from orchestrator.steps import Facts
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.errors import DataError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
@@ -35,6 +38,9 @@ class RunWatch:
     state: RunState = RunState.QUEUED
     reason: str = ""
     changed_unix: float = 0.0
+    resumes: bool = False
+    """Submitted again while a job still ends on an earlier wish to stop: that end is not this campaign's."""
+    _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
     _seen: tuple[str, Committed | None] = field(default=("", None), repr=False)
 
     @property
@@ -46,11 +52,29 @@ class RunWatch:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
         own = tuple(job for job in jobs if job.run_folder == str(self.folder.root) and job.kind in ("train", "validate"))
         facts = Facts(jobs=own, outcome=read_outcome(self.folder), stop=stop_wish(self.folder), since_unix=self.since_unix)
-        is_fresh = True
+        if self.resumes and facts.stop is not None:
+            self.resumes = False  # somebody wants it stopped after all
+        if self.resumes and facts.outcome is not None and facts.outcome.state == "STOPPED":
+            is_trained = facts.outcome.job == "validation"
+            facts = replace(facts, outcome=facts.outcome.model_copy(update={"state": "TRAINED"}) if is_trained else None)
+        if facts.is_taken_over:
+            facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
         job, beat = facts.live("train"), read_beat(self.folder)
-        if job is not None and (facts.ended("train") or float(beat.get("unix", 0.0)) >= self.since_unix):
-            is_fresh = int(beat.get("attempt", 0)) >= newest_attempt(self.folder) and float(beat.get("unix", 0.0)) >= job.started_unix
-        return Facts(own, facts.outcome, facts.stop, self.since_unix, is_fresh)
+        if job is None:
+            return facts
+        beat_unix = float(beat.get("unix", 0.0))
+        is_fresh = True
+        if facts.ended("train") or beat_unix >= self.since_unix:
+            is_fresh = int(beat.get("attempt", 0)) >= newest_attempt(self.folder) and beat_unix >= job.started_unix
+        return replace(facts, is_progress_fresh=is_fresh, has_begun=beat_unix >= job.started_unix)
+
+    def take_up_spec(self) -> None:
+        """Follow what run.json says now: another campaign may have taken over other workers while no job of the run lived."""
+        with contextlib.suppress(OSError, DataError):  # a folder that has gone is the affair of its jobs
+            stat = self.folder.spec_file.stat()
+            mark = (stat.st_ino, stat.st_mtime_ns)
+            if mark != self._spec_mark:
+                self.spec, self._spec_mark = self.folder.spec(), mark
 
     def next_attempt(self, jobs: Sequence[JobRecord]) -> int:
         """A number for the next training job that no job and no attempt of this run has had: the same for everyone who looks now."""
@@ -102,32 +126,6 @@ class RunWatch:
         if newest != self._seen[0]:
             self._seen = (newest, newest_committed(self.folder))
         return self._seen[1]
-
-
-def stop_wish(folder: RunFolder) -> StopWish | None:
-    """Whether somebody asked the run to stop; a stop file that cannot be read asks for the gentle stop."""
-    try:
-        content = json.loads(folder.stop_file.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        content = {}
-    return StopWish(is_now=isinstance(content, dict) and bool(content.get("now")))
-
-
-def read_beat(folder: RunFolder) -> dict[str, Any]:
-    """The last sign of life of rank 0; empty when there is none."""
-    try:
-        content = json.loads(folder.progress_file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def has_begun(folder: RunFolder) -> bool:
-    """True once the workers of the newest attempt hold their resources."""
-    newest = newest_attempt(folder)
-    return newest > 0 and int(read_beat(folder).get("attempt", 0)) >= newest
 
 
 def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.job_record import JobKind, JobRecord
 from orchestrator.outcome import Outcome
+from trainers.spec.errors import Superseded
 from trainers.spec.states import RunState
 
 BUDGET = 3
@@ -32,6 +33,18 @@ class Facts:
     since_unix: float = 0.0
     is_progress_fresh: bool = True
     """The workers of the newest attempt have begun."""
+    has_begun: bool = True
+    """Workers of the living training job have begun."""
+    owner: str = "another cluster"
+    """Who claimed the newest attempt."""
+
+    @property
+    def is_taken_over(self) -> bool:
+        """The last training job gave way to a driver elsewhere, and nothing of the run lives here."""
+        lost = self.ended("train")
+        gave_way = bool(lost) and lost[-1].exit_code == Superseded.exit_code
+        is_said = self.outcome is not None and self.outcome.state == "SUPERSEDED"
+        return (gave_way or is_said) and not any(job.is_live for job in self.jobs)
 
     def live(self, kind: JobKind) -> JobRecord | None:
         """The living job of a kind, if any."""
@@ -83,29 +96,50 @@ class Finish:
     state: RunState
     reason: str = ""
     evidence: str = ""
+    is_elsewhere: bool = False
+    """The run goes on under another driver, whose outcome is not touched."""
 
 
 Step = Stay | Train | Validate | EndJob | Finish
 STOPPED = Finish(RunState.STOPPED, "stopped on request.")
+VALIDATION_STOPPED = Finish(RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")
 
 
 def next_step(facts: Facts, before: RunState) -> Step:
     """What happens next with a run that was last seen in state `before`."""
     is_now = facts.stop is not None and facts.stop.is_now
     if (job := facts.live("validate")) is not None:
-        return EndJob(job, RunState.VALIDATING) if is_now else Stay(RunState.VALIDATING)
+        return EndJob(job, RunState.VALIDATING) if facts.stop is not None else Stay(RunState.VALIDATING)
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
-        return EndJob(job, state) if is_now else Stay(state)
+        is_idle = facts.stop is not None and not facts.has_begun  # no worker is there to see the wish
+        return EndJob(job, state) if is_now or is_idle else Stay(state)
     outcome = facts.outcome
-    if is_now and (outcome is None or outcome.state not in ("SUCCEEDED", "FAILED_CONFIG")):
-        return STOPPED  # whatever the job says that was just ended
+    if facts.is_taken_over and (outcome is None or outcome.state != "SUCCEEDED"):
+        return Finish(RunState.STOPPED, f"taken over by {facts.owner}: it goes on there.", is_elsewhere=True)
+    if facts.stop is not None and (end := _stopped(outcome, is_now=is_now)) is not None:
+        return end
     if outcome is not None and outcome.state in _FINAL:
         return Finish(_FINAL[outcome.state], "" if outcome.state == "SUCCEEDED" else outcome.message, outcome.evidence)
-    is_trained = outcome is not None and (outcome.state == "TRAINED" or outcome.job == "validation")
-    if facts.stop is not None and not is_trained:
+    return _validation(facts, outcome) if outcome is not None and _is_trained(outcome) else _training(facts)
+
+
+def _is_trained(outcome: Outcome) -> bool:
+    return outcome.state == "TRAINED" or outcome.job == "validation"
+
+
+def _stopped(outcome: Outcome | None, *, is_now: bool) -> Finish | None:
+    """The end of a run that somebody asked to stop and that has no living job; None when its jobs ended it in their own way.
+
+    With `is_now` it does not matter what a job says that was just ended.
+    """
+    if outcome is None:
         return STOPPED
-    return _validation(facts, outcome) if outcome is not None and is_trained else _training(facts)
+    if outcome.state in ("SUCCEEDED", "FAILED_CONFIG") or (outcome.state == "FAILED_CODE" and not is_now):
+        return None
+    if _is_trained(outcome):
+        return VALIDATION_STOPPED
+    return None if outcome.state == "STOPPED" and not is_now else STOPPED
 
 
 _FINAL = {

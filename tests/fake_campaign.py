@@ -7,10 +7,11 @@ from typing import Any
 
 from orchestrator.board import Board
 from orchestrator.campaign_loop import Campaign, Event
-from orchestrator.errors import ClusterError, TrackingError
+from orchestrator.errors import ClusterError, Superseded, TrackingError
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import EndState, Outcome, write_outcome
 from orchestrator.resources import NodeResources
+from orchestrator.run_record import KnownRun
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.committed import Committed, Manifest
 from trainers.spec.files import write_json_atomic
@@ -86,7 +87,7 @@ class FakeCluster:
         self._end(f"campaign-{campaign}", "FAILED", 137)
 
     def workers_begin(self, run: RunSpec) -> None:
-        attempt = claim_attempt(RunFolder(run.run_folder), "driver")
+        attempt = claim_attempt(RunFolder(run.run_folder), self.living(run))
         beat = {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": attempt}
         write_json_atomic(RunFolder(run.run_folder).progress_file, beat)
 
@@ -109,6 +110,10 @@ class FakeCluster:
 
     def kill_driver(self, run: RunSpec) -> None:
         self._end(self.living(run), "FAILED", 137)
+
+    def gives_way(self, run: RunSpec) -> None:
+        """The training job ends because another driver has claimed the run."""
+        self._end(self.living(run), "FAILED", Superseded.exit_code)
 
     def living(self, run: RunSpec) -> str:
         return next(n for n, job in reversed(self.jobs.items()) if job.is_live and job.run_key == run.run_key)
@@ -134,7 +139,9 @@ class FakeTracking:
     def __init__(self) -> None:
         self.states: dict[str, list[RunState]] = {}
         self.scores: dict[str, dict[str, float]] = {}
+        self.folders: dict[str, dict[str, str]] = {}
         self.deleted: set[str] = set()
+        self.unwanted: set[str] = set()
         self.is_away = False
 
     def ping(self) -> None:
@@ -143,8 +150,16 @@ class FakeTracking:
     def ensure_experiment(self, name: str) -> str:
         return "7"
 
+    def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None:
+        self._answer()
+        run_id = f"id-{run_key}"
+        return KnownRun(run_id, self.folders[run_id], self.metrics(run_id)) if run_id in self.folders else None
+
     def claim_run(self, experiment_id: str, spec: RunSpec) -> str:
         self._answer()
+        if spec.run_key in self.unwanted:
+            raise TrackingError("mlflow: no room")
+        self.folders[f"id-{spec.run_key}"] = {"nnfleet.run_folder": str(spec.run_folder)}
         return f"id-{spec.run_key}"
 
     def metrics(self, run_id: str) -> dict[str, float]:
@@ -169,6 +184,7 @@ class FakeTracking:
 
     def lose_everything(self) -> None:
         """Its database is gone."""
+        self.folders.clear()
         self.states.clear()
         self.scores.clear()
 
@@ -189,7 +205,9 @@ class Stage:
         self.data = base / "preprocessed" / "Dataset001_X"
         self.data.mkdir(parents=True)
         (self.data / "nnUNetPlans.json").write_text('{"configurations": {"3d": {}}}')
-        (self.data / "dataset.json").write_text('{"labels": {"background": 0, "a": 1}}')
+        write_json_atomic(
+            self.data / "dataset.json", {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+        )
 
     def run(self, fold: int, gpus: int = 1) -> RunSpec:
         return RunSpec(

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainers.spec.plans import load_splits, split_for
+from orchestrator.data_check import labels_of_cases
+from orchestrator.digest import data_digest
+from trainers.spec.plans import Split, load_dataset_json, load_plans, load_splits, split_for
 from trainers.spec.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
 
 Kind = Literal["labels", "regions", "ignore"]
@@ -116,12 +118,20 @@ def toy_spec(
         "seed": seed,
         "train_cases": split.train,
         "val_cases": split.val,
-        "data_digest": "0" * 64,
+        "data_digest": _digest(toy, configuration, split),
         "schedule": Schedule(epochs=2, train_iterations=3, val_iterations=2),
         "workers": WorkerSpec(count=1, gpus=0, cpus=1),
         "loader": LoaderSpec(actors=1, prefetch=2),
     }
     return RunSpec(**{**fields, **overrides})
+
+
+def _digest(toy: Toy, configuration: str, split: Split) -> str:
+    """The digest that a plan of this run would carry."""
+    plans, dataset_json = load_plans(toy.preprocessed, PLANS), load_dataset_json(toy.preprocessed)
+    cases = sorted({*split.train, *split.val})
+    labels = labels_of_cases(toy.preprocessed, cases, ".nii.gz", str(plans.content["image_reader_writer"]), toy.results)
+    return data_digest(plans, configuration, dataset_json, split, {case: label.sha256 for case, label in labels.items()})
 
 
 def _write_case(toy: Toy, kind: Kind, index: int, lacks_lesion: bool, channels: int, anisotropic: bool) -> None:

@@ -148,7 +148,6 @@ def test_next_step(facts: Facts, expected: object) -> None:
     [
         (Facts(stop=LATER), RunState.STOPPED),
         (Facts(jobs=(job(),), stop=LATER), RunState.RUNNING),
-        (Facts(jobs=(job(state="SUCCEEDED"), job("validate")), stop=LATER), RunState.VALIDATING),
         (Facts(jobs=(KILLED,), stop=LATER), RunState.STOPPED),
         (Facts(outcome=ended("TRAINED"), stop=NOW), RunState.STOPPED),
         (Facts(outcome=ended("FAILED_CODE"), stop=NOW), RunState.STOPPED),
@@ -161,8 +160,21 @@ def test_a_wish_to_stop(facts: Facts, expected: RunState) -> None:
     assert step.state is expected
 
 
-def test_a_gentle_stop_lets_a_trained_run_be_validated() -> None:
-    assert next_step(Facts(outcome=ended("TRAINED"), stop=LATER), RunState.RUNNING) == Validate(1, 0)
+@pytest.mark.parametrize("wish", [LATER, NOW])
+def test_a_stop_ends_a_validation_and_one_that_has_not_begun(wish: StopWish) -> None:
+    validating = job("validate")
+    assert next_step(Facts(jobs=(validating,), stop=wish), RunState.VALIDATING) == EndJob(validating, RunState.VALIDATING)
+    for outcome in (ended("TRAINED"), ended("STOPPED", "validation"), ended("FAILED_CLUSTER", "validation")):
+        end = next_step(Facts(outcome=outcome, stop=wish), RunState.VALIDATING)
+        assert isinstance(end, Finish)
+        assert end.reason.startswith("trained; validation stopped; submit again or")
+    failed = Facts(outcome=ended("FAILED_CODE", "validation"), stop=LATER)
+    assert next_step(failed, RunState.VALIDATING) == Finish(RunState.FAILED_CODE, "said so")
+
+
+def test_a_gentle_stop_ends_a_training_whose_workers_never_began() -> None:
+    facts = Facts(jobs=(job(),), stop=LATER, has_begun=False)
+    assert next_step(facts, RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
 
 
 def test_a_stop_at_once_ends_the_job() -> None:
@@ -209,6 +221,16 @@ def test_a_job_that_somebody_stopped_is_not_started_again() -> None:
 def test_a_superseded_job_does_not_end_the_run() -> None:
     assert next_step(Facts(jobs=(job(state="FAILED", code=1), job(n=2)), outcome=ended("SUPERSEDED")), RunState.RUNNING) == Stay(
         RunState.RUNNING
+    )
+
+
+@pytest.mark.parametrize("outcome", [None, ended("TRAINED", attempt=4), ended("STOPPED", attempt=4), ended("FAILED_CONFIG", attempt=4)])
+def test_a_run_that_another_cluster_took_over_is_left_to_it(outcome: Outcome | None) -> None:
+    facts = Facts(jobs=(job(state="FAILED", code=7),), outcome=outcome, owner="attempt 4 of host-1")
+    end = next_step(facts, RunState.RUNNING)
+    assert end == Finish(RunState.STOPPED, "taken over by attempt 4 of host-1: it goes on there.", is_elsewhere=True)
+    assert next_step(Facts(outcome=ended("SUPERSEDED")), RunState.RUNNING) == Finish(
+        RunState.STOPPED, "taken over by another cluster: it goes on there.", is_elsewhere=True
     )
 
 

@@ -9,13 +9,11 @@ import pytest
 
 from orchestrator.campaign_log import CampaignLog
 from orchestrator.campaign_loop import LEAST_TELL_S, is_news
-from orchestrator.errors import ConfigError
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import read_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import WorkerSpec
 from trainers.spec.states import RunState
 
 
@@ -43,47 +41,6 @@ def test_runs_go_one_after_the_other_through_training_and_validation(stage: Stag
     assert stage.told(second)[0] == "QUEUED"
     assert stage.events[-1] == {"event": "done", "exit_code": 0}
     assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.VALIDATING, RunState.SUCCEEDED]
-
-
-def test_the_folder_is_claimed_with_nnunets_files_and_the_mlflow_run(stage: Stage) -> None:
-    run = stage.run(0)
-    stage.campaign(run)
-    folder = RunFolder(run.run_folder)
-    assert folder.spec() == run
-    assert json.loads(folder.mlflow_file.read_text()) == {"run_id": "id-key0", "experiment_id": "7", "tracking_uri": "http://mlflow"}
-    assert sorted(p.name for p in run.model_folder.glob("*.json")) == ["dataset.json", "plans.json"]
-    assert (run.model_folder / "plans.json").read_bytes() == (stage.data / "nnUNetPlans.json").read_bytes()
-
-
-def test_a_folder_of_another_run_is_refused(stage: Stage) -> None:
-    stage.campaign(stage.run(0))
-    with pytest.raises(ConfigError, match="belongs to the run key0"):
-        stage.campaign(stage.run(0).model_copy(update={"run_key": "other"}), name="c2")
-
-
-def test_a_run_that_lives_in_another_results_folder_is_refused(stage: Stage) -> None:
-    run = stage.run(0)
-    look(stage.campaign(run))
-    with pytest.raises(ConfigError, match="is running in"):
-        stage.campaign(run.model_copy(update={"model_folder": stage.base / "elsewhere"}), name="c2")
-
-
-def test_other_plans_in_the_model_folder_are_refused(stage: Stage) -> None:
-    stage.campaign(stage.run(0))
-    (stage.data / "nnUNetPlans.json").write_text('{"configurations": {"3d": {"batch_size": 9}}}')
-    with pytest.raises(ConfigError, match="must share one plan"):
-        stage.campaign(stage.run(1), name="c2")
-
-
-def test_other_workers_are_taken_over_unless_a_job_lives(stage: Stage) -> None:
-    run = stage.run(0)
-    wider = run.model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)})
-    first = stage.campaign(run)
-    assert stage.campaign(wider, name="c2").runs["key0"].spec == wider
-    assert RunFolder(run.run_folder).spec() == wider
-    stage.campaign(run, name="c3")
-    look(first)
-    assert stage.campaign(wider, name="c4").runs["key0"].spec == run
 
 
 def test_a_validation_that_a_dead_driver_left_out_is_submitted(stage: Stage) -> None:
@@ -141,6 +98,7 @@ def test_stop_of_a_waiting_run_and_of_a_running_one(stage: Stage) -> None:
     running, waiting = stage.run(0), stage.run(1)
     campaign = stage.campaign(running, waiting)
     look(campaign)
+    stage.cluster.workers_begin(running)
     for run in (running, waiting):
         write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
     look(campaign)

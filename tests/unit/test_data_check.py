@@ -116,6 +116,26 @@ def test_a_folder_of_another_run_is_refused_and_ones_own_is_not(spec: RunSpec) -
     assert "is not a run specification of this version" in problem
 
 
+def test_checkpoints_of_nnunet_beside_our_claim_are_never_overwritten(spec: RunSpec) -> None:
+    folder = RunFolder(spec.run_folder)
+    write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+    folder.checkpoint("final").touch()
+    (problem,) = check_run(spec)
+    assert "was not made by nnfleet (it holds checkpoint_final.pth)" in problem
+    write_json_atomic(folder.state / "e00001_a0001.json", {})
+    assert check_run(spec) == []
+
+
+def test_data_that_changed_since_the_run_was_planned_are_refused(tiny: Tiny, spec: RunSpec) -> None:
+    tiny.write_label(spec.val_cases[0], [0, 1])
+    (problem,) = check_run(spec)
+    assert f"changed since {spec.run_key} was planned" in problem
+    tiny.write_label(spec.val_cases[0], [0, 1, 2])
+    assert check_run(spec) == []
+    tiny.write_json("dataset.json", {**DATASET_JSON, "channel_names": {"0": "CT"}})
+    assert "changed since" in check_run(spec)[0]
+
+
 def test_too_many_workers_for_the_batch_are_refused(spec: RunSpec) -> None:
     (problem,) = check_run(spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 4})}))
     assert problem.startswith("workers: 4 workers cannot share a global batch of 3")

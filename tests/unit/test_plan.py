@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment import Experiment, parse_experiment
+from orchestrator.outcome import Outcome, write_outcome
 from orchestrator.plan import PlanReport, Standing, expand, plan_report, standing_of
 from orchestrator.resources import NodeResources, Reservation, fit
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
@@ -183,6 +184,10 @@ def commit(spec: RunSpec, epochs_done: int, is_final: bool = False) -> None:
     write_json_atomic(folder.state / f"{committed.stem}.json", committed.model_dump(mode="json"))
 
 
+def succeed(spec: RunSpec) -> None:
+    write_outcome(RunFolder(spec.run_folder), Outcome(job="validation", state="SUCCEEDED", attempt=1, message=""))
+
+
 def test_standing_tells_what_the_run_folder_already_holds(tiny: Tiny) -> None:
     (spec,) = expand(experiment_of(tiny, epochs=3))
     assert standing_of(spec).text == "new"
@@ -192,6 +197,8 @@ def test_standing_tells_what_the_run_folder_already_holds(tiny: Tiny) -> None:
     assert standing_of(spec).text == "trained: validation remains"
     for name in ("validation", "validation_best"):
         write_json_atomic(spec.run_folder / name / "summary.json", {})
+    assert standing_of(spec).stage == "validates", "nobody has said that the validation is complete"
+    succeed(spec)
     assert standing_of(spec) == Standing(stage="finished", epochs_done=3)
     assert expand(experiment_of(tiny, epochs=3)) == [spec]
 
@@ -202,6 +209,7 @@ def test_the_plan_holds_exactly_the_runs_and_survives_json(tiny: Tiny) -> None:
     commit(specs[0], 3, is_final=True)
     for name in ("validation", "validation_best"):
         write_json_atomic(specs[0].run_folder / name / "summary.json", {})
+    succeed(specs[0])
     report = plan_report(experiment, specs, [node(3)])
     assert [row.spec for row in report.rows] == specs
     assert [row.standing.text for row in report.rows] == ["finished: skipped", "new", "new"]

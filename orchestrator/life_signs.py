@@ -1,0 +1,65 @@
+"""What a run folder tells of those who work on it now: the wish to stop, the last sign of life, the owner of the newest attempt."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.steps import StopWish
+from trainers.spec.attempts import newest_attempt
+from trainers.spec.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who claimed the newest attempt of a run."""
+
+    attempt: int
+    driver: str
+    job: str
+    """Submission id of the driver's job, on whichever cluster that is; empty if it did not say."""
+
+    def __str__(self) -> str:
+        """As a sentence names it."""
+        return f"attempt {self.attempt} of {self.driver}"
+
+
+def owner_of(folder: RunFolder) -> Owner | None:
+    """Who claimed the newest attempt; None while there is none. Worker groups claim under the name of their driver."""
+    newest = newest_attempt(folder)
+    if not newest:
+        return None
+    driver = str(_read(folder.attempts / f"{newest:04d}.json").get("driver", ""))
+    own = (_read(path) for path in sorted(folder.attempts.glob("[0-9]*.json")))
+    jobs = [str(claim["job"]) for claim in own if claim.get("driver") == driver and claim.get("job")]
+    return Owner(newest, driver, jobs[0] if jobs else "")
+
+
+def stop_wish(folder: RunFolder) -> StopWish | None:
+    """Whether somebody asked the run to stop; a stop file that cannot be read asks for the gentle stop."""
+    try:
+        content = json.loads(folder.stop_file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        content = {}
+    return StopWish(is_now=isinstance(content, dict) and bool(content.get("now")))
+
+
+def read_beat(folder: RunFolder) -> dict[str, Any]:
+    """The last sign of life of rank 0; empty when there is none."""
+    return _read(folder.progress_file)
+
+
+def has_begun(folder: RunFolder) -> bool:
+    """True once the workers of the newest attempt hold their resources."""
+    newest = newest_attempt(folder)
+    return newest > 0 and int(read_beat(folder).get("attempt", 0)) >= newest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
