@@ -60,16 +60,33 @@ def plan(experiment: Experiment, cluster: str | None = None) -> PlanReport:
     return _first_plan(jobs, submission_id)
 
 
-def submit(experiment: Experiment, cluster: str | None = None) -> Submission:
+def submit(experiment: Experiment, cluster: str | None = None, on_submit: Callable[[str], None] | None = None) -> Submission:
     """Start a campaign and return once it has taken possession of its runs; it goes on without us.
 
-    Starts the local services when no cluster is named. Raises what the campaign raises: ConfigError, DataError, TrackingError,
-    ClusterError.
+    Starts the local services when no cluster is named. `on_submit` is told the campaign's id just before it is sent: whoever is
+    interrupted from then on has to `withdraw` it. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
     """
     jobs = Jobs.of(cluster)
     campaign_id = secrets.token_hex(4)
+    if on_submit is not None:
+        on_submit(campaign_id)
     submission_id = jobs.submit_campaign(campaign_id, _as_sent(experiment, jobs).to_yaml())
     return Submission(campaign_id, submission_id, _first_plan(jobs, submission_id))
+
+
+def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
+    """End a campaign with everything that it has started, at once; returns the submission ids of the jobs that were told to end."""
+    jobs = _required_jobs(cluster)
+    ended: list[str] = []
+    for kinds in (("campaign",), ("train", "validate")):  # the campaign first, else it would start again what has ended
+        living = [job.submission_id for job in jobs.records() if job.campaign == campaign_id and job.kind in kinds and job.is_live]
+        for submission_id in living:
+            jobs.stop(submission_id)
+        deadline = time.monotonic() + PATIENCE_S
+        while any(jobs.find(submission_id).is_live for submission_id in living) and time.monotonic() < deadline:
+            time.sleep(FIRST_EVENT_POLL_S)
+        ended += living
+    return ended
 
 
 def status(cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
@@ -148,6 +165,11 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
         if not job.is_live:
             raise _death_of(job)
         time.sleep(POLL_S + len(text) / LOG_CHARACTERS_PER_S)
+
+
+def is_local() -> bool:
+    """True if a verb that is given no cluster means this machine: Ray's own variables name none."""
+    return named_by_environment() is None
 
 
 def this_machine() -> NodeResources:

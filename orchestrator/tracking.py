@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -50,7 +49,7 @@ from orchestrator.run_record import (
     validation_data,
 )
 from orchestrator.tracking_address import WHERE_CREDENTIALS_GO, refuse_credentials
-from orchestrator.views import RESULTS, view_query, view_tags
+from orchestrator.views import run_place, view_tags
 from trainers.spec.committed import EpochRow
 from trainers.spec.run_spec import CheckpointName, RunSpec
 from trainers.spec.states import RunState
@@ -61,8 +60,6 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
 """MLflow's limit; a request is one transaction, so whole epochs that fit into one are there or not."""
-WORKFLOW = "workflowType=machine_learning"
-"""Without it a browser that is new to the server shows MLflow's pages for language models."""
 PARAM_LENGTH = 500
 """Characters of a parameter that are recorded, and compared."""
 
@@ -351,20 +348,7 @@ class Tracker:
         """Link to a run's page; empty where the tracking URI is no web address."""
         with self._speaking(f"read run {run_id}"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        return self._link(f"experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}")
-
-    def experiment_url(self, experiment_id: str) -> str:
-        """Link to an experiment's table of runs, with nnfleet's columns."""
-        return self._link(f"experiments/{experiment_id}/runs?{WORKFLOW}&{view_query(RESULTS)}")
-
-    def compare_url(self, run_ids: Sequence[str]) -> str:
-        """Link to MLflow's page that compares runs side by side."""
-        with self._speaking("read runs"):
-            experiments = sorted({str(self._client.get_run(run_id).info.experiment_id) for run_id in run_ids})
-        return self._link(f"compare-runs?runs={quote(json.dumps(list(run_ids)))}&experiments={quote(json.dumps(experiments))}&{WORKFLOW}")
-
-    def _link(self, place: str) -> str:
-        return f"{self.uri}/#/{place}" if self.uri.startswith("http") else ""
+        return f"{self.uri}/#/{run_place(str(experiment_id), run_id)}" if self.uri.startswith("http") else ""
 
 
 def _pages(search: Any, *arguments: Any) -> Iterator[Any]:

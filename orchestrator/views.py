@@ -6,8 +6,12 @@ MLflow (read from its pages in version 3.17, shown since 3.15), so views are wri
 
 import base64
 import json
+import re
 import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 TAG_PREFIX = "mlflow.sharedViewState."
 VERSION = 1
@@ -20,6 +24,9 @@ CREATED_MS = 1_700_000_000_000
 PARAMS = ("configuration", "trainer", "plans", "fold", "seed")
 METRICS = ("full/best/dice_mean", "full/final/dice_mean", "best/ema_pseudo_dice", "time/epoch_s")
 Chart = dict[str, Any]
+WORKFLOW = "workflowType=machine_learning"
+"""Without it a browser that is new to the server shows MLflow's pages for language models."""
+RUN_URL = re.compile(r"(?P<server>https?://.+?)/#/experiments/(?P<experiment>[^/]+)/runs/(?P<run>[^/?]+)(\?.*)?")
 
 
 def view_tags() -> dict[str, str]:
@@ -32,17 +39,44 @@ def view_tags() -> dict[str, str]:
     return {f"{TAG_PREFIX}{key}": _envelope(name, state) for key, (name, state) in views.items()}
 
 
-def view_query(view: str, charts: bool = False) -> str:
-    """The part of a link to an experiment's runs that opens a view, as a table or as charts."""
-    return f"viewStateShareKey={view}" + ("&compareRunsMode=CHART" if charts else "")
+def run_place(experiment_id: str, run_id: str) -> str:
+    """A run's page, behind `<server>/#/`."""
+    return f"experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
 
 
-def decoded(tag_value: str) -> dict[str, Any]:
-    """The page state in a saved view. Raises ValueError for anything else."""
-    state = json.loads(tag_value)["state"]
-    if not state.startswith("deflate;"):
-        raise ValueError("not a compressed view")
-    return dict(json.loads(zlib.decompress(base64.b64decode(state.removeprefix("deflate;")))))
+@dataclass(frozen=True)
+class Pages:
+    """Links to the MLflow pages of some runs on one server."""
+
+    server: str
+    runs: tuple[tuple[str, str], ...]
+    """(experiment id, run id) of each run; may be empty."""
+
+    @property
+    def overview(self) -> list[str]:
+        """The table of runs of each experiment, in nnfleet's view of results; the list of experiments while there is none."""
+        experiments = dict.fromkeys(experiment for experiment, _ in self.runs)
+        places = [f"experiments/{number}/runs?{WORKFLOW}&viewStateShareKey={RESULTS}" for number in experiments]
+        return [f"{self.server}/#/{place}" for place in places or [f"experiments?{WORKFLOW}"]]
+
+    @property
+    def comparison(self) -> str:
+        """The page that shows the runs side by side; empty for less than two."""
+        if len(self.runs) < 2:
+            return ""
+        runs = quote(json.dumps([run for _, run in self.runs]))
+        experiments = quote(json.dumps(list(dict.fromkeys(experiment for experiment, _ in self.runs))))
+        return f"{self.server}/#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
+
+
+def pages_of(run_urls: Iterable[str], server: str = "") -> list[Pages]:
+    """The pages of runs by the links to them, one entry per server; `server` gets one even if no run is there. Pure."""
+    found: dict[str, list[tuple[str, str]]] = {server: []} if server else {}
+    for url in run_urls:
+        parts = RUN_URL.fullmatch(url)
+        if parts and (parts["experiment"], parts["run"]) not in found.setdefault(parts["server"], []):
+            found[parts["server"]].append((parts["experiment"], parts["run"]))
+    return [Pages(place, tuple(runs)) for place, runs in found.items()]
 
 
 def _envelope(name: str, state: dict[str, Any]) -> str:

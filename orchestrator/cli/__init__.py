@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import demo, down, export, logs, plan, schema, status, stop, submit, train, ui, up, validate
-from orchestrator.cli.output import EXIT_INTERRUPTED, EXIT_UNEXPECTED, note, terminal
+from orchestrator.cli.output import EXIT_UNEXPECTED, answering_interrupts, note, terminal
 from orchestrator.errors import NnfleetError
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ VERBS: dict[str, Any] = {
     "schema": schema.schema,
 }
 for _name, _verb in VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name)(answering_interrupts(_verb))
 
 
 def _version(wanted: bool) -> None:
@@ -74,11 +74,6 @@ def main() -> None:
         app()
     except NnfleetError as err:
         _fail(f"Error: {err}", err.exit_code)
-    except KeyboardInterrupt:
-        _fail("Interrupted.", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has left, as `nnfleet status | head` does
-        sys.exit(0)
     except Exception as err:
         again = " ".join(["nnfleet", "--debug", *sys.argv[1:]])
         _fail(f"Unexpected error: {type(err).__name__}: {err}\nThis is a fault of nnfleet. For the traceback: {again}", EXIT_UNEXPECTED)

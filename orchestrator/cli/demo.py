@@ -53,7 +53,7 @@ def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None) -> str:
 
 def _train(file: Path) -> None:
     from orchestrator import api
-    from orchestrator.cli.foreground import wait_in_foreground
+    from orchestrator.cli.foreground import submit_in_foreground, wait_in_foreground
     from orchestrator.cli.plan import show_plan
     from orchestrator.cli.tables import result_table, seconds, worst_exit_code
     from orchestrator.experiment import load_experiment
@@ -61,8 +61,7 @@ def _train(file: Path) -> None:
     with working("Starting Ray and MLflow ..."):
         services = api.up()
     began = time.monotonic()
-    with working("Submitting ..."):
-        submission = api.submit(load_experiment(file), services.ray_address)
+    submission = submit_in_foreground(load_experiment(file), services.ray_address, "Submitting ...")
     show_plan(submission.plan)
     statuses = wait_in_foreground(submission.campaign_id, services.ray_address)
     if not all(item.state.is_final for item in statuses):
@@ -78,12 +77,18 @@ def _train(file: Path) -> None:
 
 def _show_links(statuses: list["RunStatus"], services: "Services") -> None:
     """The commands and links with which the person goes on from here."""
-    say(f"MLflow (runs, curves, pictures)  nnfleet ui --open          {services.mlflow_uri}/#/experiments")
-    say(f"Ray dashboard                    nnfleet ui                 {services.ray_address}")
+    from orchestrator.views import pages_of
+
+    for pages in pages_of([item.mlflow_url for item in statuses], services.mlflow_uri):
+        for link in pages.overview:
+            say(f"{'MLflow: runs, curves, pictures':<32} {link}")
+        if pages.comparison:
+            say(f"{'These runs side by side':<32} {pages.comparison}")
+    say(f"{'Ray dashboard':<32} {services.ray_address}  (asks for the token in {services.token_file})")
     for item in statuses:
         if item.mlflow_url:
             say(f"{item.address:<32} {item.mlflow_url}")
-    say("Done with it? nnfleet down")
+    say("Again later: nnfleet ui --open. Done with it: nnfleet down")
 
 
 @contextmanager

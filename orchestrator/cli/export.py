@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import say, working
-from orchestrator.cli.parameters import Run
+from orchestrator.cli.output import print_json, say, working
+from orchestrator.cli.parameters import AsJson, Run
 
 
 def export(
@@ -16,12 +16,17 @@ def export(
         str | None,
         typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URI", help="MLflow server; default: the local one."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a run's model from MLflow as an nnU-Net model folder, verified by its SHA-256."""
     from orchestrator import api
 
     with working("Copying and verifying ..."):
         folder = api.export(run, target, tracking_uri)
+    if as_json:
+        checkpoints = sorted(path.name for path in (folder / f"fold_{fold_of(folder)}").glob("checkpoint_*.pth"))
+        print_json({"folder": str(folder), "fold": fold_of(folder), "checkpoints": checkpoints})
+        return
     say(f"Verified model folder: {folder}")
     say(f"Predict with it: nnUNetv2_predict_from_modelfolder -m {folder} -f {fold_of(folder)} -chk checkpoint_best.pth -i INPUT -o OUTPUT")
 

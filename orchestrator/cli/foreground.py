@@ -4,9 +4,13 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.output import note
+from orchestrator.cli.output import note, working
+from orchestrator.cli.parameters import cluster_option
+from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
+    from orchestrator.api import Submission
+    from orchestrator.experiment import Experiment
     from orchestrator.run_status import RunStatus
 
 Answer = Literal["stop", "now", "detach", "keep"]
@@ -32,6 +36,28 @@ def ask() -> Answer:
     return "detach"
 
 
+def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: str) -> "Submission":
+    """Submit; `doing` is shown meanwhile. Ctrl-C ends what was sent already and says so: nothing goes on that nobody was told of."""
+    from orchestrator import api
+
+    sent: list[str] = []
+    try:
+        with working(doing):
+            return api.submit(experiment, cluster, sent.append)
+    except KeyboardInterrupt:
+        if not sent:
+            note("Nothing was submitted.")
+            raise
+        note("Withdrawing what was submitted ...")
+        try:
+            ended = api.withdraw(sent[0], cluster)
+        except (NnfleetError, KeyboardInterrupt):
+            note(f"Campaign {sent[0]} may go on. See it, and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}")
+            raise
+        note(f"Withdrawn: {', '.join(ended)}." if ended else "Nothing of it was running yet.")
+        raise
+
+
 def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus"]:
     """Show the campaign until every run has ended. Ctrl-C asks what to do; returns early when the person detaches."""
     from orchestrator import api
@@ -46,7 +72,7 @@ def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus
                 statuses = watch.statuses or statuses
         answer = ask()
         if answer == "detach":
-            note("Detached: the runs go on. See them: nnfleet status --watch")
+            note(f"Detached: the runs go on. See them: nnfleet status --watch{cluster_option(cluster)}")
             return statuses
         if answer in ("stop", "now"):
             note(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import write
+from orchestrator.cli.output import note, write
 from orchestrator.cli.parameters import Cluster, Run
 
 
@@ -13,6 +13,16 @@ def logs(
 ) -> None:
     """Print the log of a run's training job, then of its validation job."""
     from orchestrator import api
+    from orchestrator.run_status import match
 
+    if follow:
+        found = match(run, api.status(cluster))
+        if found.state == "QUEUED":
+            note(f"{found.address} is QUEUED: {found.reason or 'its campaign has not looked at it yet.'} Its log follows when it starts.")
+    is_empty = True
     for part in api.logs(run, cluster, follow):
+        is_empty = False
         write(part)
+    if is_empty:
+        found = match(run, api.status(cluster))
+        note(f"{found.address} is {found.state} and no job of it has printed anything here. {found.reason}".rstrip())

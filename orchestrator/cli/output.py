@@ -1,10 +1,12 @@
 """How every verb speaks: results on stdout, everything else on stderr, no control characters when nobody looks."""
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,9 +39,13 @@ def console(*, stderr: bool = False) -> "Console":
     """A console on stdout or stderr; on a pipe wide and plain."""
     from rich.console import Console
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process as failed
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
+    return Plain(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 
 def say(text: str) -> None:
@@ -70,6 +76,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value != value:  # NaN
         return None
     return value
+
+
+def answering_interrupts(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb`, with what typer would turn into a silent or a failed end: Ctrl-C, and a reader of our output that leaves (`| head`)."""
+
+    @wraps(verb)
+    def answered(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            note("Interrupted.")
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+            sys.exit(0)
+
+    return answered
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Options and arguments that several verbs share."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -19,3 +20,8 @@ Run = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)]
+
+
+def cluster_option(cluster: str | None) -> str:
+    """What a suggested command has to say to reach the same cluster: ` --cluster ADDRESS`, or nothing."""
+    return f" --cluster {shlex.quote(cluster)}" if cluster else ""

@@ -6,6 +6,7 @@ import typer
 
 from orchestrator.cli.output import console, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
+from orchestrator.errors import ConfigError
 
 INTERVAL_S = 2.0
 
@@ -19,7 +20,9 @@ def status(
     """Show the state, epoch, EMA pseudo-Dice and time left of each run."""
     from orchestrator import api
 
-    if watch and not as_json:
+    if watch and as_json:
+        raise ConfigError("status: --json prints one document and ends, --watch stays. Name one of them; a script asks again and again.")
+    if watch:
         _watch(cluster, campaign)
         return
     statuses = api.status(cluster, campaign)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.output import note, print_json, say, working
-from orchestrator.cli.parameters import AsJson, Cluster, Run
+from orchestrator.cli.parameters import AsJson, Cluster, Run, cluster_option
 
 
 def stop(
@@ -26,4 +26,4 @@ def stop(
     for item in statuses:
         say(status_line(item))
     if not now and any(not item.state.is_final for item in statuses):
-        note("The run ends after the epoch in flight. See it: nnfleet status --watch")
+        note(f"The run ends after the epoch in flight. See it: nnfleet status --watch{cluster_option(cluster)}")

@@ -1,11 +1,33 @@
 """`nnfleet train`: one training in the foreground, named as nnU-Net's users name it."""
 
-from typing import Annotated, Any
+import re
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.output import console, note, working
+from orchestrator.cli.output import console, note
 from orchestrator.cli.parameters import Cluster
+from orchestrator.errors import NnfleetError
+
+if TYPE_CHECKING:
+    from orchestrator.api import Submission
+    from trainers.spec.run_spec import WorkerSpec
+
+SPOKEN = {
+    "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
+    "Ask for less under `workers`": "Ask for less (--num-workers, --cpus, --cpu)",
+    "workers.count": "--num-workers",
+    "workers.cpus": "--cpus",
+    "workers.gpus": "--cpu",
+    "epochs:": "--epochs:",
+    "seeds:": "--seed:",
+    "folds:": "FOLD:",
+    "configurations:": "CONFIGURATION:",
+    "trainers:": "--trainer:",
+    "plans:": "--plans:",
+    "dataset:": "DATASET:",
+}
+"""Keys of the experiment file in the words of this command line, which has no file."""
 
 
 def train(
@@ -24,17 +46,16 @@ def train(
     cluster: Cluster = None,
 ) -> None:
     """Train and validate one model, here and now. Ctrl-C asks whether to stop with a loadable checkpoint or to leave it running."""
-    from orchestrator import api
     from orchestrator.cli.foreground import wait_in_foreground
     from orchestrator.cli.tables import result_table, worst_exit_code
-    from orchestrator.experiment import single_training
 
-    overrides: dict[str, Any] = {"workers": worker_options(num_workers, cpu, cpus)}
-    overrides |= {} if epochs is None else {"epochs": epochs}
-    overrides |= {} if seed is None else {"seeds": [seed]}
-    experiment = single_training(dataset, configuration, fold, trainer, plans, **{k: v for k, v in overrides.items() if v})
-    with working("Checking data, starting services ..."):
-        submission = api.submit(experiment, cluster)
+    named: dict[str, Any] = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
+    named |= {} if epochs is None else {"epochs": epochs}
+    named |= {} if seed is None else {"seeds": [seed]}
+    try:
+        submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster)
+    except NnfleetError as err:
+        raise type(err)(in_words_of_the_command_line(str(err))) from err
     for warning in submission.plan.warnings:
         note(f"Warning: {warning}")
     statuses = wait_in_foreground(submission.campaign_id, cluster)
@@ -46,6 +67,45 @@ def train(
             note(f"MLflow: {item.mlflow_url}")
     if all(item.state.is_final for item in statuses):
         raise typer.Exit(worst_exit_code(statuses))
+
+
+def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | None) -> "Submission":
+    from orchestrator import api
+    from orchestrator.cli.foreground import submit_in_foreground
+    from orchestrator.experiment import single_training
+    from trainers.spec.run_spec import WorkerSpec
+
+    if cluster is None and api.is_local():
+        machine = api.this_machine().total
+        workers, told = fitted(workers, WorkerSpec(), int(machine["CPU"]), int(machine["GPU"]))
+        if told:
+            note(told)
+    experiment = single_training(**(named | ({"workers": workers} if workers else {})))
+    return submit_in_foreground(experiment, cluster, "Checking data, starting services ...")
+
+
+def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) -> tuple[dict[str, int], str]:
+    """The workers that were asked for, with what was left open chosen for a machine, and a line that says what differs from usual. Pure.
+
+    A machine without GPU trains on CPUs unless a number of workers, each with a GPU, was asked for.
+    """
+    chosen, told = dict(asked), []
+    if gpus == 0 and "gpus" not in asked and "count" not in asked:
+        chosen["gpus"] = 0
+        told.append("it has no GPU, so training runs on CPUs")
+    each = max(1, cores // asked.get("count", usual.count))
+    if "cpus" not in asked and each < usual.cpus:
+        chosen["cpus"] = each
+        told.append(f"{each} CPU core{'s' if each > 1 else ''} per worker instead of {usual.cpus}")
+    return chosen, f"Fitted to this machine: {'; '.join(told)}." if told else ""
+
+
+def in_words_of_the_command_line(text: str) -> str:
+    """An error about keys of the experiment file as one about the options of this command."""
+    for key, words in SPOKEN.items():
+        place = re.escape(key) if key[-1] != ":" else rf"{re.escape(key[:-1])}(\.\d+)?:"  # `folds.0:` is the first of the folds
+        text = re.sub(rf"(?<![\w./-]){place}", words, text)
+    return text
 
 
 def worker_options(num_workers: int | None, cpu: bool, cpus: int | None) -> dict[str, int]:

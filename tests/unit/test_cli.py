@@ -15,13 +15,14 @@ from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
-from orchestrator.cli.train import worker_options
+from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
 from orchestrator.cli.watch import done_fraction, watch_view
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment import Experiment
 from orchestrator.plan import PlanReport, PlanRow, Standing
+from orchestrator.resources import NodeResources
 from orchestrator.run_status import RunStatus
-from trainers.spec.run_spec import RunSpec
+from trainers.spec.run_spec import RunSpec, WorkerSpec
 from trainers.spec.states import RunState
 
 EXPERIMENT = "dataset: 17\nconfigurations: [3d_fullres]\nfolds: [0]\n"
@@ -93,6 +94,8 @@ class FakeApi:
         self.asked: list[tuple[Any, ...]] = []
         self.interruptions = 0
         self.fault: Exception | None = None
+        self.interrupted_early: bool | None = None
+        self.machine = {"CPU": 64.0, "GPU": 4.0}
 
     def fail_with(self, fault: Exception) -> None:
         self.fault = fault
@@ -113,9 +116,23 @@ class FakeApi:
         self._ask("plan", experiment, cluster)
         return plan_report()
 
-    def submit(self, experiment: Experiment, cluster: str | None = None) -> Any:
+    def submit(self, experiment: Experiment, cluster: str | None = None, on_submit: Callable[[str], None] | None = None) -> Any:
         self._ask("submit", experiment, cluster)
+        if on_submit and not self.interrupted_early:
+            on_submit("c1")
+        if self.interrupted_early is not None:
+            raise KeyboardInterrupt
         return SimpleNamespace(campaign_id="c1", submission_id="campaign-c1", plan=plan_report())
+
+    def withdraw(self, campaign_id: str, cluster: str | None = None) -> list[str]:
+        self._ask("withdraw", campaign_id, cluster)
+        return [f"campaign-{campaign_id}"]
+
+    def is_local(self) -> bool:
+        return True
+
+    def this_machine(self) -> NodeResources:
+        return NodeResources("this machine", self.machine, self.machine)
 
     def status(self, cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
         self._ask("status", cluster, campaign)
@@ -137,8 +154,9 @@ class FakeApi:
 
     def logs(self, run: str, cluster: str | None = None, follow: bool = False) -> Iterator[str]:
         self._ask("logs", run, follow)
-        yield "line one\n"
-        yield "line two\n"
+        if all(item.state != RunState.QUEUED for item in self.runs):
+            yield "line one\n"
+            yield "line two\n"
 
     def validate(self, run: str, cluster: str | None = None) -> str:
         self._ask("validate", run)
@@ -292,6 +310,132 @@ def test_ctrl_c_without_a_terminal_stops_after_the_epoch(nnfleet: Nnfleet, api: 
     assert code == output.EXIT_RUN_STOPPED
 
 
+@pytest.mark.parametrize("verb", [("train", "17", "3d_fullres", "0"), ("submit", "e.yaml")])
+def test_ctrl_c_while_submitting_withdraws_what_was_sent(nnfleet: Nnfleet, api: FakeApi, verb: tuple[str, ...]) -> None:
+    api.interrupted_early = False
+    code, _, err = nnfleet(*verb, "--cluster", "http://head:8265")
+    assert code == output.EXIT_INTERRUPTED
+    assert api.asked[-1] == ("withdraw", "c1", "http://head:8265")
+    assert "Withdrawn: campaign-c1" in err
+
+
+def test_ctrl_c_before_anything_was_sent_says_so(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.interrupted_early = True
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == output.EXIT_INTERRUPTED
+    assert "Nothing was submitted" in err
+    assert [what[0] for what in api.asked] == ["submit"]
+
+
+def test_a_withdrawal_that_fails_tells_what_may_go_on(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> list[str]:
+        raise ClusterError("cluster: away")
+
+    api.interrupted_early = False
+    monkeypatch.setattr(api, "withdraw", refused)
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == ClusterError.exit_code
+    assert "nnfleet status --campaign c1" in err
+
+
+def test_ctrl_c_elsewhere_is_said(nnfleet: Nnfleet, api: FakeApi) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    api.status = interrupted  # type: ignore[assignment, method-assign]
+    code, _, err = nnfleet("status")
+    assert code == output.EXIT_INTERRUPTED
+    assert "Interrupted." in err
+
+
+@pytest.mark.parametrize("show", ["table", "text"])
+def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
+    """As `nnfleet status | head -1` does."""
+    import os
+    import subprocess
+
+    code = (
+        "import sys, types, orchestrator\n"
+        "from tests.unit.test_cli import run_status\n"
+        "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
+        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs)\n"
+        "from orchestrator.cli import main\n"
+        "sys.argv = ['nnfleet', 'status']\n"
+        "main()"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code, show], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_watch_and_json_exclude_each_other(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, err = nnfleet("status", "--watch", "--json")
+    assert (code, out, api.asked) == (ConfigError.exit_code, "", [])
+    assert "Name one of them" in err
+
+
+def test_the_log_of_a_queued_run_says_why_it_waits(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.QUEUED, reason="0 GPUs free now.")]
+    code, out, err = nnfleet("logs", run_status().address)
+    assert (code, out) == (0, "")
+    assert "is QUEUED" in err
+    assert "0 GPUs free now." in err
+
+
+def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> None:
+    for arguments in (("submit", "e.yaml"), ("validate", "k")):
+        assert "--cluster http://head:8265" in nnfleet(*arguments, "--cluster", "http://head:8265")[1]
+
+
+def test_export_and_down_for_scripts(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
+    exported = json.loads(nnfleet("export", "k", str(tmp_path / "m"), "--json")[1])
+    assert exported == {"folder": str(tmp_path / "m"), "fold": "3", "checkpoints": []}
+    assert json.loads(nnfleet("down", "--json")[1]) == {"down": True}
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "gpus", "expected"),
+    [
+        ({}, 64, 4, {}),
+        ({}, 2, 0, {"gpus": 0, "cpus": 2}),
+        ({}, 4, 1, {"cpus": 4}),
+        ({"gpus": 0, "count": 2}, 4, 1, {"gpus": 0, "count": 2, "cpus": 2}),
+        ({"cpus": 16}, 2, 1, {"cpus": 16}),
+        ({"count": 2}, 64, 0, {"count": 2}),
+        ({"count": 4, "gpus": 0}, 2, 0, {"count": 4, "gpus": 0, "cpus": 1}),
+    ],
+)
+def test_what_is_left_open_is_fitted_to_the_machine(asked: dict[str, int], cores: int, gpus: int, expected: dict[str, int]) -> None:
+    chosen, told = fitted(asked, WorkerSpec(), cores, gpus)
+    assert chosen == expected
+    assert bool(told) == (chosen != asked)
+
+
+def test_train_on_a_small_machine_says_what_it_takes(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.machine = {"CPU": 2.0, "GPU": 0.0}
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == 0
+    assert api.asked[0][1].workers == WorkerSpec(count=1, gpus=0, cpus=2)
+    assert "Fitted to this machine: it has no GPU, so training runs on CPUs; 2 CPU cores per worker instead of 8." in err
+    nnfleet("train", "17", "3d_fullres", "0", "--cluster", "http://head:8265")
+    assert api.asked[2][1].workers == WorkerSpec(), "another cluster is not this machine"
+    nnfleet("submit", "e.yaml")
+    assert api.asked[-1][1].workers == WorkerSpec(), "an experiment file stays as written"
+
+
+def test_errors_of_train_name_its_options(nnfleet: Nnfleet, api: FakeApi) -> None:
+    text = "Set workers.gpus: 0 to train on CPUs, or lower workers.cpus.\nAsk for less under `workers`, or for a larger cluster."
+    assert in_words_of_the_command_line(text) == (
+        "Add --cpu to train on CPUs, or lower --cpus.\nAsk for less (--num-workers, --cpus, --cpu), or for a larger cluster."
+    )
+    code, _, err = nnfleet("train", "17", "3d_fullres", "nine")
+    assert code == ConfigError.exit_code
+    assert "FOLD" in err
+    assert "folds" not in err
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"), [("", "stop"), ("s", "stop"), ("N", "now"), ("detach", "detach"), ("k", "keep"), ("x", None)]
 )
@@ -322,7 +466,7 @@ def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:
 
 
 def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
-    assert nnfleet("logs", "-f", "k")[1] == "line one\nline two\n"
+    assert nnfleet("logs", "k")[1] == "line one\nline two\n"
     assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_id": "validate-k-v1"}
     assert "-f 3" in nnfleet("export", "k", str(tmp_path / "m"))[1]
     assert json.loads(nnfleet("up", "--json")[1])["mlflow"] == "http://127.0.0.1:2"
@@ -331,9 +475,22 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
 
 
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:
-    api.runs = [done(mlflow_url="http://127.0.0.1:2/#/run")]
-    assert json.loads(nnfleet("ui", "17/3d_fullres/nnUNetTrainer/0", "--json")[1])["run"] == "http://127.0.0.1:2/#/run"
+    page = "http://127.0.0.1:2/#/experiments/7/runs/{}?workflowType=machine_learning"
+    api.runs = [done(mlflow_url=page.format("a")), done(run_key="k2", mlflow_url=page.format("b"))]
+    links = json.loads(nnfleet("ui", run_status().run_key, "--json")[1])
+    assert links["run"] == page.format("a")
+    [table] = links["mlflow"]
+    assert table.startswith("http://127.0.0.1:2/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=")
+    assert "compare-runs" in links["comparison"][0]
     assert nnfleet("ui", "18/none")[0] == ConfigError.exit_code
+
+
+def test_ui_of_another_cluster_starts_nothing_here(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet("ui", "--cluster", "http://head:8265")
+    assert code == 0
+    assert "http://head:8265" in out
+    assert "no run of this cluster has a page" in out
+    assert [what[0] for what in api.asked] == ["status"]
 
 
 def test_schema_is_json(nnfleet: Nnfleet) -> None:

@@ -1,13 +1,37 @@
 """Saved views of MLflow's runs page."""
 
+import base64
 import json
+import zlib
+from typing import Any
 
 from orchestrator.run_record import epoch_metrics
-from orchestrator.views import RESULTS, TAG_PREFIX, decoded, view_tags
+from orchestrator.views import RESULTS, TAG_PREFIX, Pages, pages_of, run_place, view_tags
 from tests.fake_run import epoch_row
 
 EXPERIMENT_TAG_LENGTH = 20_000
 """MLflow's limit for the value of an experiment tag."""
+
+
+def decoded(tag_value: str) -> dict[str, Any]:
+    """The page state in a saved view."""
+    state = json.loads(tag_value)["state"]
+    return dict(json.loads(zlib.decompress(base64.b64decode(state.removeprefix("deflate;")))))
+
+
+def test_links_open_our_view_of_an_experiment_and_the_comparison_of_its_runs() -> None:
+    urls = [f"http://h:1/mlflow/#/{run_place('7', run)}" for run in ("a", "b", "a")]
+    [pages] = pages_of([*urls, ""])
+    assert pages == Pages("http://h:1/mlflow", (("7", "a"), ("7", "b")))
+    assert pages.overview == [f"http://h:1/mlflow/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey={RESULTS}"]
+    assert pages.comparison.startswith(
+        "http://h:1/mlflow/#/compare-runs?runs=%5B%22a%22%2C%20%22b%22%5D&experiments=%5B%227%22%5D&workflow"
+    )
+
+
+def test_a_server_without_runs_opens_its_list_of_experiments() -> None:
+    [pages] = pages_of([], "http://h:1")
+    assert (pages.overview, pages.comparison) == (["http://h:1/#/experiments?workflowType=machine_learning"], "")
 
 
 def test_views_are_small_named_and_the_same_every_time() -> None:
