@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.job_record import JobRecord
-from orchestrator.resources import NodeResources, Reservation, fit
+from orchestrator.resources import Fit, NodeResources, Reservation, fit
 from trainers.spec.run_spec import Frozen, WorkerSpec
 
 
@@ -44,32 +44,36 @@ def ordered(waiting: Iterable[Waiting]) -> list[Waiting]:
     return list(best.values())
 
 
-def decide(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], mine: Collection[str]) -> Decision:
-    """Which of the runs in `mine` start now, among everything that waits on the cluster.
+def turns(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> dict[str, Fit]:
+    """When each of the runs starts that wait on the cluster, in their order, and why not now.
 
-    Runs of other campaigns are left to their own campaign, but keep their place and their room. A run that fits no cluster of these
-    nodes (a node was lost) holds nobody back.
+    What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node was lost) holds nobody back.
     """
     held = list(reserved)
     holding = {r.run_key for r in reserved}
-    start: list[str] = []
-    because: dict[str, str] = {}
+    found: dict[str, Fit] = {}
     front = ""
     for run in ordered(waiting):
         others = [r for r in held if r.run_key != run.run_key]
         outcome = fit(run.workers, nodes, others)
-        if outcome.when == "never":
-            because[run.run_key] = outcome.because
-        elif front and run.run_key not in holding:
-            because[run.run_key] = f"waits its turn behind {front}."
+        if outcome.when != "never" and front and run.run_key not in holding:
+            outcome = Fit("later", f"waits its turn behind {front}.")
         elif outcome.when == "later":
             front = front or run.address
-            because[run.run_key] = outcome.because
-        else:
+        elif outcome.when == "now":
             held = [*others, Reservation(run.run_key, run.workers)]
-            if run.run_key in mine:
-                start.append(run.run_key)
-    return Decision(tuple(start), because)
+        found[run.run_key] = outcome
+    return found
+
+
+def decide(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], mine: Collection[str]) -> Decision:
+    """Which of the runs in `mine` start now, among everything that waits on the cluster.
+
+    Runs of other campaigns are left to their own campaign, but keep their place and their room.
+    """
+    found = turns(waiting, nodes, reserved)
+    start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
+    return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"})
 
 
 def ledger(jobs: Iterable[JobRecord], begun: Collection[str], holding: Iterable[Reservation]) -> list[Reservation]:

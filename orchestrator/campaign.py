@@ -22,9 +22,12 @@ from typing import Any
 from orchestrator.board import Board
 from orchestrator.campaign_log import EVENT_PREFIX
 from orchestrator.campaign_loop import Campaign, Cluster, Event, reservations
-from orchestrator.outcome import Outcome, write_outcome
+from orchestrator.job_record import JobRecord
+from orchestrator.plan import Queue, expand, plan_report
 from orchestrator.resources import NodeResources
 from orchestrator.tracking_address import check_tracking_uri
+from orchestrator.validation_cases import checkpoints_to_validate
+from trainers.spec.committed import newest_committed
 from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
@@ -68,7 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     from orchestrator.experiment import load_experiment
     from orchestrator.jobs import Jobs
-    from orchestrator.plan import expand, plan_report
 
     experiment = load_experiment(experiment_file)
     if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
@@ -77,10 +79,9 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
     specs = expand(experiment)
     cluster = Jobs.inside_job()
-    jobs = cluster.records()
-    report = plan_report(
-        experiment, specs, cluster_nodes(), reservations(jobs), cluster=os.environ.get("RAY_ADDRESS", ""), warnings=warnings
-    )
+    address = os.environ.get("RAY_ADDRESS", "")
+    queue = queue_of(cluster.records(), Board.of_cluster(address))
+    report = plan_report(experiment, specs, cluster_nodes(), queue, cluster=address, warnings=warnings)
     never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
     if never and not plan_only:
         raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
@@ -89,19 +90,31 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     return runner.run() if runner is not None else 0
 
 
+def queue_of(jobs: Sequence[JobRecord], board: Board) -> Queue:
+    """What all campaigns of the cluster hold and wait for at this moment."""
+    notes = board.notes({job.campaign for job in jobs if job.kind == "campaign" and job.is_live}).values()
+    living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
+    return Queue(reservations(jobs, notes), [run for note in notes for run in note.waiting if run.run_key not in living], living)
+
+
 def _validate(campaign: str, run_folder: Path) -> int:
     from orchestrator.jobs import Jobs
-    from trainers.spec.committed import newest_committed
 
-    folder = RunFolder(run_folder)
-    spec, reached, cluster = folder.spec(), newest_committed(folder), Jobs.inside_job()
-    lacking = [name for name in spec.validation.checkpoints if not folder.checkpoint(name).is_file()]
-    if reached is None or lacking:
-        raise ConfigError(f"validate: {folder.root} has no checkpoint {' nor '.join(lacking)}. Train the run to its end first.")
-    if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in cluster.records()):
-        raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
-    write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=reached.attempt, message="validated by hand"))
+    folder, cluster = RunFolder(run_folder), Jobs.inside_job()
+    spec = folder.spec()
+    check_trained(folder, spec, cluster.records())
     return _opened(campaign, cluster, [spec], only_validate=True).run()
+
+
+def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
+    """Raise ConfigError for a run that cannot be validated by hand: it is not trained to its end, or it is being trained."""
+    reached = newest_committed(folder)
+    if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in jobs):
+        raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
+    if reached is None or reached.run_key != spec.run_key or reached.final is None:
+        done = f"{reached.epochs_done} of {spec.schedule.epochs} epochs are done" if reached else "no epoch is done"
+        raise ConfigError(f"validate: {spec.run_key} in {folder.root} is not trained to its end: {done}. Submit it again first.")
+    checkpoints_to_validate(folder, spec)
 
 
 def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False) -> Campaign:

@@ -163,7 +163,7 @@ def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
     folder, known = RunFolder(spec.run_folder), tracker.known_run(tracker.ensure_experiment(experiment_of(spec)), spec.run_key)
     if known is None:
         return
-    way_out = f"delete the MLflow run {known.run_id} in its pages, or name another `tracking: {{experiment: ...}}`."
+    way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
     elsewhere = known.tags.get("nnfleet.run_folder", "")
     if elsewhere and elsewhere != str(folder.root) and RunFolder(Path(elsewhere)).spec_file.exists():
         raise ConfigError(

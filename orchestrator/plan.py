@@ -3,9 +3,12 @@
 `expand` needs the data and runs where they are; `plan_report` adds what a cluster has to offer. What the report holds is what submit sends.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.admission import Waiting, turns
 from orchestrator.expansion import expand
 from orchestrator.experiment import Experiment
 from orchestrator.outcome import read_outcome
@@ -16,7 +19,19 @@ from trainers.spec.plans import load_plans
 from trainers.spec.run_spec import Frozen, RunSpec
 from trainers.spec.split_batch import rank_sizes
 
-__all__ = ["Fit", "NodeResources", "PlanReport", "PlanRow", "Reservation", "Standing", "expand", "fit", "plan_report", "standing_of"]
+__all__ = [
+    "Fit",
+    "NodeResources",
+    "PlanReport",
+    "PlanRow",
+    "Queue",
+    "Reservation",
+    "Standing",
+    "expand",
+    "fit",
+    "plan_report",
+    "standing_of",
+]
 
 Stage = Literal["new", "continues", "validates", "finished"]
 
@@ -85,26 +100,36 @@ class PlanReport(Frozen):
         return self.model_dump_json(indent=indent)
 
 
+@dataclass(frozen=True)
+class Queue:
+    """Who is on the cluster before the planned runs."""
+
+    reserved: Sequence[Reservation] = ()
+    waiting: Sequence[Waiting] = ()
+    living: Collection[str] = ()
+    """Keys of runs that have a living job."""
+
+
 def plan_report(
     experiment: Experiment,
     specs: Sequence[RunSpec],
     nodes: Sequence[NodeResources],
-    reserved: Sequence[Reservation] = (),
+    queue: Queue | None = None,
     cluster: str = "local",
     warnings: Sequence[str] = (),
 ) -> PlanReport:
-    """The plan of `specs` (from `expand`) on a cluster: each run is fitted after the ones before it, first in, first out."""
-    rows: list[PlanRow] = []
-    held = list(reserved)
-    waits_behind = ""
-    for spec in specs:
-        standing = standing_of(spec)
-        outcome = Fit("now", "nothing to submit.") if standing.stage == "finished" else _in_turn(spec, nodes, held, waits_behind)
-        rows.append(_row(spec, standing, outcome))
-        if standing.stage != "finished" and outcome.when == "now":
-            held.append(Reservation(spec.run_key, spec.workers))
-        if outcome.when == "later":
-            waits_behind = waits_behind or spec.address
+    """The plan of `specs` (from `expand`) on a cluster: decided as their campaign will decide, behind everything that waits already."""
+    queue = queue or Queue()
+    standings = {spec.run_key: standing_of(spec) for spec in specs}
+    fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if standings[spec.run_key].stage == "finished"}
+    fits |= {spec.run_key: Fit("now", "runs already: it is followed.") for spec in specs if spec.run_key in queue.living}
+    wanted = [
+        Waiting(run_key=s.run_key, address=s.address, campaign="", workers=s.workers, since_unix=math.inf, position=n)
+        for n, s in enumerate(specs)
+        if s.run_key not in fits
+    ]
+    fits |= turns([*queue.waiting, *wanted], nodes, queue.reserved)
+    rows = [_row(spec, standings[spec.run_key], fits[spec.run_key]) for spec in specs]
     open_rows = [row for row in rows if row.standing.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
     return PlanReport(
@@ -141,13 +166,6 @@ def _doubts(specs: Sequence[RunSpec]) -> list[str]:
         f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
         for fold, shared in leaks.items()
     ]
-
-
-def _in_turn(spec: RunSpec, nodes: Sequence[NodeResources], held: Sequence[Reservation], waits_behind: str) -> Fit:
-    outcome = fit(spec.workers, nodes, held)
-    if outcome.when == "now" and waits_behind:
-        return Fit("later", f"waits its turn behind {waits_behind}.")
-    return outcome
 
 
 def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:

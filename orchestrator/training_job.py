@@ -23,7 +23,7 @@ from orchestrator.fault import Fault, guilty, read_fault, write_fault
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt, newest_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ClusterError, NnfleetError
+from trainers.spec.errors import ClusterError, NnfleetError, Superseded
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     ray.init(logging_level=logging.WARNING)
     outcome = run_training(folder)
     print(outcome.message)
-    return 1 if outcome.is_failure else 0
+    return Superseded.exit_code if outcome.state == "SUPERSEDED" else int(outcome.is_failure)  # by the former the campaign knows it
 
 
 def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
@@ -78,7 +78,8 @@ def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
     publisher.start()
     try:
         outcome = fit(spec, folder, job)
-        write_outcome(folder, outcome)  # before anything that may take long: whoever asks shall know
+        if not write_outcome(folder, outcome):  # before anything that may take long: whoever asks shall know
+            outcome = outcome.model_copy(update={"state": "SUPERSEDED"})
         if outcome.state == "TRAINED" and hands_over:
             hand_over(folder, spec, job.attempt)
         if outcome.state != "SUPERSEDED" and not publisher.flush(DELIVERY_S):

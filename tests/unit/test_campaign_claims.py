@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.board import Board
+from orchestrator.campaign import check_trained, queue_of
 from orchestrator.errors import ConfigError, DataError, TrackingError
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run_record import MARKER_METRIC
@@ -229,3 +231,30 @@ def test_a_run_that_is_stopped_once_more_stays_stopped(stage: Stage) -> None:
     stage.cluster.training_ends(run, "STOPPED")
     look(again)
     assert states(again) == ["STOPPED"]
+
+
+# ---- validated by hand --------------------------------------------------------------------------------------------------
+
+
+def test_only_a_run_trained_to_its_end_with_its_checkpoints_is_validated_by_hand(stage: Stage) -> None:
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    look(stage.campaign(run))
+    with pytest.raises(ConfigError, match="is being trained"):
+        check_trained(folder, run, stage.cluster.records())
+    stage.cluster.kill_driver(run)
+    with pytest.raises(ConfigError, match="is not trained to its end: no epoch is done"):
+        check_trained(folder, run, stage.cluster.records())
+    finish_on_disk(run)
+    with pytest.raises(ConfigError, match=r"checkpoint_final.pth does not exist; 4 of 4 epochs are done"):
+        check_trained(folder, run, stage.cluster.records())
+    folder.checkpoint("final").touch()
+    check_trained(folder, run, stage.cluster.records())  # no epoch had foreground, so there is no best one
+
+
+def test_a_plan_sees_what_other_campaigns_hold_and_wait_for(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    look(stage.campaign(run, other))
+    queue = queue_of(stage.cluster.records(), Board(stage.base / "board"))
+    assert [held.run_key for held in queue.reserved] == ["key0"]
+    assert [waiting.run_key for waiting in queue.waiting] == ["key1"]
+    assert queue.living == {"key0"}
