@@ -11,6 +11,7 @@ import torch
 from tests.conftest import Toys
 from tests.toy import toy_spec
 from trainers.assemble import Blueprint, assemble, blueprint, warm_up
+from trainers.checkpoint import copied_to_cpu
 from trainers.learner import Learner, learning_rate
 from trainers.samples import Batch
 from trainers.spec.plans import Labels
@@ -93,7 +94,7 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
     assert all(int(count) == 0 for name, count in weights(unbroken).items() if name.endswith("num_batches_tracked"))
     unbroken.start_epoch(0)
     unbroken.step(batch(0, unbroken.labels))
-    resumed.load(unbroken.tensors())
+    resumed.load(copied_to_cpu(unbroken.tensors()))
     warm_up(resumed, changed, ALONE)
     for learner in (unbroken, resumed):
         learner.start_epoch(1)
