@@ -19,6 +19,8 @@ from orchestrator.tracking_address import check_tracking_uri
 from trainers.spec.names import Fold, canonical_trainer
 from trainers.spec.run_spec import Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
+NAME_LENGTH = 80
+"""Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """Keys of the experiment file and names of nnU-Net's environment variables."""
 
@@ -108,7 +110,7 @@ class Experiment(Schedule):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    name: str = Field("", max_length=80)
+    name: str = Field("", max_length=NAME_LENGTH)
     """Name of the experiment in lists; empty: the file's name."""
     dataset: DatasetName
     """Preprocessed nnU-Net dataset: its number (`17`, `017`) or its whole name (`Dataset017_BTCV`)."""
@@ -216,7 +218,7 @@ def single_training(
     `overrides` are further keys of the experiment file (`epochs=5`, `workers={"gpus": 0}`). Raises ConfigError.
     """
     content = {
-        "name": f"train-{dataset}-{configuration}-{fold}",
+        "name": f"train-{dataset}-{configuration}-{fold}"[:NAME_LENGTH],
         "dataset": dataset,
         "configurations": [configuration],
         "folds": [fold],
@@ -247,4 +249,4 @@ def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """What a file's place says: its name, and where its relative folders begin (`~` is left to the machine that has the data)."""
     base: Callable[[Any], Path] = lambda value: Path(value) if str(value).startswith("~") else path.parent.absolute() / str(value)  # noqa: E731
     folders = {key: base(content[key]) for key in FOLDERS if content.get(key)}
-    return {**folders, **({} if content.get("name") else {"name": path.stem})}
+    return {**folders, **({} if content.get("name") else {"name": path.stem[:NAME_LENGTH]})}

@@ -1,12 +1,15 @@
 """Where nnfleet keeps its own files on this machine: one home folder, private to its user."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.spec.errors import ClusterError
+
+log = logging.getLogger(__name__)
 
 LONGEST_RAY_TEMP = 40
 """Characters: a unix socket path holds 107, and Ray appends up to 66 (`/session_<date>_<pid>/sockets/plasma_store`)."""
@@ -80,7 +83,7 @@ class Home:
         return Path(tempfile.gettempdir()) / f"nnf-{os.getuid()}-{digest}"
 
     def create(self) -> None:
-        """Make the folders. Raises ClusterError when one cannot be made or belongs to somebody else."""
+        """Make the folders, readable by their owner alone. Raises ClusterError when one cannot be made or belongs to somebody else."""
         for folder in (self.root, self.ray_temp.parent, self.ray_temp, self.artifacts, self.logs):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,3 +92,6 @@ class Home:
                 raise ClusterError(f"home: {folder} cannot be made: {err}. Set NNFLEET_HOME to a folder that you may write.") from err
             if owner != os.getuid() or folder.is_symlink():
                 raise ClusterError(f"home: {folder} is a link or owned by user {owner}, not you. Set NNFLEET_HOME to a folder of your own.")
+            if folder.stat().st_mode & 0o077:
+                log.warning("%s was open to others; it holds tokens, models or logs and is narrowed to its owner (mode 0700)", folder)
+                folder.chmod(0o700)

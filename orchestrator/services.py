@@ -226,7 +226,12 @@ def _last_ports(home: Home) -> _Ports:
 
 
 def _ensure_token(path: Path) -> None:
-    """Make the token file with mode 0600 from the start; never widen or replace one that exists."""
+    """Make the token file with mode 0600 from the start; never widen one that exists, nor replace it unless it is empty.
+
+    An empty one is what a crash or a full disk leaves; with it Ray would demand nothing.
+    """
+    if path.is_file() and not path.is_symlink() and not path.read_text(encoding="ascii", errors="replace").strip():
+        path.unlink()
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as stream:

@@ -58,6 +58,14 @@ def test_the_head_serves_its_dashboard_and_trains_nothing(cluster: dict[str, Any
     assert "--num-cpus=0 --num-gpus=0" in line
 
 
+def test_the_head_knows_the_mlflow_server_that_it_starts(cluster: dict[str, Any]) -> None:
+    (start,) = start_lines(cluster, "head")
+    (server,) = (line for line in cluster["head_start_ray_commands"] if "mlflow server" in line)
+    assert "--host 127.0.0.1 --port 5000" in server
+    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:5000;" in start
+    assert start.index("MLFLOW_TRACKING_URI") < start.index("ray start")
+
+
 def test_mlflow_listens_on_loopback_only(cluster: dict[str, Any]) -> None:
     (line,) = (line for line in cluster["head_start_ray_commands"] if "mlflow server" in line)
     assert "--host 127.0.0.1" in line

@@ -221,3 +221,13 @@ def test_any_text_is_an_experiment_or_a_config_error(text: str) -> None:
         parse_experiment(MINIMAL + text)
     except ConfigError:
         pass
+
+
+def test_a_name_that_is_made_from_a_file_or_a_dataset_is_cut_and_not_refused(tmp_path: Path) -> None:
+    file = tmp_path / f"{'e' * 120}.yaml"
+    file.write_text("dataset: 1\nconfigurations: [2d]\n")
+    assert parse_experiment(load_experiment(file).to_yaml()).name == "e" * 80
+    long = single_training(f"Dataset001_{'x' * 90}", "3d_fullres", 0)
+    assert parse_experiment(long.to_yaml()).name.startswith("train-Dataset001_xxx")
+    with pytest.raises(ConfigError, match="name"):
+        parse_experiment(f"name: {'n' * 81}\ndataset: 1\nconfigurations: [2d]\n")

@@ -15,7 +15,7 @@ from trainers.spec.attempts import check_driver_fence, check_fence, claim_attemp
 from trainers.spec.errors import ConfigError, DataError, Superseded
 from trainers.spec.files import create_exclusive, link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.names import TRAINERS, canonical_trainer, checkpoint_trainer_name, nearest, safe_class_name
+from trainers.spec.names import TRAINERS, canonical_trainer, checkpoint_trainer_name, nearest
 from trainers.spec.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
 from trainers.spec.states import FINAL, TRANSITIONS, RunState, can_follow
 
@@ -147,8 +147,6 @@ def test_names_suggest_mend_and_translate() -> None:
     assert nearest("3D_fullres", ["2d", "3d_fullres"]) == " Did you mean '3d_fullres'?"
     assert nearest("zzz", ["2d"]) == ""
     assert checkpoint_trainer_name("nnUNetTrainerDA5_classic") == checkpoint_trainer_name("nnUNetTrainerDA5") == "nnUNetTrainerDA5"
-    assert safe_class_name("left/right (a)..b") == "left_right _a___b"
-    assert safe_class_name(" ") == "_"
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

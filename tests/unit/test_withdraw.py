@@ -17,7 +17,7 @@ class FakeJobs:
             JobRecord(submission_id="train-old-a1", kind="train", state="SUCCEEDED", campaign="c1"),
         ]
         self.stopped: list[str] = []
-        self._looks = 0
+        self._looks: dict[str, int] = {}
 
     def records(self) -> list[JobRecord]:
         return list(self.jobs)
@@ -28,10 +28,10 @@ class FakeJobs:
             self.jobs.append(JobRecord(submission_id="train-l-a1", kind="train", state="PENDING", campaign="c1"))
 
     def find(self, submission_id: str) -> JobRecord:
-        self._looks += 1
+        self._looks[submission_id] = self._looks.get(submission_id, 0) + 1
         for place, job in enumerate(self.jobs):
             if job.submission_id == submission_id:
-                if self._looks % 2 == 0:
+                if self._looks[submission_id] == 2:
                     self.jobs[place] = job.model_copy(update={"state": "STOPPED"})
                 return self.jobs[place]
         raise AssertionError(submission_id)

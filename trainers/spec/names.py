@@ -1,7 +1,6 @@
 """Names that nnU-Net's users know: trainers, datasets, folds; and the nearest name when one is misspelt."""
 
 import difflib
-import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -45,8 +44,3 @@ def canonical_trainer(name: str) -> str:
 def checkpoint_trainer_name(trainer: str) -> str:
     """The trainer name that goes into a checkpoint: one that nnU-Net's own predictor finds and that builds the same network."""
     return "nnUNetTrainerDA5" if trainer == "nnUNetTrainerDA5_classic" else trainer
-
-
-def safe_class_name(name: str) -> str:
-    """A label's name with every character that MLflow refuses in a metric name replaced by `_`."""
-    return re.sub(r"[^\w\-. ]", "_", name).replace("..", "__").strip() or "_"
