@@ -4,12 +4,14 @@ Where a verb takes `cluster`, None means: the cluster that Ray's own variables n
 local services. Every verb may raise ClusterError; a `run` is named as `run_status.match` says, else ConfigError lists the candidates.
 """
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
+from ray._private.utils import get_num_cpus
 
 from orchestrator import services
 from orchestrator.campaign_log import CampaignLog
@@ -92,20 +94,20 @@ def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
 def status(cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
     """Where every run stands, or those of one campaign; of a run in several campaigns the newest counts. Empty if nothing runs here."""
     jobs = _running_jobs(cluster)
-    return [] if jobs is None else _statuses(jobs, campaign, {})
+    return [] if jobs is None else _statuses(jobs, campaign)
 
 
 def logs(run: str, cluster: str | None = None, follow: bool = False) -> Iterator[str]:
     """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended."""
     jobs = _required_jobs(cluster)
-    wanted = match(run, _statuses(jobs, None, {}))
+    wanted = match(run, _statuses(jobs, None))
     return _logs(jobs, wanted.run_key, wanted.campaign, follow=follow)
 
 
 def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
     """Ask a run to stop after its epoch, or at once; returns how it stood. It can be submitted again and then continues."""
     jobs = _required_jobs(cluster)
-    wanted = match(run, _statuses(jobs, None, {}))
+    wanted = match(run, _statuses(jobs, None))
     if not wanted.state.is_final:
         arguments = ["stop", str(wanted.run_folder), *(["--now"] if now else [])]
         _finished(jobs, jobs.submit_control(f"stop-{wanted.run_key}-{secrets.token_hex(3)}", arguments))
@@ -115,7 +117,7 @@ def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunSta
 def validate(run: str, cluster: str | None = None) -> str:
     """Start the full validation of a trained run, again if need be; returns the submission id. Raises ConfigError if it is not trained."""
     jobs = _required_jobs(cluster)
-    wanted = match(run, _statuses(jobs, None, {}))
+    wanted = match(run, _statuses(jobs, None))
     submission_id = jobs.submit_revalidation(secrets.token_hex(4), wanted.run_folder)
     told = _first_event(jobs, submission_id)
     if told.error is not None:
@@ -173,19 +175,15 @@ def is_local() -> bool:
 
 
 def this_machine() -> NodeResources:
-    """What Ray would find on this machine."""
-    resources = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_gpus())}
+    """What Ray would find on this machine: by its own rules for containers and CUDA_VISIBLE_DEVICES."""
+    resources = {"CPU": float(get_num_cpus(override_docker_cpu_warning=True)), "GPU": float(_gpus())}
     return NodeResources("this machine", resources, resources)
 
 
 def _gpus() -> int:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
+    count = int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
+    return count if visible is None else min(count, len(visible))
 
 
 def _running_jobs(cluster: str | None) -> Jobs | None:
@@ -235,16 +233,35 @@ def _first_plan(jobs: Jobs, submission_id: str) -> PlanReport:
     return told.plan
 
 
-def _statuses(jobs: Jobs, campaign: str | None, known: dict[str, CampaignLog]) -> list[RunStatus]:
-    """The newest status of each run, from the logs of all campaigns, oldest first; a dead campaign is said to be dead."""
+_TOLD: dict[tuple[str, str], tuple[CampaignLog, bool]] = {}
+"""By cluster and submission id: what a campaign has told this process so far, and whether that is all."""
+
+
+def _told(jobs: Jobs, job: JobRecord) -> CampaignLog:
+    """What a campaign has told; the log of one that has ended is read once."""
+    told, is_all = _TOLD.get((jobs.address, job.submission_id), (CampaignLog(), False))
+    if not is_all:
+        told.update(jobs.logs(job.submission_id))
+        _TOLD[jobs.address, job.submission_id] = (told, not job.is_live)
+    return told
+
+
+def _statuses(jobs: Jobs, campaign: str | None) -> list[RunStatus]:
+    """One status of each run, from the logs of all campaigns: of a living one that is not done with it, else the newest.
+
+    A dead campaign is said to be dead.
+    """
     found: dict[str, RunStatus] = {}
+    ranks: dict[str, tuple[bool, float]] = {}
     for job in jobs.records():
         if job.kind != "campaign" or (campaign is not None and job.campaign != campaign):
             continue
-        told = known.setdefault(job.submission_id, CampaignLog()).update(jobs.logs(job.submission_id))
-        for status in told.statuses.values():
-            found.pop(status.run_key, None)
-            found[status.run_key] = status if job.is_live or status.state.is_final else _orphan(status, job)
+        for key, status in _told(jobs, job).statuses.items():
+            rank = (job.is_live and not status.state.is_final, status.since_unix)
+            if key not in ranks or rank >= ranks[key]:
+                ranks[key] = rank
+                found.pop(key, None)
+                found[key] = status if job.is_live or status.state.is_final else _orphan(status, job)
     if campaign is not None and not found and not any(job.campaign == campaign for job in jobs.records()):
         raise ConfigError(f"campaign: there is no campaign {campaign!r} on {jobs.address}.")
     return list(found.values())
@@ -296,5 +313,5 @@ def _logs(jobs: Jobs, run_key: str, campaign: str, *, follow: bool) -> Iterator[
 def _goes_on(jobs: Jobs, run_key: str, campaign: str) -> bool:
     """True while a living campaign means to do more with a run."""
     job = jobs.find(f"campaign-{campaign}")
-    told = CampaignLog().update(jobs.logs(job.submission_id))
+    told = _told(jobs, job)
     return job.is_live and run_key in told.statuses and not told.statuses[run_key].state.is_final

@@ -1,12 +1,15 @@
 """What a user sees of a run, and how a user names one."""
 
+import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from trainers.spec.errors import ConfigError
-from trainers.spec.names import nearest
+from trainers.spec.names import canonical_trainer, nearest
 from trainers.spec.states import RunState
 
 
@@ -45,14 +48,46 @@ class RunStatus(BaseModel):
     run_folder: Path
 
 
+class Names(NamedTuple):
+    """What a run is called."""
+
+    run_key: str
+    address: str
+    mlflow_run_id: str
+
+
+def meant(wanted: str, names: Sequence[Names]) -> list[int]:
+    """Which of the runs may be called `wanted`, as indices: those of this run key or MLflow run id, else of this address, else those whose
+    key or id begins so. Raises ConfigError for an empty name, which would mean every run.
+    """
+    if not wanted.strip(" /"):
+        raise ConfigError("run: its name is empty. Name the run by its run key, a beginning of it, its address or its MLflow run id.")
+    address = canonical_address(wanted)
+    return (
+        [i for i, name in enumerate(names) if wanted in (name.run_key, name.mlflow_run_id)]
+        or [i for i, name in enumerate(names) if name.address == address]
+        or [i for i, name in enumerate(names) if name.run_key.startswith(wanted) or name.mlflow_run_id.startswith(wanted)]
+    )
+
+
+def canonical_address(text: str) -> str:
+    """An address as `RunSpec.address` writes it, from what people write: `017/...`, `Dataset017_X/...`, `da5` for the trainer, `fold_0`."""
+    parts = text.strip(" /").split("/")
+    if len(parts) != 4:
+        return text.strip(" /")
+    dataset, configuration, trainer, fold = parts
+    number = re.fullmatch(r"(?:Dataset)?(\d+)(?:_.*)?", dataset)
+    with contextlib.suppress(ConfigError):
+        trainer = canonical_trainer(trainer)
+    return "/".join([str(int(number[1])) if number else dataset, configuration, trainer, fold.removeprefix("fold_")])
+
+
 def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
-    """The one run called `wanted`: its run key, a beginning of it that no other run shares, its address, or its MLflow run id.
+    """The one run called `wanted` (see `meant`).
 
     Raises ConfigError with the candidates when none or several are meant.
     """
-    exact = [s for s in statuses if wanted in (s.run_key, s.mlflow_run_id)]
-    address = wanted.strip("/")
-    found = exact or [s for s in statuses if s.address == address] or [s for s in statuses if s.run_key.startswith(wanted)]
+    found = [statuses[i] for i in meant(wanted, [Names(s.run_key, s.address, s.mlflow_run_id) for s in statuses])]
     keys = list(dict.fromkeys(s.run_key for s in found))
     if len(keys) == 1:
         return found[-1]

@@ -1,0 +1,79 @@
+"""Which status of a run counts when several campaigns have told one, and how often their logs are read."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orchestrator import api
+from orchestrator.job_record import JobRecord, JobState
+from orchestrator.jobs import Jobs
+from orchestrator.run_status import RunStatus
+from trainers.spec.states import RunState
+
+
+class FakeJobs:
+    """Campaign jobs and their logs."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.jobs: dict[str, JobRecord] = {}
+        self.texts: dict[str, str] = {}
+        self.reads: list[str] = []
+
+    def records(self) -> list[JobRecord]:
+        return list(self.jobs.values())
+
+    def logs(self, submission_id: str) -> str:
+        self.reads.append(submission_id)
+        return self.texts[submission_id]
+
+    def campaign(self, name: str, job_state: JobState, state: RunState, since: float) -> None:
+        job = JobRecord(submission_id=f"campaign-{name}", kind="campaign", state=job_state, campaign=name)
+        status = RunStatus(run_key="r", address="1/3d/t/0", campaign=name, state=state, epochs=1, since_unix=since, run_folder=Path("/r"))
+        event = {"event": "status", "status": status.model_dump(mode="json")}
+        self.jobs[job.submission_id] = job
+        self.texts[job.submission_id] = f"NNFLEET {json.dumps(event)}\n"
+
+    def shown(self) -> RunStatus:
+        (status,) = api._statuses(cast(Jobs, self), None)
+        return status
+
+
+@pytest.fixture
+def jobs(request: Any) -> FakeJobs:
+    return FakeJobs(request.node.name)
+
+
+def test_a_living_campaign_that_goes_on_with_a_run_counts_first(jobs: FakeJobs) -> None:
+    jobs.campaign("goes_on", "RUNNING", RunState.RUNNING, 5)
+    jobs.campaign("died", "FAILED", RunState.RUNNING, 9)
+    assert jobs.shown().campaign == "goes_on"
+
+
+def test_without_one_the_newest_counts(jobs: FakeJobs) -> None:
+    jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 9)
+    jobs.campaign("died", "FAILED", RunState.RUNNING, 5)
+    assert jobs.shown().campaign == "ended"
+    jobs.campaign("died", "FAILED", RunState.RUNNING, 10)
+    jobs.campaign("later", "FAILED", RunState.RUNNING, 11)
+    assert "died" in jobs.shown().reason
+
+
+def test_the_log_of_a_campaign_that_has_ended_is_read_once(jobs: FakeJobs) -> None:
+    jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 1)
+    jobs.campaign("lives", "RUNNING", RunState.RUNNING, 2)
+    for _ in range(3):
+        jobs.shown()
+    assert (jobs.reads.count("campaign-ended"), jobs.reads.count("campaign-lives")) == (1, 3)
+
+
+def test_this_machine_offers_what_ray_would_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert api.this_machine().total["GPU"] == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert api.this_machine().total["GPU"] == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert api.this_machine().total["GPU"] == 4
