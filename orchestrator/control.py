@@ -24,16 +24,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def stop(folder: RunFolder, *, is_now: bool) -> None:
-    """Ask a run to stop: the training sees it at the end of its epoch. `is_now`: end its jobs too, whether its campaign lives or not."""
+    """Ask a run to stop: the training sees it at the end of its epoch. Ends its validation, and with `is_now` any of its jobs,
+    whether its campaign lives or not.
+    """
+    from orchestrator.jobs import Jobs
+
     run_key = folder.spec().run_key
     write_json_atomic(folder.stop_file, {"now": is_now})
-    if is_now:
-        from orchestrator.jobs import Jobs
-
-        jobs = Jobs.inside_job()
-        for job in jobs.records():
-            if job.run_key == run_key and job.is_live:
-                jobs.stop(job.submission_id)
+    jobs = Jobs.inside_job()
+    for job in jobs.records():
+        if job.run_key == run_key and job.is_live and (is_now or job.kind == "validate"):
+            jobs.stop(job.submission_id)
 
 
 if __name__ == "__main__":
