@@ -81,3 +81,29 @@ def test_constraints_are_exact_versions_from_nowhere_in_particular() -> None:
     lines = [line for line in text_of(ROOT / "constraints.txt").splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
     assert len(lines) == len(set(lines))
+
+
+def test_the_functions_that_the_readme_promises_exist() -> None:
+    from orchestrator import api
+
+    promised = re.search(r"`orchestrator\.api` has\s(.*?) as functions", text_of(ROOT / "README.md"), re.DOTALL)
+    assert promised is not None
+    names = re.findall(r"`(\w+)`", promised.group(1))
+    assert {"plan", "submit", "wait"} <= set(names)
+    assert [name for name in names if not callable(getattr(api, name, None))] == []
+
+
+def test_every_verb_that_the_readme_calls_scriptable_speaks_json() -> None:
+    promised = re.search(r"`--json` on (.*?)\.", text_of(ROOT / "README.md"))
+    assert promised is not None
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for verb in re.findall(r"`(\w+)`", promised.group(1)):
+        assert any("--json" in parameter.opts for parameter in verbs[verb].params), verb
+
+
+def test_kubernetes_takes_the_image_that_was_built() -> None:
+    content = yaml.safe_load(text_of(ROOT / "deploy" / "raycluster.yaml"))["spec"]
+    for group in (content["headGroupSpec"], *content["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        assert container["imagePullPolicy"] == "IfNotPresent"
+        assert f"-t {container['image']} ." in text_of(ROOT / "deploy" / "README.md")
