@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 from orchestrator.admission import Waiting, decide, ledger
 from orchestrator.board import Board, Holding, Note
-from orchestrator.claims import Claim, Tracking, claim, is_refusal, lacks_scores, refuse, refuse_mixture, reset, track
+from orchestrator.claims import Claim, Tracking, claim, lacks_scores, refuse, refuse_mixture, reset, track
 from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import has_begun
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.resources import NodeResources, Reservation
-from orchestrator.run_record import shared_reason
 from orchestrator.run_status import RunStatus
 from orchestrator.run_watch import RunWatch
+from orchestrator.state_telling import StateTeller
 from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.errors import ClusterError, NnfleetError, TrackingError
@@ -32,9 +32,6 @@ from trainers.spec.states import RunState, can_follow
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-TRACKING_RETRY_S = 30.0
-TRACKING_PATIENCE_S = 600.0
-"""How long a campaign whose runs have all ended waits for a tracking server that is away."""
 LEAST_TELL_S = 5.0
 """Least time between two events of a run that only say how far it is within an epoch."""
 REPEAT_LOG_S = 60.0
@@ -76,9 +73,7 @@ class Campaign:
         self._told: dict[str, RunStatus] = {}
         self._told_at: dict[str, float] = {}
         self._said: tuple[str, float] = ("", 0.0)
-        self._untold: dict[str, RunState] = {}
-        self._tracking_again = 0.0
-        self._ended_at: float | None = None
+        self._teller = StateTeller(campaign, tracker, self._warn)
         self.runs: dict[str, RunWatch] = {}
 
     def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False) -> None:
@@ -147,7 +142,7 @@ class Campaign:
             except (ClusterError, OSError) as err:
                 self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             self.tell()
-            if all(run.state.is_final for run in self.runs.values()) and self._is_tracking_over():
+            if all(run.state.is_final for run in self.runs.values()) and self._teller.is_over():
                 break
             time.sleep(poll_s)
         self._board.withdraw(self.campaign)
@@ -174,10 +169,7 @@ class Campaign:
                 self._told[status.run_key] = status
                 self._told_at[status.run_key] = time.monotonic()
                 self._emit({"event": "status", "status": changes(before, status)})
-        if self._tracker is None:
-            self._untold.clear()
-        elif self._untold and time.monotonic() >= self._tracking_again:
-            self._track(self._tracker)
+        self._teller.tell()
 
     def _say_once(self, text: str) -> None:
         """Log a lasting trouble when it begins, and again every minute."""
@@ -263,39 +255,7 @@ class Campaign:
         if not can_follow(run.state, state):
             log.info("%s went from %s to %s between two looks", run.spec.run_key, run.state, state)
         if run.enter(state, reason):
-            self._untold[run.spec.run_key] = state
-
-    def _track(self, tracker: Tracking) -> None:
-        """Tell MLflow the new states. A run that it refuses is not told again; a server that is away is asked later, other runs first."""
-        for key, state in list(self._untold.items()):
-            run = self.runs[key]
-            del self._untold[key]
-            try:
-                tracker.set_state(run.tracked.run_id, state)
-                tracker.set_tags(
-                    run.tracked.run_id, {"nnfleet.campaign": self.campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
-                )
-            except TrackingError as err:
-                if is_refusal(err):
-                    self._warn(f"MLflow refuses the state {state} of {key} and is not told it again: {err}")
-                    continue
-                self._untold[key] = state  # at the end of the row
-                self._tracking_again = time.monotonic() + TRACKING_RETRY_S
-                log.warning("states go to the tracking server in %.0f s: %s", TRACKING_RETRY_S, err)
-                return
-
-    def _is_tracking_over(self) -> bool:
-        """All runs have ended: True once MLflow knows it, or has been away for too long since."""
-        if not self._untold:
-            return True
-        self._ended_at = self._ended_at or time.monotonic()
-        if time.monotonic() - self._ended_at < TRACKING_PATIENCE_S:
-            return False
-        left = ", ".join(f"{key} ({state})" for key, state in self._untold.items())
-        self._warn(
-            f"MLflow was away for {TRACKING_PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. Submit again to tell it."
-        )
-        return True
+            self._teller.note(run)
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

@@ -17,7 +17,7 @@ from orchestrator.plan import Stage, standing_of
 from orchestrator.run_record import MARKER_METRIC, KnownRun
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ConfigError, DataError, TrackingError
+from trainers.spec.errors import ConfigError, DataError
 from trainers.spec.files import create_exclusive, read_json, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import load_plans
@@ -32,8 +32,6 @@ Opening = Literal["adopt", "finished", "deliver", "validate", "train"]
 
 FRESH_S = 60.0
 """A run whose workers gave a sign of life within this time is taken to be trained now."""
-REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
-"""MLflow's codes for a request that would fail again: the run was deleted, or is not ours to change."""
 
 
 class Tracking(Protocol):
@@ -194,11 +192,6 @@ def track(spec: RunSpec, tracker: Tracking | None) -> TrackedRun:
     if not folder.mlflow_file.exists() or read_json(folder.mlflow_file, "MLflow run of the run folder") != place:
         write_json_atomic(folder.mlflow_file, place)
     return TrackedRun(run_id, tracker.run_url(run_id))
-
-
-def is_refusal(error: TrackingError) -> bool:
-    """True when the tracking server answered and said no; False when it is away."""
-    return getattr(error.__cause__, "error_code", "") in REFUSALS
 
 
 def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: Tracking | None) -> bool:

@@ -57,7 +57,7 @@ def test_a_run_that_mlflow_refuses_keeps_neither_the_others_nor_the_campaign(sta
 
 
 def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.campaign_loop.TRACKING_PATIENCE_S", 0.0)
+    monkeypatch.setattr("orchestrator.state_telling.PATIENCE_S", 0.0)
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
@@ -77,7 +77,7 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage:
 
 
 def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.campaign_loop.TRACKING_RETRY_S", 0.0)
+    monkeypatch.setattr("orchestrator.state_telling.RETRY_S", 0.0)
     run = stage.run(0)
     campaign = stage.campaign(run)
     stage.tracking.is_away = True

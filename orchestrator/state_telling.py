@@ -1,0 +1,71 @@
+"""Keeps the states of a campaign's runs in MLflow up to date. A server that is away or refuses holds nothing else up."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from orchestrator.claims import Tracking
+from orchestrator.run_record import shared_reason
+from orchestrator.run_watch import RunWatch
+from trainers.spec.errors import TrackingError
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 30.0
+PATIENCE_S = 600.0
+"""How long a campaign whose runs have all ended waits for a tracking server that is away."""
+REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
+"""MLflow's codes for a request that would fail again: the run was deleted, or is not ours to change."""
+
+
+def is_refusal(error: TrackingError) -> bool:
+    """True when the tracking server answered and said no; False when it is away."""
+    return getattr(error.__cause__, "error_code", "") in REFUSALS
+
+
+class StateTeller:
+    """The states that MLflow does not know yet."""
+
+    def __init__(self, campaign: str, tracker: Tracking | None, warn: Callable[[str], None]) -> None:
+        self._campaign = campaign
+        self._tracker = tracker
+        self._warn = warn
+        self._untold: dict[str, RunWatch] = {}
+        self._again_at = 0.0
+        self._ended_at: float | None = None
+
+    def note(self, run: RunWatch) -> None:
+        """A run has come into another state."""
+        if self._tracker is not None:
+            self._untold[run.spec.run_key] = run
+
+    def tell(self) -> None:
+        """Tell MLflow the new states. A run that it refuses is not told again; a server that is away is asked later, other runs first."""
+        if self._tracker is None or time.monotonic() < self._again_at:
+            return
+        for key, run in list(self._untold.items()):
+            del self._untold[key]
+            try:
+                self._tracker.set_state(run.tracked.run_id, run.state)
+                self._tracker.set_tags(
+                    run.tracked.run_id, {"nnfleet.campaign": self._campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
+                )
+            except TrackingError as err:
+                if is_refusal(err):
+                    self._warn(f"MLflow refuses the state {run.state} of {key} and is not told it again: {err}")
+                    continue
+                self._untold[key] = run  # at the end of the row
+                self._again_at = time.monotonic() + RETRY_S
+                log.warning("states go to the tracking server in %.0f s: %s", RETRY_S, err)
+                return
+
+    def is_over(self) -> bool:
+        """Asked once all runs have ended: True when MLflow knows it, or has been away for too long since."""
+        if not self._untold:
+            return True
+        self._ended_at = self._ended_at or time.monotonic()
+        if time.monotonic() - self._ended_at < PATIENCE_S:
+            return False
+        left = ", ".join(f"{key} ({run.state})" for key, run in self._untold.items())
+        self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. Submit again to tell it.")
+        return True
