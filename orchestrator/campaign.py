@@ -5,7 +5,7 @@ now, and follows every run to its end. All decisions are pure (`steps.py`, `admi
 folders say, so a campaign may die at any moment: the next one takes up the running jobs. Two campaigns of the same runs both watch;
 submission ids that are the same for the same attempt keep them from starting anything twice.
 
-It speaks to its submitter by lines on stdout: `NNFLEET {"event": "plan" | "status" | "error" | "done", ...}`.
+It speaks to its submitter by lines on stdout: `NNFLEET {"event": "plan" | "status" | "warning" | "error" | "done", ...}`.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
 import contextlib
-import getpass
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def _explained(spec: RunSpec) -> Iterator[None]:
     except OSError as err:
         raise DataError(
             f"results: {spec.run_folder} cannot be used for {spec.run_key}: {err.strerror or err} ({err.filename or 'unknown file'}). "
-            f"The cluster runs as user {getpass.getuser()}: let it write there, or name another nnUNet_results."
+            f"The cluster runs as user id {os.getuid()}: let it write there, or name another nnUNet_results."
         ) from err
 
 
@@ -163,7 +163,7 @@ def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
     elsewhere = known.tags.get("nnfleet.run_folder", "")
-    if elsewhere and elsewhere != str(folder.root) and RunFolder(Path(elsewhere)).spec_file.exists():
+    if elsewhere and elsewhere != str(folder.root) and _is_run(RunFolder(Path(elsewhere))):
         raise ConfigError(
             f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
             f"hold both. Name the nnUNet_results of that folder to continue there; or {way_out}"
@@ -174,6 +174,14 @@ def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
             f"mlflow: {spec.run_key} has epochs in MLflow, but {folder.root} holds none: it would start anew and its epochs would be "
             f"mixed with the old ones. Bring the run folder back to continue; or {way_out}"
         )
+
+
+def _is_run(folder: RunFolder) -> bool:
+    """True when a run folder is there, or may be: one that cannot be looked into belongs to somebody else."""
+    try:
+        return folder.spec_file.exists()
+    except OSError:
+        return True
 
 
 def experiment_of(spec: RunSpec) -> str:
