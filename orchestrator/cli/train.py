@@ -42,7 +42,9 @@ def train(
         int | None, typer.Option("--num-workers", "--num-gpus", "-num_gpus", min=1, help="Workers, each with a GPU.")
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on CPUs instead of GPUs.")] = False,
-    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores per worker, data loading included.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="CPU cores per worker, data loading included. Default: 8, or what this machine has.")
+    ] = None,
     cluster: Cluster = None,
 ) -> None:
     """Train and validate one model, here and now. Ctrl-C asks whether to stop with a loadable checkpoint or to leave it running."""

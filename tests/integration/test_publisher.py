@@ -186,7 +186,10 @@ def test_server_killed_and_restarted_loses_and_doubles_nothing(
     assert len(told) == 1
 
 
-def test_what_a_dead_driver_left_is_delivered_by_the_next_one(server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+def test_what_a_dead_driver_left_is_delivered_by_the_next_one(
+    server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NNFLEET_SUBMISSION_ID", "train-x-a2")
     made = run_id(run)
     run.track("http://127.0.0.1:9", made)  # nothing listens there
     run.epoch()
@@ -201,6 +204,8 @@ def test_what_a_dead_driver_left_is_delivered_by_the_next_one(server: MlflowServ
     assert deliver(run.folder, 60)
     assert_history_is_exact(tracker, run)
     assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+    told = {"nnfleet.attempt": str(run.attempt), "nnfleet.ray_job.training": "train-x-a2"}
+    assert told.items() <= tracker.tags(made).items()
 
 
 def test_superseded_driver_publishes_nothing(tracker: Tracker, run: FakeRun) -> None:
