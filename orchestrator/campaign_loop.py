@@ -197,8 +197,12 @@ class Campaign:
                     self._enter(run, RunState.RECOVERING, step.reason)
 
     def _finish(self, run: RunWatch, end: Finish) -> None:
+        if end.is_elsewhere:  # the outcome and the MLflow run are the winner's
+            self._teller.forget(run)
+            run.enter(end.state, end.reason)
+            return
         outcome = read_outcome(run.folder)
-        if not end.is_elsewhere and (outcome is None or outcome.state != end.state.value):
+        if outcome is None or outcome.state != end.state.value:
             job = outcome.job if outcome else "training"
             attempt = max(newest_attempt(run.folder), outcome.attempt if outcome else 0)
             write_outcome(run.folder, Outcome(job=job, state=end.state.value, attempt=attempt, message=end.reason, evidence=end.evidence))

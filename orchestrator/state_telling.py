@@ -39,6 +39,10 @@ class StateTeller:
         if self._tracker is not None:
             self._untold[run.spec.run_key] = run
 
+    def forget(self, run: RunWatch) -> None:
+        """A run is another's affair from now on."""
+        self._untold.pop(run.spec.run_key, None)
+
     def tell(self) -> None:
         """Tell MLflow the new states. A run that it refuses is not told again; a server that is away is asked later, other runs first."""
         if self._tracker is None or time.monotonic() < self._again_at:

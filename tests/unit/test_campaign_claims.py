@@ -152,6 +152,7 @@ def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage
     run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
     look(campaign := stage.campaign(run))
     stage.cluster.workers_begin(run)
+    look(campaign)
     claim_attempt(folder, "winner")
     write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=2, message="by the winner"))
     stage.cluster.gives_way(run)
@@ -160,6 +161,7 @@ def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage
     outcome = read_outcome(folder)
     assert outcome is not None
     assert outcome.message == "by the winner"
+    assert RunState.STOPPED not in stage.tracking.states["id-key0"]
     assert not stage.cluster.live_jobs()
 
 
