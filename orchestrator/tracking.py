@@ -101,7 +101,7 @@ class Tracker:
         try:
             yield
         except (MlflowException, requests.RequestException, ConnectionError, TimeoutError) as err:
-            cause = " ".join(str(err).split())[:300]
+            cause = " ".join(str(err).split())[:500]
             raise TrackingError(
                 f"mlflow: could not {purpose} at {self.uri}: {cause}. "
                 "Check that the server runs and can be reached from here (`nnfleet up` starts a local one)."
