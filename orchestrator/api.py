@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray._private.accelerators import NvidiaGPUAcceleratorManager
-from ray._private.utils import get_num_cpus
-
 from orchestrator import services
+from orchestrator.campaign import this_machine as this_machine  # part of the Python API
 from orchestrator.campaign_log import CampaignLog
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment import Experiment
@@ -21,7 +19,6 @@ from orchestrator.job_record import JobRecord
 from orchestrator.jobs import Jobs, named_by_environment
 from orchestrator.paths import Home
 from orchestrator.plan import PlanReport, expand, plan_report
-from orchestrator.resources import NodeResources
 from orchestrator.run_status import RunStatus, match
 from orchestrator.services import Services
 
@@ -172,18 +169,6 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
 def is_local() -> bool:
     """True if a verb that is given no cluster means this machine: Ray's own variables name none."""
     return named_by_environment() is None
-
-
-def this_machine() -> NodeResources:
-    """What Ray would find on this machine: by its own rules for containers and CUDA_VISIBLE_DEVICES."""
-    resources = {"CPU": float(get_num_cpus(override_docker_cpu_warning=True)), "GPU": float(_gpus())}
-    return NodeResources("this machine", resources, resources)
-
-
-def _gpus() -> int:
-    count = int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
-    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
-    return count if visible is None else min(count, len(visible))
 
 
 def _running_jobs(cluster: str | None) -> Jobs | None:

@@ -143,5 +143,16 @@ def cluster_nodes() -> list[NodeResources]:
         raise ClusterError(f"cluster: its nodes could not be listed: {err}") from err
 
 
+def this_machine() -> NodeResources:
+    """What Ray would find on this machine: by its own rules for containers and CUDA_VISIBLE_DEVICES. Starts nothing."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
+    from ray._private.utils import get_num_cpus
+
+    gpus, visible = int(Gpus.get_current_node_num_accelerators()), Gpus.get_current_process_visible_accelerator_ids()
+    cpus = float(get_num_cpus(override_docker_cpu_warning=True))
+    resources = {"CPU": cpus, "GPU": float(gpus if visible is None else min(gpus, len(visible)))}
+    return NodeResources("this machine", resources, resources)
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator import api
+from orchestrator.campaign import this_machine
 from orchestrator.job_record import JobRecord, JobState
 from orchestrator.jobs import Jobs
 from orchestrator.run_status import RunStatus
@@ -70,10 +72,10 @@ def test_the_log_of_a_campaign_that_has_ended_is_read_once(jobs: FakeJobs) -> No
 
 
 def test_this_machine_offers_what_ray_would_find(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    assert api.this_machine().total["GPU"] == 2
+    assert this_machine().total["GPU"] == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert api.this_machine().total["GPU"] == 0
+    assert this_machine().total["GPU"] == 0
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert api.this_machine().total["GPU"] == 4
+    assert this_machine().total["GPU"] == 4
