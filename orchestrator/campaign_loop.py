@@ -185,7 +185,7 @@ class Campaign:
             case Stay(state):
                 self._enter(run, state)
             case EndJob(job, state):
-                self._enter(run, state, "stops at once, on request.")
+                self._enter(run, state, "stops on request.")
                 if job.submission_id not in self._ended_jobs:
                     self._ended_jobs.add(job.submission_id)
                     self._cluster.stop(job.submission_id)

@@ -161,6 +161,20 @@ def label_problems(folder: Path, labels: Mapping[str, LabelFile], known: Labels)
     return found
 
 
+def differences(present: RunSpec, wanted: RunSpec) -> str:
+    """What makes two runs of one folder different, in words: `epochs (1, now 2)`. Pure."""
+    found = [
+        f"{name} ({getattr(present.schedule, name)}, now {getattr(wanted.schedule, name)})"
+        for name in type(wanted.schedule).model_fields
+        if getattr(present.schedule, name) != getattr(wanted.schedule, name)
+    ]
+    if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
+        found.append("the cases of the fold")
+    elif present.data_digest != wanted.data_digest:
+        found.append("labels, plans or dataset.json")
+    return ", ".join(found) or "the recipe's version"
+
+
 def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
     """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans.
 
@@ -170,14 +184,14 @@ def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
     escape = "Move the folder away or name another nnUNet_results."
     if folder.spec_file.exists():
         try:
-            owner = folder.spec().run_key
+            present = folder.spec()
         except DataError as err:
             return [DataError(f"{err} {escape}")]
-        if owner != spec.run_key:
+        if present.run_key != spec.run_key:
             return [
                 ConfigError(
-                    f"results: {folder.root} belongs to the run {owner}, whose data, schedule or recipe differ from those of "
-                    f"{spec.run_key}. {escape}"
+                    f"results: {folder.root} belongs to the run {present.run_key}, which differs from {spec.run_key} "
+                    f"in {differences(present, spec)}. {escape}"
                 )
             ]
         strange = [] if any(folder.state.glob("e*_a*.json")) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))

@@ -175,6 +175,8 @@ class Jobs:
         command = shlex.join(["python", "-m", module, *arguments])
         with self._code(files or {}) as working_dir, self._speaking(f"submit {submission_id}"):
             own = {"NNFLEET_SUBMISSION_ID": submission_id, CODE_VARIABLE: code}
+            if "://" not in self.address:  # a GCS address; Ray's helper actors would take any cluster of the machine
+                own["RAY_ADDRESS"] = self.address
             runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}
             try:
                 self._client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)

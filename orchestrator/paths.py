@@ -92,6 +92,6 @@ class Home:
                 raise ClusterError(f"home: {folder} cannot be made: {err}. Set NNFLEET_HOME to a folder that you may write.") from err
             if owner != os.getuid() or folder.is_symlink():
                 raise ClusterError(f"home: {folder} is a link or owned by user {owner}, not you. Set NNFLEET_HOME to a folder of your own.")
-            if folder.stat().st_mode & 0o077:
-                log.warning("%s was open to others; it holds tokens, models or logs and is narrowed to its owner (mode 0700)", folder)
+            if folder in (self.root, self.ray_temp.parent) and folder.stat().st_mode & 0o077:  # what lies below is behind it
+                log.info("%s was open to others; it holds tokens, models and logs, so it is narrowed to its owner (mode 0700)", folder)
                 folder.chmod(0o700)

@@ -14,7 +14,7 @@ from orchestrator.life_signs import owner_of, read_beat, stop_wish
 from orchestrator.outcome import read_outcome
 from orchestrator.run_status import RunStatus
 from orchestrator.steps import Facts
-from trainers.spec.attempts import newest_attempt
+from trainers.spec.attempts import count_drivers, newest_attempt
 from trainers.spec.committed import Committed, newest_committed
 from trainers.spec.errors import DataError
 from trainers.spec.folder import RunFolder
@@ -103,7 +103,7 @@ class RunWatch:
             address=self.spec.address,
             campaign=self.campaign,
             state=self.state,
-            attempt=newest_attempt(self.folder),
+            attempt=count_drivers(self.folder),
             epochs_done=done,
             epochs=self.spec.schedule.epochs,
             phase=phase,

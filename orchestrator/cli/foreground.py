@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Answer = Literal["stop", "now", "detach", "keep"]
 ANSWERS: dict[str, Answer] = {"s": "stop", "n": "now", "d": "detach", "k": "keep"}
-QUESTION = "\n[s] stop after this epoch  [n] stop now  [d] detach: it goes on without this window  [k] keep going\nYour choice [s]: "
+QUESTION = (
+    "\n[s] stop after this epoch, without validation  [n] stop now  [d] detach: it goes on without this window  [k] keep going"
+    "\nYour choice [s]: "
+)
 
 
 def answer_of(text: str) -> Answer | None:

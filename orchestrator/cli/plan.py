@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+import typer
+
 from orchestrator.cli.output import console, note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile
+from orchestrator.errors import ClusterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,8 +30,10 @@ def plan(experiment: ExperimentFile, cluster: Cluster = None, as_json: AsJson = 
         report = api.plan(wanted, cluster)
     if as_json:
         print_json(json.loads(report.to_json()))
-        return
-    show_plan(report)
+    else:
+        show_plan(report)
+    if report.n_never:
+        raise typer.Exit(ClusterError.exit_code)  # as submit would end
 
 
 def show_plan(report: "PlanReport") -> None:
@@ -38,7 +43,8 @@ def show_plan(report: "PlanReport") -> None:
     out = console()
     out.print(plan_table(report, out.width))
     finished = f", {report.n_finished} finished and skipped" if report.n_finished else ""
-    say(f"{len(report.rows)} runs: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.")
+    runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
+    say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.")
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":

@@ -29,12 +29,19 @@ def status(
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
     elif not statuses:
-        say("No runs here yet. `nnfleet submit EXPERIMENT.yaml` or `nnfleet train` makes some.")
+        say(
+            "The cluster knows of no runs: nothing was submitted since it started, or it is down. Finished runs are in MLflow "
+            "(`nnfleet ui`) and in nnUNet_results; an experiment that is submitted again continues where it was."
+        )
     else:
+        from orchestrator.cli.tables import result_table
         from orchestrator.cli.watch import watch_view
 
         out = console()
         out.print(watch_view(statuses, out.width))
+        if validated := [item for item in statuses if item.full_dice]:
+            out.print()
+            out.print(result_table(validated, out.width))
 
 
 def _watch(cluster: str | None, campaign: str | None) -> None:

@@ -16,7 +16,7 @@ def stop(
 ) -> None:
     """Stop a run with a loadable checkpoint; submitting it again continues it."""
     from orchestrator import api
-    from orchestrator.cli.tables import status_line
+    from orchestrator.cli.tables import TRAINS, status_line
 
     with working("Asking the run to stop ..."):
         statuses = api.stop(run, now, cluster)
@@ -25,5 +25,7 @@ def stop(
         return
     for item in statuses:
         say(status_line(item))
-    if not now and any(not item.state.is_final for item in statuses):
+    if any(item.state in TRAINS for item in statuses) and not now:
         note(f"The run ends after the epoch in flight. See it: nnfleet status --watch{cluster_option(cluster)}")
+    elif any(not item.state.is_final for item in statuses):
+        note(f"The run ends now. See it: nnfleet status --watch{cluster_option(cluster)}")

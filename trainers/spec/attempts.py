@@ -47,5 +47,10 @@ def check_driver_fence(folder: RunFolder, attempt: int) -> None:
         )
 
 
+def count_drivers(folder: RunFolder) -> int:
+    """How many training drivers the run has had: how often its job was started. Numbers that workers claimed are not counted."""
+    return len({_driver(folder, int(path.stem)) for path in folder.attempts.glob("[0-9]*.json") if path.stem.isdigit()})
+
+
 def _driver(folder: RunFolder, attempt: int) -> str:
     return str(read_json(folder.attempts / f"{attempt:04d}.json", "attempt")["driver"])
