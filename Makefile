@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Two processes, a test file on one of them: half of the time of an integration test is waiting for servers.
+PARALLEL := -n 2 --dist loadfile
 export OMP_NUM_THREADS := 1
 
 .PHONY: help install demo test check bench clean
@@ -30,10 +32,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit -q $(ARGS)
+	$(BIN)/python -m pytest tests/unit -q $(PARALLEL) $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests/unit tests/integration -q $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/integration -q $(PARALLEL) --durations=15 $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.epoch $(ARGS)

@@ -12,7 +12,8 @@ def test_a_home_that_others_can_read_is_narrowed(tmp_path: Path, caplog: pytest.
     home = Home(tmp_path / "home")
     home.root.mkdir(mode=0o755)
     home.root.chmod(0o755)
-    home.create()
+    with caplog.at_level("INFO"):
+        home.create()
     assert [path.stat().st_mode & 0o777 for path in (home.root, home.artifacts, home.logs)] == [0o700] * 3
     assert [record.message for record in caplog.records if "narrowed" in record.message]
     caplog.clear()
