@@ -29,7 +29,7 @@ import torch
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.assemble import assemble, blueprint, reached_by, state_writer, warm_up
-from trainers.batches import SplitName
+from trainers.dataset import SplitName
 from trainers.learner import Learner
 from trainers.loop import train
 from trainers.samples import Batch

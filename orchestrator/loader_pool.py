@@ -17,8 +17,8 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainers.batches import Request, SplitName, requests_from
-from trainers.dataset import TrainingData
+from trainers.batches import Request, requests_from
+from trainers.dataset import SplitName, TrainingData
 from trainers.samples import Batch
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec

@@ -1,11 +1,11 @@
 """Where the training loop gets its batches from: an iterator per epoch that also counts the seconds spent waiting."""
 
-from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
+from trainers.dataset import SplitName
 from trainers.samples import Batch
 
-SplitName = Literal["train", "val"]
 Request = tuple[SplitName, int, int]
 """(split, epoch, iteration)"""
 
@@ -19,20 +19,6 @@ class BatchSource(Protocol):
     def batches(self, split: SplitName, epoch: int) -> Iterator[Batch]:
         """This rank's part of every global batch of one epoch."""
         ...
-
-
-class InlineBatches:
-    """Prepares each batch when it is asked for, in this process: for tests and for training without a loader pool."""
-
-    def __init__(self, make: Callable[[SplitName, int, int], Batch], iterations: dict[SplitName, int]) -> None:
-        self._make = make
-        self._iterations = iterations
-        self.wait_s = 0.0
-
-    def batches(self, split: SplitName, epoch: int) -> Iterator[Batch]:
-        """See BatchSource."""
-        for iteration in range(self._iterations[split]):
-            yield self._make(split, epoch, iteration)
 
 
 def requests_from(epoch: int, epochs: int, iterations: dict[SplitName, int]) -> Iterator[Request]:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from trainers.batches import BatchSource, SplitName
+from trainers.batches import BatchSource
+from trainers.dataset import SplitName
 from trainers.learner import Learner
 from trainers.node_load import node_load
 from trainers.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
