@@ -5,9 +5,21 @@ from trainers.spec.errors import (
     ClusterError,
     ConfigError,
     DataError,
+    DivergedError,
     NnfleetError,
+    StorageError,
     Superseded,
     TrackingError,
 )
 
-__all__ = ["CheckpointError", "ClusterError", "ConfigError", "DataError", "NnfleetError", "Superseded", "TrackingError"]
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "NnfleetError",
+    "StorageError",
+    "Superseded",
+    "TrackingError",
+]

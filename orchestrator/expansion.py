@@ -128,6 +128,7 @@ class _Expansion:
             compile=experiment.compile,
             workers=experiment.workers,
             loader=experiment.effective_loader,
+            checkpoint=experiment.checkpoint,
             validation=experiment.validation,
             images=experiment.images,
             pseudonyms=experiment.pseudonyms,

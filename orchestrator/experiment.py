@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.experiment_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking_address import check_tracking_uri
 from trainers.spec.names import Fold, canonical_trainer
-from trainers.spec.run_spec import Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
+from trainers.spec.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
 NAME_LENGTH = 80
 """Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""
@@ -134,6 +134,8 @@ class Experiment(Schedule):
     """The gang of workers of each run."""
     loader: LoaderSpec = LoaderSpec()
     """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """When states are saved beside the end of every epoch."""
     validation: ValidationSpec = ValidationSpec()
     """The full validation after training."""
     tracking: Tracking = Tracking()

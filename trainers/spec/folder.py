@@ -84,6 +84,16 @@ class RunFolder:
         """Log files of the run's jobs."""
         return self.own / "logs"
 
+    @property
+    def failures(self) -> Path:
+        """One file per failed start of the workers, by its attempt: what the retry budgets are charged with."""
+        return self.own / "failures"
+
+    @property
+    def save_file(self) -> Path:
+        """Present when somebody asked for a state within the epoch in flight; removed once it is committed."""
+        return self.own / "save.json"
+
     def checkpoint(self, name: CheckpointName) -> Path:
         """checkpoint_best.pth or checkpoint_final.pth, where nnU-Net looks for it."""
         return self.root / f"checkpoint_{name}.pth"

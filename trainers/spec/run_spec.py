@@ -60,6 +60,13 @@ class LoaderSpec(Frozen):
     """Batches per loader actor that are prepared or waiting at any time."""
 
 
+class CheckpointSpec(Frozen):
+    """When states are saved beside the end of every epoch. Never changes a result."""
+
+    every_minutes: float | None = Field(None, gt=0)
+    """Save within the epoch after so many minutes without a save, and resume from that iteration; null: at the end of epochs only."""
+
+
 class ValidationSpec(Frozen):
     """The full validation over whole cases after training."""
 
@@ -100,6 +107,7 @@ class RunSpec(Frozen):
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
     workers: WorkerSpec = WorkerSpec()
     loader: LoaderSpec = LoaderSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
     validation: ValidationSpec = ValidationSpec()
     images: bool = False
     """Send pictures of validation cases to MLflow."""
