@@ -3,6 +3,7 @@
 Nothing here looks at data or a cluster; `orchestrator/plan.py` turns an experiment into runs.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from orchestrator.errors import ConfigError
 from orchestrator.experiment_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking_address import check_tracking_uri
-from trainers.spec.names import Fold, canonical_trainer
+from trainers.spec.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
 from trainers.spec.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
 NAME_LENGTH = 80
@@ -25,7 +26,15 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """Keys of the experiment file and names of nnU-Net's environment variables."""
 
 
+MAX_LISTED = 1000
+"""Most entries of one list."""
+MAX_RUNS = 10_000
+"""Most runs of one experiment."""
+
+
 def _listed(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) > MAX_LISTED:
+        raise ValueError(f"has {len(value)} entries, at most {MAX_LISTED} are allowed; write several experiments")
     return value if isinstance(value, list | tuple) else [value]
 
 
@@ -37,7 +46,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _whole_number(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).isdecimal():
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"\d{1,19}", str(value), re.ASCII):
         raise ValueError(f"{what} must be a whole number from 0, got {value!r}")
     return int(value)
 
@@ -59,9 +68,26 @@ def _trainer(value: Any) -> str:
 
 def _dataset(value: Any) -> str:
     text = "" if isinstance(value, bool) else str(value)
-    if not re.fullmatch(r"\d+|Dataset\d+_[^/\\\s]+", text, re.ASCII):
+    if not re.fullmatch(r"\d{1,9}|Dataset\d{1,9}_.+", text, re.ASCII | re.DOTALL):
         raise ValueError("must be a dataset's number (17, 017) or its whole name (Dataset017_BTCV)")
-    return text
+    return _plain(text, LONGEST_CASE)
+
+
+def _plain(value: str, longest: int = LONGEST_NAME) -> str:
+    if fault := fault_of_name(value, longest):
+        raise ValueError(f"the name {fault}")
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable() or len(value) > 1000:
+        raise ValueError("must be printable text on one line of at most 1000 characters")
+    return value
+
+
+def _folder(value: Path) -> Path:
+    _printable(str(value))
+    return value
 
 
 def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
@@ -72,7 +98,8 @@ def _axis(item: dict[str, Any]) -> tuple[Any, ...]:
     return BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1), _one_or_more(item)
 
 
-_Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\\\s]+$")]
+_Name = Annotated[str, Field(min_length=1), AfterValidator(lambda name: _plain(name))]
+_Folder = Annotated[Path, AfterValidator(_folder)]
 _NAME = {"type": "string", "minLength": 1}
 _SEED = {"type": "integer", "minimum": 0}
 Names = Annotated[tuple[_Name, ...], *_axis(_NAME)]
@@ -96,9 +123,9 @@ class Tracking(Frozen):
 
     uri: Annotated[str, AfterValidator(_tracking_uri)] = ""
     """MLflow server (http or https) as the cluster's head node reaches it, without credentials; empty: the one that `nnfleet up` starts."""
-    experiment: str = ""
+    experiment: Annotated[str, AfterValidator(_printable)] = ""
     """MLflow experiment; empty: the dataset's name."""
-    upload_interval_s: float = Field(60.0, ge=0)
+    upload_interval_s: float = Field(60.0, ge=0, allow_inf_nan=False)
     """Least time in seconds between two uploads of a best checkpoint."""
 
 
@@ -110,15 +137,15 @@ class Experiment(Schedule):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    name: str = Field("", max_length=NAME_LENGTH)
+    name: Annotated[str, AfterValidator(_printable)] = Field("", max_length=NAME_LENGTH)
     """Name of the experiment in lists; empty: the file's name."""
     dataset: DatasetName
     """Preprocessed nnU-Net dataset: its number (`17`, `017`) or its whole name (`Dataset017_BTCV`)."""
-    nnUNet_raw: Path | None = None
+    nnUNet_raw: _Folder | None = None
     """nnU-Net's folder of raw datasets; default: the environment variable of this name. Training does not need it."""
-    nnUNet_preprocessed: Path | None = None
+    nnUNet_preprocessed: _Folder | None = None
     """nnU-Net's folder of preprocessed datasets, as the cluster's nodes see it; default: the environment variable of this name."""
-    nnUNet_results: Path | None = None
+    nnUNet_results: _Folder | None = None
     """nnU-Net's folder of trained models, shared by the cluster's nodes; default: the environment variable of this name."""
     plans: Names = ("nnUNetPlans",)
     """One or several plans, by file name without `.json`; nnU-Net: nnUNetPlans."""
@@ -131,7 +158,7 @@ class Experiment(Schedule):
     seeds: Seeds = (0,)
     """Seeds of weights and samples. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
     workers: WorkerSpec = WorkerSpec()
-    """The gang of workers of each run."""
+    """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
     """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six."""
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -145,7 +172,7 @@ class Experiment(Schedule):
     pseudonyms: bool = False
     """Replace case ids by pseudonyms in MLflow."""
     deterministic: bool = False
-    """Ask for deterministic kernels on GPUs: a resumed run is then bit-equal there too, at some cost in speed."""
+    """Ask for deterministic kernels on GPUs: a resumed run with a fixed number of workers is then bit-equal there too, at some cost in speed."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs; nnU-Net: true."""
 
@@ -156,6 +183,19 @@ class Experiment(Schedule):
                 f"loader.actors: {self.loader.actors} loader actors do not fit into workers.cpus: {self.workers.cpus}; "
                 "raise cpus or lower actors"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> "Experiment":
+        numbers = {
+            "checkpoint.every_minutes": self.checkpoint.every_minutes,
+            "validation.surface_tolerance_mm": self.validation.surface_tolerance_mm,
+        }
+        if endless := [f"{key}: {value}" for key, value in numbers.items() if not math.isfinite(value or 0.0)]:
+            raise ValueError(f"{endless[0]} is not a finite number")
+        count = math.prod(len(axis) for axis in (self.plans, self.configurations, self.trainers, self.seeds, self.folds))
+        if count > MAX_RUNS:
+            raise ValueError(f"it asks for {count} runs, at most {MAX_RUNS} are allowed; write several experiments")
         return self
 
     @property
@@ -187,7 +227,10 @@ class Experiment(Schedule):
                 f"{' and '.join(missing)}: neither in the experiment file nor in the environment. "
                 f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
             )
-        return self.model_copy(update={key: Path(value).expanduser().absolute() for key, value in named.items() if value})
+        try:
+            return self.model_copy(update={key: Path(value).expanduser().absolute() for key, value in named.items() if value})
+        except RuntimeError as err:  # ~somebody who does not exist
+            raise ConfigError(f"{', '.join(FOLDERS)}: a folder begins with `~` and a user unknown here: {err}. Write its path.") from err
 
     def to_yaml(self) -> str:
         """YAML that loads as this same experiment, on any machine; defaults are left out."""
@@ -250,5 +293,6 @@ def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:
 def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """What a file's place says: its name, and where its relative folders begin (`~` is left to the machine that has the data)."""
     base: Callable[[Any], Path] = lambda value: Path(value) if str(value).startswith("~") else path.parent.absolute() / str(value)  # noqa: E731
+    name = "".join(letter if letter.isprintable() else "_" for letter in path.stem)
     folders = {key: base(content[key]) for key in FOLDERS if content.get(key)}
-    return {**folders, **({} if content.get("name") else {"name": path.stem[:NAME_LENGTH]})}
+    return {**folders, **({} if content.get("name") else {"name": name[:NAME_LENGTH]})}

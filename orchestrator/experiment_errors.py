@@ -1,6 +1,8 @@
 """From what pydantic and the YAML parser report to sentences with file, line, key, what was found and what to do."""
 
+import math
 import re
+import reprlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,11 @@ from orchestrator.errors import ConfigError
 from trainers.spec.names import nearest
 
 KeyPath = tuple[int | str, ...]
+MAX_CHARACTERS = 1_000_000
+MAX_NODES = 100_000
+"""Values of a document with every alias written out: nine lines of aliases to aliases stand for a billion."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 3, 12, 12, 200, 200
 
 
 class _Loader(yaml.SafeLoader):
@@ -19,8 +26,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: Any) -> int:
         text = str(self.construct_scalar(node)).replace("_", "")
+        if len(text) > 20:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number has at most 20 digits", node.start_mark)
         digits = text.lstrip("+-")
-        return int(text) if digits.isdigit() else super().construct_yaml_int(node)
+        return int(text) if digits.isdecimal() else super().construct_yaml_int(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -38,18 +47,24 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
     """Content of a YAML file and its node tree (for line numbers). Raises ConfigError for whatever cannot be read or parsed."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
     except FileNotFoundError as err:
         raise ConfigError(f"experiment file: {path} does not exist. Name an existing YAML file.") from err
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, ValueError) as err:
         raise ConfigError(f"experiment file: {path} cannot be read as UTF-8 text: {err}. Name a YAML file.") from err
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
     """Like `read_yaml`, of a text; `source` names it in errors."""
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{source}: is longer than {MAX_CHARACTERS} characters and no experiment file. Name another file.")
     try:
-        return yaml.load(text, _Loader), yaml.compose(text, _Loader)
+        root = yaml.compose(text, _Loader)
+        if (count := _written_out(root)) > MAX_NODES:
+            raise ConfigError(f"{source}: its aliases stand for {count:.0e} values, at most {MAX_NODES} are allowed. Write fewer.")
+        return yaml.load(text, _Loader), root
     except yaml.MarkedYAMLError as err:
         line = f":{err.problem_mark.line + 1}" if err.problem_mark else ""
         raise ConfigError(f"{source}{line}: not valid YAML: {err.problem or err}. Correct this line.") from err
@@ -79,8 +94,22 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     return f"{where}: {key}: got {_short(fault['input'])}: {message}."
 
 
+def _written_out(node: yaml.Node | None, known: dict[int, float] | None = None) -> float:
+    """How many values a document has once every alias is replaced by what it names; infinite for one that contains itself."""
+    known = {} if known is None else known
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts: list[Any] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
+
+
 def _short(value: Any) -> str:
-    text = re.sub(r"://[^/@\s]*@", "://...@", repr(value))  # no password in a terminal or log
+    text = re.sub(r"://[^/@\s]*@", "://...@", _SHORT.repr(value))  # no password in a terminal or log
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -15,8 +15,7 @@ def check_tracking_uri(uri: str) -> str:
     if not uri:
         return uri
     refuse_credentials(uri)
-    url = urlsplit(uri)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    if not _is_server(uri):
         raise ConfigError(
             f"tracking.uri: {uri!r} is not the address of an MLflow server (http://HOST:PORT or https://...). Files and databases "
             "are refused: artifacts would end in a job's temporary folder. Leave it out for the server that `nnfleet up` starts."
@@ -26,5 +25,13 @@ def check_tracking_uri(uri: str) -> str:
 
 def refuse_credentials(uri: str) -> None:
     """Raise ConfigError when a tracking URI holds a user or password: it is stored with every run and shown in lists of jobs."""
-    if "@" in urlsplit(uri).netloc:
+    if "@" in uri.split("/", 3)[2] if uri.count("/") > 1 else "@" in uri:
         raise ConfigError(f"tracking.uri: it holds a user or password. {WHERE_CREDENTIALS_GO}.")
+
+
+def _is_server(uri: str) -> bool:
+    try:
+        url = urlsplit(uri)
+        return uri.isprintable() and " " not in uri and url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets that do not match, or a port that is none
+        return False
