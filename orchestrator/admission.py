@@ -2,13 +2,14 @@
 
 Order and room are two questions: `ordered` says who is first (the one place for priorities and dependencies), `decide` starts from the
 front whatever fits whole. A run that does not fit holds back everything behind it, so that a large gang is never starved by small ones.
+An elastic run starts with its fewest workers; `growth` gives it more only while nobody waits, and what it has been given it holds.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.job_record import JobRecord
-from orchestrator.resources import Fit, NodeResources, Reservation, fit
+from orchestrator.resources import Fit, NodeResources, Reservation, fit, room_beside
 from trainers.spec.run_spec import Frozen, WorkerSpec
 
 
@@ -76,14 +77,39 @@ def decide(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved:
     return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"})
 
 
-def ledger(jobs: Iterable[JobRecord], begun: Collection[str], holding: Iterable[Reservation]) -> list[Reservation]:
+def growth(
+    growing: Mapping[str, int], waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]
+) -> dict[str, int]:
+    """To how many workers each elastic training may grow now. `growing`: how many it has; what one may take is not offered to the next.
+
+    While a run waits that these nodes can hold, nobody grows: what comes free is for the queue. Nobody is made smaller by this.
+    """
+    held = {r.run_key: replace(r, size=growing[r.run_key]) if r.run_key in growing else r for r in reserved}
+    is_wanted = any(fit(run.workers, nodes).when != "never" for run in waiting)
+    for key in growing:
+        own = held[key]
+        more = 0 if is_wanted else room_beside(own.workers, nodes, list(held.values()))
+        held[key] = replace(own, size=min(own.workers.most, own.bundles + max(0, more)))
+    return {key: held[key].bundles for key in growing}
+
+
+def ledger(
+    jobs: Iterable[JobRecord], begun: Collection[str], holding: Iterable[Reservation], sizes: Mapping[str, int] | None = None
+) -> list[Reservation]:
     """Everything that is held on the cluster, one reservation per run: by living jobs, and by runs that a living campaign says it holds
     (those between their training and their validation, or whose job was lost).
 
-    `begun`: keys of runs whose workers hold their resources in Ray already.
+    `begun`: keys of runs whose workers hold their resources in Ray already. `sizes`: how many workers elastic trainings have or may take
+    at any moment; a validation holds the fewest.
     """
+    now = sizes or {}
     held = {
-        job.run_key: Reservation(job.run_key, job.reserved, is_placed=job.kind == "validate" or job.run_key in begun)
+        job.run_key: Reservation(
+            job.run_key,
+            job.reserved,
+            is_placed=job.kind == "validate" or job.run_key in begun,
+            size=now.get(job.run_key, 0) if job.kind == "train" and job.reserved.is_elastic else 0,
+        )
         for job in jobs
         if job.is_live and job.reserved is not None and job.kind in ("train", "validate")
     }

@@ -24,7 +24,7 @@ from trainers.spec.plans import (
     split_for,
 )
 from trainers.spec.run_spec import RunSpec
-from trainers.spec.split_batch import rank_sizes
+from trainers.spec.split_batch import rank_sizes, split_dependence
 
 MAX_LISTED = 5
 """Cases named in one problem; the rest is counted."""
@@ -90,7 +90,7 @@ def problems_of(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) ->
         )
     found = [
         *_split_problems(spec, data_folder),
-        *_batch_problems(spec, int(configuration["batch_size"])),
+        *_batch_problems(spec, configuration),
         *_case_file_problems(spec, data_folder, cases),
         *label_problems(folder, {case: labels[case] for case in cases if case in labels}, known_labels),
         *model_folder_problems(spec, plans),
@@ -258,13 +258,22 @@ def few_cases(dataset: str, fold: int | str, split: Split) -> list[NnfleetError]
     ]
 
 
-def _batch_problems(spec: RunSpec, batch_size: int) -> list[NnfleetError]:
+def _batch_problems(spec: RunSpec, configuration: Mapping[str, Any]) -> list[NnfleetError]:
+    """More workers than samples, or a number of workers that may change with a network whose results depend on it."""
     try:
-        rank_sizes(batch_size, spec.workers.count)
+        rank_sizes(int(configuration["batch_size"]), spec.workers.most)
     except ConfigError as err:
         return [ConfigError(f"{err} (configuration {spec.configuration!r} of {spec.plans})")]
     except ValueError as err:
         return [DataError(f"plans: configuration {spec.configuration!r} of {spec.plans}: {err}. Correct its batch_size.")]
+    if spec.workers.is_elastic and (part := split_dependence(configuration)):
+        return [
+            ConfigError(
+                f"workers: the number of workers must be fixed for configuration {spec.configuration!r} of {spec.plans}: its network has "
+                f"{part}, with which every change of the number of workers would change the training. "
+                f"Set workers.count (such as {spec.workers.least}) instead of workers.min and workers.max."
+            )
+        ]
     return []
 
 

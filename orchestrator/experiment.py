@@ -172,7 +172,8 @@ class Experiment(Schedule):
     pseudonyms: bool = False
     """Replace case ids by pseudonyms in MLflow."""
     deterministic: bool = False
-    """Ask for deterministic kernels on GPUs: a resumed run with a fixed number of workers is then bit-equal there too, at some cost in speed."""
+    """Ask for deterministic kernels on GPUs: a resumed run is then bit-equal there too, at some cost in speed. Elastic runs agree with
+    that up to float rounding only: the same bits are promised for a fixed number of workers."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs; nnU-Net: true."""
 

@@ -62,9 +62,9 @@ class PlanRow(Frozen):
     fold: int | str
     seed: int
     workers: int
-    """Ranks."""
+    """Ranks; of an elastic run the fewest."""
     batch_per_rank: tuple[int, ...]
-    """Samples of the global batch on each rank."""
+    """Samples of the global batch on each of `workers` ranks."""
     resources: str
     """What the gang asks of the cluster, in words."""
     n_train: int
@@ -80,6 +80,10 @@ class PlanRow(Frozen):
     """Why it fits now, later or never."""
     spec: RunSpec
     """The very specification that submit sends."""
+    most_workers: int | None = None
+    """Ranks of an elastic run at most; null: their number is fixed."""
+    batch_per_rank_of_most: tuple[int, ...] = ()
+    """Samples of the global batch on each of `most_workers` ranks; empty: their number is fixed."""
 
 
 class PlanReport(Frozen):
@@ -161,22 +165,25 @@ def standing_of(spec: RunSpec) -> Standing:
 
 def _doubts(specs: Sequence[RunSpec]) -> list[str]:
     """What is allowed and yet seldom meant."""
+    elastic = sorted({spec.address for spec in specs if spec.deterministic and spec.workers.is_elastic})
+    bits = [f"deterministic: the same bits are promised for a fixed number of workers; that of {elastic[0]} may change."] if elastic else []
     leaks = {spec.fold: shared for spec in specs if spec.fold != "all" and (shared := sorted({*spec.train_cases} & {*spec.val_cases}))}
-    return [
+    return bits + [
         f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
         for fold, shared in leaks.items()
     ]
 
 
 def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:
+    most = spec.workers.most if spec.workers.is_elastic else None
     batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
     return PlanRow(
         run_key=spec.run_key,
         address=spec.address,
         fold=spec.fold,
         seed=spec.seed,
-        workers=spec.workers.count,
-        batch_per_rank=tuple(rank_sizes(batch_size, spec.workers.count)),
+        workers=spec.workers.least,
+        batch_per_rank=tuple(rank_sizes(batch_size, spec.workers.least)),
         resources=describe(spec.workers),
         n_train=len(spec.train_cases),
         n_val=len(spec.val_cases),
@@ -186,4 +193,6 @@ def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:
         fits=outcome.when,
         because=outcome.because,
         spec=spec,
+        most_workers=most,
+        batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )

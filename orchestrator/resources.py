@@ -1,6 +1,7 @@
 """Does a run's gang fit the cluster: a pure policy over plain numbers, without Ray.
 
-A gang is `count` equal bundles of GPUs and CPUs; a bundle lies on one node, the gang may spread over nodes.
+A gang is a number of equal bundles of GPUs and CPUs; a bundle lies on one node, the gang may spread over nodes. An elastic gang
+fits with its fewest bundles and takes more where there is room.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,13 @@ class Reservation:
     run_key: str
     workers: WorkerSpec
     is_placed: bool = False
+    size: int = 0
+    """Bundles that an elastic run holds at this moment; 0: its fewest."""
+
+    @property
+    def bundles(self) -> int:
+        """Bundles that are held."""
+        return max(self.size, self.workers.least) if self.workers.is_elastic else self.workers.count
 
 
 @dataclass(frozen=True)
@@ -49,21 +57,32 @@ def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[
     reservations (a run in its validation uses less than it holds).
     """
     totals = [_Node(n.total) for n in nodes]
-    if _room(workers, totals) < workers.count:
+    if _room(workers, totals) < workers.least:
         return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}. {_remedy(workers, totals)}")
-    free = _after([_Node(n.free) for n in nodes], [r for r in reserved if not r.is_placed])
-    unreserved = _after(totals, reserved)
-    tightest = min(free, unreserved, key=lambda left: _room(workers, left))
-    if _room(workers, tightest) >= workers.count:
-        return Fit("now", f"{_amounts(tightest, workers)} free.")
+    tightest = _tightest(workers, nodes, reserved)
+    room = min(_room(workers, tightest), workers.most)
+    if room >= workers.least:
+        share = f"with {room} of {sizes(workers)} workers, " if workers.is_elastic else ""
+        return Fit("now", f"{share}{_amounts(tightest, workers)} free.")
     held_by = _count(len(reserved), "run") if reserved else "other work"
     return Fit("later", f"needs {describe(workers)}; {_amounts(tightest, workers)} free now, {held_by} ahead.")
 
 
+def room_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> int:
+    """How many bundles fit now beside everything reserved, and without what Ray shows as used."""
+    return _room(workers, _tightest(workers, nodes, reserved))
+
+
 def describe(workers: WorkerSpec) -> str:
-    """`2 workers x (1 GPU, 8 CPUs)`."""
+    """`2 workers x (1 GPU, 8 CPUs)`, of an elastic gang `2-8 workers x (...)`."""
     parts = [_count(workers.gpus, "GPU")] if workers.gpus else []
-    return f"{_count(workers.count, 'worker')} x ({', '.join([*parts, _count(workers.cpus, 'CPU')])})"
+    gang = f"{sizes(workers)} workers" if workers.is_elastic else _count(workers.count, "worker")
+    return f"{gang} x ({', '.join([*parts, _count(workers.cpus, 'CPU')])})"
+
+
+def sizes(workers: WorkerSpec) -> str:
+    """`2`, or of an elastic gang `2-8`."""
+    return f"{workers.least}-{workers.most}" if workers.is_elastic else str(workers.count)
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,13 @@ class _Node:
         return replace(self, left={kind: amount - taken.get(kind, 0) for kind, amount in self.left.items()})
 
 
+def _tightest(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> list[_Node]:
+    """What Ray shows as free less what it does not show yet, or the totals less everything reserved: where less room is."""
+    free = _after([_Node(n.free) for n in nodes], [r for r in reserved if not r.is_placed])
+    unreserved = _after([_Node(n.total) for n in nodes], reserved)
+    return min(free, unreserved, key=lambda left: _room(workers, left))
+
+
 def _room(workers: WorkerSpec, nodes: Sequence[_Node]) -> int:
     return sum(max(0, node.bundles(workers)) for node in nodes)
 
@@ -87,11 +113,11 @@ def _room(workers: WorkerSpec, nodes: Sequence[_Node]) -> int:
 def _after(nodes: Sequence[_Node], reserved: Sequence[Reservation]) -> list[_Node]:
     """What is left when every reservation lies on the nodes, packed in their order; one that does not fit takes what there is."""
     left = list(nodes)
-    for workers in (reservation.workers for reservation in reserved):
-        open_bundles = workers.count
+    for reservation in reserved:
+        open_bundles = reservation.bundles
         for index, node in enumerate(left):
-            placed = min(open_bundles, max(0, node.bundles(workers)))
-            left[index] = node.less(workers, placed)
+            placed = min(open_bundles, max(0, node.bundles(reservation.workers)))
+            left[index] = node.less(reservation.workers, placed)
             open_bundles -= placed
     return left
 
@@ -102,7 +128,7 @@ def _shortage(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
         return "the cluster has no nodes"
     for kind, each in (("GPU", workers.gpus), ("CPU", workers.cpus)):
         whole = sum(node.left.get(kind, 0) for node in nodes)
-        if whole < each * workers.count:
+        if whole < each * workers.least:
             return f"the cluster has {_count(whole, kind)} in all"
         largest = max(node.left.get(kind, 0) for node in nodes)
         if largest < each:
@@ -111,7 +137,7 @@ def _shortage(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
 
 
 def _remedy(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
-    lower = ["workers.count"] if workers.count > 1 else []
+    lower = ["workers.min" if workers.is_elastic else "workers.count"] if workers.least > 1 else []
     if workers.gpus and not any(node.left.get("GPU", 0) for node in nodes):
         return "Set workers.gpus: 0 to train on CPUs, or start a node with GPUs."
     if workers.cpus > 1 and _room(workers.model_copy(update={"cpus": 1}), nodes) >= 1:

@@ -137,7 +137,7 @@ def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName) 
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
         pool = Pool(folder, spec, name, digest, queue)
-        pool.run(min(spec.workers.count, len(missing)))
+        pool.run(min(spec.workers.least, len(missing)))
         if queue.given_up:
             message = failure_message(name, queue.given_up, queue.attempts, len(spec.val_cases))
             return GivenUp(message, "\n".join(pool.evidence), set(queue.given_up) <= pool.lost_only), []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.admission import Waiting, decide, ledger, ordered
+from orchestrator.admission import Waiting, decide, growth, ledger, ordered
 from orchestrator.job_record import JobKind, JobRecord, JobState
 from orchestrator.outcome import EndState, Outcome
 from orchestrator.resources import NodeResources, Reservation
@@ -110,6 +110,49 @@ def test_the_ledger_holds_one_reservation_per_run_from_training_to_the_end_of_va
     assert ledger([job(state="SUCCEEDED")], (), ()) == []
     assert ledger([job(state="SUCCEEDED")], (), [Reservation("r", GPU)]) == [Reservation("r", GPU)]
     assert ledger([job()], {"r"}, ()) == [Reservation("r", GPU, is_placed=True)]
+
+
+ELASTIC = WorkerSpec(min=1, max=3, gpus=1, cpus=4)
+
+
+def test_an_elastic_run_starts_with_its_fewest_and_others_start_beside_it() -> None:
+    assert started(queue(ELASTIC, GPU, GPU), [node(gpus=2)]) == ("r0", "r1")
+
+
+def held_by(key: str, size: int) -> Reservation:
+    return Reservation(key, ELASTIC, is_placed=True, size=size)
+
+
+def test_an_elastic_run_grows_into_what_is_free() -> None:
+    assert growth({"e": 1}, [], [node(gpus=2, free_gpus=1)], [held_by("e", 1)]) == {"e": 2}
+    assert growth({"e": 1}, [], [node(cpus=32, gpus=8, free_gpus=7)], [held_by("e", 1)]) == {"e": 3}
+    assert growth({"e": 2}, [], [node(gpus=2, free_gpus=0)], [held_by("e", 2)]) == {"e": 2}
+
+
+def test_no_elastic_run_grows_while_another_waits_that_the_cluster_can_hold() -> None:
+    nodes, reserved = [node(gpus=2, free_gpus=1)], [held_by("e", 2)]  # the second was granted and not taken yet
+    assert growth({"e": 1}, [waits("w", TWO_GPUS)], nodes, reserved) == {"e": 1}
+    assert growth({"e": 1}, [waits("w", FOUR_GPUS)], nodes, reserved) == {"e": 2}
+
+
+def test_what_one_elastic_run_may_take_is_not_offered_to_the_next() -> None:
+    nodes = [node(cpus=16, gpus=4, free_gpus=2)]
+    assert growth({"a": 1, "b": 1}, [], nodes, [held_by("a", 1), held_by("b", 1)]) == {"a": 3, "b": 1}
+
+
+def test_growth_respects_runs_that_are_about_to_start_and_those_that_validate() -> None:
+    nodes = [node(gpus=2, free_gpus=1)]
+    assert growth({"e": 1}, [], nodes, [held_by("e", 1), Reservation("new", GPU)]) == {"e": 1}
+    assert growth({"e": 1}, [], nodes, [held_by("e", 1), Reservation("validating", GPU, is_placed=True)]) == {"e": 1}
+
+
+def test_the_ledger_holds_of_an_elastic_run_what_it_has_or_may_take() -> None:
+    training = job().model_copy(update={"reserved": ELASTIC})
+    assert [r.bundles for r in ledger([training], {"r"}, (), {"r": 3})] == [3]
+    assert [r.bundles for r in ledger([training], {"r"}, ())] == [1]
+    validating = job("validate").model_copy(update={"reserved": ELASTIC})
+    assert [r.bundles for r in ledger([validating], (), (), {"r": 3})] == [1]
+    assert [r.bundles for r in ledger([job()], {"r"}, (), {"r": 3})] == [1]
 
 
 def ended(state: EndState, of: str = "training", attempt: int = 1) -> Outcome:

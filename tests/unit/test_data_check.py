@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from tests.conftest import Toys
 from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import RunSpec
+from trainers.spec.run_spec import RunSpec, WorkerSpec
+from trainers.spec.split_batch import split_dependence
 
 
 @pytest.fixture
@@ -140,6 +142,45 @@ def test_too_many_workers_for_the_batch_are_refused(spec: RunSpec) -> None:
     (problem,) = check_run(spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 4})}))
     assert problem.startswith("workers: 4 workers cannot share a global batch of 3")
     assert problem.endswith("(configuration '3d_fullres' of nnUNetPlans)")
+
+
+def elastic(spec: RunSpec, most: int) -> RunSpec:
+    return spec.model_copy(update={"workers": WorkerSpec(min=1, max=most, gpus=0, cpus=1)})
+
+
+def test_an_elastic_run_may_not_exceed_the_batch_with_its_most_workers(spec: RunSpec) -> None:
+    assert check_run(elastic(spec, 3)) == []
+    (problem,) = check_run(elastic(spec, 4))
+    assert problem.startswith("workers: 4 workers cannot share a global batch of 3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d"}, "batch normalisation (norm_op: torch.nn.modules.batchnorm.BatchNorm3d)"),
+        ({"norm_op": "torch.nn.SyncBatchNorm"}, "batch normalisation"),
+        ({"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": {"p": 0.1}}, "dropout (dropout_op: torch.nn.Dropout3d)"),
+        ({"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": None}, "dropout"),
+        ({"stochastic_depth_p": 0.2}, "stochastic depth (stochastic_depth_p: 0.2)"),
+        ({"norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "dropout_op": None, "dropout_op_kwargs": None}, ""),
+        ({"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": {"p": 0.0}}, ""),
+    ],
+)
+def test_networks_whose_results_depend_on_the_number_of_workers(arguments: dict[str, Any], part: str) -> None:
+    found = split_dependence({"architecture": {"arch_kwargs": arguments}})
+    assert found.startswith(part)
+    assert bool(found) is bool(part)
+
+
+def test_a_network_with_batch_normalisation_needs_a_fixed_number_of_workers(tiny: Tiny, spec: RunSpec) -> None:
+    plans = json.loads((tiny.preprocessed / "nnUNetPlans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["arch_kwargs"] = {**architecture.get("arch_kwargs", {}), "norm_op": "torch.nn.BatchNorm3d"}
+    tiny.write_json("nnUNetPlans.json", plans)
+    assert not [p for p in check_run(spec) if "must be fixed" in p]
+    (problem,) = [p for p in check_run(elastic(spec, 2)) if p.startswith("workers:")]
+    assert "the number of workers must be fixed for configuration '3d_fullres' of nnUNetPlans: its network has batch normali" in problem
+    assert problem.endswith("Set workers.count (such as 1) instead of workers.min and workers.max.")
 
 
 def test_a_cascade_and_an_unknown_trainer_are_refused(spec: RunSpec) -> None:

@@ -55,7 +55,7 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\nepoch: 5", "e.yaml:3: epoch: unknown key. Did you mean 'epochs'?"),
     (
         "dataset: 17\nconfigurations: 2d\nworkers:\n  gpu: 1",
-        "e.yaml:4: workers.gpu: unknown key. Did you mean 'gpus'? Known here: count, gpus, cpus.",
+        "e.yaml:4: workers.gpu: unknown key. Did you mean 'gpus'? Known here: count, min, max, gpus, cpus.",
     ),
     ("configurations: 2d", "e.yaml: dataset: missing. Add it."),
     ("dataset: brain\nconfigurations: 2d", "e.yaml:1: dataset: got 'brain': must be a dataset's number (17, 017) or its whole name"),
@@ -76,6 +76,11 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\ninitial_lr: .inf", "e.yaml:3: initial_lr: got inf: must be a finite number."),
     ("dataset: 17\nconfigurations: 2d\nepochs: many", "e.yaml:3: epochs: got 'many': must be a valid integer"),
     ("dataset: 17\nconfigurations: 2d\nworkers: {gpus: 2}", "workers.gpus: got 2: must be less than or equal to 1."),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {min: 3, max: 2}", "`min: 3` is more than `max: 2`; exchange them"),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {min: 3}", "`min` without `max`: name both for an elastic number of workers"),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {max: 3}", "`max` without `min`: name both"),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {count: 2, min: 1, max: 3}", "`count` beside `min` and `max`: name `count` for a fixed"),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {min: 0, max: 3}", "workers.min: got 0: must be greater than or equal to 1."),
     ("dataset: 17\nconfigurations: 2d\nworkers: {cpus: 2}\nloader: {actors: 3}", "3 loader actors do not fit into workers.cpus: 2"),
     (
         "dataset: 17\nconfigurations: 2d\nvalidation: {checkpoints: [latest]}",
@@ -95,6 +100,15 @@ def test_a_fault_is_refused_with_its_place_and_a_way_out(text: str, message: str
     with pytest.raises(ConfigError) as caught:
         parse_experiment(text, "e.yaml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", ["{count: 2, gpus: 0}", "{gpus: 0}", "{min: 2, max: 8}", "{min: 1, max: 1, cpus: 3}"])
+def test_workers_survive_every_way_on_which_they_are_stored(workers: str) -> None:
+    experiment = parse_experiment(MINIMAL + f"workers: {workers}")
+    assert parse_experiment(experiment.to_yaml()).workers == experiment.workers
+    stored = experiment.workers.model_dump_json()
+    assert type(experiment.workers).model_validate_json(stored) == experiment.workers
+    assert ("count" in stored) is not experiment.workers.is_elastic
 
 
 def test_all_faults_are_told_at_once() -> None:

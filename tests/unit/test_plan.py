@@ -62,6 +62,31 @@ def test_a_gang_fits_now_later_or_never_with_the_reason(workers: WorkerSpec, nod
     assert because in outcome.because
 
 
+ELASTIC = WorkerSpec(min=2, max=8, gpus=1, cpus=4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "when", "because"),
+    [
+        ([node(8, 2)], "now", "with 2 of 2-8 workers, 2 GPUs and 8 CPUs free."),
+        ([node(80, 20)], "now", "with 8 of 2-8 workers, "),
+        ([node(8, 2, free_gpus=1)], "later", "needs 2-8 workers x (1 GPU, 4 CPUs); 1 GPU and 8 CPUs free now"),
+        ([node(8, 1)], "never", "needs 2-8 workers x (1 GPU, 4 CPUs); the cluster has 1 GPU in all. Lower workers.min or"),
+    ],
+)
+def test_an_elastic_gang_fits_with_its_fewest(nodes: list[NodeResources], when: str, because: str) -> None:
+    outcome = fit(ELASTIC, nodes)
+    assert outcome.when == when
+    assert because in outcome.because
+
+
+def test_an_elastic_gang_holds_what_it_has_now() -> None:
+    held = Reservation("r", ELASTIC, is_placed=True, size=5)
+    assert fit(gang(3), [node(32, 8, free_gpus=3)], [held]).when == "now"
+    assert fit(gang(4), [node(32, 8, free_gpus=4)], [held]).when == "later"
+    assert Reservation("r", ELASTIC).bundles == Reservation("r", ELASTIC, size=1).bundles == 2
+
+
 def test_a_reservation_counts_before_ray_shows_it_and_once_when_ray_does() -> None:
     placed, fresh = Reservation("r", gang(1), is_placed=True), Reservation("r", gang(1))
     half_used = [node(8, 2, free_cpus=4, free_gpus=1)]
@@ -126,6 +151,7 @@ def test_keys_change_with_the_labels_and_not_with_the_workers(tiny: Tiny) -> Non
     (first,) = expand(experiment_of(tiny))
     others = [
         {"workers": {"gpus": 0, "cpus": 2, "count": 2}},
+        {"workers": {"gpus": 0, "cpus": 2, "min": 1, "max": 3}},
         {"loader": {"prefetch": 9}},
         {"validation": {"checkpoints": ["final"]}},
         {"tracking": {"uri": "http://elsewhere", "experiment": "x"}},
@@ -218,6 +244,17 @@ def test_the_plan_holds_exactly_the_runs_and_survives_json(tiny: Tiny) -> None:
     assert (report.n_now, report.n_later, report.n_never, report.n_finished) == (1, 1, 0, 1)
     row = report.rows[1]
     assert (row.workers, row.batch_per_rank, row.n_train, row.n_val, row.epochs, row.iterations) == (2, (2, 1), 8, 2, 3, 250)
+    assert PlanReport.model_validate_json(report.to_json()) == report
+
+
+def test_the_plan_of_an_elastic_run_shows_both_ends(tiny: Tiny) -> None:
+    experiment = experiment_of(tiny, workers={"gpus": 0, "cpus": 1, "min": 1, "max": 3}, deterministic=True)
+    report = plan_report(experiment, expand(experiment), [node(2)])
+    (row,) = report.rows
+    assert (row.workers, row.most_workers, row.batch_per_rank, row.batch_per_rank_of_most) == (1, 3, (3,), (1, 1, 1))
+    assert (row.fits, row.resources) == ("now", "1-3 workers x (1 CPU)")
+    assert row.because == "with 2 of 1-3 workers, 2 CPUs free."
+    assert "the same bits are promised for a fixed number of workers" in report.warnings[0]
     assert PlanReport.model_validate_json(report.to_json()) == report
 
 

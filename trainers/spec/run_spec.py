@@ -1,9 +1,9 @@
 """The specification of one run: everything that its training and validation jobs need, as one frozen JSON document."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from trainers.spec.names import TRAINERS, Fold, Recipe
 
@@ -41,14 +41,52 @@ class Schedule(Frozen):
 
 
 class WorkerSpec(Frozen):
-    """The gang of DDP workers of one run."""
+    """The gang of DDP workers of one run: `count` of them, or elastically from `min` to `max`."""
 
     count: int = Field(1, ge=1)
-    """Number of workers; the plan's batch is split over them."""
+    """Number of workers of a fixed gang; the plan's batch is split over them."""
+    min: int | None = Field(None, ge=1)
+    """Fewest workers of an elastic gang, instead of `count`: training starts and goes on with so few when nodes leave."""
+    max: int | None = Field(None, ge=1)
+    """Most workers of an elastic gang: it grows to so many when nodes are free, at most to the plan's batch size."""
     gpus: int = Field(1, ge=0, le=1)
     """GPUs per worker; 0 trains on CPUs."""
     cpus: int = Field(8, ge=1)
     """CPU cores per worker: step threads and loader actors together."""
+
+    @model_validator(mode="after")
+    def _fixed_or_elastic(self) -> "WorkerSpec":
+        if self.min is None and self.max is None:
+            return self
+        if self.min is None or self.max is None:
+            there, lacking = ("max", "min") if self.min is None else ("min", "max")
+            raise ValueError(f"`{there}` without `{lacking}`: name both for an elastic number of workers, or `count` for a fixed one")
+        if "count" in self.model_fields_set:
+            raise ValueError("`count` beside `min` and `max`: name `count` for a fixed number, or the two for an elastic one")
+        if self.min > self.max:
+            raise ValueError(f"`min: {self.min}` is more than `max: {self.max}`; exchange them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _one_way_only(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was chosen and nothing of the other way, so that it loads as the same."""
+        unused = {"count"} if self.is_elastic else {"min", "max"}
+        return {key: value for key, value in default(self).items() if key not in unused}
+
+    @property
+    def is_elastic(self) -> bool:
+        """True if the number of workers may change while the run trains."""
+        return self.min is not None
+
+    @property
+    def least(self) -> int:
+        """Workers without which the run does not train."""
+        return self.count if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        """Workers that the run never exceeds."""
+        return self.count if self.max is None else self.max
 
 
 class LoaderSpec(Frozen):
@@ -102,7 +140,8 @@ class RunSpec(Frozen):
     """SHA-256 over plans, dataset.json, split and label files."""
     schedule: Schedule = Schedule()
     deterministic: bool = False
-    """Ask for deterministic kernels on GPUs (no compilation, slower), so that a resumed run ends with the same weights there too."""
+    """Ask for deterministic kernels on GPUs (no compilation, slower): a resumed run ends with the same weights there too. The same bits
+    are promised for a fixed number of workers; an elastic run agrees with it up to float rounding."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
     workers: WorkerSpec = WorkerSpec()
