@@ -2,26 +2,23 @@
 
 Z Y X voxels, C image channels. Two-dimensional configurations have patches of two axes, their cases still have three.
 Sources: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py (configure_rotation_dummyDA_mirroring_and_inital_patch_size,
-_get_deep_supervision_scales), .../variants/data_augmentation/nnUNetTrainerDA5.py, nnunetv2/training/dataloading/nnunet_dataset.py.
+_get_deep_supervision_scales), .../variants/data_augmentation/nnUNetTrainerDA5.py.
 """
 
 import functools
 import logging
 import math
 import os
-import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
+from trainers.case_files import open_case, read_properties
 from trainers.spec.errors import ConfigError, DataError
 from trainers.spec.names import Recipe
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
@@ -133,8 +130,6 @@ class TrainingData:
     """Per channel: was it normalised inside the nonzero mask only, and is therefore kept 0 outside?"""
     cases: Mapping[SplitName, tuple[str, ...]]
     """Case ids of each split, in the order that sampling draws from."""
-    nnunet: Any
-    """nnU-Net's dataset object for the folder."""
     _arrays: Callable[[str], tuple[Any, Any]]
     _locations: Callable[[str], ClassLocations]
 
@@ -160,8 +155,7 @@ class TrainingData:
 
     def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image (C, Z, Y, X), labels (1, Z, Y, X), None (cascades are not supported) and properties, as nnU-Net's dataset gives them."""
-        image, labels, previous, properties = self.nnunet.load_case(case_id)
-        return image, labels, previous, properties
+        return *self.arrays(case_id), None, read_properties(self.folder, case_id)
 
 
 def open_dataset(spec: RunSpec) -> TrainingData:
@@ -178,25 +172,24 @@ def open_dataset(spec: RunSpec) -> TrainingData:
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     folder = spec.preprocessed_folder / configuration["data_identifier"]
     ids = tuple(dict.fromkeys((*spec.train_cases, *spec.val_cases)))
-    is_blosc2 = _check_files(folder, ids, spec)
-    dataset = (nnUNetDatasetBlosc2 if is_blosc2 else nnUNetDatasetNumpy)(str(folder), list(ids))
+    _check_files(folder, ids, spec)
+    channels = num_input_channels(dataset_json)
     return TrainingData(
         folder=folder,
         geometry=geometry(tuple(configuration["patch_size"]), spec.recipe),
         batch_size=int(configuration["batch_size"]),
         labels=labels_of(dataset_json),
-        channels=num_input_channels(dataset_json),
+        channels=channels,
         scales=target_scales(configuration),
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
-        nnunet=dataset,
-        _arrays=_Recent(functools.partial(_open_blosc2 if is_blosc2 else _open_numpy, folder, dataset), _bytes_held, _CACHED_ARRAYS_BYTES),
+        _arrays=_Recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),
         _locations=_Recent(functools.partial(_read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
     )
 
 
-def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> bool:
-    """Raise DataError unless every case is whole; True for the blosc2 format, False for the older npz."""
+def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> None:
+    """Raise DataError unless every case has its files, of the blosc2 format or the older npz."""
     command = f"{PREPROCESS_COMMAND} -d {spec.dataset} -plans_name {spec.plans} -c {spec.configuration}"
     try:
         present = set(os.listdir(folder))
@@ -211,47 +204,26 @@ def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> bool:
         )
     if not is_blosc2 and f"{ids[0]}.npy" not in present:
         log.warning("%s holds packed npz files: every sample unpacks a whole case. %s writes the fast format.", folder, command)
-    return is_blosc2
-
-
-def _open_blosc2(folder: Path, dataset: Any, case_id: str) -> tuple[Any, Any]:
-    """Open both arrays as nnU-Net's dataset does, without the properties, whose pickle can be megabytes."""
-    options = {"mode": "r", "dparams": {"nthreads": 1}, **dataset.mmap_kwargs}
-    try:
-        return tuple(blosc2.open(urlpath=str(folder / f"{case_id}{end}.b2nd"), **options) for end in ("", "_seg"))
-    except (OSError, RuntimeError, ValueError) as err:
-        raise DataError(f"preprocessed data: case {case_id} in {folder} cannot be read: {err}. Run {PREPROCESS_COMMAND} again.") from err
-
-
-def _open_numpy(folder: Path, dataset: Any, case_id: str) -> tuple[Any, Any]:
-    """Read a case of the format before nnU-Net 2.6 with nnU-Net's own class."""
-    try:
-        image, labels, *_ = dataset.load_case(case_id)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
-        raise DataError(f"preprocessed data: case {case_id} in {folder} cannot be read: {err}. Run {PREPROCESS_COMMAND} again.") from err
-    return image, labels
 
 
 def _read_locations(folder: Path, case_id: str) -> ClassLocations:
     """The class locations of a case without their channel column, in the smallest integers that hold them."""
-    properties = _unpickle(folder / f"{case_id}.pkl")
-    if not isinstance(properties, dict) or "class_locations" not in properties:
-        raise DataError(f"preprocessed data: {folder / f'{case_id}.pkl'} has no class_locations. Run {PREPROCESS_COMMAND} again.")
-    return {key: _compact(np.asarray(voxels)) for key, voxels in properties["class_locations"].items()}
-
-
-def _unpickle(path: Path) -> Any:
-    """Read nnU-Net's properties of a case. Executes the file as any pickle does: it must come from the user's own preprocessing."""
+    found = read_properties(folder, case_id).get("class_locations")
     try:
-        with path.open("rb") as stream:
-            return pickle.load(stream)
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as err:
-        raise DataError(f"preprocessed data: {path} cannot be read: {err}. Run {PREPROCESS_COMMAND} again.") from err
+        if not isinstance(found, dict):
+            raise ValueError("it has no class_locations")
+        return {key: _compact(np.asarray(voxels)) for key, voxels in found.items()}
+    except ValueError as err:
+        raise DataError(
+            f"preprocessed data: {folder / f'{case_id}.pkl'} tells of no voxels to draw from: {err}. Run {PREPROCESS_COMMAND} again."
+        ) from err
 
 
 def _compact(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if voxels.size == 0:
         return np.empty((0, 3), np.uint16)
+    if voxels.ndim != 2 or voxels.shape[1] != 4 or voxels.dtype.kind not in "iu" or voxels.min() < 0 or voxels.max() >= 2**31:
+        raise ValueError(f"class_locations of shape {voxels.shape} and type {voxels.dtype} are no list of voxels (N, 4)")
     return voxels[:, 1:].astype(np.uint16 if voxels.max() < 2**16 else np.int32)
 
 

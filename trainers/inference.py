@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from trainers.case_files import open_case, read_properties
 from trainers.checkpoint import read_checkpoint
 from trainers.model import build_network
 from trainers.spec.errors import CheckpointError, ConfigError, DataError
@@ -129,14 +129,19 @@ class CasePredictor:
     def _read(self, case_id: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], dict[str, Any]]:
         """Image channels of a preprocessed case, its segmentation (Z, Y, X), and what preprocessing noted of it."""
         folder = self.spec.preprocessed_folder / str(self.configuration.data_identifier)
-        dataset_class = nnUNetDatasetBlosc2 if (folder / f"{case_id}.b2nd").is_file() else nnUNetDatasetNumpy
+        image, seg = open_case(folder, case_id, num_input_channels(self.dataset_json))
+        properties = read_properties(folder, case_id)
         try:
-            data, seg, _, properties = dataset_class(str(folder), [case_id]).load_case(case_id)
-            return np.array(data[:], dtype=np.float32), np.asarray(seg[:])[0], properties
-        except Exception as err:  # blosc2, numpy and pickle raise many kinds for a broken file
+            data_CZYX, seg_ZYX = np.array(image[:], dtype=np.float32), np.asarray(seg[:])[0]
+        except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
             raise DataError(
                 f"preprocessed case {case_id} in {folder} cannot be read: {type(err).__name__}: {err}. Preprocess it anew."
             ) from err
+        if not np.isfinite(data_CZYX).all():
+            raise DataError(
+                f"preprocessed case {case_id} in {folder} has voxels that are not finite numbers. Repair the image, preprocess it anew."
+            )
+        return data_CZYX, seg_ZYX, properties
 
 
 def _digest(checkpoint_file: Path) -> str:

@@ -1,0 +1,83 @@
+"""The files of a preprocessed case: arrays and properties, checked on reading, with nothing in them executed.
+
+nnU-Net's own classes unpickle the properties with every case, so they are not used here. Imports no torch.
+C image channels, Z Y X voxels. Source: nnunetv2/training/dataloading/nnunet_dataset.py (nnUNetDatasetBlosc2, nnUNetDatasetNumpy).
+"""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from trainers.restricted_pickle import read_pickle
+from trainers.spec.errors import DataError
+
+_MAPPED = {} if os.name == "nt" else {"mmap_mode": "r"}
+
+
+def open_case(folder: Path, case_id: str, channels: int) -> tuple[Any, Any]:
+    """Image (C, Z, Y, X) and labels (1, Z, Y, X) of a case; slicing them reads only what is asked for.
+
+    Of the format before nnU-Net 2.6 the unpacked .npy are mapped, else the whole .npz is unpacked.
+    Raises DataError when they cannot be read or are not arrays of these shapes.
+    """
+    is_blosc2 = (folder / f"{case_id}.b2nd").is_file()
+    try:
+        image, labels = _open_blosc2(folder, case_id) if is_blosc2 else _open_numpy(folder, case_id)
+        fault = fault_of_arrays(image, labels, channels)
+    except Exception as err:  # blosc2, numpy and zipfile raise many kinds for a broken file
+        fault = f"cannot be read ({type(err).__name__}: {err})"
+    if fault:
+        raise DataError(f"preprocessed data: case {case_id} in {folder} {fault}. Run nnUNetv2_preprocess again.")
+    return image, labels
+
+
+def read_properties(folder: Path, case_id: str) -> dict[str, Any]:
+    """What preprocessing noted of a case (`<case>.pkl`), without executing it. Raises DataError."""
+    path = folder / f"{case_id}.pkl"
+    properties = read_pickle(path)
+    if not isinstance(properties, dict):
+        raise DataError(f"preprocessed data: {path} holds a {type(properties).__name__}, no properties. Run nnUNetv2_preprocess again.")
+    return properties
+
+
+def fault_of_arrays(image: Any, labels: Any, channels: int) -> str:
+    """Why two arrays are not image and labels of one case; '' when they are. Looks at shapes and types alone."""
+    shapes = tuple(image.shape), tuple(labels.shape)
+    if len(shapes[0]) != 4 or shapes[0][0] != channels or 0 in shapes[0]:
+        return f"has an image of shape {shapes[0]}, expected ({channels}, Z, Y, X)"
+    if shapes[1] != (1, *shapes[0][1:]):
+        return f"has labels of shape {shapes[1]} beside an image of shape {shapes[0]}"
+    kinds = np.dtype(image.dtype).kind, np.dtype(labels.dtype).kind
+    return "" if kinds[0] in "fiu" and kinds[1] in "fiu" else f"holds {image.dtype} and {labels.dtype} in place of numbers"
+
+
+def _open_blosc2(folder: Path, case_id: str) -> tuple[Any, ...]:
+    _one_thread()
+    options = {"mode": "r", "dparams": {"nthreads": 1}, **_MAPPED}
+    arrays = tuple(blosc2.open(urlpath=str(folder / f"{case_id}{end}.b2nd"), **options) for end in ("", "_seg"))
+    for array in arrays:
+        if type(array) is not blosc2.NDArray:  # blosc2 also stores expressions and links to other servers
+            raise ValueError(f"it holds a {type(array).__name__}, no plain array")
+    return arrays
+
+
+@functools.cache
+def _one_thread() -> None:
+    blosc2.set_nthreads(1)
+
+
+def _open_numpy(folder: Path, case_id: str) -> tuple[Any, ...]:
+    packed: Any = None
+    arrays = []
+    for end, key in (("", "data"), ("_seg", "seg")):
+        unpacked = folder / f"{case_id}{end}.npy"
+        if unpacked.is_file():
+            arrays.append(np.load(unpacked, mmap_mode="r", allow_pickle=False))
+        else:
+            packed = packed or np.load(folder / f"{case_id}.npz", allow_pickle=False)
+            arrays.append(packed[key])
+    return tuple(arrays)
