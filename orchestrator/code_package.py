@@ -1,4 +1,4 @@
-"""What a Ray job gets as its working directory: a copy of our own packages, without caches, and files beside them."""
+"""What a Ray job gets as its working directory: the code of our own packages and nothing else that lies there, and files beside it."""
 
 import contextlib
 import shutil
@@ -17,7 +17,13 @@ def staged(files: Mapping[str, str]) -> Iterator[Path]:
         folder = Path(name)
         for package in (orchestrator, trainers):
             source = Path(next(iter(package.__path__)))
-            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+            shutil.copytree(source, folder / source.name, ignore=_not_code)
         for file_name, text in files.items():
             (folder / file_name).write_text(text, encoding="utf-8")
         yield folder
+
+
+def _not_code(folder: str, names: list[str]) -> list[str]:
+    """Everything but modules and sub-packages: no keys, tokens, .env, notebooks or data that somebody left beside them, no links."""
+    kept = {name for name in names if not name.startswith(".") and name != "__pycache__" and not (Path(folder) / name).is_symlink()}
+    return [name for name in names if name not in kept or not (name.endswith((".py", ".typed")) or (Path(folder) / name).is_dir())]

@@ -9,7 +9,6 @@ from orchestrator.dataset_folder import cases_in, file_names
 from orchestrator.digest import data_digest, model_parts
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from orchestrator.label_files import CACHE_NAME, LabelFile, read_label_files
-from trainers.spec.files import read_json
 from trainers.spec.folder import RunFolder
 from trainers.spec.names import canonical_trainer
 from trainers.spec.plans import (
@@ -213,7 +212,7 @@ def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]
     try:
         there_json = spec.model_folder / "dataset.json"
         dataset_json = load_dataset_json(spec.model_folder if there_json.is_file() else spec.preprocessed_folder)
-        there = model_parts(Plans("plans", path, read_json(path, "results")), spec.configuration, dataset_json)
+        there = model_parts(load_plans(spec.model_folder, "plans"), spec.configuration, dataset_json)
     except (NnfleetError, KeyError, TypeError) as err:
         return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {escape}")]
     settings = [{**parts.pop("configuration"), **parts.pop("plans"), **parts} for parts in (there, here)]

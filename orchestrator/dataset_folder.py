@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
 from trainers.spec.files import create_exclusive
-from trainers.spec.names import nearest
-from trainers.spec.plans import PREPROCESS_COMMAND, Split, load_splits
+from trainers.spec.names import LONGEST_CASE, fault_of_name, nearest, shown
+from trainers.spec.plans import PREPROCESS_COMMAND, Split, check_case_ids, load_splits
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +24,20 @@ def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
         raise ConfigError(f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes.")
     if not text.isdecimal():
         if text in names:
-            return text
+            return _plain(preprocessed, text)
         raise ConfigError(_unknown_dataset(preprocessed, text, names, raw))
     found = [name for name in names if _number(name) == int(text)]
     if len(found) > 1:
         raise ConfigError(f"dataset: {text} means several folders of {preprocessed}: {', '.join(found)}. Write the whole name.")
     if not found:
         raise ConfigError(_unknown_dataset(preprocessed, text, names, raw))
-    return found[0]
+    return _plain(preprocessed, found[0])
+
+
+def _plain(preprocessed: Path, name: str) -> str:
+    if fault := fault_of_name(name, LONGEST_CASE):
+        raise ConfigError(f"dataset: the folder {shown(name)} of {preprocessed} {fault}. Rename the dataset.")
+    return name
 
 
 def cases_in(folder: Path) -> tuple[str, ...]:
@@ -42,12 +48,14 @@ def cases_in(folder: Path) -> tuple[str, ...]:
 
 
 def file_names(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder; empty if there is none."""
+    """Names of the files in a folder; empty if there is none. Raises DataError when it may not be listed."""
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
+    except OSError as err:
+        raise DataError(f"folder: {folder} cannot be listed: {err.strerror}. Let user id {os.getuid()} read it.") from err
 
 
 def ensure_splits(dataset_folder: Path, case_ids: Iterable[str]) -> list[Split]:
@@ -59,6 +67,7 @@ def ensure_splits(dataset_folder: Path, case_ids: Iterable[str]) -> list[Split]:
     if path.exists():
         return load_splits(dataset_folder)
     ids = sorted(case_ids)
+    check_case_ids(ids, f"the preprocessed cases of {dataset_folder}")
     if len(ids) < NUM_FOLDS:
         raise DataError(
             f"splits_final.json: {path} does not exist, and {len(ids)} cases are too few for nnU-Net's {NUM_FOLDS} folds. "
@@ -79,12 +88,12 @@ def ensure_splits(dataset_folder: Path, case_ids: Iterable[str]) -> list[Split]:
 def _datasets_in(folder: Path) -> list[str] | None:
     try:
         return sorted(p.name for p in folder.iterdir() if p.is_dir() and _number(p.name) is not None)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
 
 
 def _number(name: str) -> int | None:
-    found = re.fullmatch(r"Dataset(\d+)_.+", name, re.ASCII)
+    found = re.fullmatch(r"Dataset(\d{1,9})_.+", name, re.ASCII | re.DOTALL)
     return int(found[1]) if found else None
 
 

@@ -139,7 +139,7 @@ def _load_cache(cache_file: Path | None) -> _Known:
             path: ((int(size), int(changed_ns)), LabelFile(str(sha256), tuple(float(v) for v in values)))
             for path, (size, changed_ns, sha256, values) in content["files"].items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as err:
         log.warning("digests in %s cannot be read (%s): the label files are read again", cache_file, err)
         return {}
 

@@ -121,7 +121,7 @@ def read_token(path: Path) -> str:
     """The token in a file. Raises ClusterError when it cannot be read."""
     try:
         return path.read_text(encoding="ascii").strip()
-    except OSError as err:
+    except (OSError, ValueError) as err:
         raise ClusterError(f"token: {path} cannot be read: {err}. `nnfleet down`, then `nnfleet up` makes a new one.") from err
 
 

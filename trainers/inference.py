@@ -26,8 +26,8 @@ from trainers.case_files import open_case, read_properties
 from trainers.checkpoint import read_checkpoint
 from trainers.model import build_network
 from trainers.spec.errors import CheckpointError, ConfigError, DataError
-from trainers.spec.files import fsync_folder, read_json, sha256_of
-from trainers.spec.plans import Labels, labels_of, load_dataset_json, num_input_channels
+from trainers.spec.files import fsync_folder, sha256_of
+from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.spec.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ class CasePredictor:
         model_folder = checkpoint_file.parent.parent
         self.dataset_json = load_dataset_json(model_folder)
         self.labels: Labels = labels_of(self.dataset_json, str(model_folder / "dataset.json"))
-        self.plans = PlansManager(read_json(model_folder / "plans.json", "plans.json of the model folder"))
+        plans = load_plans(model_folder, "plans")
+        plans.configuration(spec.configuration)  # checked before nnU-Net imports the classes that it names
+        self.plans = PlansManager(plans.content)
         self.configuration = self.plans.get_configuration(spec.configuration)
         if self.configuration.previous_stage_name is not None:
             raise ConfigError(f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not predict.")

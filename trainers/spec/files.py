@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -95,10 +96,14 @@ def link_atomic(source: Path, target: Path) -> None:
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file; a missing or broken one becomes a `DataError` that names `what` it is."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text: nothing could print or store it
+        return value
     except FileNotFoundError as err:
         raise DataError(f"{what}: {path} does not exist.") from err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise DataError(f"{what}: {path} cannot be read as JSON: {err}. Restore the file or make it anew.") from err
 
 

@@ -18,9 +18,9 @@ def pseudonym_salt(results: Path) -> str:
     It never leaves that folder, and a case has one pseudonym in all runs there. Raises DataError when the file holds something else.
     """
     file = results / SALT_FILE
-    if not file.exists():
-        create_exclusive(file, secrets.token_hex(32).encode(), mode=0o600)
     try:
+        if not file.exists():
+            create_exclusive(file, secrets.token_hex(32).encode(), mode=0o600)
         salt = file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as err:
         raise DataError(f"pseudonyms: {file} cannot be read: {err}. Whoever made the first run of this dataset owns it.") from err
