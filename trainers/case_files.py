@@ -71,13 +71,12 @@ def _one_thread() -> None:
 
 
 def _open_numpy(folder: Path, case_id: str) -> tuple[Any, ...]:
-    packed: Any = None
-    arrays = []
-    for end, key in (("", "data"), ("_seg", "seg")):
-        unpacked = folder / f"{case_id}{end}.npy"
-        if unpacked.is_file():
-            arrays.append(np.load(unpacked, mmap_mode="r", allow_pickle=False))
-        else:
-            packed = packed or np.load(folder / f"{case_id}.npz", allow_pickle=False)
-            arrays.append(packed[key])
-    return tuple(arrays)
+    return tuple(_array(folder, case_id, end, key) for end, key in (("", "data"), ("_seg", "seg")))
+
+
+def _array(folder: Path, case_id: str, end: str, key: str) -> Any:
+    unpacked = folder / f"{case_id}{end}.npy"
+    if unpacked.is_file():
+        return np.load(unpacked, mmap_mode="r", allow_pickle=False)
+    with (folder / f"{case_id}.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as packed:
+        return packed[key]

@@ -5,6 +5,7 @@ nnunetv2/inference/predict_from_raw_data.py, initialize_from_trained_model_folde
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises many kinds for a broken archive
-        raise CheckpointError(f"checkpoint: {path} cannot be read: {type(err).__name__}: {err}") from err
-    if not isinstance(content, dict) or "network_weights" not in content:
-        raise CheckpointError(f"checkpoint: {path} holds no 'network_weights' and is no nnU-Net checkpoint.")
-    return content
+        raise CheckpointError(f"checkpoint: {path} cannot be read: {_cause(err)}. Restore the file or take another checkpoint.") from err
+    weights = content.get("network_weights") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise CheckpointError(
+            f"checkpoint: {path} holds no tensors under 'network_weights' and is no nnU-Net checkpoint. Take another one."
+        )
+    return dict(content)
+
+
+def _cause(err: Exception) -> str:
+    """Why torch does not read a file, without its advice to read it with a pickle that may run anything."""
+    if named := re.search(r"(?:GLOBAL|Unsupported global:|class) ([\w.]+)", str(err)):
+        return f"it names {named[1]}, which a checkpoint does not need and which could run code"
+    return f"{type(err).__name__}: {str(err).strip().splitlines()[0][:300] if str(err).strip() else 'no whole file'}"

@@ -1,0 +1,84 @@
+"""Every row of the table of bad and hostile inputs is answered by its error, and nothing of any input is executed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.code_package import staged
+from tests.hostile_table import ROWS, Row, answered
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.area}: {row.what}" for row in ROWS])
+def test_a_hostile_input_is_answered_by_its_error(tmp_path: Path, row: Row) -> None:
+    error, executed = answered(row, tmp_path)
+    assert type(error) is row.error
+    assert not executed
+    assert [part for part in row.parts if part not in str(error)] == [], str(error)
+
+
+def test_nothing_of_ours_loads_a_pickle_that_may_run_code() -> None:
+    forbidden = re.compile(
+        r"weights_only=False|\bpickle\.loads?\(|\bload_pickle\(|allow_pickle=True|\byaml\.(unsafe_)?load\(\w+\)|shell=True|\bos\.system\(|(?<![.\w])(eval|exec)\("
+    )
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for package in ("orchestrator", "trainers", "benchmarks")
+        for path in (ROOT / package).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if forbidden.search(line)
+    }
+    assert found == set()
+    for path in (*(ROOT / "orchestrator").rglob("*.py"), *(ROOT / "trainers").rglob("*.py")):
+        for call in re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8")):
+            assert "weights_only=True" in call, path
+
+
+def test_no_class_of_nnunet_that_unpickles_is_used() -> None:
+    used = [
+        path for package in ("orchestrator", "trainers") for path in (ROOT / package).rglob("*.py") if "nnUNetDataset" in path.read_text()
+    ]
+    assert [path.name for path in used] == ["case_files.py"]  # in words, as the source of the format
+
+
+@pytest.mark.parametrize("text", ["a b", "'; touch x; '", '"$(id)"', "`id`", "a\nb", "--now", "*", "\\", "é￥", "", "a'b\"c"])
+def test_an_entry_point_gives_every_argument_to_python_as_it_is(text: str) -> None:
+    """Ray runs entry points by a shell; `jobs.py` joins them with shlex."""
+    command = shlex.join([sys.executable, "-c", "import sys; sys.stdout.write(sys.argv[1])", text])
+    told = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, env={"PATH": "/bin", "PYTHONUTF8": "1"})
+    assert told.stdout == text
+
+
+def test_the_code_package_holds_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import orchestrator
+    import trainers
+
+    for package in (orchestrator, trainers):
+        place = tmp_path / package.__name__
+        (place / "sub").mkdir(parents=True)
+        for name in (
+            ".env",
+            "token",
+            "id_rsa",
+            "secrets.json",
+            "key.pem",
+            "model.pth",
+            "module.py",
+            "sub/other.py",
+            "sub/.netrc",
+            "py.typed",
+        ):
+            (place / name).write_text("x")
+        (place / "linked.py").symlink_to(place / "id_rsa")
+        monkeypatch.setattr(package, "__path__", [str(place)])
+    with staged({"experiment.yaml": "dataset: 1"}) as folder:
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert names == [
+        "experiment.yaml",
+        *(f"{name}/{file}" for name in ("orchestrator", "trainers") for file in ("module.py", "py.typed", "sub/other.py")),
+    ]
