@@ -36,7 +36,8 @@ class CampaignLog:
         return self
 
     def _take(self, line: str) -> None:
-        with contextlib.suppress(ValueError, ValidationError, KeyError):  # a line of another version says nothing to us
+        # a line of another version, or one that is not the campaign's, says nothing to us
+        with contextlib.suppress(ValueError, ValidationError, KeyError, TypeError, OverflowError, RecursionError):
             event: dict[str, Any] = json.loads(line)
             match event["event"]:
                 case "status":
@@ -47,7 +48,7 @@ class CampaignLog:
                 case "plan":
                     self.plan = PlanReport.model_validate(event["plan"])
                 case "error":
-                    self.error = error_named(event["error"], event["message"])
+                    self.error = error_named(str(event["error"]), str(event["message"]))
                 case "done":
                     self.exit_code = int(event["exit_code"])
 

@@ -4,6 +4,7 @@ import math
 import re
 import reprlib
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from orchestrator.errors import ConfigError
 from trainers.spec.names import nearest
 
 KeyPath = tuple[int | str, ...]
-MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 200_000
+MAX_DEPTH = 100
+"""Open brackets at one place; the parser's time grows with their square."""
 MAX_NODES = 100_000
 """Values of a document with every alias written out: nine lines of aliases to aliases stand for a billion."""
 _SHORT = reprlib.Repr()
@@ -60,6 +63,8 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
     """Like `read_yaml`, of a text; `source` names it in errors."""
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{source}: is longer than {MAX_CHARACTERS} characters and no experiment file. Name another file.")
+    if max(accumulate((letter in "[{") - (letter in "]}") for letter in text), default=0) > MAX_DEPTH:
+        raise ConfigError(f"{source}: more than {MAX_DEPTH} brackets are open within each other. Correct the file.")
     try:
         root = yaml.compose(text, _Loader)
         if (count := _written_out(root)) > MAX_NODES:

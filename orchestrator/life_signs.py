@@ -41,7 +41,7 @@ def stop_wish(folder: RunFolder) -> StopWish | None:
         content = json.loads(folder.stop_file.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = {}
     return StopWish(is_now=isinstance(content, dict) and bool(content.get("now")))
 
@@ -54,12 +54,13 @@ def read_beat(folder: RunFolder) -> dict[str, Any]:
 def has_begun(folder: RunFolder) -> bool:
     """True once the workers of the newest attempt hold their resources."""
     newest = newest_attempt(folder)
-    return newest > 0 and int(read_beat(folder).get("attempt", 0)) >= newest
+    attempt = read_beat(folder).get("attempt", 0)
+    return newest > 0 and isinstance(attempt, int) and attempt >= newest
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

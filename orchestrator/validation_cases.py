@@ -60,5 +60,5 @@ def is_stop_asked(folder: RunFolder) -> bool:
     """True when somebody asked this run to stop at once; the wish to stop after an epoch does not concern a validation."""
     try:
         return bool(json.loads(folder.stop_file.read_text()).get("now"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False

@@ -9,7 +9,7 @@ import json
 import time
 from typing import Any
 
-from trainers.spec.errors import Superseded
+from trainers.spec.errors import DataError, Superseded
 from trainers.spec.files import create_exclusive, read_json
 from trainers.spec.folder import RunFolder
 
@@ -49,8 +49,14 @@ def check_driver_fence(folder: RunFolder, attempt: int) -> None:
 
 def count_drivers(folder: RunFolder) -> int:
     """How many training drivers the run has had: how often its job was started. Numbers that workers claimed are not counted."""
-    return len({_driver(folder, int(path.stem)) for path in folder.attempts.glob("[0-9]*.json") if path.stem.isdigit()})
+    return len({_driver(folder, int(path.stem)) for path in folder.attempts.glob("[0-9]*.json") if path.stem.isdecimal()})
 
 
 def _driver(folder: RunFolder, attempt: int) -> str:
-    return str(read_json(folder.attempts / f"{attempt:04d}.json", "attempt")["driver"])
+    path = folder.attempts / f"{attempt:04d}.json"
+    claim = read_json(path, "attempt")
+    if not isinstance(claim, dict) or "driver" not in claim:
+        raise DataError(
+            f"attempt: {path} does not say which driver claimed it. Restore the file, or delete it if nothing of the run lives."
+        )
+    return str(claim["driver"])
