@@ -55,6 +55,48 @@ def test_the_job_server_asks_for_the_token(started: Services) -> None:
     assert status_of(started.ray.port, "/api/jobs/", {"Authorization": f"Bearer {started.token}"}) == 200
 
 
+GCS = """
+import sys
+from ray._raylet import GcsClient
+print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)))
+"""
+
+
+@pytest.mark.parametrize(("token", "told"), [(None, ""), ("0" * 64, ""), ("own", "1")], ids=["no token", "wrong token", "its token"])
+def test_the_control_store_asks_for_the_token(home: Home, started: Services, tmp_path: Path, token: str | None, told: str) -> None:
+    address = (home.ray_temp / "ray_current_cluster").read_text().strip()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RAY_gcs_rpc_server_connect_timeout_s": "5"}
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": started.token if token == "own" else token}
+    asked = subprocess.run(
+        [sys.executable, "-c", GCS, address], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path, check=False
+    )
+    assert asked.stdout.strip() == told
+    assert (asked.returncode == 0) == bool(told), asked.stderr[-2000:]
+    assert told or "auth" in asked.stderr.lower(), asked.stderr[-2000:]
+
+
+def test_no_secret_reaches_a_log_or_the_terminal(home: Home, started: Services, tmp_path: Path) -> None:
+    secret = "hunter2-of-this-test"
+    environment = {**os.environ, "NNFLEET_HOME": str(home.root), "MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": secret}
+    environment = {key: value for key, value in environment.items() if not key.startswith("RAY_")}
+    for verb in (["status"], ["stop", "nothing"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli", "--debug", *verb],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+            check=False,
+        )
+        assert "DEBUG" in shown.stderr
+        assert started.token not in shown.stdout + shown.stderr
+        assert secret not in shown.stdout + shown.stderr
+    logs = [path for folder in (home.logs, home.ray_temp) for path in folder.rglob("*") if path.suffix in (".log", ".out", ".err", ".txt")]
+    assert len(logs) > 5
+    assert [path for path in logs if started.token in path.read_text(errors="replace")] == []
+
+
 def test_what_is_secret_is_readable_by_its_user_alone(home: Home, started: Services) -> None:
     assert [stat.S_IMODE(path.stat().st_mode) for path in (home.root, home.token_file, home.services_file)] == [0o700, 0o600, 0o600]
 
