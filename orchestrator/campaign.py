@@ -1,4 +1,5 @@
 """The campaign job: `python -m orchestrator.campaign EXPERIMENT.yaml`, one small Ray job per submission, without torch.
+`--resume FOLDER [--only=NAME ...]` takes up what is unfinished below a results folder instead, from the runs' own folders.
 
 It expands the experiment, takes possession of the runs, keeps the queue, submits one training job for each run whose whole gang fits
 now, and follows every run to its end. All decisions are pure (`steps.py`, `admission.py`) and made from what the cluster and the run
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Sequence
@@ -22,15 +24,20 @@ from typing import Any
 from orchestrator.board import Board
 from orchestrator.campaign_log import EVENT_PREFIX
 from orchestrator.campaign_loop import Campaign, Cluster, Event, reservations
+from orchestrator.clock import Clock
+from orchestrator.foreign_workers import refuse_foreign_workers
 from orchestrator.job_record import JobRecord
-from orchestrator.plan import Queue, expand, plan_report
+from orchestrator.plan import Queue, expand, plan_of_runs, plan_report
 from orchestrator.resources import NodeResources
 from orchestrator.tracking_address import check_tracking_uri
+from orchestrator.unfinished import choose, find_runs, of_one_server, results_folder
 from orchestrator.validation_cases import checkpoints_to_validate
 from trainers.spec.committed import newest_committed
 from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
+
+log = logging.getLogger(__name__)
 
 UNTRACKED = (
     "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, "
@@ -50,12 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--campaign", default="", help="id of this campaign")
     parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
     parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
+    parser.add_argument("--resume", metavar="FOLDER", help="take up unfinished runs below a results folder; empty: nnUNet_results")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
+    parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     campaign = options.campaign or uuid.uuid4().hex[:8]
     try:
         if options.validate is not None:
             return _validate(campaign, options.validate)
+        if options.resume is not None:
+            return resume(campaign, Path(options.resume) if options.resume else None, options.only, options.tracking_uri)
         if options.experiment is None:
             raise ConfigError("campaign: name an experiment file.")
         return _train(campaign, options.experiment, plan_only=options.plan_only)
@@ -90,11 +102,48 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     return runner.run() if runner is not None else 0
 
 
+def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str) -> int:
+    """Take up the unfinished runs below a results folder, or the named ones. A run that cannot go on is left, with the reason; when it
+    was named, that is an error.
+    """
+    from orchestrator.jobs import Jobs
+    from orchestrator.resume_check import sound
+
+    place = results_folder(results, os.environ)
+    choice = of_one_server(choose(*find_runs(place), names, place))
+    cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
+    specs = [reachable(run.spec, tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""), print_event) for run in choice.taken]
+    specs, faults = sound(specs, cluster.records, Clock(), _say_waiting, raises=bool(names))
+    queue = queue_of(cluster.records(), Board.of_cluster(address))
+    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address)
+    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    if never and names:
+        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
+    specs = [row.spec for row in report.rows if row.fits != "never"]
+    left = [*choice.left, *faults, *(f"{text} It does not fit this cluster: submit its experiment with less." for text in never)]
+    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
+    runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
+    print_event({"event": "plan", "plan": json.loads(report.to_json())})
+    if runner is None:
+        print_event({"event": "done", "exit_code": 0})
+        return 0
+    return runner.run()
+
+
+def _say_waiting(text: str) -> None:
+    log.warning("%s", text)
+    print_event({"event": "waiting", "message": text})
+
+
 def queue_of(jobs: Sequence[JobRecord], board: Board) -> Queue:
     """What all campaigns of the cluster hold and wait for at this moment."""
     notes = board.notes({job.campaign for job in jobs if job.kind == "campaign" and job.is_live}).values()
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
-    return Queue(reservations(jobs, notes), [run for note in notes for run in note.waiting if run.run_key not in living], living)
+    return Queue(
+        reservations(jobs, notes, board.room(time.time())),
+        [run for note in notes for run in note.waiting if run.run_key not in living],
+        living,
+    )
 
 
 def _validate(campaign: str, run_folder: Path) -> int:
@@ -117,9 +166,14 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
     checkpoints_to_validate(folder, spec)
 
 
-def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False) -> Campaign:
+def _opened(
+    campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False
+) -> Campaign:
+    """A campaign in possession of its runs. `is_quiet`: that no foreign worker trains them has been seen to before."""
     from orchestrator.tracking import Tracker
 
+    if not is_quiet:
+        refuse_foreign_workers(specs, cluster.records, Clock(), _say_waiting)
     uri = specs[0].tracking_uri
     board = Board.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, Tracker(uri) if uri else None)

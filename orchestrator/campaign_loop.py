@@ -7,16 +7,16 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.admission import Waiting, decide, ledger
+from orchestrator.admission import Waiting, decide, growth, ledger
 from orchestrator.board import Board, Holding, Note
 from orchestrator.claims import Claim, Tracking, claim, lacks_scores, refuse, refuse_mixture, reset, track
 from orchestrator.job_record import JobRecord
-from orchestrator.life_signs import has_begun
+from orchestrator.life_signs import has_begun, workers_now
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.resources import NodeResources, Reservation
 from orchestrator.run_status import RunStatus
@@ -91,7 +91,7 @@ class Campaign:
             with self._board.locked():  # no campaign submits a job meanwhile
                 jobs = self._cluster.records()
                 for spec in specs:
-                    refuse(spec, jobs, now_unix=time.time())
+                    refuse(spec, jobs)
                 claims = [claim(spec, jobs, only_validate=only_validate) for spec in specs]
             claims = self._tracked(claims)
             with self._board.locked():
@@ -209,19 +209,25 @@ class Campaign:
         self._enter(run, end.state, end.reason)
 
     def _admit(self, jobs: Sequence[JobRecord]) -> None:
-        """Start what fits now, in the order of the queue of all campaigns."""
+        """Start what fits now, in the order of the queue of all campaigns; leave what nobody waits for to elastic trainings."""
         living = {job.campaign for job in jobs if job.kind == "campaign" and job.is_live}
         notes = {**self._board.notes(living - {self.campaign}), self.campaign: self._note()}
         self._board.post(self.campaign, notes[self.campaign])
-        if not self._steps:
+        growing = elastic_trainings(jobs)
+        if not self._steps and not growing:
             return
+        nodes, held = self._nodes(), reservations(jobs, notes.values(), self._board.room(time.time()))
         waiting = [run for note in notes.values() for run in note.waiting]
-        decision = decide(waiting, self._nodes(), reservations(jobs, notes.values()), self._steps)
+        decision = decide(waiting, nodes, held, self._steps)
         for key in decision.start:
             self._submit(self.runs[key], self._steps[key], jobs)
         for key, because in decision.because.items():
             if key in self._steps:
                 self.runs[key].reason = because
+        if growing:
+            held += [Reservation(key, self.runs[key].spec.workers) for key in decision.start if key not in {r.run_key for r in held}]
+            queue = [run for run in waiting if run.run_key not in {*decision.start, *growing}]
+            self._board.leave_room(growth(growing, queue, nodes, held), time.time())
 
     def _note(self) -> Note:
         """What this campaign waits for and holds; a run that has started keeps its place and its room until its end."""
@@ -266,10 +272,17 @@ class Campaign:
         self._emit({"event": "warning", "message": text})
 
 
-def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = ()) -> list[Reservation]:
-    """Everything that is held on the cluster at this moment."""
+def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = (), room: Mapping[str, int] | None = None) -> list[Reservation]:
+    """Everything that is held on the cluster at this moment. `room`: to how many workers elastic trainings were told that they may grow."""
     begun = {job.run_key for job in jobs if job.is_live and job.run_folder and has_begun(RunFolder(Path(job.run_folder)))}
-    return ledger(jobs, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding])
+    sizes = {key: max(now, (room or {}).get(key, 0)) for key, now in elastic_trainings(jobs).items()}
+    return ledger(jobs, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding], sizes)
+
+
+def elastic_trainings(jobs: Sequence[JobRecord]) -> dict[str, int]:
+    """Keys of the living trainings with an elastic number of workers, with the number that each has now."""
+    living = [job for job in jobs if job.is_live and job.kind == "train" and job.run_folder]
+    return {job.run_key: workers_now(RunFolder(Path(job.run_folder))) for job in living if job.reserved and job.reserved.is_elastic}
 
 
 def changes(before: RunStatus | None, now: RunStatus) -> dict[str, Any]:

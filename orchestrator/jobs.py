@@ -12,7 +12,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ JOB_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a gang waits for its room in rounds; each looks anew how many fit
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
@@ -112,6 +113,14 @@ class Jobs:
         kind: JobKind = "control" if plan_only else "campaign"
         name = f"{'plan' if plan_only else 'campaign'}-{campaign}"
         return self._submit(name, kind, self._modules.campaign, arguments, {"campaign": campaign}, {"experiment.yaml": experiment_yaml})
+
+    def submit_resume(self, campaign: str, results: str, names: Sequence[str] = (), tracking_uri: str = "") -> str:
+        """Start a campaign of the unfinished (or the named) runs below a results folder; returns its submission id.
+
+        `results`: empty for the one that the head's environment names. `tracking_uri`: in the place of a local server that has moved.
+        """
+        arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *(f"--only={name}" for name in names)]
+        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
 
     def submit_revalidation(self, campaign: str, run_folder: Path) -> str:
         """Start a campaign that only validates one trained run, again if need be; returns its submission id."""

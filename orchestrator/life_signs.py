@@ -51,11 +51,24 @@ def read_beat(folder: RunFolder) -> dict[str, Any]:
     return _read(folder.progress_file)
 
 
+def newest_stamp(folder: RunFolder) -> float:
+    """Unix time of the newest sign of life or claim, by the clock of whoever gave it; 0 when there is none."""
+    claim = _read(folder.attempts / f"{newest_attempt(folder):04d}.json").get("claimed_unix")
+    stamps = [stamp for stamp in (claim, read_beat(folder).get("unix")) if isinstance(stamp, int | float)]
+    return max(map(float, stamps), default=0.0)
+
+
 def has_begun(folder: RunFolder) -> bool:
     """True once the workers of the newest attempt hold their resources."""
     newest = newest_attempt(folder)
     attempt = read_beat(folder).get("attempt", 0)
     return newest > 0 and isinstance(attempt, int) and attempt >= newest
+
+
+def workers_now(folder: RunFolder) -> int:
+    """How many workers the newest start of the workers has; 0 while a driver has claimed the run and none of its workers has started."""
+    size = _read(folder.attempts / f"{newest_attempt(folder):04d}.json").get("world_size")
+    return size if isinstance(size, int) and size > 0 else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

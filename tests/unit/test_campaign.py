@@ -3,17 +3,21 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.board import ROOM_FRESH_S, Board
 from orchestrator.campaign_log import CampaignLog
-from orchestrator.campaign_loop import LEAST_TELL_S, is_news
+from orchestrator.campaign_loop import LEAST_TELL_S, is_news, reservations
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import read_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import WorkerSpec
 from trainers.spec.states import RunState
 
 
@@ -275,3 +279,31 @@ def test_the_campaign_and_the_jobs_import_no_torch() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_an_elastic_run_may_grow_only_while_nobody_waits(stage: Stage) -> None:
+    stage.cluster.gpus = 3
+    elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
+    first = stage.campaign(elastic)
+    look(first)
+    stage.cluster.workers_begin(elastic)
+    look(first)
+    board = Board(stage.base / "board")
+    assert board.room(time.time()) == {"key0": 3}
+    large = stage.campaign(stage.run(1, gpus=2), stage.run(2, gpus=2), name="c2")
+    look(large)
+    assert board.room(time.time()) == {"key0": 1}, "what was left to it is taken back"
+    look(large)
+    assert states(large) == ["RUNNING", "QUEUED"]
+    assert board.room(time.time()) == {"key0": 1}
+    assert board.room(time.time() + 2 * ROOM_FRESH_S) == {}, "no campaign lives that could say it"
+
+
+def test_an_elastic_run_holds_what_its_workers_have(stage: Stage) -> None:
+    elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
+    campaign = stage.campaign(elastic)
+    look(campaign)
+    assert [r.bundles for r in reservations(stage.cluster.records())] == [1]
+    claim_attempt(RunFolder(elastic.run_folder), "driver", {"role": "workers", "world_size": 2})
+    assert [r.bundles for r in reservations(stage.cluster.records())] == [2]
+    assert [r.bundles for r in reservations(stage.cluster.records(), (), {"key0": 3})] == [3]
