@@ -39,7 +39,10 @@ def published(tracker: Tracker, run_id: str, name: CheckpointName) -> Published 
     if value is None:
         return None
     try:
-        return Published.model_validate_json(value)
+        record = Published.model_validate_json(value)
+        if record.manifest.checkpoint != name or not record.directory.startswith(f"checkpoints/{name}/"):
+            raise ValueError(f"names another checkpoint than {name}")
+        return record
     except ValueError:
         log.warning("tag %s of run %s is not readable and is passed over: %.200s", published_tag(name), run_id, value)
         return None
@@ -104,6 +107,12 @@ def _download(tracker: Tracker, run_id: str, name: CheckpointName, target: Path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".nnfleet-download-", dir=target.parent) as folder:
         try:
+            offered = tracker.list_files(run_id, record.directory).get(record.file)
+            if offered != record.manifest.size_bytes:  # before anything of any size is fetched
+                raise CheckpointError(
+                    f"checkpoint: {record.file} of run {run_id} is not the file of its manifest: {offered} bytes on the server, "
+                    f"expected {record.manifest.size_bytes}. It is not used."
+                )
             local = tracker.download(run_id, record.file, Path(folder))
             _check(local, record.manifest, f"{record.file} of run {run_id}")
         except TrackingError as err:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from orchestrator.data_check import Problems, model_folder_problems
 from orchestrator.job_record import JobRecord
-from orchestrator.life_signs import owner_of, read_beat, stop_wish
+from orchestrator.life_signs import stop_wish
 from orchestrator.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.plan import Stage, standing_of
 from orchestrator.run_record import MARKER_METRIC, KnownRun
@@ -30,10 +30,6 @@ Opening = Literal["adopt", "finished", "deliver", "validate", "train"]
 """What a submission does with a run: follow its living job; nothing; bring its results to MLflow; validate it; train it."""
 
 
-FRESH_S = 60.0
-"""A run whose workers gave a sign of life within this time is taken to be trained now."""
-
-
 class Tracking(Protocol):
     """What a campaign needs of the tracking server; `orchestrator.tracking.Tracker` is it."""
 
@@ -41,7 +37,7 @@ class Tracking(Protocol):
 
     def ping(self) -> None: ...
     def ensure_experiment(self, name: str) -> str: ...
-    def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None: ...
+    def known_run(self, run_key: str) -> KnownRun | None: ...
     def claim_run(self, experiment_id: str, spec: RunSpec) -> str: ...
     def metrics(self, run_id: str) -> dict[str, float]: ...
     def set_state(self, run_id: str, state: RunState) -> None: ...
@@ -73,12 +69,9 @@ class Claim:
     """Its living job had been asked to stop; the wish was taken back, but it may have been heard already."""
 
 
-def refuse(spec: RunSpec, jobs: Sequence[JobRecord], *, now_unix: float) -> None:
+def refuse(spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
     """Raise ConfigError or DataError for a run that cannot be taken possession of. Changes nothing."""
-    job = living_job(spec, jobs)
-    _refuse_second_folder(spec, job)
-    if job is None:
-        _refuse_foreign_workers(spec, jobs, now_unix)
+    _refuse_second_folder(spec, living_job(spec, jobs))
     with _explained(spec):
         problems = Problems()
         problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans)))
@@ -142,23 +135,9 @@ def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
         )
 
 
-def _refuse_foreign_workers(spec: RunSpec, jobs: Sequence[JobRecord], now_unix: float) -> None:
-    """Another cluster that shares nnUNet_results may be training this run at this moment."""
-    folder = RunFolder(spec.run_folder)
-    age_s = now_unix - float(read_beat(folder).get("unix", 0.0))
-    owner = owner_of(folder)
-    known = {job.submission_id for job in jobs if job.run_key == spec.run_key}
-    if age_s < FRESH_S and owner is not None and not known & {owner.job, owner.driver}:
-        raise ConfigError(
-            f"results: {spec.run_key} gave a sign of life in {folder.root} {max(age_s, 0):.0f} s ago, from {owner} "
-            f"({owner.job or 'no job named'}), which no job of this cluster is. Follow or stop it on its own cluster; "
-            f"if that has just been shut down, submit again in {FRESH_S:.0f} s."
-        )
-
-
 def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
     """Raise ConfigError when the MLflow run that would be adopted records another training than the one in the run folder."""
-    folder, known = RunFolder(spec.run_folder), tracker.known_run(tracker.ensure_experiment(experiment_of(spec)), spec.run_key)
+    folder, known = RunFolder(spec.run_folder), tracker.known_run(spec.run_key)
     if known is None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."

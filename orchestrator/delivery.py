@@ -127,6 +127,11 @@ class Delivery:
             self._tracker = tracker
         return self._tracker, self._address.run_id
 
+    def forget_server(self) -> None:
+        """Ask anew which run this is and what the server has: it failed, and may come back with another database."""
+        self._tracker = self._address = self._logged = self._held = None
+        self._sent, self._looked_at = {}, {}
+
     # ---- metrics ----------------------------------------------------------------------------------------------------
 
     def send_metrics(self, closing: bool) -> None:
@@ -235,7 +240,7 @@ class Delivery:
         mark = (stat.st_mtime_ns, stat.st_size)
         if self._looked_at.get(name) == mark:
             return
-        known = self._sent or self._read_sent(run_id)
+        known = self._sent or self._read_sent(tracker, run_id)
         digest = sha256_of(path)
         if known.get(name) == digest:
             self._looked_at[name] = mark
@@ -245,13 +250,15 @@ class Delivery:
         self._sent = {**known, name: digest}
         write_json_atomic(self.folder.published_file, {"run_id": run_id, "files": self._sent})
 
-    def _read_sent(self, run_id: str) -> dict[str, str]:
+    def _read_sent(self, tracker: "Tracker", run_id: str) -> dict[str, str]:
         """What earlier deliveries to the same MLflow run have noted; only spares uploads, so a broken note is no harm."""
         try:
             content = read_json(self.folder.published_file, "note of delivered files")
-            return dict(content["files"]) if content["run_id"] == run_id else {}
+            noted = dict(content["files"]) if content["run_id"] == run_id else {}
         except (DataError, KeyError, TypeError, ValueError):
             return {}
+        there = tracker.list_files(run_id) if noted else {}
+        return {name: digest for name, digest in noted.items() if name.split("/", 1)[0] in there}
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.checkpoint_store import download_checkpoint, published
-from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.errors import CheckpointError, ConfigError, DataError
 from orchestrator.tracking import Tracker
+from trainers.spec.files import read_json
 from trainers.spec.run_spec import CheckpointName
 
 MODEL_FILES = ("plans.json", "dataset.json")
+LARGEST_MODEL_FILE = 256 << 20
+"""Bytes; plans and dataset.json of thousands of cases have a few MiB."""
 
 
 def export_model(run: str, target: Path, tracking_uri: str) -> Path:
@@ -53,11 +56,19 @@ def _fill(tracker: Tracker, run_id: str, names: list[CheckpointName], model: Pat
     fold = fold_in(tracker.tags(run_id))
     for name in names:
         download_checkpoint(tracker, run_id, name, model / f"fold_{fold}" / f"checkpoint_{name}.pth")
-    missing = sorted(set(MODEL_FILES) - set(tracker.list_files(run_id)))
+    sizes = tracker.list_files(run_id)
+    missing = sorted(set(MODEL_FILES) - set(sizes))
     if missing:
         raise CheckpointError(
             f"export: run {run_id} at {tracker.uri} has no {' and no '.join(missing)} among its artifacts. Let its training job start once."
         )
     with tempfile.TemporaryDirectory(prefix="nnfleet-export-") as folder:
         for file in MODEL_FILES:
-            shutil.move(tracker.download(run_id, file, Path(folder)), model / file)
+            if (sizes[file] or 0) > LARGEST_MODEL_FILE:
+                raise CheckpointError(f"export: {file} of run {run_id} at {tracker.uri} has {sizes[file]} bytes: it is no file of nnU-Net.")
+            local = tracker.download(run_id, file, Path(folder))
+            try:
+                read_json(local, f"export: {file} of run {run_id}")
+            except DataError as err:
+                raise CheckpointError(str(err)) from err
+            shutil.move(local, model / file)

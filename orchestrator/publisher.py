@@ -91,6 +91,7 @@ class Publisher:
             threading.Thread(target=self._run, args=(channel, step), name=f"publisher: {channel}", daemon=True)
             for channel, step in steps.items()
         ]
+        self._deliveries = {"metrics": metrics, "checkpoints and files": files}
         self._flushed = dict.fromkeys(steps, 0)  # per channel: number of the newest flush that was done
 
     def start(self) -> None:
@@ -134,6 +135,7 @@ class Publisher:
                 return
             except Exception as err:
                 outage.failed(err)
+                self._deliveries[channel].forget_server()
                 self._wait(backoff_s(outage.failures, closing), wanted)
                 continue
             outage.ended()

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from orchestrator.run_status import Names, meant
 from trainers.spec.committed import EpochRow, Manifest
 from trainers.spec.errors import ConfigError, NnfleetError
 from trainers.spec.plans import labels_of, load_dataset_json, load_plans
@@ -66,6 +67,17 @@ class KnownRun:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     """The newest value of each."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that MLflow shows as not ended."""
+
+    run_id: str
+    run_key: str
+    state: str
+    run_folder: str
+    """As a tag says; whoever may write tags chooses it."""
 
 
 @dataclass(frozen=True)
@@ -269,12 +281,11 @@ def note_of(spec: RunSpec, run_id: str) -> str:
 
 
 def match_run(text: str, names: Sequence[RunName]) -> RunName:
-    """The one run that `text` means: run key, MLflow run id, address, or a unique beginning of key or id.
+    """The one run that `text` means, by the rule of `run_status.meant`.
 
     Raises ConfigError, with the candidates, when none or several fit.
     """
-    exact = [n for n in names if text in (n.run_id, n.run_key)] or [n for n in names if text == n.address]
-    fitting = exact or [n for n in names if n.run_key.startswith(text) or n.run_id.startswith(text)]
+    fitting = [names[i] for i in meant(text, [Names(n.run_key, n.address, n.run_id) for n in names])]
     if len(fitting) == 1:
         return fitting[0]
     candidates = ", ".join(sorted(n.run_key for n in (fitting or names))[:10]) or "none"

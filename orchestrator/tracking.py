@@ -30,7 +30,7 @@ from mlflow.tracking._tracking_service.utils import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from orchestrator.code_identity import code_tags
-from orchestrator.errors import TrackingError
+from orchestrator.errors import NnfleetError, TrackingError
 from orchestrator.run_record import (
     DIGEST_LENGTH,
     MARKER_METRIC,
@@ -38,6 +38,7 @@ from orchestrator.run_record import (
     STATE_TAG,
     KnownRun,
     ModelEntry,
+    OpenRun,
     RunName,
     epoch_metrics,
     match_run,
@@ -48,7 +49,7 @@ from orchestrator.run_record import (
     tags_of,
     validation_data,
 )
-from orchestrator.tracking_address import WHERE_CREDENTIALS_GO, refuse_credentials
+from orchestrator.tracking_address import WHERE_CREDENTIALS_GO, holds_secret, masked, refuse_credentials
 from orchestrator.views import run_place, view_tags
 from trainers.spec.committed import EpochRow
 from trainers.spec.run_spec import CheckpointName, RunSpec
@@ -60,6 +61,11 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
 """MLflow's limit; a request is one transaction, so whole epochs that fit into one are there or not."""
+UNREACHABLE = "Check that the server runs and can be reached from here (`nnfleet up` starts a local one)."
+LOST_RUN = (
+    "The server does not know this run: it was deleted there, or the server lost its database. `nnfleet sync` makes it anew from its run "
+    "folder and delivers everything again."
+)
 PARAM_LENGTH = 500
 """Characters of a parameter that are recorded, and compared."""
 
@@ -100,12 +106,13 @@ class Tracker:
     def _speaking(self, purpose: str) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, requests.RequestException, ConnectionError, TimeoutError) as err:
-            cause = " ".join(str(err).split())[:500]
-            raise TrackingError(
-                f"mlflow: could not {purpose} at {self.uri}: {cause}. "
-                "Check that the server runs and can be reached from here (`nnfleet up` starts a local one)."
-            ) from err
+        except NnfleetError:
+            raise
+        except Exception as err:  # what is no MLflow answer (HTML, half of a JSON document) fails anywhere inside MLflow's client
+            cause = masked(" ".join(str(err).split()) or type(err).__name__)[:500]
+            advice = LOST_RUN if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" else UNREACHABLE
+            told = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice}")
+            raise told from (None if holds_secret(err) else err)  # a traceback prints the cause too
 
     # ---- experiments and runs ---------------------------------------------------------------------------------------
 
@@ -162,7 +169,7 @@ class Tracker:
                 self._describe(self._client.get_run(run.info.run_id), spec)
             return str(run.info.run_id)
 
-    def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None:
+    def known_run(self, run_key: str) -> KnownRun | None:
         """The MLflow run that `claim_run` would adopt, if there is one."""
         with self._speaking(f"look up run {run_key}"):
             run = self._oldest_run(run_key)
@@ -303,7 +310,10 @@ class Tracker:
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Download one artifact file below `folder` and return where it is."""
         with self._speaking(f"download {path} of run {run_id}"):
-            return Path(self._client.download_artifacts(run_id, path, str(folder)))
+            local = Path(self._client.download_artifacts(run_id, path, str(folder)))
+        if not local.resolve().is_relative_to(folder.resolve()) or local.is_symlink() or not local.is_file():
+            raise TrackingError(f"mlflow: {path} of run {run_id} at {self.uri} did not arrive as a file below {folder}. It is not used.")
+        return local
 
     def delete_directory(self, run_id: str, directory: str) -> None:
         """Delete an artifact directory with everything in it."""
@@ -343,6 +353,16 @@ class Tracker:
             experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
             runs = _pages(self._client.search_runs, experiments, f"tags.`{RUN_KEY_TAG}` != ''")
             return [RunName(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get("nnfleet.address", "")) for r in runs]
+
+    def open_runs(self) -> list[OpenRun]:
+        """All runs of nnfleet on the server whose state says that something will still happen with them."""
+        with self._speaking("list runs"):
+            experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
+            clause = f"tags.`{RUN_KEY_TAG}` != '' AND attributes.status = 'RUNNING'"
+            return [
+                OpenRun(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get(STATE_TAG, ""), r.data.tags.get("nnfleet.run_folder", ""))
+                for r in _pages(self._client.search_runs, experiments, clause)
+            ]
 
     def run_url(self, run_id: str) -> str:
         """Link to a run's page; empty where the tracking URI is no web address."""

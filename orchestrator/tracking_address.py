@@ -1,5 +1,8 @@
-"""What may be the address of an MLflow server; checked where it is written, before anything runs."""
+"""What may be the address of an MLflow server, checked where it is written, before anything runs; and what of it nobody may read."""
 
+import os
+import re
+import traceback
 from urllib.parse import urlsplit
 
 from orchestrator.errors import ConfigError
@@ -35,3 +38,28 @@ def _is_server(uri: str) -> bool:
         return uri.isprintable() and " " not in uri and url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # brackets that do not match, or a port that is none
         return False
+
+
+SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SECRETS = (
+    (re.compile(r"(\w+://)[^\s/@'\"]+@"), r"\1***@"),
+    (re.compile(r"\b(Basic|Bearer)\s+[\w+/=.~-]{6,}", re.IGNORECASE), r"\1 ***"),
+    (re.compile(r"([?&](?:[\w-]*(?:token|signature|sig|credential|password|secret|key))=)[^&\s'\")]+", re.IGNORECASE), r"\1***"),
+)
+
+
+def masked(text: str) -> str:
+    """`text` without logins, tokens and signatures of addresses: error texts of libraries quote whole addresses and headers."""
+    for name in SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        if len(value) >= 4:
+            text = text.replace(value, "***")
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def holds_secret(error: BaseException) -> bool:
+    """True when a traceback of `error`, with its causes, would print a secret."""
+    told = "".join(part for line in traceback.TracebackException.from_exception(error).format(chain=True) for part in line)
+    return masked(told) != told

@@ -150,7 +150,7 @@ class FakeTracking:
     def ensure_experiment(self, name: str) -> str:
         return "7"
 
-    def known_run(self, experiment_id: str, run_key: str) -> KnownRun | None:
+    def known_run(self, run_key: str) -> KnownRun | None:
         self._answer()
         run_id = f"id-{run_key}"
         return KnownRun(run_id, self.folders[run_id], self.metrics(run_id)) if run_id in self.folders else None
