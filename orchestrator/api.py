@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import services
 from orchestrator.campaign import this_machine as this_machine  # part of the Python API
@@ -21,6 +22,9 @@ from orchestrator.paths import Home
 from orchestrator.plan import PlanReport, expand, plan_report
 from orchestrator.run_status import RunStatus, match
 from orchestrator.services import Services
+
+if TYPE_CHECKING:
+    from orchestrator.sync import Synced
 
 POLL_S = 1.0
 FIRST_EVENT_POLL_S = 0.3
@@ -120,6 +124,22 @@ def validate(run: str, cluster: str | None = None) -> str:
     if told.error is not None:
         raise told.error
     return submission_id
+
+
+def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
+    """Deliver to MLflow what run folders hold and it lacks, of all runs below `results` or of one, and end there the runs whose jobs died.
+
+    `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
+    """
+    from orchestrator.sync import read_lines, sync_below
+
+    jobs = _running_jobs(cluster)
+    if jobs is not None and (cluster is not None or not is_local()):
+        arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
+        submission_id = jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
+        _finished(jobs, submission_id)
+        return read_lines(jobs.logs(submission_id))
+    return list(sync_below(results, run, jobs.records() if jobs is not None else []))
 
 
 def export(run: str, target: Path, tracking_uri: str | None = None) -> Path:

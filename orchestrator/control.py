@@ -1,4 +1,4 @@
-"""Acts on run folders where they are: `python -m orchestrator.control stop RUN_FOLDER [--now]`, a small Ray job.
+"""Acts on run folders where they are: `python -m orchestrator.control stop RUN_FOLDER [--now]` or `sync`, a small Ray job.
 
 A laptop does not see the folders of a cluster; whoever submits this job does not need to.
 """
@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainers.spec.errors import NnfleetError
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 
@@ -18,8 +19,27 @@ def main(arguments: list[str] | None = None) -> int:
     stopping = verbs.add_parser("stop", help="ask a run to stop")
     stopping.add_argument("run_folder", type=Path)
     stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch in flight")
+    syncing = verbs.add_parser("sync", help="deliver to MLflow what it lacks")
+    syncing.add_argument("run", nargs="?", default="")
+    syncing.add_argument("--results", type=Path, default=None)
     options = parser.parse_args(arguments)
+    if options.verb == "sync":
+        return synchronise(options.run, options.results)
     stop(RunFolder(options.run_folder), is_now=options.now)
+    return 0
+
+
+def synchronise(run: str, results: Path | None) -> int:
+    """Sync the runs below a results folder, by default this node's nnUNet_results; one line of JSON each."""
+    from orchestrator.jobs import Jobs
+    from orchestrator.sync import LINE_PREFIX, sync_below
+
+    try:
+        for done in sync_below(results, run, Jobs.inside_job().records()):
+            sys.stdout.write(f"{LINE_PREFIX}{done.model_dump_json()}\n")
+    except NnfleetError as err:
+        sys.stdout.write(f"Error: {err}\n")
+        return err.exit_code
     return 0
 
 

@@ -5,9 +5,13 @@ import time
 from collections.abc import Callable
 
 from orchestrator.claims import Tracking
+from orchestrator.delivery import address_of
+from orchestrator.outcome import Outcome, is_newest
 from orchestrator.run_record import shared_reason
 from orchestrator.run_watch import RunWatch
-from trainers.spec.errors import TrackingError
+from trainers.spec.errors import NnfleetError, TrackingError
+from trainers.spec.folder import RunFolder
+from trainers.spec.states import RunState
 
 log = logging.getLogger(__name__)
 
@@ -73,3 +77,34 @@ class StateTeller:
         left = ", ".join(f"{key} ({run.state})" for key, run in self._untold.items())
         self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. Submit again to tell it.")
         return True
+
+
+def tell_end(folder: RunFolder, outcome: Outcome) -> bool:
+    """Tell MLflow how a run ended, from the job that ended it: its campaign may be dead. True if MLflow knows the end now.
+
+    Only a final outcome of the newest driver is told; it is what the campaign tells too, so the order does not matter. Raises nothing.
+    """
+    try:
+        end = final_state(outcome)
+        spec = folder.spec()
+        address = address_of(folder, spec)
+        if end is None or address is None or not is_newest(folder, outcome.attempt):
+            return False
+        from orchestrator.tracking import Tracker  # seconds: not before it is needed
+
+        tracker = Tracker(address.tracking_uri)
+        tracker.ping()
+        tracker.set_state(address.run_id, end)
+        tracker.set_tags(address.run_id, {"nnfleet.reason": shared_reason(spec, "" if end is RunState.SUCCEEDED else outcome.message)})
+    except Exception as err:
+        known = isinstance(err, NnfleetError)
+        log.warning("MLflow was not told how the run in %s ended (`nnfleet sync` tells it): %s", folder.root, err, exc_info=not known)
+        return False
+    return True
+
+
+def final_state(outcome: Outcome | None) -> RunState | None:
+    """The state in which an outcome leaves its run; None while something is still to be done. Pure."""
+    if outcome is None or outcome.state in ("TRAINED", "SUPERSEDED"):
+        return None
+    return RunState(outcome.state)

@@ -23,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from orchestrator.case_queue import CaseQueue, failure_message, largest_first
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from orchestrator.publisher import deliver as deliver_rest
+from orchestrator.state_telling import tell_end
 from orchestrator.validation_cases import case_sizes, checkpoints_to_validate, is_done, is_stop_asked, remove_leftovers
 from orchestrator.validation_report import Report, deliver, picture_file, read_result, write_report
 from trainers.spec.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError
@@ -79,7 +80,8 @@ def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequen
         outcome = _outcome("FAILED_CODE", attempt, str(err), err)
     except Exception as err:
         outcome = _outcome("FAILED_CODE", attempt, f"{type(err).__name__}: {err}", err)
-    write_outcome(folder, outcome)
+    if write_outcome(folder, outcome):
+        tell_end(folder, outcome)
     return outcome
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from orchestrator.errors import DataError, TrackingError
 from trainers.spec.committed import newest_committed
 from trainers.spec.files import read_json, write_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.plans import Labels
+from trainers.spec.plans import Labels, labels_of, load_dataset_json
 from trainers.spec.pseudonyms import pseudonym, pseudonym_salt
 from trainers.spec.run_spec import CheckpointName, RunSpec
 from trainers.spec.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows
@@ -135,6 +135,19 @@ def deliver(folder: RunFolder, spec: RunSpec, reports: Sequence[Report], waits_s
         else:
             return None
     raise AssertionError("unreachable")
+
+
+def stored_reports(folder: RunFolder, spec: RunSpec, held: Collection[str]) -> list[Report]:
+    """Reports of full validations whose every case lies in the run folder and whose scores are not among the metrics `held` by MLflow."""
+    found = []
+    for name in spec.validation.checkpoints:
+        if any(key.startswith(f"full/{name}/") for key in held) or not (folder.validation(name) / "summary.json").is_file():
+            continue
+        results = [result for case in spec.val_cases if (result := read_result(folder, name, case)) is not None]
+        if results and len(results) == len(spec.val_cases) and len({result.checkpoint_sha256 for result in results}) == 1:
+            labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
+            found.append(write_report(folder, spec, labels, name, results))
+    return found
 
 
 def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[Report]) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import demo, down, export, logs, plan, schema, status, stop, submit, train, ui, up, validate
+from orchestrator.cli import demo, down, export, logs, plan, schema, status, stop, submit, sync, train, ui, up, validate
 from orchestrator.cli.output import EXIT_UNEXPECTED, answering_interrupts, note, terminal
 from orchestrator.errors import NnfleetError
 
@@ -35,6 +35,7 @@ VERBS: dict[str, Any] = {
     "logs": logs.logs,
     "stop": stop.stop,
     "validate": validate.validate,
+    "sync": sync.sync,
     "export": export.export,
     "ui": ui.ui,
     "up": up.up,
