@@ -4,9 +4,10 @@ Where a verb takes `cluster`, None means: the cluster that Ray's own variables n
 local services. Every verb may raise ClusterError; a `run` is named as `run_status.match` says, else ConfigError lists the candidates.
 """
 
+import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from orchestrator.paths import Home
 from orchestrator.plan import PlanReport, expand, plan_report
 from orchestrator.run_status import RunStatus, match
 from orchestrator.services import Services
+from orchestrator.unfinished import find_runs, results_folder, verdict_on
+from orchestrator.unfinished import lost as lost_status
 
 if TYPE_CHECKING:
     from orchestrator.sync import Synced
@@ -63,18 +66,65 @@ def plan(experiment: Experiment, cluster: str | None = None) -> PlanReport:
     return _first_plan(jobs, submission_id)
 
 
-def submit(experiment: Experiment, cluster: str | None = None, on_submit: Callable[[str], None] | None = None) -> Submission:
+def submit(
+    experiment: Experiment,
+    cluster: str | None = None,
+    on_submit: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> Submission:
     """Start a campaign and return once it has taken possession of its runs; it goes on without us.
 
     Starts the local services when no cluster is named. `on_submit` is told the campaign's id just before it is sent: whoever is
-    interrupted from then on has to `withdraw` it. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
+    interrupted from then on has to `withdraw` it. `on_wait` is told why it takes long, if it does. Raises what the campaign raises:
+    ConfigError, DataError, TrackingError, ClusterError.
     """
     jobs = Jobs.of(cluster)
     campaign_id = secrets.token_hex(4)
     if on_submit is not None:
         on_submit(campaign_id)
     submission_id = jobs.submit_campaign(campaign_id, _as_sent(experiment, jobs).to_yaml())
-    return Submission(campaign_id, submission_id, _first_plan(jobs, submission_id))
+    return Submission(campaign_id, submission_id, _first_plan(jobs, submission_id, on_wait))
+
+
+def resume(
+    runs: Sequence[str] = (),
+    results: Path | None = None,
+    cluster: str | None = None,
+    on_submit: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> Submission:
+    """Continue what a dead driver, campaign or head left unfinished, from the runs' own folders: like `submit` without the experiment.
+
+    `runs`: names of those to continue; else all that did not come to an end of their own. `results`: the folder that holds them, as the
+    head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` says what is left
+    as it is, and why. `on_wait` is told why it takes long: old workers may still be at work. Raises as `submit` does.
+    """
+    jobs = Jobs.of(cluster)
+    local = services.running()
+    is_here = local is not None and jobs.address.rstrip("/") == local.ray_address
+    place = str(results_folder(results, os.environ)) if is_here else str(results or "")
+    campaign_id = secrets.token_hex(4)
+    if on_submit is not None:
+        on_submit(campaign_id)
+    submission_id = jobs.submit_resume(campaign_id, place, runs, local.mlflow_uri if local is not None and is_here else "")
+    return Submission(campaign_id, submission_id, _first_plan(jobs, submission_id, on_wait))
+
+
+def lost(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
+    """Runs below a results folder that no campaign of the cluster knows and that did not come to an end of their own.
+
+    `results`: default nnUNet_results of this process where the cluster is the local one; without a folder that is seen here: none.
+    """
+    if results is None and (cluster is not None or not is_local()):
+        return []
+    try:
+        found, _ = find_runs(results_folder(results, os.environ))
+    except ConfigError:
+        if results is not None:
+            raise
+        return []
+    known = {item.run_key for item in status(cluster)}
+    return [lost_status(run) for run in found if run.spec.run_key not in known and verdict_on(run).is_taken]
 
 
 def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
@@ -216,12 +266,15 @@ def _as_sent(experiment: Experiment, jobs: Jobs) -> Experiment:
     return resolved.model_copy(update={"tracking": resolved.tracking.model_copy(update={"uri": local.mlflow_uri})})
 
 
-def _first_event(jobs: Jobs, submission_id: str) -> CampaignLog:
+def _first_event(jobs: Jobs, submission_id: str, on_wait: Callable[[str], None] | None = None) -> CampaignLog:
     """What a campaign says first: its plan, a state or an error. Raises ClusterError when it dies before."""
-    told = CampaignLog()
+    told, said = CampaignLog(), ""
     while True:
         job = jobs.find(submission_id)
         told.update(jobs.logs(submission_id))
+        if on_wait is not None and told.waits != said:
+            said = told.waits
+            on_wait(said)
         if told.plan is not None or told.error is not None or told.statuses:
             return told
         if not job.is_live:
@@ -229,8 +282,8 @@ def _first_event(jobs: Jobs, submission_id: str) -> CampaignLog:
         time.sleep(FIRST_EVENT_POLL_S)
 
 
-def _first_plan(jobs: Jobs, submission_id: str) -> PlanReport:
-    told = _first_event(jobs, submission_id)
+def _first_plan(jobs: Jobs, submission_id: str, on_wait: Callable[[str], None] | None = None) -> PlanReport:
+    told = _first_event(jobs, submission_id, on_wait)
     if told.error is not None:
         raise told.error
     if told.plan is None:
@@ -273,7 +326,7 @@ def _statuses(jobs: Jobs, campaign: str | None) -> list[RunStatus]:
 
 
 def _orphan(status: RunStatus, job: JobRecord) -> RunStatus:
-    reason = f"its campaign {job.campaign} {_end_of(job)}; this is what it said last. Submit the experiment again: it continues."
+    reason = f"its campaign {job.campaign} {_end_of(job)}; this is what it said last. `nnfleet resume` continues it."
     return status.model_copy(update={"reason": reason, "seconds_left": None})
 
 
@@ -284,7 +337,7 @@ def _end_of(job: JobRecord) -> str:
 def _death_of(job: JobRecord) -> ClusterError:
     return ClusterError(
         f"campaign: {job.submission_id} {'was stopped' if job.state == 'STOPPED' else 'died'}. Its runs go on where they run; "
-        f"submit the experiment again to follow them.\n{job.message[-2000:]}"
+        f"`nnfleet resume`, or the experiment submitted again, follows them.\n{job.message[-2000:]}"
     )
 
 

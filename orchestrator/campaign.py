@@ -107,13 +107,13 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     was named, that is an error.
     """
     from orchestrator.jobs import Jobs
-    from orchestrator.resume_check import sound
+    from orchestrator.resume_check import sound, with_reachable_server
 
     place = results_folder(results, os.environ)
-    choice = of_one_server(choose(*find_runs(place), names, place))
+    found, damaged = find_runs(place)
+    choice = of_one_server(choose([with_reachable_server(run, tracking_uri) for run in found], damaged, names, place))
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
-    specs = [reachable(run.spec, tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""), print_event) for run in choice.taken]
-    specs, faults = sound(specs, cluster.records, Clock(), _say_waiting, raises=bool(names))
+    specs, faults = sound([run.spec for run in choice.taken], cluster.records, Clock(), _say_waiting, raises=bool(names))
     queue = queue_of(cluster.records(), Board.of_cluster(address))
     report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address)
     never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
@@ -166,9 +166,7 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
     checkpoints_to_validate(folder, spec)
 
 
-def _opened(
-    campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False
-) -> Campaign:
+def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False) -> Campaign:
     """A campaign in possession of its runs. `is_quiet`: that no foreign worker trains them has been seen to before."""
     from orchestrator.tracking import Tracker
 

@@ -22,6 +22,8 @@ class CampaignLog:
     statuses: dict[str, RunStatus] = field(default_factory=dict)
     plan: PlanReport | None = None
     error: NnfleetError | None = None
+    waits: str = ""
+    """Why it has not begun yet."""
     exit_code: int | None = None
     """Set once every run has come to its end."""
     _read: int = 0
@@ -47,6 +49,8 @@ class CampaignLog:
                     self.statuses[status.run_key] = status
                 case "plan":
                     self.plan = PlanReport.model_validate(event["plan"])
+                case "waiting":
+                    self.waits = str(event["message"])
                 case "error":
                     self.error = error_named(str(event["error"]), str(event["message"]))
                 case "done":

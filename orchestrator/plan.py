@@ -29,6 +29,7 @@ __all__ = [
     "Standing",
     "expand",
     "fit",
+    "plan_of_runs",
     "plan_report",
     "standing_of",
 ]
@@ -98,6 +99,8 @@ class PlanReport(Frozen):
     n_finished: int
     """Finished runs are counted here only."""
     warnings: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    """Runs that `resume` found and leaves as they are, each with the reason."""
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """The report as JSON; `PlanReport.model_validate_json` reads it back."""
@@ -123,6 +126,19 @@ def plan_report(
     warnings: Sequence[str] = (),
 ) -> PlanReport:
     """The plan of `specs` (from `expand`) on a cluster: decided as their campaign will decide, behind everything that waits already."""
+    return plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
+
+
+def plan_of_runs(
+    name: str,
+    specs: Sequence[RunSpec],
+    nodes: Sequence[NodeResources],
+    queue: Queue | None = None,
+    cluster: str = "local",
+    warnings: Sequence[str] = (),
+    left: Sequence[str] = (),
+) -> PlanReport:
+    """Likewise for runs of several experiments; `name` stands for what they have in common."""
     queue = queue or Queue()
     standings = {spec.run_key: standing_of(spec) for spec in specs}
     fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if standings[spec.run_key].stage == "finished"}
@@ -137,7 +153,7 @@ def plan_report(
     open_rows = [row for row in rows if row.standing.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
     return PlanReport(
-        experiment=experiment.name,
+        experiment=name,
         cluster=cluster,
         rows=tuple(rows),
         n_now=counts["now"],
@@ -145,6 +161,7 @@ def plan_report(
         n_never=counts["never"],
         n_finished=len(rows) - len(open_rows),
         warnings=(*warnings, *_doubts(specs)),
+        left=tuple(left),
     )
 
 

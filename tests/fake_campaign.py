@@ -2,12 +2,15 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orchestrator.board import Board
 from orchestrator.campaign_loop import Campaign, Event
+from orchestrator.clock import Clock
 from orchestrator.errors import ClusterError, Superseded, TrackingError
+from orchestrator.foreign_workers import refuse_foreign_workers
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import EndState, Outcome, write_outcome
 from orchestrator.resources import NodeResources
@@ -193,14 +196,43 @@ class FakeTracking:
             raise TrackingError("mlflow: away")
 
 
+class FakeClock:
+    """Time that passes only while somebody sleeps; meanwhile things happen. Clocks may be set, as administrators and NTP do."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.ahead_s = 0.0
+        self._pending: list[tuple[float, Callable[[], None]]] = []
+        self.clock = Clock(self.unix, lambda: self.now_s, self.sleep)
+
+    def unix(self) -> float:
+        return time.time() + self.now_s - 1000.0 + self.ahead_s
+
+    def jump(self, seconds: float) -> None:
+        self.ahead_s += seconds
+
+    def after(self, seconds: float, what: Callable[[], None]) -> None:
+        """`what` happens when so much time has passed."""
+        self._pending.append((self.now_s + seconds, what))
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        due = [what for at, what in self._pending if at <= self.now_s]
+        self._pending = [item for item in self._pending if item[0] > self.now_s]
+        for what in due:
+            what()
+
+
 class Stage:
-    """A cluster, a tracking server, data, and campaigns."""
+    """A cluster, a tracking server, data, a clock, and campaigns."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
         self.tracking = FakeTracking()
         self.cluster = FakeCluster()
         self.cluster.tracking = self.tracking
+        self.clock = FakeClock()
+        self.said: list[str] = []
         self.events: list[Event] = []
         self.data = base / "preprocessed" / "Dataset001_X"
         self.data.mkdir(parents=True)
@@ -228,6 +260,7 @@ class Stage:
 
     def campaign(self, *specs: RunSpec, name: str = "c1") -> Campaign:
         self.cluster.add_campaign(name)
+        refuse_foreign_workers(specs, self.cluster.records, self.clock.clock, self.said.append)
         made = Campaign(name, self.cluster, self.cluster.nodes, Board(self.base / "board"), self.events.append, self.tracking)
         made.open(specs)
         return made

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import demo, down, export, logs, plan, schema, status, stop, submit, sync, train, ui, up, validate
+from orchestrator.cli import demo, down, export, logs, plan, resume, schema, status, stop, submit, sync, train, ui, up, validate
 from orchestrator.cli.output import EXIT_UNEXPECTED, answering_interrupts, note, terminal
 from orchestrator.errors import NnfleetError
 
@@ -34,6 +34,7 @@ VERBS: dict[str, Any] = {
     "status": status.status,
     "logs": logs.logs,
     "stop": stop.stop,
+    "resume": resume.resume,
     "validate": validate.validate,
     "sync": sync.sync,
     "export": export.export,

@@ -9,6 +9,8 @@ from orchestrator.cli.parameters import cluster_option
 from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from orchestrator.api import Submission
     from orchestrator.experiment import Experiment
     from orchestrator.run_status import RunStatus
@@ -43,10 +45,17 @@ def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: s
     """Submit; `doing` is shown meanwhile. Ctrl-C ends what was sent already and says so: nothing goes on that nobody was told of."""
     from orchestrator import api
 
+    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note), cluster, doing)
+
+
+def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster: str | None, doing: str) -> "Submission":
+    """What `send` submits, in the foreground likewise; it tells the campaign's id to its argument just before it is sent."""
+    from orchestrator import api
+
     sent: list[str] = []
     try:
         with working(doing):
-            return api.submit(experiment, cluster, sent.append)
+            return send(sent.append)
     except KeyboardInterrupt:
         if not sent:
             note("Nothing was submitted.")

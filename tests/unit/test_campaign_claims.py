@@ -1,7 +1,6 @@
 """Taking possession of runs: what is refused before anything starts, and what two campaigns or two clusters do to each other."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import WorkerSpec
+from trainers.spec.run_spec import RunSpec, WorkerSpec
 from trainers.spec.states import RunState
 
 
@@ -140,12 +139,57 @@ def test_a_run_that_another_cluster_trains_now_is_refused(stage: Stage) -> None:
     look(stage.campaign(run))
     stage.cluster.workers_begin(run)
     stage.cluster = FakeCluster()
-    with pytest.raises(ConfigError, match=r"sign of life .* from attempt 1 of train-key0-a1"):
+    for second in range(2, 400, 2):
+        stage.clock.after(second, lambda: beat(run, stage.clock.unix()))
+    with pytest.raises(ConfigError, match=r"signs of life .* from attempt 1 of train-key0-a1"):
         stage.campaign(run, name="elsewhere")
-    beat = RunFolder(run.run_folder).progress_file
-    write_json_atomic(beat, {**json.loads(beat.read_text()), "unix": time.time() - 3600})
+    assert "waits until they have been silent for 60 s" in stage.said[0]
+
+
+def test_workers_that_a_dead_head_left_behind_are_waited_for(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster = FakeCluster()
+    for second in range(2, 58, 2):
+        stage.clock.after(second, lambda: beat(run, stage.clock.unix()))
+    began_s = stage.clock.now_s
     look(again := stage.campaign(run, name="elsewhere"))
     assert states(again) == ["RUNNING"]
+    assert stage.clock.now_s - began_s > 56 + 60 - 2
+
+
+@pytest.mark.parametrize(("ahead_s", "longest_s"), [(3600, 61), (-3600, 8), (-30, 61), (0, 61)])
+def test_a_clock_that_is_wrong_locks_no_run_out(stage: Stage, ahead_s: float, longest_s: float) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    beat(run, stage.clock.unix() + ahead_s)  # the last one
+    attempt = RunFolder(run.run_folder).attempts / "0001.json"
+    write_json_atomic(attempt, {**json.loads(attempt.read_text()), "claimed_unix": 0})
+    stage.cluster = FakeCluster()
+    began_s = stage.clock.now_s
+    look(again := stage.campaign(run, name="elsewhere"))
+    assert states(again) == ["RUNNING"]
+    assert stage.clock.now_s - began_s <= longest_s
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+def test_a_clock_that_is_wrong_hides_no_living_worker(stage: Stage, ahead_s: float) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    beat(run, stage.clock.unix() + ahead_s)
+    stage.cluster = FakeCluster()
+    for second in range(2, 400, 2):
+        stage.clock.after(second, lambda: beat(run, stage.clock.unix() + ahead_s))
+    with pytest.raises(ConfigError, match="signs of life"):
+        stage.campaign(run, name="elsewhere")
+
+
+def beat(run: RunSpec, unix: float) -> None:
+    """Its workers give a sign of life, by a clock of their own."""
+    write_json_atomic(RunFolder(run.run_folder).progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": unix, "attempt": 1})
 
 
 def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage: Stage) -> None:

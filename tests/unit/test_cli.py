@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +91,8 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.runs: list[RunStatus] = [run_status()]
+        self.lost_runs: list[RunStatus] = []
+        self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.interruptions = 0
         self.fault: Exception | None = None
@@ -116,13 +118,38 @@ class FakeApi:
         self._ask("plan", experiment, cluster)
         return plan_report()
 
-    def submit(self, experiment: Experiment, cluster: str | None = None, on_submit: Callable[[str], None] | None = None) -> Any:
+    def submit(
+        self,
+        experiment: Experiment,
+        cluster: str | None = None,
+        on_submit: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Any:
         self._ask("submit", experiment, cluster)
+        return self._sent(on_submit)
+
+    def resume(
+        self,
+        runs: Sequence[str] = (),
+        results: Path | None = None,
+        cluster: str | None = None,
+        on_submit: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Any:
+        self._ask("resume", tuple(runs), results, cluster)
+        if on_wait:
+            on_wait("workers may still be at work")
+        return self._sent(on_submit)
+
+    def lost(self, cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
+        return self.lost_runs
+
+    def _sent(self, on_submit: Callable[[str], None] | None) -> Any:
         if on_submit and not self.interrupted_early:
             on_submit("c1")
         if self.interrupted_early is not None:
             raise KeyboardInterrupt
-        return SimpleNamespace(campaign_id="c1", submission_id="campaign-c1", plan=plan_report())
+        return SimpleNamespace(campaign_id="c1", submission_id="campaign-c1", plan=self.report)
 
     def withdraw(self, campaign_id: str, cluster: str | None = None) -> list[str]:
         self._ask("withdraw", campaign_id, cluster)
@@ -225,6 +252,21 @@ def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert api.asked[0][2] == "http://head:8265"
     _, out, _ = nnfleet("submit", "e.yaml", "--json")
     assert json.loads(out)["campaign"] == "c1"
+
+
+def test_resume_says_what_it_takes_up_and_what_it_leaves(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.report = plan_report().model_copy(update={"left": ("17/2d/nnUNetTrainer/0 (key) is finished.",)})
+    code, out, err = nnfleet("resume", "17/3d_fullres/nnUNetTrainer/0", "--results", "/results", "--cluster", "http://head:8265")
+    assert code == 0
+    assert api.asked == [("resume", ("17/3d_fullres/nnUNetTrainer/0",), Path("/results"), "http://head:8265")]
+    assert "Left: 17/2d/nnUNetTrainer/0 (key) is finished." in err
+    assert "workers may still be at work" in err
+    assert "Resumed as campaign c1. Watch it: nnfleet status --watch --cluster http://head:8265" in out
+    api.report = api.report.model_copy(update={"rows": ()})
+    _, out, _ = nnfleet("resume")
+    assert out == "Nothing to resume.\n"
+    _, out, _ = nnfleet("resume", "--json")
+    assert json.loads(out)["plan"]["left"] == ["17/2d/nnUNetTrainer/0 (key) is finished."]
 
 
 def test_an_error_is_its_message_and_exit_code_without_a_traceback(nnfleet: Nnfleet, api: FakeApi) -> None:

@@ -1,0 +1,44 @@
+"""`nnfleet resume`: continue what a dead driver, campaign or head left unfinished."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.output import note, print_json, say
+from orchestrator.cli.parameters import AsJson, Cluster, cluster_option
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...", help="Only these, stopped and failed ones too: by run key, a beginning of it, or address.", show_default=False
+    ),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option("--results", metavar="FOLDER", help="Where the runs are. Default: nnUNet_results, here or on a named cluster's head."),
+]
+
+
+def resume(runs: Runs = None, results: Results = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
+    """Continue every run that did not come to an end of its own, from its folder alone: the experiment file is not needed."""
+    import json
+
+    from orchestrator import api
+    from orchestrator.cli.foreground import in_foreground
+    from orchestrator.cli.plan import show_plan
+
+    submission = in_foreground(
+        lambda on_submit: api.resume(runs or (), results, cluster, on_submit, note), cluster, "Looking for unfinished runs ..."
+    )
+    if as_json:
+        plan = json.loads(submission.plan.to_json())
+        print_json({"campaign": submission.campaign_id, "submission_id": submission.submission_id, "plan": plan})
+        return
+    for sentence in submission.plan.left:
+        note(f"Left: {sentence}")
+    if not submission.plan.rows:
+        say("Nothing to resume.")
+        return
+    show_plan(submission.plan)
+    say(f"Resumed as campaign {submission.campaign_id}. Watch it: nnfleet status --watch{cluster_option(cluster)}")
