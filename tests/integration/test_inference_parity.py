@@ -3,12 +3,14 @@
 import json
 import multiprocessing.dummy
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
@@ -164,10 +166,25 @@ def test_the_original_slice_undoes_crop_and_transposition() -> None:
 def test_a_broken_case_names_itself(toys: Toys, tmp_path: Path) -> None:
     spec, folder = random_run(toys("labels"), tmp_path / "results")
     predictor = CasePredictor(spec, folder.checkpoint("best"), "cpu")
-    with pytest.raises(DataError, match="preprocessed case nobody in .* cannot be read"):
+    with pytest.raises(DataError, match="case nobody in .* cannot be read"):
         predictor.predict("nobody", tmp_path)
     with pytest.raises(DataError, match=r"nobody\.nii\.gz cannot be read"):
         predictor.read_segmentation(predictor.reference_file("nobody"))
+
+
+def test_a_case_with_voxels_that_are_no_numbers_names_itself(toys: Toys, tmp_path: Path) -> None:
+    toy = toys("labels")
+    spec, folder = random_run(toy, tmp_path / "results")
+    copied = tmp_path / toy.name
+    shutil.copytree(toy.preprocessed, copied)
+    case_id = spec.val_cases[0]
+    data = next(path for path in copied.glob(f"*/{case_id}.b2nd") if "3d" in path.parent.name).parent
+    image = np.array(blosc2.open(str(data / f"{case_id}.b2nd"))[:])
+    image[0, 0, 0, 0] = np.nan
+    blosc2.asarray(image, urlpath=str(data / f"{case_id}.b2nd"), mode="w")
+    predictor = CasePredictor(spec.model_copy(update={"preprocessed_folder": copied}), folder.checkpoint("best"), "cpu")
+    with pytest.raises(DataError, match=f"preprocessed case {case_id} in .* has voxels that are not finite numbers"):
+        predictor.predict(case_id, tmp_path)
 
 
 def test_a_checkpoint_of_another_network_is_refused(toys: Toys, tmp_path: Path) -> None:

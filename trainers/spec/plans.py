@@ -79,7 +79,15 @@ def fault_of_configuration(settings: dict[str, Any]) -> str:
         return f"patch_size must be two or three whole numbers from 1 to {MAX_SIZE}, got {shown(patch)}"
     if (masks := settings.get("use_mask_for_norm", [])) is not None and not isinstance(masks, list):
         return f"use_mask_for_norm must be a list, got {shown(masks)}"
-    return _fault_of_architecture(settings["architecture"]) if "architecture" in settings else ""
+    fault = _fault_of_architecture(settings["architecture"]) if "architecture" in settings else ""
+    if fault or "architecture" not in settings or patch is None:
+        return fault
+    strides = settings["architecture"].get("arch_kwargs", {}).get("strides", [])
+    if not isinstance(strides, list) or not all(
+        _is_size(s) or (isinstance(s, list) and len(s) == len(patch) and all(map(_is_size, s))) for s in strides
+    ):
+        return f"strides must be whole numbers from 1, or lists of {len(patch)} of them, got {shown(strides)}"
+    return ""
 
 
 def _is_size(value: Any) -> bool:

@@ -173,4 +173,4 @@ class RunSpec(Frozen):
     def address(self) -> str:
         """How users call this run: dataset number/configuration/trainer/fold."""
         number = self.dataset.removeprefix("Dataset").split("_", 1)[0]
-        return f"{int(number) if number.isdigit() else self.dataset}/{self.configuration}/{self.trainer}/{self.fold}"
+        return f"{int(number) if number.isdecimal() and len(number) < 10 else self.dataset}/{self.configuration}/{self.trainer}/{self.fold}"
