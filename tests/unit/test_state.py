@@ -229,7 +229,7 @@ def test_a_broken_checkpoint_is_an_error_that_names_the_file(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="checkpoint_final.pth cannot be read"):
         read_checkpoint(path)
     torch.save({"weights": 1}, path)
-    with pytest.raises(CheckpointError, match="no 'network_weights'"):
+    with pytest.raises(CheckpointError, match="no tensors under 'network_weights'"):
         read_checkpoint(path)
 
 

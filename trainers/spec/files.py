@@ -1,4 +1,7 @@
-"""Durable file operations: a reader sees the old file or the whole new one, never a part of it."""
+"""Durable file operations: a reader sees the old file or the whole new one, never a part of it.
+
+Whatever writes here raises StorageError when the disk is full, read-only or away, and leaves nothing half written behind.
+"""
 
 import contextlib
 import errno
@@ -9,11 +12,12 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from trainers.spec.errors import DataError
+from trainers.spec.storage import storing
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """How file systems say that they do not make hard links."""
@@ -30,26 +34,24 @@ def fsync_folder(folder: Path) -> None:
 
 def write_beside(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o644) -> Path:
     """Write a durable temporary file next to `target` through `fill` and return its path; leaves nothing behind on error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        with _removed_on_error(Path(name)), os.fdopen(descriptor, "wb") as stream:
             fill(stream)
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    return Path(name)
+        return Path(name)
 
 
 def write_through(target: Path, fill: Callable[[IO[bytes]], None]) -> None:
     """Replace `target` atomically and durably by what `fill` writes into the stream that it is given."""
     temporary = write_beside(target, fill)
-    os.replace(temporary, target)
-    fsync_folder(target.parent)
+    with storing(target):
+        with _removed_on_error(temporary):
+            os.replace(temporary, target)
+        fsync_folder(target.parent)
 
 
 def write_atomic(target: Path, content: bytes) -> None:
@@ -65,14 +67,15 @@ def write_json_atomic(target: Path, value: Any) -> None:
 def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
     """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder."""
     temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        if os.stat(temporary).st_nlink < 2:  # else it was made after all: NFS repeats a request whose answer was lost
-            return False
-    finally:
-        os.unlink(temporary)
-    fsync_folder(target.parent)
+    with storing(target):
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            if os.stat(temporary).st_nlink < 2:  # else it was made after all: NFS repeats a request whose answer was lost
+                return False
+        finally:
+            _remove(temporary)
+        fsync_folder(target.parent)
     return True
 
 
@@ -82,15 +85,17 @@ def link_atomic(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError as err:
-        if err.errno not in _NO_LINKS:
+        if err.errno in _NO_LINKS:
+            with source.open("rb") as opened:
+                write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
+            return
+        with storing(target):
             raise
-        with source.open("rb") as opened:
-            write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
-        return
-    os.replace(temporary, target)
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # rename() does nothing when both names already are the same file
-    fsync_folder(target.parent)
+    with storing(target):
+        with _removed_on_error(temporary):
+            os.replace(temporary, target)
+        _remove(temporary)  # rename() does nothing when both names already are the same file
+        fsync_folder(target.parent)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -118,3 +123,18 @@ def sha256_of(path: Path) -> str:
 
 def _write_all(stream: IO[bytes], content: bytes) -> None:
     stream.write(content)
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    """Delete a file if it is there; where even that fails, the error that led here says more."""
+    with contextlib.suppress(OSError):
+        temporary.unlink()
