@@ -131,6 +131,9 @@ class FakeTracker:
     def tags(self, run_id: str) -> dict[str, str]:
         return self._tags
 
+    def list_files(self, run_id: str, directory: str = "") -> dict[str, int | None]:
+        return {f"{directory}/checkpoint_best.pth": len(self._content)}
+
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         local = folder / "file"
         local.write_bytes(self._content)
