@@ -15,7 +15,10 @@ import pytest
 from orchestrator.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
 from orchestrator.export import export_model
+from orchestrator.outcome import Outcome
 from orchestrator.publisher import Publisher, deliver
+from orchestrator.state_telling import tell_end
+from orchestrator.sync import sweep, sync
 from orchestrator.tracking import Tracker
 from tests.fake_run import CLASSES, FakeRun
 from tests.integration.mlflow_server import MlflowServer
@@ -392,3 +395,72 @@ def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeR
         export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
     assert not (tmp_path / "model").exists()
     assert newest_committed(run.folder) is None
+
+
+# ---- without any job ----------------------------------------------------------------------------------------------
+
+
+def age(run: FakeRun) -> None:
+    """Make every sign of life old."""
+    for file in run.folder.attempts.glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"claimed_unix": 1.0}))
+
+
+def test_sync_delivers_what_no_job_did_and_ends_the_run_once(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    age(run)
+    for _ in range(3):
+        run.epoch()
+    run.finish()
+    tracker.set_state(run_id(run), RunState.RUNNING)
+    (first,) = sync([run.folder], [])
+    assert first.lacking == ""
+    assert first.delivered == ("3 epochs", "checkpoint best of epoch 2", "checkpoint final of epoch 2", "state STOPPED")
+    assert_history_is_exact(tracker, run)
+    assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+    assert "nnfleet resume" in tracker.tags(run_id(run))["nnfleet.reason"]
+    (again,) = sync([run.folder], [])
+    assert (again.delivered, again.lacking) == ((), "")
+
+
+def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    age(run)
+    run.epoch()
+    assert deliver(run.folder, 60)
+    run.track(tracker.uri, "0" * 32)  # what a server with another database does not know
+    tracker._client.delete_tag(tracker.find_run(run.spec.run_key), "nnfleet.run_key")
+    with pytest.raises(TrackingError, match="nnfleet sync"):
+        tracker.tags(run_id(run))
+    (done,) = sync([run.folder], [])
+    assert done.lacking == ""
+    assert done.delivered == ("a new MLflow run", "1 epochs", "checkpoint best of epoch 0", "state STOPPED")
+    assert "plans.json" in tracker.list_files(run_id(run))
+    assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+
+
+def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: MlflowServer, tracker: Tracker, run: FakeRun) -> None:
+    age(run)
+    run.epoch()
+    blocked = server.artifacts / str(tracker._client.get_run(run_id(run)).info.experiment_id) / run_id(run)
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("a file where the run's folder should be")
+    (done,) = sync([run.folder], [])
+    assert "could not upload" in done.lacking
+    assert_history_is_exact(tracker, run)
+    blocked.unlink()
+    (done,) = sync([run.folder], [])
+    assert (done.delivered[0], done.lacking) == ("checkpoint best of epoch 0", "")
+
+
+def test_who_ends_last_tells_and_a_sweep_ends_what_died_unnoticed(tracker: Tracker, run: FakeRun) -> None:
+    run.epoch()
+    tracker.set_state(run_id(run), RunState.RUNNING)
+    assert run.spec.run_key not in sweep(tracker, []), "its claim is fresh"
+    age(run)
+    assert run.spec.run_key in sweep(tracker, [])
+    assert tracker.tags(run_id(run))["nnfleet.state"] == "STOPPED"
+    outcome = Outcome(job="validation", state="SUCCEEDED", attempt=run.attempt, message="done")
+    assert tell_end(run.folder, outcome)
+    assert tell_end(run.folder, outcome)
+    assert tracker._client.get_run(run_id(run)).info.status == "FINISHED"
+    run.resume()
+    assert not tell_end(run.folder, outcome.model_copy(update={"state": "FAILED_CODE"})), "another driver has the run"
