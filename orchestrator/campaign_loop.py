@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from orchestrator.admission import Waiting, decide, growth, ledger
 from orchestrator.board import Board, Holding, Note
 from orchestrator.claims import Claim, Tracking, claim, lacks_scores, refuse, refuse_mixture, reset, track
+from orchestrator.clock import Clock
 from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import has_begun, workers_now
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
@@ -60,6 +61,7 @@ class Campaign:
         board: Board,
         emit: Callable[[Event], None],
         tracker: Tracking | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.campaign = campaign
         self._cluster = cluster
@@ -67,7 +69,8 @@ class Campaign:
         self._board = board
         self._emit = emit
         self._tracker = tracker
-        self._since_unix = time.time()
+        self._clock = clock or Clock()
+        self._since_unix = self._clock.unix()
         self._steps: dict[str, Train | Validate] = {}
         self._ended_jobs: set[str] = set()
         self._told: dict[str, RunStatus] = {}
@@ -93,12 +96,12 @@ class Campaign:
                 for spec in specs:
                     refuse(spec, jobs)
                 claims = [claim(spec, jobs, only_validate=only_validate) for spec in specs]
-            claims = self._tracked(claims)
+            claims = self._tracked(claims, jobs)
             with self._board.locked():
                 for claimed in claims:
                     self._begin(self.runs[claimed.spec.run_key], claimed)
 
-    def _tracked(self, claims: Sequence[Claim]) -> list[Claim]:
+    def _tracked(self, claims: Sequence[Claim], jobs: Sequence[JobRecord]) -> list[Claim]:
         """Give every claimed run its MLflow run. When that fails on the way, the runs that would wait there for ever are ended.
 
         Returns the claims; a finished run whose scores MLflow lacks is to be delivered.
@@ -107,7 +110,10 @@ class Campaign:
         try:
             for claimed in claims:
                 spec = claimed.spec
-                run = RunWatch(spec, self.campaign, self._since_unix, track(spec, self._tracker), resumes=claimed.was_stopping)
+                own = [job for job in jobs if job.run_key == spec.run_key]
+                earlier = frozenset(job.submission_id for job in own if claimed.was_stopping or not job.is_live)
+                tracked = track(spec, self._tracker)
+                run = RunWatch(spec, self.campaign, earlier, tracked, resumes=claimed.was_stopping, clock=self._clock)
                 self.runs[spec.run_key] = run
                 is_lacking = claimed.opening == "finished" and lacks_scores(spec, run.tracked, self._tracker)
                 told.append(replace(claimed, opening="deliver") if is_lacking else claimed)
@@ -182,8 +188,9 @@ class Campaign:
 
     def _take(self, run: RunWatch, step: Step) -> None:
         match step:
-            case Stay(state):
-                self._enter(run, state)
+            case Stay(state, reason):
+                is_same_wait = state is run.state is RunState.RECOVERING
+                self._enter(run, state, reason or (run.reason if is_same_wait else ""))
             case EndJob(job, state):
                 self._enter(run, state, "stops on request.")
                 if job.submission_id not in self._ended_jobs:
@@ -223,7 +230,9 @@ class Campaign:
             self._submit(self.runs[key], self._steps[key], jobs)
         for key, because in decision.because.items():
             if key in self._steps:
-                self.runs[key].reason = because
+                step = self._steps[key]
+                lost = step.reason if isinstance(step, Train) else ""
+                self.runs[key].reason = f"{lost} It waits: {because}" if lost else because
         if growing:
             held += [Reservation(key, self.runs[key].spec.workers) for key in decision.start if key not in {r.run_key for r in held}]
             queue = [run for run in waiting if run.run_key not in {*decision.start, *growing}]

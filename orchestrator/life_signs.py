@@ -1,6 +1,7 @@
 """What a run folder tells of those who work on it now: the wish to stop, the last sign of life, the owner of the newest attempt."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ def read_beat(folder: RunFolder) -> dict[str, Any]:
     return _read(folder.progress_file)
 
 
+def newest_failure(folder: RunFolder) -> dict[str, Any]:
+    """The record of the newest start of the workers that failed (`orchestrator/budgets.py`); empty when none has."""
+    newest = max((path.name for path in folder.failures.glob("[0-9]*.json")), default="")
+    return _read(folder.failures / newest) if newest else {}
+
+
+def attempt_of(record: Mapping[str, Any]) -> int:
+    """The attempt that a sign of life or a failure names; 0 when it names none."""
+    attempt = record.get("attempt", 0)
+    return attempt if isinstance(attempt, int) else 0
+
+
 def newest_stamp(folder: RunFolder) -> float:
     """Unix time of the newest sign of life or claim, by the clock of whoever gave it; 0 when there is none."""
     claim = _read(folder.attempts / f"{newest_attempt(folder):04d}.json").get("claimed_unix")
@@ -61,8 +74,7 @@ def newest_stamp(folder: RunFolder) -> float:
 def has_begun(folder: RunFolder) -> bool:
     """True once the workers of the newest attempt hold their resources."""
     newest = newest_attempt(folder)
-    attempt = read_beat(folder).get("attempt", 0)
-    return newest > 0 and isinstance(attempt, int) and attempt >= newest
+    return newest > 0 and attempt_of(read_beat(folder)) >= newest
 
 
 def workers_now(folder: RunFolder) -> int:

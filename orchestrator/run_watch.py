@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.claims import TrackedRun
+from orchestrator.clock import Clock
 from orchestrator.job_record import JobRecord
-from orchestrator.life_signs import owner_of, read_beat, stop_wish
+from orchestrator.life_signs import attempt_of, newest_failure, owner_of, read_beat, stop_wish
 from orchestrator.outcome import read_outcome
 from orchestrator.run_status import RunStatus
 from orchestrator.steps import Facts
@@ -22,6 +23,8 @@ from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
 
 EPOCHS_FOR_SPEED = 9
+SILENT_S = 120.0
+"""After so long without a sign of life from its workers a run's status says so."""
 FINEST_FRACTION = 0.1
 """Steps in which the progress within an epoch is told."""
 
@@ -32,14 +35,21 @@ class RunWatch:
 
     spec: RunSpec
     campaign: str
-    since_unix: float
-    """When the campaign began; jobs from before do not count as its failures."""
+    earlier: frozenset[str] = frozenset()
+    """Jobs that had ended, or were ending, when the campaign began: they do not count as its failures."""
     tracked: TrackedRun = field(default_factory=TrackedRun)
     state: RunState = RunState.QUEUED
     reason: str = ""
     changed_unix: float = 0.0
     resumes: bool = False
     """Submitted again while a job still ends on an earlier wish to stop: that end is not this campaign's."""
+    clock: Clock = field(default=Clock(), repr=False)
+    _beat: tuple[str, float, float] = field(default=("", 0.0, 0.0), repr=False)
+    """The last sign of life, and when it was first seen: by the monotonic clock, and by the one that people read."""
+    _cases: int | None = field(default=None, repr=False)
+    """Validated cases when a validation job was last seen to have ended, or first seen to live."""
+    _has_validated: dict[str, bool] = field(default_factory=dict, repr=False)
+    """By validation job that has ended: whether it finished a case."""
     _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
     _seen: tuple[str, Committed | None] = field(default=("", None), repr=False)
 
@@ -51,7 +61,15 @@ class RunWatch:
     def facts(self, jobs: Sequence[JobRecord]) -> Facts:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
         own = tuple(job for job in jobs if job.run_folder == str(self.folder.root) and job.kind in ("train", "validate"))
-        facts = Facts(jobs=own, outcome=read_outcome(self.folder), stop=stop_wish(self.folder), since_unix=self.since_unix)
+        committed = self._committed()
+        facts = Facts(
+            jobs=own,
+            outcome=read_outcome(self.folder),
+            stop=stop_wish(self.folder),
+            earlier=self.earlier,
+            reached_attempt=committed.attempt if committed is not None else 0,
+            has_validated=self._validating(own),
+        )
         if self.resumes and facts.stop is not None:
             self.resumes = False  # somebody wants it stopped after all
         if self.resumes and facts.outcome is not None and facts.outcome.state == "STOPPED":
@@ -59,14 +77,41 @@ class RunWatch:
             facts = replace(facts, outcome=facts.outcome.model_copy(update={"state": "TRAINED"}) if is_trained else None)
         if facts.is_taken_over:
             facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
-        job, beat = facts.live("train"), read_beat(self.folder)
-        if job is None:
-            return facts
-        beat_unix = float(beat.get("unix", 0.0))
-        is_fresh = True
-        if facts.ended("train") or beat_unix >= self.since_unix:
-            is_fresh = int(beat.get("attempt", 0)) >= newest_attempt(self.folder) and beat_unix >= job.started_unix
-        return replace(facts, is_progress_fresh=is_fresh, has_begun=beat_unix >= job.started_unix)
+        job = facts.live("train")
+        return facts if job is None else self._with_signs_of_life(facts, job)
+
+    def _with_signs_of_life(self, facts: Facts, job: JobRecord) -> Facts:
+        """What the folder tells of the workers of a living training job. Numbers of attempts decide, never time stamps."""
+        beat, failure = read_beat(self.folder), newest_failure(self.folder)
+        lives, failed = attempt_of(beat), attempt_of(failure)
+        is_first = not facts.ended("train") and max(lives, failed) < job.attempt
+        is_fresh = is_first or (lives >= max(newest_attempt(self.folder), job.attempt) and failed < lives)
+        if not is_fresh:
+            trouble = _failed(failure) if failed >= job.attempt else ""
+        else:
+            trouble = self._silence(beat) if lives >= job.attempt else ""
+        return replace(facts, is_progress_fresh=is_fresh, has_begun=lives >= job.attempt, trouble=trouble)
+
+    def _silence(self, beat: dict[str, Any]) -> str:
+        """A sentence once the workers have shown no sign of life for long: what changes is seen by this machine's own clock."""
+        mark = json.dumps(beat, sort_keys=True)
+        if mark != self._beat[0]:
+            self._beat = (mark, self.clock.monotonic(), self.clock.unix())
+        if self.clock.monotonic() - self._beat[1] < SILENT_S:
+            return ""
+        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._beat[2]))
+        return f"its workers have given no sign of life since {since} (epoch {beat.get('epoch')}, {beat.get('phase')})."
+
+    def _validating(self, own: Sequence[JobRecord]) -> frozenset[str]:
+        """Which validation jobs that have ended finished a case, as far as it was seen."""
+        validations = [job for job in own if job.kind == "validate" and job.submission_id not in self.earlier]
+        ended = [job.submission_id for job in validations if not job.is_live and job.submission_id not in self._has_validated]
+        if validations and (ended or self._cases is None):
+            cases = sum(1 for _ in self.folder.own.glob("cases/*/*.json"))
+            for submission_id in ended:
+                self._has_validated[submission_id] = self._cases is not None and cases > self._cases
+            self._cases = cases
+        return frozenset(submission_id for submission_id, is_so in self._has_validated.items() if is_so)
 
     def take_up_spec(self) -> None:
         """Follow what run.json says now: another campaign may have taken over other workers while no job of the run lived."""
@@ -85,7 +130,7 @@ class RunWatch:
         """Take note of a state; True if it is a new one."""
         is_new = state is not self.state or not self.changed_unix
         if is_new:
-            self.changed_unix = time.time()
+            self.changed_unix = self.clock.unix()
         self.state, self.reason = state, reason
         return is_new
 
@@ -126,6 +171,13 @@ class RunWatch:
         if newest != self._seen[0]:
             self._seen = (newest, newest_committed(self.folder))
         return self._seen[1]
+
+
+def _failed(failure: dict[str, Any]) -> str:
+    """The newest failed start, in a sentence."""
+    message = str(failure.get("message", "")).split("\n", 1)[0][:300]
+    where = f"epoch {failure.get('epochs_done')}" + (f", iteration {failure.get('iteration')}" if failure.get("iteration") else "")
+    return f"its workers were lost after {where} ({failure.get('kind')}: {message}); waits until all of them have a place and begin again."
 
 
 def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:

@@ -6,6 +6,7 @@ comes to the same decision.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from orchestrator.job_record import JobKind, JobRecord
 from orchestrator.outcome import Outcome
@@ -13,7 +14,11 @@ from trainers.spec.errors import Superseded
 from trainers.spec.states import RunState
 
 BUDGET = 3
-"""Jobs of one kind that may end without a result before a campaign gives a run up."""
+"""Jobs of one kind in a row that may end without a result and without progress before a campaign gives a run up.
+
+A training job that committed a state, or a validation job that finished a case, begins the count anew: a month on flaky nodes is no
+reason to give up. Errors of the user's making are not tried again at all, and preemptions never end a job.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,21 @@ class StopWish:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one run. `jobs` are its own, oldest first; jobs from before `since_unix` are an earlier campaign's affair."""
+    """What is known of one run. `jobs` are its own; those in `earlier` ended before this campaign and are not its affair.
+
+    No time stamp decides: clocks jump. Jobs are told apart by their ids and ordered by their numbers.
+    """
 
     jobs: tuple[JobRecord, ...] = ()
     outcome: Outcome | None = None
     stop: StopWish | None = None
-    since_unix: float = 0.0
+    earlier: frozenset[str] = frozenset()
+    reached_attempt: int = 0
+    """Attempt that made the newest commit; 0 when there is none."""
+    has_validated: frozenset[str] = frozenset()
+    """Validation jobs that finished a case."""
+    trouble: str = ""
+    """Why the run waits although a job of it lives; empty when all is well."""
     is_progress_fresh: bool = True
     """The workers of the newest attempt have begun."""
     has_begun: bool = True
@@ -48,15 +62,28 @@ class Facts:
 
     def live(self, kind: JobKind) -> JobRecord | None:
         """The living job of a kind, if any."""
-        return next((job for job in reversed(self.jobs) if job.kind == kind and job.is_live), None)
+        return max((job for job in self.jobs if job.kind == kind and job.is_live), key=_order, default=None)
 
     def ended(self, kind: JobKind) -> list[JobRecord]:
-        """The jobs of a kind that ended during this campaign."""
-        return [job for job in self.jobs if job.kind == kind and not job.is_live and job.started_unix >= self.since_unix]
+        """The jobs of a kind that ended during this campaign, oldest first."""
+        found = (job for job in self.jobs if job.kind == kind and not job.is_live and job.submission_id not in self.earlier)
+        return sorted(found, key=_order)
+
+    def in_vain(self, kind: JobKind) -> list[JobRecord]:
+        """The last of these jobs that ended without any progress since."""
+        lost = self.ended(kind)
+        if kind == "train":
+            return [job for job in lost if job.attempt > self.reached_attempt]
+        return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(lost)))))
 
     def validations_of(self, attempt: int) -> int:
         """How many validation jobs the cluster has seen for a training attempt."""
         return sum(job.kind == "validate" and job.attempt == attempt for job in self.jobs)
+
+
+def _order(job: JobRecord) -> tuple[int, int, str]:
+    """By attempt, then by retry: `validate-KEY-a1` comes before `validate-KEY-a1-r1`, and that before `...-r10`."""
+    return job.attempt, len(job.submission_id), job.submission_id
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,8 @@ class Stay:
     """A job of the run lives: nothing to do."""
 
     state: RunState
+    reason: str = ""
+    """Why nothing of it is at work, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +142,7 @@ def next_step(facts: Facts, before: RunState) -> Step:
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
         is_idle = facts.stop is not None and not facts.has_begun  # no worker is there to see the wish
-        return EndJob(job, state) if is_now or is_idle else Stay(state)
+        return EndJob(job, state) if is_now or is_idle else Stay(state, facts.trouble)
     outcome = facts.outcome
     if facts.is_taken_over and (outcome is None or outcome.state != "SUCCEEDED"):
         return Finish(RunState.STOPPED, f"taken over by {facts.owner}: it goes on there.", is_elsewhere=True)
@@ -156,18 +185,27 @@ def _training(facts: Facts) -> Step:
     if not lost:
         return Train()
     if lost[-1].state == "STOPPED":
-        return Finish(RunState.STOPPED, f"its Ray job {lost[-1].submission_id} was stopped from outside. Submit again to continue.")
-    if len(lost) >= BUDGET:
-        return _given_up(lost, facts.outcome, "training")
-    return Train(f"its job {lost[-1].submission_id} {_death(lost[-1])}; attempt {len(lost) + 1} of {BUDGET} continues from the last epoch.")
+        return Finish(
+            RunState.STOPPED,
+            f"its Ray job {lost[-1].submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it.",
+        )
+    in_vain = facts.in_vain("train")
+    if len(in_vain) >= BUDGET:
+        return _given_up(in_vain, facts.outcome, "training")
+    count = f" ({len(in_vain)} of {BUDGET} jobs lost in a row without progress)" if in_vain else ""
+    return Train(f"its job {lost[-1].submission_id} {_death(lost[-1])}; the next one continues from the newest state{count}.")
 
 
 def _validation(facts: Facts, outcome: Outcome) -> Step:
     lost = facts.ended("validate")
     if lost and lost[-1].state == "STOPPED":
-        return Finish(RunState.STOPPED, f"its Ray job {lost[-1].submission_id} was stopped from outside. Submit again to continue.")
-    if len(lost) >= BUDGET:
-        return _given_up(lost, outcome if outcome.job == "validation" else None, "full validation")
+        return Finish(
+            RunState.STOPPED,
+            f"its Ray job {lost[-1].submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it.",
+        )
+    in_vain = facts.in_vain("validate")
+    if len(in_vain) >= BUDGET:
+        return _given_up(in_vain, outcome if outcome.job == "validation" else None, "full validation")
     return Validate(outcome.attempt, facts.validations_of(outcome.attempt))
 
 
@@ -177,8 +215,10 @@ def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> 
     own_error = outcome is None and last.exit_code is not None and 0 < last.exit_code < 128
     state = RunState.FAILED_CODE if own_error else RunState.FAILED_CLUSTER
     told = f" {outcome.message}" if outcome is not None else ""
+    advice = "Mend what its log names" if own_error else "See in its log which node or disk failed, and mend that"
     reason = (
-        f"{what}: {len(lost)} jobs were lost, the last ({last.submission_id}) {_death(last)}.{told} Look at its log, then submit again."
+        f"{what}: {len(lost)} jobs in a row were lost without progress, the last ({last.submission_id}) {_death(last)}.{told} "
+        f"{advice}; then `nnfleet resume RUN` continues from the newest state."
     )
     return Finish(state, reason, outcome.evidence if outcome is not None else last.message[-8000:])
 

@@ -261,7 +261,9 @@ class Stage:
     def campaign(self, *specs: RunSpec, name: str = "c1") -> Campaign:
         self.cluster.add_campaign(name)
         refuse_foreign_workers(specs, self.cluster.records, self.clock.clock, self.said.append)
-        made = Campaign(name, self.cluster, self.cluster.nodes, Board(self.base / "board"), self.events.append, self.tracking)
+        made = Campaign(
+            name, self.cluster, self.cluster.nodes, Board(self.base / "board"), self.events.append, self.tracking, self.clock.clock
+        )
         made.open(specs)
         return made
 

@@ -235,14 +235,14 @@ def test_a_killed_job_is_tried_again_until_the_budget_is_spent() -> None:
 
 
 def test_the_code_is_blamed_when_the_last_job_ended_by_itself_with_an_error() -> None:
-    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(BUDGET))
+    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(1, BUDGET + 1))
     end = next_step(Facts(jobs=lost), RunState.RUNNING)
     assert isinstance(end, Finish)
     assert end.state is RunState.FAILED_CODE
 
 
 def test_a_failure_of_the_cluster_is_tried_again_and_reported_in_its_own_words() -> None:
-    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(BUDGET))
+    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(1, BUDGET + 1))
     assert isinstance(next_step(Facts(jobs=lost[:1], outcome=ended("FAILED_CLUSTER")), RunState.RUNNING), Train)
     end = next_step(Facts(jobs=lost, outcome=ended("FAILED_CLUSTER")), RunState.RUNNING)
     assert isinstance(end, Finish)
@@ -251,8 +251,41 @@ def test_a_failure_of_the_cluster_is_tried_again_and_reported_in_its_own_words()
 
 
 def test_jobs_of_an_earlier_campaign_do_not_count_as_failures() -> None:
-    lost = tuple(job(state="FAILED", n=n, code=137, started=5) for n in range(BUDGET))
-    assert next_step(Facts(jobs=lost, since_unix=6), RunState.QUEUED) == Train()
+    lost = tuple(job(state="FAILED", n=n, code=137) for n in range(1, BUDGET + 1))
+    assert next_step(Facts(jobs=lost, earlier=frozenset(j.submission_id for j in lost)), RunState.QUEUED) == Train()
+
+
+def test_a_job_that_made_progress_begins_the_count_anew() -> None:
+    lost = tuple(job(state="FAILED", n=n, code=137) for n in range(1, 20, 2))
+    assert isinstance(next_step(Facts(jobs=lost, reached_attempt=20), RunState.RUNNING), Train)
+    few = next_step(Facts(jobs=lost, reached_attempt=16), RunState.RUNNING)
+    assert isinstance(few, Train)
+    assert f"({BUDGET - 1} of {BUDGET} jobs lost in a row without progress)" in few.reason
+    end = next_step(Facts(jobs=lost, reached_attempt=14), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.FAILED_CLUSTER
+    assert f"{BUDGET} jobs in a row were lost without progress" in end.reason
+    assert "nnfleet resume" in end.reason
+
+
+def test_the_order_of_jobs_is_that_of_their_numbers_whatever_the_clocks_say() -> None:
+    first, second = job(state="FAILED", n=1, code=137, started=9000), job(state="STOPPED", n=2, started=5)
+    end = next_step(Facts(jobs=(second, first)), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.STOPPED
+
+
+def test_a_validation_that_finishes_cases_is_tried_again() -> None:
+    lost = tuple(
+        job("validate", "FAILED", n=3, code=137).model_copy(update={"submission_id": f"validate-r-a3{f'-r{n}' if n else ''}"})
+        for n in range(12)
+    )
+    trained = ended("TRAINED", attempt=3)
+    assert next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r9"})), RunState.VALIDATING) == Validate(
+        3, 12
+    )
+    end = next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r8"})), RunState.VALIDATING)
+    assert isinstance(end, Finish)
 
 
 def test_a_job_that_somebody_stopped_is_not_started_again() -> None:
