@@ -56,7 +56,7 @@ class Synced(Frozen):
     @property
     def line(self) -> str:
         """The run in one line."""
-        done = ", ".join(self.delivered) or self.note or "complete"
+        done = ", ".join(self.delivered) or self.note or ("nothing delivered" if self.lacking else "complete")
         return f"{self.run_key}: {done}" + (f"; LACKING: {self.lacking}" if self.lacking else "")
 
 
