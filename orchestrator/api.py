@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import services
 from orchestrator.campaign import this_machine as this_machine  # part of the Python API
 from orchestrator.campaign_log import CampaignLog
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import FOLDERS, Experiment
 from orchestrator.job_record import JobRecord
 from orchestrator.jobs import Jobs, named_by_environment
 from orchestrator.paths import Home
@@ -27,6 +27,7 @@ from orchestrator.unfinished import find_runs, results_folder, verdict_on
 from orchestrator.unfinished import lost as lost_status
 
 if TYPE_CHECKING:
+    from orchestrator.drill import Report
     from orchestrator.sync import Synced
 
 POLL_S = 1.0
@@ -123,6 +124,8 @@ def lost(cluster: str | None = None, results: Path | None = None) -> list[RunSta
         if results is not None:
             raise
         return []
+    if not any(verdict_on(run).is_taken for run in found):
+        return []
     known = {item.run_key for item in status(cluster)}
     return [lost_status(run) for run in found if run.spec.run_key not in known and verdict_on(run).is_taken]
 
@@ -190,6 +193,44 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
         _finished(jobs, submission_id)
         return read_lines(jobs.logs(submission_id))
     return list(sync_below(results, run, jobs.records() if jobs is not None else []))
+
+
+def drill(
+    parts: Sequence[str] = (),
+    cluster: str | None = None,
+    folder: Path | None = None,
+    *,
+    gpus: bool = False,
+    is_sure: bool = False,
+    keeps: bool = False,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> "Report":
+    """Train a toy run on the cluster, kill `parts` of it (worker, node, driver, tracking; default worker and driver), say what was lost.
+
+    `folder`: where the nodes see it; default nnUNet_results of this process for the local services, else of the head. Raises ConfigError
+    for what may not be killed, ClusterError.
+    """
+    from orchestrator.drill import follow, order_of
+
+    jobs = Jobs.of(cluster)
+    local = services.running()
+    here = local if local is not None and jobs.address.rstrip("/") == local.ray_address else None
+    place = str(folder or "")
+    if here is not None and not place:
+        place = os.environ.get(FOLDERS[2]) or str(Home.default().root)
+    uri, mlflow = (here.mlflow_uri, here.mlflow) if here is not None else ("", None)
+    order = order_of(parts, folder=place, tracking_uri=uri, mlflow=mlflow, gpus=int(gpus), is_sure=is_sure, keeps=keeps)
+
+    def told(event: dict[str, Any]) -> None:
+        if event.get("event") == "mend":
+            services.up()
+        on_event(event)
+
+    try:
+        return follow(jobs, order, told)
+    finally:
+        if "tracking" in order.parts:
+            services.up()
 
 
 def export(run: str, target: Path, tracking_uri: str | None = None) -> Path:
@@ -310,12 +351,12 @@ def _statuses(jobs: Jobs, campaign: str | None) -> list[RunStatus]:
     A dead campaign is said to be dead.
     """
     found: dict[str, RunStatus] = {}
-    ranks: dict[str, tuple[bool, float]] = {}
+    ranks: dict[str, tuple[bool, int, float]] = {}
     for job in jobs.records():
         if job.kind != "campaign" or (campaign is not None and job.campaign != campaign):
             continue
         for key, status in _told(jobs, job).statuses.items():
-            rank = (job.is_live and not status.state.is_final, status.since_unix)
+            rank = (job.is_live and not status.state.is_final, status.attempt, status.since_unix)  # a clock may jump, attempts only grow
             if key not in ranks or rank >= ranks[key]:
                 ranks[key] = rank
                 found.pop(key, None)

@@ -141,6 +141,10 @@ class Jobs:
         arguments = [str(folder.root), "--attempt", str(attempt)]
         return self._submit(name, "validate", self._modules.validation, arguments, carried)
 
+    def submit_drill(self, drill: str, arguments: list[str]) -> str:
+        """Start the job of a drill (see `orchestrator/drill_job.py`); returns its submission id."""
+        return self._submit(f"drill-{drill}", "control", "orchestrator.drill_job", arguments, {})
+
     def submit_control(self, name: str, arguments: list[str]) -> str:
         """Start a small job that acts where the run folders are (see `orchestrator/control.py`); returns its submission id."""
         return self._submit(f"control-{name}", "control", self._modules.control, arguments, {})

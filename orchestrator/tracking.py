@@ -363,6 +363,13 @@ class Tracker:
                 for r in _pages(self._client.search_runs, experiments, clause)
             ]
 
+    def delete_experiment(self, name: str) -> None:
+        """Put an experiment with its runs into MLflow's bin; nothing happens if there is none."""
+        with self._speaking(f"delete the experiment {name}"):
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "active":
+                self._client.delete_experiment(found.experiment_id)
+
     def run_url(self, run_id: str) -> str:
         """Link to a run's page; empty where the tracking URI is no web address."""
         with self._speaking(f"read run {run_id}"):

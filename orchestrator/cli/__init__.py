@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import demo, down, export, logs, plan, resume, schema, status, stop, submit, sync, train, ui, up, validate
+from orchestrator.cli import demo, down, drill, export, logs, plan, resume, schema, status, stop, submit, sync, train, ui, up, validate
 from orchestrator.cli.output import EXIT_UNEXPECTED, answering_interrupts, note, terminal
 from orchestrator.errors import NnfleetError
 
@@ -41,6 +41,7 @@ VERBS: dict[str, Any] = {
     "ui": ui.ui,
     "up": up.up,
     "down": down.down,
+    "drill": drill.drill,
     "schema": schema.schema,
 }
 for _name, _verb in VERBS.items():
