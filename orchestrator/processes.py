@@ -28,7 +28,7 @@ _CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
 class ProcessRecord(BaseModel):
-    """A process that this user started: `pid` alone may be somebody else's by now, so its start time is kept too."""
+    """A process that this user started: `pid` alone may be somebody else's by now, so the mark in its environment is kept too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,9 +44,9 @@ class ProcessRecord(BaseModel):
         """True if this very process runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started_unix) < 1.0
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            return not is_zombie and process.environ().get(MARK) == self.mark  # its start time moves when the clock is set
+        except (psutil.Error, OSError):
             return False
 
 

@@ -1,5 +1,6 @@
 """`nnfleet status`: where every run stands."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,12 @@ INTERVAL_S = 2.0
 def status(
     cluster: Cluster = None,
     campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="Only the runs of this campaign.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results", metavar="FOLDER", help="Show unfinished runs below it that the cluster knows nothing of. Default: nnUNet_results."
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, with live progress bars, until every run has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -26,12 +33,14 @@ def status(
         _watch(cluster, campaign)
         return
     statuses = api.status(cluster, campaign)
+    if campaign is None:
+        statuses = [*statuses, *api.lost(cluster, results)]
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
     elif not statuses:
         say(
             "The cluster knows of no runs: nothing was submitted since it started, or it is down. Finished runs are in MLflow "
-            "(`nnfleet ui`) and in nnUNet_results; an experiment that is submitted again continues where it was."
+            "(`nnfleet ui`) and in nnUNet_results; `nnfleet resume`, or an experiment that is submitted again, continues where it was."
         )
     else:
         from orchestrator.cli.tables import result_table

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from orchestrator.cli.output import console
 from orchestrator.cli.tables import STYLES, TRAINS, dice, plain_table, seconds, status_line
+from trainers.spec.states import RunState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,8 +51,15 @@ def watch_view(statuses: Sequence["RunStatus"], width: int) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    reasons = [Text(f"{s.address}: {s.reason}", style="dim") for s in statuses if s.reason]
+    reasons = [Text(f"{s.address}: {s.reason}{_since(s)}", style="dim") for s in statuses if s.reason]
     return Group(watch_table(statuses, width), *reasons)
+
+
+def _since(status: "RunStatus") -> str:
+    """` (since 14:05)` for a run that waits, in this machine's time; nothing for one that has ended or trains."""
+    if status.state.is_final or status.state is RunState.RUNNING or not status.since_unix:
+        return ""
+    return f" (since {datetime.fromtimestamp(status.since_unix):%Y-%m-%d %H:%M})"
 
 
 class Watch:

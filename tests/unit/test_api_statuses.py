@@ -12,6 +12,8 @@ from orchestrator.campaign import this_machine
 from orchestrator.job_record import JobRecord, JobState
 from orchestrator.jobs import Jobs
 from orchestrator.run_status import RunStatus
+from tests.fake_campaign import Stage
+from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
 
 
@@ -31,9 +33,11 @@ class FakeJobs:
         self.reads.append(submission_id)
         return self.texts[submission_id]
 
-    def campaign(self, name: str, job_state: JobState, state: RunState, since: float) -> None:
+    def campaign(self, name: str, job_state: JobState, state: RunState, since: float, attempt: int = 0) -> None:
         job = JobRecord(submission_id=f"campaign-{name}", kind="campaign", state=job_state, campaign=name)
-        status = RunStatus(run_key="r", address="1/3d/t/0", campaign=name, state=state, epochs=1, since_unix=since, run_folder=Path("/r"))
+        status = RunStatus(
+            run_key="r", address="1/3d/t/0", campaign=name, state=state, epochs=1, since_unix=since, attempt=attempt, run_folder=Path("/r")
+        )
         event = {"event": "status", "status": status.model_dump(mode="json")}
         self.jobs[job.submission_id] = job
         self.texts[job.submission_id] = f"NNFLEET {json.dumps(event)}\n"
@@ -61,6 +65,30 @@ def test_without_one_the_newest_counts(jobs: FakeJobs) -> None:
     jobs.campaign("died", "FAILED", RunState.RUNNING, 10)
     jobs.campaign("later", "FAILED", RunState.RUNNING, 11)
     assert "died" in jobs.shown().reason
+
+
+def test_a_clock_that_jumped_back_does_not_hide_the_newer_campaign(jobs: FakeJobs) -> None:
+    jobs.campaign("died", "FAILED", RunState.RUNNING, 5000, attempt=1)
+    jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 5, attempt=2)
+    assert jobs.shown().campaign == "ended"
+
+
+def test_lost_runs_are_those_that_the_cluster_knows_nothing_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    run, known = stage.run(0), stage.run(1)
+    stage.campaign(run, known)
+    monkeypatch.setattr(api, "status", lambda cluster=None: [told_of(known)])
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    assert api.lost() == [], "no folder is known"
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    assert [item.run_key for item in api.lost()] == [run.run_key]
+    assert [item.run_key for item in api.lost("http://head:8265")] == [], "of another machine"
+    assert [item.run_key for item in api.lost("http://head:8265", tmp_path / "results")] == [run.run_key]
+
+
+def told_of(run: RunSpec) -> RunStatus:
+    return RunStatus(run_key=run.run_key, address=run.address, campaign="c", epochs=1, run_folder=run.run_folder)
 
 
 def test_the_log_of_a_campaign_that_has_ended_is_read_once(jobs: FakeJobs) -> None:

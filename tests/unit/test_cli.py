@@ -254,6 +254,21 @@ def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert json.loads(out)["campaign"] == "c1"
 
 
+def test_status_shows_lost_runs_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = []
+    api.lost_runs = [run_status(state=RunState.FAILED_CLUSTER, reason="lost: `nnfleet resume` continues it.")]
+    _, out, _ = nnfleet("status")
+    assert "`nnfleet resume` continues it" in out
+    _, out, _ = nnfleet("status", "--campaign", "c1")
+    assert "lost:" not in out
+
+
+def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.RECOVERING, reason="its workers were lost.", since_unix=1.7e9)]
+    _, out, _ = nnfleet("status")
+    assert "its workers were lost. (since 2023-11-1" in out
+
+
 def test_resume_says_what_it_takes_up_and_what_it_leaves(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.report = plan_report().model_copy(update={"left": ("17/2d/nnUNetTrainer/0 (key) is finished.",)})
     code, out, err = nnfleet("resume", "17/3d_fullres/nnUNetTrainer/0", "--results", "/results", "--cluster", "http://head:8265")
@@ -400,7 +415,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs)\n"
+        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [])\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"
         "main()"

@@ -1,0 +1,113 @@
+"""The whole head dies in the middle of a training: a new one continues it from the run folder, to the same bits."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator import api, services
+from orchestrator.experiment import Experiment, single_training
+from orchestrator.paths import Home
+from orchestrator.processes import family
+from orchestrator.services import Services
+from orchestrator.tracking import Tracker
+from tests.conftest import Toys
+from tests.integration.digests import curves, epochs_done, reached, weights_digest
+from tests.integration.local_home import local_services
+from tests.toy import Toy
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.states import RunState
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[tuple[Home, Services]]:
+    with local_services(num_cpus=2) as started:
+        yield started
+
+
+def experiment_on(toy: Toy, results: Path) -> Experiment:
+    """Four short epochs on two CPU workers."""
+    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
+    return single_training(
+        toy.name,
+        "toy_3d",
+        0,
+        epochs=EPOCHS,
+        train_iterations=4,
+        val_iterations=2,
+        workers={"count": 2, "gpus": 0, "cpus": 1},
+        loader={"actors": 1, "prefetch": 2},
+        validation={"checkpoints": ["final"]},
+        **{name: str(path) for name, path in folders.items()},
+    )
+
+
+def begun(experiment: Experiment) -> tuple[str, RunFolder]:
+    """Submit; the campaign and the folder of its one run."""
+    submission = api.submit(experiment)
+    (row,) = submission.plan.rows
+    return submission.campaign_id, RunFolder(row.spec.run_folder)
+
+
+def kill_head(head: Services) -> None:
+    """SIGKILL every process of the Ray head at once: driver, workers and loaders, the campaign, the job server."""
+    doomed = family(head.ray)
+    for process in doomed:
+        os.kill(process.pid, signal.SIGSTOP)  # none of them sees another die
+    for process in doomed:
+        os.kill(process.pid, signal.SIGKILL)
+    psutil.wait_procs(doomed, timeout=60)
+    assert family(head.ray) == []
+
+
+def an_hour_passes(folder: RunFolder) -> None:
+    """The last signs of life become so old; else it is waited for a minute whether leftover workers give another."""
+    for path, key in ((folder.progress_file, "unix"), *((claim, "claimed_unix") for claim in folder.attempts.glob("*.json"))):
+        content = json.loads(path.read_text())
+        write_json_atomic(path, {**content, key: content[key] - 3600})
+
+
+def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
+    local: tuple[Home, Services], toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, head = local
+    campaign, unbroken = begun(experiment_on(toys("labels"), tmp_path / "unbroken"))
+    (reference,) = api.wait(campaign)
+    assert reference.state is RunState.SUCCEEDED, reference.reason
+    Tracker(head.mlflow_uri)._client.delete_run(reference.mlflow_run_id)  # else it is refused to train the same run a second time
+
+    results = tmp_path / "broken"
+    campaign, folder = begun(experiment_on(toys("labels"), results))
+    deadline = time.monotonic() + 120
+    while epochs_done(folder) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    kill_head(head)
+    assert epochs_done(folder) < EPOCHS
+
+    services.up(home, num_cpus=2)
+    monkeypatch.setenv("nnUNet_results", str(results))
+    (lost,) = api.lost()
+    assert lost.run_key == reference.run_key
+    assert "`nnfleet resume` continues it" in lost.reason
+    an_hour_passes(folder)
+    submission = api.resume()
+    assert [row.standing.stage for row in submission.plan.rows] == ["continues"]
+    assert api.lost() == []
+    (status,) = api.wait(submission.campaign_id)
+    assert status.state is RunState.SUCCEEDED, status.reason
+    assert len({row.attempt for row in reached(folder).history}) == 2
+    assert curves(folder) == curves(unbroken)
+    assert weights_digest(folder) == weights_digest(unbroken)
+
+    again = api.resume()
+    assert again.plan.rows == ()
+    assert "is finished" in again.plan.left[0]

@@ -1,0 +1,200 @@
+"""Never two writers on one run: drivers, campaigns and submissions that overlap are forced to, with real files and threads."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.outcome import Outcome, read_outcome, write_outcome
+from orchestrator.unfinished import choose, find_runs
+from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
+from tests.unit.test_state import FIXED, committed_epochs, row, tensors
+from trainers.spec.attempts import check_driver_fence, claim_attempt
+from trainers.spec.committed import BestRecord, committed_states, newest_committed
+from trainers.spec.errors import Superseded
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+from trainers.state import Reached, StateWriter, newest_valid
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+class Gate:
+    """Holds whoever writes it into a file, until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        self.reached.set()
+        assert self.opened.wait(PATIENCE_S)
+        return str, ("",)
+
+
+# ---- two drivers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_best", [False, True])
+def test_a_commit_that_a_newer_driver_overtakes_in_the_middle_is_refused(tmp_path: Path, is_best: bool) -> None:
+    folder, gate = RunFolder(tmp_path / "fold_0"), Gate()
+    old = committed_epochs(folder, [0.5], driver="old")
+    old.fixed = {**FIXED, "gate": gate}
+    reached = Reached(history=(row(0, 0.5), row(1, 0.9)), best_policy=BestRecord(ema=0.9, score=0.9, best_epoch=1))
+    old.commit(reached, is_best, lambda: tensors(1.0))
+    assert gate.reached.wait(PATIENCE_S)  # its tensors are half written
+    new = StateWriter(folder, "key", claim_attempt(folder, "new"), FIXED, 1000)
+    restored = newest_valid(folder)
+    new.start_from(restored)
+    gate.opened.set()
+    with pytest.raises((Superseded, OSError)):  # an OSError when the new driver has cleared away what was half written
+        old.drain()
+    assert restored is not None
+    assert [(c.epochs_done, c.attempt) for c in committed_states(folder)] == [(1, 1)]
+    best = newest_committed(folder).best  # type: ignore[union-attr]
+    assert best is not None
+    assert best.epoch == 0
+    new.commit(reached, False, lambda: tensors(2.0))
+    new.drain()
+    assert newest_committed(folder).attempt == new.attempt  # type: ignore[union-attr]
+
+
+def test_a_driver_whose_head_died_writes_nothing_once_another_has_claimed_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    old = claim_attempt(folder, "old")
+    done: list[tuple[str, int]] = []
+    is_claimed, refused = threading.Event(), threading.Event()
+
+    def goes_on() -> None:
+        """It publishes and tells its end, again and again, knowing nothing of the other."""
+        while not refused.is_set():
+            before = is_claimed.is_set()
+            try:
+                check_driver_fence(folder, old)
+                done.append(("published", before))
+            except Superseded:
+                refused.set()
+            if write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=old, message="old")):
+                done.append(("outcome", before))
+
+    thread = threading.Thread(target=goes_on)
+    thread.start()
+    while not done:
+        pass
+    new = claim_attempt(folder, "new")
+    is_claimed.set()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert not any(was_claimed for _, was_claimed in done)
+    assert write_outcome(folder, Outcome(job="training", state="STOPPED", attempt=new, message="new"))
+    assert not write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=old, message="old"))
+    outcome = read_outcome(folder)
+    assert outcome is not None
+    assert outcome.message == "new"
+
+
+def test_many_drivers_that_claim_at_once_get_a_number_each(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    numbers: list[int] = []
+    start = threading.Barrier(8)
+
+    def claim(name: str) -> None:
+        start.wait(PATIENCE_S)
+        numbers.append(claim_attempt(folder, name))
+
+    threads = [threading.Thread(target=claim, args=(f"driver-{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(numbers) == list(range(1, 9))
+
+
+# ---- two campaigns, and submissions during recovery ---------------------------------------------------------------------
+
+
+def watch_doubles(cluster: FakeCluster) -> list[str]:
+    """Names of jobs that were started while another of the same run lived."""
+    doubles: list[str] = []
+    real = cluster._add
+
+    def add(name: str, kind: Any, folder: RunFolder, spec: RunSpec, attempt: int, campaign: str) -> str:
+        others = [job.submission_id for job in cluster.records() if job.is_live and job.run_key == spec.run_key]
+        if any(other != name and other.startswith("train") == (kind == "train") for other in others):
+            doubles.append(name)
+        return real(name, kind, folder, spec, attempt, campaign)
+
+    cluster._add = add  # type: ignore[method-assign]
+    return doubles
+
+
+def test_a_submission_and_a_resume_during_recovery_start_nothing_twice(stage: Stage) -> None:
+    run, doubles = stage.run(0), watch_doubles(stage.cluster)
+    first = stage.campaign(run)
+    look(first)
+    stage.cluster.workers_begin(run)
+    stage.cluster.kill_driver(run)
+    second = stage.campaign(run, name="c2")  # before the first has seen the death
+    (found,) = choose(*find_runs(stage.base / "results"), (), stage.base).taken
+    third = stage.campaign(found.spec, name="c3")
+    for campaign in (third, first, second, first):
+        look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+    late = stage.campaign(run, name="c4")  # and while the next job starts
+    look(late)
+    stage.cluster.workers_begin(run)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    for campaign in (late, second, first, third):
+        assert campaign.run(poll_s=0) == 0
+        assert states(campaign) == ["SUCCEEDED"]
+    assert sorted(name for name in stage.cluster.jobs if "key0" in name) == ["train-key0-a1", "train-key0-a2", "validate-key0-a2"]
+    assert doubles == []
+
+
+def test_campaigns_that_run_at_the_same_time_share_one_job(stage: Stage) -> None:
+    """Four campaigns of the same runs, each in its own thread, while drivers are killed."""
+    runs = [stage.run(0), stage.run(1)]
+    stage.cluster.gpus = 2
+    doubles = watch_doubles(stage.cluster)
+    codes: list[int] = []
+    opened = threading.Barrier(5)
+
+    def campaign(name: str) -> None:
+        made = stage.campaign(*runs, name=name)
+        opened.wait(PATIENCE_S)
+        codes.append(made.run(poll_s=0.001))
+
+    threads = [threading.Thread(target=campaign, args=(f"c{n}",), daemon=True) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    opened.wait(PATIENCE_S)
+    for _ in range(2):
+        for run in runs:
+            wait_for_job(stage.cluster, run, "train")
+            stage.cluster.kill_driver(run)
+    for run in runs:
+        wait_for_job(stage.cluster, run, "train")
+        finish_on_disk(run)
+        stage.cluster.training_ends(run)
+        stage.cluster.validation_ends(run)
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert codes == [0] * 4
+    assert doubles == []
+    for run in runs:
+        trainings = [name for name in stage.cluster.jobs if name.startswith(f"train-{run.run_key}")]
+        assert trainings == [f"train-{run.run_key}-a{n}" for n in (1, 2, 3)]
+
+
+def wait_for_job(cluster: FakeCluster, run: RunSpec, kind: str) -> None:
+    for _ in range(PATIENCE_S * 200):
+        if any(job.is_live and job.kind == kind and job.run_key == run.run_key for job in cluster.records()):
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError(f"no {kind} job of {run.run_key}")
