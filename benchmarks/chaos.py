@@ -65,6 +65,8 @@ class Row:
     recovery_s: float | None = None
     redone: float | None = None
     """Epochs, or parts of one, that were trained a second time."""
+    first: float = 0.0
+    """Where training went on, in epochs."""
     result: str = ""
     violations: list[str] = field(default_factory=list)
 
@@ -182,30 +184,46 @@ class Chaos:
         committed, attempt, position = watch.committed(), watch.attempt(), watch.position()
         state = "validating" if watch.is_trained() else f"epoch {min(position, self.setting.epochs):.2f}"
         row.moment = f"{strike.moment}, {state}"
-        try:
-            row.struck, mend = self.faults.strike(strike, watch.folder)
-        except LookupError as err:
-            row.result = f"nothing to hit: {err}"
+        found = self._struck(strike, watch)
+        if found is None:
+            row.result = "nothing was there to hit"
+            row.violations.append("nothing was there to hit")
             return
+        row.struck, mend = found
         struck = time.monotonic()
         struck_unix = time.time()
-        mend()
+        mending = threading.Thread(target=self._mended, args=(row, mend))
+        mending.start()
+        if not is_hit_again:
+            self._await_recovery(row, watch, attempt, struck, struck_unix, was_validating=strike.moment == "validation")
+        mending.join()
         if is_hit_again:
             row.result = "struck again in its start-up"
             return
-        self._await_recovery(row, watch, attempt, struck, struck_unix, was_validating=strike.moment == "validation")
         if row.violations or strike.moment == "validation":
             return
         resumed = watch.committed()
-        if strike.kind in RESTARTS_WORKERS and not watch.is_trained():
-            start = watch.beat()[2]
-            first = float(int(start[0] or 0)) + min(1.0, int(start[1] or 0) / self.setting.train_iterations)
-            row.redone = max(0.0, position - first)
-        else:
-            row.redone = 0.0
+        row.redone = max(0.0, position - row.first) if strike.kind in RESTARTS_WORKERS and row.result == "trains on" else 0.0
         allowed = 1.0 if strike.kind == "state truncated" else 0.0
         if resumed[0] + allowed < committed[0]:
             row.violations.append(f"a committed state was lost: {committed} before, {resumed} after")
+
+    @staticmethod
+    def _mended(row: Row, mend: Callable[[], None]) -> None:
+        try:
+            mend()
+        except Exception as err:
+            row.violations.append(f"what was taken did not come back: {type(err).__name__}: {err}")
+
+    def _struck(self, strike: Strike, watch: Watch) -> tuple[str, Callable[[], None]] | None:
+        """Strike as soon as there is something to hit; None if there is nothing for too long."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                return self.faults.strike(strike, watch.folder)
+            except LookupError:
+                time.sleep(0.1)
+        return None
 
     def _await_moment(self, strike: Strike, watch: Watch) -> bool:
         """Wait for it; False if the run is beyond it for good."""
@@ -244,6 +262,7 @@ class Chaos:
                     return
             elif (now[0] > attempt) if needs_new_start else (now[1] > struck_unix and now[2] != before[2]):
                 row.recovery_s, row.result = max(0.0, now[1] - struck_unix), "trains on"
+                row.first = float(int(now[2][0] or 0)) + min(1.0, int(now[2][1] or 0) / self.setting.train_iterations)
                 return
             time.sleep(POLL_S)
         row.violations.append(f"no recovery within {PATIENCE_S:.0f} s")

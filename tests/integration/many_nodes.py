@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from orchestrator.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
 from orchestrator.services import _LOOPBACK, _environment, _get
@@ -86,6 +87,7 @@ class ManyNodes:
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
         }
+        reset_auth_token_state()  # this process has imported ray before
         try:
             self.start()
         except BaseException:
@@ -98,6 +100,7 @@ class ManyNodes:
             node.kill()
         os.environ.clear()
         os.environ.update(self._before)
+        reset_auth_token_state()
         for name in self._temporary:
             shutil.rmtree(name, ignore_errors=True)
 
