@@ -253,7 +253,7 @@ def experiment_of(order: Order, folder: Path, dataset: str, name: str) -> Experi
         val_iterations=4,
         workers={"count": 2, "gpus": order.gpus, "cpus": 1},
         loader={"actors": 1, "prefetch": 3},
-        validation={"checkpoints": ["final"]},
+        validation={"checkpoints": []},
         deterministic=True,
         compile=False,
         tracking={"uri": order.tracking_uri, "experiment": name, "upload_interval_s": 0},
