@@ -17,6 +17,10 @@ from trainers.spec.run_spec import CheckpointName, RunSpec
 log = logging.getLogger(__name__)
 
 
+class Stopped(Exception):
+    """Somebody asked this run to stop now."""
+
+
 def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[CheckpointName]:
     """The checkpoints that the run asks for. A run whose every epoch lacked foreground has no best one: that is said and passed over.
 

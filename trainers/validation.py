@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from trainers.case_metrics import case_metrics
 from trainers.inference import CasePredictor
-from trainers.spec.errors import DataError
+from trainers.spec.errors import DataError, StorageError
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
@@ -21,7 +21,7 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
     """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
 
     Writes <validation folder>/<case><ending> and cases/<name>/<case>.json, each whole or not at all. Raises DataError for a case that
-    cannot be read or scored.
+    cannot be read or scored, StorageError when the prediction was not stored whole.
     """
     started = time.perf_counter()
     reference_file = predictor.reference_file(case_id)
@@ -29,7 +29,10 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
     result_file = folder.cases(name) / f"{case_id}.json"
     result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
     prediction_file = predictor.predict(case_id, folder.validation(name))
-    prediction = predictor.read_segmentation(prediction_file)
+    try:
+        prediction = predictor.read_segmentation(prediction_file)
+    except DataError as err:  # it was written a moment ago
+        raise StorageError(f"storage: {prediction_file} was not stored whole: {err}") from err
     tolerance_mm = predictor.spec.validation.surface_tolerance_mm
     try:
         metrics = case_metrics(reference.values_ZYX, prediction.values_ZYX, reference.spacing_ZYX, predictor.labels, tolerance_mm)

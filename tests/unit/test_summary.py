@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.case_queue import CaseQueue, is_finished, largest_first
+from orchestrator.case_queue import is_finished, largest_first
 from orchestrator.validation_report import minus_ema, tracked_metrics, without_case_ids
 from trainers.case_metrics import case_metrics, surface_metrics
 from trainers.spec.errors import DataError
@@ -185,17 +185,6 @@ def test_a_result_survives_its_file() -> None:
 
 def test_the_largest_case_goes_first() -> None:
     assert largest_first({"a": 1, "b": 3, "c": 3, "d": 2}) == ["b", "c", "d", "a"]
-
-
-def test_a_failed_case_is_tried_again_last_and_then_given_up() -> None:
-    queue = CaseQueue.of(["a", "b"], attempts=2)
-    assert queue.next() == "a"
-    assert queue.failed("a", "first")
-    assert [queue.next(), queue.next(), queue.next()] == ["b", "a", None]
-    assert queue.given_up == {}
-    assert not queue.failed("a", "second")
-    assert queue.given_up == {"a": "second"}
-    assert queue.next() is None
 
 
 def test_only_a_result_of_the_same_weights_and_tolerance_is_finished() -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from trainers.spec.errors import DataError
-from trainers.spec.storage import storing
+from trainers.spec.errors import DataError, StorageError
+from trainers.spec.storage import free_space, storing
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """How file systems say that they do not make hard links."""
@@ -96,6 +96,13 @@ def link_atomic(source: Path, target: Path) -> None:
             os.replace(temporary, target)
         _remove(temporary)  # rename() does nothing when both names already are the same file
         fsync_folder(target.parent)
+
+
+def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:
+    """Raise StorageError unless `folder` is there and takes a file of this size now; nothing is left of it."""
+    if not folder.is_dir():
+        raise StorageError(f"storage: {folder} is gone; {free_space(folder)}. Mount the shared folder again.")
+    _remove(write_beside(folder / "probe", lambda stream: _write_all(stream, bytes(size_bytes))))
 
 
 def read_json(path: Path, what: str) -> Any:

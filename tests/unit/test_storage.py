@@ -1,0 +1,308 @@
+"""A disk that does not take what is stored: the state before stays, the error is clear, and when there is room again the run goes on."""
+
+import contextlib
+import errno
+import gc
+import logging
+import random
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.test_state import FIXED, committed_epochs, row, tensors
+from trainers.spec.attempts import claim_attempt
+from trainers.spec.committed import BestRecord, Committed, newest_committed, read_committed
+from trainers.spec.errors import CheckpointError, StorageError
+from trainers.spec.files import check_takes, create_exclusive, link_atomic, sha256_of, write_atomic
+from trainers.spec.folder import RunFolder
+from trainers.spec.storage import is_of_storage, patiently, storing, wait_s
+from trainers.state import Reached, StateWriter, newest_valid
+
+
+@contextlib.contextmanager
+def no_file_above(size_bytes: int) -> Iterator[None]:
+    """This process may write no larger file: a full disk that needs no disk. Python ignores the signal that comes with it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def text(committed: Committed) -> str:
+    """For comparing: NaN is not equal to itself."""
+    return committed.model_dump_json()
+
+
+class Disk:
+    """Fails so many times, then takes what it is given."""
+
+    def __init__(self, failures: int, code: int = errno.ENOSPC) -> None:
+        self.failures, self.code = failures, code
+
+    def store(self) -> str:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError(self.code, "the disk's words")
+        return "stored"
+
+
+def parts(folder: RunFolder) -> list[Path]:
+    return [path for path in folder.root.rglob("*.part")]
+
+
+def big(value: float) -> dict[str, Any]:
+    return {**tensors(value), "network_weights": {"w": torch.full((500_000,), value)}}
+
+
+def reached(epochs: int) -> Reached:
+    rows = tuple(row(epoch, 0.1 + epoch / 100) for epoch in range(epochs))
+    best = rows[-1].ema_pseudo_dice
+    return Reached(history=rows, best_policy=BestRecord(ema=best, score=best, best_epoch=epochs - 1))
+
+
+# ---- the policy ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_waited_for_and_told_once_at_each_end(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    with caplog.at_level(logging.INFO):
+        assert patiently(Disk(6).store, "the state", sleep=clock.sleep, clock=clock) == "stored"
+    assert clock.now == sum(wait_s(n) for n in range(1, 7)) == 0.5 + 1 + 2 + 4 + 8 + 16
+    began, ended = [record.getMessage() for record in caplog.records]
+    assert "the state is not stored since" in began
+    assert "the disk's words" in began
+    assert ended == "the state is stored now, after 32 s and 6 failures."
+
+
+def test_patience_ends_with_an_error_that_says_what_is_kept_and_what_to_do() -> None:
+    clock = Clock()
+    with pytest.raises(StorageError, match=r"the state was tried \d+ times in 300 s\. What was committed before is whole: .*submit"):
+        patiently(Disk(10**6).store, "the state", 300.0, sleep=clock.sleep, clock=clock)
+    assert clock.now == 300.0
+
+
+def test_an_error_of_another_kind_is_not_waited_for() -> None:
+    with pytest.raises(OSError, match="words"):
+        patiently(Disk(1, errno.ENOTDIR).store, "the state", sleep=lambda _: pytest.fail("waited"))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.ESTALE, "away or broken"),
+        (errno.EIO, "away or broken"),
+        (errno.EFBIG, "a file of this size is not allowed"),
+    ],
+)
+def test_each_fault_of_a_disk_is_named_with_place_free_space_and_advice(tmp_path: Path, code: int, words: str) -> None:
+    place = tmp_path / "not made yet" / "file"
+    with pytest.raises(StorageError, match=rf"{words}.*MiB and \d+ files are free in {tmp_path}") as raised, storing(place):
+        raise OSError(code, "words of the system")
+    assert str(raised.value).startswith(f"storage: {place} cannot be written: ")
+    assert is_of_storage(raised.value)
+
+
+# ---- every writer --------------------------------------------------------------------------------------------------------
+
+
+def test_what_writes_a_file_leaves_the_old_one_and_no_half_one(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_atomic(target, b"old")
+    with no_file_above(1000):
+        with pytest.raises(StorageError, match="a file of this size is not allowed"):
+            write_atomic(target, bytes(10_000))
+        with pytest.raises(StorageError, match="claimed cannot be written"):
+            create_exclusive(tmp_path / "claimed", bytes(10_000))
+        with pytest.raises(StorageError):
+            check_takes(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert target.read_bytes() == b"old"
+    check_takes(tmp_path)
+    assert create_exclusive(tmp_path / "claimed", bytes(10_000))
+
+
+def test_a_folder_that_is_gone_takes_nothing_and_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is gone"):
+        check_takes(tmp_path / "share")
+    assert not (tmp_path / "share").exists()
+
+
+def test_a_link_whose_folder_refuses_leaves_the_old_file(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "source", b"new")
+    with pytest.raises(FileNotFoundError):
+        link_atomic(tmp_path / "none", tmp_path / "target")
+    link_atomic(tmp_path / "source", tmp_path / "target")
+    link_atomic(tmp_path / "source", tmp_path / "target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+# ---- the writer of states -------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_waits_for_room_and_then_has_the_same_bits(tmp_path: Path) -> None:
+    folder, beside = RunFolder(tmp_path / "fold_0"), RunFolder(tmp_path / "fold_1")
+    for place in (folder, beside):
+        writer = StateWriter(place, "key", claim_attempt(place, "d"), FIXED, 1000)
+        writer.commit(reached(1), True, lambda: big(1.0))
+        writer.drain()
+        with no_file_above(1_000_000 if place is folder else 2**40):
+            writer.commit(reached(2), True, lambda: big(2.0))
+            time.sleep(0.3)  # long enough for some tries, short enough for the test
+            if place is folder:
+                kept = newest_valid(folder)
+                assert kept is not None
+                assert kept.best is not None
+                assert (kept.epochs_done, kept.best.epoch) == (1, 0)
+        writer.drain()
+        assert parts(place) == []
+    ours, theirs = newest_valid(folder), newest_valid(beside)
+    assert ours is not None
+    assert theirs is not None
+    assert text(ours) == text(theirs)
+    assert ours.epochs_done == 2
+    assert sha256_of(folder.checkpoint("best")) == sha256_of(beside.checkpoint("best"))
+
+
+def test_a_commit_that_finds_no_room_ends_the_run_with_the_state_before(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1])
+    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000, patience_s=0.0)
+    writer.start_from(newest_valid(folder))
+    with no_file_above(1_000_000):
+        writer.commit(reached(2), True, lambda: big(2.0))
+        with pytest.raises(StorageError, match=r"e00002_a0002\.pth cannot be written.*the state after 2 epochs was tried"):
+            writer.drain()
+    assert parts(folder) == []
+    newest = newest_valid(folder)
+    assert newest is not None
+    assert newest.epochs_done == 1
+    again = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000)
+    again.start_from(newest)
+    again.commit(reached(2), True, lambda: big(2.0))
+    again.drain()
+    resumed = newest_valid(folder)
+    assert resumed is not None
+    assert resumed.stem == "e00002_a0003"
+
+
+def test_a_share_that_is_gone_is_waited_for_and_nothing_is_written_below_its_place(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "share" / "fold_0")
+    writer = committed_epochs(folder, [0.1])
+    (tmp_path / "share").rename(tmp_path / "away")
+    writer.commit(reached(2), False, lambda: tensors(1.0))
+    time.sleep(0.1)
+    assert not (tmp_path / "share").exists()
+    (tmp_path / "away").rename(tmp_path / "share")
+    writer.drain()
+    newest = newest_valid(folder)
+    assert newest is not None
+    assert newest.epochs_done == 2
+
+
+class SlowToStore:
+    """Half a tenth of a second for whoever writes it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        time.sleep(0.05)
+        return (int, (0,))
+
+
+def test_a_slow_disk_holds_the_training_and_neither_loses_a_state_nor_piles_them_up(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), {**FIXED, "slow": SlowToStore()}, 6)
+    weights, seen, held = torch.zeros(123_457), [], []
+    state: dict[str, Any] = {"network_weights": {"w": weights}, "optimizer_state": {}, "grad_scaler_state": None}
+    for epochs in range(1, 7):
+        weights += 1
+        writer.commit(reached(epochs), True, lambda: state)
+        held.append(writer.held_s)
+        copies = sum(type(o) is torch.Tensor and o.shape == weights.shape for o in gc.get_objects())
+        assert copies <= 2, "the weights and one snapshot of them"
+        newest = newest_committed(folder)
+        seen.append(newest.epochs_done if newest else 0)
+    writer.drain()
+    assert all(done >= epochs - 1 for epochs, done in enumerate(seen, 1)), "the commit before is on disk when the next one begins"
+    assert all(seconds > 0.05 for seconds in held[1:]), "the training waited"
+    final = newest_valid(folder)
+    assert final is not None
+    assert (final.epochs_done, final.final is not None) == (6, True)
+
+
+# ---- what a power cut or a broken disk leaves ---------------------------------------------------------------------------------
+
+
+def damage(path: Path, draw: random.Random) -> str:
+    """One of the things that happen to files: cut anywhere, empty, gone, or a block of zeros."""
+    kind = draw.choice(["cut", "empty", "gone", "zeros"])
+    content = path.read_bytes()
+    if kind == "gone":
+        path.unlink()
+    elif kind == "zeros":
+        start = draw.randrange(len(content))
+        write_atomic(path, content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :])
+    else:
+        write_atomic(path, content[: draw.randrange(len(content)) if kind == "cut" else 0])
+    return f"{path.parent.name}/{path.name} {kind}"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_to_the_files_of_a_commit_no_wrong_state_is_read(
+    tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1 to 3 files of a run are damaged at random: what is found then is one of the commits, whole, or an error; and it is said."""
+    draw = random.Random(seed)
+    folder = RunFolder(tmp_path / "fold_0")
+    emas = [0.1, 0.3, 0.2] if seed % 2 else [0.1, 0.2, 0.3]
+    committed_epochs(folder, emas)
+    before = {path.stem: newest for path in folder.state.glob("*.json") if (newest := read_committed(path))}
+    files = sorted([*folder.state.iterdir(), *folder.best.iterdir(), folder.checkpoint("best")])
+    done = [damage(path, draw) for path in draw.sample(files, draw.randint(1, 3))]
+    caplog.clear()
+    if not any(is_whole(folder, original) for original in before.values()) and any(folder.state.glob("*.json")):
+        with pytest.raises(CheckpointError, match="none of the commits"):
+            newest_valid(folder)
+        return
+    found = newest_valid(folder)
+    if found is None:  # nothing says any more that there was a commit
+        assert len([what for what in done if what.endswith("json gone")]) == len(before)
+        return
+    original = before[found.stem]
+    assert text(found) in (text(original), text(original.model_copy(update={"best": None})))
+    assert sha256_of(folder.state / f"{found.stem}.pth") == found.state_sha256
+    if found.best is not None:
+        assert sha256_of(folder.root / found.best.file) == found.best.sha256
+    is_newest_whole = found.stem == max(before) and found.best == original.best
+    assert is_newest_whole or caplog.records or f"state/{max(before)}.json gone" in done
+    harmless = all(what.startswith((f"state/{min(before)}", "fold_0/checkpoint_best")) for what in done)
+    assert is_newest_whole or not harmless
+
+
+def is_whole(folder: RunFolder, original: Committed) -> bool:
+    """Whether both halves of a commit are as they were."""
+    tensors_file = folder.state / f"{original.stem}.pth"
+    tensors_whole = tensors_file.is_file() and sha256_of(tensors_file) == original.state_sha256
+    found = read_committed(folder.state / f"{original.stem}.json")
+    return tensors_whole and found is not None and text(found) == text(original)

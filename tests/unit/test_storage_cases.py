@@ -1,0 +1,106 @@
+"""A preprocessed case whose bytes have changed: what unpacking finds, and what the values themselves show. blosc2 keeps no checksum."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.conftest import Toys
+from tests.toy import toy_spec
+from trainers.dataset import open_dataset
+from trainers.samples import make_batch
+from trainers.spec.errors import DataError
+from trainers.spec.run_spec import RunSpec
+
+Change = Callable[[npt.NDArray[np.generic]], None]
+
+
+@pytest.fixture
+def spec(toys: Toys, tmp_path: Path) -> RunSpec:
+    """A run on a copy of the toy dataset, with one training case."""
+    toy = toys("labels")
+    copy = tmp_path / toy.name
+    shutil.copytree(toy.preprocessed, copy)
+    whole = toy_spec(toy, preprocessed_folder=copy)
+    return whole.model_copy(update={"train_cases": whole.train_cases[:1]})
+
+
+def file_of(spec: RunSpec, ending: str) -> Path:
+    (path,) = (p for p in spec.preprocessed_folder.glob(f"*3d*/{spec.train_cases[0]}{ending}") if p.is_file())
+    return path
+
+
+def draw(spec: RunSpec) -> None:
+    for iteration in range(4):
+        make_batch(open_dataset(spec), spec, "train", 0, iteration, [0, 1])
+
+
+def rewrite(path: Path, change: Change) -> None:
+    """Store other values in the place of those that are there, without a fault in the format."""
+    values = blosc2.open(urlpath=str(path), mode="r")[:]
+    change(values)
+    path.unlink()
+    blosc2.asarray(values, urlpath=str(path))
+
+
+def overwrite(path: Path, start: float, count: int) -> None:
+    """Zeros over `count` bytes, from this fraction of the file on."""
+    content = bytearray(path.read_bytes())
+    first = int(start * len(content))
+    content[first : first + count] = bytes(len(content[first : first + count]))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd"])
+@pytest.mark.parametrize("left", [0.0, 0.2, 0.5, 0.99])
+def test_a_case_that_was_cut_anywhere_is_named(spec: RunSpec, ending: str, left: float) -> None:
+    path = file_of(spec, ending)
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    with pytest.raises(DataError, match=f"case {spec.train_cases[0]}.*[Rr]un nnUNetv2_preprocess"):
+        draw(spec)
+
+
+def test_a_case_that_was_cut_while_it_was_read_is_named(spec: RunSpec) -> None:
+    """What a kill of the preprocessing leaves: the format's frame says how long the file has to be."""
+    path = file_of(spec, ".b2nd")
+    draw(spec)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=spec.train_cases[0]):
+        draw(spec)
+
+
+@pytest.mark.parametrize(
+    ("ending", "change", "found"),
+    [
+        (".b2nd", lambda values: np.put(values, range(0, values.size, 7), np.nan), "image values that are not finite numbers"),
+        (".b2nd", lambda values: np.put(values, range(0, values.size, 7), np.inf), "image values that are not finite numbers"),
+        ("_seg.b2nd", lambda values: np.put(values, range(0, values.size, 7), 77), "labels from -?[01] to 77"),
+        ("_seg.b2nd", lambda values: np.put(values, range(0, values.size, 7), -9), "labels from -9 to"),
+    ],
+)
+def test_values_that_no_preprocessing_writes_are_an_error_that_names_the_case(
+    spec: RunSpec, ending: str, change: Change, found: str
+) -> None:
+    rewrite(file_of(spec, ending), change)
+    with pytest.raises(DataError, match=f"case {spec.train_cases[0]} .* is damaged: it holds {found}"):
+        draw(spec)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bytes_changed_in_the_middle_are_an_error_of_the_case_or_finite_values_of_its_labels(spec: RunSpec, seed: int) -> None:
+    """What can be promised without checksums: never a crash, never another kind of error, never values that break the loss."""
+    chance = random.Random(seed)
+    overwrite(file_of(spec, chance.choice([".b2nd", "_seg.b2nd"])), chance.uniform(0.05, 0.95), chance.choice([1, 64, 4096]))
+    try:
+        batch = make_batch(open_dataset(spec), spec, "train", 0, 0, [0, 1])
+    except DataError as err:
+        message = str(err)
+        assert spec.train_cases[0] in message
+        return
+    assert np.isfinite(batch.images).all()
+    assert {int(v) for v in np.unique(batch.targets[0])} <= {-1, 0, 1, 2}
