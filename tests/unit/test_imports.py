@@ -11,7 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "nnunetv2", "monai", "mlflow", "ray", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
 CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
-SPEAKS_RAY = {"campaign", "control", "drill_job", "jobs", "training_job", "train_callback", "elastic", "loader_pool", "validation_job", "validation_pool"}
+SPEAKS_RAY = {
+    "campaign",
+    "control",
+    "drill_job",
+    "jobs",
+    "training_job",
+    "train_callback",
+    "elastic",
+    "loader_pool",
+    "validation_job",
+    "validation_pool",
+}
 TRAINER_IMPORTS_NNUNET_TRAINER = "nnunetv2.training.nnUNetTrainer"
 
 
