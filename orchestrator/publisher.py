@@ -69,16 +69,20 @@ class Publisher:
         self._changed = threading.Condition()
         self._stopping = False
         self._wanted = 0  # number of the newest flush that was asked for
+        self._lacks_picture = False
         self._superseded: set[str] = set()  # channels that have ended because a newer attempt owns the run
         metrics, files = Delivery(folder, attempt), Delivery(folder, attempt)
 
         def send_files(closing: bool) -> bool:
             try:
                 files.draw(closing)
+                self._lacks_picture = False
             except Superseded:
                 raise
-            except Exception:  # a picture keeps back no checkpoint
-                log.warning("progress.png of %s was not drawn", folder.root, exc_info=True)
+            except Exception as err:  # a picture keeps back no checkpoint
+                if not self._lacks_picture:
+                    log.warning("progress.png of %s is not drawn: %s", folder.root, err, exc_info=not isinstance(err, NnfleetError))
+                self._lacks_picture = True
             files.send_files(closing)
             return files.is_complete()
 

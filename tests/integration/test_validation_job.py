@@ -14,10 +14,12 @@ import psutil
 import pytest
 import ray
 
+from orchestrator import case_queue
 from orchestrator.outcome import read_outcome
 from orchestrator.tracking import Tracker
 from orchestrator.validation_job import run_validation
 from tests.conftest import Toys
+from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import free_port
 from tests.random_model import EMA, random_run
 from trainers.spec.files import write_json_atomic
@@ -44,6 +46,12 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """32 MiB."""
+    yield from small_disk(tmp_path / "disk", 32)
 
 
 def marks(folder: RunFolder, name: CheckpointName, spec: RunSpec) -> dict[str, int]:
@@ -165,8 +173,8 @@ def test_only_what_is_missing_or_of_other_weights_is_done_again(finished: tuple[
     assert predictions(folder, "best") == content
 
 
-def kill_worker_when(condition: Callable[[], bool]) -> threading.Thread:
-    """In a thread: kill, once, the worker of this process's cluster that validates a case while `condition` holds."""
+def kill_worker_when(condition: Callable[[], bool], kind: signal.Signals = signal.SIGKILL) -> threading.Thread:
+    """In a thread: kill (or stop), once, the worker of this process's cluster that validates a case while `condition` holds."""
 
     def watch() -> None:
         deadline = time.monotonic() + 120
@@ -175,7 +183,7 @@ def kill_worker_when(condition: Callable[[], bool]) -> threading.Thread:
                 try:
                     is_validating = process.name().startswith("ray::") and "CaseWorker.validate" in " ".join(process.cmdline())
                     if is_validating and condition():
-                        process.send_signal(signal.SIGKILL)
+                        process.send_signal(kind)
                         return
                 except psutil.NoSuchProcess:
                     continue
@@ -208,6 +216,29 @@ def test_a_case_that_kills_its_worker_fails_alone(toys: Toys, tmp_path: Path) ->
     (failed,) = set(spec.val_cases) - done
     assert f"1 of 2 cases were given up: {failed} (tried once): its worker died" in outcome.message
     assert not (folder.validation("best") / "summary.json").exists()
+
+
+def test_a_case_that_hangs_is_given_to_another_worker(toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_queue, "LEAST_LIMIT_S", 10.0)
+    _, folder = random_run(toys("labels"), tmp_path, validation=ValidationSpec(checkpoints=("best",)))
+    stopper = kill_worker_when(lambda: True, signal.SIGSTOP)
+    outcome = run_validation(folder, delivery_waits_s=())
+    stopper.join(timeout=1)
+    assert not stopper.is_alive(), "no worker was caught at work"
+    assert outcome.state == "SUCCEEDED", outcome
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
+
+
+def test_a_full_disk_ends_the_validation_and_keeps_what_is_done(toys: Toys, tmp_path: Path, disk: Disk) -> None:
+    spec, folder = random_run(toys("labels"), disk.folder, validation=ValidationSpec(checkpoints=("best",)))
+    disk.fill(left_bytes=100_000)
+    outcome = run_validation(folder, delivery_waits_s=())
+    assert outcome.state == "FAILED_CLUSTER"
+    assert "storage: " in outcome.message
+    assert "the file system is full" in outcome.message
+    disk.make_room()
+    assert run_validation(folder, delivery_waits_s=()).state == "SUCCEEDED"
+    assert len(marks(folder, "best", spec)) == len(spec.val_cases)
 
 
 def test_a_corrupt_case_fails_alone_and_is_named(toys: Toys, tmp_path: Path) -> None:
