@@ -23,6 +23,8 @@ MARK = "NNFLEET_SERVICE"
 SERVICE_PORTS = range(20000, 32000)
 """Above Ray's default ports of workers, among which it refuses a dashboard; below the ports that the system gives to anybody who asks,
 one of which could be taken between our choice and the server's start seconds later."""
+EXEC_S = 1.0
+"""Longest time in which a started process shows no environment yet: the kernel lays it out after the caller has been told of success."""
 _CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
 """Those that this process started: kept so that they can be reaped; they live on when it ends."""
 
@@ -45,9 +47,17 @@ class ProcessRecord(BaseModel):
         try:
             process = psutil.Process(self.pid)
             is_zombie = process.status() == psutil.STATUS_ZOMBIE
-            return not is_zombie and process.environ().get(MARK) == self.mark  # its start time moves when the clock is set
+            return not is_zombie and _environment_of(process).get(MARK) == self.mark  # its start time moves when the clock is set
         except (psutil.Error, OSError):
             return False
+
+
+def _environment_of(process: psutil.Process) -> dict[str, str]:
+    """A process's environment; one that is just being started has none to read for some milliseconds."""
+    deadline = time.monotonic() + EXEC_S
+    while not (found := process.environ()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return dict(found)
 
 
 def start_detached(name: str, command: Sequence[str], environment: Mapping[str, str], log_file: Path, port: int) -> ProcessRecord:
