@@ -7,6 +7,7 @@ folders hold. `tests/integration/test_chaos.py` is the short form.
 
 import argparse
 import hashlib
+import logging
 import math
 import sys
 import tempfile
@@ -108,14 +109,16 @@ class Watch:
     def position(self) -> float:
         """Where training is by its last commit, sign of life and pace, in epochs."""
         found, beat = newest_committed(self.folder), read_beat(self.folder)
-        if found is None or not found.history:
-            return int(beat.get("iteration", 0)) / self._iterations if beat else 0.0
-        row, done = found.history[-1], found.epochs_done
+        epoch, iteration = found.position if found else (0, 0)
+        kept = epoch + iteration / self._iterations
+        if int(beat.get("attempt", 0)) < self.attempt():  # starting up
+            return kept
         told = float(int(beat.get("epoch", 0)))
         told += min(1.0, int(beat.get("iteration", 0)) / self._iterations) if beat.get("phase") == "train" else 1.0
-        is_same_start = beat.get("attempt") == row.attempt
-        by_pace = done + min(1.0, (time.time() - row.ended_unix) / max(row.epoch_s, 0.1)) if is_same_start else done
-        return min(max(told, by_pace, done), self._epochs)
+        last = found.history[-1] if found and found.history else None
+        is_same_start = last is not None and last.attempt == beat.get("attempt")
+        by_pace = epoch + min(1.0, (time.time() - last.ended_unix) / max(last.epoch_s, 0.1)) if last and is_same_start else 0.0
+        return min(max(kept, told, by_pace), float(self._epochs))
 
     def beat(self) -> tuple[int, float, tuple[Any, ...]]:
         """Attempt, time and place of the last sign of life."""
@@ -261,6 +264,9 @@ class Chaos:
             if was_validating or watch.is_trained():
                 if watch.is_over():
                     row.recovery_s, row.result = time.monotonic() - struck, "validated"
+                    return
+                if row.strike.kind.startswith("validation") and self.faults.is_validating(watch.folder, struck_unix):
+                    row.recovery_s, row.result = time.monotonic() - struck, "validates on"
                     return
             elif (now[0] > attempt) if needs_new_start else (now[1] > struck_unix and now[2] != before[2]):
                 row.recovery_s, row.result = max(0.0, now[1] - struck_unix), "trains on"
@@ -453,6 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kinds = tuple(filter(None, options.only.split(",")))
     setting = Setting(faults=options.faults, seed=options.seed, runs=options.runs, epochs=options.epochs, kinds=kinds)
+    logging.getLogger("trainers.spec.committed").setLevel(logging.ERROR)  # a state that was cut is looked at many times a second
     place = Path(tempfile.mkdtemp(prefix="nnf-chaos-"))
     print(HEADER)
     _, violations = play(setting, place, lambda text: print(text, flush=True))

@@ -58,7 +58,7 @@ def draw(seed: int, faults: int, runs: int, epochs: int, kinds: tuple[str, ...] 
     shares: list[list[tuple[str, bool]]] = [deck[run::runs] for run in range(runs)]
     strikes = []
     for run, share in enumerate(shares):
-        order = sorted(share, key=lambda item: item[1])  # what hits the validation comes last
+        order = sorted(share, key=lambda item: (item[1], item[0] not in IN_VALIDATION[:2]))  # what hits the validation comes last
         in_training = [kind for kind, late in order if not late]
         for place, (kind, late) in enumerate(order):
             before = in_training[place - 1] if 0 < place < len(in_training) else ""
@@ -124,10 +124,11 @@ class Faults:
             return bool(self._ranks(folder))
         return False
 
-    def is_validating(self, folder: RunFolder) -> bool:
-        """True once a worker of the run's validation is there."""
-        with contextlib.suppress(LookupError):
-            return bool(self._of_job(self._job(folder, "validate"), "ray::CaseWorker"))
+    def is_validating(self, folder: RunFolder, since_unix: float = 0.0) -> bool:
+        """True once a worker of the run's validation is there that has begun since then."""
+        with contextlib.suppress(LookupError, psutil.Error):
+            found = self._of_job(self._job(folder, "validate"), "ray::CaseWorker")
+            return any(process.create_time() > since_unix + 1 for process in found)
         return False
 
     def of_jobs(self) -> Iterator[tuple[psutil.Process, str]]:
