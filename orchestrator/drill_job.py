@@ -177,7 +177,7 @@ class Drill:
     def _strike(self, part: Part, folder: RunFolder, epoch: int) -> Strike:
         await_(lambda: epochs_done(folder) >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
         time.sleep(0.3 * reached(folder).history[-1].epoch_s)
-        before, attempt, beat = reached(folder), read_beat(folder).get("attempt", 0), read_beat(folder)
+        before, attempt = reached(folder), read_beat(folder).get("attempt", 0)
         moment = f"in epoch {before.epochs_done} of {self.order.epochs}"
         what = self._kill(part, folder)
         struck, struck_unix = time.monotonic(), time.time()
@@ -188,7 +188,7 @@ class Drill:
             now = read_beat(folder)
             if int(now.get("attempt", 0)) > int(attempt):
                 lost = "" if reached(folder).position >= before.position else f"a committed state: {before.position}"
-                redone = max(0, int(beat.get("epoch", 0)) - int(now.get("epoch", 0)) + 1)
+                redone = max(0, before.epochs_done - int(now.get("epoch", 0)) + 1)
                 seconds = max(0.0, float(now["unix"]) - struck_unix)
                 return Strike(part=part, what=what, moment=moment, recovery_s=seconds, epochs_redone=redone, lost=lost)
             time.sleep(POLL_S)
