@@ -109,10 +109,10 @@ def watch_writer(phase: Phase) -> None:
 
 def watch_publisher(phase: Phase) -> None:
     """Make the steps of an upload tell where they are."""
+    kinds = {".pth": "checkpoint", ".json": "manifest and other json"}
     names = {
-        "upload_file": lambda *args: f"upload: {'checkpoint' if args[4].startswith('checkpoint') else 'files'}",
+        "upload_file": lambda *args: f"upload: {kinds.get(args[2].suffix, 'other files')}",
         "list_files": lambda *_: "upload: size asked",
-        "upload_bytes": lambda *_: "upload: manifest",
         "set_tags": lambda *_: "upload: tag (the commit)",
         "delete_directory": lambda *_: "upload: older ones deleted",
     }
@@ -158,7 +158,7 @@ def write(folder: RunFolder, run_key: str, seed: int, phase_file: Path) -> None:
 
 def publish(folder: RunFolder, phase_file: Path) -> None:
     """Publish, for ever."""
-    logging.disable(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
     watch_publisher(Phase(phase_file))
     Publisher(folder, 1, interval_s=0.02).start()
     time.sleep(3600)
