@@ -32,6 +32,7 @@ from trainers.assemble import assemble, blueprint, reached_by, state_writer, war
 from trainers.dataset import SplitName
 from trainers.learner import Learner
 from trainers.loop import train
+from trainers.midway import Midway
 from trainers.samples import Batch
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_atomic
@@ -127,7 +128,7 @@ class InTurn:
     def wait_s(self) -> float:
         return float(self._inner.wait_s)
 
-    def batches(self, split: SplitName, epoch: int) -> Iterator[Batch]:
+    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
         if split == "train":
             self.close_epoch()
             suspend(self._loaders)
@@ -175,7 +176,7 @@ def run_both(toy: Toy, schedule: Schedule) -> tuple[Stopwatch, Stopwatch]:
     peer = NnunetSide(toy, schedule)
     with LoaderPool(spec, folder, range(plan.global_batch), 0) as pool:
         source = InTurn(pool, loader_pids(), writer, ours, peer)
-        train(spec, folder, world, learner, source, writer, reached)
+        train(spec, folder, world, learner, source, Midway(spec, folder, world, learner, writer), reached)
         source.close_epoch()
     resume(peer.loaders)
     for loader in (peer.trainer.dataloader_train, peer.trainer.dataloader_val):

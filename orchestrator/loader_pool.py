@@ -55,14 +55,14 @@ class Loader:
 class LoaderPool:
     """A BatchSource backed by loader actors; to be used as a context manager inside a worker.
 
-    `positions` are this worker's places in the global batch. Preparation starts at once with the first batch of `first_epoch` and runs
+    `positions` are this worker's places in the global batch. Preparation starts at once with `first_iteration` of `first_epoch` and runs
     ahead by `loader.actors * loader.prefetch` batches, over the boundaries of epochs.
     """
 
-    def __init__(self, spec: RunSpec, folder: RunFolder, positions: Sequence[int], first_epoch: int) -> None:
+    def __init__(self, spec: RunSpec, folder: RunFolder, positions: Sequence[int], first_epoch: int, first_iteration: int = 0) -> None:
         self.wait_s = 0.0
         self._iterations: dict[SplitName, int] = {"train": spec.schedule.train_iterations, "val": spec.schedule.val_iterations}
-        self._upcoming = requests_from(first_epoch, spec.schedule.epochs, self._iterations)
+        self._upcoming = requests_from(first_epoch, first_iteration, spec.schedule.epochs, self._iterations)
         self._ahead = spec.loader.actors * spec.loader.prefetch
         self._actors = [self._start(folder, positions) for _ in range(spec.loader.actors)]
         self._unfinished: dict[Any, int] = {}
@@ -81,9 +81,9 @@ class LoaderPool:
             ray.kill(actor, no_restart=True)
         self._actors, self._waiting, self._unfinished = [], deque(), {}
 
-    def batches(self, split: SplitName, epoch: int) -> Iterator[Batch]:
+    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
         """See BatchSource; must be asked in the order of training."""
-        for iteration in range(self._iterations[split]):
+        for iteration in range(first_iteration, self._iterations[split]):
             request, ref = self._waiting.popleft()
             if request != (split, epoch, iteration):
                 raise AssertionError(f"batches are prepared in training order: next is {request}, asked {(split, epoch, iteration)}")

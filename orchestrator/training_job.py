@@ -2,7 +2,8 @@
 
 Driver (head node): claim an attempt, check everything, start the publisher, let Ray Train run the workers, deliver what is left,
 hand over to the full-validation job, write how it ended. Workers (anywhere): the loop of `trainers/loop.py`, nothing else.
-Ray restarts the workers when one dies; each start continues from the newest state in the run folder, not from a checkpoint of Ray's.
+Ray restarts the workers whenever one dies; each start continues from the newest state in the run folder, not from a checkpoint of
+Ray's. Whether they may start again is decided there by our own budgets (`budgets.py`), which know whose fault it was.
 """
 
 import argparse
@@ -14,14 +15,16 @@ import time
 import traceback
 import uuid
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.fault import Fault, guilty, read_fault, write_fault
+from orchestrator.budgets import Failure, verdict
+from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, failure_of, failure_of_gang, read_failures, write_failure
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
-from trainers.spec.attempts import check_driver_fence, claim_attempt, newest_attempt
+from trainers.spec.attempts import check_driver_fence, claim_attempt
 from trainers.spec.committed import newest_committed
 from trainers.spec.errors import ClusterError, NnfleetError, Superseded
 from trainers.spec.folder import RunFolder
@@ -33,9 +36,9 @@ if TYPE_CHECKING:
     from trainers.world import World
 
 log = logging.getLogger(__name__)
-WORKER_RESTARTS = 3
-"""How often Ray restarts the workers within one job before the job gives up and the campaign decides."""
 COLLECTIVE_TIMEOUT_S = 600
+RESIZE_LOOK_S = 60.0
+"""How often an elastic run looks for room for more workers: each growth restarts all of them."""
 DELIVERY_S = 60.0
 """How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
 
@@ -65,14 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
 def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome; raises nothing of the run's own."""
     from orchestrator.publisher import Publisher
+    from orchestrator.state_telling import tell_end
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     spec = folder.spec()
-    info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid()}
+    info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid(), "node": this_node()}
     job = WorkerJob(str(folder.root), driver, claim_attempt(folder, driver, info))
     outcome = preflight(spec, job.attempt)
     if outcome is not None:
-        write_outcome(folder, outcome)
+        if write_outcome(folder, outcome):
+            tell_end(folder, outcome)
         return outcome
     publisher = Publisher(folder, job.attempt)
     publisher.start()
@@ -84,6 +89,7 @@ def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
             hand_over(folder, spec, job.attempt)
         if outcome.state != "SUPERSEDED" and not publisher.flush(DELIVERY_S):
             log.warning("the tracking server did not take everything within %.0f s; the next job of this run delivers it", DELIVERY_S)
+        tell_end(folder, outcome)
     finally:
         publisher.stop()
     return outcome
@@ -125,19 +131,20 @@ def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
 
 
 def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
-    """The outcome of workers that failed more often than Ray may restart them, or of a controller that was lost."""
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # Ray's only mark of what a worker's own code raised
+    """The outcome of a training that Ray ended with an error of its own: its controller was lost, or the workers never came to start."""
+    from orchestrator.train_callback import raised_and_gone
 
-    fault = read_fault(folder, job.driver)
     ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if ranks or fault is not None:
-        failures = [(isinstance(e, UserExceptionWithTraceback), getattr(e, "_base_exc", e)) for e in ranks.values()]
-        state = guilty(failures, fault)
+    known = read_failures(folder, job.driver)
+    if ranks:
+        blamed = failure_of_gang(folder, job.driver, job.attempt, raised_and_gone(ranks.items()))
+    elif known and known[-1].kind != "preemption":
+        blamed = known[-1]
     else:
-        state = "FAILED_CLUSTER"
-    message = fault.message if fault else f"training ended with {type(error).__name__}: {error}"
-    evidence = fault.evidence if fault else "".join(traceback.format_exception(error))
-    return Outcome(job="training", state=state, attempt=job.attempt, message=message[:2000], evidence=evidence[-EVIDENCE_CHARACTERS:])
+        message = f"training ended with {type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
+        evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
+        return Outcome(job="training", state="FAILED_CLUSTER", attempt=job.attempt, message=message, evidence=evidence)
+    return Outcome(job="training", attempt=job.attempt, **blamed.record())
 
 
 def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Outcome:
@@ -152,54 +159,88 @@ def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Out
 
 
 def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
-    """The gang of DDP workers: placed all at once or not at all, restarted together."""
+    """The gang of DDP workers: placed all at once or not at all, restarted together; an elastic one also when their number changes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from orchestrator.train_callback import FailureRecorder, SaveBeforeResize
 
     resources = {"CPU": float(spec.workers.cpus)}
     if spec.workers.gpus:
         resources["GPU"] = float(spec.workers.gpus)
     environment = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if spec.deterministic else None
-    return TorchTrainer(
-        train_worker,  # type: ignore[arg-type] # Train v2 passes on what it returns
+    kind: Any = TorchTrainer
+    if spec.workers.is_elastic:
+        from orchestrator.elastic import Allowance, ElasticTrainer
+
+        kind = partial(ElasticTrainer, allowance=Allowance.on_this_cluster(spec.run_key))
+    return kind(  # type: ignore[no-any-return]
+        train_worker,
         train_loop_config=asdict(job),
-        scaling_config=ScalingConfig(
-            num_workers=spec.workers.count, use_gpu=spec.workers.gpus > 0, resources_per_worker=resources, placement_strategy="PACK"
+        scaling_config=ScalingConfig(  # type: ignore[call-arg] # as below
+            num_workers=(spec.workers.least, spec.workers.most) if spec.workers.is_elastic else spec.workers.count,  # type: ignore[arg-type]
+            use_gpu=spec.workers.gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy="PACK",
+            elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(  # type: ignore[call-arg] # Train v2's, the annotation is of v1
             name=f"a{job.attempt:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),
-            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+            failure_config=FailureConfig(max_failures=-1),  # the workers ask our budgets before they start again
+            callbacks=[FailureRecorder(folder, job.driver), SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
             worker_runtime_env=environment,
         ),
     )
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One worker: restore, train, and return how it ended. An error that a restart cannot mend is returned by every rank alike."""
+    """One worker: restore, train, and return how it ended. A failure that ends the job is returned by every rank alike."""
     job = WorkerJob(**config)
     folder = RunFolder(Path(job.run_folder))
-    attempt = 0
+    attempt, rank, recent = job.attempt, None, RecentLog()
+    logging.getLogger().addHandler(recent)
     try:
         from trainers.world import current_world
 
         spec = folder.spec()
         world = current_world(spec.workers.gpus)
-        fault = world.from_main(read_fault(folder, job.driver) if world.is_main else None)
-        if fault is not None and not fault.is_worth_a_retry:
-            return fault.record()
-        attempt = world.from_main(claimed(folder, job) if world.is_main else 0)
+        rank = world.global_rank
+        final = world.from_main(final_failure(folder, job) if world.is_main else None)
+        if final is not None:
+            return final.record()
+        attempt = world.from_main(claimed(folder, job, world.world_size) if world.is_main else 0)
         return {"state": train_here(spec, folder, world, attempt)}
     except Exception as err:
-        write_fault(folder, Fault.of(job.driver, attempt or newest_attempt(folder), err))
+        write_failure(folder, failure_of(folder, job.driver, attempt, err, rank=rank, node=this_node(), log_text=recent.text()))
         raise
+    finally:
+        logging.getLogger().removeHandler(recent)
 
 
-def claimed(folder: RunFolder, job: WorkerJob) -> int:
+def final_failure(folder: RunFolder, job: WorkerJob) -> Failure | None:
+    """The failure of this job that no further start may follow, if there is one."""
+    reached = newest_committed(folder)
+    return verdict(read_failures(folder, job.driver), reached.position if reached else (0, 0))
+
+
+def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
     """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
     check_driver_fence(folder, job.attempt)
-    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid()})
+    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
+
+
+def this_node() -> str:
+    """Ray's id of this process's node."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def is_leaving() -> bool:
+    """True once Ray has told this worker that a node of the run will be taken away. `ray.train.get_preemption_info` would be a barrier."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> str:
@@ -209,6 +250,7 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -
     from orchestrator.loader_pool import LoaderPool
     from trainers.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
     from trainers.loop import train
+    from trainers.midway import Midway
     from trainers.spec.split_batch import rank_positions
 
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
@@ -218,12 +260,13 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -
     newest = newest_everywhere(folder, world)
     reached = reached_by(newest, spec.schedule)
     positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
-    with LoaderPool(spec, folder, positions, reached.epochs_done) as source:  # it starts up while the network is built
+    with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
         learner = assemble(spec, plan, world, attempt)
         restore(folder, learner, newest)
         writer = state_writer(spec, folder, plan, attempt, newest) if world.is_main else None
         warm_up(learner, plan, world)
-        return train(spec, folder, world, learner, source, writer, reached)
+        midway = Midway(spec, folder, world, learner, writer, is_leaving)
+        return train(spec, folder, world, learner, source, midway, reached)
 
 
 def start_training_log(folder: RunFolder) -> None:

@@ -136,7 +136,7 @@ def reached_by(committed: Committed | None, schedule: Schedule) -> Reached:
     """What a state has reached; nothing for a fresh run."""
     if committed is None:
         return Reached(best_policy=BestRecord(decay=schedule.ema_decay))
-    return Reached(history=committed.history, best_policy=committed.best_policy)
+    return Reached(history=committed.history, best_policy=committed.best_policy, in_flight=committed.in_flight)
 
 
 def restore(folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
@@ -144,7 +144,7 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
     if committed is None:
         return
     learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))
-    log.info("%s continues after epoch %d, of attempt %d", committed.run_key, committed.epochs_done - 1, committed.attempt)
+    log.info("%s continues in epoch %d after %d iterations, of attempt %d", committed.run_key, *committed.position, committed.attempt)
 
 
 def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int, restored: Committed | None) -> StateWriter:

@@ -16,15 +16,18 @@ class BatchSource(Protocol):
     wait_s: float
     """Seconds that the consumer has waited for batches since the source was made."""
 
-    def batches(self, split: SplitName, epoch: int) -> Iterator[Batch]:
-        """This rank's part of every global batch of one epoch."""
+    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
+        """This rank's part of every global batch of one epoch, from an iteration on."""
         ...
 
 
-def requests_from(epoch: int, epochs: int, iterations: dict[SplitName, int]) -> Iterator[Request]:
-    """Every batch of a training from `epoch` on, in the order in which the loop takes them: each epoch trains, then validates."""
+def requests_from(epoch: int, first_iteration: int, epochs: int, iterations: dict[SplitName, int]) -> Iterator[Request]:
+    """Every batch of a training from an iteration of `epoch` on, in the order in which the loop takes them.
+
+    Each epoch trains, then validates; `first_iteration` may be the number of training iterations, when only validation is left.
+    """
     splits: tuple[SplitName, ...] = ("train", "val")
     for now in range(epoch, epochs):
         for split in splits:
-            for iteration in range(iterations[split]):
+            for iteration in range(first_iteration if (now, split) == (epoch, "train") else 0, iterations[split]):
                 yield split, now, iteration

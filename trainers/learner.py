@@ -43,16 +43,16 @@ class Learner:
     """Where a network with dropout draws from, of this rank; None for a network that draws nothing."""
 
     def start_epoch(self, epoch: int) -> float:
-        """Set and return nnU-Net's polynomial learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it.
-
-        Dropout draws are made a function of seed, rank and epoch likewise.
-        """
+        """Set and return nnU-Net's polynomial learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it."""
         rate = learning_rate(self.schedule, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.dropout_seed is not None:
-            torch.manual_seed(int(np.random.SeedSequence((self.dropout_seed, epoch)).generate_state(1, np.uint64)[0]))
         return rate
+
+    def start_iteration(self, epoch: int, iteration: int) -> None:
+        """Make what dropout draws in one training step a function of seed, rank, epoch and iteration, so that a resume cannot shift it."""
+        if self.dropout_seed is not None:
+            torch.manual_seed(int(np.random.SeedSequence((self.dropout_seed, epoch, iteration)).generate_state(1, np.uint64)[0]))
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step on this rank's part of a global batch. Returns the detached loss; its mean over ranks is the batch's loss."""
@@ -106,6 +106,10 @@ class Learner:
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.scaler.is_enabled() and checkpoint["grad_scaler_state"] is not None:
             self.scaler.load_state_dict(checkpoint["grad_scaler_state"])
+
+    def is_finite(self) -> bool:
+        """True while every weight is a finite number."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.plain.parameters())
 
     def peak_memory_gib(self) -> float:
         """Largest GPU memory that this rank has held so far; 0 on CPU."""

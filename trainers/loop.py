@@ -1,16 +1,18 @@
 """The training loop: restore; for each epoch: train, validate, gather, decide, save.
 
 Every rank runs this code and calls every collective; only rank 0 decides what is stored and writes it. There is one collective per
-epoch of ours (counts, losses and the wish to stop in one small vector) beside those of DDP and of a batch Dice.
+epoch of ours (counts, losses and the wish to stop in one small vector) beside those of DDP and of a batch Dice, and a flag between the
+CPUs every few iterations (`trainers/midway.py`).
 
 Shapes: B batch of this rank, C class, Z Y X voxels.
 """
 
 import json
 import logging
+import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,16 +20,20 @@ import torch
 from trainers.batches import BatchSource
 from trainers.dataset import SplitName
 from trainers.learner import Learner
+from trainers.midway import Midway
 from trainers.node_load import node_load
 from trainers.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
 from trainers.spec.committed import BestRecord, EpochRow
+from trainers.spec.errors import DivergedError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
-from trainers.state import Reached, StateWriter
+from trainers.state import Reached
 from trainers.world import World
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
+PATIENCE_EPOCHS = 3
+"""Epochs in a row without a loss that is a number, after which a run has diverged though its weights have not."""
 End = Literal["TRAINED", "STOPPED"]
 
 
@@ -41,27 +47,27 @@ class EpochTotals:
     is_stopping: bool
 
 
-def train(
-    spec: RunSpec, folder: RunFolder, world: World, learner: Learner, source: BatchSource, writer: StateWriter | None, reached: Reached
-) -> End:
+def train(spec: RunSpec, folder: RunFolder, world: World, learner: Learner, source: BatchSource, midway: Midway, reached: Reached) -> End:
     """Train from what is `reached` to the last epoch, or to the end of the epoch in which a stop was asked for.
 
-    `writer` is there on rank 0 only. Returns how training ended; the newest committed state says how far it came.
+    `midway` saves within epochs and holds the writer of states, which is there on rank 0 only. Returns how training ended; the newest
+    committed state says how far it came.
     """
-    heart = Heartbeat(folder, world, learner.attempt)
+    heart, writer = Heartbeat(folder, world, learner.attempt), midway.writer
     while reached.epochs_done < spec.schedule.epochs:
-        epoch, clock = reached.epochs_done, Clock(source)
+        epoch, clock = reached.epochs_done, Clock(source, reached)
         learning_rate = learner.start_epoch(epoch)
 
-        train_loss = train_epoch(learner, source, epoch, heart)
+        train_loss = train_epoch(learner, source, reached, heart, midway)
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heart)
         clock.lap("val")
         totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_asked=world.is_main and folder.stop_file.exists())
+        check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
         row = epoch_row(spec, world, learner, epoch, learning_rate, totals, best, clock, held_s=writer.held_s if writer else 0.0)
-        reached = replace(reached, history=(*reached.history, row), best_policy=best)
+        reached = Reached(history=(*reached.history, row), best_policy=best)
         if writer is not None:
             writer.commit(reached, is_best, learner.tensors)
             log.info(describe(row, is_best))
@@ -72,13 +78,19 @@ def train(
     return "TRAINED" if reached.epochs_done >= spec.schedule.epochs else "STOPPED"
 
 
-def train_epoch(learner: Learner, source: BatchSource, epoch: int, heart: "Heartbeat") -> torch.Tensor:
-    """One optimizer step per batch. Returns the sum of this rank's losses, float64 on the device: no synchronisation in between."""
+def train_epoch(learner: Learner, source: BatchSource, reached: Reached, heart: "Heartbeat", midway: Midway) -> torch.Tensor:
+    """One optimizer step per batch that is left of the epoch in flight.
+
+    Returns the sum of this rank's losses over the whole epoch, float64 on the device: no synchronisation in between.
+    """
+    epoch, start = reached.epochs_done, reached.iterations_done
     learner.network.train()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=learner.device)
-    for iteration, batch in enumerate(source.batches("train", epoch)):
+    loss_sum = midway.begin_epoch(reached)
+    for iteration, batch in enumerate(source.batches("train", epoch, start), start):
+        learner.start_iteration(epoch, iteration)
         loss_sum += learner.step(batch)
         heart.beat("train", epoch, iteration)
+        midway.save_if_wished(iteration + 1, loss_sum)
     return loss_sum
 
 
@@ -112,13 +124,35 @@ def gather(
     )
 
 
-class Clock:
-    """Wall-clock seconds of the parts of one epoch, and of the waiting in it."""
+def check_finite(totals: EpochTotals, learner: Learner, reached: Reached) -> None:
+    """Raise DivergedError where an epoch cannot be kept; every rank sees the same and raises alike.
 
-    def __init__(self, source: BatchSource) -> None:
+    One epoch without a mean loss may be an overflow of mixed precision whose step was skipped; weights are then still finite numbers.
+    """
+    losses = (totals.train_loss, totals.val_loss)
+    if all(math.isfinite(loss) for loss in losses):
+        return
+    before = [row.epoch for row in reached.history[-(PATIENCE_EPOCHS - 1) :] if not math.isfinite(row.train_loss + row.val_loss)]
+    epoch = reached.epochs_done
+    what = f"train loss {losses[0]:g}, val loss {losses[1]:g} at learning rate {learner.optimizer.param_groups[0]['lr']:.3g}"
+    if learner.is_finite() and len(before) < PATIENCE_EPOCHS - 1:
+        log.warning("epoch %d: %s: some batch gave no number, but the weights are sound. Do images hold NaN?", epoch, what)
+        return
+    last = f"the last sound epoch, {epoch - 1}, is kept" if reached.history else "no epoch is kept"
+    state = "weights hold NaN or infinity" if not learner.is_finite() else f"no loss in {PATIENCE_EPOCHS} epochs"
+    raise DivergedError(
+        f"training: diverged in epoch {epoch}: {what}, {state}; {last}. Look for NaN or huge values in the images, or lower initial_lr: "
+        "the same run would diverge again."
+    )
+
+
+class Clock:
+    """Wall-clock seconds of the parts of one epoch, and of the waiting in it; work on it before a restart is counted in."""
+
+    def __init__(self, source: BatchSource, reached: Reached) -> None:
         self.started_unix = time.time()
         self._source, self._waited_before = source, source.wait_s
-        self._last = self._start = time.perf_counter()
+        self._last = self._start = time.perf_counter() - (reached.in_flight.elapsed_s if reached.in_flight else 0.0)
         self.laps: dict[str, float] = {}
 
     def lap(self, name: SplitName) -> None:
@@ -190,6 +224,7 @@ class Heartbeat:
         self._path = folder.progress_file if world.is_main else None
         self._attempt = attempt
         self._last = 0.0
+        self._is_mute = False
 
     def beat(self, phase: SplitName, epoch: int, iteration: int) -> None:
         """Say where training is: `iteration` of `phase` in `epoch` is done."""
@@ -202,6 +237,8 @@ class Heartbeat:
         try:
             beside.write_text(json.dumps(beat))
             os.replace(beside, self._path)
+            self._is_mute = False
         except OSError as err:
-            log.warning("no sign of life in %s: %s", self._path, err)
-            self._path = None  # told once; the states that are committed say more
+            if not self._is_mute:
+                log.warning("no sign of life in %s for now: %s", self._path, err)
+            self._is_mute = True

@@ -1,11 +1,13 @@
 """The resume stream: save a state durably without holding up training, find the newest valid one, restore from it.
 
 One commit is two files below `nnfleet/state/`: e<epochs done>_a<attempt>.pth, a complete nnU-Net checkpoint, and the .json beside it,
-whose appearance is the commit (`trainers/spec/committed.py`). Order of one commit, in a thread of rank 0:
+whose appearance is the commit (`trainers/spec/committed.py`). A state may also be saved within an epoch; nnU-Net's names are then left
+where they are. Order of one commit, in a thread of rank 0:
 
     best checkpoint of a new best (durable) -> state tensors (durable) -> fence -> json (the commit) -> links for nnU-Net -> prune
 
-The training thread is held only for the copy of the tensors, and when the commit before is still being written.
+The training thread is held only for the copy of the tensors, and when the commit before is still being written. A disk that is full,
+read-only or away is waited for in that thread, while training goes on to the next commit: one snapshot is in memory, never two.
 """
 
 import logging
@@ -20,12 +22,13 @@ from typing import IO, Any
 import torch
 
 from trainers.checkpoint import Checkpoint, copied_to_cpu, training_part
-from trainers.spec.attempts import check_fence
-from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest, committed_states, state_stem
-from trainers.spec.errors import CheckpointError
+from trainers.spec.attempts import check_fence, newest_attempt
+from trainers.spec.committed import BestRecord, Committed, EpochRow, InFlight, Manifest, committed_states, state_stem
+from trainers.spec.errors import CheckpointError, StorageError
 from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_through
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
+from trainers.spec.storage import STORAGE_PATIENCE_S, free_space, patiently
 
 log = logging.getLogger(__name__)
 KEEP_STATES = 2
@@ -33,15 +36,27 @@ KEEP_STATES = 2
 
 @dataclass(frozen=True)
 class Reached:
-    """What a run has reached after an epoch: everything of the state but the tensors."""
+    """What a run has reached: everything of the state but the tensors."""
 
     history: tuple[EpochRow, ...] = ()
     best_policy: BestRecord = field(default_factory=BestRecord)
+    in_flight: InFlight | None = None
+    """Within an epoch: how far it has come."""
 
     @property
     def epochs_done(self) -> int:
         """Finished epochs; the next one to train has this index."""
         return len(self.history)
+
+    @property
+    def iterations_done(self) -> int:
+        """Training iterations that are done of that next epoch."""
+        return self.in_flight.iteration if self.in_flight else 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epochs and iterations done."""
+        return self.epochs_done, self.iterations_done
 
 
 @dataclass
@@ -56,6 +71,8 @@ class StateWriter:
     attempt: int
     fixed: Checkpoint
     total_epochs: int
+    patience_s: float = STORAGE_PATIENCE_S
+    """How long a commit waits for a disk that does not take it."""
     held_s: float = 0.0
     """Seconds for which the newest `commit` held its caller."""
     _thread: threading.Thread | None = None
@@ -66,7 +83,7 @@ class StateWriter:
     def commit(self, reached: Reached, is_best: bool, tensors: Callable[[], dict[str, Any]]) -> None:
         """Snapshot `tensors()` (network_weights, optimizer_state, grad_scaler_state) and write the commit in the background.
 
-        Waits for the commit before, so at most one is in memory; an error of that one (Superseded, a full disk) is raised here.
+        Waits for the commit before, so at most one is in memory; an error of that one (Superseded, StorageError) is raised here.
         """
         started = time.perf_counter()
         self.drain()
@@ -88,18 +105,22 @@ class StateWriter:
         """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it."""
         self._best = committed.best if committed else None
         set_aside_newer(self.folder, committed)
-        if committed is not None:
+        if committed is not None and committed.in_flight is None:
             link_for_nnunet(self.folder, committed)
 
     def _run(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
         try:
-            self._write(reached, is_best, snapshot)
+            what = f"the state after {describe_position(reached)}"
+            committed = patiently(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
+            patiently(lambda: self._tidy(committed), f"nnU-Net's names for {what}", self.patience_s)
         except BaseException as err:  # handed to the training thread by the next commit or drain
             self._error = err
 
-    def _write(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
+    def _write(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> Committed:
+        """Store one state; may be called again after it failed at any point."""
+        self._check_presence()
         check_fence(self.folder, self.attempt)
-        stem = state_stem(reached.epochs_done, self.attempt)
+        stem = state_stem(reached.epochs_done, self.attempt, reached.iterations_done)
         if is_best:
             weights = {"network_weights": snapshot["network_weights"], **self.fixed, "current_epoch": reached.epochs_done}
             self._best = self._save("best", self.folder.best / f"{stem}.pth", weights, reached)
@@ -110,6 +131,7 @@ class StateWriter:
             epochs_done=reached.epochs_done,
             attempt=self.attempt,
             history=reached.history,
+            in_flight=reached.in_flight,
             best_policy=reached.best_policy,
             best=self._best,
             final=state if reached.epochs_done >= self.total_epochs else None,
@@ -118,21 +140,46 @@ class StateWriter:
         )
         check_fence(self.folder, self.attempt)
         write_atomic(self.folder.state / f"{stem}.json", committed.model_dump_json().encode())
-        link_for_nnunet(self.folder, committed)
+        return committed
+
+    def _tidy(self, committed: Committed) -> None:
+        if committed.in_flight is None:
+            link_for_nnunet(self.folder, committed)
         prune(self.folder)
 
+    def _check_presence(self) -> None:
+        """Where a share is not mounted, writing would make the folders on the disk below, out of everybody's sight."""
+        if newest_attempt(self.folder) < self.attempt:
+            found = f"{self.folder.attempts} lacks attempt {self.attempt}, so it is not the folder that this attempt began in"
+            raise StorageError(f"storage: {found}; {free_space(self.folder.root)}. Mount the shared folder again.")
+
     def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: Reached) -> Manifest:
-        write_through(path, lambda stream: torch.save(content, stream))
-        last = reached.history[-1]
+        write_through(path, lambda stream: save_to(stream, content))
         return Manifest(
             checkpoint=name,
             file=str(path.relative_to(self.folder.root)),
-            epoch=last.epoch,
+            epoch=reached.epochs_done - 1,
             attempt=self.attempt,
-            ema_pseudo_dice=last.ema_pseudo_dice,
+            ema_pseudo_dice=reached.history[-1].ema_pseudo_dice if reached.history else None,
             sha256=sha256_of(path),
             size_bytes=path.stat().st_size,
         )
+
+
+def save_to(stream: IO[bytes], content: Checkpoint) -> None:
+    """torch.save; an error of the stream is raised as it is, where torch raises one of its own over it."""
+    try:
+        torch.save(content, stream)
+    except RuntimeError as err:
+        if isinstance(err.__context__, OSError):
+            raise err.__context__ from None
+        raise
+
+
+def describe_position(reached: Reached) -> str:
+    """How far a state has come, in words."""
+    within = f" and {reached.iterations_done} iterations" if reached.iterations_done else ""
+    return f"{reached.epochs_done} epochs{within}"
 
 
 def link_for_nnunet(folder: RunFolder, committed: Committed) -> None:
@@ -194,8 +241,8 @@ def set_aside_newer(folder: RunFolder, committed: Committed | None) -> None:
     for path in folder.state.glob("e*_a*.json"):
         if committed is not None and path.stem > committed.stem:
             path.rename(path.with_suffix(".json.damaged"))
-    for place in (folder.state, folder.best):
-        for path in place.glob(".*.part"):
+    for place, half_written in ((folder.state, ".*.part"), (folder.best, ".*.part"), (folder.root, ".checkpoint_*.part")):
+        for path in place.glob(half_written):
             path.unlink(missing_ok=True)
 
 

@@ -32,6 +32,22 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
+    def main_wishes(self, wish: bool) -> bool:
+        """Rank 0's wish, on every rank: a collective between CPUs, which waits for no GPU."""
+        if self.world_size == 1:
+            return wish
+        box = torch.tensor(float(wish))
+        dist.broadcast(box, src=0)
+        return bool(box.item())
+
+    def from_all(self, value: float) -> tuple[float, ...]:
+        """Everyone's value in the order of ranks, on every rank: a collective between CPUs."""
+        if self.world_size == 1:
+            return (value,)
+        boxes = [torch.zeros((), dtype=torch.float64) for _ in range(self.world_size)]
+        dist.all_gather(boxes, torch.tensor(value, dtype=torch.float64))
+        return tuple(box.item() for box in boxes)
+
 
 def device_for(local_rank: int, gpus_per_worker: int, gpus_visible: int) -> torch.device:
     """The device of a worker: the GPU with the number of its *local* rank, or the CPU when workers have no GPU.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.failures import read_failures
 from orchestrator.outcome import Outcome
 from orchestrator.training_job import WorkerJob, fit
 from tests.conftest import Toys
@@ -22,7 +23,7 @@ from trainers.spec.attempts import claim_attempt
 from trainers.spec.committed import Committed, newest_committed
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import RunSpec, Schedule, WorkerSpec
+from trainers.spec.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 EPOCHS = 6
@@ -127,6 +128,57 @@ def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Call
     assert reached(killed).best is not None
     assert reached(unbroken).best is not None
     assert reached(killed).best.epoch == reached(unbroken).best.epoch  # type: ignore[union-attr]
+
+
+def test_a_run_killed_within_an_epoch_goes_on_from_the_iteration_with_the_same_bits(start: Callable[..., RunFolder]) -> None:
+    """States are saved after every iteration; rank 0 dies in the middle of an epoch, and the loop begins again in that epoch."""
+    schedule = Schedule(epochs=3, train_iterations=8, val_iterations=2)
+    unbroken = start("unbroken", schedule=schedule)
+    assert train(unbroken).state == "TRAINED"
+    killed = start("killed", schedule=schedule, checkpoint=CheckpointSpec(every_minutes=1e-4))
+    seen: list[tuple[int, int]] = []
+
+    def is_within_second_epoch() -> bool:
+        committed = newest_committed(killed)
+        return committed is not None and committed.position > (1, 2)
+
+    def kill() -> None:
+        os.kill(newest_worker_pid(killed), signal.SIGKILL)
+        seen.append(reached(killed).position)
+
+    when(is_within_second_epoch, kill)
+    assert train(killed).state == "TRAINED"
+    assert len(seen) == 1
+    assert curves(killed) == curves(unbroken)
+    assert weights_digest(killed) == weights_digest(unbroken)
+    assert [f.kind for f in read_failures(killed)] == ["cluster"]
+
+
+def test_whoever_asks_gets_a_state_within_the_epoch(start: Callable[..., RunFolder]) -> None:
+    folder = start("asked", schedule=Schedule(epochs=2, train_iterations=10, val_iterations=2))
+    within: list[tuple[int, int]] = []
+    when(lambda: epochs_done(folder) >= 1, lambda: folder.save_file.write_text("{}"))
+
+    def note() -> None:
+        within.append(reached(folder).position)
+
+    when(lambda: (c := newest_committed(folder)) is not None and c.in_flight is not None, note)
+    assert train(folder).state == "TRAINED"
+    assert within
+    assert within[0][0] == 1
+    assert within[0][1] > 0
+    assert not folder.save_file.exists()
+
+
+def test_weights_that_are_no_numbers_end_the_run_at_once_and_the_last_sound_epoch_is_kept(start: Callable[..., RunFolder]) -> None:
+    folder = start("diverges", schedule=Schedule(epochs=4, train_iterations=8, val_iterations=2, initial_lr=1e30))
+    outcome = train(folder)
+    assert outcome.state == "FAILED_CODE"
+    assert "DivergedError: training: diverged in epoch 0" in outcome.message
+    assert "initial_lr" in outcome.message
+    assert newest_committed(folder) is None
+    workers_started = [p for p in folder.attempts.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
+    assert len(workers_started) == 1
 
 
 def test_a_lost_loader_changes_no_bit_and_one_worker_sees_the_same_patches_as_two(start: Callable[..., RunFolder]) -> None:

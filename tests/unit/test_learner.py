@@ -98,6 +98,7 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
     warm_up(resumed, changed, ALONE)
     for learner in (unbroken, resumed):
         learner.start_epoch(1)
+        learner.start_iteration(1, 0)
         learner.step(batch(1, learner.labels))
     assert largest_difference(weights(unbroken), weights(resumed)) == 0
 

@@ -69,6 +69,17 @@ class Manifest(Frozen):
     size_bytes: int
 
 
+class InFlight(Frozen):
+    """How far the training part of an epoch had come when a state was saved within it."""
+
+    iteration: int = Field(ge=1)
+    """Optimizer steps of the epoch that are done."""
+    train_loss_sums: tuple[float, ...]
+    """Sum of the losses of these steps, one per rank of then."""
+    elapsed_s: float
+    """Seconds of work on the epoch so far, over all starts."""
+
+
 class Committed(Frozen):
     """What a run has reached for good."""
 
@@ -76,6 +87,8 @@ class Committed(Frozen):
     epochs_done: int
     attempt: int
     history: tuple[EpochRow, ...]
+    in_flight: InFlight | None = None
+    """Of a state that was saved within the epoch with the index `epochs_done`."""
     best_policy: BestRecord = BestRecord()
     best: Manifest | None = None
     final: Manifest | None = None
@@ -83,14 +96,20 @@ class Committed(Frozen):
     state_size_bytes: int
 
     @property
+    def position(self) -> tuple[int, int]:
+        """Epochs done, and training iterations done of the next one."""
+        return self.epochs_done, self.in_flight.iteration if self.in_flight else 0
+
+    @property
     def stem(self) -> str:
         """File name of both halves without ending."""
-        return state_stem(self.epochs_done, self.attempt)
+        return state_stem(self.epochs_done, self.attempt, self.position[1])
 
 
-def state_stem(epochs_done: int, attempt: int) -> str:
-    """`e<epochs done>_a<attempt>`, sorting by epoch, then attempt."""
-    return f"e{epochs_done:05d}_a{attempt:04d}"
+def state_stem(epochs_done: int, attempt: int, iteration: int = 0) -> str:
+    """`e<epochs done>_a<attempt>`, within an epoch `e<epochs done>i<iterations done>_a<attempt>`: sorts by position, then attempt."""
+    within = f"i{iteration:06d}" if iteration else ""
+    return f"e{epochs_done:05d}{within}_a{attempt:04d}"
 
 
 def committed_states(folder: RunFolder) -> list[Committed]:

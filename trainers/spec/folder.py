@@ -75,11 +75,6 @@ class RunFolder:
         return self.own / "uploading"
 
     @property
-    def fault_file(self) -> Path:
-        """The error that stopped the workers' newest start."""
-        return self.own / "fault.json"
-
-    @property
     def logs(self) -> Path:
         """Log files of the run's jobs."""
         return self.own / "logs"

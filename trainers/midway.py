@@ -1,0 +1,92 @@
+"""Saving within an epoch: every few minutes, at the notice that a node will be taken away, or when somebody asks.
+
+Rank 0 wishes, all ranks agree on the iteration, each tells the sum of its losses so far, rank 0 commits. A start from such a state goes
+on with the next iteration and ends with the same bits.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from trainers.learner import Learner
+from trainers.spec.committed import InFlight
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import RunSpec
+from trainers.state import Reached, StateWriter
+from trainers.world import World
+
+log = logging.getLogger(__name__)
+AGREEMENTS_PER_EPOCH = 25
+"""How often within an epoch rank 0's wish is passed on; at nnU-Net's 250 iterations every tenth."""
+LEAVING_S = 20.0
+"""While a node is about to be taken away, a state is saved so often."""
+
+
+def save_is_due(since_save_s: float, every_s: float | None, *, is_asked: bool, is_leaving: bool, saved_since_notice: bool) -> bool:
+    """Whether rank 0 wishes a state within the epoch now; pure. `since_save_s`: since the newest one, within or at the end of an epoch."""
+    if is_asked or (is_leaving and (not saved_since_notice or since_save_s >= LEAVING_S)):
+        return True
+    return every_s is not None and since_save_s >= every_s
+
+
+@dataclass
+class Midway:
+    """Saves within epochs. `writer` is there on rank 0 only; `is_leaving` says that a node of the run will be taken away."""
+
+    spec: RunSpec
+    folder: RunFolder
+    world: World
+    learner: Learner
+    writer: StateWriter | None
+    is_leaving: Callable[[], bool] = lambda: False
+    _reached: Reached = field(default_factory=Reached)
+    _epoch_started: float = 0.0
+    _saved_at: float = field(default_factory=time.monotonic)
+    _saved_since_notice: bool = False
+
+    def begin_epoch(self, reached: Reached) -> torch.Tensor:
+        """Take note of where an epoch begins or goes on; returns this rank's sum of losses so far, float64 on the device."""
+        now = time.monotonic()
+        self._reached, self._saved_at = reached, now
+        self._epoch_started = now - (reached.in_flight.elapsed_s if reached.in_flight else 0.0)
+        return torch.tensor(self._own_share(reached.in_flight), dtype=torch.float64, device=self.learner.device)
+
+    def save_if_wished(self, iteration: int, loss_sum: torch.Tensor) -> None:
+        """To be called by every rank after every training step; `iteration` steps of the epoch are done."""
+        stride = max(1, self.spec.schedule.train_iterations // AGREEMENTS_PER_EPOCH)
+        if iteration % stride or not self.world.main_wishes(self.world.is_main and self._is_due()):
+            return
+        sums = self.world.from_all(float(loss_sum))
+        now = time.monotonic()
+        if self.writer is None:
+            return
+        in_flight = InFlight(iteration=iteration, train_loss_sums=sums, elapsed_s=now - self._epoch_started)
+        self.folder.save_file.unlink(missing_ok=True)
+        self.writer.commit(replace(self._reached, in_flight=in_flight), False, self.learner.tensors)
+        self._saved_at, self._saved_since_notice = now, self.is_leaving()
+        log.info("saved within epoch %d after %d iterations", self._reached.epochs_done, iteration)
+
+    def _is_due(self) -> bool:
+        minutes = self.spec.checkpoint.every_minutes
+        return save_is_due(
+            time.monotonic() - self._saved_at,
+            None if minutes is None else minutes * 60,
+            is_asked=self.folder.save_file.exists(),
+            is_leaving=self.is_leaving(),
+            saved_since_notice=self._saved_since_notice,
+        )
+
+    def _own_share(self, in_flight: InFlight | None) -> float:
+        """What this rank's sum of losses goes on from.
+
+        Sums of another number of ranks go to rank 0: the mean over ranks is the loss of the batch, so it is the mean that is kept.
+        """
+        if in_flight is None:
+            return 0.0
+        sums, ranks = in_flight.train_loss_sums, self.world.world_size
+        if len(sums) == ranks:
+            return sums[self.world.global_rank]
+        return sum(sums) / len(sums) * ranks if self.world.is_main else 0.0
