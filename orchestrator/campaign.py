@@ -168,14 +168,18 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
 
 def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False) -> Campaign:
     """A campaign in possession of its runs. `is_quiet`: that no foreign worker trains them has been seen to before."""
+    from orchestrator.sync import sweep
     from orchestrator.tracking import Tracker
 
     if not is_quiet:
         refuse_foreign_workers(specs, cluster.records, Clock(), _say_waiting)
     uri = specs[0].tracking_uri
     board = Board.of_cluster(os.environ.get("RAY_ADDRESS", ""))
-    runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, Tracker(uri) if uri else None)
+    tracker = Tracker(uri) if uri else None
+    runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, tracker)
     runner.open(specs, only_validate=only_validate)
+    if tracker is not None:
+        sweep(tracker, cluster.records())
     return runner
 
 
