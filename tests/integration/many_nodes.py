@@ -192,9 +192,8 @@ class ManyNodes:
 
     def _launch(self, kind: str, command: list[str], cpus: int) -> Node:
         self._started += 1
-        if kind == "head":
-            self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir="/tmp"))  # unix sockets below it allow no long path
-            command = [*command, f"--temp-dir={self._temporary[-1]}"]
+        self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir="/tmp"))  # unix sockets below it allow no long path
+        command = [*command, f"--temp-dir={self._temporary[-1]}"]  # of its own: nodes would unpack code over each other's
         environment = {
             **_environment(),
             **{name: value for name, value in _LOOPBACK.items() if name.endswith("_PORT")},  # the rest forbids a second node
