@@ -61,6 +61,8 @@ def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Lear
     torch.manual_seed(spec.seed)
     plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads).to(world.device)
     draws = has_batchnorm_or_dropout(plain)
+    if draws and spec.workers.is_elastic:
+        raise ConfigError("workers: a network with batch normalisation or dropout depends on the number of workers. Name `count`.")
     if draws:
         log.warning("%s: the network has batch normalisation or dropout, so its results depend on the number of workers", spec.run_key)
     weights = deep_supervision_weights(len(output_shapes(plain, plan, world.device)))

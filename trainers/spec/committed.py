@@ -5,13 +5,20 @@ The other half, tensors of network and optimizer, lies beside it with the same s
 
 import logging
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, Frozen
 
 log = logging.getLogger(__name__)
+
+
+def _below(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError("must be a path below the run folder")
+    return path
 
 
 class EpochRow(Frozen):
@@ -59,7 +66,7 @@ class Manifest(Frozen):
     """Which bytes a checkpoint is, and what it stands for."""
 
     checkpoint: CheckpointName
-    file: str
+    file: Annotated[str, AfterValidator(_below)]
     """Path below the run folder."""
     epoch: int
     """Index of the epoch after which the weights were taken."""
