@@ -50,6 +50,7 @@ class Event:
     recovery_s: float
     """From the event to the first training step after it."""
     epochs_redone: int
+    """One for the epoch that was in flight, and those that were committed and are trained again."""
 
 
 def run_of(toy: Toy, base: Path, name: str, epochs: int, iterations: int = 5, **overrides: Any) -> RunFolder:
@@ -103,7 +104,8 @@ def suffer(what: str, action: Callable[[], None], folder: RunFolder, driver: "su
     action()
     wait_until(lambda: int(beat(folder)["attempt"]) > attempt, driver, f"the step after: {what}")
     first = beat(folder)
-    return Event(what, done, float(first["unix"]) - started, max(0, done + 1 - int(first["epoch"])))
+    committed = sum(row.attempt <= attempt for row in committed_states(folder)[0].history)
+    return Event(what, done, float(first["unix"]) - started, committed + 1 - int(first["epoch"]))
 
 
 def table(events: list[Event]) -> str:
