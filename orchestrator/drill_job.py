@@ -350,7 +350,8 @@ def weights_digest(folder: RunFolder) -> str:
     """SHA-256 over sorted tensor names and bytes of the final checkpoint."""
     import torch
 
-    weights = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
+    path = folder.checkpoint("final")
+    weights = torch.load(path, weights_only=True)["network_weights"]
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())

@@ -264,7 +264,9 @@ def test_kill_at_any_moment_of_saving_leaves_a_valid_state_and_best(tmp_path: Pa
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.15 + 0.037 * round_number)
+        while (committed := newest_committed(folder)) is None or committed.epochs_done <= before:
+            time.sleep(0.01)
+        time.sleep(0.037 * round_number)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
