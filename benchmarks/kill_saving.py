@@ -52,9 +52,7 @@ DRIVER = "driver-1"
 VALUES = 600_000
 """Numbers in the weights, and as many in the momentum: a state of 5 MB."""
 LONGEST_LIFE_S = 1.2
-"""A child is killed somewhere between its start and this age."""
-PUBLISHER_START_S = 1.0
-"""Added for the publisher, which first opens its connection."""
+"""A child is killed somewhere between its start (mostly the publisher's first step) and this age."""
 
 
 # ---- where a child is ------------------------------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Phase:
     @staticmethod
     def read(path: Path) -> str:
         """What the process did last."""
-        return path.read_bytes().decode().strip()
+        return path.read_bytes().decode().strip() or "starting"
 
 
 def watch_writer(phase: Phase) -> None:
@@ -362,12 +360,14 @@ def kill_saving(base: Path, server: MlflowServer, kills: int, seed: int) -> Find
         highest = 0.0
         for number in range(1, kills + 1):
             name = draw.choice(["writer", "writer", "publisher"])
-            time.sleep(draw.uniform(0, LONGEST_LIFE_S) + (PUBLISHER_START_S if name == "publisher" else 0.0))
+            if name == "publisher" and draw.random() < 0.9:  # it takes seconds to open its connection
+                wait_for(lambda: Phase.read(living.phase_file("publisher")) != "starting")
+            time.sleep(draw.uniform(0, LONGEST_LIFE_S))
             findings.moments[name, living.kill(name)] += 1
             if name == "writer":
                 highest = look(folder, highest, findings)
             living.start(name, number)
-        wait_for(lambda: Phase.read(living.phase_file("writer")) not in ("", "starting", "restore"))
+        wait_for(lambda: Phase.read(living.phase_file("writer")) not in ("starting", "restore"))
         living.kill("writer")
         living.kill("publisher")
         newest = newest_valid(folder)
@@ -440,6 +440,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore::RuntimeWarning"  # of children, which find this module imported already
     base = Path(tempfile.mkdtemp(prefix="nnf-kill-"))
     server = MlflowServer(base / "mlflow").start()
     started = time.monotonic()

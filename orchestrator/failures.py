@@ -143,7 +143,10 @@ def write_failure(folder: RunFolder, failure: Failure, *, by_controller: bool = 
         is_known = (present.kind, present.rank) == (failure.kind, failure.rank)  # by the rank itself, with the end of its log
         if present.kind in ("user", "superseded") or (is_known if by_controller else present.kind != "cluster"):
             return
-    write_atomic(path, failure.model_dump_json(indent=1).encode())
+    try:
+        write_atomic(path, failure.model_dump_json(indent=1).encode())
+    except StorageError as err:  # the error that is being recorded says more
+        log.error("the failure of attempt %d is not stored: %s", failure.attempt, err)
 
 
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:

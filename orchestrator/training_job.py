@@ -26,9 +26,10 @@ from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, failure_of, fai
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ClusterError, NnfleetError, Superseded
+from trainers.spec.errors import ClusterError, NnfleetError, StorageError, Superseded
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.storage import patiently
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -207,16 +208,30 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         spec = folder.spec()
         world = current_world(spec.workers.gpus)
         rank = world.global_rank
-        final = world.from_main(final_failure(folder, job) if world.is_main else None)
-        if final is not None:
-            return final.record()
-        attempt = world.from_main(claimed(folder, job, world.world_size) if world.is_main else 0)
+        begun = world.from_main(begin(folder, job, world.world_size) if world.is_main else 0)
+        if isinstance(begun, Failure):
+            return begun.record()
+        attempt = begun
         return {"state": train_here(spec, folder, world, attempt)}
     except Exception as err:
         write_failure(folder, failure_of(folder, job.driver, attempt, err, rank=rank, node=this_node(), log_text=recent.text()))
         raise
     finally:
         logging.getLogger().removeHandler(recent)
+
+
+def begin(folder: RunFolder, job: WorkerJob, world_size: int) -> int | Failure:
+    """On rank 0: the number of this start of the workers, or the failure that ends the job.
+
+    A disk that takes no claim is waited for, and then ends the job: it would not take a record of the failure either.
+    """
+    final = final_failure(folder, job)
+    if final is not None:
+        return final
+    try:
+        return patiently(lambda: claimed(folder, job, world_size), f"the claim of a start of {folder.root}")
+    except StorageError as err:
+        return failure_of(folder, job.driver, job.attempt, err, rank=0, node=this_node())
 
 
 def final_failure(folder: RunFolder, job: WorkerJob) -> Failure | None:

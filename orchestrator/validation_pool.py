@@ -76,8 +76,7 @@ class CaseWorker:
         place = self._folder.own
         if isinstance(error, OSError) and is_of_storage(error):
             raise storage_error(error, place) from error
-        if not isinstance(error, StorageError):
-            check_takes(place)
+        check_takes(place)
         if isinstance(error, DataError) and error.__cause__ is not None and is_of_storage(error.__cause__):
             raise ClusterError(str(error)) from error
 

@@ -29,6 +29,7 @@ from trainers.spec.errors import CheckpointError, ConfigError, DataError
 from trainers.spec.files import fsync_folder, sha256_of
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.spec.run_spec import RunSpec
+from trainers.whole_file import check_whole
 
 log = logging.getLogger(__name__)
 PART_PREFIX = ".part-"
@@ -88,8 +89,9 @@ class CasePredictor:
         return output_folder / f"{case_id}{self.file_ending}"
 
     def read_segmentation(self, path: Path) -> SegmentationFile:
-        """Read a label file with the plans' reader. Raises DataError when it is missing or broken."""
+        """Read a label file with the plans' reader. Raises DataError when it is missing, cut or broken."""
         try:
+            check_whole(path)
             values_1ZYX, properties = self.reader.read_seg(str(path))
         except Exception as err:  # each reader raises its library's own kinds
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.kill_saving import Reader, kill_saving, table, tensors_of
 from orchestrator.delivery import Delivery
+from orchestrator.failures import failure_of, write_failure
 from orchestrator.outcome import Outcome, write_outcome
 from tests.fake_run import FakeRun
 from tests.integration.disks import Disk, small_disk
@@ -120,7 +121,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_stay(disk: Disk) -> None:
+def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_stay(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
     run = FakeRun(disk.folder)
     run.epoch()
     write_outcome(run.folder, Outcome(job="training", state="TRAINED", attempt=1, message="x" * 5000))
@@ -132,12 +133,15 @@ def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_st
     disk.fill()
     writers: list[Callable[[], object]] = [
         lambda: claim_attempt(run.folder, "driver-2"),
-        lambda: write_outcome(run.folder, Outcome(job="training", state="STOPPED", attempt=1, message="y" * 5000)),
         lambda: delivery.draw(closing=True),
     ]
     for write in writers:
         with pytest.raises(StorageError, match=r"cannot be written: the file system is full .*; 0\.0 of 24 MiB .*Free space there"):
             write()
+    assert write_outcome(run.folder, Outcome(job="training", state="STOPPED", attempt=1, message="y" * 5000))
+    write_failure(run.folder, failure_of(run.folder, "driver-1", 1, RuntimeError("why"), node="n", rank=0))
+    assert "STOPPED: yyy" in caplog.text
+    assert "the failure of attempt 1 is not stored: storage: " in caplog.text
     assert {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()} == before
     disk.make_room()
     assert claim_attempt(run.folder, "driver-1") == 2

@@ -231,7 +231,7 @@ def test_a_case_that_hangs_is_given_to_another_worker(toys: Toys, tmp_path: Path
 
 def test_a_full_disk_ends_the_validation_and_keeps_what_is_done(toys: Toys, tmp_path: Path, disk: Disk) -> None:
     spec, folder = random_run(toys("labels"), disk.folder, validation=ValidationSpec(checkpoints=("best",)))
-    disk.fill(left_bytes=100_000)
+    disk.fill()
     outcome = run_validation(folder, delivery_waits_s=())
     assert outcome.state == "FAILED_CLUSTER"
     assert "storage: " in outcome.message

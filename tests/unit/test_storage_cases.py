@@ -9,6 +9,7 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import SimpleITK
 
 from tests.conftest import Toys
 from tests.toy import toy_spec
@@ -16,6 +17,7 @@ from trainers.dataset import open_dataset
 from trainers.samples import make_batch
 from trainers.spec.errors import DataError
 from trainers.spec.run_spec import RunSpec
+from trainers.whole_file import check_whole
 
 Change = Callable[[npt.NDArray[np.generic]], None]
 
@@ -104,3 +106,17 @@ def test_bytes_changed_in_the_middle_are_an_error_of_the_case_or_finite_values_o
         return
     assert np.isfinite(batch.images).all()
     assert {int(v) for v in np.unique(batch.targets[0])} <= {-1, 0, 1, 2}
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_label_file_that_was_cut_is_not_read_as_zeros(tmp_path: Path, ending: str) -> None:
+    """SimpleITK itself reads most such files without an error."""
+    values = np.random.default_rng(0).integers(0, 3, (20, 20, 20)).astype(np.uint8)
+    path = tmp_path / f"case{ending}"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path))
+    content = path.read_bytes()
+    check_whole(path)
+    for left in np.linspace(0, len(content) - 1, 50).astype(int):
+        path.write_bytes(content[:left])
+        with pytest.raises(Exception, match=r"."):
+            check_whole(path)
