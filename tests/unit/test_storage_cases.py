@@ -118,5 +118,5 @@ def test_a_label_file_that_was_cut_is_not_read_as_zeros(tmp_path: Path, ending: 
     check_whole(path)
     for left in np.linspace(0, len(content) - 1, 50).astype(int):
         path.write_bytes(content[:left])
-        with pytest.raises(Exception, match=r"."):
+        with pytest.raises((ValueError, OSError)):
             check_whole(path)
