@@ -96,8 +96,11 @@ class ManyNodes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for node in self._everyone:
-            node.kill()
+        for _ in range(3):  # somebody who is impatient may interrupt this too
+            with contextlib.suppress(KeyboardInterrupt):
+                for node in self._everyone:
+                    node.kill()
+                break
         os.environ.clear()
         os.environ.update(self._before)
         reset_auth_token_state()
