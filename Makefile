@@ -6,12 +6,13 @@ INSTALLED := .venv/.installed
 PARALLEL := -n 2 --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test test-long check bench clean
 
 help:
 	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (10 minutes on 2 cores)"
 	@echo "make check   format, lint, types, import walls, unit tests with warnings as errors"
 	@echo "make test    unit and integration tests"
+	@echo "make test-long  a head that dies, hosts that are cut off, elastic workers, drill, orphans: minutes each"
 	@echo "make bench   seconds per epoch beside nnU-Net's own trainer"
 	@echo "make clean   removes .venv and caches"
 
@@ -35,7 +36,10 @@ check: $(INSTALLED)
 	$(BIN)/python -m pytest tests/unit -q $(PARALLEL) $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests/unit tests/integration -q $(PARALLEL) --durations=15 $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/integration -q $(PARALLEL) -m "not long" --durations=15 $(ARGS)
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest tests/integration -q -m long --durations=15 $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.epoch $(ARGS)

@@ -9,7 +9,7 @@ from orchestrator import api
 from orchestrator.tracking import Tracker
 from tests.integration.local_home import local_services
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
 
 def test_a_drill_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:

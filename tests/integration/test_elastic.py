@@ -19,7 +19,7 @@ from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import Schedule, WorkerSpec
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 SCHEDULE = Schedule(epochs=6, train_iterations=40, val_iterations=4)
 
 

@@ -4,7 +4,6 @@ The longer form, in which another host dies and a gang goes on writing while it 
 """
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ from trainers.spec.run_spec import LoaderSpec, Schedule, WorkerSpec
 
 NOT_HERE = reason_against()
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HERE),
-    pytest.mark.skipif(os.environ.get("CI") == "true", reason="takes more than two minutes on two cores"),
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(600),
 ]

@@ -23,7 +23,7 @@ from tests.integration.digests import epochs_done
 from tests.integration.local_home import local_services
 from trainers.spec.folder import RunFolder
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 OURS = ("ray::", "orchestrator.training_job", "orchestrator.campaign")
 """How the titles of processes begin, or what is in them, that belong to a run or a campaign and not to Ray itself."""
 

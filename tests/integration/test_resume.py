@@ -24,6 +24,8 @@ from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.states import RunState
 
+pytestmark = pytest.mark.long
+
 EPOCHS = 4
 
 
