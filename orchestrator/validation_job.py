@@ -93,7 +93,7 @@ def validate_and_report(folder: RunFolder, attempt: int, delivery_waits_s: Seque
         else:
             reports.append(write_report(folder, spec, labels, name, results))
     undelivered = deliver(folder, spec, reports, delivery_waits_s) if reports else None
-    if reports and undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
+    if undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
         undelivered = "what the training job had left; the next job of this run sends it"
     scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
     evidence = f"not delivered to the tracking server: {undelivered}" if undelivered else ""
