@@ -6,7 +6,6 @@ folders hold. `tests/integration/test_chaos.py` is the short form.
 """
 
 import argparse
-import hashlib
 import logging
 import math
 import sys
@@ -23,16 +22,18 @@ import psutil
 from benchmarks.chaos_faults import RESTARTS_WORKERS, Faults, Strike, claims, draw, file_names
 from orchestrator import api
 from orchestrator.errors import NnfleetError
-from orchestrator.experiment import Experiment, single_training
+from orchestrator.experiment import Experiment
 from orchestrator.life_signs import read_beat
 from orchestrator.outcome import read_outcome
 from orchestrator.run_record import class_names, epoch_metrics
 from orchestrator.run_status import RunStatus
 from orchestrator.tracking import Tracker
+from tests.integration.digests import reached, weights_digest
+from tests.integration.local_home import toy_experiment
 from tests.integration.many_nodes import ManyNodes
 from tests.integration.mlflow_server import MlflowServer
 from tests.toy import Toy, toy_dataset
-from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.committed import newest_committed
 from trainers.spec.folder import RunFolder
 from trainers.spec.states import RunState
 
@@ -76,22 +77,17 @@ class Row:
 
 def experiment_of(toy: Toy, setting: Setting, results: Path, uri: str) -> Experiment:
     """The campaign: runs that differ by their seed, two workers each."""
-    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
-    return single_training(
-        toy.name,
-        "toy_3d",
-        0,
+    return toy_experiment(
+        toy,
+        results,
         name="chaos",
         seeds=list(range(setting.runs)),
         epochs=setting.epochs,
         train_iterations=setting.train_iterations,
         val_iterations=4,
-        workers={"count": 2, "gpus": 0, "cpus": 1},
-        loader={"actors": 1, "prefetch": 3},
         checkpoint={"every_minutes": 0.02} if setting.seed % 2 else {},
         validation={"checkpoints": list(setting.validation)},
         tracking={"uri": uri, "upload_interval_s": 0},
-        **{name: str(path) for name, path in folders.items()},
     )
 
 
@@ -308,17 +304,6 @@ def reference(setting: Setting, cluster: ManyNodes, toy: Toy, results: Path) -> 
     return [RunFolder(row.spec.run_folder) for row in submission.plan.rows if row.spec]
 
 
-def weights_digest(folder: RunFolder) -> str:
-    """SHA-256 over sorted tensor names and bytes of the final checkpoint."""
-    import torch
-
-    weights = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def curves(folder: RunFolder) -> list[tuple[Any, ...]]:
     """What must not depend on interruptions: losses, Dice, EMA and learning rate per epoch. NaN equals itself here."""
     found = reached(folder)
@@ -326,13 +311,6 @@ def curves(folder: RunFolder) -> list[tuple[Any, ...]]:
         (r.epoch, r.train_loss, r.val_loss, *r.pseudo_dice, r.pseudo_dice_mean, r.ema_pseudo_dice, r.learning_rate) for r in found.history
     ]
     return [tuple("nan" if isinstance(v, float) and math.isnan(v) else v for v in row) for row in rows]
-
-
-def reached(folder: RunFolder) -> Committed:
-    """The newest commit."""
-    committed = newest_committed(folder)
-    assert committed is not None, f"{folder.root} has no commit"
-    return committed
 
 
 def differences(folder: RunFolder, unbroken: RunFolder, epochs: int) -> list[str]:

@@ -101,13 +101,12 @@ def resume(
     as it is, and why. `on_wait` is told why it takes long: old workers may still be at work. Raises as `submit` does.
     """
     jobs = Jobs.of(cluster)
-    local = services.running()
-    is_here = local is not None and jobs.address.rstrip("/") == local.ray_address
-    place = str(results_folder(results, os.environ)) if is_here else str(results or "")
+    local = _local_services(jobs)
+    place = str(results_folder(results, os.environ)) if local is not None else str(results or "")
     campaign_id = secrets.token_hex(4)
     if on_submit is not None:
         on_submit(campaign_id)
-    submission_id = jobs.submit_resume(campaign_id, place, runs, local.mlflow_uri if local is not None and is_here else "")
+    submission_id = jobs.submit_resume(campaign_id, place, runs, local.mlflow_uri if local is not None else "")
     return Submission(campaign_id, submission_id, _first_plan(jobs, submission_id, on_wait))
 
 
@@ -213,8 +212,7 @@ def drill(
     from orchestrator.drill import follow, order_of
 
     jobs = Jobs.of(cluster)
-    local = services.running()
-    here = local if local is not None and jobs.address.rstrip("/") == local.ray_address else None
+    here = _local_services(jobs)
     place = str(folder or "")
     if here is not None and not place:
         place = os.environ.get(FOLDERS[2]) or str(Home.default().root)
@@ -296,10 +294,16 @@ def _required_jobs(cluster: str | None) -> Jobs:
     return jobs
 
 
+def _local_services(jobs: Jobs) -> Services | None:
+    """The local services if `jobs` are theirs; None for any other cluster."""
+    local = services.running()
+    return local if local is not None and jobs.address.rstrip("/") == local.ray_address else None
+
+
 def _as_sent(experiment: Experiment, jobs: Jobs) -> Experiment:
     """The experiment as the cluster gets it: on this machine with this shell's folders and the local MLflow server filled in."""
-    local = services.running()
-    if local is None or jobs.address.rstrip("/") != local.ray_address:
+    local = _local_services(jobs)
+    if local is None:
         return experiment
     resolved = experiment.with_folders_resolved(required=False)
     if resolved.tracking.uri:

@@ -115,13 +115,15 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     specs, faults = sound([run.spec for run in choice.taken], cluster.records, Clock(), _say_waiting, raises=bool(names))
     queue = queue_of(cluster.records(), Board.of_cluster(address))
-    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address)
+    left = [*choice.left, *faults]
+    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
     never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
     if never and names:
         raise ClusterError("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
-    specs = [row.spec for row in report.rows if row.fits != "never"]
-    left = [*choice.left, *faults, *(f"{text} It does not fit this cluster: submit its experiment with less." for text in never)]
-    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
+    if never:
+        specs = [row.spec for row in report.rows if row.fits != "never"]
+        left += [f"{text} It does not fit this cluster: submit its experiment with less." for text in never]
+        report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
     runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
     print_event({"event": "plan", "plan": json.loads(report.to_json())})
     if runner is None:

@@ -181,6 +181,15 @@ def track(spec: RunSpec, tracker: Tracking | None) -> TrackedRun:
     return TrackedRun(run_id, tracker.run_url(run_id))
 
 
+def noted_run_id(folder: RunFolder) -> str:
+    """The MLflow run that `track` noted in a run folder; empty when there is none, or none that can be read."""
+    try:
+        content = read_json(folder.mlflow_file, "MLflow run of the run folder")
+    except DataError:
+        return ""
+    return str(content.get("run_id", "")) if isinstance(content, dict) else ""
+
+
 def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: Tracking | None) -> bool:
     """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost."""
     if tracker is None:

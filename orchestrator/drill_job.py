@@ -7,7 +7,6 @@ drill's own training job: never to anything else.
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -33,7 +32,7 @@ from orchestrator.jobs import Jobs
 from orchestrator.life_signs import owner_of, read_beat
 from orchestrator.processes import family
 from orchestrator.run_status import RunStatus
-from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.committed import Committed, newest_committed, reached_position
 from trainers.spec.folder import RunFolder
 from trainers.spec.states import RunState
 
@@ -175,7 +174,7 @@ class Drill:
         return "; ".join(f"{status.state}: {status.reason or 'no reason told'}" for status in self._told(campaign).statuses.values())
 
     def _strike(self, part: Part, folder: RunFolder, epoch: int) -> Strike:
-        await_(lambda: epochs_done(folder) >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
+        await_(lambda: reached_position(folder)[0] >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
         time.sleep(0.3 * reached(folder).history[-1].epoch_s)
         before, attempt = reached(folder), read_beat(folder).get("attempt", 0)
         moment = f"in epoch {before.epochs_done} of {self.order.epochs}"
@@ -224,8 +223,10 @@ class Drill:
         return Strike(part="tracking", what=what, moment=moment, lost=f"MLflow got nothing within {PATIENCE_S:.0f} s")
 
     def _report(self, strikes: list[Strike], reference: RunStatus, struck: RunStatus) -> Report:
+        from trainers.checkpoint import weights_digest
+
         whole, ours = RunFolder(reference.run_folder), RunFolder(struck.run_folder)
-        digests = weights_digest(ours), weights_digest(whole)
+        digests = weights_digest(ours.checkpoint("final")), weights_digest(whole.checkpoint("final"))
         found = differences(reached(ours).history, reached(whole).history, *digests)
         found += self._missing_in_mlflow(ours)
         return Report(strikes=tuple(strikes), differences=tuple(found), weights_sha256=digests[0])
@@ -334,28 +335,10 @@ def reached(folder: RunFolder) -> Committed:
     return committed
 
 
-def epochs_done(folder: RunFolder) -> int:
-    """Finished epochs."""
-    committed = newest_committed(folder)
-    return committed.epochs_done if committed else 0
-
-
 def is_under_way(folder: RunFolder) -> bool:
     """True when the workers of the newest start train."""
     owner = owner_of(folder)
     return owner is not None and int(read_beat(folder).get("attempt", 0)) >= owner.attempt
-
-
-def weights_digest(folder: RunFolder) -> str:
-    """SHA-256 over sorted tensor names and bytes of the final checkpoint."""
-    import torch
-
-    path = folder.checkpoint("final")
-    weights = torch.load(path, weights_only=True)["network_weights"]
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def await_(condition: Callable[[], bool], what: str) -> None:

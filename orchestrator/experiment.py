@@ -216,7 +216,7 @@ class Experiment(Schedule):
         return list(product(self.plans, self.configurations, self.trainers, self.seeds, self.folds))
 
     def with_folders_resolved(self, *, required: bool = True, environment: Mapping[str, str] | None = None) -> "Experiment":
-        """This experiment with absolute folders: those of the file, else of the environment variables (the only place that reads them).
+        """This experiment with absolute folders: those of the file, else of the environment variables.
 
         Raises ConfigError when a folder that training needs is named nowhere and `required`.
         """

@@ -9,13 +9,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.budgets import Failure, FailureKind
 from orchestrator.outcome import EVIDENCE_CHARACTERS, EndState
 from trainers.spec.attempts import newest_attempt
-from trainers.spec.committed import newest_committed
+from trainers.spec.committed import reached_position
 from trainers.spec.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
@@ -90,7 +91,9 @@ def failure_of(
     before = f"Last lines of its log:\n{log_text}\n" if log_text else ""
     where = "" if rank is None else f"rank {rank}{f' on node {node}' if node else ''}: "
     room = max(0, EVIDENCE_CHARACTERS - len(before))
-    return _at_position(folder, driver, attempt, kind, state, where + message_of(error), before + trace[-room:], rank, node)
+    message, evidence = where + message_of(error), before + trace[-room:]
+    now = _now(folder, attempt)
+    return Failure(driver=driver, kind=kind, state=state, message=message, evidence=evidence, rank=rank, node=node, **now)
 
 
 def failure_of_gang(folder: RunFolder, driver: str, attempt: int, errors: Mapping[int, tuple[bool, BaseException]]) -> Failure:
@@ -103,7 +106,8 @@ def failure_of_gang(folder: RunFolder, driver: str, attempt: int, errors: Mappin
         return failure_of(folder, driver, attempt, error, rank=rank)
     kind, state, text = kind_of_death(error)
     evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
-    return _at_position(folder, driver, attempt, kind, state, f"rank {rank} {text}"[:MESSAGE_CHARACTERS], evidence, rank, "")
+    message = f"rank {rank} {text}"[:MESSAGE_CHARACTERS]
+    return Failure(driver=driver, kind=kind, state=state, message=message, evidence=evidence, rank=rank, **_now(folder, attempt))
 
 
 def to_blame(errors: Mapping[int, tuple[bool, BaseException]]) -> tuple[int, tuple[bool, BaseException]]:
@@ -166,29 +170,8 @@ def _read(folder: RunFolder, stem: str) -> Failure | None:
         return None
 
 
-def _at_position(
-    folder: RunFolder,
-    driver: str,
-    attempt: int,
-    kind: FailureKind,
-    state: EndState,
-    message: str,
-    evidence: str,
-    rank: int | None,
-    node: str,
-) -> Failure:
-    committed = newest_committed(folder)
-    epochs_done, iteration = committed.position if committed else (0, 0)
-    return Failure(
-        driver=driver,
-        attempt=attempt or newest_attempt(folder),
-        kind=kind,
-        state=state,
-        epochs_done=epochs_done,
-        iteration=iteration,
-        message=message,
-        evidence=evidence,
-        rank=rank,
-        node=node,
-        unix=time.time(),
-    )
+def _now(folder: RunFolder, attempt: int) -> dict[str, Any]:
+    """Number and moment of a start that fails at this moment, as fields of its record."""
+    epochs_done, iteration = reached_position(folder)
+    started = attempt or newest_attempt(folder)
+    return {"attempt": started, "epochs_done": epochs_done, "iteration": iteration, "unix": time.time()}

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.claims import living_job
 from orchestrator.clock import Clock
 from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import Owner, newest_stamp, owner_of, read_beat
@@ -90,11 +91,10 @@ def _loud(specs: Sequence[RunSpec], jobs: Sequence[JobRecord], watched: dict[str
 
 def _stranger(spec: RunSpec, jobs: Sequence[JobRecord]) -> Owner | None:
     """Who claimed the newest attempt of a run, unless that is a job that this cluster knows, or the run has a living job here."""
-    own = [job for job in jobs if job.run_key == spec.run_key]
     owner = owner_of(RunFolder(spec.run_folder))
-    if owner is None or any(job.is_live and job.kind in ("train", "validate") for job in own):
+    if owner is None or living_job(spec, jobs) is not None:
         return None
-    return None if {job.submission_id for job in own} & {owner.job, owner.driver} else owner
+    return None if {job.submission_id for job in jobs if job.run_key == spec.run_key} & {owner.job, owner.driver} else owner
 
 
 def _waiting(loud: Sequence[tuple[RunSpec, Owner]]) -> str:

@@ -90,13 +90,15 @@ class Publisher:
             metrics.send_metrics(closing)
             return metrics.is_complete()
 
-        steps: dict[str, Callable[[bool], bool]] = {"metrics": send_metrics, "checkpoints and files": send_files}
+        channels: dict[str, tuple[Delivery, Callable[[bool], bool]]] = {
+            "metrics": (metrics, send_metrics),
+            "checkpoints and files": (files, send_files),
+        }
         self._threads = [
-            threading.Thread(target=self._run, args=(channel, step), name=f"publisher: {channel}", daemon=True)
-            for channel, step in steps.items()
+            threading.Thread(target=self._run, args=(channel, *parts), name=f"publisher: {channel}", daemon=True)
+            for channel, parts in channels.items()
         ]
-        self._deliveries = {"metrics": metrics, "checkpoints and files": files}
-        self._flushed = dict.fromkeys(steps, 0)  # per channel: number of the newest flush that was done
+        self._flushed = dict.fromkeys(channels, 0)  # per channel: number of the newest flush that was done
 
     def start(self) -> None:
         """Begin to deliver, after clearing what an upload that was killed has left."""
@@ -125,7 +127,7 @@ class Publisher:
             if thread.is_alive():
                 thread.join(timeout=1.0)
 
-    def _run(self, channel: str, step: Callable[[bool], bool]) -> None:
+    def _run(self, channel: str, delivery: Delivery, step: Callable[[bool], bool]) -> None:
         outage = Outage(channel)
         while not self._stopping:
             wanted = self._wanted
@@ -139,7 +141,7 @@ class Publisher:
                 return
             except Exception as err:
                 outage.failed(err)
-                self._deliveries[channel].forget_server()
+                delivery.forget_server()
                 self._wait(backoff_s(outage.failures, closing), wanted)
                 continue
             outage.ended()

@@ -185,10 +185,7 @@ def _training(facts: Facts) -> Step:
     if not lost:
         return Train()
     if lost[-1].state == "STOPPED":
-        return Finish(
-            RunState.STOPPED,
-            f"its Ray job {lost[-1].submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it.",
-        )
+        return _stopped_from_outside(lost[-1])
     in_vain = facts.in_vain("train")
     if len(in_vain) >= BUDGET:
         return _given_up(in_vain, facts.outcome, "training")
@@ -199,14 +196,16 @@ def _training(facts: Facts) -> Step:
 def _validation(facts: Facts, outcome: Outcome) -> Step:
     lost = facts.ended("validate")
     if lost and lost[-1].state == "STOPPED":
-        return Finish(
-            RunState.STOPPED,
-            f"its Ray job {lost[-1].submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it.",
-        )
+        return _stopped_from_outside(lost[-1])
     in_vain = facts.in_vain("validate")
     if len(in_vain) >= BUDGET:
         return _given_up(in_vain, outcome if outcome.job == "validation" else None, "full validation")
     return Validate(outcome.attempt, facts.validations_of(outcome.attempt))
+
+
+def _stopped_from_outside(job: JobRecord) -> Finish:
+    reason = f"its Ray job {job.submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it."
+    return Finish(RunState.STOPPED, reason)
 
 
 def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.claims import refuse_mixture, track
+from orchestrator.claims import living_job, noted_run_id, refuse_mixture, track
 from orchestrator.delivery import CHECKPOINTS, Delivery, address_of, epochs_missing
+from orchestrator.foreign_workers import FRESH_S
 from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import newest_stamp
 from orchestrator.outcome import Outcome, read_outcome
@@ -22,7 +23,6 @@ from orchestrator.validation_report import deliver as deliver_reports
 from orchestrator.validation_report import stored_reports
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.errors import ConfigError, DataError, NnfleetError, TrackingError
-from trainers.spec.files import read_json
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import Frozen, RunSpec
 from trainers.spec.states import RunState
@@ -36,8 +36,6 @@ RESULTS_VARIABLE = "nnUNet_results"
 LINE_PREFIX = "NNFLEET-SYNC "
 """Begins the lines by which a job on the cluster tells what it did."""
 GONE = "its job is gone; `nnfleet resume` continues it."
-FRESH_S = 60.0
-"""A training that gave a sign of life within this time is taken to live, on whichever cluster."""
 VALIDATION_SIGN_S = 900.0
 """A full validation on a cluster that this one does not know shows its life by finished cases: a large one takes minutes."""
 
@@ -90,7 +88,7 @@ def read_lines(log_text: str) -> list[Synced]:
 def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
     """The one run folder among `folders` that is called `run`. Raises ConfigError with the candidates."""
     readable = list(_readable(folders))
-    names = [Names(spec.run_key, spec.address, _noted_run_id(folder)) for folder, spec in readable]
+    names = [Names(spec.run_key, spec.address, noted_run_id(folder)) for folder, spec in readable]
     found = [readable[i] for i in meant(run, names)]
     if len(found) == 1:
         return [found[0][0]]
@@ -163,7 +161,7 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
 
 def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:
     """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the noted one."""
-    noted = _noted_run_id(folder)
+    noted = noted_run_id(folder)
     if noted:
         try:
             tracker.tags(noted)
@@ -201,9 +199,9 @@ def state_due(shown: str, outcome: Outcome | None) -> RunState | None:
 
 def is_alive(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], now_unix: float) -> bool:
     """True when a job of the run lives on this cluster, or its folder shows fresh life from another one."""
-    own = [job for job in jobs if job.run_key == spec.run_key and job.kind in ("train", "validate")]
-    if any(job.is_live for job in own):
+    if living_job(spec, jobs) is not None:
         return True
+    own = [job for job in jobs if job.run_key == spec.run_key and job.kind in ("train", "validate")]
     if final_state(read_outcome(folder)) is not None:
         return False
     if not own and now_unix - _newest_case_unix(folder) < VALIDATION_SIGN_S:
@@ -234,7 +232,7 @@ def sweep(tracker: "Tracker", jobs: Sequence[JobRecord]) -> list[str]:
             if not folder.root.is_absolute() or not folder.spec_file.is_file():
                 continue
             spec = folder.spec()
-            is_its_own = spec.run_key == shown.run_key and _noted_run_id(folder) == shown.run_id  # a tag is no proof
+            is_its_own = spec.run_key == shown.run_key and noted_run_id(folder) == shown.run_id  # a tag is no proof
             waits = any(job.is_live and job.kind == "campaign" for job in jobs) and shown.state == RunState.QUEUED
             if not is_its_own or waits or is_alive(folder, spec, jobs, time.time()):
                 continue
@@ -251,11 +249,3 @@ def _readable(folders: Iterable[RunFolder]) -> Iterator[tuple[RunFolder, RunSpec
             yield folder, folder.spec()
         except DataError as err:
             log.warning("%s", err)
-
-
-def _noted_run_id(folder: RunFolder) -> str:
-    try:
-        content = read_json(folder.mlflow_file, "MLflow run of the run folder")
-    except DataError:
-        return ""
-    return str(content.get("run_id", "")) if isinstance(content, dict) else ""

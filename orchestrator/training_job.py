@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from orchestrator.budgets import Failure, verdict
-from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, failure_of, failure_of_gang, read_failures, write_failure
+from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, failure_of, read_failures, write_failure
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
-from trainers.spec.committed import newest_committed
+from trainers.spec.committed import newest_committed, reached_position
 from trainers.spec.errors import ClusterError, NnfleetError, StorageError, Superseded
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
@@ -133,19 +133,12 @@ def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
 
 def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
     """The outcome of a training that Ray ended with an error of its own: its controller was lost, or the workers never came to start."""
-    from orchestrator.train_callback import raised_and_gone
-
-    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
     known = read_failures(folder, job.driver)
-    if ranks:
-        blamed = failure_of_gang(folder, job.driver, job.attempt, raised_and_gone(ranks.items()))
-    elif known and known[-1].kind != "preemption":
-        blamed = known[-1]
-    else:
-        message = f"training ended with {type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
-        evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
-        return Outcome(job="training", state="FAILED_CLUSTER", attempt=job.attempt, message=message, evidence=evidence)
-    return Outcome(job="training", attempt=job.attempt, **blamed.record())
+    if known and known[-1].kind != "preemption":
+        return Outcome(job="training", attempt=job.attempt, **known[-1].record())
+    message = f"training ended with {type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
+    evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
+    return Outcome(job="training", state="FAILED_CLUSTER", attempt=job.attempt, message=message, evidence=evidence)
 
 
 def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Outcome:
@@ -236,8 +229,7 @@ def begin(folder: RunFolder, job: WorkerJob, world_size: int) -> int | Failure:
 
 def final_failure(folder: RunFolder, job: WorkerJob) -> Failure | None:
     """The failure of this job that no further start may follow, if there is one."""
-    reached = newest_committed(folder)
-    return verdict(read_failures(folder, job.driver), reached.position if reached else (0, 0))
+    return verdict(read_failures(folder, job.driver), reached_position(folder))
 
 
 def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:

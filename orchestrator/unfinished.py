@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.claims import noted_run_id
 from orchestrator.life_signs import stop_wish
 from orchestrator.outcome import Outcome, read_outcome
 from orchestrator.plan import Standing, standing_of
 from orchestrator.run_status import Names, RunStatus, meant
 from trainers.spec.errors import ConfigError, DataError
-from trainers.spec.files import read_json
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
@@ -83,14 +83,7 @@ def _found(path: Path) -> Found:
             "Bring it back, or submit its experiment with this nnUNet_results."
         )
     own = RunFolder(spec.run_folder)
-    return Found(spec, standing_of(spec), read_outcome(own), stop_wish(own) is not None, _mlflow_run_id(own))
-
-
-def _mlflow_run_id(folder: RunFolder) -> str:
-    try:
-        return str(read_json(folder.mlflow_file, "MLflow run of the run folder").get("run_id", ""))
-    except (DataError, AttributeError):
-        return ""
+    return Found(spec, standing_of(spec), read_outcome(own), stop_wish(own) is not None, noted_run_id(own))
 
 
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:

@@ -4,6 +4,7 @@ Source of the keys: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py, save_check
 nnunetv2/inference/predict_from_raw_data.py, initialize_from_trained_model_folder.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -75,6 +76,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint: {path} holds no tensors under 'network_weights' and is no nnU-Net checkpoint. Take another one."
         )
     return dict(content)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 over sorted names and bytes of a checkpoint's weights, as hexadecimal digits. Raises CheckpointError."""
+    weights = read_checkpoint(path)["network_weights"]
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _cause(err: Exception) -> str:

@@ -135,11 +135,12 @@ def check_finite(totals: EpochTotals, learner: Learner, reached: Reached) -> Non
     before = [row.epoch for row in reached.history[-(PATIENCE_EPOCHS - 1) :] if not math.isfinite(row.train_loss + row.val_loss)]
     epoch = reached.epochs_done
     what = f"train loss {losses[0]:g}, val loss {losses[1]:g} at learning rate {learner.optimizer.param_groups[0]['lr']:.3g}"
-    if learner.is_finite() and len(before) < PATIENCE_EPOCHS - 1:
+    is_sound = learner.is_finite()
+    if is_sound and len(before) < PATIENCE_EPOCHS - 1:
         log.warning("epoch %d: %s: some batch gave no number, but the weights are sound. Do images hold NaN?", epoch, what)
         return
     last = f"the last sound epoch, {epoch - 1}, is kept" if reached.history else "no epoch is kept"
-    state = "weights hold NaN or infinity" if not learner.is_finite() else f"no loss in {PATIENCE_EPOCHS} epochs"
+    state = "weights hold NaN or infinity" if not is_sound else f"no loss in {PATIENCE_EPOCHS} epochs"
     raise DivergedError(
         f"training: diverged in epoch {epoch}: {what}, {state}; {last}. Look for NaN or huge values in the images, or lower initial_lr: "
         "the same run would diverge again."
@@ -152,7 +153,7 @@ class Clock:
     def __init__(self, source: BatchSource, reached: Reached) -> None:
         self.started_unix = time.time()
         self._source, self._waited_before = source, source.wait_s
-        self._last = self._start = time.perf_counter() - (reached.in_flight.elapsed_s if reached.in_flight else 0.0)
+        self._last = self._start = time.perf_counter() - reached.elapsed_s
         self.laps: dict[str, float] = {}
 
     def lap(self, name: SplitName) -> None:

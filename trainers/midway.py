@@ -51,7 +51,7 @@ class Midway:
         """Take note of where an epoch begins or goes on; returns this rank's sum of losses so far, float64 on the device."""
         now = time.monotonic()
         self._reached, self._saved_at = reached, now
-        self._epoch_started = now - (reached.in_flight.elapsed_s if reached.in_flight else 0.0)
+        self._epoch_started = now - reached.elapsed_s
         return torch.tensor(self._own_share(reached.in_flight), dtype=torch.float64, device=self.learner.device)
 
     def save_if_wished(self, iteration: int, loss_sum: torch.Tensor) -> None:

@@ -54,6 +54,11 @@ class Reached:
         return self.in_flight.iteration if self.in_flight else 0
 
     @property
+    def elapsed_s(self) -> float:
+        """Seconds of work on that next epoch so far."""
+        return self.in_flight.elapsed_s if self.in_flight else 0.0
+
+    @property
     def position(self) -> tuple[int, int]:
         """Epochs and iterations done."""
         return self.epochs_done, self.iterations_done

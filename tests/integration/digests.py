@@ -1,21 +1,15 @@
 """What must be equal between an interrupted run and an unbroken one."""
 
-import hashlib
 from typing import Any
 
-import torch
-
-from trainers.spec.committed import Committed, newest_committed
+from trainers import checkpoint
+from trainers.spec.committed import Committed, newest_committed, reached_position
 from trainers.spec.folder import RunFolder
 
 
 def weights_digest(folder: RunFolder) -> str:
     """SHA-256 over sorted tensor names and bytes of the final checkpoint."""
-    weights = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return checkpoint.weights_digest(folder.checkpoint("final"))
 
 
 def curves(folder: RunFolder) -> list[tuple[Any, ...]]:
@@ -27,11 +21,10 @@ def curves(folder: RunFolder) -> list[tuple[Any, ...]]:
 def reached(folder: RunFolder) -> Committed:
     """The newest commit, which has to be there."""
     committed = newest_committed(folder)
-    assert committed is not None
+    assert committed is not None, f"{folder.root} has no commit"
     return committed
 
 
 def epochs_done(folder: RunFolder) -> int:
     """Committed epochs."""
-    committed = newest_committed(folder)
-    return committed.epochs_done if committed else 0
+    return reached_position(folder)[0]

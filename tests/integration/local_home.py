@@ -6,10 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestrator import services
+from orchestrator.experiment import Experiment, single_training
 from orchestrator.paths import Home
 from orchestrator.services import Services
+from tests.toy import Toy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,3 +33,10 @@ def local_services(num_cpus: int = 2) -> Iterator[tuple[Home, Services]]:
         os.environ.clear()
         os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def toy_experiment(toy: Toy, results: Path, **settings: Any) -> Experiment:
+    """A training of a toy dataset's small configuration on CPU workers of one core and one loader actor, as `settings` say."""
+    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
+    small = {"val_iterations": 2, "workers": {"count": 2, "gpus": 0, "cpus": 1}, "loader": {"actors": 1, "prefetch": 3}}
+    return single_training(toy.name, "toy_3d", 0, **{**small, **{name: str(path) for name, path in folders.items()}, **settings})

@@ -13,16 +13,17 @@ import torch
 
 from orchestrator import api
 from orchestrator.checkpoint_store import published
-from orchestrator.experiment import Experiment, single_training
+from orchestrator.experiment import Experiment
 from orchestrator.jobs import Jobs
 from orchestrator.paths import Home
 from orchestrator.run_status import RunStatus
 from orchestrator.services import Services
 from orchestrator.tracking import Tracker
 from tests.conftest import Toys
-from tests.integration.local_home import local_services
+from tests.integration.digests import reached
+from tests.integration.local_home import local_services, toy_experiment
 from tests.toy import Toy
-from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.committed import newest_committed
 from trainers.spec.folder import RunFolder
 from trainers.spec.states import RunState
 
@@ -37,26 +38,7 @@ def local() -> Iterator[tuple[Home, Services]]:
 
 def experiment_on(toy: Toy, results: Path) -> Experiment:
     """Six short epochs on two CPU workers."""
-    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
-    return single_training(
-        toy.name,
-        "toy_3d",
-        0,
-        epochs=EPOCHS,
-        train_iterations=5,
-        val_iterations=2,
-        workers={"count": 2, "gpus": 0, "cpus": 1},
-        loader={"actors": 1, "prefetch": 3},
-        tracking={"upload_interval_s": 0},
-        images=True,
-        **{name: str(path) for name, path in folders.items()},
-    )
-
-
-def reached(folder: RunFolder) -> Committed:
-    committed = newest_committed(folder)
-    assert committed is not None
-    return committed
+    return toy_experiment(toy, results, epochs=EPOCHS, train_iterations=5, tracking={"upload_interval_s": 0}, images=True)
 
 
 def kill_driver_after(folder: RunFolder, epochs: int) -> None:

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from orchestrator import api, services
-from orchestrator.experiment import Experiment, single_training
+from orchestrator.experiment import Experiment
 from orchestrator.jobs import Jobs
 from orchestrator.paths import Home
 from orchestrator.processes import family
 from orchestrator.services import Services
 from tests.conftest import Toys
 from tests.integration.digests import epochs_done
-from tests.integration.local_home import local_services
+from tests.integration.local_home import local_services, toy_experiment
 from trainers.spec.folder import RunFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
@@ -36,19 +36,7 @@ def local() -> Iterator[tuple[Home, Services]]:
 
 def long_experiment(toys: Toys, results: Path) -> Experiment:
     """A training on one worker that does not end by itself."""
-    toy = toys("labels")
-    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
-    return single_training(
-        toy.name,
-        "toy_3d",
-        0,
-        epochs=5000,
-        train_iterations=5,
-        val_iterations=2,
-        workers={"count": 1, "gpus": 0, "cpus": 1},
-        loader={"actors": 1, "prefetch": 3},
-        **{name: str(path) for name, path in folders.items()},
-    )
+    return toy_experiment(toys("labels"), results, epochs=5000, train_iterations=5, workers={"count": 1, "gpus": 0, "cpus": 1})
 
 
 def title(process: psutil.Process) -> str:

@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from orchestrator import api, services
-from orchestrator.experiment import Experiment, single_training
+from orchestrator.experiment import Experiment
 from orchestrator.paths import Home
 from orchestrator.processes import family
 from orchestrator.services import Services
 from orchestrator.tracking import Tracker
 from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
-from tests.integration.local_home import local_services
+from tests.integration.local_home import local_services, toy_experiment
 from tests.toy import Toy
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
@@ -37,19 +37,8 @@ def local() -> Iterator[tuple[Home, Services]]:
 
 def experiment_on(toy: Toy, results: Path) -> Experiment:
     """Four short epochs on two CPU workers."""
-    folders = {"nnUNet_raw": toy.raw.parent, "nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": results}
-    return single_training(
-        toy.name,
-        "toy_3d",
-        0,
-        epochs=EPOCHS,
-        train_iterations=4,
-        val_iterations=2,
-        workers={"count": 2, "gpus": 0, "cpus": 1},
-        loader={"actors": 1, "prefetch": 2},
-        validation={"checkpoints": ["final"]},
-        **{name: str(path) for name, path in folders.items()},
-    )
+    settings = {"loader": {"actors": 1, "prefetch": 2}, "validation": {"checkpoints": ["final"]}}
+    return toy_experiment(toy, results, epochs=EPOCHS, train_iterations=4, **settings)
 
 
 def begun(experiment: Experiment) -> tuple[str, RunFolder]:

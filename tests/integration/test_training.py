@@ -1,6 +1,5 @@
 """Training on a real local Ray with real DDP over gloo: resume, stop, death of workers and loaders, number of workers."""
 
-import hashlib
 import json
 import os
 import signal
@@ -18,9 +17,10 @@ from orchestrator.outcome import Outcome
 from orchestrator.training_job import WorkerJob, fit
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
+from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.toy import toy_spec
 from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import Committed, newest_committed
+from trainers.spec.committed import newest_committed
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
@@ -57,27 +57,6 @@ def train(folder: RunFolder, driver: str = "first") -> Outcome:
     return fit(folder.spec(), folder, WorkerJob(str(folder.root), driver, claim_attempt(folder, driver)))
 
 
-def weights_digest(folder: RunFolder) -> str:
-    """SHA-256 over sorted tensor names and bytes of the final checkpoint."""
-    weights = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def curves(folder: RunFolder) -> list[tuple[Any, ...]]:
-    """What must not depend on interruptions: losses, Dice, EMA and learning rate per epoch."""
-    rows = reached(folder).history
-    return [(r.epoch, r.train_loss, r.val_loss, r.pseudo_dice, r.pseudo_dice_mean, r.ema_pseudo_dice, r.learning_rate) for r in rows]
-
-
-def reached(folder: RunFolder) -> Committed:
-    committed = newest_committed(folder)
-    assert committed is not None
-    return committed
-
-
 def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
     """Do `action` from a thread as soon as `condition` holds."""
 
@@ -89,11 +68,6 @@ def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
-
-
-def epochs_done(folder: RunFolder) -> int:
-    committed = newest_committed(folder)
-    return committed.epochs_done if committed else 0
 
 
 def newest_worker_pid(folder: RunFolder) -> int:

@@ -1,9 +1,8 @@
 """Bringing MLflow up to date without jobs: what is due, who counts as alive, and servers that answer nonsense."""
 
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from orchestrator.sync import LINE_PREFIX, Synced, called, is_alive, read_lines,
 from orchestrator.tracking import Tracker
 from orchestrator.tracking_address import masked
 from tests.fake_run import FakeRun
+from tests.serving import serving
 from trainers.spec.files import write_json_atomic
 from trainers.spec.states import RunState
 
@@ -67,14 +67,8 @@ class Hostile(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hostile) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

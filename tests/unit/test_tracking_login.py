@@ -2,9 +2,8 @@
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -12,6 +11,7 @@ from orchestrator import services
 from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.experiment import parse_experiment
 from orchestrator.tracking import Tracker
+from tests.serving import serving
 
 EXPERIMENT = "dataset: 1\nconfigurations: [2d]\ntracking: {{uri: '{}'}}\n"
 LOGIN = "Basic " + base64.b64encode(b"ann:secret").decode()
@@ -36,13 +36,8 @@ class Guarded(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def guarded() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Guarded)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Guarded) as address:
+        yield address
 
 
 def test_a_server_that_wants_a_login_gets_the_clients_own(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,12 @@ def newest_committed(folder: RunFolder) -> Committed | None:
     return None
 
 
+def reached_position(folder: RunFolder) -> tuple[int, int]:
+    """Where the newest commit of a run stands (see `Committed.position`); (0, 0) when there is none."""
+    committed = newest_committed(folder)
+    return committed.position if committed else (0, 0)
+
+
 def read_committed(path: Path) -> Committed | None:
     """One commit, or None (with a warning) if the file has gone or does not parse."""
     try:
