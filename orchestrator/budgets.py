@@ -31,9 +31,9 @@ class Failure(Frozen):
     evidence: str
     rank: int | None = None
     """Global rank that is to blame; None when it is not known."""
-    node: str = ""
-    """Ray's id of its node."""
     unix: float = 0.0
+    is_final: bool = False
+    """True when the job ended by it."""
 
     @property
     def position(self) -> tuple[int, int]:
@@ -41,7 +41,7 @@ class Failure(Frozen):
         return self.epochs_done, self.iteration
 
     def record(self) -> dict[str, str]:
-        """What the workers return for it when it ends the job."""
+        """Its part of the outcome of the job that ended by it."""
         return {"state": self.state, "message": self.message, "evidence": self.evidence}
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 from ray._private import state  # no public call tells what is free on each node, or which nodes will be taken away
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.util import placement_group_table
 
@@ -51,18 +50,6 @@ class Allowance:
         except (NnfleetError, OSError) as err:
             log.warning("what the queue leaves to %s cannot be read (%s): it takes what is free", self.run_key, err)
             return None
-
-
-class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer whose number of workers follows `FreeRoom`."""
-
-    def __init__(self, *arguments: Any, allowance: Allowance, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._allowance = allowance
-
-    def _initialize_and_run_controller(self, **named: Any) -> Any:
-        named["scaling_policy"] = FreeRoom(named["scaling_policy"].scaling_config, self._allowance)
-        return super()._initialize_and_run_controller(**named)  # type: ignore[misc] # Train v2 has it, the annotation is of v1
 
 
 class FreeRoom(ElasticScalingPolicy):

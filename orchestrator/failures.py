@@ -1,25 +1,25 @@
 """Failed starts of a run's workers: what kind of failure an error is, and the files that remember it (`failures/<attempt>.json`).
 
-Written by the worker that failed, before it dies, and by Ray Train's controller, which also sees those that died without a word.
+A worker that fails raises its error with the last lines of its log; Ray Train's controller, which also sees the workers that died
+without a word, decides by it and writes it down (`failure_policy.py`).
 """
 
 import logging
+import pickle
 import re
-import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from orchestrator.budgets import Failure, FailureKind
 from orchestrator.outcome import EVIDENCE_CHARACTERS, EndState
-from trainers.spec.attempts import newest_attempt
-from trainers.spec.committed import reached_position
 from trainers.spec.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
+from trainers.spec.storage import is_of_storage
 
 log = logging.getLogger(__name__)
 RECENT_LINES = 40
@@ -46,6 +46,37 @@ class RecentLog(logging.Handler):
         return "\n".join(self._lines)
 
 
+@dataclass(frozen=True)
+class RankError:
+    """What became of one rank."""
+
+    error: BaseException
+    is_raised: bool
+    """True when the rank's own code raised it; False when the rank is gone."""
+    trace: str = ""
+    """Traceback and log of the rank, as it told them."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """What one failed start comes to."""
+
+    kind: FailureKind
+    state: EndState
+    """How the run ends if it is not tried again."""
+    message: str
+    evidence: str
+    rank: int | None = None
+
+
+def can_be_sent(error: BaseException) -> bool:
+    """True when an error reaches another process as what it is."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
 def kind_of(error: BaseException) -> tuple[FailureKind, EndState]:
     """What kind of failure an error is that a worker's own code raised, and how a run ends by it; pure."""
     match error:
@@ -55,8 +86,8 @@ def kind_of(error: BaseException) -> tuple[FailureKind, EndState]:
             return "user", "FAILED_CONFIG"
         case DivergedError():
             return "user", "FAILED_CODE"
-        case StorageError():
-            return "cluster", "FAILED_CLUSTER"
+    if is_of_storage(error):
+        return "cluster", "FAILED_CLUSTER"
     if is_out_of_memory(error):
         return "user", "FAILED_CONFIG"
     lost = any("Dist" in kind.__name__ and kind.__module__.startswith("torch") for kind in type(error).__mro__)
@@ -82,96 +113,63 @@ def message_of(error: BaseException) -> str:
     )
 
 
-def failure_of(
-    folder: RunFolder, driver: str, attempt: int, error: BaseException, *, rank: int | None = None, node: str = "", log_text: str = ""
-) -> Failure:
-    """The record of an error that a worker's own code raised."""
-    kind, state = kind_of(error)
-    trace = "".join(traceback.format_exception(error))
-    before = f"Last lines of its log:\n{log_text}\n" if log_text else ""
-    where = "" if rank is None else f"rank {rank}{f' on node {node}' if node else ''}: "
-    room = max(0, EVIDENCE_CHARACTERS - len(before))
-    message, evidence = where + message_of(error), before + trace[-room:]
-    now = _now(folder, attempt)
-    return Failure(driver=driver, kind=kind, state=state, message=message, evidence=evidence, rank=rank, node=node, **now)
-
-
-def failure_of_gang(folder: RunFolder, driver: str, attempt: int, errors: Mapping[int, tuple[bool, BaseException]]) -> Failure:
-    """The record of what the controller saw of all ranks: per rank, whether its own code raised (else it is gone), and the error.
+def blame(errors: Mapping[int, RankError]) -> Blame:
+    """Which rank's error is to blame for a failed start, and what it is; pure.
 
     A rank that died takes the others' connections with it, so one death outweighs their errors.
     """
-    rank, (raised_itself, error) = to_blame(errors)
-    if raised_itself:
-        return failure_of(folder, driver, attempt, error, rank=rank)
-    kind, state, text = kind_of_death(error)
-    evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
-    message = f"rank {rank} {text}"[:MESSAGE_CHARACTERS]
-    return Failure(driver=driver, kind=kind, state=state, message=message, evidence=evidence, rank=rank, **_now(folder, attempt))
+    rank, found = min(errors.items(), key=_weight)
+    evidence = found.trace or "".join(traceback.format_exception(found.error))
+    if found.is_raised:
+        kind, state = kind_of(found.error)
+        text = f": {message_of(found.error)}"
+    else:
+        kind, state, text = kind_of_death(found.error)
+    return Blame(kind, state, f"rank {rank}{text}"[:MESSAGE_CHARACTERS], evidence[-EVIDENCE_CHARACTERS:], rank)
 
 
-def to_blame(errors: Mapping[int, tuple[bool, BaseException]]) -> tuple[int, tuple[bool, BaseException]]:
-    """Which rank's error counts: one of the user's making, else a death, else an error of the code, else a lost neighbour; pure."""
-
-    def weight(item: tuple[int, tuple[bool, BaseException]]) -> tuple[int, int]:
-        rank, (raised_itself, error) = item
-        kind = kind_of(error)[0]
-        order = 1 if not raised_itself else {"superseded": 0, "user": 0, "code": 2}.get(kind, 3)
-        return order, rank
-
-    return min(errors.items(), key=weight)
+def _weight(item: tuple[int, RankError]) -> tuple[int, int]:
+    """The user's error counts first, then a preemption, a death, an error of the code, and last the echo of another rank's death."""
+    rank, found = item
+    if found.is_raised:
+        order = {"superseded": 0, "user": 0, "code": 3}.get(kind_of(found.error)[0], 4)
+    else:
+        order = 1 if kind_of_death(found.error)[0] == "preemption" else 2
+    return order, rank
 
 
 def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
     """What kind of failure the loss of a rank is, and words for it; pure."""
     cause = " ".join(str(error).split())
     if getattr(error, "preempted", False):
-        return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
+        return "preemption", "FAILED_CLUSTER", f" was on a node that was taken away: {cause}"
     if _KILLED_FOR_MEMORY.search(cause):
         advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
-        return "memory", "FAILED_CONFIG", f"was ended for want of memory on its node. {advice} Ray says: {cause}"
-    return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
+        return "memory", "FAILED_CONFIG", f" was ended for want of memory on its node. {advice} Ray says: {cause}"
+    return "cluster", "FAILED_CLUSTER", f" died or cannot be reached: {cause}"
 
 
-def write_failure(folder: RunFolder, failure: Failure, *, by_controller: bool = False) -> None:
-    """Store why a start failed, so that the worst of its errors stays: the user's own is never replaced, a lost neighbour's echo replaces
-    nothing, and the controller, which sees all ranks, has the last word on the rest.
+def write_failure(folder: RunFolder, failure: Failure) -> None:
+    """Store why a start failed, in a file of its own. A disk that does not take it is only told: the budgets do not depend on it.
 
     Does nothing where the run folder is not to be seen: a folder made there would hide that it is not shared.
     """
-    if not folder.own.is_dir():
-        return
-    path = folder.failures / f"{failure.attempt:04d}.json"
-    present = _read(folder, path.stem)
-    if present is not None:
-        is_known = (present.kind, present.rank) == (failure.kind, failure.rank)  # by the rank itself, with the end of its log
-        if present.kind in ("user", "superseded") or (is_known if by_controller else present.kind != "cluster"):
-            return
     try:
-        write_atomic(path, failure.model_dump_json(indent=1).encode())
-    except StorageError as err:  # the error that is being recorded says more
+        if not folder.own.is_dir():
+            return
+        path = folder.failures / f"{failure.attempt:04d}.json"
+        beside = len(list(folder.failures.glob(f"{failure.attempt:04d}*.json")))  # a start that died before it had a number of its own
+        write_atomic(path.with_stem(f"{path.stem}_{beside:03d}") if beside else path, failure.model_dump_json(indent=1).encode())
+    except (OSError, StorageError) as err:  # the error that is being recorded says more
         log.error("the failure of attempt %d is not stored: %s", failure.attempt, err)
 
 
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:
-    """Failed starts by their number; of one driver only, if it is named."""
-    found = (_read(folder, path.stem) for path in sorted(folder.failures.glob("[0-9]*.json")))
-    return [failure for failure in found if failure is not None and driver in (None, failure.driver)]
-
-
-def _read(folder: RunFolder, stem: str) -> Failure | None:
-    path = folder.failures / f"{stem}.json"
-    try:
-        return Failure.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as err:
-        log.warning("%s is not readable and is passed over: %s", path, err)
-        return None
-
-
-def _now(folder: RunFolder, attempt: int) -> dict[str, Any]:
-    """Number and moment of a start that fails at this moment, as fields of its record."""
-    epochs_done, iteration = reached_position(folder)
-    started = attempt or newest_attempt(folder)
-    return {"attempt": started, "epochs_done": epochs_done, "iteration": iteration, "unix": time.time()}
+    """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are passed over with a warning."""
+    found: list[Failure] = []
+    for path in sorted(folder.failures.glob("[0-9]*.json"), key=lambda path: path.stem):
+        try:
+            found.append(Failure.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as err:
+            log.warning("%s is not readable and is passed over: %s", path, err)
+    return [failure for failure in found if driver in (None, failure.driver)]

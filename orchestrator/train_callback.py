@@ -1,20 +1,15 @@
-"""What Ray Train's controller does for us: writes down why workers failed, and has a state saved before it resizes a healthy gang.
+"""What Ray Train's controller does for us before it resizes a healthy gang: it has a state saved.
 
-Both run in the controller, on the head node. Neither may raise: an error in a callback ends the run.
+Runs in the controller, on the head node. It may not raise: an error in a callback ends the run.
 """
 
 import logging
 import time
-from collections.abc import Iterable
 from typing import Any
 
-from ray.train import UserCallback
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # Ray's only mark of what a worker's own code raised
 from ray.train.v2._internal.execution.callback import ControllerCallback  # the only hook before a resize
 from ray.train.v2._internal.execution.controller.state import ResizingState
 
-from orchestrator.failures import failure_of_gang, write_failure
-from trainers.spec.attempts import newest_attempt
 from trainers.spec.committed import newest_committed
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
@@ -22,23 +17,6 @@ from trainers.spec.folder import RunFolder
 log = logging.getLogger(__name__)
 SAVE_WAIT_S = 30.0
 SAVE_POLL_S = 0.1
-
-
-class FailureRecorder(UserCallback):
-    """Writes one record for every start of the workers that failed."""
-
-    def __init__(self, folder: RunFolder, driver: str) -> None:
-        self._folder, self._driver = folder, driver
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray has seen errors of some ranks."""
-        try:
-            errors = raised_and_gone(worker_exceptions.items())
-            write_failure(
-                self._folder, failure_of_gang(self._folder, self._driver, newest_attempt(self._folder), errors), by_controller=True
-            )
-        except Exception:
-            log.exception("why the workers of %s failed was not recorded", self._folder.root)
 
 
 class SaveBeforeResize(ControllerCallback):
@@ -68,12 +46,3 @@ def _saved(folder: RunFolder) -> None:
         time.sleep(SAVE_POLL_S)
     folder.save_file.unlink(missing_ok=True)
     log.warning("%s saved no state within %.0f s: it continues from the one before", folder.root, SAVE_WAIT_S)
-
-
-def raised_and_gone(exceptions: Iterable[tuple[int, BaseException]]) -> dict[int, tuple[bool, BaseException]]:
-    """Ray Train's errors by rank as `failure_of_gang` takes them: it wraps what a worker's own code raised."""
-    found: dict[int, tuple[bool, BaseException]] = {}
-    for rank, error in exceptions:
-        raised = isinstance(error, UserExceptionWithTraceback)
-        found[rank] = (raised, getattr(error, "_base_exc", error) if raised else error)
-    return found

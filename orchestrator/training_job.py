@@ -2,8 +2,8 @@
 
 Driver (head node): claim an attempt, check everything, start the publisher, let Ray Train run the workers, deliver what is left,
 hand over to the full-validation job, write how it ended. Workers (anywhere): the loop of `trainers/loop.py`, nothing else.
-Ray restarts the workers whenever one dies; each start continues from the newest state in the run folder, not from a checkpoint of
-Ray's. Whether they may start again is decided there by our own budgets (`budgets.py`), which know whose fault it was.
+Ray restarts the workers whenever one dies, as long as our budgets allow it (`failure_policy.py`); each start continues from the newest
+state in the run folder, not from a checkpoint of Ray's.
 """
 
 import argparse
@@ -15,18 +15,16 @@ import time
 import traceback
 import uuid
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
-from orchestrator.budgets import Failure, verdict
-from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, failure_of, read_failures, write_failure
+from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, read_failures
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
-from trainers.spec.committed import newest_committed, reached_position
-from trainers.spec.errors import ClusterError, NnfleetError, StorageError, Superseded
+from trainers.spec.committed import newest_committed
+from trainers.spec.errors import ClusterError, NnfleetError, Superseded
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.storage import patiently
@@ -61,20 +59,25 @@ def main(arguments: list[str] | None = None) -> int:
     folder = RunFolder(parser.parse_args(arguments).run_folder)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     ray.init(logging_level=logging.WARNING)
-    outcome = run_training(folder)
+    try:
+        outcome = run_training(folder)
+    except NnfleetError as err:  # nothing of this job could be stored: its exit code and log have to do
+        print(err)
+        return 1
     print(outcome.message)
     return Superseded.exit_code if outcome.state == "SUPERSEDED" else int(outcome.is_failure)  # by the former the campaign knows it
 
 
 def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
-    """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome; raises nothing of the run's own."""
+    """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
+    attempt is claimed; before, raises DataError (no run there) or StorageError (the disk takes no claim for minutes)."""
     from orchestrator.publisher import Publisher
     from orchestrator.state_telling import tell_end
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     spec = folder.spec()
     info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid(), "node": this_node()}
-    job = WorkerJob(str(folder.root), driver, claim_attempt(folder, driver, info))
+    job = WorkerJob(str(folder.root), driver, patiently(lambda: claim_attempt(folder, driver, info), f"the claim of {folder.root}"))
     outcome = preflight(spec, job.attempt)
     if outcome is not None:
         if write_outcome(folder, outcome):
@@ -132,104 +135,89 @@ def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
 
 
 def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
-    """The outcome of a training that Ray ended with an error of its own: its controller was lost, or the workers never came to start."""
-    known = read_failures(folder, job.driver)
-    if known and known[-1].kind != "preemption":
-        return Outcome(job="training", attempt=job.attempt, **known[-1].record())
+    """The outcome of a training that ended by a failure: the one that our policy has called final, else the loss of Ray's controller."""
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from orchestrator.failure_policy import blame_of
+
+    final = [failure for failure in read_failures(folder, job.driver) if failure.is_final]
+    if final:
+        return Outcome(job="training", attempt=job.attempt, **final[-1].record())
+    if isinstance(error, TrainingFailedError):  # the disk did not take the record
+        found = blame_of(error)
+        return Outcome(job="training", attempt=job.attempt, state=found.state, message=found.message, evidence=found.evidence)
     message = f"training ended with {type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
     evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
     return Outcome(job="training", state="FAILED_CLUSTER", attempt=job.attempt, message=message, evidence=evidence)
 
 
-def ended(folder: RunFolder, attempt: int, record: dict[str, Any] | None) -> Outcome:
-    """The outcome of workers that all returned, from rank 0's record."""
-    state = record["state"] if record else "FAILED_CODE"
-    if state in ("TRAINED", "STOPPED"):
-        reached = newest_committed(folder)
-        epochs = reached.epochs_done if reached else 0
-        return Outcome(job="training", state=state, attempt=attempt, message=f"{state.lower()} after {epochs} epochs")
-    message = record["message"] if record else "the workers returned nothing"
-    return Outcome(job="training", state=state, attempt=attempt, message=message, evidence=record["evidence"] if record else "")
+def ended(folder: RunFolder, attempt: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
+    """The outcome of workers that all returned."""
+    reached = newest_committed(folder)
+    epochs = reached.epochs_done if reached else 0
+    return Outcome(job="training", state=state, attempt=attempt, message=f"{state.lower()} after {epochs} epochs")
 
 
 def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
     """The gang of DDP workers: placed all at once or not at all, restarted together; an elastic one also when their number changes."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
 
-    from orchestrator.train_callback import FailureRecorder, SaveBeforeResize
+    from orchestrator.elastic import Allowance, FreeRoom
+    from orchestrator.failure_policy import BudgetPolicy
+    from orchestrator.gang import GangTrainer
+    from orchestrator.train_callback import SaveBeforeResize
 
     resources = {"CPU": float(spec.workers.cpus)}
     if spec.workers.gpus:
         resources["GPU"] = float(spec.workers.gpus)
     environment = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if spec.deterministic else None
-    kind: Any = TorchTrainer
+    scaling = ScalingConfig(  # type: ignore[call-arg] # Train v2's, the annotation is of v1
+        num_workers=(spec.workers.least, spec.workers.most) if spec.workers.is_elastic else spec.workers.count,  # type: ignore[arg-type]
+        use_gpu=spec.workers.gpus > 0,
+        resources_per_worker=resources,
+        placement_strategy="PACK",
+        elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
+    )
+    policies: dict[str, Any] = {"failure_policy": BudgetPolicy(folder, job.driver, job.attempt)}
     if spec.workers.is_elastic:
-        from orchestrator.elastic import Allowance, ElasticTrainer
-
-        kind = partial(ElasticTrainer, allowance=Allowance.on_this_cluster(spec.run_key))
-    return kind(  # type: ignore[no-any-return]
+        policies["scaling_policy"] = FreeRoom(scaling, Allowance.on_this_cluster(spec.run_key))
+    return GangTrainer(
         train_worker,
         train_loop_config=asdict(job),
-        scaling_config=ScalingConfig(  # type: ignore[call-arg] # as below
-            num_workers=(spec.workers.least, spec.workers.most) if spec.workers.is_elastic else spec.workers.count,  # type: ignore[arg-type]
-            use_gpu=spec.workers.gpus > 0,
-            resources_per_worker=resources,
-            placement_strategy="PACK",
-            elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
-        ),
+        policies=policies,
+        scaling_config=scaling,
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        run_config=RunConfig(  # type: ignore[call-arg] # Train v2's, the annotation is of v1
+        run_config=RunConfig(  # type: ignore[call-arg] # as above
             name=f"a{job.attempt:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),
-            failure_config=FailureConfig(max_failures=-1),  # the workers ask our budgets before they start again
-            callbacks=[FailureRecorder(folder, job.driver), SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
+            callbacks=[SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
             worker_runtime_env=environment,
         ),
     )
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One worker: restore, train, and return how it ended. A failure that ends the job is returned by every rank alike."""
+def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
+    """One worker: claim a number for this start, restore, train, and return how it ended."""
     job = WorkerJob(**config)
     folder = RunFolder(Path(job.run_folder))
-    attempt, rank, recent = job.attempt, None, RecentLog()
+    recent = RecentLog()
     logging.getLogger().addHandler(recent)
     try:
         from trainers.world import current_world
 
         spec = folder.spec()
         world = current_world(spec.workers.gpus)
-        rank = world.global_rank
-        begun = world.from_main(begin(folder, job, world.world_size) if world.is_main else 0)
-        if isinstance(begun, Failure):
-            return begun.record()
-        attempt = begun
-        return {"state": train_here(spec, folder, world, attempt)}
+        what = f"the claim of a start of {folder.root}"
+        attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
+        return train_here(spec, folder, world, attempt)
     except Exception as err:
-        write_failure(folder, failure_of(folder, job.driver, attempt, err, rank=rank, node=this_node(), log_text=recent.text()))
+        err.add_note(f"On node {this_node()}. Last lines of its log:\n{recent.text()}")  # goes with its traceback to the controller
+        if not can_be_sent(err):
+            raise RuntimeError(f"{type(err).__name__}: {err}") from err
         raise
     finally:
         logging.getLogger().removeHandler(recent)
-
-
-def begin(folder: RunFolder, job: WorkerJob, world_size: int) -> int | Failure:
-    """On rank 0: the number of this start of the workers, or the failure that ends the job.
-
-    A disk that takes no claim is waited for, and then ends the job: it would not take a record of the failure either.
-    """
-    final = final_failure(folder, job)
-    if final is not None:
-        return final
-    try:
-        return patiently(lambda: claimed(folder, job, world_size), f"the claim of a start of {folder.root}")
-    except StorageError as err:
-        return failure_of(folder, job.driver, job.attempt, err, rank=0, node=this_node())
-
-
-def final_failure(folder: RunFolder, job: WorkerJob) -> Failure | None:
-    """The failure of this job that no further start may follow, if there is one."""
-    return verdict(read_failures(folder, job.driver), reached_position(folder))
 
 
 def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
@@ -250,7 +238,7 @@ def is_leaving() -> bool:
     return get_train_context().preemption_context.preemption_info is not None
 
 
-def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> str:
+def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> Literal["TRAINED", "STOPPED"]:
     """Train on this worker until the run is trained or stopped."""
     import torch
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks.kill_saving import Reader, kill_saving, table, tensors_of
+from orchestrator.budgets import Failure
 from orchestrator.delivery import Delivery
-from orchestrator.failures import failure_of, write_failure
+from orchestrator.failures import write_failure
 from orchestrator.outcome import Outcome, write_outcome
 from tests.fake_run import FakeRun
 from tests.integration.disks import Disk, small_disk
@@ -139,7 +140,12 @@ def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_st
         with pytest.raises(StorageError, match=r"cannot be written: the file system is full .*; 0\.0 of 24 MiB .*Free space there"):
             write()
     assert write_outcome(run.folder, Outcome(job="training", state="STOPPED", attempt=1, message="y" * 5000))
-    write_failure(run.folder, failure_of(run.folder, "driver-1", 1, RuntimeError("why"), node="n", rank=0))
+    write_failure(
+        run.folder,
+        Failure(
+            driver="driver-1", attempt=1, kind="code", state="FAILED_CODE", epochs_done=1, iteration=0, message="why", evidence="z" * 5000
+        ),
+    )
     assert "STOPPED: yyy" in caplog.text
     assert "the failure of attempt 1 is not stored: storage: " in caplog.text
     assert {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()} == before

@@ -1,12 +1,13 @@
 """What kind of failure an error is, whose error counts, and when the workers may start again."""
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
 from orchestrator.budgets import Failure, FailureKind, verdict
-from orchestrator.failures import failure_of, failure_of_gang, kind_of, kind_of_death, message_of, read_failures, to_blame, write_failure
+from orchestrator.failures import RankError, blame, can_be_sent, kind_of, kind_of_death, message_of, read_failures, write_failure
 from orchestrator.outcome import EndState
 from trainers.spec.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.spec.folder import RunFolder
@@ -40,6 +41,9 @@ def folder(tmp_path: Path) -> RunFolder:
         (DataError("x"), "user", "FAILED_CONFIG"),
         (DivergedError("x"), "user", "FAILED_CODE"),
         (StorageError("x"), "cluster", "FAILED_CLUSTER"),
+        (OSError(errno.EIO, "Input/output error"), "cluster", "FAILED_CLUSTER"),
+        (OSError(errno.ESTALE, "Stale file handle"), "cluster", "FAILED_CLUSTER"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "code", "FAILED_CODE"),
         (Superseded("x"), "superseded", "SUPERSEDED"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "user", "FAILED_CONFIG"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "user", "FAILED_CONFIG"),
@@ -61,11 +65,42 @@ def test_out_of_memory_says_what_to_change() -> None:
     assert "nnUNetv2_plan_experiment" in text
 
 
+def raised(error: BaseException) -> RankError:
+    return RankError(error, is_raised=True)
+
+
+def gone(text: str, *, preempted: bool = False) -> RankError:
+    return RankError(NodeDied(text, preempted), is_raised=False)
+
+
 def test_one_death_outweighs_the_errors_that_it_brings_to_the_others() -> None:
-    errors = {0: (True, RuntimeError("gloo: Connection closed")), 1: (False, NodeDied("worker died")), 2: (True, ValueError("odd"))}
-    assert to_blame(errors)[0] == 1
-    assert to_blame({**errors, 2: (True, DataError("case x is broken"))})[0] == 2
-    assert to_blame({0: (True, RuntimeError("gloo")), 2: (True, ValueError("odd"))})[0] == 2
+    errors = {0: raised(RuntimeError("gloo: Connection closed")), 1: gone("worker died"), 2: raised(ValueError("odd"))}
+    assert blame(errors).rank == 1
+    assert blame({**errors, 2: raised(DataError("case x is broken"))}).rank == 2
+    assert blame({0: raised(RuntimeError("gloo")), 2: raised(ValueError("odd"))}).rank == 2
+
+
+def test_of_several_deaths_one_on_a_node_that_was_taken_away_counts() -> None:
+    found = blame({0: gone("worker died"), 1: gone("node gone", preempted=True), 2: raised(RuntimeError("gloo"))})
+    assert (found.kind, found.rank) == ("preemption", 1)
+
+
+def test_what_a_rank_told_of_its_error_is_the_evidence() -> None:
+    found = blame({3: RankError(ValueError("odd"), is_raised=True, trace="Traceback ... Last lines of its log:\nepoch 3")})
+    assert found.message == "rank 3: ValueError: odd"
+    assert found.evidence.endswith("epoch 3")
+    assert (found.kind, found.state) == ("code", "FAILED_CODE")
+
+
+class Unsendable(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("needs two")
+
+
+def test_an_error_that_cannot_reach_the_controller_is_known() -> None:
+    assert can_be_sent(DataError("x"))
+    assert can_be_sent(OSError(5, "Input/output error"))
+    assert not can_be_sent(Unsendable(1, 2))
 
 
 def test_a_death_on_a_node_that_was_taken_away_is_a_preemption_and_one_for_memory_says_so() -> None:
@@ -97,26 +132,16 @@ def test_preemptions_cost_nothing() -> None:
     assert verdict(mixed, (3, 0)) is None
 
 
-def test_the_users_error_is_not_replaced_by_its_echoes_and_the_controller_has_the_last_word_on_the_rest(folder: RunFolder) -> None:
-    write_failure(folder, failure_of(folder, "d", 2, RuntimeError("gloo: connection reset"), rank=0))
-    write_failure(folder, failure_of(folder, "d", 2, ValueError("odd"), rank=1, log_text="its last line"))
-    assert [f.kind for f in read_failures(folder)] == ["code"]
-    assert "its last line" in read_failures(folder)[0].evidence
-    write_failure(folder, failure_of(folder, "d", 2, RuntimeError("gloo: connection reset"), rank=2))
-    assert [f.rank for f in read_failures(folder)] == [1]
-    write_failure(folder, failure_of_gang(folder, "d", 2, {1: (True, ValueError("odd"))}), by_controller=True)
-    assert "its last line" in read_failures(folder)[0].evidence
-    gone = {1: (True, ValueError("odd")), 3: (False, NodeDied("gone"))}
-    write_failure(folder, failure_of_gang(folder, "d", 2, gone), by_controller=True)
-    assert [(f.kind, f.rank) for f in read_failures(folder)] == [("cluster", 3)]
-    write_failure(folder, failure_of(folder, "d", 2, DataError("case a is broken"), rank=1))
-    write_failure(folder, failure_of_gang(folder, "d", 2, gone), by_controller=True)
-    assert [f.kind for f in read_failures(folder)] == ["user"]
+def test_every_failed_start_has_a_record_even_those_that_died_before_they_had_a_number(folder: RunFolder) -> None:
+    write_failure(folder, failure("code", attempt=2))
+    write_failure(folder, failure("cluster", attempt=2))
+    write_failure(folder, failure("code", attempt=3))
+    assert [(f.attempt, f.kind) for f in read_failures(folder)] == [(2, "code"), (2, "cluster"), (3, "code")]
     assert read_failures(folder, "another driver") == []
 
 
 def test_a_damaged_record_is_passed_over(folder: RunFolder) -> None:
-    write_failure(folder, failure_of(folder, "d", 2, ValueError("odd")))
+    write_failure(folder, failure("code"))
     (folder.failures / "0003.json").write_text("{")
     assert [f.attempt for f in read_failures(folder)] == [2]
 

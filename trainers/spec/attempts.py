@@ -19,6 +19,11 @@ def newest_attempt(folder: RunFolder) -> int:
     return max((int(p.stem) for p in folder.attempts.glob("[0-9]*.json") if p.stem.isdecimal()), default=0)
 
 
+def newest_attempt_of(folder: RunFolder, driver: str) -> int:
+    """The highest attempt number that `driver` claimed, for itself or for its workers; 0 when none."""
+    return next((n for n in range(newest_attempt(folder), 0, -1) if _is_claimed(folder, n) and _driver(folder, n) == driver), 0)
+
+
 def claim_attempt(folder: RunFolder, driver: str, info: dict[str, Any] | None = None) -> int:
     """Claim the next attempt number for a job or worker group of `driver`; from then on every older attempt is fenced off.
 
@@ -50,6 +55,10 @@ def check_driver_fence(folder: RunFolder, attempt: int) -> None:
 def count_drivers(folder: RunFolder) -> int:
     """How many training drivers the run has had: how often its job was started. Numbers that workers claimed are not counted."""
     return len({_driver(folder, int(path.stem)) for path in folder.attempts.glob("[0-9]*.json") if path.stem.isdecimal()})
+
+
+def _is_claimed(folder: RunFolder, attempt: int) -> bool:
+    return (folder.attempts / f"{attempt:04d}.json").exists()
 
 
 def _driver(folder: RunFolder, attempt: int) -> str:

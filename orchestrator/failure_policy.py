@@ -1,0 +1,90 @@
+"""What follows a failure in Ray Train's controller: our budgets decide, not Ray's counters, which know neither whose fault it was nor
+whether there was progress in between.
+
+Runs in the controller, on the head node, once per failed start. What it counts is in its memory; the files are for people, and for the
+driver, which tells how the job ended.
+"""
+
+import logging
+import time
+from typing import Any
+
+from ray.train.v2._internal.exceptions import (  # Ray's marks of what a worker's own code raised, and of workers that did not start
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+
+from orchestrator.budgets import Failure, verdict
+from orchestrator.failures import MESSAGE_CHARACTERS, Blame, RankError, blame, write_failure
+from orchestrator.outcome import EVIDENCE_CHARACTERS
+from trainers.spec.attempts import newest_attempt_of
+from trainers.spec.committed import reached_position
+from trainers.spec.errors import NnfleetError
+from trainers.spec.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class BudgetPolicy(FailurePolicy):
+    """Starts the workers again as long as the budgets allow it (`budgets.verdict`)."""
+
+    def __init__(self, folder: RunFolder, driver: str, attempt: int) -> None:
+        super().__init__(FailureConfig())
+        self._folder, self._driver, self._attempt = folder, driver, attempt
+        self._position = (0, 0)
+        self._failures: list[Failure] = []
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
+        """RETRY or RAISE. A gang that finds no room in time is no failure: it waits on."""
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            log.warning("no room for the workers yet, they wait on: %s", cause)
+            return FailureDecision.RETRY
+        found = blame_of(training_failed_error)
+        self._look()
+        failure = Failure(
+            driver=self._driver,
+            attempt=self._attempt,
+            kind=found.kind,
+            state=found.state,
+            epochs_done=self._position[0],
+            iteration=self._position[1],
+            message=found.message,
+            evidence=found.evidence,
+            rank=found.rank,
+            unix=time.time(),
+        )
+        self._failures.append(failure)
+        is_rays = isinstance(training_failed_error, ControllerError) and not isinstance(cause, WorkerGroupStartupFailedError)
+        final = failure if is_rays else verdict(self._failures, self._position)
+        write_failure(self._folder, failure if final is None else final.model_copy(update={"is_final": True}))
+        log.warning("%s: %s", "the workers start again" if final is None else "the job ends", failure.message)
+        return FailureDecision.RETRY if final is None else FailureDecision.RAISE
+
+    def _look(self) -> None:
+        """Number of the start and how far training has come; where the disk does not tell, they are what they were."""
+        try:
+            self._position = reached_position(self._folder)
+            self._attempt = newest_attempt_of(self._folder, self._driver) or self._attempt
+        except (NnfleetError, OSError) as err:
+            log.warning("%s cannot be read, so no progress is seen: %s", self._folder.root, err)
+
+
+def blame_of(error: TrainingFailedError) -> Blame:
+    """What an error of Ray Train comes to; pure."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return blame({rank: rank_error(found) for rank, found in error.worker_failures.items()})
+    text = str(error)
+    kind: Any = "preemption" if isinstance(error, PreemptionError) else "cluster"
+    return Blame(kind, "FAILED_CLUSTER", text[:MESSAGE_CHARACTERS], text[-EVIDENCE_CHARACTERS:])
+
+
+def rank_error(error: BaseException) -> RankError:
+    """Ray Train's error of one rank: it wraps what the rank's own code raised."""
+    if isinstance(error, UserExceptionWithTraceback):
+        return RankError(error._base_exc, is_raised=True, trace=error._traceback_str)
+    return RankError(error, is_raised=False)
