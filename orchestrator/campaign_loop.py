@@ -16,7 +16,7 @@ from orchestrator.admission import Waiting, decide, growth, ledger
 from orchestrator.board import Board, Holding, Note
 from orchestrator.claims import Claim, Tracking, claim, lacks_scores, refuse, refuse_mixture, reset, track
 from orchestrator.clock import Clock
-from orchestrator.job_record import JobRecord
+from orchestrator.job_record import JobRecord, validations
 from orchestrator.life_signs import has_begun, workers_now
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.resources import NodeResources, Reservation
@@ -263,7 +263,8 @@ class Campaign:
             reset(run.folder, "validate" if isinstance(step, Validate) else "train")
             run.resumes = False
         if isinstance(step, Validate):
-            self._cluster.submit_validation(run.folder, run.spec, step.attempt, step.retry, campaign=self.campaign, mlflow_run_id=run_id)
+            retry = len(validations(jobs, run.spec.run_key, step.attempt))
+            self._cluster.submit_validation(run.folder, run.spec, step.attempt, retry, campaign=self.campaign, mlflow_run_id=run_id)
             self._enter(run, RunState.VALIDATING)
             return
         attempt = run.next_attempt(jobs)

@@ -1,6 +1,7 @@
 """One job as the cluster lists it, without Ray: what admission, the campaign and status decide by."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -38,6 +39,11 @@ class JobRecord(Frozen):
     def is_live(self) -> bool:
         """True until the job has ended."""
         return self.state in ("PENDING", "RUNNING")
+
+
+def validations(jobs: Sequence[JobRecord], run_key: str, attempt: int) -> list[JobRecord]:
+    """The validation jobs of a training attempt, in whatever run folder: a cluster takes each of their names once."""
+    return [job for job in jobs if job.kind == "validate" and job.run_key == run_key and job.attempt == attempt]
 
 
 def record_of(details: Any) -> JobRecord | None:

@@ -135,7 +135,7 @@ class Jobs:
     def submit_validation(
         self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
     ) -> str:
-        """Start the full-validation job of a run after training attempt `attempt`; returns its submission id."""
+        """Start the full-validation job of a run after training attempt `attempt`, the `retry`-th again; returns its submission id."""
         carried = _carried(folder, spec, attempt, campaign, mlflow_run_id)
         name = f"validate-{spec.run_key}-a{attempt}" + (f"-r{retry}" if retry else "")
         arguments = [str(folder.root), "--attempt", str(attempt)]

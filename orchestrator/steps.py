@@ -76,10 +76,6 @@ class Facts:
             return [job for job in lost if job.attempt > self.reached_attempt]
         return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(lost)))))
 
-    def validations_of(self, attempt: int) -> int:
-        """How many validation jobs the cluster has seen for a training attempt."""
-        return sum(job.kind == "validate" and job.attempt == attempt for job in self.jobs)
-
 
 def _order(job: JobRecord) -> tuple[int, int, str]:
     """By attempt, then by retry: `validate-KEY-a1` comes before `validate-KEY-a1-r1`, and that before `...-r10`."""
@@ -104,10 +100,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Validate:
-    """The run is trained and wants its full validation, the `retry`-th again."""
+    """The run is trained, by `attempt`, and wants its full validation."""
 
     attempt: int
-    retry: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +195,7 @@ def _validation(facts: Facts, outcome: Outcome) -> Step:
     in_vain = facts.in_vain("validate")
     if len(in_vain) >= BUDGET:
         return _given_up(in_vain, outcome if outcome.job == "validation" else None, "full validation")
-    return Validate(outcome.attempt, facts.validations_of(outcome.attempt))
+    return Validate(outcome.attempt)
 
 
 def _stopped_from_outside(job: JobRecord) -> Finish:

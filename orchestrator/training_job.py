@@ -114,10 +114,13 @@ def preflight(spec: RunSpec, attempt: int) -> Outcome | None:
 
 def hand_over(folder: RunFolder, spec: RunSpec, attempt: int) -> None:
     """Submit the full validation as a job of its own. If that fails, the campaign does it: it sees a trained run without one."""
+    from orchestrator.job_record import validations
     from orchestrator.jobs import Jobs
 
     try:
-        Jobs.inside_job().submit_validation(folder, spec, attempt)
+        jobs = Jobs.inside_job()
+        elsewhere = [job for job in validations(jobs.records(), spec.run_key, attempt) if job.run_folder != str(folder.root)]
+        jobs.submit_validation(folder, spec, attempt, len(elsewhere))  # the name that the campaign would give it
     except ClusterError as err:
         log.warning("the validation job was not submitted from here: %s", err)
 

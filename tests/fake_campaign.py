@@ -124,6 +124,10 @@ class FakeCluster:
     def live_jobs(self) -> list[str]:
         return [name for name, job in self.jobs.items() if job.is_live and job.kind != "campaign"]
 
+    def ends(self, name: str) -> None:
+        """A job of whatever folder has done its work."""
+        self._end(name, "SUCCEEDED", 0)
+
     def _end(self, name: str, state: Any, code: int | None) -> None:
         self.jobs[name] = self.jobs[name].model_copy(update={"state": state, "exit_code": code, "ended_unix": time.time()})
 

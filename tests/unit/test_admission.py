@@ -172,9 +172,9 @@ LATER, NOW = StopWish(is_now=False), StopWish(is_now=True)
         (Facts(jobs=(job(state="PENDING"),)), Stay(RunState.RUNNING)),
         (Facts(jobs=(job(), job("validate"))), Stay(RunState.VALIDATING)),
         (Facts(jobs=(job(state="SUCCEEDED"), job("validate"))), Stay(RunState.VALIDATING)),
-        (Facts(jobs=(job(state="SUCCEEDED"),), outcome=ended("TRAINED")), Validate(1, 0)),
-        (Facts(outcome=ended("TRAINED", attempt=4)), Validate(4, 0)),
-        (Facts(jobs=(job("validate", "FAILED", n=4),), outcome=ended("TRAINED", attempt=4)), Validate(4, 1)),
+        (Facts(jobs=(job(state="SUCCEEDED"),), outcome=ended("TRAINED")), Validate(1)),
+        (Facts(outcome=ended("TRAINED", attempt=4)), Validate(4)),
+        (Facts(jobs=(job("validate", "FAILED", n=4),), outcome=ended("TRAINED", attempt=4)), Validate(4)),
         (Facts(outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),
         (Facts(outcome=ended("STOPPED")), Finish(RunState.STOPPED, "said so")),
         (Facts(outcome=ended("FAILED_CONFIG")), Finish(RunState.FAILED_CONFIG, "said so")),
@@ -281,9 +281,7 @@ def test_a_validation_that_finishes_cases_is_tried_again() -> None:
         for n in range(12)
     )
     trained = ended("TRAINED", attempt=3)
-    assert next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r9"})), RunState.VALIDATING) == Validate(
-        3, 12
-    )
+    assert next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r9"})), RunState.VALIDATING) == Validate(3)
     end = next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r8"})), RunState.VALIDATING)
     assert isinstance(end, Finish)
 
@@ -314,7 +312,7 @@ def test_a_validation_has_a_budget_of_its_own() -> None:
     trainings = (job(state="FAILED", code=137), job(state="FAILED", n=2, code=137), job(state="SUCCEEDED", n=3, code=0))
     lost = tuple(job("validate", "FAILED", n=3, code=137) for _ in range(BUDGET))
     trained = ended("TRAINED", attempt=3)
-    assert next_step(Facts(jobs=(*trainings, *lost[:-1]), outcome=trained), RunState.VALIDATING) == Validate(3, BUDGET - 1)
+    assert next_step(Facts(jobs=(*trainings, *lost[:-1]), outcome=trained), RunState.VALIDATING) == Validate(3)
     end = next_step(Facts(jobs=(*trainings, *lost), outcome=trained), RunState.VALIDATING)
     assert isinstance(end, Finish)
     assert end.state is RunState.FAILED_CLUSTER

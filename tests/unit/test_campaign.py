@@ -163,6 +163,21 @@ def test_a_finished_run_is_not_repeated(stage: Stage) -> None:
     assert [name for name in stage.cluster.jobs if name.startswith("train")] == ["train-key0-a1"]
 
 
+def test_a_validation_gets_a_name_that_no_other_folder_of_the_same_run_has_taken(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    elsewhere = run.model_copy(update={"model_folder": run.model_folder.parent / "elsewhere"})
+    name = stage.cluster.submit_validation(RunFolder(elsewhere.run_folder), elsewhere, 1)
+    stage.cluster.ends(name)
+    finish_on_disk(run, is_validated=False)
+    stage.cluster.training_ends(run, hands_over=False)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"]
+    stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+
+
 def test_a_trained_run_whose_validation_failed_is_only_validated_again(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
