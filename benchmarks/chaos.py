@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos_faults import RESTARTS_WORKERS, Faults, Strike, claims, draw, file_names
+from benchmarks.chaos_faults import OF_TRACKING, RESTARTS_WORKERS, Faults, Strike, claims, draw, file_names
 from orchestrator import api
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment import Experiment
@@ -151,6 +151,8 @@ class Chaos:
             Watch(RunFolder(row.spec.run_folder), setting.epochs, setting.train_iterations) for row in submission.plan.rows if row.spec
         ]
         self.faults = Faults(cluster, mlflow, self.resume, lambda: f"campaign-{self.campaign}")
+        self._mending: list[threading.Thread] = []
+        """What brings back a tracking server: training goes on meanwhile, and is struck meanwhile too."""
 
     def resume(self) -> None:
         """`nnfleet resume`, as a person would call it; it waits by itself for old workers."""
@@ -174,6 +176,7 @@ class Chaos:
             if any("no recovery" in text for text in row.violations):
                 self.tell(self._state_of_things(watch))
                 break
+        self._all_mended()
         return rows
 
     def _one(self, row: Row, watch: Watch, *, is_hit_again: bool) -> None:
@@ -185,6 +188,8 @@ class Chaos:
         committed, attempt, position = watch.committed(), watch.attempt(), watch.position()
         state = "validating" if watch.is_trained() else f"epoch {min(position, self.setting.epochs):.2f}"
         row.moment = f"{strike.moment}, {state}"
+        if strike.kind in (*OF_TRACKING, "campaign", "head"):  # a campaign does not begin while its tracking server is away
+            self._all_mended()
         found = self._struck(strike, watch)
         if found is None:
             row.result = "nothing was there to hit"
@@ -197,7 +202,9 @@ class Chaos:
         mending.start()
         if not is_hit_again:
             self._await_recovery(row, watch, attempt, struck, struck_unix, was_validating=strike.moment == "validation")
-        mending.join()
+        self._mending.append(mending)
+        if strike.kind not in OF_TRACKING:
+            self._all_mended()
         if is_hit_again:
             row.result = "struck again in its start-up"
             return
@@ -208,6 +215,10 @@ class Chaos:
         allowed = 1.0 if strike.kind == "state truncated" else 0.0
         if resumed[0] + allowed < committed[0]:
             row.violations.append(f"a committed state was lost: {committed} before, {resumed} after")
+
+    def _all_mended(self) -> None:
+        while self._mending:
+            self._mending.pop().join()
 
     @staticmethod
     def _mended(row: Row, mend: Callable[[], None]) -> None:

@@ -18,7 +18,8 @@ from trainers.spec.folder import RunFolder
 
 Moment = Literal["epoch", "commit", "start-up", "validation"]
 RESTARTS_WORKERS = ("rank 0", "other rank", "node", "driver", "head", "drain notice", "state truncated")
-IN_TRAINING = (*RESTARTS_WORKERS, "loader", "campaign", "tracking killed", "tracking frozen")
+OF_TRACKING = ("tracking killed", "tracking frozen")
+IN_TRAINING = (*RESTARTS_WORKERS, "loader", "campaign", *OF_TRACKING)
 IN_VALIDATION = ("validation worker", "validation driver", "node", "campaign", "tracking killed", "head")
 ENDS_JOB = ("driver", "head")
 """Faults that cost the training job itself."""
