@@ -13,6 +13,7 @@ from ray.train.v2._internal.execution.controller.state import ResizingState
 from trainers.spec.committed import newest_committed
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
+from trainers.spec.wishes import is_wished, withdraw
 
 log = logging.getLogger(__name__)
 SAVE_WAIT_S = 30.0
@@ -36,13 +37,16 @@ class SaveBeforeResize(ControllerCallback):
 
 
 def _saved(folder: RunFolder) -> None:
+    """Ask for a state and wait until the one that answers is durable; one that was already being written is none."""
     before = newest_committed(folder)
     write_json_atomic(folder.save_file, {"why": "the number of workers changes"})
     deadline = time.monotonic() + SAVE_WAIT_S
     while time.monotonic() < deadline:
-        now = newest_committed(folder)
-        if now is not None and not folder.save_file.exists() and (before is None or now.position > before.position):
+        is_open = is_wished(folder.save_file) or is_wished(folder.accepted_save_file)  # in this order: the first becomes the second
+        now = None if is_open else newest_committed(folder)
+        if now is not None and (before is None or now.position > before.position):
             return
         time.sleep(SAVE_POLL_S)
-    folder.save_file.unlink(missing_ok=True)
+    withdraw(folder.save_file)
+    withdraw(folder.accepted_save_file)
     log.warning("%s saved no state within %.0f s: it continues from the one before", folder.root, SAVE_WAIT_S)

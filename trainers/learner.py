@@ -108,8 +108,8 @@ class Learner:
             self.scaler.load_state_dict(checkpoint["grad_scaler_state"])
 
     def is_finite(self) -> bool:
-        """True while every weight is a finite number."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.plain.parameters())
+        """True while weights and running statistics are finite numbers; momenta then are too, since each step adds them to the weights."""
+        return all(bool(torch.isfinite(tensor).all()) for tensor in (*self.plain.parameters(), *self.plain.buffers()))
 
     def peak_memory_gib(self) -> float:
         """Largest GPU memory that this rank has held so far; 0 on CPU."""

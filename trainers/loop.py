@@ -27,6 +27,7 @@ from trainers.spec.committed import BestRecord, EpochRow
 from trainers.spec.errors import DivergedError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.wishes import is_wished
 from trainers.state import Reached
 from trainers.world import World
 
@@ -62,7 +63,7 @@ def train(spec: RunSpec, folder: RunFolder, world: World, learner: Learner, sour
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heart)
         clock.lap("val")
-        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_asked=world.is_main and folder.stop_file.exists())
+        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_asked=world.is_main and is_wished(folder.stop_file))
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)

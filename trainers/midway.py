@@ -15,6 +15,7 @@ from trainers.learner import Learner
 from trainers.spec.committed import InFlight
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.wishes import is_wished, withdraw
 from trainers.state import Reached, StateWriter
 from trainers.world import World
 
@@ -46,11 +47,12 @@ class Midway:
     _epoch_started: float = 0.0
     _saved_at: float = field(default_factory=time.monotonic)
     _saved_since_notice: bool = False
+    _has_refused: bool = False
 
     def begin_epoch(self, reached: Reached) -> torch.Tensor:
         """Take note of where an epoch begins or goes on; returns this rank's sum of losses so far, float64 on the device."""
         now = time.monotonic()
-        self._reached, self._saved_at = reached, now
+        self._reached, self._saved_at, self._has_refused = reached, now, False
         self._epoch_started = now - reached.elapsed_s
         return torch.tensor(self._own_share(reached.in_flight), dtype=torch.float64, device=self.learner.device)
 
@@ -63,18 +65,28 @@ class Midway:
         now = time.monotonic()
         if self.writer is None:
             return
+        if not self.learner.is_finite():
+            self._refuse(iteration)
+            return
         in_flight = InFlight(iteration=iteration, train_loss_sums=sums, elapsed_s=now - self._epoch_started)
-        self.folder.save_file.unlink(missing_ok=True)
         self.writer.commit(replace(self._reached, in_flight=in_flight), False, self.learner.tensors)
         self._saved_at, self._saved_since_notice = now, self.is_leaving()
         log.info("saved within epoch %d after %d iterations", self._reached.epochs_done, iteration)
+
+    def _refuse(self, iteration: int) -> None:
+        """Weights that are no numbers replace no sound state; the end of the epoch decides what becomes of the run."""
+        withdraw(self.folder.save_file)
+        if not self._has_refused:
+            epoch = self._reached.epochs_done
+            log.warning("epoch %d: not saved after %d iterations, nor later within it: weights hold NaN or infinity", epoch, iteration)
+        self._has_refused = True
 
     def _is_due(self) -> bool:
         minutes = self.spec.checkpoint.every_minutes
         return save_is_due(
             time.monotonic() - self._saved_at,
             None if minutes is None else minutes * 60,
-            is_asked=self.folder.save_file.exists(),
+            is_asked=is_wished(self.folder.save_file),
             is_leaving=self.is_leaving(),
             saved_since_notice=self._saved_since_notice,
         )

@@ -10,6 +10,7 @@ The training thread is held only for the copy of the tensors, and when the commi
 read-only or away is waited for in that thread, while training goes on to the next commit: one snapshot is in memory, never two.
 """
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -22,16 +23,18 @@ from typing import IO, Any
 import torch
 
 from trainers.checkpoint import Checkpoint, copied_to_cpu, training_part
-from trainers.spec.attempts import check_fence, newest_attempt
-from trainers.spec.committed import BestRecord, Committed, EpochRow, InFlight, Manifest, committed_states, state_stem
+from trainers.spec.attempts import check_fence, gone_when_superseded, newest_attempt
+from trainers.spec.committed import BestRecord, Committed, EpochRow, InFlight, Manifest, attempt_named, committed_states, state_stem
 from trainers.spec.errors import CheckpointError, StorageError
 from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_through
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
 from trainers.spec.storage import STORAGE_PATIENCE_S, free_space, patiently
+from trainers.spec.wishes import accept_save, withdraw
 
 log = logging.getLogger(__name__)
 KEEP_STATES = 2
+"""So many of the newest, and the newest of an epoch's end, which passed that epoch's checks."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,11 @@ class StateWriter:
         """Snapshot `tensors()` (network_weights, optimizer_state, grad_scaler_state) and write the commit in the background.
 
         Waits for the commit before, so at most one is in memory; an error of that one (Superseded, StorageError) is raised here.
+        Whoever wishes for a state is answered by this one, once it is durable.
         """
         started = time.perf_counter()
         self.drain()
+        accept_save(self.folder)
         snapshot = copied_to_cpu(tensors())
         self._thread = threading.Thread(target=self._run, args=(reached, is_best, snapshot), name="state-writer", daemon=True)
         self._thread.start()
@@ -107,17 +112,23 @@ class StateWriter:
             raise error
 
     def start_from(self, committed: Committed | None) -> None:
-        """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it."""
+        """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it.
+
+        Raises Superseded when a newer attempt has the run already.
+        """
         self._best = committed.best if committed else None
-        set_aside_newer(self.folder, committed)
-        if committed is not None and committed.in_flight is None:
-            link_for_nnunet(self.folder, committed)
+        with gone_when_superseded(self.folder, self.attempt):
+            set_aside_newer(self.folder, committed, self.attempt)
+            if committed is not None:
+                self._link(committed)
 
     def _run(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
         try:
             what = f"the state after {describe_position(reached)}"
-            committed = patiently(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
-            patiently(lambda: self._tidy(committed), f"nnU-Net's names for {what}", self.patience_s)
+            with gone_when_superseded(self.folder, self.attempt):
+                committed = patiently(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
+                withdraw(self.folder.accepted_save_file)
+                patiently(lambda: self._tidy(committed), f"nnU-Net's names for {what}", self.patience_s)
         except BaseException as err:  # handed to the training thread by the next commit or drain
             self._error = err
 
@@ -148,9 +159,14 @@ class StateWriter:
         return committed
 
     def _tidy(self, committed: Committed) -> None:
+        self._link(committed)
+        prune(self.folder, self.attempt)
+
+    def _link(self, committed: Committed) -> None:
+        """nnU-Net's names for the end of an epoch. Who stalls just behind the fence keeps them until the next commit of a newer attempt."""
         if committed.in_flight is None:
+            check_fence(self.folder, self.attempt)
             link_for_nnunet(self.folder, committed)
-        prune(self.folder)
 
     def _check_presence(self) -> None:
         """Where a share is not mounted, writing would make the folders on the disk below, out of everybody's sight."""
@@ -241,28 +257,40 @@ def _copy(source: Path, stream: IO[bytes]) -> None:
         shutil.copyfileobj(opened, stream, 1 << 22)
 
 
-def set_aside_newer(folder: RunFolder, committed: Committed | None) -> None:
-    """Rename damaged commits above the restored one, so that nothing takes them for the newest, and delete what kills left half written."""
-    for path in folder.state.glob("e*_a*.json"):
+def set_aside_newer(folder: RunFolder, committed: Committed | None, attempt: int) -> None:
+    """Rename damaged commits above the restored one, so that nothing takes them for the newest, and delete what kills left half written.
+
+    What to touch is listed before the fence is asked, so nothing of an attempt newer than `attempt` is, however long this one stalls.
+    """
+    places = ((folder.state, ".*.part"), (folder.best, ".*.part"), (folder.root, ".checkpoint_*.part"))
+    half_written = [path for place, pattern in places for path in place.glob(pattern) if attempt_named(path) <= attempt]
+    commits = [path for path in folder.state.glob("e*_a*.json") if attempt_named(path) <= attempt]
+    check_fence(folder, attempt)
+    for path in commits:
         if committed is not None and path.stem > committed.stem:
-            path.rename(path.with_suffix(".json.damaged"))
-    for place, half_written in ((folder.state, ".*.part"), (folder.best, ".*.part"), (folder.root, ".checkpoint_*.part")):
-        for path in place.glob(half_written):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another start has set it aside
+                path.rename(path.with_suffix(".json.damaged"))
+    for path in half_written:
+        path.unlink(missing_ok=True)
 
 
-def prune(folder: RunFolder) -> None:
-    """Delete all but the newest commits, and best checkpoints that no kept commit names. Files of commits in the making stay."""
+def prune(folder: RunFolder, attempt: int) -> None:
+    """Delete all but the commits that are kept (see KEEP_STATES) and the best checkpoints that they name.
+
+    Files of commits in the making stay, and all of a newer attempt: as in `set_aside_newer`, the fence is asked after the listing.
+    """
     states = committed_states(folder)
-    kept = states[:KEEP_STATES]
-    for old in states[KEEP_STATES:]:
-        (folder.state / f"{old.stem}.json").unlink(missing_ok=True)
-    floor = min((state.stem for state in kept), default="")
-    for path in folder.state.glob("e*.pth"):
-        if path.stem < floor:
-            path.unlink(missing_ok=True)
-    named = {state.best.file for state in kept if state.best is not None}
-    newest = kept[0].stem if kept else ""
-    for path in folder.best.glob("e*.pth"):
-        if str(path.relative_to(folder.root)) not in named and path.stem < newest:
-            path.unlink(missing_ok=True)
+    newest = [state.stem for state in states[:KEEP_STATES]]
+    of_epoch = next((state for state in states if state.in_flight is None), None)
+    kept = {state.stem: state for state in states if state.stem in newest or state is of_epoch}
+    named = {state.best.file for state in kept.values() if state.best is not None}
+    old = [folder.state / f"{state.stem}.json" for state in states if state.stem not in kept]
+    old += [path for path in folder.state.glob("e*.pth") if path.stem not in kept and path.stem < min(newest, default="")]
+    old += [
+        path
+        for path in folder.best.glob("e*.pth")
+        if str(path.relative_to(folder.root)) not in named and path.stem < max(newest, default="")
+    ]
+    check_fence(folder, attempt)
+    for path in old:
+        path.unlink(missing_ok=True)

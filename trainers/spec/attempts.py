@@ -5,8 +5,10 @@ its workers claim a number each, by an exclusively created file. The number is i
 attempt may commit, and only the newest driver may publish.
 """
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from trainers.spec.errors import DataError, Superseded
@@ -41,6 +43,16 @@ def check_fence(folder: RunFolder, attempt: int) -> None:
     newest = newest_attempt(folder)
     if newest > attempt:
         raise Superseded(f"attempt {attempt} of the run in {folder.root} was superseded by attempt {newest}: it stops without writing.")
+
+
+@contextlib.contextmanager
+def gone_when_superseded(folder: RunFolder, attempt: int) -> Iterator[None]:
+    """A file that is found gone inside becomes Superseded when there is a newer attempt: those clear away what older ones have begun."""
+    try:
+        yield
+    except FileNotFoundError:
+        check_fence(folder, attempt)
+        raise
 
 
 def check_driver_fence(folder: RunFolder, attempt: int) -> None:

@@ -4,6 +4,8 @@ The other half, tensors of network and optimizer, lies beside it with the same s
 """
 
 import logging
+import re
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,8 @@ from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, Frozen
 
 log = logging.getLogger(__name__)
+_told: deque[Path] = deque(maxlen=256)
+"""Damaged commits that this process has warned of: whoever waits for a state looks at them many times a second."""
 
 
 def _below(path: str) -> str:
@@ -119,6 +123,12 @@ def state_stem(epochs_done: int, attempt: int, iteration: int = 0) -> str:
     return f"e{epochs_done:05d}{within}_a{attempt:04d}"
 
 
+def attempt_named(path: Path) -> int:
+    """The attempt that made a state, a best checkpoint or the half-written beginning of one, from its file name; 0 if it names none."""
+    found = re.match(r"\.?e\d+(?:i\d+)?_a(\d+)", path.name)
+    return int(found[1]) if found else 0
+
+
 def committed_states(folder: RunFolder) -> list[Committed]:
     """All readable commits of a run, newest first; a broken file is skipped with a warning."""
     found = (read_committed(path) for path in sorted(folder.state.glob("e*_a*.json"), reverse=True))
@@ -141,11 +151,13 @@ def reached_position(folder: RunFolder) -> tuple[int, int]:
 
 
 def read_committed(path: Path) -> Committed | None:
-    """One commit, or None (with a warning) if the file has gone or does not parse."""
+    """One commit, or None if the file has gone or does not parse; of the latter is warned, once."""
     try:
         return Committed.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None  # pruned between listing and reading
     except (OSError, ValidationError) as err:
-        log.warning("state %s is not readable and is passed over: %s", path, err)
+        if path not in _told:
+            _told.append(path)
+            log.warning("state %s is not readable and is passed over: %s", path, err)
         return None

@@ -86,8 +86,13 @@ class RunFolder:
 
     @property
     def save_file(self) -> Path:
-        """Present when somebody asked for a state within the epoch in flight; removed once it is committed."""
+        """Present when somebody asked for a state within the epoch in flight."""
         return self.own / "save.json"
+
+    @property
+    def accepted_save_file(self) -> Path:
+        """What `save_file` becomes while the state that answers it is written; removed once that is committed."""
+        return self.own / "save_accepted.json"
 
     def checkpoint(self, name: CheckpointName) -> Path:
         """checkpoint_best.pth or checkpoint_final.pth, where nnU-Net looks for it."""
