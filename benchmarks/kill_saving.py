@@ -97,8 +97,7 @@ class Phase:
 def watch_writer(phase: Phase) -> None:
     """Make the steps of a commit tell where they are."""
     writes = {"best": "best: tensors", "state": "state: tensors"}
-    state.write_through = phase.during(lambda path, _: writes[path.parent.name], state.write_through)  # type: ignore[attr-defined]
-    state.sha256_of = phase.during(lambda path: f"{path.parent.name}: digest", state.sha256_of)  # type: ignore[attr-defined]
+    state.write_hashed = phase.during(lambda path, _: writes[path.parent.name], state.write_hashed)  # type: ignore[attr-defined]
     state.write_atomic = phase.during(lambda *_: "commit: json", state.write_atomic)  # type: ignore[attr-defined]
     state.link_atomic = phase.during(lambda *_: "nnU-Net's names: links", state.link_atomic)  # type: ignore[attr-defined]
     state.prune = phase.during(lambda *_: "prune", state.prune)

@@ -7,7 +7,8 @@ nnunetv2/inference/predict_from_raw_data.py, initialize_from_trained_model_folde
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,42 @@ def training_part(history: Sequence[EpochRow], best: BestRecord) -> Checkpoint:
     }
 
 
-def copied_to_cpu(value: Any, memo: dict[Any, torch.Tensor] | None = None) -> Any:
-    """A deep copy of nested containers with every tensor copied to the CPU once; names that share a tensor go on sharing it."""
-    memo = {} if memo is None else memo
+def copied_to_cpu(value: Any, older: Any = None) -> Any:
+    """A deep copy of nested containers with every tensor copied to the CPU once; names that share a tensor go on sharing it.
+
+    Where they fit, the tensors of `older`, a copy that nobody needs any more, are written over: to get fresh memory from the system
+    takes several times as long as the copying does.
+    """
+    spare: dict[Any, list[torch.Tensor]] = defaultdict(list)
+    for tensor in {id(tensor): tensor for tensor in _tensors_of(older)}.values():
+        spare[_layout(tensor)].append(tensor)
+    return _copied(value, spare, {})
+
+
+def _copied(value: Any, spare: dict[Any, list[torch.Tensor]], copies: dict[Any, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() == 0 or key not in memo:
-            memo[key] = value.detach().to("cpu", copy=True)
-        return memo[key]
+        key = (value.data_ptr(), _layout(value))
+        if value.numel() == 0 or key not in copies:
+            fitting = spare[_layout(value)]
+            copies[key] = fitting.pop().copy_(value.detach()) if fitting else value.detach().to("cpu", copy=True)
+        return copies[key]
     if isinstance(value, dict):
-        return {name: copied_to_cpu(item, memo) for name, item in value.items()}
+        return {name: _copied(item, spare, copies) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied_to_cpu(item, memo) for item in value)
+        return type(value)(_copied(item, spare, copies) for item in value)
     return value
+
+
+def _tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_of(item)
+
+
+def _layout(tensor: torch.Tensor) -> Any:
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -26,7 +26,7 @@ from trainers.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.spec.attempts import check_fence, gone_when_superseded, newest_attempt
 from trainers.spec.committed import BestRecord, Committed, EpochRow, InFlight, Manifest, attempt_named, committed_states, state_stem
 from trainers.spec.errors import CheckpointError, StorageError
-from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_through
+from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
 from trainers.spec.storage import STORAGE_PATIENCE_S, free_space, patiently
@@ -86,6 +86,8 @@ class StateWriter:
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
     _best: Manifest | None = None
+    _snapshot: dict[str, Any] | None = None
+    """The newest one: the memory of the next."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def commit(self, reached: Reached, is_best: bool, tensors: Callable[[], dict[str, Any]]) -> None:
@@ -97,7 +99,7 @@ class StateWriter:
         started = time.perf_counter()
         self.drain()
         accept_save(self.folder)
-        snapshot = copied_to_cpu(tensors())
+        self._snapshot = snapshot = copied_to_cpu(tensors(), older=self._snapshot)
         self._thread = threading.Thread(target=self._run, args=(reached, is_best, snapshot), name="state-writer", daemon=True)
         self._thread.start()
         self.held_s = time.perf_counter() - started
@@ -175,14 +177,14 @@ class StateWriter:
             raise StorageError(f"storage: {found}; {free_space(self.folder.root)}. Mount the shared folder again.")
 
     def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: Reached) -> Manifest:
-        write_through(path, lambda stream: save_to(stream, content))
+        sha256 = write_hashed(path, lambda stream: save_to(stream, content))
         return Manifest(
             checkpoint=name,
             file=str(path.relative_to(self.folder.root)),
             epoch=reached.epochs_done - 1,
             attempt=self.attempt,
             ema_pseudo_dice=reached.history[-1].ema_pseudo_dice if reached.history else None,
-            sha256=sha256_of(path),
+            sha256=sha256,
             size_bytes=path.stat().st_size,
         )
 

@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from trainers.spec.errors import DataError, StorageError
 from trainers.spec.storage import free_space, storing
@@ -52,6 +52,13 @@ def write_through(target: Path, fill: Callable[[IO[bytes]], None]) -> None:
         with _removed_on_error(temporary):
             os.replace(temporary, target)
         fsync_folder(target.parent)
+
+
+def write_hashed(target: Path, fill: Callable[[IO[bytes]], None]) -> str:
+    """As `write_through`; returns the SHA-256 of what `fill` wrote, taken while it was written. `fill` may only write and flush."""
+    digest = hashlib.sha256()
+    write_through(target, lambda stream: fill(cast(IO[bytes], _Hashing(stream, digest))))
+    return digest.hexdigest()
 
 
 def write_atomic(target: Path, content: bytes) -> None:
@@ -126,6 +133,18 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class _Hashing:
+    """Hashes what passes through it. It cannot seek, so what is hashed is the file."""
+
+    def __init__(self, stream: IO[bytes], digest: "hashlib._Hash") -> None:
+        self._stream, self._digest = stream, digest
+        self.flush = stream.flush
+
+    def write(self, block: bytes | memoryview) -> int:
+        self._digest.update(block)
+        return self._stream.write(block)
 
 
 def _write_all(stream: IO[bytes], content: bytes) -> None:
