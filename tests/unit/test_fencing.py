@@ -1,6 +1,7 @@
 """Never two writers on one run: drivers, campaigns and submissions that overlap are forced to, with real files and threads."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.unfinished import choose, find_runs
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.test_state import FIXED, committed_epochs, row, tensors
-from trainers.spec.attempts import check_driver_fence, claim_attempt
+from trainers import state
+from trainers.spec.attempts import check_driver_fence, check_fence, claim_attempt, newest_attempt
 from trainers.spec.committed import BestRecord, committed_states, newest_committed
 from trainers.spec.errors import Superseded
+from trainers.spec.files import sha256_of, write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
-from trainers.state import Reached, StateWriter, newest_valid
+from trainers.state import Reached, StateWriter, link_for_nnunet, newest_valid, prune
 
 PATIENCE_S = 60
 
@@ -52,7 +55,7 @@ def test_a_commit_that_a_newer_driver_overtakes_in_the_middle_is_refused(tmp_pat
     restored = newest_valid(folder)
     new.start_from(restored)
     gate.opened.set()
-    with pytest.raises((Superseded, OSError)):  # an OSError when the new driver has cleared away what was half written
+    with pytest.raises(Superseded):  # also where the new driver has cleared away what was half written
         old.drain()
     assert restored is not None
     assert [(c.epochs_done, c.attempt) for c in committed_states(folder)] == [(1, 1)]
@@ -62,6 +65,117 @@ def test_a_commit_that_a_newer_driver_overtakes_in_the_middle_is_refused(tmp_pat
     new.commit(reached, False, lambda: tensors(2.0))
     new.drain()
     assert newest_committed(folder).attempt == new.attempt  # type: ignore[union-attr]
+
+
+def files_of(folder: RunFolder) -> dict[str, str]:
+    """Every file of states, bests and nnU-Net's names, by what is in it."""
+    places = (folder.state, folder.best, folder.root)
+    return {str(path): sha256_of(path) for place in places for path in place.iterdir() if path.is_file()}
+
+
+def goes_on_as_newer(folder: RunFolder) -> dict[str, str]:
+    """Another driver takes the run, commits a new best and has more half written; returns what lies there then."""
+    new = StateWriter(folder, "key", claim_attempt(folder, "new"), FIXED, 1000)
+    restored = newest_valid(folder)
+    assert restored is not None
+    new.start_from(restored)
+    best = BestRecord(ema=0.9, score=0.9, best_epoch=2)
+    new.commit(Reached((*restored.history, row(2, 0.9)), best), True, lambda: tensors(9.0))
+    new.drain()
+    stem = f"e00004_a{new.attempt:04d}.pth"
+    for half_written in (folder.state / f".{stem}.x.part", folder.best / f".{stem}.y.part", folder.root / ".checkpoint_best.pth.z.part"):
+        half_written.write_text(half_written.name)
+    return files_of(folder)
+
+
+def test_a_start_that_a_newer_driver_overtook_touches_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.2, 0.5], driver="old")
+    stalled, restored = StateWriter(folder, "key", claim_attempt(folder, "old"), FIXED, 1000), newest_valid(folder)
+    before = goes_on_as_newer(folder)
+    with pytest.raises(Superseded, match="attempt 2 .* superseded by attempt 3"):
+        stalled.start_from(restored)
+    assert files_of(folder) == before
+
+
+def passes_then(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks the fence next passes, and stalls while `act` happens."""
+    real, has_passed = check_fence, threading.Event()
+
+    def passes(folder: RunFolder, attempt: int) -> None:
+        real(folder, attempt)
+        if not has_passed.is_set():
+            has_passed.set()
+            act()
+
+    monkeypatch.setattr(state, "check_fence", passes)
+
+
+def test_a_start_that_is_overtaken_just_behind_the_fence_touches_nothing_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.2, 0.5], driver="old")
+    stalled, restored = StateWriter(folder, "key", claim_attempt(folder, "old"), FIXED, 1000), newest_valid(folder)
+    (folder.state / "e00009_a0001.json").write_text("damaged, and the newest by its name")
+    (folder.root / ".checkpoint_best.pth.old.part").write_text("left by a kill")
+    seen: list[dict[str, str]] = []
+    passes_then(lambda: seen.append(goes_on_as_newer(folder)), monkeypatch)
+    with pytest.raises(Superseded):
+        stalled.start_from(restored)
+    assert [files_of(folder)] == seen
+    assert (folder.state / "e00009_a0001.json.damaged").is_file()  # by the newer one
+    assert not (folder.root / ".checkpoint_best.pth.old.part").exists()
+
+
+def test_a_writer_that_is_overtaken_after_its_commit_neither_links_nor_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    old = committed_epochs(folder, [0.2, 0.5], driver="old")
+    before, write = files_of(folder), write_atomic
+
+    def committed_then_overtaken(path: Path, content: bytes) -> None:
+        write(path, content)
+        monkeypatch.undo()
+        claim_attempt(folder, "new")
+
+    monkeypatch.setattr(state, "write_atomic", committed_then_overtaken)
+    best = BestRecord(ema=0.9, score=0.9, best_epoch=2)
+    old.commit(Reached((row(0, 0.2), row(1, 0.5), row(2, 0.9)), best), True, lambda: tensors(9.0))
+    with pytest.raises(Superseded, match="attempt 1 .* superseded by attempt 2"):
+        old.drain()
+    assert {path: digest for path, digest in files_of(folder).items() if path in before} == before
+    assert [c.epochs_done for c in committed_states(folder)] == [3, 2, 1]
+
+
+def test_who_prunes_deletes_nothing_that_came_after_the_fence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.2, 0.5], driver="old")
+    seen: list[dict[str, str]] = []
+
+    def newer_best_of_an_earlier_epoch() -> None:
+        claim_attempt(folder, "new")
+        (folder.best / "e00001_a0002.pth").write_text("not committed yet")
+        seen.append(files_of(folder))
+
+    passes_then(newer_best_of_an_earlier_epoch, monkeypatch)
+    prune(folder, 1)
+    assert [files_of(folder)] == seen
+
+
+def test_names_that_an_older_writer_took_are_right_again_after_the_next_commit(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.2, 0.5], driver="old")
+    overtaken = newest_valid(folder)
+    goes_on_as_newer(folder)
+    assert overtaken is not None
+    link_for_nnunet(folder, overtaken)  # it stalled just behind the fence
+    newest = newest_committed(folder)
+    assert newest is not None
+    assert newest.best is not None
+    assert sha256_of(folder.checkpoint("best")) != newest.best.sha256
+    new = StateWriter(folder, "key", newest_attempt(folder), FIXED, 1000)
+    new._best = newest.best
+    new.commit(Reached((*newest.history, row(3, 0.8)), newest.best_policy), False, lambda: tensors(8.0))
+    new.drain()
+    assert sha256_of(folder.checkpoint("best")) == newest.best.sha256
 
 
 def test_a_driver_whose_head_died_writes_nothing_once_another_has_claimed_the_run(tmp_path: Path) -> None:

@@ -103,6 +103,15 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
     assert largest_difference(weights(unbroken), weights(resumed)) == 0
 
 
+def test_weights_are_not_sound_with_running_statistics_that_are_no_numbers(made: tuple[RunSpec, Blueprint]) -> None:
+    learner = learner_of(made)
+    assert learner.is_finite()
+    learner.plain = torch.nn.Sequential(learner.plain, torch.nn.BatchNorm3d(2))
+    assert learner.is_finite()
+    learner.plain[1].running_var[0] = torch.inf  # type: ignore[index, union-attr]
+    assert not learner.is_finite()
+
+
 def test_the_head_without_weight_never_moves_and_keeps_its_place_in_the_optimizer(made: tuple[RunSpec, Blueprint]) -> None:
     learner = learner_of(made)
     frozen = [name for name, parameter in learner.plain.named_parameters() if not parameter.requires_grad]

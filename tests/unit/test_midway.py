@@ -1,10 +1,33 @@
 """Saving within an epoch: when rank 0 wishes it, and what a start goes on from."""
 
-import pytest
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from orchestrator import train_callback
+from tests.conftest import Toys
+from tests.fake_run import FakeRun
+from tests.toy import toy_spec
+from tests.unit.test_fencing import PATIENCE_S, Gate
+from tests.unit.test_learner import ALONE, batch
+from tests.unit.test_state import FIXED, row
+from trainers.assemble import assemble, blueprint
 from trainers.batches import requests_from
-from trainers.midway import LEAVING_S, save_is_due
-from trainers.spec.committed import state_stem
+from trainers.dataset import SplitName
+from trainers.learner import Learner
+from trainers.loop import train
+from trainers.midway import LEAVING_S, Midway, save_is_due
+from trainers.samples import Batch
+from trainers.spec.committed import committed_states, newest_committed, state_stem
+from trainers.spec.folder import RunFolder
+from trainers.spec.run_spec import CheckpointSpec, Schedule
+from trainers.spec.wishes import accept_save, is_wished, withdraw
+from trainers.state import Reached, StateWriter
 
 
 def due(since: float, every: float | None = None, asked: bool = False, leaving: bool = False, saved: bool = False) -> bool:
@@ -40,3 +63,154 @@ def test_states_sort_by_position_then_attempt() -> None:
 def test_the_loader_begins_within_the_epoch(first: int) -> None:
     wanted = [("train", 1, i) for i in range(first, 2)] + [("val", 1, 0), ("train", 2, 0), ("train", 2, 1), ("val", 2, 0)]
     assert list(requests_from(1, first, 3, {"train": 2, "val": 1})) == wanted
+
+
+# ---- what is saved, and what a wish waits for ------------------------------------------------------------------------------
+
+
+class Training:
+    """Rank 0 of a run with one finished epoch, saving through the real writer; its weights are one small layer."""
+
+    def __init__(self, base: Path, every_minutes: float | None = None) -> None:
+        schedule, saving = Schedule(epochs=5, train_iterations=10), CheckpointSpec(every_minutes=every_minutes)
+        self.run = FakeRun(base, schedule=schedule, checkpoint=saving)
+        self.folder, self.plain = self.run.folder, torch.nn.Linear(2, 2)
+        optimizer, scaler = torch.optim.SGD(self.plain.parameters(), 0.01), torch.amp.GradScaler("cpu", enabled=False)
+        unused: Any = None
+        learner = Learner(self.plain, self.plain, optimizer, scaler, unused, unused, schedule, ALONE.device, 2, 1, attempt=1)
+        self.writer = StateWriter(self.folder, self.run.spec.run_key, 1, FIXED, schedule.epochs)
+        self.midway = Midway(self.run.spec, self.folder, ALONE, learner, self.writer)
+        self.reached = Reached((row(0, 0.5),))
+        self.finish_epoch()
+
+    def finish_epoch(self) -> None:
+        """Commit the end of the first epoch and begin the second."""
+        self.writer.commit(self.reached, False, self.midway.learner.tensors)
+        self.midway.begin_epoch(self.reached)
+
+    def step(self, iteration: int) -> None:
+        """What the loop does after a training step."""
+        self.midway.save_if_wished(iteration, torch.tensor(0.5, dtype=torch.float64))
+
+    def ask(self) -> None:
+        """Somebody wishes a state."""
+        self.folder.save_file.write_text("{}")
+
+    def is_open(self) -> bool:
+        """Whether who waits for it goes on waiting."""
+        return is_wished(self.folder.save_file) or is_wished(self.folder.accepted_save_file)
+
+    def states(self) -> list[tuple[int, int]]:
+        """Positions that are committed, newest first."""
+        return [committed.position for committed in committed_states(self.folder)]
+
+
+def test_weights_that_are_no_numbers_replace_no_sound_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training = Training(tmp_path, every_minutes=1e-9)
+    training.step(1)
+    with torch.no_grad():
+        training.plain.weight[0, 0] = torch.nan
+    training.ask()
+    for iteration in (2, 3, 4):
+        training.step(iteration)
+    training.writer.drain()
+    assert training.states() == [(1, 1), (1, 0)]
+    assert not training.is_open()
+    assert [record.message for record in caplog.records] == [
+        "epoch 1: not saved after 2 iterations, nor later within it: weights hold NaN or infinity"
+    ]
+
+
+def test_a_wish_is_open_until_the_one_state_that_answers_it_is_durable(tmp_path: Path) -> None:
+    training, gate = Training(tmp_path), Gate()
+    training.writer.drain()
+    training.writer.fixed = {**FIXED, "gate": gate}
+    training.ask()
+    training.step(1)
+    assert gate.reached.wait(PATIENCE_S)  # it is half written
+    assert training.is_open()
+    training.step(2)
+    assert training.is_open()
+    gate.opened.set()
+    training.writer.drain()
+    assert not training.is_open()
+    assert training.states() == [(1, 1), (1, 0)]
+
+
+def test_a_wish_that_comes_while_another_is_answered_gets_a_state_of_its_own(tmp_path: Path) -> None:
+    training, gate = Training(tmp_path), Gate()
+    training.writer.drain()
+    training.writer.fixed = {**FIXED, "gate": gate}
+    training.ask()
+    training.step(1)
+    assert gate.reached.wait(PATIENCE_S)
+    training.ask()
+    gate.opened.set()
+    training.step(2)
+    training.writer.drain()
+    assert training.states() == [(1, 2), (1, 1), (1, 0)]
+    assert not training.is_open()
+
+
+def test_before_a_resize_the_state_that_was_asked_for_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the epoch before is still being written when the wish comes, and is no answer to it."""
+    monkeypatch.setattr(train_callback, "SAVE_POLL_S", 0.005)
+    training, before, asked = Training(tmp_path), Gate(), Gate()
+    training.writer.drain()
+    training.reached = Reached((row(0, 0.5), row(1, 0.5)))
+    training.writer.fixed = {**FIXED, "gate": before}
+    training.finish_epoch()
+    assert before.reached.wait(PATIENCE_S)
+    training.writer.fixed = {**FIXED, "gate": asked}
+    found: list[tuple[int, int]] = []
+
+    def resize() -> None:
+        train_callback._saved(training.folder)
+        newest = newest_committed(training.folder)
+        assert newest is not None
+        found.append(newest.position)
+
+    resizing, stepping = threading.Thread(target=resize), threading.Thread(target=lambda: training.step(3))
+    resizing.start()
+    while not training.folder.save_file.exists():
+        time.sleep(0.001)
+    stepping.start()
+    before.opened.set()
+    assert asked.reached.wait(PATIENCE_S)
+    time.sleep(0.1)  # it looks many times meanwhile
+    asked.opened.set()
+    for thread in (resizing, stepping):
+        thread.join(PATIENCE_S)
+    training.writer.drain()
+    assert found == [(2, 3)]
+
+
+# ---- a share that is away --------------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """The same batch, again and again."""
+
+    wait_s = 0.0
+
+    def __init__(self, batch: Batch, schedule: Schedule) -> None:
+        self._batch = batch
+        self._iterations = {"train": schedule.train_iterations, "val": schedule.val_iterations}
+
+    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
+        yield from [self._batch] * (self._iterations[split] - first_iteration)
+
+
+def test_a_share_that_does_not_answer_ends_no_training_and_wishes_nothing(toys: Toys, tmp_path: Path) -> None:
+    """Every look into this folder fails with an error of the system that does not say 'not there'."""
+    away = RunFolder(tmp_path / ("x" * 300))
+    with pytest.raises(OSError, match="File name too long"):
+        away.stop_file.exists()
+    assert not is_wished(away.stop_file)
+    withdraw(away.save_file)
+    accept_save(away)
+    spec = toy_spec(toys("labels"), schedule=Schedule(epochs=1, train_iterations=1, val_iterations=1))
+    plan = blueprint(spec)
+    learner = assemble(spec, plan, ALONE, attempt=1)
+    source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, away, ALONE, learner, None)
+    assert train(spec, away, ALONE, learner, source, midway, Reached()) == "TRAINED"
