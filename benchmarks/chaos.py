@@ -55,7 +55,7 @@ class Setting:
     """CPUs of the nodes: a gang of two spans two of them, the third is there when one dies."""
     kinds: tuple[str, ...] = ()
     """Only these faults; empty: all."""
-    validation: tuple[str, ...] = ("final",)
+    validation: tuple[str, ...] = ("best", "final")
 
 
 @dataclass

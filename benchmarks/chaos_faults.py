@@ -55,8 +55,8 @@ def draw(seed: int, faults: int, runs: int, epochs: int, kinds: tuple[str, ...] 
         hand = [item for item in (*training, *validation, extra) if not kinds or item[0] in kinds]
         rng.shuffle(hand)
         deck += hand
-    deck = deck[:faults]
-    shares: list[list[tuple[str, bool]]] = [deck[run::runs] for run in range(runs)]
+    in_turn = sorted(deck[:faults], key=lambda item: item[1])  # so that each run gets its share of those that hit the validation
+    shares: list[list[tuple[str, bool]]] = [in_turn[run::runs] for run in range(runs)]
     strikes = []
     for run, share in enumerate(shares):
         order = sorted(share, key=lambda item: (item[1], item[0] not in IN_VALIDATION[:2]))  # what hits the validation comes last
