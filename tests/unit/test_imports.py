@@ -19,6 +19,8 @@ SPEAKS_RAY = {
     "training_job",
     "train_callback",
     "elastic",
+    "failure_policy",
+    "gang",
     "loader_pool",
     "validation_job",
     "validation_pool",
