@@ -11,6 +11,7 @@ from orchestrator.errors import ConfigError, DataError
 from trainers.spec.files import create_exclusive
 from trainers.spec.names import LONGEST_CASE, fault_of_name, nearest, shown
 from trainers.spec.plans import PREPROCESS_COMMAND, Split, check_case_ids, load_splits
+from trainers.spec.storage import reading
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ def cases_in(folder: Path) -> tuple[str, ...]:
 
 
 def file_names(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder; empty if there is none. Raises DataError when it may not be listed."""
+    """Names of the files in a folder; empty if there is none. Raises DataError when it may not be listed, or StorageError."""
     try:
-        with os.scandir(folder) as entries:
+        with reading(folder), os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainers.spec.files import sha256_of, write_atomic
+from trainers.spec.storage import find_outage
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class LabelFile:
 def read_label_files(files: Mapping[str, Path], reader: str, cache_file: Path | None = None) -> dict[str, LabelFile]:
     """Read the label files of cases (case id -> path), in parallel, with what `cache_file` remembers; a missing file is a fault.
 
+    Raises StorageError where their disk is away.
     `reader` is the plans' `image_reader_writer`. A cache that cannot be read or written costs time only, and a warning.
     """
     known = _load_cache(cache_file)
@@ -76,11 +78,12 @@ def _is_settled(stamp: _Stamp) -> bool:
 
 
 def _read(path: Path, reader: str) -> LabelFile:
-    if not path.is_file():
-        return LabelFile(fault="is missing")
     try:
+        if not path.is_file():
+            return LabelFile(fault="is missing")
         return LabelFile(sha256_of(path), voxel_values(path, reader))
     except Exception as err:  # image libraries raise whatever they like on a broken file
+        find_outage(err, [path])
         return LabelFile(fault=f"cannot be read ({type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else ''})")
 
 

@@ -20,8 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainers.batches import Request, requests_from
 from trainers.dataset import SplitName, TrainingData
 from trainers.samples import Batch
+from trainers.spec.errors import StorageError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.storage import patiently
 
 log = logging.getLogger(__name__)
 SLOW_S = 60.0
@@ -41,7 +43,10 @@ class Loader:
         self._opened: tuple[RunSpec, TrainingData] | None = None
 
     def make(self, split: SplitName, epoch: int, iteration: int) -> Batch:
-        """The samples of this worker's positions in one global batch."""
+        """The samples of this worker's positions in one global batch. A disk that is away is waited for."""
+        return patiently(lambda: self._made(split, epoch, iteration), f"batch {iteration} of {split} in epoch {epoch}")
+
+    def _made(self, split: SplitName, epoch: int, iteration: int) -> Batch:
         from trainers.dataset import open_dataset
         from trainers.samples import make_batch
 
@@ -49,7 +54,11 @@ class Loader:
             spec = RunFolder(self._run_folder).spec()
             self._opened = spec, open_dataset(spec)
         spec, data = self._opened
-        return make_batch(data, spec, split, epoch, iteration, self._positions)
+        try:
+            return make_batch(data, spec, split, epoch, iteration, self._positions)
+        except StorageError:
+            self._opened = None  # files that were open when the disk went away may stay unreadable when it is back
+            raise
 
 
 class LoaderPool:
@@ -101,7 +110,7 @@ class LoaderPool:
                 )
             batch: Batch = ray.get(ref)
         except RayTaskError as err:
-            raise err.as_instanceof_cause() from err  # type: ignore[no-untyped-call]
+            raise err.cause from err  # itself, not Ray's class of both: that cannot be pickled, and nobody would know what it was
         finally:
             self.wait_s += time.perf_counter() - started
         return batch

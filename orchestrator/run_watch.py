@@ -17,7 +17,7 @@ from orchestrator.run_status import RunStatus
 from orchestrator.steps import Facts
 from trainers.spec.attempts import count_drivers, newest_attempt
 from trainers.spec.committed import Committed, newest_committed
-from trainers.spec.errors import DataError
+from trainers.spec.errors import DataError, StorageError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
@@ -115,7 +115,7 @@ class RunWatch:
 
     def take_up_spec(self) -> None:
         """Follow what run.json says now: another campaign may have taken over other workers while no job of the run lived."""
-        with contextlib.suppress(OSError, DataError):  # a folder that has gone is the affair of its jobs
+        with contextlib.suppress(OSError, DataError, StorageError):  # a folder that has gone is the affair of its jobs
             stat = self.folder.spec_file.stat()
             mark = (stat.st_ino, stat.st_mtime_ns)
             if mark != self._spec_mark:

@@ -24,7 +24,7 @@ from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, re
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ClusterError, NnfleetError, Superseded
+from trainers.spec.errors import ClusterError, NnfleetError, StorageError, Superseded
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.storage import patiently
@@ -100,11 +100,13 @@ def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
 
 
 def preflight(spec: RunSpec, attempt: int) -> Outcome | None:
-    """Everything that can be checked without a worker; a problem here never takes a GPU and is never retried."""
+    """Everything that can be checked without a worker; a problem here never takes a GPU and, unless a disk is away, is never retried."""
     from orchestrator.data_check import check_run
 
     try:
-        problems = check_run(spec)
+        problems = patiently(lambda: check_run(spec), f"the check of {spec.preprocessed_folder}")
+    except StorageError as err:
+        return Outcome(job="training", state="FAILED_CLUSTER", attempt=attempt, message=str(err))
     except NnfleetError as err:
         problems = [str(err)]
     if not problems:

@@ -10,7 +10,7 @@ from orchestrator.life_signs import stop_wish
 from orchestrator.outcome import Outcome, read_outcome
 from orchestrator.plan import Standing, standing_of
 from orchestrator.run_status import Names, RunStatus, meant
-from trainers.spec.errors import ConfigError, DataError
+from trainers.spec.errors import ConfigError, DataError, StorageError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
@@ -69,7 +69,7 @@ def find_runs(results: Path) -> tuple[list[Found], list[str]]:
     for path in sorted({path for level in LEVELS for path in results.glob(f"{level}/{RUN_FILE}" if level else RUN_FILE)}):
         try:
             found.append(_found(path))
-        except (DataError, OSError) as err:
+        except (DataError, StorageError, OSError) as err:
             damaged.append(str(err))
     return found, damaged
 

@@ -13,6 +13,7 @@ from trainers.spec.committed import newest_committed
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import load_plans
 from trainers.spec.run_spec import CheckpointName, RunSpec
+from trainers.spec.storage import reading
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,12 @@ def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str
 
 
 def case_sizes(spec: RunSpec, cases: Sequence[str]) -> dict[str, int]:
-    """Bytes of each preprocessed image, a measure of how long its prediction takes; 0 for a file that is missing."""
+    """Bytes of each preprocessed image, a measure of how long its prediction takes; 0 for a file that is missing. Raises StorageError."""
     plans = load_plans(spec.preprocessed_folder, spec.plans)
     folder = spec.preprocessed_folder / str(plans.configuration(spec.configuration)["data_identifier"])
-    files = {case: next((p for p in (folder / f"{case}.b2nd", folder / f"{case}.npz") if p.is_file()), None) for case in cases}
-    return {case: file.stat().st_size if file else 0 for case, file in files.items()}
+    with reading(folder):
+        files = {case: next((p for p in (folder / f"{case}.b2nd", folder / f"{case}.npz") if p.is_file()), None) for case in cases}
+        return {case: file.stat().st_size if file else 0 for case, file in files.items()}
 
 
 def remove_leftovers(folder: RunFolder, name: CheckpointName) -> None:

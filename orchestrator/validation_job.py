@@ -29,6 +29,7 @@ from trainers.spec.files import sha256_of
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import labels_of, load_dataset_json
 from trainers.spec.run_spec import CheckpointName, RunSpec
+from trainers.spec.storage import is_of_storage
 from trainers.spec.summary import CaseResult
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequen
     except NnfleetError as err:
         outcome = _outcome("FAILED_CODE", attempt, str(err), err)
     except Exception as err:
-        outcome = _outcome("FAILED_CODE", attempt, f"{type(err).__name__}: {err}", err)
+        state = "FAILED_CLUSTER" if is_of_storage(err) else "FAILED_CODE"
+        outcome = _outcome(state, attempt, f"{type(err).__name__}: {err}", err)
     if write_outcome(folder, outcome):
         tell_end(folder, outcome)
     return outcome

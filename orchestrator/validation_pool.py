@@ -15,13 +15,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.case_queue import CaseFailure, CaseQueue, case_limit_s
-from orchestrator.validation_cases import Stopped, is_stop_asked
+from orchestrator.validation_cases import Stopped, case_sizes, is_stop_asked
 from orchestrator.validation_report import picture_file
-from trainers.spec.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
+from trainers.spec.errors import CheckpointError, ClusterError, DataError, NnfleetError
 from trainers.spec.files import check_takes, write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, RunSpec
-from trainers.spec.storage import is_of_storage, storage_error
+from trainers.spec.storage import is_of_storage, patiently
 from trainers.spec.summary import CaseResult
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class CaseWorker:
         from trainers.inference import CasePredictor
 
         spec, checkpoint = self._folder.spec(), self._folder.checkpoint(self._name)
-        self._predictor = CasePredictor(spec, checkpoint, "cuda" if spec.workers.gpus else "cpu", threads=spec.workers.cpus)
+        device = "cuda" if spec.workers.gpus else "cpu"
+        self._predictor = patiently(lambda: CasePredictor(spec, checkpoint, device, threads=spec.workers.cpus), f"loading {checkpoint}")
         if self._predictor.checkpoint_sha256 != self._digest:
             raise CheckpointError(f"checkpoint: {checkpoint} changed while it was being validated. Validate again.")
         context = ray.get_runtime_context()
@@ -56,29 +57,23 @@ class CaseWorker:
     def validate(self, case_id: str) -> float:
         """Validate one case; its files are the result. Returns the mean Dice, for the log.
 
-        Raises DataError for files that are at fault, ClusterError where they cannot be reached from here, StorageError where the run
-        folder does not take the result.
+        A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
-        from trainers.validation import validate_case
-
-        assert self._predictor is not None
-        try:
-            result = validate_case(self._predictor, self._folder, self._name, case_id)
-        except Exception as err:
-            self._find_storage_fault(err)
-            raise
+        result = patiently(lambda: self._validated(case_id), f"the validation of case {case_id}")
         if self._folder.spec().images:
             self._draw(result)
         return result.dice_mean
 
-    def _find_storage_fault(self, error: Exception) -> None:
-        """Libraries hide a full disk behind errors of their own, or write half a file: ask the disk itself."""
-        place = self._folder.own
-        if isinstance(error, OSError) and is_of_storage(error):
-            raise storage_error(error, place) from error
-        check_takes(place)
-        if isinstance(error, DataError) and error.__cause__ is not None and is_of_storage(error.__cause__):
-            raise ClusterError(str(error)) from error
+    def _validated(self, case_id: str) -> CaseResult:
+        from trainers.validation import validate_case
+
+        assert self._predictor is not None
+        check_takes(self._folder.own)  # before the long work
+        try:
+            return validate_case(self._predictor, self._folder, self._name, case_id)
+        except Exception:
+            check_takes(self._folder.own)  # libraries hide a full disk behind errors of their own, or write half a file
+            raise
 
     def _draw(self, result: CaseResult) -> None:
         """Write the picture of a case; a fault in it is logged and costs the picture alone."""
@@ -127,7 +122,7 @@ class Pool:
     def run(self, count: int) -> None:
         """Validate all waiting cases on `count` actors.
 
-        Raises Stopped, CheckpointError (the network does not load), StorageError (results are not taken) or ClusterError.
+        Raises Stopped, CheckpointError (the network does not load), StorageError (a disk is away from here too) or ClusterError.
         """
         last_sign = time.monotonic()
         try:
@@ -218,16 +213,17 @@ class Pool:
             )
 
     def _case_failed(self, flight: Flight, case_id: str, cause: BaseException, error: RayTaskError) -> None:
-        if isinstance(cause, StorageError):
-            ray.kill(flight.actor)
-            raise cause from error
-        is_data = isinstance(cause, DataError)
-        kind = "data" if is_data else "lost" if isinstance(cause, ClusterError) else "code"
+        is_data, is_of_disk = isinstance(cause, DataError), is_of_storage(cause)
+        if not is_data:
+            ray.kill(flight.actor)  # a CUDA error leaves the process useless, a disk that went away its open files
+        if is_of_disk:  # the worker has waited for it; raises if it is away from here too
+            check_takes(self.folder.own)
+            case_sizes(self.spec, [case_id])
+        kind = "data" if is_data else "lost" if is_of_disk else "code"
         self._note(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", flight.place), error)  # type: ignore[arg-type]
         if is_data:
             self._give_next(flight.actor, flight.place)
-        else:  # a CUDA error leaves the process useless
-            ray.kill(flight.actor)
+        else:
             self._replace()
 
     def _worker_lost(self, flight: Flight, case_id: str, error: RayError) -> None:

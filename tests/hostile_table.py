@@ -18,14 +18,15 @@ import torch
 
 from orchestrator.checkpoint_store import download_checkpoint
 from orchestrator.dataset_folder import find_dataset
-from orchestrator.errors import CheckpointError, ConfigError, DataError, NnfleetError
+from orchestrator.errors import CheckpointError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.expansion import expand
 from orchestrator.experiment import load_experiment, parse_experiment, single_training
 from orchestrator.export import fold_in
 from orchestrator.run_record import match_run
 from orchestrator.tracking_address import check_tracking_uri
+from tests.away import Away
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
-from trainers.case_files import open_case, read_properties
+from trainers.case_files import check_case, open_case, read_properties
 from trainers.checkpoint import read_checkpoint
 from trainers.dataset import _read_locations
 from trainers.spec.committed import Manifest
@@ -97,6 +98,12 @@ class Place:
         folder = self.case(**arrays)
         damage(folder)
         return [np.asarray(array[:]) for array in open_case(folder, "c", 1)]
+
+    def checked(self, damage: Callable[[Path], object]) -> object:
+        folder = self.case()
+        damage(folder)
+        check_case(folder, "c", 1)
+        return None
 
     def properties(self, content: bytes) -> object:
         folder = self.case()
@@ -633,6 +640,27 @@ ROWS: tuple[Row, ...] = (
         lambda p: p.opened(lambda f: (_npz(f), (f / "c.npz").write_bytes(b"PK\x03\x04"))),
         DataError,
         ("cannot be read",),
+    ),
+    Row(
+        "case",
+        "a disk that gives no bytes",
+        lambda p: p.opened(lambda f: Away(f / "c.b2nd")),
+        StorageError,
+        ("c.b2nd cannot be read: the file system is away", "Bring back the disk"),
+    ),
+    Row(
+        "case",
+        "packed npz without labels, before a worker starts",
+        lambda p: p.checked(lambda f: _npz(f, data=np.zeros((1, 4, 5, 6)))),
+        DataError,
+        ("c.npz lacks seg", "Run nnUNetv2_preprocess again"),
+    ),
+    Row(
+        "case",
+        "a cut packed npz, before a worker starts",
+        lambda p: p.checked(lambda f: (_npz(f), (f / "c.npz").write_bytes(b"PK\x03\x04"))),
+        DataError,
+        ("case c in", "cannot be read"),
     ),
     Row(
         "pkl",

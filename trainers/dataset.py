@@ -23,6 +23,7 @@ from trainers.spec.errors import ConfigError, DataError
 from trainers.spec.names import Recipe
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.storage import reading
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,8 @@ def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> None:
     """Raise DataError unless every case has its files, of the blosc2 format or the older npz."""
     command = f"{PREPROCESS_COMMAND} -d {spec.dataset} -plans_name {spec.plans} -c {spec.configuration}"
     try:
-        present = set(os.listdir(folder))
+        with reading(folder):
+            present = set(os.listdir(folder))
     except OSError as err:
         raise DataError(f"preprocessed data: {folder} cannot be listed ({err.strerror}). Run {command}.") from err
     is_blosc2 = any(name.endswith(".b2nd") for name in present)

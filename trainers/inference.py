@@ -22,13 +22,14 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from trainers.case_files import open_case, read_properties
+from trainers.case_files import damaged, open_case, read_properties
 from trainers.checkpoint import read_checkpoint
 from trainers.model import build_network
 from trainers.spec.errors import CheckpointError, ConfigError, DataError
 from trainers.spec.files import fsync_folder, sha256_of
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.storage import find_outage, reading
 from trainers.whole_file import check_whole
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class CasePredictor:
     def predict(self, case_id: str, output_folder: Path) -> Path:
         """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all.
 
-        Raises DataError when the case cannot be read.
+        Raises DataError when the case cannot be read, StorageError when its disk is away.
         """
         data_CZYX, _, properties = self._read(case_id)
         logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
@@ -89,11 +90,12 @@ class CasePredictor:
         return output_folder / f"{case_id}{self.file_ending}"
 
     def read_segmentation(self, path: Path) -> SegmentationFile:
-        """Read a label file with the plans' reader. Raises DataError when it is missing, cut or broken."""
+        """Read a label file with the plans' reader. Raises DataError when it is missing, cut or broken, StorageError."""
         try:
             check_whole(path)
             values_1ZYX, properties = self.reader.read_seg(str(path))
         except Exception as err:  # each reader raises its library's own kinds
+            find_outage(err, [path])
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
         return SegmentationFile(np.asarray(values_1ZYX)[0], tuple(float(s) for s in properties["spacing"]))
 
@@ -138,9 +140,7 @@ class CasePredictor:
         try:
             data_CZYX, seg_ZYX = np.array(image[:], dtype=np.float32), np.asarray(seg[:])[0]
         except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
-            raise DataError(
-                f"preprocessed case {case_id} in {folder} cannot be read: {type(err).__name__}: {err}. Preprocess it anew."
-            ) from err
+            raise damaged(folder, case_id, err) from err
         if not np.isfinite(data_CZYX).all():
             raise DataError(
                 f"preprocessed case {case_id} in {folder} has voxels that are not finite numbers. Repair the image, preprocess it anew."
@@ -150,7 +150,8 @@ class CasePredictor:
 
 def _digest(checkpoint_file: Path) -> str:
     try:
-        return sha256_of(checkpoint_file)
+        with reading(checkpoint_file):
+            return sha256_of(checkpoint_file)
     except OSError as err:
         raise CheckpointError(f"checkpoint: {checkpoint_file} cannot be read: {err}. Train the run first.") from err
 

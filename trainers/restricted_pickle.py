@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from trainers.spec.errors import DataError
 from trainers.spec.names import shown
+from trainers.spec.storage import reading
 
 MAX_DEPTH = 50
 """Containers within containers; nnU-Net's properties have four."""
@@ -189,9 +190,11 @@ def loads(content: bytes) -> Any:
 
 
 def read_pickle(path: Path) -> Any:
-    """The value in a pickle of nnU-Net's. Raises DataError, naming the file and what is wrong with it."""
+    """The value in a pickle of nnU-Net's. Raises DataError, naming the file and what is wrong with it, or StorageError."""
     try:
-        return loads(path.read_bytes())
+        with reading(path):
+            content = path.read_bytes()
+        return loads(content)
     except OSError as err:
         raise DataError(f"preprocessed data: {path} cannot be read: {err.strerror}. Run nnUNetv2_preprocess again.") from err
     except ValueError as err:

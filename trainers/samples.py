@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainers.case_files import damaged
 from trainers.dataset import ClassLocations, SplitName, TrainingData
 from trainers.recipes import Pipeline, Sample, inputs_of, pipeline
 from trainers.spec.errors import DataError
@@ -75,7 +76,7 @@ def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, 
     """Prepare the samples at `positions` of a global batch.
 
     Leaves the global generators of numpy, torch and Python as they were; not to be called from two threads of one process at once.
-    Raises DataError when a case cannot be read.
+    Raises DataError when a case is damaged, StorageError when the disk is away; then open the dataset anew, its open files may be stale.
     """
     steps = pipeline(spec.recipe, split, inputs_of(data))
     images, targets, case_ids = None, [], []
@@ -206,7 +207,7 @@ def _read(data: TrainingData, case_id: str, corner: Sequence[int], size: tuple[i
         image_CZYX = torch.from_numpy(read_crop(image, corner, size, _OUTSIDE_IMAGE, np.float32))
         labels_1ZYX = torch.from_numpy(read_crop(labels, corner, size, _OUTSIDE_LABELS, np.int16))
     except (OSError, RuntimeError, ValueError) as err:  # blosc2 finds a damaged chunk only when it unpacks it
-        raise DataError(f"preprocessed data: case {case_id} in {data.folder} is damaged: {err}. Run nnUNetv2_preprocess again.") from err
+        raise damaged(data.folder, case_id, err) from err
     _check_values(data, case_id, image_CZYX, labels_1ZYX)
     if data.is_2d:
         return {"image": image_CZYX[:, 0], "segmentation": labels_1ZYX[:, 0]}

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blosc2
+import numpy as np
 import pytest
 
 from orchestrator.data_check import check_run
 from orchestrator.dataset_folder import cases_in, ensure_splits, find_dataset
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.experiment import single_training
 from orchestrator.plan import expand
+from tests.away import Away
 from tests.conftest import Toys
 from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset
 from trainers.spec.files import write_json_atomic
@@ -48,6 +51,10 @@ def _remove(path: Path) -> None:
     path.rename(path.with_name("away"))
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
 BROKEN: list[tuple[str, Callable[[Tiny, RunSpec], object], str]] = [
     ("no folder", lambda t, s: _remove(t.preprocessed), "Dataset017_Tiny does not exist. Run nnUNetv2_plan_and_preprocess or mount it"),
     ("no plans", lambda t, s: (t.preprocessed / "nnUNetPlans.json").unlink(), "nnUNetPlans.json does not exist. Found: none."),
@@ -71,6 +78,15 @@ BROKEN: list[tuple[str, Callable[[Tiny, RunSpec], object], str]] = [
     ("no image, named", lambda t, s: (t.data_folder() / "case_3.b2nd").unlink(), "case_3 (.b2nd)"),
     ("no segmentation", lambda t, s: (t.data_folder() / "case_3_seg.b2nd").unlink(), "case_3 (_seg.b2nd)"),
     ("no properties", lambda t, s: (t.data_folder() / "case_3.pkl").unlink(), "case_3 (.pkl)"),
+    ("cut image", lambda t, s: _cut(t.data_folder() / "case_3.b2nd"), "Run nnUNetv2_preprocess again."),
+    ("cut image, named", lambda t, s: _cut(t.data_folder() / "case_3.b2nd"), "case case_3 in "),
+    ("empty labels", lambda t, s: (t.data_folder() / "case_3_seg.b2nd").write_bytes(b""), "case case_3 in "),
+    ("no blosc2", lambda t, s: (t.data_folder() / "case_3.b2nd").write_bytes(b"hello" * 99), "case case_3 in "),
+    (
+        "other shape",
+        lambda t, s: (t.data_folder() / "case_3_seg.b2nd").write_bytes(blosc2.asarray(np.zeros((1, 9, 3, 2), np.int8)).to_cframe()),
+        "has labels of shape (1, 9, 3, 2) beside an image of shape (1, 4, 3, 2). Run nnUNetv2_preprocess again.",
+    ),
     ("no label", lambda t, s: t.label_file("case_3").unlink(), "gt_segmentations the file of case_3 is missing"),
     ("broken label", lambda t, s: t.label_file("case_3").write_bytes(b"x"), "the file of case_3 cannot be read ("),
     (
@@ -102,6 +118,23 @@ def test_bad_data_are_refused(tiny: Tiny, spec: RunSpec, name: str, damage: Call
     problems = check_run(spec)
     assert len(problems) == 1
     assert message in problems[0]
+
+
+def test_many_damaged_cases_are_one_problem(tiny: Tiny, spec: RunSpec) -> None:
+    for case in CASES[:7]:
+        _cut(tiny.data_folder() / f"{case}.b2nd")
+    (problem,) = check_run(spec)
+    assert "7 of the run's cases are damaged: case_0, case_1, case_2, case_3, case_4 and 2 more. The first: preprocessed data: " in problem
+
+
+def test_a_disk_that_is_away_is_no_fault_of_the_data(tiny: Tiny, spec: RunSpec) -> None:
+    folder = tiny.preprocessed
+    for path in (tiny.data_folder() / "case_3.b2nd", tiny.label_file("case_3"), folder / "dataset.json", folder / "nnUNetPlans.json"):
+        away = Away(path)
+        with pytest.raises(StorageError, match=f"storage: {path} cannot be read"):
+            check_run(spec)
+        away.come_back()
+    assert check_run(spec) == []
 
 
 def test_a_folder_of_another_run_is_refused_and_ones_own_is_not(spec: RunSpec) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.away import Away
 from tests.unit.test_state import FIXED, committed_epochs, row, tensors
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.committed import BestRecord, Committed, newest_committed, read_committed
-from trainers.spec.errors import CheckpointError, StorageError
-from trainers.spec.files import check_takes, create_exclusive, link_atomic, sha256_of, write_atomic
+from trainers.spec.errors import CheckpointError, DataError, StorageError
+from trainers.spec.files import check_takes, create_exclusive, link_atomic, read_json, sha256_of, write_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.storage import is_of_storage, patiently, storing, wait_s
+from trainers.spec.storage import find_outage, is_of_storage, patiently, reading, storing, wait_s
 from trainers.state import Reached, StateWriter, newest_valid
 
 
@@ -89,9 +90,9 @@ def test_a_full_disk_is_waited_for_and_told_once_at_each_end(caplog: pytest.LogC
         assert patiently(Disk(6).store, "the state", sleep=clock.sleep, clock=clock) == "stored"
     assert clock.now == sum(wait_s(n) for n in range(1, 7)) == 0.5 + 1 + 2 + 4 + 8 + 16
     began, ended = [record.getMessage() for record in caplog.records]
-    assert "the state is not stored since" in began
+    assert "the state is held up since" in began
     assert "the disk's words" in began
-    assert ended == "the state is stored now, after 32 s and 6 failures."
+    assert ended == "the state went well now, after 32 s and 6 failures."
 
 
 def test_patience_ends_with_an_error_that_says_what_is_kept_and_what_to_do() -> None:
@@ -123,6 +124,36 @@ def test_each_fault_of_a_disk_is_named_with_place_free_space_and_advice(tmp_path
         raise OSError(code, "words of the system")
     assert str(raised.value).startswith(f"storage: {place} cannot be written: ")
     assert is_of_storage(raised.value)
+
+
+# ---- what is read -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_whose_disk_is_away_is_the_clusters_affair_and_one_that_is_missing_or_refused_the_users(tmp_path: Path) -> None:
+    path = tmp_path / "plans.json"
+    with pytest.raises(DataError, match="does not exist"):
+        read_json(path, "plans")
+    path.write_text("{}")
+    away = Away(path)
+    with pytest.raises(StorageError, match=rf"storage: {path} cannot be read: the file system is away .*Bring back the disk"):
+        read_json(path, "plans")
+    away.come_back()
+    assert read_json(path, "plans") == {}
+    with pytest.raises(PermissionError), reading(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_an_outage_is_found_behind_a_librarys_own_words(tmp_path: Path) -> None:
+    sound, missing = tmp_path / "sound", tmp_path / "missing"
+    sound.write_bytes(b"x")
+    hidden = RuntimeError("some library returned NULL")
+    find_outage(hidden, [missing, sound])
+    find_outage(PermissionError(errno.EACCES, "Permission denied"), [sound])
+    with pytest.raises(StorageError, match="Stale file handle"):
+        find_outage(OSError(errno.ESTALE, "Stale file handle"), [sound])
+    Away(sound)
+    with pytest.raises(StorageError, match=f"{sound} cannot be read"):
+        find_outage(hidden, [missing, sound])
 
 
 # ---- every writer --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,15 @@ import numpy.typing as npt
 import pytest
 import SimpleITK
 
+from orchestrator.loader_pool import Loader
+from tests.away import Away
 from tests.conftest import Toys
 from tests.toy import toy_spec
 from trainers.dataset import open_dataset
 from trainers.samples import make_batch
-from trainers.spec.errors import DataError
+from trainers.spec.errors import DataError, StorageError
+from trainers.spec.files import write_json_atomic
+from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.whole_file import check_whole
 
@@ -106,6 +111,44 @@ def test_bytes_changed_in_the_middle_are_an_error_of_the_case_or_finite_values_o
         return
     assert np.isfinite(batch.images).all()
     assert {int(v) for v in np.unique(batch.targets[0])} <= {-1, 0, 1, 2}
+
+
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd", ".pkl"])
+def test_a_case_on_a_disk_that_is_away_is_not_called_damaged(spec: RunSpec, ending: str) -> None:
+    path = file_of(spec, ending)
+    away = Away(path)
+    with pytest.raises(StorageError, match=f"storage: {path} cannot be read"):
+        draw(spec)
+    away.come_back()
+    draw(spec)
+
+
+def test_a_case_whose_disk_goes_away_while_it_is_open_is_not_called_damaged(spec: RunSpec) -> None:
+    data, path = open_dataset(spec), file_of(spec, ".b2nd")
+    make_batch(data, spec, "train", 0, 0, [0, 1])
+    overwrite(path, 0.1, 10**9)  # what is open fails on unpacking
+    Away(path)
+    with pytest.raises(StorageError, match=f"storage: {path} cannot be read"):
+        make_batch(data, spec, "train", 0, 1, [0, 1])
+
+
+def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
+    spec = spec.model_copy(update={"model_folder": spec.preprocessed_folder.with_name("model")})
+    folder = RunFolder(spec.run_folder)
+    write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+    loader = Loader(str(folder.root), [0, 1])
+    before = [loader.make("train", 0, iteration) for iteration in range(4)]
+    away = Away(file_of(spec, ".b2nd"))
+    loader._opened = None
+    back = threading.Timer(0.2, away.come_back)
+    back.start()
+    after = [loader.make("train", 0, iteration) for iteration in range(4)]
+    back.join()
+    assert all(np.array_equal(one.images, other.images) for one, other in zip(before, after, strict=True))
+    assert [record.getMessage()[:44] for record in caplog.records if record.name == "trainers.spec.storage"] == [
+        "batch 0 of train in epoch 0 is held up since",
+        "batch 0 of train in epoch 0 went well now, a",
+    ]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

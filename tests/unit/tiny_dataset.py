@@ -1,10 +1,13 @@
 """A preprocessed nnU-Net dataset of a few bytes per case, written by hand: enough for everything that only looks at files."""
 
+import functools
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import nibabel
 import numpy as np
 
@@ -67,6 +70,13 @@ class Tiny:
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), self.label_file(case))
 
 
+@functools.cache
+def _case_files() -> dict[str, bytes]:
+    """Ending -> content of a case's files."""
+    image, labels = np.zeros((1, 4, 3, 2), np.float32), np.zeros((1, 4, 3, 2), np.int8)
+    return {".b2nd": blosc2.asarray(image).to_cframe(), "_seg.b2nd": blosc2.asarray(labels).to_cframe(), ".pkl": pickle.dumps({})}
+
+
 def tiny_dataset(base: Path) -> Tiny:
     """Write the dataset below `base`: 10 cases, four configurations, no splits_final.json yet."""
     tiny = Tiny(base)
@@ -78,6 +88,6 @@ def tiny_dataset(base: Path) -> Tiny:
         tiny.write_label(case, [0, 1, 2])
         for identifier in ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres"):
             tiny.data_folder(identifier).mkdir(exist_ok=True)
-            for ending in (".b2nd", "_seg.b2nd", ".pkl"):
-                (tiny.data_folder(identifier) / f"{case}{ending}").touch()
+            for ending, content in _case_files().items():
+                (tiny.data_folder(identifier) / f"{case}{ending}").write_bytes(content)
     return tiny

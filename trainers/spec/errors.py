@@ -4,7 +4,7 @@ NnfleetError
 ├── ConfigError       the experiment file or a command line asks for something that cannot be: ends a run as FAILED_CONFIG
 ├── DataError         a dataset, plans, split or case file is missing, unreadable or contradicts itself: FAILED_CONFIG
 ├── DivergedError     training has reached weights that are not finite numbers: FAILED_CODE
-├── StorageError      the run folder's file system is full, read-only or away: FAILED_CLUSTER
+├── StorageError      a file system is full, read-only or away: FAILED_CLUSTER
 ├── CheckpointError   a checkpoint or state is missing, truncated or does not match its digest
 ├── ClusterError      the Ray cluster cannot be reached or refuses
 ├── TrackingError     the MLflow server cannot be reached or refuses
@@ -39,7 +39,7 @@ class DivergedError(NnfleetError):
 
 
 class StorageError(NnfleetError):
-    """The file system of the run folder does not take what has to be stored: full, read-only or away."""
+    """A file system does not take what has to be stored, or does not give what it holds: full, read-only or away."""
 
     exit_code = 11
 

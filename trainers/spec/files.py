@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from trainers.spec.errors import DataError, StorageError
-from trainers.spec.storage import free_space, storing
+from trainers.spec.storage import free_space, reading, storing
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """How file systems say that they do not make hard links."""
@@ -113,9 +113,10 @@ def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Parse a JSON file; a missing or broken one becomes a `DataError` that names `what` it is."""
+    """Parse a JSON file; a missing or broken one becomes a `DataError` that names `what` it is, a disk that is away a `StorageError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
         value = json.loads(text)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text: nothing could print or store it

@@ -1,6 +1,7 @@
-"""What it means when a file system does not take what has to be stored, and how long that is waited for.
+"""What it means when a file system does not take what has to be stored or does not give what it holds, and how long that is waited for.
 
-An error of the disk becomes a StorageError that says which place, how much is free there and what to do. Other errors pass unchanged.
+An error of the disk becomes a StorageError that says which place, how much is free there and what to do. Other errors pass unchanged. Of
+a file that is read, one that is missing or may not be read is such another error: the user has to mend that, no retry does.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,10 @@ STORAGE_PATIENCE_S = 300.0
 LONGEST_WAIT_S = 20.0
 _T = TypeVar("_T")
 
-_AWAY = ("the file system is away or broken", "Bring back the disk, or the server of the shared folder")
+_AWAY = {
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ETIMEDOUT),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
+}
 _FAULTS: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the file system is full", "Free space there"),
     errno.EDQUOT: ("the quota is used up", "Free space of this user or group, or raise the quota"),
@@ -29,13 +33,7 @@ _FAULTS: dict[int, tuple[str, str]] = {
     errno.EFBIG: ("a file of this size is not allowed", "Raise the limit of file sizes (ulimit -f)"),
     errno.EACCES: ("this user may not write", "Give the user of the Ray cluster the right to write there"),
     errno.EPERM: ("this user may not write", "Give the user of the Ray cluster the right to write there"),
-    **dict.fromkeys(
-        (
-            *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.ETIMEDOUT),
-            *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
-        ),
-        _AWAY,
-    ),
+    **dict.fromkeys(_AWAY, ("the file system is away or broken", "Bring back the disk, or the server of the shared folder")),
 }
 
 
@@ -44,10 +42,10 @@ def is_of_storage(error: BaseException) -> bool:
     return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FAULTS)
 
 
-def storage_error(error: OSError, place: Path) -> StorageError:
-    """The error of a file that could not be stored at `place`. `error` is one for which `is_of_storage` holds."""
+def storage_error(error: OSError, place: Path, verb: str = "written") -> StorageError:
+    """The error of a file at `place` that could not be written (or what `verb` says). `error` is one for which `is_of_storage` holds."""
     fault, advice = _FAULTS[error.errno or 0]
-    return StorageError(f"storage: {place} cannot be written: {fault} ({error.strerror}); {free_space(place)}. {advice}.")
+    return StorageError(f"storage: {place} cannot be {verb}: {fault} ({error.strerror}); {free_space(place)}. {advice}.")
 
 
 @contextlib.contextmanager
@@ -59,6 +57,30 @@ def storing(place: Path) -> Iterator[None]:
         if is_of_storage(err):
             raise storage_error(err, place) from err
         raise
+
+
+@contextlib.contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Errors inside of a file system that is away or broken become a StorageError that names `place`; others pass."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in _AWAY:
+            raise storage_error(err, place, "read") from err
+        raise
+
+
+def find_outage(error: Exception, files: Sequence[Path]) -> None:
+    """Raise StorageError if a library's `error` about `files` comes of a file system that is away; returns for any other.
+
+    Libraries may hide that behind words of their own, so the files are read once, whole; what is missing or refused is passed.
+    """
+    if isinstance(error, OSError) and error.errno in _AWAY:
+        raise storage_error(error, files[0], "read") from error
+    for path in files:
+        with contextlib.suppress(OSError), reading(path), path.open("rb") as stream:
+            while stream.read(1 << 22):
+                pass
 
 
 def free_space(place: Path) -> str:
@@ -81,36 +103,36 @@ def wait_s(failures: int) -> float:
 
 
 def patiently(
-    store: Callable[[], _T],
+    act: Callable[[], _T],
     what: str,
     limit_s: float = STORAGE_PATIENCE_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """Call `store`, again and again with longer waits while the disk does not take it; told once when it begins and once when it ends.
+    """Call `act`, again and again with longer waits while the disk does not bear it; told once when that begins and once when it ends.
 
-    `store` must be able to run again after it failed at any point. Raises StorageError after `limit_s`; other errors at once.
+    `act` must be able to run again after it failed at any point. Raises StorageError after `limit_s`; other errors at once.
     """
     began, failures = 0.0, 0
     while True:
         try:
-            result = store()
+            result = act()
         except (OSError, StorageError) as err:
             if not is_of_storage(err):
                 raise
             now = clock()
             if failures == 0:
                 began = now
-                log.warning("%s is not stored since %s: %s It is tried again for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
+                log.warning("%s is held up since %s: %s It is tried again for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
             failures += 1
             left = began + limit_s - now
             if left <= 0:
                 raise StorageError(
                     f"{err} {what} was tried {failures} times in {now - began:.0f} s. What was committed before is whole: "
-                    "when the storage takes data again, submit the experiment again or resume it."
+                    "when the storage works again, submit the experiment again or resume it."
                 ) from err
             sleep(min(wait_s(failures), left))
         else:
             if failures:
-                log.warning("%s is stored now, after %.0f s and %d failures.", what, clock() - began, failures)
+                log.warning("%s went well now, after %.0f s and %d failures.", what, clock() - began, failures)
             return result
