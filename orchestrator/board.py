@@ -38,6 +38,8 @@ class Note(Frozen):
 
     waiting: tuple[Waiting, ...] = ()
     holding: tuple[Holding, ...] = ()
+    runs: tuple[str, ...] = ()
+    """Keys of all its runs that have not ended."""
 
 
 class Board:

@@ -181,7 +181,8 @@ def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_v
     runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, tracker)
     runner.open(specs, only_validate=only_validate)
     if tracker is not None:
-        sweep(tracker, cluster.records())
+        with board.locked("opening"):  # nobody is about to take up what is found dead
+            sweep(tracker, cluster.records(), board)
     return runner
 
 

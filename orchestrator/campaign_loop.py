@@ -25,7 +25,7 @@ from orchestrator.run_watch import RunWatch
 from orchestrator.state_telling import StateTeller
 from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
 from trainers.spec.attempts import newest_attempt
-from trainers.spec.errors import ClusterError, NnfleetError, TrackingError
+from trainers.spec.errors import ClusterError, NnfleetError, StorageError, TrackingError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState, can_follow
@@ -100,6 +100,7 @@ class Campaign:
             with self._board.locked():
                 for claimed in claims:
                     self._begin(self.runs[claimed.spec.run_key], claimed)
+            self._board.post(self.campaign, self._note())
 
     def _tracked(self, claims: Sequence[Claim], jobs: Sequence[JobRecord]) -> list[Claim]:
         """Give every claimed run its MLflow run. When that fails on the way, the runs that would wait there for ever are ended.
@@ -145,7 +146,7 @@ class Campaign:
         while True:
             try:
                 self.tick()
-            except (ClusterError, OSError) as err:
+            except (ClusterError, StorageError, OSError) as err:
                 self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             self.tell()
             if all(run.state.is_final for run in self.runs.values()) and self._teller.is_over():
@@ -254,8 +255,8 @@ class Campaign:
             for position, run in enumerate(runs)
             if run.spec.run_key in self._steps
         ]
-        started = [run for run in runs if not run.state.is_final and run.state is not RunState.QUEUED]
-        return Note(waiting=tuple(waiting), holding=tuple(Holding(run_key=r.spec.run_key, workers=r.spec.workers) for r in started))
+        holding = [Holding(run_key=r.spec.run_key, workers=r.spec.workers) for r in self._open_runs() if r.state is not RunState.QUEUED]
+        return Note(waiting=tuple(waiting), holding=tuple(holding), runs=tuple(run.spec.run_key for run in self._open_runs()))
 
     def _submit(self, run: RunWatch, step: Train | Validate, jobs: Sequence[JobRecord]) -> None:
         run_id = run.tracked.run_id

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.board import Board
 from orchestrator.claims import living_job, noted_run_id, refuse_mixture, track
 from orchestrator.delivery import CHECKPOINTS, Delivery, address_of, epochs_missing
 from orchestrator.foreign_workers import FRESH_S
@@ -22,7 +23,7 @@ from orchestrator.state_telling import final_state
 from orchestrator.validation_report import deliver as deliver_reports
 from orchestrator.validation_report import stored_reports
 from trainers.spec.attempts import newest_attempt
-from trainers.spec.errors import ConfigError, DataError, NnfleetError, TrackingError
+from trainers.spec.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import Frozen, RunSpec
 from trainers.spec.states import RunState
@@ -103,7 +104,7 @@ def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Sy
     for folder in folders:
         try:
             spec = folder.spec()
-        except DataError as err:
+        except (DataError, StorageError) as err:
             yield Synced(run_key="unreadable", run_folder=folder.root, lacking=str(err))
             continue
         yield _sync_one(folder, spec, jobs)
@@ -215,12 +216,15 @@ def _newest_case_unix(folder: RunFolder) -> float:
     return max((folder.cases(name).stat().st_mtime for name in CHECKPOINTS if folder.cases(name).is_dir()), default=0.0)
 
 
-def sweep(tracker: "Tracker", jobs: Sequence[JobRecord]) -> list[str]:
+def sweep(tracker: "Tracker", jobs: Sequence[JobRecord], board: Board) -> list[str]:
     """End in MLflow what died unnoticed: runs shown as going on whose folder is seen here and of which nothing lives; returns their keys.
 
-    Called when a campaign opens. A server that is away, or one run's trouble, is only logged.
+    A run that waits for its next job lives as long as its campaign, which names it on `board`. The caller holds the lock of openings: no
+    campaign takes up a run meanwhile. A server that is away, or one run's trouble, is only logged.
     """
     ended: list[str] = []
+    living = {job.campaign for job in jobs if job.is_live and job.kind == "campaign"}
+    held = {run_key for note in board.notes(living).values() for run_key in note.runs}
     try:
         open_runs = tracker.open_runs()
     except TrackingError as err:
@@ -233,8 +237,7 @@ def sweep(tracker: "Tracker", jobs: Sequence[JobRecord]) -> list[str]:
                 continue
             spec = folder.spec()
             is_its_own = spec.run_key == shown.run_key and noted_run_id(folder) == shown.run_id  # a tag is no proof
-            waits = any(job.is_live and job.kind == "campaign" for job in jobs) and shown.state == RunState.QUEUED
-            if not is_its_own or waits or is_alive(folder, spec, jobs, time.time()):
+            if not is_its_own or shown.run_key in held or is_alive(folder, spec, jobs, time.time()):
                 continue
             if tell_state(tracker, shown.run_id, folder, spec) is not None:
                 ended.append(shown.run_key)
@@ -247,5 +250,5 @@ def _readable(folders: Iterable[RunFolder]) -> Iterator[tuple[RunFolder, RunSpec
     for folder in folders:
         try:
             yield folder, folder.spec()
-        except DataError as err:
+        except (DataError, StorageError) as err:
             log.warning("%s", err)

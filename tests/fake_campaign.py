@@ -14,7 +14,7 @@ from orchestrator.foreign_workers import refuse_foreign_workers
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import EndState, Outcome, write_outcome
 from orchestrator.resources import NodeResources
-from orchestrator.run_record import KnownRun
+from orchestrator.run_record import STATE_TAG, KnownRun, OpenRun
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.committed import Committed, Manifest
 from trainers.spec.files import write_json_atomic
@@ -181,6 +181,18 @@ class FakeTracking:
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         self._answer()
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        self._answer()
+        return {STATE_TAG: self.states[run_id][-1].value}
+
+    def open_runs(self) -> list[OpenRun]:
+        self._answer()
+        shown = {run_id: states[-1] for run_id, states in self.states.items() if not states[-1].is_final}
+        return [
+            OpenRun(run_id, run_id.removeprefix("id-"), state.value, self.folders[run_id]["nnfleet.run_folder"])
+            for run_id, state in shown.items()
+        ]
 
     def run_url(self, run_id: str) -> str:
         return f"http://mlflow/#/{run_id}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.board import Board
 from orchestrator.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
 from orchestrator.export import export_model
@@ -451,12 +452,13 @@ def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: 
     assert (done.delivered[0], done.lacking) == ("checkpoint best of epoch 0", "")
 
 
-def test_who_ends_last_tells_and_a_sweep_ends_what_died_unnoticed(tracker: Tracker, run: FakeRun) -> None:
+def test_who_ends_last_tells_and_a_sweep_ends_what_died_unnoticed(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    board = Board(tmp_path / "board")
     run.epoch()
     tracker.set_state(run_id(run), RunState.RUNNING)
-    assert run.spec.run_key not in sweep(tracker, []), "its claim is fresh"
+    assert run.spec.run_key not in sweep(tracker, [], board), "its claim is fresh"
     age(run)
-    assert run.spec.run_key in sweep(tracker, [])
+    assert run.spec.run_key in sweep(tracker, [], board)
     assert tracker.tags(run_id(run))["nnfleet.state"] == "STOPPED"
     outcome = Outcome(job="validation", state="SUCCEEDED", attempt=run.attempt, message="done")
     assert tell_end(run.folder, outcome)

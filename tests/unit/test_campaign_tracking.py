@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.board import Board
 from orchestrator.errors import TrackingError
+from orchestrator.sync import sweep
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
@@ -86,3 +88,31 @@ def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: St
     stage.tracking.is_away = False
     look(campaign)
     assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
+
+
+def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> None:
+    """Another campaign opens at the moment in which the run has no job: it waits for its next one, or for its first."""
+    stage.cluster.gpus = 1
+    lost, queued = stage.run(0), stage.run(1)
+    campaign = stage.campaign(lost, queued)
+    board = Board(stage.base / "board")
+    assert sweep(stage.tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    look(campaign)
+    stage.cluster.kill_driver(lost)
+    assert stage.tracking.states == {"id-key0": [RunState.RUNNING], "id-key1": [RunState.QUEUED]}
+    assert sweep(stage.tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    stage.cluster.kill_campaign("c1")
+    assert sweep(stage.tracking, stage.cluster.records(), board) == ["key0", "key1"]  # type: ignore[arg-type]
+    assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
+
+
+def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage) -> None:
+    runs = [stage.run(0), stage.run(1)]
+    campaign = stage.campaign(*runs)
+    assert Board(stage.base / "board").notes(["c1"])["c1"].runs == ("key0", "key1")
+    look(campaign)
+    stage.cluster.training_ends(runs[0])
+    stage.cluster.validation_ends(runs[0])
+    look(campaign)
+    look(campaign)
+    assert Board(stage.base / "board").notes(["c1"])["c1"].runs == ("key1",)
