@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 """Least time between two looks at the cluster."""
 CONNECT_S = 2.0
+MOST_ASKED = 32
+"""Nodes that are asked at once: a switch that has failed takes many away, and this is Ray's controller that waits for them."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,18 @@ def answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
+def answering(nodes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Ids of the nodes that can be reached, all asked at the same time."""
+    with ThreadPoolExecutor(max_workers=MOST_ASKED) as threads:
+        return {node["NodeID"] for node, is_there in zip(nodes, threads.map(answers, nodes), strict=True) if is_there}
+
+
 def room_by_node(gang: Any) -> dict[str, dict[str, float]]:
     """What is free on every node that lives and is not about to be taken away, with what the placement group `gang` holds there."""
     untyped: Any = (ray.nodes, state.available_resources_per_node, state.state.get_draining_nodes)
     nodes, free_by_node, leaving = untyped
     going = leaving()
-    living = {node["NodeID"] for node in nodes() if node["Alive"] and node["NodeID"] not in going and answers(node)}
+    living = answering([node for node in nodes() if node["Alive"] and node["NodeID"] not in going])
     room = {node: dict(free) for node, free in free_by_node().items() if node in living}
     table: Mapping[str, Any] = placement_group_table(gang) if gang is not None else {}
     if table.get("state") != "REMOVED":

@@ -86,15 +86,25 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
     home.create()
     with _locked(home):
         _ensure_token(home.token_file)
-        before = _recorded(home)
-        ray = _reused(before.get("ray"), home) or _start_ray(home, num_cpus)
-        _write_record(home, {**before, "ray": ray})
-        mlflow = _reused(before.get("mlflow"), home) or _start_mlflow(home)
-        _write_record(home, {"ray": ray, "mlflow": mlflow})
-        wait_until_up(ray, lambda: _ray_answers(ray.port, read_token(home.token_file)), home.ray_log, START_TIMEOUT_S)
-        wait_until_up(mlflow, lambda: _get(mlflow.port, "/health") == 200, home.mlflow_log, START_TIMEOUT_S)
-        _write_private(home.ports_file, _Ports(ray=ray.port, mlflow=mlflow.port).model_dump_json())
-        return Services(ray=ray, mlflow=mlflow, token_file=home.token_file)
+        found = [record for record in _recorded(home).values() if record.is_alive]
+        try:
+            return _brought_up(home, num_cpus)
+        except ClusterError:
+            if all(record.is_alive for record in found):
+                raise
+        return _brought_up(home, num_cpus)  # a service that was found alive was dying
+
+
+def _brought_up(home: Home, num_cpus: int | None) -> Services:
+    before = _recorded(home)
+    ray = _reused(before.get("ray")) or _start_ray(home, num_cpus)
+    _write_record(home, {**before, "ray": ray})
+    mlflow = _reused(before.get("mlflow")) or _start_mlflow(home)
+    _write_record(home, {"ray": ray, "mlflow": mlflow})
+    wait_until_up(ray, lambda: _ray_answers(ray.port, read_token(home.token_file)), home.ray_log, START_TIMEOUT_S)
+    wait_until_up(mlflow, lambda: _get(mlflow.port, "/health") == 200, home.mlflow_log, START_TIMEOUT_S)
+    _write_private(home.ports_file, _Ports(ray=ray.port, mlflow=mlflow.port).model_dump_json())
+    return Services(ray=ray, mlflow=mlflow, token_file=home.token_file)
 
 
 def down(home: Home | None = None) -> None:
@@ -184,7 +194,7 @@ def _object_store_bytes() -> int:
     return max(int(wanted), _OBJECT_STORE_MIN)
 
 
-def _reused(record: ProcessRecord | None, home: Home) -> ProcessRecord | None:
+def _reused(record: ProcessRecord | None) -> ProcessRecord | None:
     """The record if its process runs. What a dead process left behind is ended, so that it cannot hold ports or files."""
     if record is None:
         return None

@@ -1,5 +1,6 @@
 """cluster.yaml is a file that Ray itself accepts, and one that leaves nothing open."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def test_the_head_serves_its_dashboard_and_trains_nothing(cluster: dict[str, Any
     (line,) = start_lines(cluster, "head")
     assert "--dashboard-host=0.0.0.0" in line
     assert "--num-cpus=0 --num-gpus=0" in line
+
+
+def test_the_head_misses_a_silent_machine_within_seconds(cluster: dict[str, Any]) -> None:
+    (line,) = start_lines(cluster, "head")
+    settings = {name: int(value) for name, value in re.findall(r"RAY_health_check_(\w+)=(\d+)", line[: line.index("ray start")])}
+    assert settings == {"initial_delay_ms": 2000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
 
 
 def test_the_head_knows_the_mlflow_server_that_it_starts(cluster: dict[str, Any]) -> None:

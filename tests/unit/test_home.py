@@ -1,11 +1,15 @@
 """nnfleet's own folder on a machine: private, and with a token that is one."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator import services
+from orchestrator.errors import ClusterError
 from orchestrator.paths import Home
+from orchestrator.processes import ProcessRecord, free_port, start_detached
 
 
 def test_a_home_that_others_can_read_is_narrowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -37,3 +41,53 @@ def test_a_token_that_is_one_stays(tmp_path: Path) -> None:
     services._ensure_token(token)
     assert services.read_token(token) == "mine"
     assert token.stat().st_mode & 0o777 == 0o600
+
+
+ANSWERS = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def service(home: Home, name: str, code: str) -> ProcessRecord:
+    """A process in the place of a service."""
+    port = free_port()
+    return start_detached(name, [sys.executable, "-c", code, str(port)], os.environ, home.logs / name, port)
+
+
+def test_a_head_that_is_found_alive_and_dies_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "home")
+    home.create()
+    dying = service(home, "ray", "import time; time.sleep(0.5)")
+    services._write_record(home, {"ray": dying})
+    monkeypatch.setattr(services, "_start_ray", lambda home, num_cpus: service(home, "ray", ANSWERS))
+    monkeypatch.setattr(services, "_start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
+    try:
+        started = services.up(home)
+        assert started.ray.pid != dying.pid
+        assert services.running(home) == started
+        assert services.up(home) == started
+    finally:
+        services.down(home)
+
+
+def test_a_head_that_does_not_start_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, tries = Home(tmp_path / "home"), []
+
+    def fails(home: Home, num_cpus: int | None) -> ProcessRecord:
+        tries.append(service(home, "ray", "raise SystemExit(3)"))
+        return tries[-1]
+
+    monkeypatch.setattr(services, "_start_ray", fails)
+    monkeypatch.setattr(services, "_start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
+    try:
+        with pytest.raises(ClusterError, match="ray: ended while starting"):
+            services.up(home)
+        assert len(tries) == 1
+    finally:
+        services.down(home)
