@@ -25,11 +25,11 @@ from orchestrator.validation_cases import Stopped, case_sizes, checkpoints_to_va
 from orchestrator.validation_pool import Pool
 from orchestrator.validation_report import Report, deliver, read_result, write_report
 from trainers.spec.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
-from trainers.spec.files import sha256_of
+from trainers.spec.files import check_takes, sha256_of
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import labels_of, load_dataset_json
 from trainers.spec.run_spec import CheckpointName, RunSpec
-from trainers.spec.storage import is_of_storage
+from trainers.spec.storage import is_of_storage, patiently
 from trainers.spec.summary import CaseResult
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def _outcome(state: Any, attempt: int, message: str, error: BaseException | None
 
 def validate_and_report(folder: RunFolder, attempt: int, delivery_waits_s: Sequence[float]) -> Outcome:
     """Validate, write the summaries, deliver them. Summaries of complete checkpoints are kept and delivered even if another one fails."""
+    patiently(lambda: check_takes(folder.own), f"the validation of {folder.root}")
     spec = folder.spec()
     if not spec.val_cases:
         return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate")

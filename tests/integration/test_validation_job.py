@@ -232,11 +232,19 @@ def test_a_case_that_hangs_is_given_to_another_worker(toys: Toys, tmp_path: Path
 def test_a_full_disk_is_waited_for_and_costs_no_case_its_tries(toys: Toys, tmp_path: Path, disk: Disk) -> None:
     validation = ValidationSpec(checkpoints=("best",), attempts_per_case=1)
     spec, folder = random_run(toys("labels"), disk.folder, validation=validation)
-    disk.fill()
-    room = threading.Timer(20.0, disk.make_room)  # a worker has long been at work then
-    room.start()
+
+    def full_for_a_while() -> None:
+        deadline = time.monotonic() + 120
+        while not any(folder.cases("best").glob("*.json")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        disk.fill()
+        time.sleep(5)
+        disk.make_room()
+
+    filler = threading.Thread(target=full_for_a_while)
+    filler.start()
     outcome = run_validation(folder, delivery_waits_s=())
-    room.join()
+    filler.join()
     assert outcome.state == "SUCCEEDED", outcome
     assert len(marks(folder, "best", spec)) == len(spec.val_cases)
 
