@@ -9,10 +9,11 @@ import logging
 import time
 from typing import Any
 
-from ray.train.v2._internal.exceptions import (  # Ray's marks of what a worker's own code raised, and of workers that did not start
-    UserExceptionWithTraceback,
+from ray.train.v2._internal.exceptions import (  # Ray's marks of workers that are gone or did not start
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2.api.config import FailureConfig
@@ -83,8 +84,8 @@ def blame_of(error: TrainingFailedError) -> Blame:
     return Blame(kind, "FAILED_CLUSTER", text[:MESSAGE_CHARACTERS], text[-EVIDENCE_CHARACTERS:])
 
 
-def rank_error(error: BaseException) -> RankError:
-    """Ray Train's error of one rank: it wraps what the rank's own code raised."""
-    if isinstance(error, UserExceptionWithTraceback):
-        return RankError(error._base_exc, is_raised=True, trace=error._traceback_str)
-    return RankError(error, is_raised=False)
+def rank_error(error: Exception) -> RankError:
+    """Ray Train's error of one rank: it marks those of ranks that are gone, and hands on what a rank's own code raised."""
+    if isinstance(error, WorkerHealthCheckFailedError):
+        return RankError(error.health_check_failure, is_raised=False)
+    return RankError(error, is_raised=not isinstance(error, WorkerHealthCheckTimeoutError))

@@ -4,6 +4,7 @@ A worker that fails raises its error with the last lines of its log; Ray Train's
 without a word, decides by it and writes it down (`failure_policy.py`).
 """
 
+import copy
 import logging
 import pickle
 import re
@@ -24,6 +25,7 @@ from trainers.spec.storage import is_of_storage
 log = logging.getLogger(__name__)
 RECENT_LINES = 40
 MESSAGE_CHARACTERS = 2000
+_EVIDENCE = "nnfleet_evidence"
 _LOST_NEIGHBOUR = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket Timeout", re.IGNORECASE)
 _OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 _KILLED_FOR_MEMORY = re.compile(r"memory pressure|running low on memory|NODE_OUT_OF_MEMORY")  # Ray's own words; every death "may" be an OOM
@@ -53,8 +55,6 @@ class RankError:
     error: BaseException
     is_raised: bool
     """True when the rank's own code raised it; False when the rank is gone."""
-    trace: str = ""
-    """Traceback and log of the rank, as it told them."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,18 @@ class Blame:
     rank: int | None = None
 
 
+def keep_evidence(error: BaseException, where: str, log_text: str) -> None:
+    """Attach to an error, where it was raised, its traceback and the end of the log: on its way to the controller the former is lost."""
+    trace = "".join(traceback.format_exception(error))
+    log_lines = f"Last lines of its log:\n{log_text}\n" if log_text else ""
+    setattr(error, _EVIDENCE, f"{where}. {log_lines}{trace[-max(0, EVIDENCE_CHARACTERS - len(where) - len(log_lines)) :]}")
+
+
 def can_be_sent(error: BaseException) -> bool:
     """True when an error reaches another process as what it is."""
     try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
+        pickle.dumps(error)
+        return type(copy.copy(error)) is type(error)  # made anew as pickle would
     except Exception:
         return False
 
@@ -119,7 +127,7 @@ def blame(errors: Mapping[int, RankError]) -> Blame:
     A rank that died takes the others' connections with it, so one death outweighs their errors.
     """
     rank, found = min(errors.items(), key=_weight)
-    evidence = found.trace or "".join(traceback.format_exception(found.error))
+    evidence = str(getattr(found.error, _EVIDENCE, "")) or "".join(traceback.format_exception(found.error))
     if found.is_raised:
         kind, state = kind_of(found.error)
         text = f": {message_of(found.error)}"

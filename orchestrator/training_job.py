@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
-from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, read_failures
+from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, keep_evidence, read_failures
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
 from trainers.spec.committed import newest_committed
@@ -208,6 +208,7 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
     folder = RunFolder(Path(job.run_folder))
     recent = RecentLog()
     logging.getLogger().addHandler(recent)
+    logging.getLogger("trainers").setLevel(logging.INFO)
     try:
         from trainers.world import current_world
 
@@ -217,10 +218,9 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
         attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
         return train_here(spec, folder, world, attempt)
     except Exception as err:
-        err.add_note(f"On node {this_node()}. Last lines of its log:\n{recent.text()}")  # goes with its traceback to the controller
-        if not can_be_sent(err):
-            raise RuntimeError(f"{type(err).__name__}: {err}") from err
-        raise
+        sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
+        keep_evidence(sent, f"On node {this_node()}", recent.text())
+        raise sent  # noqa: B904 # mostly the very same
     finally:
         logging.getLogger().removeHandler(recent)
 
@@ -273,9 +273,7 @@ def start_training_log(folder: RunFolder) -> None:
     """Write what the trainers log to nnU-Net's place and name for it, a new file per start."""
     handler = logging.FileHandler(folder.root / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt"))
     handler.setFormatter(logging.Formatter("%(asctime)s: %(message)s"))
-    logger = logging.getLogger("trainers")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+    logging.getLogger("trainers").addHandler(handler)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ def test_weights_that_are_no_numbers_end_the_run_at_once_and_the_last_sound_epoc
     assert outcome.state == "FAILED_CODE"
     assert "DivergedError: training: diverged in epoch 0" in outcome.message
     assert "initial_lr" in outcome.message
+    assert "check_finite" in outcome.evidence
     assert newest_committed(folder) is None
     workers_started = [p for p in folder.attempts.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
     assert len(workers_started) == 1
@@ -189,8 +190,10 @@ def test_an_error_in_the_data_is_not_retried_and_names_the_case(start: Callable[
     copy = tmp_path / "preprocessed" / toy.name
     shutil.copytree(toy.preprocessed, copy)
     folder = start("broken", preprocessed_folder=copy)
-    for path in copy.glob("*/toy_00*.b2nd"):
-        path.write_bytes(path.read_bytes()[:64])
+    for path in copy.glob("*/toy_00*.b2nd"):  # the frame opens; only its data are found to be damaged, by a worker
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+        path.write_bytes(content)
     outcome = train(folder)
     assert outcome.state == "FAILED_CONFIG"
     assert "toy_00" in outcome.message

@@ -1,19 +1,24 @@
 """What Ray Train's controller does after a failure: each failed start is counted once, whatever could be stored of it."""
 
+import pickle
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from orchestrator.failure_policy import BudgetPolicy
-from orchestrator.failures import read_failures
+from orchestrator.failures import keep_evidence, read_failures
 from tests.fake_run import FakeRun
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.errors import DataError
@@ -32,11 +37,16 @@ def policy(run: FakeRun) -> BudgetPolicy:
 
 
 def raised(error: Exception, rank: int = 1) -> WorkerGroupError:
-    return WorkerGroupError("it failed", {rank: UserExceptionWithTraceback(error, f"Traceback\n{error}\nLast lines of its log:\nl")})
+    """As Ray Train tells of it: without the traceback, after a way through pickle."""
+    keep_evidence(error, "On node n", "its last line")
+    status = WorkerStatus(running=False, error=pickle.loads(pickle.dumps(UserExceptionWithTraceback(error, "its traceback"))))
+    return WorkerGroupPollStatus({rank: status, rank + 1: WorkerStatus(running=True)}).get_worker_group_error()
 
 
-def died() -> WorkerGroupError:
-    return WorkerGroupError("it died", {0: RuntimeError("The actor died")})
+def died(*, preempted: bool = False) -> WorkerGroupError:
+    death = RayActorError(error_msg="The actor died", preempted=preempted)
+    gone = WorkerHealthCheckFailedError("it is gone", death)
+    return WorkerGroupError("it died", {0: gone, 1: RuntimeError("[gloo] Connection closed by peer")})
 
 
 def test_an_error_of_the_user_ends_the_job_at_the_first_failure_and_is_written_down_as_final(policy: BudgetPolicy, run: FakeRun) -> None:
@@ -44,7 +54,17 @@ def test_an_error_of_the_user_ends_the_job_at_the_first_failure_and_is_written_d
     (found,) = read_failures(run.folder, "driver-1")
     assert (found.kind, found.state, found.is_final, found.rank) == ("user", "FAILED_CONFIG", True, 1)
     assert "case a is broken" in found.message
-    assert found.evidence.endswith("log:\nl")
+    assert found.message == "rank 1: DataError: case a is broken"
+    assert "On node n" in found.evidence
+    assert "its last line" in found.evidence
+
+
+def test_a_rank_that_does_not_answer_is_gone_and_one_on_a_node_that_was_taken_away_is_preempted(policy: BudgetPolicy, run: FakeRun) -> None:
+    policy.make_decision(WorkerGroupError("it hangs", {1: WorkerHealthCheckTimeoutError("no answer")}))
+    policy.make_decision(died(preempted=True))
+    policy.make_decision(died())
+    assert [f.kind for f in read_failures(run.folder)] == ["cluster", "preemption", "cluster"]
+    assert "rank 0 died or cannot be reached" in read_failures(run.folder)[-1].message
 
 
 def test_an_error_before_the_start_has_a_number_meets_its_budget_too(policy: BudgetPolicy, run: FakeRun) -> None:

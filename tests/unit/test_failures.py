@@ -1,13 +1,24 @@
 """What kind of failure an error is, whose error counts, and when the workers may start again."""
 
 import errno
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from orchestrator.budgets import Failure, FailureKind, verdict
-from orchestrator.failures import RankError, blame, can_be_sent, kind_of, kind_of_death, message_of, read_failures, write_failure
+from orchestrator.failures import (
+    RankError,
+    blame,
+    can_be_sent,
+    keep_evidence,
+    kind_of,
+    kind_of_death,
+    message_of,
+    read_failures,
+    write_failure,
+)
 from orchestrator.outcome import EndState
 from trainers.spec.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.spec.folder import RunFolder
@@ -86,9 +97,15 @@ def test_of_several_deaths_one_on_a_node_that_was_taken_away_counts() -> None:
 
 
 def test_what_a_rank_told_of_its_error_is_the_evidence() -> None:
-    found = blame({3: RankError(ValueError("odd"), is_raised=True, trace="Traceback ... Last lines of its log:\nepoch 3")})
+    try:
+        raise ValueError("odd")
+    except ValueError as err:
+        keep_evidence(err, "On node n", "epoch 3")
+        arrived = pickle.loads(pickle.dumps(err))
+    found = blame({3: raised(arrived)})
     assert found.message == "rank 3: ValueError: odd"
-    assert found.evidence.endswith("epoch 3")
+    assert found.evidence.startswith("On node n. Last lines of its log:\nepoch 3\nTraceback")
+    assert 'raise ValueError("odd")' in found.evidence
     assert (found.kind, found.state) == ("code", "FAILED_CODE")
 
 
