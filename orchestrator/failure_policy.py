@@ -9,8 +9,7 @@ import logging
 import time
 from typing import Any
 
-from ray.train.v2._internal.exceptions import (  # Ray's marks of workers that are gone or did not start
-    WorkerGroupStartupFailedError,
+from ray.train.v2._internal.exceptions import (  # Ray's marks of workers that are gone or find no room
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
@@ -40,7 +39,11 @@ class BudgetPolicy(FailurePolicy):
         self._failures: list[Failure] = []
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
-        """RETRY or RAISE. A gang that finds no room in time is no failure: it waits on."""
+        """RETRY or RAISE. A gang that finds no room in time is no failure: it waits on.
+
+        An error of the controller's own ends the job, also a rank's death while the gang is set up: Ray 2.60 then keeps the room of the
+        half-started gang for ever, from the next one too. The end of the controller frees it, and the campaign starts another job.
+        """
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             log.warning("no room for the workers yet, they wait on: %s", cause)
@@ -60,7 +63,7 @@ class BudgetPolicy(FailurePolicy):
             unix=time.time(),
         )
         self._failures.append(failure)
-        is_rays = isinstance(training_failed_error, ControllerError) and not isinstance(cause, WorkerGroupStartupFailedError)
+        is_rays = isinstance(training_failed_error, ControllerError)
         final = failure if is_rays else verdict(self._failures, self._position)
         write_failure(self._folder, failure if final is None else final.model_copy(update={"is_final": True}))
         log.warning("%s: %s", "the workers start again" if final is None else "the job ends", failure.message)

@@ -96,6 +96,8 @@ def kind_of(error: BaseException) -> tuple[FailureKind, EndState]:
             return "user", "FAILED_CODE"
     if is_of_storage(error):
         return "cluster", "FAILED_CLUSTER"
+    if type(error).__module__.startswith("ray.exceptions"):  # a loader of the rank's is gone
+        return kind_of_death(error)[:2]
     if is_out_of_memory(error):
         return "user", "FAILED_CONFIG"
     lost = any("Dist" in kind.__name__ and kind.__module__.startswith("torch") for kind in type(error).__mro__)
@@ -175,7 +177,12 @@ def write_failure(folder: RunFolder, failure: Failure) -> None:
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:
     """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are passed over with a warning."""
     found: list[Failure] = []
-    for path in sorted(folder.failures.glob("[0-9]*.json"), key=lambda path: path.stem):
+    try:
+        paths = sorted(folder.failures.glob("[0-9]*.json"), key=lambda path: path.stem)
+    except OSError as err:
+        log.warning("%s cannot be listed: %s", folder.failures, err)
+        return []
+    for path in paths:
         try:
             found.append(Failure.model_validate_json(path.read_bytes()))
         except (OSError, ValidationError) as err:

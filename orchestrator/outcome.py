@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from trainers.spec.attempts import check_driver_fence
-from trainers.spec.errors import DataError, StorageError, Superseded
+from trainers.spec.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import Frozen
@@ -33,18 +33,25 @@ class Outcome(Frozen):
         """True when the run cannot go on by itself."""
         return self.state.startswith("FAILED")
 
+    @property
+    def exit_code(self) -> int:
+        """That of the job: by it the campaign knows the end where the disk did not take it."""
+        codes = {"SUPERSEDED": Superseded.exit_code, "FAILED_CLUSTER": ClusterError.exit_code}
+        return codes.get(self.state, int(self.is_failure))
+
 
 def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
     """Store how the newest job of a run ended; False, and nothing is written, when another driver has claimed a newer attempt since.
 
     Where the disk does not take it, that is told: the job's exit code and log have to do.
     """
-    if not is_newest(folder, outcome.attempt):
-        log.warning("attempt %d of the run in %s was superseded: its end (%s) is not recorded", outcome.attempt, folder.root, outcome.state)
-        return False
     try:
+        if not is_newest(folder, outcome.attempt):
+            told = "attempt %d of the run in %s was superseded: its end (%s) is not recorded"
+            log.warning(told, outcome.attempt, folder.root, outcome.state)
+            return False
         write_atomic(folder.outcome_file, outcome.model_dump_json(indent=1).encode())
-    except StorageError as err:
+    except (StorageError, OSError) as err:
         log.error("the end of attempt %d (%s: %s) is not stored: %s", outcome.attempt, outcome.state, outcome.message, err)
     return True
 

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from orchestrator.job_record import JobKind, JobRecord
 from orchestrator.outcome import Outcome
-from trainers.spec.errors import Superseded
+from trainers.spec.errors import ClusterError, StorageError, Superseded
 from trainers.spec.states import RunState
 
 BUDGET = 3
@@ -198,6 +198,10 @@ def _validation(facts: Facts, outcome: Outcome) -> Step:
     return Validate(outcome.attempt)
 
 
+_OF_MACHINES = {ClusterError.exit_code, StorageError.exit_code}
+"""Exit codes by which a job says that machines or disks failed."""
+
+
 def _stopped_from_outside(job: JobRecord) -> Finish:
     reason = f"its Ray job {job.submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it."
     return Finish(RunState.STOPPED, reason)
@@ -206,7 +210,7 @@ def _stopped_from_outside(job: JobRecord) -> Finish:
 def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:
     """The end of a run that lost too many jobs; the guilty party is the code when the last one ended by itself with an error."""
     last = lost[-1]
-    own_error = outcome is None and last.exit_code is not None and 0 < last.exit_code < 128
+    own_error = outcome is None and last.exit_code is not None and 0 < last.exit_code < 128 and last.exit_code not in _OF_MACHINES
     state = RunState.FAILED_CODE if own_error else RunState.FAILED_CLUSTER
     told = f" {outcome.message}" if outcome is not None else ""
     advice = "Mend what its log names" if own_error else "See in its log which node or disk failed, and mend that"

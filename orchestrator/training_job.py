@@ -24,7 +24,7 @@ from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, ke
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ClusterError, NnfleetError, StorageError, Superseded
+from trainers.spec.errors import ClusterError, NnfleetError, StorageError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.storage import patiently
@@ -63,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = run_training(folder)
     except NnfleetError as err:  # nothing of this job could be stored: its exit code and log have to do
         print(err)
-        return 1
+        return err.exit_code
     print(outcome.message)
-    return Superseded.exit_code if outcome.state == "SUPERSEDED" else int(outcome.is_failure)  # by the former the campaign knows it
+    return outcome.exit_code
 
 
 def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     ray.init(address=options.address, logging_level=logging.WARNING)
     outcome = run_validation(RunFolder(options.run_folder.absolute()), options.attempt)
     print(outcome.message)
-    return 1 if outcome.is_failure else 0
+    return outcome.exit_code
 
 
 def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:

@@ -286,6 +286,13 @@ def test_a_validation_that_finishes_cases_is_tried_again() -> None:
     assert isinstance(end, Finish)
 
 
+@pytest.mark.parametrize(("code", "state"), [(1, RunState.FAILED_CODE), (5, RunState.FAILED_CLUSTER), (11, RunState.FAILED_CLUSTER)])
+def test_jobs_whose_end_no_disk_took_end_the_run_by_their_exit_codes(code: int, state: RunState) -> None:
+    end = next_step(Facts(jobs=tuple(job(state="FAILED", n=n, code=code) for n in range(1, BUDGET + 1))), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is state
+
+
 def test_a_job_that_somebody_stopped_is_not_started_again() -> None:
     end = next_step(Facts(jobs=(job(state="STOPPED"),)), RunState.RUNNING)
     assert isinstance(end, Finish)

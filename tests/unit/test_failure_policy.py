@@ -1,5 +1,6 @@
 """What Ray Train's controller does after a failure: each failed start is counted once, whatever could be stored of it."""
 
+import errno
 import pickle
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from orchestrator.budgets import Failure
 from orchestrator.failure_policy import BudgetPolicy
-from orchestrator.failures import keep_evidence, read_failures
+from orchestrator.failures import keep_evidence, read_failures, write_failure
+from orchestrator.outcome import Outcome, write_outcome
 from tests.fake_run import FakeRun
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.errors import DataError
@@ -81,13 +84,13 @@ def test_deaths_end_the_job_only_without_progress_in_between(policy: BudgetPolic
     assert [policy.make_decision(died()) for _ in range(5)] == [RETRY] * 4 + [RAISE]
 
 
-def test_workers_that_never_start_end_the_job_but_waiting_for_room_does_not(policy: BudgetPolicy, run: FakeRun) -> None:
+def test_a_gang_that_dies_half_started_ends_the_job_but_waiting_for_room_does_not(policy: BudgetPolicy, run: FakeRun) -> None:
     waits = ControllerError(WorkerGroupStartupTimeoutError(2))
     assert {policy.make_decision(waits) for _ in range(50)} == {RETRY}
     assert read_failures(run.folder) == []
     fails = ControllerError(WorkerGroupStartupFailedError("the runtime environment could not be made"))
-    assert [policy.make_decision(fails) for _ in range(5)] == [RETRY] * 4 + [RAISE]
-    assert read_failures(run.folder)[-1].state == "FAILED_CLUSTER"
+    assert policy.make_decision(fails) is RAISE
+    assert [(f.state, f.is_final) for f in read_failures(run.folder)] == [("FAILED_CLUSTER", True)]
 
 
 def test_preemptions_cost_nothing_and_an_error_of_rays_own_ends_the_job(policy: BudgetPolicy, run: FakeRun) -> None:
@@ -107,3 +110,19 @@ def test_budgets_hold_where_nothing_can_be_stored_and_another_drivers_records_do
     new = BudgetPolicy(run.folder, "driver-2", 2)
     assert new.make_decision(died()) is RETRY
     assert [(f.attempt, f.driver) for f in read_failures(run.folder)] == [(1, "driver-1"), (2, "driver-2")]
+
+
+def test_an_end_and_its_reasons_are_told_where_the_share_is_away(
+    run: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "glob", away)
+    assert write_outcome(run.folder, Outcome(job="training", state="TRAINED", attempt=1, message="trained"))
+    assert "(TRAINED: trained) is not stored" in caplog.text
+    assert read_failures(run.folder) == []
+    write_failure(
+        run.folder, Failure(driver="d", attempt=1, kind="code", state="FAILED_CODE", epochs_done=0, iteration=0, message="m", evidence="")
+    )
+    assert "is not stored" in caplog.text

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from orchestrator.budgets import Failure, FailureKind, verdict
 from orchestrator.failures import (
@@ -62,6 +63,8 @@ def folder(tmp_path: Path) -> RunFolder:
         (torch.distributed.DistBackendError("NCCL error"), "cluster", "FAILED_CLUSTER"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"), "cluster", "FAILED_CLUSTER"),
         (ConnectionResetError("Connection reset by peer"), "cluster", "FAILED_CLUSTER"),
+        (RayActorError(error_msg="the loader died"), "cluster", "FAILED_CLUSTER"),
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), "memory", "FAILED_CONFIG"),
         (RuntimeError("shape '[2]' is invalid"), "code", "FAILED_CODE"),
         (KeyError("gloomy"), "code", "FAILED_CODE"),
     ],
