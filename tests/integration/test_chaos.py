@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.chaos import Setting, play
 
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 KINDS = ("rank 0", "other rank", "loader", "driver", "state truncated", "tracking killed")
 CI = Setting(faults=4, seed=1, runs=1, epochs=8, train_iterations=20, nodes=(1, 1), kinds=KINDS, validation=())
 
