@@ -51,7 +51,7 @@ class Loader:
         from trainers.samples import make_batch
 
         if self._opened is None:  # here and not at the start, where an error in the data would look like the death of the actor
-            spec = RunFolder(self._run_folder).spec()
+            spec = RunFolder(self._run_folder).living_spec()
             self._opened = spec, open_dataset(spec)
         spec, data = self._opened
         try:

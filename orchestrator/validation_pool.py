@@ -45,7 +45,8 @@ class CaseWorker:
         """Load the network and return the place where it is. Raises CheckpointError when it is not the file that the job started with."""
         from trainers.inference import CasePredictor
 
-        spec, checkpoint = self._folder.spec(), self._folder.checkpoint(self._name)
+        checkpoint = self._folder.checkpoint(self._name)
+        spec = patiently(self._folder.living_spec, f"loading {checkpoint}")
         device = "cuda" if spec.workers.gpus else "cpu"
         self._predictor = patiently(lambda: CasePredictor(spec, checkpoint, device, threads=spec.workers.cpus), f"loading {checkpoint}")
         if self._predictor.checkpoint_sha256 != self._digest:
@@ -60,7 +61,7 @@ class CaseWorker:
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
         result = patiently(lambda: self._validated(case_id), f"the validation of case {case_id}")
-        if self._folder.spec().images:
+        if self._predictor is not None and self._predictor.spec.images:
             self._draw(result)
         return result.dice_mean
 

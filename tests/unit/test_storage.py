@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.away import Away
+from tests.fake_run import FakeRun
 from tests.unit.test_state import FIXED, committed_epochs, row, tensors
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.committed import BestRecord, Committed, newest_committed, read_committed
@@ -141,6 +142,20 @@ def test_a_file_whose_disk_is_away_is_the_clusters_affair_and_one_that_is_missin
     assert read_json(path, "plans") == {}
     with pytest.raises(PermissionError), reading(path):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_run_folder_that_is_not_there_is_an_outage_for_a_job_of_the_run_and_else_the_users_affair(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    away = run.folder.root.rename(tmp_path / "away")
+    with pytest.raises(DataError, match="does not exist"):
+        run.folder.spec()
+    with pytest.raises(StorageError, match=r"is not there on this node\. Mount the shared folder\."):
+        run.folder.living_spec()
+    away.rename(run.folder.root)
+    assert run.folder.living_spec() == run.folder.spec() == run.spec
+    run.folder.spec_file.write_text("{")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        run.folder.living_spec()
 
 
 def test_an_outage_is_found_behind_a_librarys_own_words(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.spec.errors import DataError
+from trainers.spec.errors import DataError, StorageError
 from trainers.spec.files import read_json
 from trainers.spec.run_spec import CheckpointName, RunSpec
 
@@ -113,3 +113,12 @@ class RunFolder:
             return RunSpec.model_validate(content)
         except ValueError as err:
             raise DataError(f"run folder: {self.spec_file} is not a run specification of this version: {err}") from err
+
+    def living_spec(self) -> RunSpec:
+        """As `spec`, for a job of the run on whatever node: a folder that is not there is a disk that is away, raised as StorageError."""
+        try:
+            return self.spec()
+        except DataError as err:
+            if isinstance(err.__cause__, FileNotFoundError):
+                raise StorageError(f"storage: {self.spec_file} is not there on this node. Mount the shared folder.") from err
+            raise
