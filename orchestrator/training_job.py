@@ -75,7 +75,7 @@ def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
     from orchestrator.state_telling import tell_end
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    spec = folder.spec()
+    spec = patiently(folder.spec, f"the start of {folder.root}")
     info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid(), "node": this_node()}
     job = WorkerJob(str(folder.root), driver, patiently(lambda: claim_attempt(folder, driver, info), f"the claim of {folder.root}"))
     outcome = preflight(spec, job.attempt)
@@ -212,7 +212,7 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
     try:
         from trainers.world import current_world
 
-        spec = folder.spec()
+        spec = patiently(folder.living_spec, f"the start of {folder.root}")
         world = current_world(spec.workers.gpus)
         what = f"the claim of a start of {folder.root}"
         attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
