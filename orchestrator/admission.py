@@ -8,6 +8,8 @@ An elastic run starts with its fewest workers; `growth` gives it more only while
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pydantic import ConfigDict
+
 from orchestrator.job_record import JobRecord
 from orchestrator.resources import Fit, NodeResources, Reservation, fit, room_beside
 from trainers.spec.run_spec import Frozen, WorkerSpec
@@ -15,6 +17,8 @@ from trainers.spec.run_spec import Frozen, WorkerSpec
 
 class Waiting(Frozen):
     """A run that wants to start."""
+
+    model_config = ConfigDict(extra="ignore")  # that of a campaign of a newer version may say more
 
     run_key: str
     address: str

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from orchestrator.admission import Waiting
 from trainers.spec.errors import ClusterError
@@ -26,14 +26,20 @@ ROOM_FRESH_S = 60.0
 """What the campaigns leave to elastic runs holds so long; after that no campaign lives, and nobody waits."""
 
 
-class Holding(Frozen):
+class Told(Frozen):
+    """What campaigns tell each other: of a newer version's, what this one does not know is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Holding(Told):
     """A run that has started and not ended, and what it keeps reserved until then."""
 
     run_key: str
     workers: WorkerSpec
 
 
-class Note(Frozen):
+class Note(Told):
     """What one campaign tells the others."""
 
     waiting: tuple[Waiting, ...] = ()

@@ -142,15 +142,15 @@ class Campaign:
                 log.warning("%s was about to stop; this submission takes the wish back, and continues it should it end", run.spec.run_key)
 
     def run(self, poll_s: float = POLL_S) -> int:
-        """Follow the runs to their end; the exit code is 0 when none failed. A cluster or server that is away is waited for."""
+        """Follow the runs to their end; the exit code is 0 when none failed. A cluster, server or disk that is away is waited for."""
         while True:
             try:
                 self.tick()
+                self.tell()
+                if not self._open_runs() and self._teller.is_over():
+                    break
             except (ClusterError, StorageError, OSError) as err:
                 self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
-            self.tell()
-            if all(run.state.is_final for run in self.runs.values()) and self._teller.is_over():
-                break
             time.sleep(poll_s)
         self._board.withdraw(self.campaign)
         exit_code = 1 if any(run.state.is_failure for run in self.runs.values()) else 0
@@ -168,7 +168,9 @@ class Campaign:
             self._admit(jobs)
 
     def tell(self) -> None:
-        """Emit what changed; bring MLflow up to date, or try again later if it is away."""
+        """Bring MLflow up to date, or try again later if it is away; emit what changed. Raises StorageError or OSError."""
+        self._teller.look_after(self._open_runs())
+        self._teller.tell()
         for run in self.runs.values():
             status = run.status()
             before = self._told.get(status.run_key)
@@ -176,7 +178,6 @@ class Campaign:
                 self._told[status.run_key] = status
                 self._told_at[status.run_key] = time.monotonic()
                 self._emit({"event": "status", "status": changes(before, status)})
-        self._teller.tell()
 
     def _say_once(self, text: str) -> None:
         """Log a lasting trouble when it begins, and again every minute."""

@@ -14,7 +14,7 @@ from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import stop_wish
 from orchestrator.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.plan import Stage, standing_of
-from orchestrator.run_record import MARKER_METRIC, KnownRun
+from orchestrator.run_record import MARKER_METRIC, KnownRun, OpenRun
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.committed import newest_committed
 from trainers.spec.errors import ConfigError, DataError
@@ -42,6 +42,7 @@ class Tracking(Protocol):
     def metrics(self, run_id: str) -> dict[str, float]: ...
     def set_state(self, run_id: str, state: RunState) -> None: ...
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None: ...
+    def open_runs(self) -> list[OpenRun]: ...
     def run_url(self, run_id: str) -> str: ...
 
 

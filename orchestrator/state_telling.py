@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orchestrator.claims import Tracking
 from orchestrator.delivery import address_of
@@ -16,6 +16,8 @@ from trainers.spec.states import RunState
 log = logging.getLogger(__name__)
 
 RETRY_S = 30.0
+LOOK_S = 300.0
+"""How often a campaign looks whether MLflow shows its open runs as ended."""
 PATIENCE_S = 600.0
 """How long a campaign whose runs have all ended waits for a tracking server that is away."""
 REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
@@ -35,6 +37,8 @@ class StateTeller:
         self._tracker = tracker
         self._warn = warn
         self._untold: dict[str, RunWatch] = {}
+        self._refused: set[str] = set()
+        self._looked_at = time.monotonic()
         self._again_at = 0.0
         self._ended_at: float | None = None
 
@@ -46,6 +50,20 @@ class StateTeller:
     def forget(self, run: RunWatch) -> None:
         """A run is another's affair from now on."""
         self._untold.pop(run.spec.run_key, None)
+
+    def look_after(self, open_runs: Sequence[RunWatch]) -> None:
+        """Now and then, tell again those that MLflow shows as ended: another cluster, which cannot know that they live, has ended them."""
+        now = time.monotonic()
+        if self._tracker is None or not open_runs or now < max(self._again_at, self._looked_at + LOOK_S):
+            return
+        self._looked_at = now
+        try:
+            shown = {run.run_id for run in self._tracker.open_runs()}
+        except TrackingError as err:
+            log.warning("the tracking server was not asked what it shows of the runs: %s", err)
+            return
+        ended = [run for run in open_runs if run.tracked.run_id not in shown]
+        self._untold.update({run.spec.run_key: run for run in ended if run.spec.run_key not in self._refused})
 
     def tell(self) -> None:
         """Tell MLflow the new states. A run that it refuses is not told again; a server that is away is asked later, other runs first."""
@@ -60,6 +78,7 @@ class StateTeller:
                 )
             except TrackingError as err:
                 if is_refusal(err):
+                    self._refused.add(key)
                     self._warn(f"MLflow refuses the state {run.state} of {key} and is not told it again: {err}")
                     continue
                 self._untold[key] = run  # at the end of the row

@@ -19,7 +19,7 @@ from orchestrator.life_signs import newest_stamp
 from orchestrator.outcome import Outcome, read_outcome
 from orchestrator.run_record import STATE_TAG, shared_reason
 from orchestrator.run_status import Names, meant
-from orchestrator.state_telling import final_state
+from orchestrator.state_telling import final_state, is_refusal
 from orchestrator.validation_report import deliver as deliver_reports
 from orchestrator.validation_report import stored_reports
 from trainers.spec.attempts import newest_attempt
@@ -243,6 +243,8 @@ def sweep(tracker: "Tracker", jobs: Sequence[JobRecord], board: Board) -> list[s
                 ended.append(shown.run_key)
         except (NnfleetError, OSError) as err:
             log.warning("%s: its state was not looked after: %s", shown.run_key, err)
+            if isinstance(err, TrackingError) and not is_refusal(err):
+                break  # the server is away, and each further run would wait for it as long
     return ended
 
 

@@ -150,6 +150,14 @@ class FakeTracking:
         self.deleted: set[str] = set()
         self.unwanted: set[str] = set()
         self.is_away = False
+        self.turned_away = 0
+        self._answers_left: int | None = None
+
+    def goes_away_after(self, answers: int) -> None:
+        self._answers_left = answers
+
+    def comes_back(self) -> None:
+        self.is_away, self._answers_left = False, None
 
     def ping(self) -> None:
         self._answer()
@@ -208,7 +216,11 @@ class FakeTracking:
         self.scores.clear()
 
     def _answer(self) -> None:
+        if self._answers_left is not None:
+            self._answers_left -= 1
+            self.is_away = self._answers_left < 0
         if self.is_away:
+            self.turned_away += 1
             raise TrackingError("mlflow: away")
 
 

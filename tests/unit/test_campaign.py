@@ -13,6 +13,7 @@ from orchestrator.campaign_log import CampaignLog
 from orchestrator.campaign_loop import LEAST_TELL_S, is_news, reservations
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import read_outcome
+from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_json_atomic
@@ -260,6 +261,42 @@ def test_a_cluster_that_does_not_answer_is_waited_for(stage: Stage, caplog: pyte
     stage.cluster.records = back_after_three  # type: ignore[method-assign]
     assert campaign.run(poll_s=0) == 0
     assert caplog.text.count("cannot go on") == 1
+
+
+def test_a_share_that_is_away_is_waited_for(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    finish_on_disk(run)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    (committed,) = RunFolder(run.run_folder).state.glob("*.json")
+    away, real, looks = Away(committed), stage.cluster.records, []
+
+    def back_after_three() -> list[JobRecord]:
+        looks.append("")
+        if len(looks) == 4:
+            away.come_back()
+        return real()
+
+    stage.cluster.records = back_after_three  # type: ignore[method-assign]
+    assert campaign.run(poll_s=0) == 0
+    assert caplog.text.count("cannot go on") == 1
+    assert "Bring back the disk" in caplog.text
+    assert stage.told(run) == ["RUNNING", "SUCCEEDED"]
+
+
+def test_a_note_of_a_newer_version_is_read_as_far_as_it_is_known(stage: Stage) -> None:
+    campaign = stage.campaign(stage.run(0), stage.run(1))
+    look(campaign)
+    look(campaign)
+    board = Board(stage.base / "board")
+    known = board.notes(["c1"])["c1"]
+    note = json.loads(known.model_dump_json()) | {"of tomorrow": 1}
+    for told in ("waiting", "holding"):
+        note[told][0]["of tomorrow"] = 2
+    write_json_atomic(board.folder / "c1.json", note)
+    assert board.notes(["c1"]) == {"c1": known}
 
 
 def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:

@@ -106,6 +106,38 @@ def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> Non
     assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
 
 
+def test_a_run_that_another_cluster_has_taken_for_dead_is_told_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows neither the campaign's board nor its jobs."""
+    runs = [stage.run(0), stage.run(1), stage.run(2)]
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    elsewhere = Board(stage.base / "board of another head")
+    sweep(stage.tracking, [], elsewhere)  # type: ignore[arg-type]
+    look(campaign)
+    assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED]
+    monkeypatch.setattr("orchestrator.state_telling.LOOK_S", 0.0)
+    stage.tracking.deleted = {"id-key2"}
+    for _ in range(3):
+        look(campaign)
+    assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED, RunState.QUEUED]
+    assert len([event for event in stage.events if event["event"] == "warning"]) == 1, "what is refused is not told again"
+    stage.tracking.is_away = True
+    look(campaign)
+
+
+def test_a_server_that_goes_away_is_asked_for_one_run_and_one_that_refuses_for_all(stage: Stage) -> None:
+    look(stage.campaign(stage.run(0), stage.run(1), stage.run(2)))
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_driver(stage.run(0))
+    tracking, board = stage.tracking, Board(stage.base / "board")
+    tracking.goes_away_after(1)
+    assert sweep(tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    assert tracking.turned_away == 1
+    tracking.comes_back()
+    tracking.deleted = {"id-key0"}
+    assert sweep(tracking, stage.cluster.records(), board) == ["key1", "key2"]  # type: ignore[arg-type]
+
+
 def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage) -> None:
     runs = [stage.run(0), stage.run(1)]
     campaign = stage.campaign(*runs)
