@@ -18,6 +18,8 @@ from trainers.spec.wishes import is_wished, withdraw
 log = logging.getLogger(__name__)
 SAVE_WAIT_S = 30.0
 SAVE_POLL_S = 0.1
+SEEN_WITHIN_S = 2.0
+"""After so long without an answer to a wish that is no longer open it was refused: the state comes before the wish goes."""
 
 
 class SaveBeforeResize(ControllerCallback):
@@ -37,16 +39,19 @@ class SaveBeforeResize(ControllerCallback):
 
 
 def _saved(folder: RunFolder) -> None:
-    """Ask for a state and wait until the one that answers is durable; one that was already being written is none."""
+    """Ask for a state and wait until the one that answers is durable, or the wish was refused; one that was being written is no answer."""
     before = newest_committed(folder)
     write_json_atomic(folder.save_file, {"why": "the number of workers changes"})
-    deadline = time.monotonic() + SAVE_WAIT_S
-    while time.monotonic() < deadline:
-        is_open = is_wished(folder.save_file) or is_wished(folder.accepted_save_file)  # in this order: the first becomes the second
-        now = None if is_open else newest_committed(folder)
-        if now is not None and (before is None or now.position > before.position):
-            return
+    asked = seen_open = now = time.monotonic()
+    while now < min(asked + SAVE_WAIT_S, seen_open + SEEN_WITHIN_S):
+        if is_wished(folder.save_file) or is_wished(folder.accepted_save_file):  # in this order: the first becomes the second
+            seen_open = now
+        else:
+            newest = newest_committed(folder)
+            if newest is not None and (before is None or newest.position > before.position):
+                return
         time.sleep(SAVE_POLL_S)
+        now = time.monotonic()
     withdraw(folder.save_file)
     withdraw(folder.accepted_save_file)
-    log.warning("%s saved no state within %.0f s: it continues from the one before", folder.root, SAVE_WAIT_S)
+    log.warning("%s saved no state within %.0f s: it continues from the one before", folder.root, now - asked)

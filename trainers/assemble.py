@@ -20,6 +20,7 @@ from trainers.spec.folder import RunFolder
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels, without_cases
 from trainers.spec.run_spec import RunSpec, Schedule
 from trainers.spec.split_batch import rank_positions
+from trainers.spec.storage import patiently
 from trainers.state import Reached, StateWriter, newest_valid
 from trainers.world import World
 
@@ -129,8 +130,8 @@ def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
 
 
 def newest_everywhere(folder: RunFolder, world: World) -> Committed | None:
-    """The newest valid state as rank 0 finds it, on every rank; None for a fresh run. A collective."""
-    newest = newest_valid(folder) if world.is_main else None
+    """The newest valid state as rank 0 finds it, on every rank; None for a fresh run. A disk that is away is waited for. A collective."""
+    newest = patiently(lambda: newest_valid(folder), f"the start from {folder.state}") if world.is_main else None
     return world.from_main(newest)
 
 
@@ -142,7 +143,7 @@ def reached_by(committed: Committed | None, schedule: Schedule) -> Reached:
 
 
 def restore(folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
-    """Load a state's tensors into this rank's learner. Raises CheckpointError when they cannot be read here."""
+    """Load a state's tensors into this rank's learner. Raises CheckpointError or StorageError when they cannot be read here."""
     if committed is None:
         return
     learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))

@@ -18,6 +18,7 @@ from trainers.spec.committed import BestRecord, EpochRow
 from trainers.spec.errors import CheckpointError
 from trainers.spec.names import checkpoint_trainer_name
 from trainers.spec.run_spec import RunSpec
+from trainers.spec.storage import find_outage
 
 Checkpoint = dict[str, Any]
 
@@ -89,10 +90,11 @@ def _layout(tensor: torch.Tensor) -> Any:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Load a checkpoint onto the CPU without executing anything in it. Raises CheckpointError when it is missing or broken."""
+    """Load a checkpoint onto the CPU without executing anything in it. Raises CheckpointError (missing, broken), StorageError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises many kinds for a broken archive
+        find_outage(err, [path])
         raise CheckpointError(f"checkpoint: {path} cannot be read: {_cause(err)}. Restore the file or take another checkpoint.") from err
     weights = content.get("network_weights") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):

@@ -108,8 +108,12 @@ class Learner:
             self.scaler.load_state_dict(checkpoint["grad_scaler_state"])
 
     def is_finite(self) -> bool:
-        """True while weights and running statistics are finite numbers; momenta then are too, since each step adds them to the weights."""
-        return all(bool(torch.isfinite(tensor).all()) for tensor in (*self.plain.parameters(), *self.plain.buffers()))
+        """True while the weights are finite numbers, on all ranks alike; momenta then are too: each step adds them to the weights."""
+        return all(bool(torch.isfinite(weight).all()) for weight in self.plain.parameters())
+
+    def is_state_finite(self) -> bool:
+        """True while what is saved is: the weights, and the running statistics, of which each rank has its own. For rank 0 alone."""
+        return self.is_finite() and all(bool(torch.isfinite(buffer).all()) for buffer in self.plain.buffers())
 
     def peak_memory_gib(self) -> float:
         """Largest GPU memory that this rank has held so far; 0 on CPU."""

@@ -65,7 +65,7 @@ class Midway:
         now = time.monotonic()
         if self.writer is None:
             return
-        if not self.learner.is_finite():
+        if not self.learner.is_state_finite():
             self._refuse(iteration)
             return
         in_flight = InFlight(iteration=iteration, train_loss_sums=sums, elapsed_s=now - self._epoch_started)
@@ -75,13 +75,15 @@ class Midway:
 
     def _refuse(self, iteration: int) -> None:
         """Weights that are no numbers replace no sound state; the end of the epoch decides what becomes of the run."""
-        withdraw(self.folder.save_file)
-        if not self._has_refused:
-            epoch = self._reached.epochs_done
-            log.warning("epoch %d: not saved after %d iterations, nor later within it: weights hold NaN or infinity", epoch, iteration)
         self._has_refused = True
+        withdraw(self.folder.save_file)
+        epoch = self._reached.epochs_done
+        log.warning("epoch %d: not saved after %d iterations, nor later within it: weights hold NaN or infinity", epoch, iteration)
 
     def _is_due(self) -> bool:
+        if self._has_refused:
+            withdraw(self.folder.save_file)
+            return False
         minutes = self.spec.checkpoint.every_minutes
         return save_is_due(
             time.monotonic() - self._saved_at,

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,12 +25,22 @@ import torch
 
 from trainers.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.spec.attempts import check_fence, gone_when_superseded, newest_attempt
-from trainers.spec.committed import BestRecord, Committed, EpochRow, InFlight, Manifest, attempt_named, committed_states, state_stem
+from trainers.spec.committed import (
+    BestRecord,
+    Committed,
+    EpochRow,
+    InFlight,
+    Manifest,
+    attempt_named,
+    commit_files,
+    newest_first,
+    state_stem,
+)
 from trainers.spec.errors import CheckpointError, StorageError
 from trainers.spec.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName
-from trainers.spec.storage import STORAGE_PATIENCE_S, free_space, patiently
+from trainers.spec.storage import STORAGE_PATIENCE_S, free_space, patiently, reading
 from trainers.spec.wishes import accept_save, withdraw
 
 log = logging.getLogger(__name__)
@@ -80,7 +91,7 @@ class StateWriter:
     fixed: Checkpoint
     total_epochs: int
     patience_s: float = STORAGE_PATIENCE_S
-    """How long a commit waits for a disk that does not take it."""
+    """How long a commit waits for a disk that does not take it, over all its steps."""
     held_s: float = 0.0
     """Seconds for which the newest `commit` held its caller."""
     _thread: threading.Thread | None = None
@@ -125,12 +136,14 @@ class StateWriter:
                 self._link(committed)
 
     def _run(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
+        began = time.monotonic()
         try:
             what = f"the state after {describe_position(reached)}"
             with gone_when_superseded(self.folder, self.attempt):
                 committed = patiently(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
                 withdraw(self.folder.accepted_save_file)
-                patiently(lambda: self._tidy(committed), f"nnU-Net's names for {what}", self.patience_s)
+                left_s = max(0.0, began + self.patience_s - time.monotonic())
+                patiently(lambda: self._tidy(committed), f"nnU-Net's names for {what}", left_s)
         except BaseException as err:  # handed to the training thread by the next commit or drain
             self._error = err
 
@@ -221,15 +234,17 @@ def newest_valid(folder: RunFolder) -> Committed | None:
     """The newest commit whose tensors are whole, by SHA-256; damaged ones are passed over with a warning. None for a fresh run.
 
     A best checkpoint that is gone does not cost the state: it is taken from nnU-Net's name for it, or forgotten with a warning.
-    Raises CheckpointError when there are commits and none is whole: a run never starts anew over what it has reached.
+    Raises CheckpointError when there are commits and none is whole: a run never starts anew over what it has reached. What cannot be read
+    now is not damaged: raises StorageError, or what the system says, rather than to go on from an older state.
     """
-    for committed in committed_states(folder):
+    for committed in newest_first(folder):
         path = folder.state / f"{committed.stem}.pth"
-        problem = "missing" if not path.is_file() else None if sha256_of(path) == committed.state_sha256 else "not what its commit names"
-        if problem is None:
+        digest = _digest(path)
+        if digest == committed.state_sha256:
             return _with_best(folder, committed)
+        problem = "missing" if digest is None else "not what its commit names"
         log.warning("state %s is passed over: its tensors are %s", path, problem)
-    if any(folder.state.glob("e*_a*.json")):
+    if commit_files(folder):
         raise CheckpointError(
             f"state: none of the commits in {folder.state} is whole, so the run cannot go on from any. "
             f"Restore the files, or delete {folder.own} to train this run from the start."
@@ -240,9 +255,9 @@ def newest_valid(folder: RunFolder) -> Committed | None:
 def _with_best(folder: RunFolder, committed: Committed) -> Committed:
     """`committed` with its best checkpoint whole on disk, or without one."""
     best = committed.best
-    if best is None or _is_whole(folder.root / best.file, best):
+    if best is None or _digest(folder.root / best.file) == best.sha256:
         return committed
-    if _is_whole(folder.checkpoint("best"), best):
+    if _digest(folder.checkpoint("best")) == best.sha256:
         log.warning("best checkpoint %s was damaged; it is restored from %s", best.file, folder.checkpoint("best"))
         write_through(folder.root / best.file, lambda stream: _copy(folder.checkpoint("best"), stream))
         return committed
@@ -250,8 +265,13 @@ def _with_best(folder: RunFolder, committed: Committed) -> Committed:
     return committed.model_copy(update={"best": None})
 
 
-def _is_whole(path: Path, manifest: Manifest) -> bool:
-    return path.is_file() and sha256_of(path) == manifest.sha256
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file, or None if it is not there. Raises StorageError where its disk is away."""
+    try:
+        with reading(path):
+            return sha256_of(path)
+    except FileNotFoundError:
+        return None
 
 
 def _copy(source: Path, stream: IO[bytes]) -> None:
@@ -266,7 +286,7 @@ def set_aside_newer(folder: RunFolder, committed: Committed | None, attempt: int
     """
     places = ((folder.state, ".*.part"), (folder.best, ".*.part"), (folder.root, ".checkpoint_*.part"))
     half_written = [path for place, pattern in places for path in place.glob(pattern) if attempt_named(path) <= attempt]
-    commits = [path for path in folder.state.glob("e*_a*.json") if attempt_named(path) <= attempt]
+    commits = [path for path in commit_files(folder) if attempt_named(path) <= attempt]
     check_fence(folder, attempt)
     for path in commits:
         if committed is not None and path.stem > committed.stem:
@@ -280,14 +300,20 @@ def prune(folder: RunFolder, attempt: int) -> None:
     """Delete all but the commits that are kept (see KEEP_STATES) and the best checkpoints that they name.
 
     Files of commits in the making stay, and all of a newer attempt: as in `set_aside_newer`, the fence is asked after the listing.
+    Reads only what is kept; where that cannot be read, raises StorageError and deletes nothing.
     """
-    states = committed_states(folder)
-    newest = [state.stem for state in states[:KEEP_STATES]]
-    of_epoch = next((state for state in states if state.in_flight is None), None)
-    kept = {state.stem: state for state in states if state.stem in newest or state is of_epoch}
-    named = {state.best.file for state in kept.values() if state.best is not None}
-    old = [folder.state / f"{state.stem}.json" for state in states if state.stem not in kept]
-    old += [path for path in folder.state.glob("e*.pth") if path.stem not in kept and path.stem < min(newest, default="")]
+    states = newest_first(folder)
+    kept = list(islice(states, KEEP_STATES))
+    newest = [state.stem for state in kept]
+    if all(state.in_flight for state in kept):
+        kept += islice((state for state in states if state.in_flight is None), 1)
+    stems = {state.stem for state in kept}
+    named = {state.best.file for state in kept if state.best is not None}
+    old = [
+        path
+        for path in (*commit_files(folder), *folder.state.glob("e*.pth"))
+        if path.stem not in stems and path.stem < min(newest, default="")
+    ]
     old += [
         path
         for path in folder.best.glob("e*.pth")

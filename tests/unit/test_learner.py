@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from tests.toy import toy_spec
 from trainers.assemble import Blueprint, assemble, blueprint, warm_up
 from trainers.checkpoint import copied_to_cpu
 from trainers.learner import Learner, learning_rate
+from trainers.loop import EpochTotals, check_finite
 from trainers.samples import Batch
+from trainers.spec.errors import DivergedError
 from trainers.spec.plans import Labels
 from trainers.spec.run_spec import RunSpec, Schedule
+from trainers.state import Reached
 from trainers.world import World, device_for
 
 CPU = torch.device("cpu")
@@ -103,13 +107,19 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
     assert largest_difference(weights(unbroken), weights(resumed)) == 0
 
 
-def test_weights_are_not_sound_with_running_statistics_that_are_no_numbers(made: tuple[RunSpec, Blueprint]) -> None:
+def test_running_statistics_that_are_no_numbers_are_not_saved_and_part_no_ranks(made: tuple[RunSpec, Blueprint]) -> None:
+    """Each rank has its own, so no rank may raise by them where the others go on."""
     learner = learner_of(made)
-    assert learner.is_finite()
     learner.plain = torch.nn.Sequential(learner.plain, torch.nn.BatchNorm3d(2))
-    assert learner.is_finite()
+    assert learner.is_state_finite()
     learner.plain[1].running_var[0] = torch.inf  # type: ignore[index, union-attr]
-    assert not learner.is_finite()
+    assert not learner.is_state_finite()
+    totals = EpochTotals(train_loss=0.5, val_loss=math.nan, pseudo_dice=(0.5,), is_stopping=False)
+    check_finite(totals, learner, Reached())
+    with torch.no_grad():
+        learner.plain[1].weight[0] = torch.nan  # type: ignore[index]
+    with pytest.raises(DivergedError, match="weights hold NaN"):
+        check_finite(totals, learner, Reached())
 
 
 def test_the_head_without_weight_never_moves_and_keeps_its_place_in_the_optimizer(made: tuple[RunSpec, Blueprint]) -> None:

@@ -121,6 +121,42 @@ def test_weights_that_are_no_numbers_replace_no_sound_state(tmp_path: Path, capl
     ]
 
 
+def test_after_a_refusal_nothing_is_looked_at_until_the_next_epoch(tmp_path: Path) -> None:
+    training = Training(tmp_path, every_minutes=1e-9)
+    statistics = torch.tensor([torch.nan])
+    training.plain.register_buffer("running_mean", statistics)
+    training.step(1)
+    statistics.zero_()
+    training.ask()
+    training.step(2)
+    assert not training.is_open()
+    training.reached = Reached((row(0, 0.5), row(1, 0.5)))
+    training.finish_epoch()
+    training.step(1)
+    training.writer.drain()
+    assert training.states() == [(2, 1), (2, 0)]
+
+
+def test_before_a_resize_a_state_that_is_refused_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(train_callback, "SAVE_POLL_S", 0.005)
+    monkeypatch.setattr(train_callback, "SAVE_WAIT_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(train_callback, "SEEN_WITHIN_S", 0.05)
+    training = Training(tmp_path)
+    training.writer.drain()
+    with torch.no_grad():
+        training.plain.weight[0, 0] = torch.nan
+    resizing = threading.Thread(target=train_callback._saved, args=[training.folder], daemon=True)
+    resizing.start()
+    while not training.folder.save_file.exists():
+        time.sleep(0.001)
+    training.step(1)
+    resizing.join(PATIENCE_S)
+    assert not resizing.is_alive()
+    assert "saved no state" in caplog.records[-1].message
+
+
 def test_a_wish_is_open_until_the_one_state_that_answers_it_is_durable(tmp_path: Path) -> None:
     training, gate = Training(tmp_path), Gate()
     training.writer.drain()

@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,12 @@ import torch
 
 from tests.away import Away
 from tests.fake_run import FakeRun
+from tests.unit.test_learner import ALONE
 from tests.unit.test_state import FIXED, committed_epochs, row, tensors
+from trainers.assemble import newest_everywhere
+from trainers.checkpoint import read_checkpoint
 from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import BestRecord, Committed, newest_committed, read_committed
+from trainers.spec.committed import BestRecord, Committed, committed_states, newest_committed, read_committed
 from trainers.spec.errors import CheckpointError, DataError, StorageError
 from trainers.spec.files import check_takes, create_exclusive, link_atomic, read_json, sha256_of, write_atomic
 from trainers.spec.folder import RunFolder
@@ -293,6 +297,74 @@ def test_a_slow_disk_holds_the_training_and_neither_loses_a_state_nor_piles_them
     final = newest_valid(folder)
     assert final is not None
     assert (final.epochs_done, final.final is not None) == (6, True)
+
+
+def test_what_tidies_up_has_only_the_patience_that_the_state_has_left(tmp_path: Path) -> None:
+    """The other ranks wait for both together."""
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1])
+    slow = {**FIXED, "slow": [SlowToStore() for _ in range(5)]}
+    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), slow, 1000, patience_s=0.2)
+    away = Away(folder.state / "e00001_a0001.json")  # which is to be kept
+    writer.commit(reached(2), False, lambda: tensors(1.0))
+    with pytest.raises(
+        StorageError, match=r"e00001_a0001\.json cannot be read.*nnU-Net's names for the state after 2 epochs was tried 1 times"
+    ):
+        writer.drain()
+    away.come_back()
+    assert [committed.epochs_done for committed in committed_states(folder)] == [2, 1]
+
+
+def test_an_old_commit_that_cannot_be_read_is_pruned_unread(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1])
+    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000, patience_s=0.0)
+    writer.commit(reached(2), False, lambda: tensors(1.0))
+    writer.drain()
+    Away(folder.state / "e00001_a0001.json")
+    writer.commit(reached(3), False, lambda: tensors(2.0))
+    writer.drain()
+    assert [committed.epochs_done for committed in committed_states(folder)] == [3, 2]
+
+
+# ---- a start whose disk is away for a moment ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["state/e00003_a0001.json", "state/e00003_a0001.pth", "best/e00003_a0001.pth"])
+def test_a_newest_commit_that_cannot_be_read_now_is_neither_passed_over_nor_lost(tmp_path: Path, half: str) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1, 0.2, 0.3])
+    before = newest_valid(folder)
+    assert before is not None
+    away = Away(folder.own / half)
+    with pytest.raises(StorageError, match=f"{half} cannot be read: the file system is away"):
+        newest_valid(folder)
+    if half.endswith("json"):
+        with pytest.raises(StorageError):
+            newest_committed(folder)
+    threading.Timer(0.2, away.come_back).start()
+    found = newest_everywhere(folder, ALONE)
+    assert found is not None
+    assert text(found) == text(before)
+    StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000).start_from(found)
+    assert sorted(path.suffix for path in folder.state.iterdir()) == [".json", ".json", ".pth", ".pth"]
+
+
+def test_a_folder_of_states_that_cannot_be_listed_is_no_fresh_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1])
+    folder.state.rename(folder.own / "moved")
+    folder.state.symlink_to(folder.state)
+    with pytest.raises(OSError, match="symbolic links"):
+        newest_valid(folder)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_broken(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "fold_0")
+    committed_epochs(folder, [0.1])
+    Away(folder.state / "e00001_a0001.pth")
+    with pytest.raises(StorageError, match=r"e00001_a0001\.pth cannot be read: the file system is away"):
+        read_checkpoint(folder.state / "e00001_a0001.pth")
 
 
 # ---- what a power cut or a broken disk leaves ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The other half, tensors of network and optimizer, lies beside it with the same s
 import logging
 import re
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, Frozen
+from trainers.spec.storage import reading
 
 log = logging.getLogger(__name__)
 _told: deque[Path] = deque(maxlen=256)
@@ -129,19 +131,32 @@ def attempt_named(path: Path) -> int:
     return int(found[1]) if found else 0
 
 
+def commit_files(folder: RunFolder) -> list[Path]:
+    """The JSON halves of all commits of a run, newest first. Raises StorageError or OSError where a folder that is there is not listed."""
+    try:
+        with reading(folder.state):
+            return sorted((path for path in folder.state.iterdir() if path.match("e*_a*.json")), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def newest_first(folder: RunFolder) -> Iterator[Committed]:
+    """The commits of a run, newest first; a damaged one is skipped with a warning. Raises as `read_committed` when it comes to a file."""
+    found = (read_committed(path) for path in commit_files(folder))
+    return (committed for committed in found if committed is not None)
+
+
 def committed_states(folder: RunFolder) -> list[Committed]:
-    """All readable commits of a run, newest first; a broken file is skipped with a warning."""
-    found = (read_committed(path) for path in sorted(folder.state.glob("e*_a*.json"), reverse=True))
-    return [committed for committed in found if committed is not None]
+    """All commits of a run, newest first (see `newest_first`)."""
+    return list(newest_first(folder))
 
 
 def newest_committed(folder: RunFolder) -> Committed | None:
-    """The newest readable commit of a run, or None. Reads JSON only; the tensors' digest is checked when they are loaded."""
-    for path in sorted(folder.state.glob("e*_a*.json"), reverse=True):
-        committed = read_committed(path)
-        if committed is not None:
-            return committed
-    return None
+    """The newest commit of a run, or None. Reads JSON only; the tensors' digest is checked when they are loaded.
+
+    Raises as `read_committed`: what cannot be read now may be the newest, so an older one is no answer.
+    """
+    return next(newest_first(folder), None)
 
 
 def reached_position(folder: RunFolder) -> tuple[int, int]:
@@ -151,13 +166,17 @@ def reached_position(folder: RunFolder) -> tuple[int, int]:
 
 
 def read_committed(path: Path) -> Committed | None:
-    """One commit, or None if the file has gone or does not parse; of the latter is warned, once."""
+    """One commit, or None if the file has gone or does not parse; of the latter is warned, once.
+
+    A file that is there and is not read may be sound: raises StorageError where its disk is away, else the error of the system.
+    """
     try:
-        return Committed.model_validate_json(path.read_bytes())
+        with reading(path):
+            return Committed.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None  # pruned between listing and reading
-    except (OSError, ValidationError) as err:
+    except ValidationError as err:
         if path not in _told:
             _told.append(path)
-            log.warning("state %s is not readable and is passed over: %s", path, err)
+            log.warning("state %s is damaged and is passed over: %s", path, err)
         return None
