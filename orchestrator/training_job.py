@@ -158,7 +158,7 @@ def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
 
 def ended(folder: RunFolder, attempt: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
     """The outcome of workers that all returned."""
-    reached = newest_committed(folder)
+    reached = patiently(lambda: newest_committed(folder), f"the end of {folder.root}")
     epochs = reached.epochs_done if reached else 0
     return Outcome(job="training", state=state, attempt=attempt, message=f"{state.lower()} after {epochs} epochs")
 
