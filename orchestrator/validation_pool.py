@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from orchestrator.case_queue import CaseFailure, CaseQueue, case_limit_s
 from orchestrator.validation_cases import Stopped, case_sizes, is_stop_asked
 from orchestrator.validation_report import picture_file
-from trainers.spec.errors import CheckpointError, ClusterError, DataError, NnfleetError
+from trainers.spec.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.spec.files import check_takes, write_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointName, RunSpec
@@ -34,6 +34,20 @@ WAIT_REPORT_S = 60.0
 """After this long without a free worker the log says what is waited for, and again after each such span."""
 
 
+def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "") -> "CasePredictor":
+    """The network of a checkpoint, on the run's kind of device unless one is named.
+
+    Raises CheckpointError, also when it is not the file that the job started with, DataError or StorageError.
+    """
+    from trainers.inference import CasePredictor
+
+    spec, checkpoint = folder.living_spec(), folder.checkpoint(name)
+    predictor = CasePredictor(spec, checkpoint, device or ("cuda" if spec.workers.gpus else "cpu"), threads=spec.workers.cpus)
+    if predictor.checkpoint_sha256 != digest:
+        raise CheckpointError(f"checkpoint: {checkpoint} changed while it was being validated. Validate again.")
+    return predictor
+
+
 class CaseWorker:
     """The actor: holds the network of one checkpoint and validates one case after the other."""
 
@@ -42,15 +56,9 @@ class CaseWorker:
         self._predictor: CasePredictor | None = None
 
     def load(self) -> str:
-        """Load the network and return the place where it is. Raises CheckpointError when it is not the file that the job started with."""
-        from trainers.inference import CasePredictor
-
-        checkpoint = self._folder.checkpoint(self._name)
-        spec = patiently(self._folder.living_spec, f"loading {checkpoint}")
-        device = "cuda" if spec.workers.gpus else "cpu"
-        self._predictor = patiently(lambda: CasePredictor(spec, checkpoint, device, threads=spec.workers.cpus), f"loading {checkpoint}")
-        if self._predictor.checkpoint_sha256 != self._digest:
-            raise CheckpointError(f"checkpoint: {checkpoint} changed while it was being validated. Validate again.")
+        """Load the network and return the place where it is. A disk that is away is waited for. Raises as `loaded`."""
+        what = f"loading {self._folder.checkpoint(self._name)}"
+        self._predictor = patiently(lambda: loaded(self._folder, self._name, self._digest), what)
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
@@ -61,7 +69,7 @@ class CaseWorker:
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
         result = patiently(lambda: self._validated(case_id), f"the validation of case {case_id}")
-        if self._predictor is not None and self._predictor.spec.images:
+        if self._predictor and self._predictor.spec.images:
             self._draw(result)
         return result.dice_mean
 
@@ -116,7 +124,7 @@ class Pool:
     _flights: dict[Any, Flight] = field(default_factory=dict)
     """Pending call -> what it is."""
     _aside: list[tuple[Any, str]] = field(default_factory=list)
-    """Actors at sick places, with these."""
+    """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
     _loading_losses: int = 0
     _slowest_s: float = 0.0
 
@@ -195,22 +203,35 @@ class Pool:
         """Nobody else is left: the sick places have to do, and what fails there counts."""
         aside, self._aside = self._aside, []
         for actor, place in aside:
+            if not place:
+                ray.kill(actor)  # whoever waits in its stead may try there
+                continue
             self.queue.pardon(place)
             self._give_next(actor, place)
 
     def _loading_failed(self, flight: Flight, cause: BaseException) -> None:
-        """A worker did not come to work. An error of ours says why nobody will; else it is replaced some times, then done without."""
-        ray.kill(flight.actor)
-        if isinstance(cause, NnfleetError):
-            raise cause
+        """A worker did not come to work: it is replaced some times, then done without. An error of ours that nobody escapes is raised."""
+        is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
+        if is_of_files:
+            self._aside.append((flight.actor, ""))
+            loaded(self.folder, self.name, self.digest, "cpu")  # raises if they are so from here too; else it is its node
+        else:
+            ray.kill(flight.actor)
+            if isinstance(cause, NnfleetError):
+                raise cause
         self._loading_losses += 1
         log.warning("a worker of %s was lost while it loaded the network: %s", self.name, str(cause)[-500:])
         if self._loading_losses <= self.queue.attempts:
             self._replace()
-        elif not self._flights and not self._aside:
+        elif not self._flights and not any(place for _, place in self._aside):
+            advice = (
+                "Mount the shared folder on all nodes, at the same place."
+                if is_of_files
+                else f"Does a node have memory for {self.spec.workers.cpus} CPUs' worth of it?"
+            )
             raise ClusterError(
-                f"full validation ({self.name}): workers died {self._loading_losses} times while loading the network, at last: {cause} "
-                f"Does a node have memory for {self.spec.workers.cpus} CPUs' worth of it?"
+                f"full validation ({self.name}): workers were lost {self._loading_losses} times while loading the network, "
+                f"at last: {cause} {advice}"
             )
 
     def _case_failed(self, flight: Flight, case_id: str, cause: BaseException, error: RayTaskError) -> None:

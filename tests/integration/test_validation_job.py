@@ -1,6 +1,7 @@
 """The full-validation job on a real local Ray: complete, resumable, and alone in its failures."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from orchestrator import case_queue
 from orchestrator.outcome import read_outcome
 from orchestrator.tracking import Tracker
 from orchestrator.validation_job import run_validation
+from tests.away import OnlyHere
 from tests.conftest import Toys
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import free_port
@@ -291,3 +293,34 @@ def test_a_missing_or_broken_checkpoint_is_named_before_a_case_is_blamed(toys: T
     outcome = run_validation(folder, delivery_waits_s=())
     assert outcome.state == "FAILED_CONFIG"
     assert "checkpoint_final.pth does not exist; 2 of 2 epochs are done" in outcome.message
+
+
+class WhenTold(logging.Handler):
+    """Does something as soon as the log says `text`."""
+
+    def __init__(self, text: str, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.text, self.act = text, act
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.text in record.getMessage():
+            self.act()
+
+
+def test_a_worker_that_does_not_see_what_the_head_sees_is_replaced(toys: Toys, tmp_path: Path, finished: tuple[RunSpec, RunFolder]) -> None:
+    _, folder = random_run(toys("labels"), tmp_path, validation=ValidationSpec(checkpoints=("best",), attempts_per_case=1))
+    share = WhenTold("was lost while it loaded", OnlyHere(folder.checkpoint("best")).share)
+    logging.getLogger("orchestrator.validation_pool").addHandler(share)
+    outcome = run_validation(folder, delivery_waits_s=())
+    logging.getLogger("orchestrator.validation_pool").removeHandler(share)
+    assert outcome.state == "SUCCEEDED", outcome
+    assert predictions(folder, "best") == predictions(finished[1], "best")
+
+
+def test_that_no_node_sees_what_the_head_sees_is_the_clusters_affair(toys: Toys, tmp_path: Path) -> None:
+    _, folder = random_run(toys("labels"), tmp_path, validation=ValidationSpec(checkpoints=("best",), attempts_per_case=1))
+    OnlyHere(folder.checkpoint("best"))
+    outcome = run_validation(folder, delivery_waits_s=())
+    assert outcome.state == "FAILED_CLUSTER"
+    assert "workers were lost 2 times while loading the network, at last: checkpoint: " in outcome.message
+    assert "Mount the shared folder on all nodes" in outcome.message

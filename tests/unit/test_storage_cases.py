@@ -151,6 +151,16 @@ def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, cap
     ]
 
 
+def test_a_loader_whose_node_does_not_have_the_run_folder_yet_waits_for_it(spec: RunSpec) -> None:
+    spec = spec.model_copy(update={"model_folder": spec.preprocessed_folder.with_name("model")})
+    folder, away = RunFolder(spec.run_folder), spec.run_folder.with_name("away")
+    write_json_atomic(away / folder.spec_file.relative_to(folder.root), spec.model_dump(mode="json"))
+    back = threading.Timer(0.2, lambda: away.rename(folder.root))
+    back.start()
+    assert len(Loader(str(folder.root), [0, 1]).make("train", 0, 0).images) == 2
+    back.join()
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_a_label_file_that_was_cut_is_not_read_as_zeros(tmp_path: Path, ending: str) -> None:
     """SimpleITK itself reads most such files without an error."""

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.validation_pool import CaseWorker
 from tests.away import Away
 from tests.fake_run import FakeRun
-from trainers.spec.errors import DataError
+from trainers.spec.errors import CheckpointError, DataError
 from trainers.spec.files import read_json
 from trainers.spec.plans import labels_of, load_dataset_json
 
@@ -80,6 +80,15 @@ def test_no_case_is_predicted_while_the_disk_of_the_results_is_away(made: tuple[
     timer.join()
     assert seen == [0]
     assert (run.folder.cases("best") / "case_2.json").is_file()
+
+
+def test_a_worker_whose_node_does_not_have_the_run_folder_yet_waits_for_it(made: tuple[CaseWorker, Predictor, FakeRun]) -> None:
+    worker, _, run = made
+    away = run.folder.root.rename(run.folder.root.with_name("away"))
+    timer = comes_back(lambda: away.rename(run.folder.root))
+    with pytest.raises(CheckpointError, match=r"checkpoint_best\.pth cannot be read"):  # it came to look for it
+        worker.load()
+    timer.join()
 
 
 def test_a_case_whose_data_are_broken_is_not_waited_for(made: tuple[CaseWorker, Predictor, FakeRun]) -> None:
