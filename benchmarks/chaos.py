@@ -165,13 +165,15 @@ class Chaos:
     def run(self, strikes: Sequence[Strike]) -> list[Row]:
         """Strike, wait for recovery, and so on; a strike that falls into a start-up follows the one before at once."""
         rows: list[Row] = []
+        is_cut = False
         for index, strike in enumerate(strikes):
             watch = self.watches[strike.run]
             row = Row(strike, f"run {strike.run}")
             rows.append(row)
             follower = strikes[index + 1] if index + 1 < len(strikes) else None
             is_hit_again = follower is not None and follower.run == strike.run and follower.moment == "start-up"
-            self._one(row, watch, is_hit_again=is_hit_again)
+            is_cut = strike.kind == "state truncated" or (is_cut and strike.moment == "start-up")  # until a start has come through
+            self._one(row, watch, is_hit_again=is_hit_again, is_cut=is_cut)
             self.tell(as_line(index, row))
             if any("no recovery" in text for text in row.violations):
                 self.tell(self._state_of_things(watch))
@@ -179,7 +181,7 @@ class Chaos:
         self._all_mended()
         return rows
 
-    def _one(self, row: Row, watch: Watch, *, is_hit_again: bool) -> None:
+    def _one(self, row: Row, watch: Watch, *, is_hit_again: bool, is_cut: bool) -> None:
         strike = row.strike
         if not self._await_moment(strike, watch):
             row.result = "the run had ended before" if watch.is_trained() else "its moment did not come"
@@ -212,8 +214,7 @@ class Chaos:
             return
         resumed = watch.committed()
         row.redone = max(0.0, position - row.first) if strike.kind in RESTARTS_WORKERS and row.result == "trains on" else 0.0
-        allowed = 1.0 if strike.kind == "state truncated" else 0.0
-        if resumed[0] + allowed < committed[0]:
+        if resumed[0] + is_cut < committed[0]:
             row.violations.append(f"a committed state was lost: {committed} before, {resumed} after")
 
     def _all_mended(self) -> None:
