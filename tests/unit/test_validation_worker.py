@@ -1,5 +1,6 @@
 """A worker of the full validation whose disks go away and come back, without Ray."""
 
+import importlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_no_case_is_predicted_while_the_disk_of_the_results_is_away(made: tuple[
 
 def test_a_worker_whose_node_does_not_have_the_run_folder_yet_waits_for_it(made: tuple[CaseWorker, Predictor, FakeRun]) -> None:
     worker, _, run = made
+    importlib.import_module("trainers.inference")  # takes longer than the folder is away
     away = run.folder.root.rename(run.folder.root.with_name("away"))
     timer = comes_back(lambda: away.rename(run.folder.root))
     with pytest.raises(CheckpointError, match=r"checkpoint_best\.pth cannot be read"):  # it came to look for it
