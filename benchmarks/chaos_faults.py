@@ -142,7 +142,7 @@ class Faults:
     def _ranks(self, folder: RunFolder) -> list[psutil.Process]:
         """Rank 0 first, then the others."""
         main = newest_worker_pid(folder)
-        found = [p for p in self._of_job(self._job(folder, "train"), "ray::") if "TrainWorker" in p.cmdline()[0]]
+        found = self._of_job(self._job(folder, "train"), "ray::RayTrainWorker")
         return sorted(found, key=lambda process: (process.pid != main, process.pid)) if main in [p.pid for p in found] else []
 
     def _job(self, folder: RunFolder, kind: str) -> str:
