@@ -275,6 +275,14 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
         time.sleep(POLL_S + len(text) / LOG_CHARACTERS_PER_S)
 
 
+def tracking_outage(cluster: str | None = None) -> str:
+    """A sentence if the local services are meant and their MLflow server has died; else nothing."""
+    local = services.running() if cluster is None and is_local() else None
+    if local is None or local.mlflow.is_alive:
+        return ""
+    return "MLflow is down: what it lacks waits in the run folders. `nnfleet up` starts it again, `nnfleet sync` delivers what no job does."
+
+
 def is_local() -> bool:
     """True if a verb that is given no cluster means this machine: Ray's own variables name none."""
     return named_by_environment() is None
@@ -282,9 +290,10 @@ def is_local() -> bool:
 
 def _running_jobs(cluster: str | None) -> Jobs | None:
     """The jobs of the named cluster, else of the local services if they run. Starts nothing."""
-    if cluster is None and named_by_environment() is None and services.running() is None:
-        return None
-    return Jobs.of(cluster)
+    if cluster is not None or named_by_environment() is not None:
+        return Jobs.of(cluster)
+    local = services.running()
+    return None if local is None else Jobs.of(local.ray_address)
 
 
 def _required_jobs(cluster: str | None) -> Jobs:

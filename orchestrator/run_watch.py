@@ -177,7 +177,7 @@ def _failed(failure: dict[str, Any]) -> str:
     """The newest failed start, in a sentence."""
     message = str(failure.get("message", "")).split("\n", 1)[0][:300]
     where = f"epoch {failure.get('epochs_done')}" + (f", iteration {failure.get('iteration')}" if failure.get("iteration") else "")
-    return f"its workers were lost after {where} ({failure.get('kind')}: {message}); waits until all of them have a place and begin again."
+    return f"its workers were lost in {where} ({failure.get('kind')}: {message}); waits until all of them have a place and begin again."
 
 
 def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:

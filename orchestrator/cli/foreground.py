@@ -90,7 +90,7 @@ def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus
             note(
                 "Stopping: the checkpoint of the last complete epoch stays."
                 if answer == "now"
-                else "Stopping after the epoch in flight ..."
+                else "Stopping after the epoch in flight ... (`nnfleet stop --now RUN` ends it at once and keeps the last complete epoch.)"
             )
             _stop_all(campaign_id, cluster, now=answer == "now")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import console, print_json, say
+from orchestrator.cli.output import console, note, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
 from orchestrator.errors import ConfigError
 
@@ -35,12 +35,15 @@ def status(
     statuses = api.status(cluster, campaign)
     if campaign is None:
         statuses = [*statuses, *api.lost(cluster, results)]
+    if outage := api.tracking_outage(cluster):
+        note(outage)
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
     elif not statuses:
         say(
             "The cluster knows of no runs: nothing was submitted since it started, or it is down. Finished runs are in MLflow "
-            "(`nnfleet ui`) and in nnUNet_results; `nnfleet resume`, or an experiment that is submitted again, continues where it was."
+            "(`nnfleet ui`) and in nnUNet_results. `nnfleet resume` continues what was cut off, `nnfleet resume RUN` or the experiment "
+            "submitted again also what was stopped or has failed."
         )
     else:
         from orchestrator.cli.tables import result_table

@@ -14,7 +14,7 @@ def stop(
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop a run with a loadable checkpoint; submitting it again continues it."""
+    """Stop a run, with a loadable checkpoint once an epoch has ended; submitting it again continues it."""
     from orchestrator import api
     from orchestrator.cli.tables import TRAINS, status_line
 

@@ -47,7 +47,11 @@ def train(
     ] = None,
     cluster: Cluster = None,
 ) -> None:
-    """Train and validate one model, here and now. Ctrl-C asks whether to stop with a loadable checkpoint or to leave it running."""
+    """Train and validate one model, here and now.
+
+    Ctrl-C asks whether to stop (with a loadable checkpoint, once an epoch has ended) or to leave it running.
+    """
+    from orchestrator import api
     from orchestrator.cli.foreground import wait_in_foreground
     from orchestrator.cli.tables import result_table, worst_exit_code
 
@@ -64,9 +68,11 @@ def train(
     out = console()
     out.print(result_table(statuses, out.width))
     for item in statuses:
-        note(f"Model: {item.run_folder}")
+        note(f"Model: {item.run_folder}" if item.epochs_done else f"No checkpoint yet: its first epoch has not ended ({item.run_folder}).")
         if item.mlflow_url:
             note(f"MLflow: {item.mlflow_url}")
+    if outage := api.tracking_outage(cluster):
+        note(outage)
     if all(item.state.is_final for item in statuses):
         raise typer.Exit(worst_exit_code(statuses))
 

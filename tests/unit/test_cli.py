@@ -94,6 +94,7 @@ class FakeApi:
         self.lost_runs: list[RunStatus] = []
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
+        self.outage = ""
         self.interruptions = 0
         self.fault: Exception | None = None
         self.interrupted_early: bool | None = None
@@ -157,6 +158,9 @@ class FakeApi:
 
     def is_local(self) -> bool:
         return True
+
+    def tracking_outage(self, cluster: str | None = None) -> str:
+        return self.outage
 
     def this_machine(self) -> NodeResources:
         return NodeResources("this machine", self.machine, self.machine)
@@ -415,7 +419,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [])\n"
+        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [], tracking_outage=str)\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"
         "main()"
@@ -588,3 +592,16 @@ def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
 def test_worker_options_name_only_what_was_asked_for() -> None:
     assert worker_options(None, False, None) == {}
     assert worker_options(2, True, 1) == {"count": 2, "gpus": 0, "cpus": 1}
+
+
+def test_status_and_train_say_that_mlflow_is_down(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.outage = "MLflow is down"
+    assert "MLflow is down" in nnfleet("status")[2]
+    assert "MLflow is down" in nnfleet("train", "17", "3d_fullres", "0")[2]
+
+
+def test_a_stop_before_the_first_epoch_names_no_model(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.STOPPED).model_copy(update={"epochs_done": 0})]
+    told = nnfleet("train", "17", "3d_fullres", "0")[2]
+    assert "No checkpoint yet" in told
+    assert "Model:" not in told

@@ -122,7 +122,7 @@ def test_a_run_that_waits_for_its_workers_says_why(stage: Stage) -> None:
     write_json_atomic(folder.failures / "0001.json", failure)
     look(campaign)
     assert states(campaign) == ["RECOVERING"]
-    reason = "its workers were lost after epoch 3 (cluster: rank 1 died); waits until all of them have a place and begin again."
+    reason = "its workers were lost in epoch 3 (cluster: rank 1 died); waits until all of them have a place and begin again."
     assert campaign.runs["key0"].status().reason == reason
     claim_attempt(folder, "train-key0-a1")
     look(campaign)
