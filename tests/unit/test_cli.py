@@ -419,7 +419,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [], tracking_outage=str)\n"
+        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [], tracking_outage=lambda *a: '')\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"
         "main()"
