@@ -1,10 +1,8 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
-import contextlib
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,10 +12,11 @@ from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import stop_wish
 from orchestrator.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.plan import Stage, standing_of
-from orchestrator.run_record import MARKER_METRIC, KnownRun, OpenRun
+from orchestrator.results_access import explained
+from orchestrator.run_record import MARKER_METRIC, STATE_TAG, KnownRun, OpenRun
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ConfigError, DataError
+from trainers.spec.errors import ConfigError, DataError, StorageError
 from trainers.spec.files import create_exclusive, read_json, write_atomic, write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import load_plans
@@ -73,7 +72,7 @@ class Claim:
 def refuse(spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
     """Raise ConfigError or DataError for a run that cannot be taken possession of. Changes nothing."""
     _refuse_second_folder(spec, living_job(spec, jobs))
-    with _explained(spec):
+    with explained(spec):
         problems = Problems()
         problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans)))
         problems.raise_if_any()
@@ -86,7 +85,7 @@ def claim(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = Fal
     Raises ConfigError when the folder belongs to another run, DataError when it cannot be written.
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
-    with _explained(spec):
+    with explained(spec):
         _share_model_files(spec)
         if not create_exclusive(folder.spec_file, spec.model_dump_json(indent=1).encode()):
             present = folder.spec()
@@ -115,18 +114,6 @@ def living_job(spec: RunSpec, jobs: Sequence[JobRecord]) -> JobRecord | None:
     return next((job for job in jobs if job.is_live and job.run_key == spec.run_key and job.kind in ("train", "validate")), None)
 
 
-@contextlib.contextmanager
-def _explained(spec: RunSpec) -> Iterator[None]:
-    """Turn an error of the file system into one that says what to do."""
-    try:
-        yield
-    except OSError as err:
-        raise DataError(
-            f"results: {spec.run_folder} cannot be used for {spec.run_key}: {err.strerror or err} ({err.filename or 'unknown file'}). "
-            f"The cluster runs as user id {os.getuid()}: let it write there, or name another nnUNet_results."
-        ) from err
-
-
 def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
     """The same run in two results folders at once would write one MLflow run twice."""
     if job is not None and job.run_folder != str(spec.run_folder):
@@ -137,13 +124,17 @@ def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
 
 
 def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
-    """Raise ConfigError when the MLflow run that would be adopted records another training than the one in the run folder."""
+    """Raise ConfigError when the MLflow run that would be adopted records another training than the one in the run folder.
+
+    The caller knows that no job of the run lives on its cluster. A recorded folder in which no epoch was kept gives the MLflow run away
+    once it has ended: `track` then records it from here.
+    """
     folder, known = RunFolder(spec.run_folder), tracker.known_run(spec.run_key)
     if known is None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
     elsewhere = known.tags.get("nnfleet.run_folder", "")
-    if elsewhere and elsewhere != str(folder.root) and _is_run(RunFolder(Path(elsewhere))):
+    if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known):
         raise ConfigError(
             f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
             f"hold both. Name the nnUNet_results of that folder to continue there; or {way_out}"
@@ -156,11 +147,16 @@ def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
         )
 
 
-def _is_run(folder: RunFolder) -> bool:
-    """True when a run folder is there, or may be: one that cannot be looked into belongs to somebody else."""
+def _keeps(folder: RunFolder, known: KnownRun) -> bool:
+    """True when the folder that an MLflow run is recorded from has something to lose: a kept epoch, or a run that has not ended.
+
+    One that cannot be looked into belongs to somebody else.
+    """
+    state = known.tags.get(STATE_TAG, "")
+    has_ended = state in RunState.__members__ and RunState(state).is_final
     try:
-        return folder.spec_file.exists()
-    except OSError:
+        return folder.spec_file.exists() and (not has_ended or newest_committed(folder) is not None)
+    except (OSError, StorageError):
         return True
 
 

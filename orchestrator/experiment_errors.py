@@ -79,8 +79,18 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
 
 def config_error(err: ValidationError, model: type[BaseModel], source: str, root: yaml.Node | None = None) -> ConfigError:
     """One ConfigError that lists every fault of a document, each with its place."""
-    faults = [_sentence(fault, model, source, root) for fault in err.errors(include_url=False)]
-    return ConfigError("\n".join(dict.fromkeys(faults)))
+    faults = err.errors(include_url=False)
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    told = [fault for fault in faults if not any(_explains(other, fault, model) for other in unknown)]
+    return ConfigError("\n".join(dict.fromkeys(_sentence(fault, model, source, root) for fault in told)))
+
+
+def _explains(unknown: Any, fault: Any, model: type[BaseModel]) -> bool:
+    """True when `fault` is a missing key and the unknown key beside it is its misspelling."""
+    *place, key = fault["loc"] or ("",)
+    if fault["type"] != "missing" or list(unknown["loc"][:-1]) != place:
+        return False
+    return repr(key) in nearest(str(unknown["loc"][-1]), _known_keys(model, place))
 
 
 def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node | None) -> str:

@@ -22,7 +22,7 @@ def export_model(run: str, target: Path, tracking_uri: str) -> Path:
 
     It holds plans.json, dataset.json and fold_<k>/checkpoint_{best,final}.pth; final only if the run has ended. Each checkpoint is
     checked against its SHA-256. The folder appears complete or not at all. `run`: see `Tracker.find_run`.
-    Raises ConfigError for an unknown run or a target that is not empty, CheckpointError, TrackingError.
+    Raises ConfigError for an unknown run, one without a checkpoint or a target that is not empty, CheckpointError, TrackingError.
     """
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -30,16 +30,25 @@ def export_model(run: str, target: Path, tracking_uri: str) -> Path:
     tracker = Tracker(tracking_uri)
     tracker.ping()
     run_id = tracker.find_run(run)
-    names: tuple[CheckpointName, ...] = ("best", "final")
-    present = [name for name in names if published(tracker, run_id, name) is not None]
-    if not present:
-        raise CheckpointError(f"export: run {run} at {tracker.uri} has no published checkpoint yet. Wait for its first epochs.")
+    present = _published_names(tracker, run, run_id)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         model = Path(folder) / "model"
         _fill(tracker, run_id, present, model)
         model.rename(target)  # replaces an empty folder
     return target
+
+
+def _published_names(tracker: Tracker, run: str, run_id: str) -> list[CheckpointName]:
+    """The checkpoints that MLflow holds of a run. Raises ConfigError when there is none: nothing is damaged, it is too early."""
+    names: tuple[CheckpointName, ...] = ("best", "final")
+    present = [name for name in names if published(tracker, run_id, name) is not None]
+    if not present:
+        raise ConfigError(
+            f"export: run {run} at {tracker.uri} has no published checkpoint yet. "
+            "Wait for its first epochs, or resume it if it has stopped."
+        )
+    return present
 
 
 def fold_in(tags: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from orchestrator.expansion import expand
 from orchestrator.experiment import Experiment
 from orchestrator.outcome import read_outcome
 from orchestrator.resources import Fit, FitWhen, NodeResources, Reservation, describe, fit
+from orchestrator.results_access import refuse_unwritable
 from trainers.spec.committed import newest_committed
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import load_plans
@@ -125,8 +126,15 @@ def plan_report(
     cluster: str = "local",
     warnings: Sequence[str] = (),
 ) -> PlanReport:
-    """The plan of `specs` (from `expand`) on a cluster: decided as their campaign will decide, behind everything that waits already."""
-    return plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
+    """The plan of `specs` (from `expand`) on a cluster: decided as their campaign will decide, behind everything that waits already.
+
+    Raises DataError when a run that is to start may not write its folder.
+    """
+    report = plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
+    for row in report.rows:
+        if row.standing.stage != "finished" and row.run_key not in (queue or Queue()).living:
+            refuse_unwritable(row.spec)
+    return report
 
 
 def plan_of_runs(

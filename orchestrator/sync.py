@@ -23,6 +23,7 @@ from orchestrator.state_telling import final_state, is_refusal
 from orchestrator.validation_report import deliver as deliver_reports
 from orchestrator.validation_report import stored_reports
 from trainers.spec.attempts import newest_attempt
+from trainers.spec.committed import newest_committed
 from trainers.spec.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import Frozen, RunSpec
@@ -166,6 +167,8 @@ def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, 
     if noted:
         try:
             tracker.tags(noted)
+            if newest_committed(folder) is None:  # then another folder may have taken the MLflow run over
+                refuse_mixture(spec, tracker)
             return noted, False
         except TrackingError as err:
             if getattr(err.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":

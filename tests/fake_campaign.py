@@ -168,7 +168,10 @@ class FakeTracking:
     def known_run(self, run_key: str) -> KnownRun | None:
         self._answer()
         run_id = f"id-{run_key}"
-        return KnownRun(run_id, self.folders[run_id], self.metrics(run_id)) if run_id in self.folders else None
+        if run_id not in self.folders:
+            return None
+        state = {STATE_TAG: told[-1].value} if (told := self.states.get(run_id)) else {}
+        return KnownRun(run_id, self.folders[run_id] | state, self.metrics(run_id))
 
     def claim_run(self, experiment_id: str, spec: RunSpec) -> str:
         self._answer()

@@ -392,7 +392,7 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
 
 
 def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no published checkpoint"):
+    with pytest.raises(ConfigError, match="no published checkpoint"):
         export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
     assert not (tmp_path / "model").exists()
     assert newest_committed(run.folder) is None

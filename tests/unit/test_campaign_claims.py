@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -10,6 +11,8 @@ from orchestrator.campaign import check_trained, queue_of
 from orchestrator.errors import ConfigError, DataError, TrackingError
 from orchestrator.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run_record import MARKER_METRIC
+from orchestrator.sync import _run_of
+from orchestrator.tracking import Tracker
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_json_atomic
@@ -224,14 +227,37 @@ def test_the_end_of_a_superseded_attempt_is_not_recorded(stage: Stage) -> None:
 
 def test_the_same_run_in_a_second_results_folder_is_refused_after_its_end_too(stage: Stage) -> None:
     run = stage.run(0)
-    look(stage.campaign(run))
+    look(first := stage.campaign(run))
+    finish_on_disk(run)
     stage.cluster.training_ends(run, "STOPPED")
+    look(first)
     elsewhere = run.model_copy(update={"model_folder": stage.base / "elsewhere"})
     with pytest.raises(ConfigError, match="one MLflow run cannot hold both. Name the nnUNet_results of that folder"):
         stage.campaign(elsewhere, name="c2")
     run.model_folder.rename(elsewhere.model_folder)
     look(moved := stage.campaign(elsewhere, name="c2"))
-    assert states(moved) == ["RUNNING"], "a folder that was moved is the same training"
+    assert states(moved) == ["VALIDATING"], "a folder that was moved is the same training"
+
+
+def test_a_run_that_failed_before_its_first_epoch_may_start_in_another_results_folder(stage: Stage) -> None:
+    run = stage.run(0)
+    elsewhere = run.model_copy(update={"model_folder": stage.base / "elsewhere"})
+    look(first := stage.campaign(run))
+    stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(first)
+    assert states(first) == ["FAILED_CONFIG"]
+    look(second := stage.campaign(elsewhere, name="c2"))
+    assert states(second) == ["RUNNING"]
+    assert stage.tracking.folders["id-key0"]["nnfleet.run_folder"] == str(elsewhere.run_folder)
+    with pytest.raises(ConfigError, match="one MLflow run cannot hold both"):  # a sync of the first folder tells nothing of it any more
+        _run_of(RunFolder(run.run_folder), run, cast(Tracker, stage.tracking))
+
+
+def test_a_run_that_waits_for_its_turn_keeps_its_mlflow_run(stage: Stage) -> None:
+    run = stage.run(0)
+    stage.campaign(run)
+    with pytest.raises(ConfigError, match="one MLflow run cannot hold both"):
+        stage.campaign(run.model_copy(update={"model_folder": stage.base / "elsewhere"}), name="c2")
 
 
 def test_a_run_that_starts_anew_does_not_continue_the_old_epochs_in_mlflow(stage: Stage) -> None:

@@ -102,6 +102,19 @@ def test_a_fault_is_refused_with_its_place_and_a_way_out(text: str, message: str
     assert message in str(caught.value)
 
 
+def test_a_misspelt_key_is_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment("dataset: 17\nconfiguration: 2d", "e.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("e.yaml:2: configuration: unknown key. Did you mean 'configurations'?")
+
+
+def test_a_missing_key_is_told_beside_an_unknown_one_that_means_another() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment("dataset: 17\nepoch: 5", "e.yaml")
+    assert "e.yaml: configurations: missing. Add it." in str(caught.value).splitlines()
+
+
 @pytest.mark.parametrize("workers", ["{count: 2, gpus: 0}", "{gpus: 0}", "{min: 2, max: 8}", "{min: 1, max: 1, cpus: 3}"])
 def test_workers_survive_every_way_on_which_they_are_stored(workers: str) -> None:
     experiment = parse_experiment(MINIMAL + f"workers: {workers}")

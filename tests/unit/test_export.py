@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.checkpoint_store import directory_of
-from orchestrator.errors import CheckpointError
-from orchestrator.export import _fill, fold_in
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.export import _fill, _published_names, fold_in
 from orchestrator.run_record import Published
 from orchestrator.tracking import Tracker
 from tests.fake_run import FakeRun
@@ -39,6 +39,11 @@ def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"nnfleet\.fold"):
         _fill(hostile, "r", ["best"], tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage() -> None:
+    with pytest.raises(ConfigError, match=r"run key0 at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"):
+        _published_names(cast(Tracker, HostileTracker({})), "key0", "r")
 
 
 def test_folds_of_nnunet_are_folds() -> None:

@@ -1,6 +1,7 @@
 """When a gang fits, and what the plan of an experiment says."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -286,6 +287,29 @@ def test_cases_in_both_parts_of_a_fold_are_a_warning(tiny: Tiny) -> None:
     tiny.write_json("splits_final.json", [{"train": ["case_1", "case_2"], "val": ["case_2"]}])
     report = plan_report(experiment_of(tiny), expand(experiment_of(tiny)), [node(2)])
     assert report.warnings == ("folds: 1 cases of fold 0 are in training and in validation (case_2, ...): their Dice is no test.",)
+
+
+def test_a_plan_refuses_a_results_folder_that_submit_would_refuse(tiny: Tiny, tmp_path: Path) -> None:
+    (spec,) = expand(experiment_of(tiny))
+    (tmp_path / "file").touch()
+    below_a_file = spec.model_copy(update={"model_folder": tmp_path / "file" / "results"})
+    with pytest.raises(DataError, match=rf"cannot be used for {spec.run_key}: Not a directory .*let it write there, or name another"):
+        plan_report(experiment_of(tiny), [below_a_file], [node(2)])
+    plan_report(experiment_of(tiny), [below_a_file], [node(2)], Queue(living={spec.run_key}))  # its cluster sees the folder
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_plan_refuses_a_results_folder_without_permission(tiny: Tiny, tmp_path: Path) -> None:
+    (spec,) = expand(experiment_of(tiny))
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(DataError, match="Permission denied"):
+        plan_report(experiment_of(tiny), [spec.model_copy(update={"model_folder": tmp_path / "closed" / "results"})], [node(2)])
+
+
+def test_a_plan_makes_no_results_folder(tiny: Tiny, tmp_path: Path) -> None:
+    (spec,) = expand(experiment_of(tiny))
+    plan_report(experiment_of(tiny), [spec.model_copy(update={"model_folder": tmp_path / "not" / "yet"})], [node(2)])
+    assert not (tmp_path / "not").exists()
 
 
 def test_planning_imports_neither_torch_nor_ray_nor_mlflow(tiny: Tiny) -> None:
