@@ -270,6 +270,9 @@ class Chaos:
         while time.monotonic() < deadline:
             now = watch.beat()
             if was_validating or watch.is_trained():
+                if row.strike.kind in OF_TRACKING and not was_validating:
+                    row.recovery_s, row.result = time.monotonic() - struck, "trained to its end"
+                    return
                 if watch.is_over():
                     row.recovery_s, row.result = time.monotonic() - struck, "validated"
                     return
