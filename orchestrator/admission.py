@@ -15,10 +15,14 @@ from orchestrator.resources import Fit, NodeResources, Reservation, fit, room_be
 from trainers.spec.run_spec import Frozen, WorkerSpec
 
 
-class Waiting(Frozen):
-    """A run that wants to start."""
+class Told(Frozen):
+    """What campaigns tell each other: of a newer version's, what this one does not know is passed over."""
 
-    model_config = ConfigDict(extra="ignore")  # that of a campaign of a newer version may say more
+    model_config = ConfigDict(extra="ignore")
+
+
+class Waiting(Told):
+    """A run that wants to start."""
 
     run_key: str
     address: str

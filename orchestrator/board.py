@@ -14,22 +14,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from orchestrator.admission import Waiting
+from orchestrator.admission import Told, Waiting
 from trainers.spec.errors import ClusterError
 from trainers.spec.files import write_atomic, write_json_atomic
-from trainers.spec.run_spec import Frozen, WorkerSpec
+from trainers.spec.run_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 ROOM_FRESH_S = 60.0
 """What the campaigns leave to elastic runs holds so long; after that no campaign lives, and nobody waits."""
-
-
-class Told(Frozen):
-    """What campaigns tell each other: of a newer version's, what this one does not know is passed over."""
-
-    model_config = ConfigDict(extra="ignore")
 
 
 class Holding(Told):

@@ -132,10 +132,11 @@ def blame(errors: Mapping[int, RankError]) -> Blame:
     evidence = str(getattr(found.error, _EVIDENCE, "")) or "".join(traceback.format_exception(found.error))
     if found.is_raised:
         kind, state = kind_of(found.error)
-        text = f": {message_of(found.error)}"
+        text = f"rank {rank}: {message_of(found.error)}"
     else:
-        kind, state, text = kind_of_death(found.error)
-    return Blame(kind, state, f"rank {rank}{text}"[:MESSAGE_CHARACTERS], evidence[-EVIDENCE_CHARACTERS:], rank)
+        kind, state, fate = kind_of_death(found.error)
+        text = f"rank {rank} {fate}"
+    return Blame(kind, state, text[:MESSAGE_CHARACTERS], evidence[-EVIDENCE_CHARACTERS:], rank)
 
 
 def _weight(item: tuple[int, RankError]) -> tuple[int, int]:
@@ -152,11 +153,11 @@ def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
     """What kind of failure the loss of a rank is, and words for it; pure."""
     cause = " ".join(str(error).split())
     if getattr(error, "preempted", False):
-        return "preemption", "FAILED_CLUSTER", f" was on a node that was taken away: {cause}"
+        return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
     if _KILLED_FOR_MEMORY.search(cause):
         advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
-        return "memory", "FAILED_CONFIG", f" was ended for want of memory on its node. {advice} Ray says: {cause}"
-    return "cluster", "FAILED_CLUSTER", f" died or cannot be reached: {cause}"
+        return "memory", "FAILED_CONFIG", f"was ended for want of memory on its node. {advice} Ray says: {cause}"
+    return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
 
 
 def write_failure(folder: RunFolder, failure: Failure) -> None:

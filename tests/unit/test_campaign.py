@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.board import ROOM_FRESH_S, Board
 from orchestrator.campaign_log import CampaignLog
-from orchestrator.campaign_loop import LEAST_TELL_S, is_news, reservations
+from orchestrator.campaign_loop import LEAST_TELL_S, Campaign, is_news, reservations
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import read_outcome
 from tests.away import Away
@@ -18,7 +18,7 @@ from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import WorkerSpec
+from trainers.spec.run_spec import RunSpec, WorkerSpec
 from trainers.spec.states import RunState
 
 
@@ -151,13 +151,19 @@ def test_a_restarted_campaign_takes_up_the_running_jobs(stage: Stage) -> None:
     assert stage.cluster.live_jobs() == ["validate-key0-a1"]
 
 
-def test_a_finished_run_is_not_repeated(stage: Stage) -> None:
+def finished(stage: Stage) -> tuple[RunSpec, Campaign]:
+    """A run whose jobs have all ended well, and its campaign, which has not looked since."""
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
     finish_on_disk(run)
     stage.cluster.training_ends(run)
     stage.cluster.validation_ends(run)
+    return run, campaign
+
+
+def test_a_finished_run_is_not_repeated(stage: Stage) -> None:
+    run, _ = finished(stage)
     again = stage.campaign(run, name="c2")
     assert again.run(poll_s=0) == 0
     assert states(again) == ["SUCCEEDED"]
@@ -264,12 +270,7 @@ def test_a_cluster_that_does_not_answer_is_waited_for(stage: Stage, caplog: pyte
 
 
 def test_a_share_that_is_away_is_waited_for(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    run = stage.run(0)
-    campaign = stage.campaign(run)
-    look(campaign)
-    finish_on_disk(run)
-    stage.cluster.training_ends(run)
-    stage.cluster.validation_ends(run)
+    run, campaign = finished(stage)
     (committed,) = RunFolder(run.run_folder).state.glob("*.json")
     away, real, looks = Away(committed), stage.cluster.records, []
 

@@ -157,13 +157,19 @@ def test_before_a_resize_a_state_that_is_refused_is_not_waited_for(
     assert "saved no state" in caplog.records[-1].message
 
 
-def test_a_wish_is_open_until_the_one_state_that_answers_it_is_durable(tmp_path: Path) -> None:
+def half_written(tmp_path: Path) -> tuple[Training, Gate]:
+    """A training whose state for a first wish is half written, and the gate before the rest of it."""
     training, gate = Training(tmp_path), Gate()
     training.writer.drain()
     training.writer.fixed = {**FIXED, "gate": gate}
     training.ask()
     training.step(1)
-    assert gate.reached.wait(PATIENCE_S)  # it is half written
+    assert gate.reached.wait(PATIENCE_S)
+    return training, gate
+
+
+def test_a_wish_is_open_until_the_one_state_that_answers_it_is_durable(tmp_path: Path) -> None:
+    training, gate = half_written(tmp_path)
     assert training.is_open()
     training.step(2)
     assert training.is_open()
@@ -174,12 +180,7 @@ def test_a_wish_is_open_until_the_one_state_that_answers_it_is_durable(tmp_path:
 
 
 def test_a_wish_that_comes_while_another_is_answered_gets_a_state_of_its_own(tmp_path: Path) -> None:
-    training, gate = Training(tmp_path), Gate()
-    training.writer.drain()
-    training.writer.fixed = {**FIXED, "gate": gate}
-    training.ask()
-    training.step(1)
-    assert gate.reached.wait(PATIENCE_S)
+    training, gate = half_written(tmp_path)
     training.ask()
     gate.opened.set()
     training.step(2)
