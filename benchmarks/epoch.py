@@ -29,11 +29,10 @@ import torch
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.assemble import assemble, blueprint, reached_by, state_writer, warm_up
-from trainers.dataset import SplitName
+from trainers.batches import Batch, SplitName
 from trainers.learner import Learner
 from trainers.loop import train
 from trainers.midway import Midway
-from trainers.samples import Batch
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder

@@ -11,19 +11,20 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainers.batches import Request, requests_from
-from trainers.dataset import SplitName, TrainingData
-from trainers.samples import Batch
+from trainers.batches import Batch, Request, SplitName, requests_from
 from trainers.spec.errors import StorageError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.storage import patiently
+
+if TYPE_CHECKING:
+    from trainers.dataset import TrainingData
 
 log = logging.getLogger(__name__)
 SLOW_S = 60.0

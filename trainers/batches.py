@@ -1,13 +1,35 @@
-"""Where the training loop gets its batches from: an iterator per epoch that also counts the seconds spent waiting."""
+"""Batches, and where the training loop gets them from: an iterator per epoch that also counts the seconds spent waiting.
+
+B batch, C channels, R targets' channels (1 for labels, one per region else), Z Y X voxels. Imports nothing that prepares samples: a
+worker, whose loaders do that, starts the sooner.
+"""
 
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
-from trainers.dataset import SplitName
-from trainers.samples import Batch
+import numpy as np
+import numpy.typing as npt
 
+SplitName = Literal["train", "val"]
 Request = tuple[SplitName, int, int]
 """(split, epoch, iteration)"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one global batch, ready for a step; plain numpy, so that it crosses processes without a copy."""
+
+    images: npt.NDArray[np.float32]
+    """(B, C, [Z,] Y, X)."""
+    targets: list[npt.NDArray[Any]]
+    """(B, R, [Z,] Y, X) per deep-supervision scale, finest first: int16 labels, or bool region masks with the ignore mask last."""
+    case_ids: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of images and targets."""
+        return self.images.nbytes + sum(target.nbytes for target in self.targets)
 
 
 class BatchSource(Protocol):

@@ -13,11 +13,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from trainers.batches import SplitName
 from trainers.case_files import open_case, read_properties
 from trainers.spec.errors import ConfigError, DataError
 from trainers.spec.names import Recipe
@@ -27,7 +28,6 @@ from trainers.spec.storage import reading
 
 log = logging.getLogger(__name__)
 
-SplitName = Literal["train", "val"]
 ClassLocations = Mapping[int | tuple[int, ...], npt.NDArray[Any]]
 """Label or region -> voxels of it, (N, 3) integers Z Y X; possibly none. Keys in the order that nnU-Net stored them."""
 

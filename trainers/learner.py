@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainers.batches import Batch
 from trainers.loss import SegmentationLoss
 from trainers.model import plain_state_dict
-from trainers.samples import Batch
 from trainers.spec.plans import Labels
 from trainers.spec.run_spec import Schedule
 

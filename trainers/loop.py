@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from trainers.batches import BatchSource
-from trainers.dataset import SplitName
+from trainers.batches import BatchSource, SplitName
 from trainers.learner import Learner
 from trainers.midway import Midway
 from trainers.node_load import node_load

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainers.batches import Batch, SplitName
 from trainers.case_files import damaged
-from trainers.dataset import ClassLocations, SplitName, TrainingData
+from trainers.dataset import ClassLocations, TrainingData
 from trainers.recipes import Pipeline, Sample, inputs_of, pipeline
 from trainers.spec.errors import DataError
 from trainers.spec.run_spec import RunSpec
@@ -30,22 +31,6 @@ log = logging.getLogger(__name__)
 
 _SPLIT_NUMBER: dict[SplitName, int] = {"train": 0, "val": 1}
 _OUTSIDE_IMAGE, _OUTSIDE_LABELS = 0, -1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples of one global batch, ready for a step; plain numpy, so that it crosses processes without a copy."""
-
-    images: npt.NDArray[np.float32]
-    """(B, C, [Z,] Y, X)."""
-    targets: list[npt.NDArray[Any]]
-    """(B, R, [Z,] Y, X) per deep-supervision scale, finest first: int16 labels, or bool region masks with the ignore mask last."""
-    case_ids: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of images and targets."""
-        return self.images.nbytes + sum(target.nbytes for target in self.targets)
 
 
 @dataclass(frozen=True)

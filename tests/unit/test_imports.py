@@ -126,3 +126,9 @@ def test_spec_loads_alone() -> None:
 
 def test_a_worker_loads_neither_orchestrator_nor_mlflow() -> None:
     assert loaded_by("import trainers.loop", (*CLUSTER_AND_TRACKING, TRAINER_IMPORTS_NNUNET_TRAINER)) == set()
+
+
+def test_a_worker_loads_nothing_that_prepares_samples() -> None:
+    """Its loader actors do that: importing it in every worker would delay each start by a second."""
+    preparing = ("trainers.samples", "trainers.recipes", "batchgeneratorsv2", "blosc2", "scipy.stats")
+    assert loaded_by("import trainers.assemble, trainers.loop, orchestrator.loader_pool", preparing) == set()

@@ -12,10 +12,10 @@ import torch
 from tests.conftest import Toys
 from tests.toy import toy_spec
 from trainers.assemble import Blueprint, assemble, blueprint, warm_up
+from trainers.batches import Batch
 from trainers.checkpoint import copied_to_cpu
 from trainers.learner import Learner, learning_rate
 from trainers.loop import EpochTotals, check_finite
-from trainers.samples import Batch
 from trainers.spec.errors import DivergedError
 from trainers.spec.plans import Labels
 from trainers.spec.run_spec import RunSpec, Schedule

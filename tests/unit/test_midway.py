@@ -17,12 +17,10 @@ from tests.unit.test_fencing import PATIENCE_S, Gate
 from tests.unit.test_learner import ALONE, batch
 from tests.unit.test_state import FIXED, row
 from trainers.assemble import assemble, blueprint
-from trainers.batches import requests_from
-from trainers.dataset import SplitName
+from trainers.batches import Batch, SplitName, requests_from
 from trainers.learner import Learner
 from trainers.loop import train
 from trainers.midway import LEAVING_S, Midway, save_is_due
-from trainers.samples import Batch
 from trainers.spec.committed import committed_states, newest_committed, state_stem
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointSpec, Schedule

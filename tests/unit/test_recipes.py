@@ -11,7 +11,8 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from tests.nnunet_reference import trainer_class
-from trainers.dataset import SplitName, geometry
+from trainers.batches import SplitName
+from trainers.dataset import geometry
 from trainers.kernels import resampled_labels
 from trainers.recipes import Inputs, Pipeline, pipeline
 from trainers.recipes.da5_classic import BatchOfOne

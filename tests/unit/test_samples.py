@@ -17,9 +17,10 @@ from tests.conftest import Toys
 from tests.nnunet_reference import loader_of_nnunet
 from tests.toy import toy_spec
 from trainers import samples
-from trainers.dataset import SplitName, TrainingData, open_dataset
+from trainers.batches import Batch, SplitName
+from trainers.dataset import TrainingData, open_dataset
 from trainers.recipes import Spatial
-from trainers.samples import Batch, SampleKey, chosen_voxels, is_forced, lower_corner, make_batch, read_crop
+from trainers.samples import SampleKey, chosen_voxels, is_forced, lower_corner, make_batch, read_crop
 from trainers.spec.errors import DataError
 from trainers.spec.run_spec import RunSpec
 
