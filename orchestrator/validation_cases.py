@@ -10,6 +10,7 @@ from orchestrator.case_queue import is_finished
 from orchestrator.errors import ConfigError
 from orchestrator.validation_report import read_result
 from trainers.spec.committed import newest_committed
+from trainers.spec.files import link_atomic, sha256_of
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import load_plans
 from trainers.spec.run_spec import CheckpointName, RunSpec
@@ -38,6 +39,24 @@ def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[Checkpoint
             done = f"{committed.epochs_done} of {spec.schedule.epochs} epochs are done" if committed else "no epoch is done"
             raise ConfigError(f"checkpoint: {folder.checkpoint(name)} does not exist; {done}. Resume the training, then validate again.")
     return present
+
+
+def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
+    """SHA-256 of the checkpoint under nnU-Net's name, which is the one of the newest commit: another one is replaced by it.
+
+    A writer that stalled between fence and link may have named an older best after the run's last commit; no later commit mends that.
+    """
+    digest, committed = sha256_of(folder.checkpoint(name)), newest_committed(folder)
+    manifest = None if committed is None else committed.best if name == "best" else committed.final
+    if manifest is None or manifest.sha256 == digest:
+        return digest
+    own, named = folder.root / manifest.file, folder.checkpoint(name)
+    if not own.is_file() or sha256_of(own) != manifest.sha256:
+        log.warning("%s is not of epoch %d, as the newest state says, and that checkpoint is lost", named, manifest.epoch)
+        return digest
+    log.warning("%s was not of epoch %d, as the newest state says: it is now", named, manifest.epoch)
+    link_atomic(own, named)
+    return manifest.sha256
 
 
 def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str, digest: str) -> bool:

@@ -21,11 +21,11 @@ from orchestrator.case_queue import CaseQueue, end_of, failure_message, largest_
 from orchestrator.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, write_outcome
 from orchestrator.publisher import deliver as deliver_rest
 from orchestrator.state_telling import tell_end
-from orchestrator.validation_cases import Stopped, case_sizes, checkpoints_to_validate, is_done, remove_leftovers
+from orchestrator.validation_cases import Stopped, case_sizes, checkpoints_to_validate, digest_of_named, is_done, remove_leftovers
 from orchestrator.validation_pool import Pool
 from orchestrator.validation_report import Report, deliver, read_result, write_report
 from trainers.spec.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
-from trainers.spec.files import check_takes, sha256_of
+from trainers.spec.files import check_takes
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import labels_of, load_dataset_json
 from trainers.spec.run_spec import CheckpointName, RunSpec
@@ -124,7 +124,7 @@ def worst(failures: Sequence[GivenUp]) -> EndState:
 
 def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> tuple[GivenUp | None, list[CaseResult]]:
     """Bring the results of one checkpoint up to date; returns them in the split's order unless cases were given up."""
-    digest = sha256_of(folder.checkpoint(name))
+    digest = digest_of_named(folder, name)
     remove_leftovers(folder, name)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))

@@ -178,7 +178,7 @@ class StateWriter:
         prune(self.folder, self.attempt)
 
     def _link(self, committed: Committed) -> None:
-        """nnU-Net's names for the end of an epoch. Who stalls just behind the fence keeps them until the next commit of a newer attempt."""
+        """nnU-Net's names for the end of an epoch. Who stalls just behind the fence keeps them until the next commit or the validation."""
         if committed.in_flight is None:
             check_fence(self.folder, self.attempt)
             link_for_nnunet(self.folder, committed)

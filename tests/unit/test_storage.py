@@ -157,6 +157,12 @@ def test_a_run_folder_that_is_not_there_is_an_outage_for_a_job_of_the_run_and_el
         run.folder.living_spec()
     away.rename(run.folder.root)
     assert run.folder.living_spec() == run.folder.spec() == run.spec
+    dataset = run.spec.preprocessed_folder.rename(tmp_path / "dataset")
+    run.spec.preprocessed_folder.mkdir()  # a mount point without its mount
+    with pytest.raises(StorageError, match=r"dataset\.json is not there on this node\. Mount the folder of the preprocessed datasets\."):
+        run.folder.living_spec()
+    run.spec.preprocessed_folder.rmdir()
+    dataset.rename(run.spec.preprocessed_folder)
     run.folder.spec_file.write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         run.folder.living_spec()

@@ -115,10 +115,17 @@ class RunFolder:
             raise DataError(f"run folder: {self.spec_file} is not a run specification of this version: {err}") from err
 
     def living_spec(self) -> RunSpec:
-        """As `spec`, for a job of the run on whatever node: a folder that is not there is a disk that is away, raised as StorageError."""
+        """As `spec`, for a job of the run on whatever node; its driver has found run and dataset.
+
+        Raises StorageError where one of them is not to be seen: its share is not mounted there, or away.
+        """
         try:
-            return self.spec()
+            spec = self.spec()
         except DataError as err:
             if isinstance(err.__cause__, FileNotFoundError):
                 raise StorageError(f"storage: {self.spec_file} is not there on this node. Mount the shared folder.") from err
             raise
+        dataset_json = spec.preprocessed_folder / "dataset.json"  # an empty mount point is a folder, too
+        if not dataset_json.is_file():
+            raise StorageError(f"storage: {dataset_json} is not there on this node. Mount the folder of the preprocessed datasets.")
+        return spec
