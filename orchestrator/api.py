@@ -150,11 +150,14 @@ def status(cluster: str | None = None, campaign: str | None = None) -> list[RunS
     return [] if jobs is None else _statuses(jobs, campaign)
 
 
-def logs(run: str, cluster: str | None = None, follow: bool = False) -> Iterator[str]:
-    """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended."""
+def logs(run: str, cluster: str | None = None, follow: bool = False, earlier: bool = False) -> Iterator[str]:
+    """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended.
+
+    With `earlier` the logs of all its jobs, oldest first, each below a line with the job's name and state.
+    """
     jobs = _required_jobs(cluster)
     wanted = match(run, _statuses(jobs, None))
-    return _logs(jobs, wanted.run_key, wanted.campaign, follow=follow)
+    return _logs(jobs, wanted.run_key, wanted.campaign, follow=follow, earlier=earlier)
 
 
 def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
@@ -403,20 +406,22 @@ def _finished(jobs: Jobs, submission_id: str) -> None:
         raise ClusterError(f"control: {submission_id} failed. {job.message[-2000:]}")
 
 
-def _logs(jobs: Jobs, run_key: str, campaign: str, *, follow: bool) -> Iterator[str]:
-    """Log text of the newest training job and of what came after it."""
+def _logs(jobs: Jobs, run_key: str, campaign: str, *, follow: bool, earlier: bool) -> Iterator[str]:
+    """Log text, in whole lines, of the newest training job (or of the first job) and of what came after it."""
     printed: dict[str, int] = {}
     first = ""
     while True:
         own = [job for job in jobs.records() if job.run_key == run_key and job.kind in ("train", "validate")]
         trainings = [job.submission_id for job in own if job.kind == "train"]
-        first = first or (trainings[-1] if trainings else "")
+        first = first or (trainings[-1] if trainings and not earlier else "")
         begin = next((i for i, job in enumerate(own) if job.submission_id == first), 0)
         for job in own[begin:]:
             text = jobs.logs(job.submission_id)
-            if len(text) > (start := printed.get(job.submission_id, 0)):
-                printed[job.submission_id] = len(text)
-                yield text[start:]
+            end = text.rfind("\n") + 1 if follow and job.is_live else len(text)
+            if end > (start := printed.get(job.submission_id, 0)):
+                printed[job.submission_id] = end
+                yield f"--- {job.submission_id} ({job.state})\n" if earlier and not start else ""
+                yield text[start:end]
         if not follow or (not any(job.is_live for job in own) and not _goes_on(jobs, run_key, campaign)):
             return
         time.sleep(POLL_S)

@@ -5,7 +5,6 @@ holding what it has reserved so that no replacement lands there, and gets cases 
 """
 
 import logging
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.case_queue import CaseFailure, CaseQueue, case_limit_s
+from orchestrator.terminal_text import without_colours
 from orchestrator.validation_cases import Stopped, case_sizes, is_stop_asked
 from orchestrator.validation_report import picture_file
 from trainers.spec.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
-TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WAIT_REPORT_S = 60.0
 """After this long without a free worker the log says what is waited for, and again after each such span."""
 
@@ -274,7 +273,7 @@ class Pool:
     def _note(self, case_id: str, failure: CaseFailure, error: object) -> None:
         again = self.queue.failed(case_id, failure)
         log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", failure.reason)
-        self.evidence.append(f"{case_id}, {failure.place}: {TERMINAL_COLOURS.sub('', str(error))}"[-3000:])
+        self.evidence.append(f"{case_id}, {failure.place}: {without_colours(str(error))}"[-3000:])
 
     def _replace(self) -> None:
         if self.queue.waiting:

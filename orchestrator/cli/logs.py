@@ -9,9 +9,12 @@ from orchestrator.cli.parameters import Cluster, Run
 
 
 def logs(
-    run: Run, cluster: Cluster = None, follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print new lines.")] = False
+    run: Run,
+    cluster: Cluster = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print new lines.")] = False,
+    earlier: Annotated[bool, typer.Option("--all", help="Also the jobs before the newest training job, each below its name.")] = False,
 ) -> None:
-    """Print the log of a run's training job, then of its validation job."""
+    """Print the log of a run's newest training job, then of its validation job."""
     from orchestrator import api
     from orchestrator.run_status import match
 
@@ -20,7 +23,7 @@ def logs(
         if found.state == "QUEUED":
             note(f"{found.address} is QUEUED: {found.reason or 'its campaign has not looked at it yet.'} Its log follows when it starts.")
     is_empty = True
-    for part in api.logs(run, cluster, follow):
+    for part in api.logs(run, cluster, follow, earlier):
         is_empty = False
         write(part)
     if is_empty:

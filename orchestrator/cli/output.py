@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.terminal_text import without_colours
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -54,8 +56,8 @@ def say(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """A piece of text on stdout as it is."""
-    print(text, end="", flush=True)
+    """A piece of text on stdout, with its colours on a terminal only."""
+    print(text if sys.stdout.isatty() else without_colours(text), end="", flush=True)
 
 
 def note(text: str) -> None:

@@ -107,3 +107,34 @@ def test_this_machine_offers_what_ray_would_find(monkeypatch: pytest.MonkeyPatch
     assert this_machine().total["GPU"] == 0
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert this_machine().total["GPU"] == 4
+
+
+def add_job(jobs: FakeJobs, name: str, kind: Any, state: JobState, text: str) -> None:
+    jobs.jobs[name] = JobRecord(submission_id=name, kind=kind, state=state, run_key="r")
+    jobs.texts[name] = text
+
+
+def test_the_log_of_a_run_is_that_of_its_newest_training_and_validation_or_of_all_its_jobs(jobs: FakeJobs) -> None:
+    add_job(jobs, "train-1", "train", "FAILED", "the node died\n")
+    add_job(jobs, "train-2", "train", "SUCCEEDED", "epoch 0\n")
+    add_job(jobs, "validate-2", "validate", "RUNNING", "case 1\ncase")
+
+    def log(*, earlier: bool) -> str:
+        return "".join(api._logs(cast(Jobs, jobs), "r", "none", follow=False, earlier=earlier))
+
+    assert log(earlier=False) == "epoch 0\ncase 1\ncase"
+    assert log(earlier=True) == (
+        "--- train-1 (FAILED)\nthe node died\n--- train-2 (SUCCEEDED)\nepoch 0\n--- validate-2 (RUNNING)\ncase 1\ncase"
+    )
+
+
+def test_a_log_that_grows_is_told_in_whole_lines_until_its_job_ends(jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_job(jobs, "train-1", "train", "RUNNING", "epoch 0\nepo")
+    monkeypatch.setattr(api, "POLL_S", 0.0)
+    parts = api._logs(cast(Jobs, jobs), "r", "none", follow=True, earlier=False)
+    assert next(part for part in parts if part) == "epoch 0\n"
+    jobs.texts["train-1"] = "epoch 0\nepoch 1\nkilled"
+    assert next(part for part in parts if part) == "epoch 1\n"
+    add_job(jobs, "train-1", "train", "FAILED", "epoch 0\nepoch 1\nkilled")
+    monkeypatch.setattr(api, "_goes_on", lambda *_: False)
+    assert "".join(parts) == "killed"

@@ -183,10 +183,10 @@ class FakeApi:
         self.runs = [run_status(state=RunState.STOPPED)]
         return self.runs
 
-    def logs(self, run: str, cluster: str | None = None, follow: bool = False) -> Iterator[str]:
-        self._ask("logs", run, follow)
+    def logs(self, run: str, cluster: str | None = None, follow: bool = False, earlier: bool = False) -> Iterator[str]:
+        self._ask("logs", run, follow, earlier)
         if all(item.state != RunState.QUEUED for item in self.runs):
-            yield "line one\n"
+            yield "\x1b[36mline\x1b[0m one\n"
             yield "line two\n"
 
     def validate(self, run: str, cluster: str | None = None) -> str:
@@ -527,7 +527,7 @@ def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:
 
 
 def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
-    assert nnfleet("logs", "k")[1] == "line one\nline two\n"
+    assert nnfleet("logs", "k")[1] == "line one\nline two\n"  # no colours in a pipe
     assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_id": "validate-k-v1"}
     assert "-f 3" in nnfleet("export", "k", str(tmp_path / "m"))[1]
     assert json.loads(nnfleet("up", "--json")[1])["mlflow"] == "http://127.0.0.1:2"
