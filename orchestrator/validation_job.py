@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from orchestrator.case_queue import CaseQueue, end_of, failure_message, largest_first
-from orchestrator.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, write_outcome
+from orchestrator.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.publisher import deliver as deliver_rest
 from orchestrator.state_telling import tell_end
 from orchestrator.validation_cases import Stopped, case_sizes, checkpoints_to_validate, digest_of_named, is_done, remove_leftovers
@@ -57,21 +57,62 @@ def main(arguments: list[str] | None = None) -> int:
 def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:
     """Validate every checkpoint that the run asks for on the connected cluster, report, and store and return how it ended."""
     try:
-        outcome = validate_and_report(folder, attempt, delivery_waits_s)
+        outcome, reports = validate(folder, attempt)
     except (Stopped, KeyboardInterrupt):  # Ray ends a job that is stopped with SIGINT
-        outcome = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept")
+        outcome, reports = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept"), None
     except (ConfigError, DataError) as err:
-        outcome = _outcome("FAILED_CONFIG", attempt, str(err))
+        outcome, reports = _outcome("FAILED_CONFIG", attempt, str(err)), None
     except (ClusterError, StorageError) as err:
-        outcome = _outcome("FAILED_CLUSTER", attempt, str(err))
+        outcome, reports = _outcome("FAILED_CLUSTER", attempt, str(err)), None
     except NnfleetError as err:
-        outcome = _outcome("FAILED_CODE", attempt, str(err), err)
+        outcome, reports = _outcome("FAILED_CODE", attempt, str(err), err), None
     except Exception as err:
         state = "FAILED_CLUSTER" if is_of_storage(err) else "FAILED_CODE"
-        outcome = _outcome(state, attempt, f"{type(err).__name__}: {err}", err)
+        outcome, reports = _outcome(state, attempt, f"{type(err).__name__}: {err}", err), None
+    if reports is None:
+        return stored(folder, outcome)
+    return delivered(folder, outcome, reports, delivery_waits_s)
+
+
+def delivered(folder: RunFolder, outcome: Outcome, reports: Sequence[Report], waits_s: Sequence[float]) -> Outcome:
+    """Deliver what the validation found and store its outcome, in this order: whoever sees the end finds the scores in MLflow.
+
+    While the server is away the outcome comes first: from then on the campaign counts the run as ended and its room as free, and all that
+    this job still does is to deliver.
+    """
+    undelivered = deliver_all(folder, reports, ())
+    if undelivered is None:
+        return stored(folder, outcome)
+    told = stored(folder, _lacking(outcome, undelivered))
+    try:
+        undelivered = deliver_all(folder, reports, waits_s)
+    except KeyboardInterrupt:
+        return told
+    return stored(folder, _lacking(outcome, undelivered)) if read_outcome(folder) == told else told
+
+
+def deliver_all(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[float]) -> str | None:
+    """Send the reports, and with them what the training job had left, to MLflow. Returns None, or why not all was delivered."""
+    undelivered = deliver(folder, folder.spec(), reports, waits_s)
+    if undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
+        undelivered = "what the training job had left; the next job of this run or `nnfleet sync` sends it"
+    return undelivered
+
+
+def stored(folder: RunFolder, outcome: Outcome) -> Outcome:
+    """Store an outcome and tell MLflow of it, unless a newer attempt has the run; returns it."""
     if write_outcome(folder, outcome):
         tell_end(folder, outcome)
     return outcome
+
+
+def _lacking(outcome: Outcome, undelivered: str | None) -> Outcome:
+    """`outcome` with why MLflow lacks something of it."""
+    if undelivered is None:
+        return outcome
+    text = f"not delivered to the tracking server: {undelivered}"
+    message = f"{outcome.message} ({text})" if outcome.state == "SUCCEEDED" else outcome.message
+    return outcome.model_copy(update={"message": message[:4000], "evidence": f"{outcome.evidence}\n{text}".strip()[-EVIDENCE_CHARACTERS:]})
 
 
 def _outcome(state: Any, attempt: int, message: str, error: BaseException | None = None, evidence: str = "") -> Outcome:
@@ -80,12 +121,13 @@ def _outcome(state: Any, attempt: int, message: str, error: BaseException | None
     return Outcome(job="validation", state=state, attempt=attempt, message=message[:4000], evidence=evidence[-EVIDENCE_CHARACTERS:])
 
 
-def validate_and_report(folder: RunFolder, attempt: int, delivery_waits_s: Sequence[float]) -> Outcome:
-    """Validate, write the summaries, deliver them. Summaries of complete checkpoints are kept and delivered even if another one fails."""
+def validate(folder: RunFolder, attempt: int) -> tuple[Outcome, list[Report] | None]:
+    """Validate and write the summaries. Those of complete checkpoints are kept, to be delivered, even if another one fails; None where
+    there is nothing to validate."""
     patiently(lambda: check_takes(folder.own), f"the validation of {folder.root}")
     spec = folder.spec()
     if not spec.val_cases:
-        return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate")
+        return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
     reports: list[Report] = []
     failures: list[GivenUp] = []
@@ -95,16 +137,11 @@ def validate_and_report(folder: RunFolder, attempt: int, delivery_waits_s: Seque
             failures.append(given_up)
         else:
             reports.append(write_report(folder, spec, labels, name, results))
-    undelivered = deliver(folder, spec, reports, delivery_waits_s) if reports else None
-    if undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
-        undelivered = "what the training job had left; the next job of this run sends it"
-    scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
-    evidence = f"not delivered to the tracking server: {undelivered}" if undelivered else ""
     if failures:
-        texts = [*(failure.evidence for failure in failures), evidence]
-        return _outcome(worst(failures), attempt, " ".join(failure.message for failure in failures), evidence="\n".join(texts))
-    message = f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"
-    return _outcome("SUCCEEDED", attempt, message + (f" ({evidence})" if evidence else ""), evidence=evidence)
+        evidence = "\n".join(failure.evidence for failure in failures)
+        return _outcome(worst(failures), attempt, " ".join(failure.message for failure in failures), evidence=evidence), reports
+    scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
+    return _outcome("SUCCEEDED", attempt, f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"), reports
 
 
 @dataclass(frozen=True)
