@@ -23,7 +23,7 @@ from orchestrator.resources import NodeResources, Reservation
 from orchestrator.run_status import RunStatus
 from orchestrator.run_watch import RunWatch
 from orchestrator.state_telling import StateTeller
-from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step
+from orchestrator.steps import EndJob, Finish, Stay, Step, Train, Validate, next_step, only_delivers
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.errors import ClusterError, NnfleetError, StorageError, TrackingError
 from trainers.spec.folder import RunFolder
@@ -196,8 +196,8 @@ class Campaign:
             case EndJob(job, state):
                 self._enter(run, state, "stops on request.")
                 if job.submission_id not in self._ended_jobs:
-                    self._ended_jobs.add(job.submission_id)
                     self._cluster.stop(job.submission_id)
+                    self._ended_jobs.add(job.submission_id)
             case Finish():
                 self._finish(run, step)
             case Train() | Validate():
@@ -285,10 +285,15 @@ class Campaign:
 
 
 def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = (), room: Mapping[str, int] | None = None) -> list[Reservation]:
-    """Everything that is held on the cluster at this moment. `room`: to how many workers elastic trainings were told that they may grow."""
-    begun = {job.run_key for job in jobs if job.is_live and job.run_folder and has_begun(RunFolder(Path(job.run_folder)))}
-    sizes = {key: max(now, (room or {}).get(key, 0)) for key, now in elastic_trainings(jobs).items()}
-    return ledger(jobs, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding], sizes)
+    """Everything that is held on the cluster at this moment; a job that only delivers holds nothing.
+
+    `room`: to how many workers elastic trainings were told that they may grow.
+    """
+    living = [job for job in jobs if job.is_live and job.run_folder]
+    at_work = [job for job in living if not only_delivers(job, read_outcome(RunFolder(Path(job.run_folder))))]
+    begun = {job.run_key for job in at_work if has_begun(RunFolder(Path(job.run_folder)))}
+    sizes = {key: max(now, (room or {}).get(key, 0)) for key, now in elastic_trainings(at_work).items()}
+    return ledger(at_work, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding], sizes)
 
 
 def elastic_trainings(jobs: Sequence[JobRecord]) -> dict[str, int]:

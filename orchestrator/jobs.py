@@ -130,7 +130,9 @@ class Jobs:
     def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
         """Start the training job of a run; returns its submission id."""
         carried = _carried(folder, spec, attempt, campaign, mlflow_run_id)
-        return self._submit(f"train-{spec.run_key}-a{attempt}", "train", self._modules.training, [str(folder.root)], carried)
+        return self._submit(
+            f"train-{spec.run_key}-a{attempt}", "train", self._modules.training, [str(folder.root), "--attempt", str(attempt)], carried
+        )
 
     def submit_validation(
         self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from trainers.spec.attempts import check_driver_fence
+from trainers.spec.attempts import check_driver_fence, claimed_attempts
 from trainers.spec.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.spec.files import write_atomic
 from trainers.spec.folder import RunFolder
@@ -43,9 +43,12 @@ class Outcome(Frozen):
 def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
     """Store how the newest job of a run ended; False, and nothing is written, when another driver has claimed a newer attempt since.
 
-    Where the disk does not take it, that is told: the job's exit code and log have to do.
+    Where the disk does not take it, or the run folder is not to be seen (one made there would hide that), that is told: the job's exit code
+    and log have to do.
     """
     try:
+        if not folder.spec_file.is_file():
+            raise StorageError(f"storage: {folder.spec_file} is not there on this node. Mount the shared folder.")
         if not is_newest(folder, outcome.attempt):
             told = "attempt %d of the run in %s was superseded: its end (%s) is not recorded"
             log.warning(told, outcome.attempt, folder.root, outcome.state)
@@ -57,11 +60,16 @@ def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
 
 
 def is_newest(folder: RunFolder, attempt: int) -> bool:
-    """True when the driver of `attempt` claimed the newest attempt too, or none was claimed."""
+    """True when the driver of `attempt` claimed the newest attempt too, or none was claimed.
+
+    A claim that cannot be read is no sign that another driver goes on, so it is taken for this one's.
+    """
     try:
         check_driver_fence(folder, attempt)
-    except (Superseded, DataError):  # DataError: nobody claimed this attempt, and others claimed newer ones
+    except Superseded:
         return False
+    except DataError:
+        return attempt in claimed_attempts(folder)  # else nobody claimed it, and others claimed newer ones
     return True
 
 

@@ -61,8 +61,9 @@ class Facts:
         return (gave_way or is_said) and not any(job.is_live for job in self.jobs)
 
     def live(self, kind: JobKind) -> JobRecord | None:
-        """The living job of a kind, if any."""
-        return max((job for job in self.jobs if job.kind == kind and job.is_live), key=_order, default=None)
+        """The job of a kind that is at work, if any."""
+        at_work = (job for job in self.jobs if job.kind == kind and job.is_live and not only_delivers(job, self.outcome))
+        return max(at_work, key=_order, default=None)
 
     def ended(self, kind: JobKind) -> list[JobRecord]:
         """The jobs of a kind that ended during this campaign, oldest first."""
@@ -127,6 +128,13 @@ class Finish:
 Step = Stay | Train | Validate | EndJob | Finish
 STOPPED = Finish(RunState.STOPPED, "stopped on request.")
 VALIDATION_STOPPED = Finish(RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")
+
+
+def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
+    """True for a living job that has stored its end already: all that it still does is to wait for a tracking server that is away."""
+    if outcome is None or outcome.state not in _FINAL or outcome.attempt != job.attempt:
+        return False
+    return job.kind == "train" or outcome.job == "validation"
 
 
 def next_step(facts: Facts, before: RunState) -> Step:

@@ -23,7 +23,7 @@ import ray
 from orchestrator.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, keep_evidence, read_failures
 from orchestrator.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from trainers.spec.attempts import check_driver_fence, claim_attempt
-from trainers.spec.committed import newest_committed
+from trainers.spec.committed import Committed, newest_committed
 from trainers.spec.errors import ClusterError, NnfleetError, StorageError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
@@ -56,11 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the run of a run folder; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
-    folder = RunFolder(parser.parse_args(arguments).run_folder)
+    parser.add_argument("--attempt", type=int, default=1, help="the least number that the attempt gets: of its Ray job")
+    options = parser.parse_args(arguments)
+    folder = RunFolder(options.run_folder)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     ray.init(logging_level=logging.WARNING)
     try:
-        outcome = run_training(folder)
+        outcome = run_training(folder, options.attempt)
     except NnfleetError as err:  # nothing of this job could be stored: its exit code and log have to do
         print(err)
         return err.exit_code
@@ -68,16 +70,18 @@ def main(arguments: list[str] | None = None) -> int:
     return outcome.exit_code
 
 
-def run_training(folder: RunFolder, *, hands_over: bool = True) -> Outcome:
+def run_training(folder: RunFolder, least_attempt: int = 1, *, hands_over: bool = True) -> Outcome:
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
-    attempt is claimed; before, raises DataError (no run there) or StorageError (the disk takes no claim for minutes)."""
+    attempt is claimed; before, raises DataError (its run.json is broken) or StorageError (run or dataset are not to be seen, or the disk
+    takes no claim, for minutes)."""
     from orchestrator.publisher import Publisher
     from orchestrator.state_telling import tell_end
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    spec = patiently(folder.spec, f"the start of {folder.root}")
+    spec = patiently(folder.living_spec, f"the start of {folder.root}")
     info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid(), "node": this_node()}
-    job = WorkerJob(str(folder.root), driver, patiently(lambda: claim_attempt(folder, driver, info), f"the claim of {folder.root}"))
+    attempt = patiently(lambda: claim_attempt(folder, driver, info, least_attempt), f"the claim of {folder.root}")
+    job = WorkerJob(str(folder.root), driver, attempt)
     outcome = preflight(spec, job.attempt)
     if outcome is not None:
         if write_outcome(folder, outcome):
@@ -157,8 +161,17 @@ def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
 
 
 def ended(folder: RunFolder, attempt: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
-    """The outcome of workers that all returned."""
-    reached = patiently(lambda: newest_committed(folder), f"the end of {folder.root}")
+    """The outcome of workers that all returned. Raises StorageError where nothing of what they committed is to be seen for minutes."""
+
+    def newest() -> Committed | None:
+        found = newest_committed(folder)
+        if found is None and state == "TRAINED":
+            raise StorageError(
+                f"storage: {folder.state} shows no state of a training that has ended. Mount the shared folder on this node."
+            )
+        return found
+
+    reached = patiently(newest, f"the end of {folder.root}")
     epochs = reached.epochs_done if reached else 0
     return Outcome(job="training", state=state, attempt=attempt, message=f"{state.lower()} after {epochs} epochs")
 

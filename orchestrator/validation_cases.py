@@ -10,6 +10,7 @@ from orchestrator.case_queue import is_finished
 from orchestrator.errors import ConfigError
 from orchestrator.validation_report import read_result
 from trainers.spec.committed import newest_committed
+from trainers.spec.errors import CheckpointError
 from trainers.spec.files import link_atomic, sha256_of
 from trainers.spec.folder import RunFolder
 from trainers.spec.plans import load_plans
@@ -45,6 +46,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
     """SHA-256 of the checkpoint under nnU-Net's name, which is the one of the newest commit: another one is replaced by it.
 
     A writer that stalled between fence and link may have named an older best after the run's last commit; no later commit mends that.
+    Raises CheckpointError when the one of the newest commit is lost.
     """
     digest, committed = sha256_of(folder.checkpoint(name)), newest_committed(folder)
     manifest = None if committed is None else committed.best if name == "best" else committed.final
@@ -52,8 +54,10 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
         return digest
     own, named = folder.root / manifest.file, folder.checkpoint(name)
     if not own.is_file() or sha256_of(own) != manifest.sha256:
-        log.warning("%s is not of epoch %d, as the newest state says, and that checkpoint is lost", named, manifest.epoch)
-        return digest
+        raise CheckpointError(
+            f"checkpoint: {named} is not what the newest state names ({name} of epoch {manifest.epoch}), and that one is damaged or lost. "
+            f"Put it in its place, from a backup or by `nnfleet export`: SHA-256 {manifest.sha256[:16]}..."
+        )
     log.warning("%s was not of epoch %d, as the newest state says: it is now", named, manifest.epoch)
     link_atomic(own, named)
     return manifest.sha256

@@ -124,8 +124,8 @@ def _outcome(state: Any, attempt: int, message: str, error: BaseException | None
 def validate(folder: RunFolder, attempt: int) -> tuple[Outcome, list[Report] | None]:
     """Validate and write the summaries. Those of complete checkpoints are kept, to be delivered, even if another one fails; None where
     there is nothing to validate."""
+    spec = patiently(folder.living_spec, f"the validation of {folder.root}")
     patiently(lambda: check_takes(folder.own), f"the validation of {folder.root}")
-    spec = folder.spec()
     if not spec.val_cases:
         return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))

@@ -31,9 +31,12 @@ class FakeCluster:
         self.jobs: dict[str, JobRecord] = {}
         self.stopped: list[str] = []
         self.is_away = False
+        self.is_deaf = False
+        """It lists jobs but takes no orders."""
         self.most_gpus = 0
         self.tracking: FakeTracking | None = None
         """Where validations deliver."""
+        self._delivering: set[str] = set()
 
     # what a campaign asks for
 
@@ -52,6 +55,8 @@ class FakeCluster:
         return self._add(name, "validate", folder, spec, attempt, campaign)
 
     def stop(self, submission_id: str) -> None:
+        if self.is_deaf:
+            raise ClusterError("cluster: busy")
         self.stopped.append(submission_id)
 
     def nodes(self) -> list[NodeResources]:
@@ -60,7 +65,8 @@ class FakeCluster:
 
     @property
     def gpus_in_use(self) -> int:
-        held = {job.run_key: job.reserved.count * job.reserved.gpus for job in self.jobs.values() if job.is_live and job.reserved}
+        at_work = [job for name, job in self.jobs.items() if job.is_live and name not in self._delivering]
+        held = {job.run_key: job.reserved.count * job.reserved.gpus for job in at_work if job.reserved}
         return sum(held.values())
 
     def _add(self, name: str, kind: Any, folder: RunFolder, spec: RunSpec, attempt: int, campaign: str) -> str:
@@ -110,6 +116,13 @@ class FakeCluster:
         if self.tracking is not None and state == "SUCCEEDED":
             self.tracking.take_scores(run)
         self._end(name, "FAILED" if outcome.is_failure else "SUCCEEDED", int(outcome.is_failure))
+
+    def validation_waits_for_the_server(self, run: RunSpec) -> None:
+        """It has stored its end, its workers are gone, and it waits to deliver."""
+        name = self.living(run)
+        outcome = Outcome(job="validation", state="SUCCEEDED", attempt=self.jobs[name].attempt, message="done")
+        write_outcome(RunFolder(run.run_folder), outcome)
+        self._delivering.add(name)
 
     def kill_driver(self, run: RunSpec) -> None:
         self._end(self.living(run), "FAILED", 137)

@@ -32,9 +32,9 @@ def script(folder: RunFolder) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def train(folder: RunFolder) -> None:
+def train(folder: RunFolder, least: int) -> None:
     orders, spec = script(folder), folder.spec()
-    attempt = claim_attempt(folder, os.environ["NNFLEET_SUBMISSION_ID"])
+    attempt = claim_attempt(folder, os.environ["NNFLEET_SUBMISSION_ID"], least=least)
     write_json_atomic(folder.progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": attempt})
     note(folder, "begin", "training")
     print(f"stub trains {spec.run_key} in attempt {attempt}", flush=True)
@@ -83,4 +83,5 @@ def validate(folder: RunFolder, attempt: int) -> None:
 
 if __name__ == "__main__":
     run_folder = RunFolder(Path(sys.argv[1]))
-    validate(run_folder, int(sys.argv[3])) if "--attempt" in sys.argv else train(run_folder)
+    act = validate if os.environ["NNFLEET_SUBMISSION_ID"].startswith("validate-") else train
+    act(run_folder, int(sys.argv[3]))

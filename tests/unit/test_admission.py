@@ -176,6 +176,12 @@ LATER, NOW = StopWish(is_now=False), StopWish(is_now=True)
         (Facts(outcome=ended("TRAINED", attempt=4)), Validate(4)),
         (Facts(jobs=(job("validate", "FAILED", n=4),), outcome=ended("TRAINED", attempt=4)), Validate(4)),
         (Facts(outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),
+        (Facts(jobs=(job("validate"),), outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),  # it only delivers
+        (Facts(jobs=(job("validate", n=2),), outcome=ended("SUCCEEDED", "validation")), Stay(RunState.VALIDATING)),
+        (Facts(jobs=(job("validate"),), outcome=ended("FAILED_CODE")), Stay(RunState.VALIDATING)),
+        (Facts(jobs=(job(),), outcome=ended("TRAINED")), Stay(RunState.RUNNING)),
+        (Facts(jobs=(job(),), outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),
+        (Facts(jobs=(job(),), outcome=ended("FAILED_CONFIG")), Finish(RunState.FAILED_CONFIG, "said so")),
         (Facts(outcome=ended("STOPPED")), Finish(RunState.STOPPED, "said so")),
         (Facts(outcome=ended("FAILED_CONFIG")), Finish(RunState.FAILED_CONFIG, "said so")),
         (Facts(outcome=ended("FAILED_CODE")), Finish(RunState.FAILED_CODE, "said so")),

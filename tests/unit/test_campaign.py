@@ -11,6 +11,7 @@ import pytest
 from orchestrator.board import ROOM_FRESH_S, Board
 from orchestrator.campaign_log import CampaignLog
 from orchestrator.campaign_loop import LEAST_TELL_S, Campaign, is_news, reservations
+from orchestrator.errors import ClusterError
 from orchestrator.job_record import JobRecord
 from orchestrator.outcome import read_outcome
 from tests.away import Away
@@ -126,6 +127,33 @@ def test_stop_at_once_ends_the_job(stage: Stage) -> None:
     stage.cluster.kill_driver(run)
     look(campaign)
     assert states(campaign) == ["STOPPED"]
+
+
+def test_a_stop_that_the_cluster_did_not_take_is_asked_for_again(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    stage.cluster.is_deaf = True
+    with pytest.raises(ClusterError, match="busy"):
+        look(campaign)
+    stage.cluster.is_deaf = False
+    look(campaign)
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1"]
+
+
+def test_a_validation_that_waits_for_the_tracking_server_holds_up_no_run(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    stage.cluster.training_ends(first)
+    look(campaign)
+    assert states(campaign) == ["VALIDATING", "QUEUED"]
+    stage.cluster.validation_waits_for_the_server(first)
+    look(campaign)
+    assert states(campaign) == ["SUCCEEDED", "RUNNING"]
+    assert stage.cluster.live_jobs() == ["validate-key0-a1", "train-key1-a1"]
 
 
 def test_a_stopped_run_that_is_submitted_again_continues(stage: Stage) -> None:

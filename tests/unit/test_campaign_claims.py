@@ -213,7 +213,9 @@ def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage
 
 
 def test_the_end_of_a_superseded_attempt_is_not_recorded(stage: Stage) -> None:
-    folder = RunFolder(stage.run(0).run_folder)
+    run = stage.run(0)
+    folder = RunFolder(run.run_folder)
+    write_json_atomic(folder.spec_file, run.model_dump(mode="json"))
     first, _ = claim_attempt(folder, "loser"), claim_attempt(folder, "winner")
     assert not write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=first, message="late"))
     assert not write_outcome(folder, Outcome(job="training", state="STOPPED", attempt=0, message="of nobody"))

@@ -180,6 +180,7 @@ def test_names_that_an_older_writer_took_are_right_again_after_the_next_commit(t
 
 def test_a_driver_whose_head_died_writes_nothing_once_another_has_claimed_the_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
+    write_atomic(folder.spec_file, b"{}")
     old = claim_attempt(folder, "old")
     done: list[tuple[str, int]] = []
     is_claimed, refused = threading.Event(), threading.Event()

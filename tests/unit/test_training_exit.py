@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import training_job
-from orchestrator.outcome import EndState, Outcome
+from orchestrator.outcome import EndState, Outcome, read_outcome, write_outcome
+from tests.fake_run import FakeRun
+from trainers.spec.attempts import claim_attempt
 from trainers.spec.errors import StorageError
 
 
@@ -13,7 +15,7 @@ from trainers.spec.errors import StorageError
 def test_the_exit_code_tells_how_a_training_job_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: EndState, code: int) -> None:
     monkeypatch.setattr(training_job.ray, "init", lambda **options: None)
     outcome = Outcome(job="training", state=state, attempt=1, message="")
-    monkeypatch.setattr(training_job, "run_training", lambda folder: outcome)
+    monkeypatch.setattr(training_job, "run_training", lambda folder, attempt: outcome)
     assert training_job.main([str(tmp_path)]) == code
 
 
@@ -22,9 +24,42 @@ def test_a_job_whose_claim_the_disk_did_not_take_says_so_by_its_exit_code(
 ) -> None:
     monkeypatch.setattr(training_job.ray, "init", lambda **options: None)
 
-    def full(folder: object) -> Outcome:
+    def full(folder: object, attempt: int) -> Outcome:
         raise StorageError("storage: the file system is full")
 
     monkeypatch.setattr(training_job, "run_training", full)
     assert training_job.main([str(tmp_path)]) == 11
     assert "the file system is full" in capsys.readouterr().out
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_job, "patiently", lambda act, what: act())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_head_without_the_share_is_an_outage_and_gets_no_folder_of_that_name(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.folder.root.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match=r"run\.json is not there on this node"):
+        training_job.run_training(run.folder)
+    with pytest.raises(StorageError, match=r"shows no state of a training that has ended"):
+        training_job.ended(run.folder, 1, "TRAINED")
+    assert write_outcome(run.folder, Outcome(job="training", state="FAILED_CODE", attempt=1, message=""))
+    assert not run.folder.root.exists()
+    assert training_job.ended(run.folder, 1, "STOPPED").message == "stopped after 0 epochs"
+
+
+def test_the_end_of_a_run_is_stored_where_its_folder_is(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    outcome = training_job.ended(run.folder, run.attempt, "TRAINED")
+    assert write_outcome(run.folder, outcome)
+    assert read_outcome(run.folder) == outcome
+
+
+def test_an_attempt_is_numbered_at_least_as_high_as_its_job(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    assert claim_attempt(run.folder, "driver-2", least=6) == 6
+    assert claim_attempt(run.folder, "driver-2") == 7
+    assert claim_attempt(run.folder, "driver-3", least=6) == 8

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.validation_cases import digest_of_named
 from tests.fake_run import FakeRun
+from trainers.spec.errors import CheckpointError
 from trainers.spec.files import link_atomic, sha256_of
 
 
@@ -31,11 +32,10 @@ def test_the_best_of_the_newest_commit_gets_nnunets_name_back(run: FakeRun, capl
     assert not caplog.text
 
 
-def test_what_is_left_is_validated_where_the_best_itself_is_lost(run: FakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_else_is_scored_where_the_best_itself_is_lost(run: FakeRun) -> None:
     assert run.best is not None
     (run.folder.root / run.best.file).write_bytes(b"damaged")
     left = sha256_of(run.folder.checkpoint("best"))
-    with caplog.at_level(logging.WARNING):
-        assert digest_of_named(run.folder, "best") == left
-    assert "that checkpoint is lost" in caplog.text
+    with pytest.raises(CheckpointError, match=r"is not what the newest state names \(best of epoch 1\), and that one is damaged or lost"):
+        digest_of_named(run.folder, "best")
     assert sha256_of(run.folder.checkpoint("best")) == left

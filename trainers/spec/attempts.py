@@ -11,28 +11,41 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainers.spec.errors import DataError, Superseded
+from trainers.spec.errors import DataError, StorageError, Superseded
 from trainers.spec.files import create_exclusive, read_json
 from trainers.spec.folder import RunFolder
+from trainers.spec.storage import reading
+
+
+def claimed_attempts(folder: RunFolder) -> list[int]:
+    """The attempt numbers that were claimed, lowest first.
+
+    Raises StorageError or OSError where the folder is there and is not listed: a newer attempt that is not seen would pass every fence.
+    """
+    try:
+        with reading(folder.attempts):
+            return sorted(int(path.stem) for path in folder.attempts.iterdir() if path.suffix == ".json" and path.stem.isdecimal())
+    except FileNotFoundError:
+        return []
 
 
 def newest_attempt(folder: RunFolder) -> int:
-    """The highest attempt number that was claimed; 0 when none was."""
-    return max((int(p.stem) for p in folder.attempts.glob("[0-9]*.json") if p.stem.isdecimal()), default=0)
+    """The highest attempt number that was claimed; 0 when none was. Raises as `claimed_attempts`."""
+    return max(claimed_attempts(folder), default=0)
 
 
 def newest_attempt_of(folder: RunFolder, driver: str) -> int:
     """The highest attempt number that `driver` claimed, for itself or for its workers; 0 when none."""
-    return next((n for n in range(newest_attempt(folder), 0, -1) if _is_claimed(folder, n) and _driver(folder, n) == driver), 0)
+    return next((n for n in reversed(claimed_attempts(folder)) if _driver(folder, n) == driver), 0)
 
 
-def claim_attempt(folder: RunFolder, driver: str, info: dict[str, Any] | None = None) -> int:
-    """Claim the next attempt number for a job or worker group of `driver`; from then on every older attempt is fenced off.
+def claim_attempt(folder: RunFolder, driver: str, info: dict[str, Any] | None = None, least: int = 1) -> int:
+    """Claim the next attempt number, at least `least`, for a job or worker group of `driver`; every older attempt is fenced off then.
 
     `driver` names the training driver that the attempt belongs to (its Ray job's submission id).
     """
     while True:
-        number = newest_attempt(folder) + 1
+        number = max(newest_attempt(folder) + 1, least)
         content = {"attempt": number, "driver": driver, "claimed_unix": time.time(), **(info or {})}
         if create_exclusive(folder.attempts / f"{number:04d}.json", json.dumps(content, indent=1).encode()):
             return number
@@ -65,12 +78,15 @@ def check_driver_fence(folder: RunFolder, attempt: int) -> None:
 
 
 def count_drivers(folder: RunFolder) -> int:
-    """How many training drivers the run has had: how often its job was started. Numbers that workers claimed are not counted."""
-    return len({_driver(folder, int(path.stem)) for path in folder.attempts.glob("[0-9]*.json") if path.stem.isdecimal()})
+    """How many training drivers the run has had: how often its job was started. Numbers that workers claimed are not counted.
 
-
-def _is_claimed(folder: RunFolder, attempt: int) -> bool:
-    return (folder.attempts / f"{attempt:04d}.json").exists()
+    Only people read it, so a claim that cannot be read is passed over.
+    """
+    drivers = set()
+    for number in claimed_attempts(folder):
+        with contextlib.suppress(DataError, StorageError):
+            drivers.add(_driver(folder, number))
+    return len(drivers)
 
 
 def _driver(folder: RunFolder, attempt: int) -> str:
