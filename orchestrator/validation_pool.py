@@ -136,7 +136,7 @@ class Pool:
         try:
             for _ in range(count):
                 self._start_worker()
-            while self._flights:
+            while self._flights and (self.queue.waiting or self._is_case_in_work()):  # else all that fly are workers that nobody needs
                 ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=POLL_S)
                 if is_stop_asked(self.folder):
                     raise Stopped
@@ -193,10 +193,13 @@ class Pool:
             return
         self._flights[actor.validate.remote(case_id)] = Flight(actor, case_id, place, time.monotonic())
 
+    def _is_case_in_work(self) -> bool:
+        return any(flight.case_id is not None for flight in self._flights.values())
+
     def _nobody_works(self) -> bool:
         """True when no case is in work and whoever was started has not come, perhaps for want of what those set aside hold."""
         long_ago = time.monotonic() - WAIT_REPORT_S
-        return all(flight.case_id is None and flight.started < long_ago for flight in self._flights.values())
+        return not self._is_case_in_work() and all(flight.started < long_ago for flight in self._flights.values())
 
     def _take_back(self) -> None:
         """Nobody else is left: the sick places have to do, and what fails there counts."""
@@ -210,6 +213,11 @@ class Pool:
 
     def _loading_failed(self, flight: Flight, cause: BaseException) -> None:
         """A worker did not come to work: it is replaced some times, then done without. An error of ours that nobody escapes is raised."""
+        if getattr(cause, "preempted", False):  # its node was taken away, which says nothing of the others
+            log.warning("the node on which a worker of %s loaded the network was taken away: another worker takes its place", self.name)
+            ray.kill(flight.actor)
+            self._replace()
+            return
         is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
         if is_of_files:
             self._aside.append((flight.actor, ""))
@@ -239,6 +247,7 @@ class Pool:
             ray.kill(flight.actor)  # a CUDA error leaves the process useless, a disk that went away its open files
         if is_of_disk:  # the worker has waited for it; raises if it is away from here too
             check_takes(self.folder.own)
+            self.folder.living_spec()
             case_sizes(self.spec, [case_id])
         kind = "data" if is_data else "lost" if is_of_disk else "code"
         self._note(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", flight.place), error)  # type: ignore[arg-type]

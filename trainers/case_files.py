@@ -53,8 +53,11 @@ def check_case(folder: Path, case_id: str, channels: int) -> None:
 
 
 def damaged(folder: Path, case_id: str, error: Exception) -> DataError:
-    """What a library's error about the files of a case comes to. Raises StorageError where it is their disk that is away."""
-    find_outage(error, [folder / f"{case_id}{ending}" for ending in _ENDINGS])
+    """What a library's error about the files of a case comes to. Raises StorageError where it is their disk that is away.
+
+    `folder` lies in the folder of its preprocessed dataset.
+    """
+    find_outage(error, [folder / f"{case_id}{ending}" for ending in _ENDINGS], folder.parent)
     found = f"cannot be read ({type(error).__name__}: {error})"
     return DataError(f"preprocessed data: case {case_id} in {folder} {found}. Run nnUNetv2_preprocess again.")
 
@@ -62,7 +65,11 @@ def damaged(folder: Path, case_id: str, error: Exception) -> DataError:
 def read_properties(folder: Path, case_id: str) -> dict[str, Any]:
     """What preprocessing noted of a case (`<case>.pkl`), without executing it. Raises DataError or StorageError."""
     path = folder / f"{case_id}.pkl"
-    properties = read_pickle(path)
+    try:
+        properties = read_pickle(path)
+    except DataError as err:
+        find_outage(err, [path], folder.parent)
+        raise
     if not isinstance(properties, dict):
         raise DataError(f"preprocessed data: {path} holds a {type(properties).__name__}, no properties. Run nnUNetv2_preprocess again.")
     return properties

@@ -24,7 +24,7 @@ from trainers.spec.errors import ConfigError, DataError
 from trainers.spec.names import Recipe
 from trainers.spec.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.spec.run_spec import RunSpec
-from trainers.spec.storage import reading
+from trainers.spec.storage import check_dataset_is_there, reading
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +162,17 @@ class TrainingData:
 def open_dataset(spec: RunSpec) -> TrainingData:
     """Open the preprocessed cases of a run and check that all are there.
 
-    Raises ConfigError for what is not supported (a cascade), DataError for missing or unreadable files.
+    Raises ConfigError for what is not supported (a cascade), DataError for missing or unreadable files, StorageError where all of the
+    dataset is missing: it was there when the run was planned.
     """
+    try:
+        return _opened(spec)
+    except (ConfigError, DataError):
+        check_dataset_is_there(spec.preprocessed_folder)
+        raise
+
+
+def _opened(spec: RunSpec) -> TrainingData:
     configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
     if configuration.get("previous_stage"):
         raise ConfigError(

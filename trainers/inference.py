@@ -95,7 +95,7 @@ class CasePredictor:
             check_whole(path)
             values_1ZYX, properties = self.reader.read_seg(str(path))
         except Exception as err:  # each reader raises its library's own kinds
-            find_outage(err, [path])
+            find_outage(err, [path], self.spec.preprocessed_folder)
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
         return SegmentationFile(np.asarray(values_1ZYX)[0], tuple(float(s) for s in properties["spacing"]))
 

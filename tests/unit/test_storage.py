@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import gc
+import io
 import logging
+import os
 import random
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,38 @@ def test_a_run_folder_that_is_not_there_is_an_outage_for_a_job_of_the_run_and_el
     run.folder.spec_file.write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         run.folder.living_spec()
+
+
+@pytest.mark.parametrize("hidden", ["dataset.json", "run.json"])
+def test_what_this_user_may_not_look_at_is_the_users_affair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    """Permission bits do not bind root, so the calls of the system are played."""
+    run = FakeRun(tmp_path)
+
+    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuses(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path).endswith(hidden):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *args, **options)
+
+        return refuses
+
+    monkeypatch.setattr(os, "stat", refusing(os.stat))
+    monkeypatch.setattr(io, "open", refusing(io.open))
+    with pytest.raises(DataError, match=rf"{hidden} cannot be read.*Permission denied"):
+        patiently(run.folder.living_spec, "the start", sleep=lambda _: pytest.fail("waited"))
+
+
+def test_files_that_are_missing_together_with_their_dataset_are_an_outage(tmp_path: Path) -> None:
+    dataset, missing = tmp_path / "dataset", FileNotFoundError(errno.ENOENT, "No such file or directory")
+    files = [dataset / "cases" / "a.b2nd", dataset / "cases" / "a.npz"]
+    with pytest.raises(StorageError, match=rf"storage: {dataset}/dataset\.json is not there on this node\. Mount the folder"):
+        find_outage(missing, files, dataset)
+    files[1].parent.mkdir(parents=True)
+    files[1].touch()
+    find_outage(missing, files, dataset)
+    files[1].unlink()
+    (dataset / "dataset.json").touch()
+    find_outage(missing, files, dataset)
 
 
 def test_an_outage_is_found_behind_a_librarys_own_words(tmp_path: Path) -> None:

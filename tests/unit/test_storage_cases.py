@@ -132,6 +132,47 @@ def test_a_case_whose_disk_goes_away_while_it_is_open_is_not_called_damaged(spec
         make_batch(data, spec, "train", 0, 1, [0, 1])
 
 
+def unmounted(spec: RunSpec) -> Callable[[], object]:
+    """Take the dataset's share away; call what is returned to bring it back."""
+    dataset, kept = spec.preprocessed_folder, spec.preprocessed_folder.with_name("kept")
+    dataset.rename(kept)
+    dataset.mkdir()  # a mount point without its mount
+    return lambda: kept.rename(dataset)
+
+
+@pytest.mark.parametrize("read", ["arrays", "locations"])
+def test_a_case_of_a_dataset_that_is_unmounted_is_not_called_damaged(spec: RunSpec, read: str) -> None:
+    data, case_id = open_dataset(spec), spec.train_cases[0]
+    back = unmounted(spec)
+    with pytest.raises(StorageError, match=r"dataset\.json is not there on this node\. Mount the folder of the preprocessed datasets\."):
+        getattr(data, read)(case_id)
+    with pytest.raises(StorageError, match="Mount the folder of the preprocessed datasets"):
+        open_dataset(spec)
+    back()
+    getattr(data, read)(case_id)
+
+
+@pytest.mark.parametrize(("read", "ending"), [("arrays", ".b2nd"), ("arrays", "_seg.b2nd"), ("locations", ".pkl")])
+def test_a_file_that_is_missing_from_a_dataset_that_is_there_is_the_users_affair(spec: RunSpec, read: str, ending: str) -> None:
+    data = open_dataset(spec)
+    file_of(spec, ending).unlink()
+    with pytest.raises(DataError, match=f"{spec.train_cases[0]}.* cannot be read.*Run nnUNetv2_preprocess again"):
+        getattr(data, read)(spec.train_cases[0])
+
+
+def test_a_loader_whose_dataset_is_unmounted_waits_for_it_and_opens_it_anew(spec: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
+    spec = spec.model_copy(update={"model_folder": spec.preprocessed_folder.with_name("model")})
+    folder = RunFolder(spec.run_folder)
+    write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+    loader, expected = Loader(str(folder.root), [0, 1]), Loader(str(folder.root), [0, 1]).make("train", 0, 0)
+    loader._opened = spec, open_dataset(spec)
+    back = threading.Timer(0.2, unmounted(spec))
+    back.start()
+    assert np.array_equal(loader.make("train", 0, 0).images, expected.images)
+    back.join()
+    assert "batch 0 of train in epoch 0 went well now" in caplog.text
+
+
 def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
     spec = spec.model_copy(update={"model_folder": spec.preprocessed_folder.with_name("model")})
     folder = RunFolder(spec.run_folder)

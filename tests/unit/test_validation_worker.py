@@ -58,6 +58,22 @@ def comes_back(act: Callable[[], object]) -> threading.Timer:
     return timer
 
 
+def read_as_nnfleet_does(monkeypatch: pytest.MonkeyPatch, predictor: Predictor) -> None:
+    """From the dataset, by the real code around a reader that any file suits."""
+    from trainers.inference import CasePredictor
+
+    class Reader:
+        def read_seg(self, path: str) -> Any:
+            Path(path).read_bytes()
+            return np.zeros((1, 2, 2, 2)), {"spacing": (1.0, 1.0, 1.0)}
+
+    monkeypatch.setattr(Predictor, "reader", Reader(), raising=False)
+    monkeypatch.setattr(Predictor, "read_segmentation", CasePredictor.read_segmentation)
+    predictor.reference = predictor.spec.preprocessed_folder / "gt_segmentations" / "case_2.json"
+    predictor.reference.parent.mkdir()
+    predictor.reference.write_text("{}")
+
+
 def test_a_case_whose_data_are_away_is_waited_for(made: tuple[CaseWorker, Predictor, FakeRun]) -> None:
     worker, predictor, run = made
     timer = comes_back(Away(predictor.reference).come_back)
@@ -91,6 +107,31 @@ def test_a_worker_whose_node_does_not_have_the_run_folder_yet_waits_for_it(made:
     with pytest.raises(CheckpointError, match=r"checkpoint_best\.pth cannot be read"):  # it came to look for it
         worker.load()
     timer.join()
+
+
+def test_a_worker_whose_dataset_is_unmounted_waits_for_it_and_works_on(
+    made: tuple[CaseWorker, Predictor, FakeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, predictor, run = made
+    read_as_nnfleet_does(monkeypatch, predictor)
+    dataset = run.spec.preprocessed_folder
+    for _ in range(2):
+        away = dataset.rename(dataset.with_name("away"))
+        dataset.mkdir()  # a mount point without its mount
+        timer = comes_back(lambda away=away: away.rename(dataset))  # type: ignore[misc]
+        worker.validate("case_2")
+        timer.join()
+    assert predictor.predicted == 2
+
+
+def test_a_label_file_that_is_missing_from_a_dataset_that_is_there_is_not_waited_for(
+    made: tuple[CaseWorker, Predictor, FakeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, predictor, _ = made
+    read_as_nnfleet_does(monkeypatch, predictor)
+    predictor.reference.unlink()
+    with pytest.raises(DataError, match=r"case_2\.json cannot be read: .* Restore it from the raw dataset's labelsTr"):
+        worker.validate("case_2")
 
 
 def test_a_case_whose_data_are_broken_is_not_waited_for(made: tuple[CaseWorker, Predictor, FakeRun]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from trainers.spec.errors import DataError, StorageError
 from trainers.spec.files import read_json
 from trainers.spec.run_spec import CheckpointName, RunSpec
+from trainers.spec.storage import check_dataset_is_there
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class RunFolder:
     def living_spec(self) -> RunSpec:
         """As `spec`, for a job of the run on whatever node; its driver has found run and dataset.
 
-        Raises StorageError where one of them is not to be seen: its share is not mounted there, or away.
+        Raises StorageError where one of them is not to be seen: its share is not mounted there, or away. Raises DataError where one is
+        refused to this user or broken.
         """
         try:
             spec = self.spec()
@@ -125,7 +127,5 @@ class RunFolder:
             if isinstance(err.__cause__, FileNotFoundError):
                 raise StorageError(f"storage: {self.spec_file} is not there on this node. Mount the shared folder.") from err
             raise
-        dataset_json = spec.preprocessed_folder / "dataset.json"  # an empty mount point is a folder, too
-        if not dataset_json.is_file():
-            raise StorageError(f"storage: {dataset_json} is not there on this node. Mount the folder of the preprocessed datasets.")
+        check_dataset_is_there(spec.preprocessed_folder)
         return spec

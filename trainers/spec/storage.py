@@ -1,7 +1,8 @@
 """What it means when a file system does not take what has to be stored or does not give what it holds, and how long that is waited for.
 
 An error of the disk becomes a StorageError that says which place, how much is free there and what to do. Other errors pass unchanged. Of
-a file that is read, one that is missing or may not be read is such another error: the user has to mend that, no retry does.
+a file that is read, one that is missing or may not be read is such another error: the user has to mend that, no retry does. But where a
+whole dataset is missing that a job has found before, its share is away.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from trainers.spec.errors import StorageError
+from trainers.spec.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +71,39 @@ def reading(place: Path) -> Iterator[None]:
         raise
 
 
-def find_outage(error: Exception, files: Sequence[Path]) -> None:
+def find_outage(error: Exception, files: Sequence[Path], dataset: Path | None = None) -> None:
     """Raise StorageError if a library's `error` about `files` comes of a file system that is away; returns for any other.
 
-    Libraries may hide that behind words of their own, so the files are read once, whole; what is missing or refused is passed.
+    Libraries may hide that behind words of their own, so the files are read once, whole; what is missing or refused is passed, but where
+    none can be opened, the preprocessed dataset that they are part of has to be there (`check_dataset_is_there`).
     """
     if isinstance(error, OSError) and error.errno in _AWAY:
         raise storage_error(error, files[0], "read") from error
+    is_one_there = False
     for path in files:
         with contextlib.suppress(OSError), reading(path), path.open("rb") as stream:
+            is_one_there = True
             while stream.read(1 << 22):
                 pass
+    if dataset is not None and not is_one_there:
+        check_dataset_is_there(dataset)
+
+
+def check_dataset_is_there(folder: Path) -> None:
+    """Raise StorageError where a preprocessed dataset that a job of its run has found before is not to be seen: its share is not mounted.
+
+    Its own dataset.json tells, since an empty mount point is a folder, too. Raises DataError where this user may not look.
+    """
+    path = folder / "dataset.json"
+    try:
+        with reading(path):
+            path.stat()
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise StorageError(f"storage: {path} is not there on this node. Mount the folder of the preprocessed datasets.") from err
+    except OSError as err:
+        raise DataError(
+            f"preprocessed data: {path} cannot be read: {err.strerror}. Give the user of the Ray cluster the right to read that folder."
+        ) from err
 
 
 def free_space(place: Path) -> str:
