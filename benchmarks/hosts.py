@@ -4,19 +4,22 @@
 
 A head without CPUs and three hosts with one CPU each, on one switch. A run on two of them is compared with an unbroken one. A second run
 has both its workers on one host with two CPUs: cut off, they train on, until the cluster has started others and their claim fences the
-first off. `--defaults` leaves Ray's health checks as Ray has them.
+first off. `--defaults` leaves Ray's health checks as Ray has them. The exit code is 1 if a run differs from the unbroken one, or if the
+gang that was cut off committed something after the claim of its successor.
 """
 
 import argparse
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from tests.integration.digests import curves, epochs_done, weights_digest
+from orchestrator.drill import differences
+from tests.integration.digests import epochs_done, reached, weights_digest
 from tests.integration.hosts import Hosts, RayHosts, reason_against
 from tests.integration.test_hosts import (
     QUICK_TO_NOTICE,
@@ -29,31 +32,34 @@ from tests.integration.test_hosts import (
     wait_until,
 )
 from tests.toy import Toy, toy_dataset
-from trainers.spec.committed import committed_states
 from trainers.spec.folder import RunFolder
 
 ITERATIONS = 40
 EPOCHS = 30
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--defaults", action="store_true")
     parser.add_argument("--part", choices=("spread", "packed", "both"), default="both")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if reason := reason_against():
         raise SystemExit(reason)
     checks = {} if options.defaults else QUICK_TO_NOTICE
+    violations: list[str] = []
     with tempfile.TemporaryDirectory(prefix="nnf-") as base:
         toy = toy_dataset(Path(base) / "toy")
         if options.part != "packed":
-            spread(toy, Path(base), checks)
+            violations += spread(toy, Path(base), checks)
         if options.part != "spread":
-            packed(toy, Path(base), checks)
+            violations += packed(toy, Path(base), checks)
+    for text in violations:
+        print(f"VIOLATION {text}", flush=True)
+    return int(bool(violations))
 
 
-def spread(toy: Toy, base: Path, checks: Mapping[str, str]) -> None:
-    """One worker on each of two hosts, a third one spare: cut, back again, kill."""
+def spread(toy: Toy, base: Path, checks: Mapping[str, str]) -> list[str]:
+    """One worker on each of two hosts, a third one spare: cut, back again, kill. Returns what must not be."""
     names = ["left", "middle", "right"]
     with Hosts(("head", *names)) as hosts:
         cluster = RayHosts(hosts, dict.fromkeys(names, 1), logs(base, "spread"), checks)
@@ -77,11 +83,11 @@ def spread(toy: Toy, base: Path, checks: Mapping[str, str]) -> None:
         events.append(suffer(f"{dead.name} killed (rank 1 there)", dead.kill, broken, driver))
         assert driver.wait(timeout=300) == 0
     print("\n" + table(events))
-    compare(broken, unbroken)
+    return unequal(broken, unbroken)
 
 
-def packed(toy: Toy, base: Path, checks: Mapping[str, str]) -> None:
-    """Both workers on one host, which is cut off and stays so: two gangs train, one of them may commit."""
+def packed(toy: Toy, base: Path, checks: Mapping[str, str]) -> list[str]:
+    """Both workers on one host, which is cut off and stays so: two gangs train, one of them may commit. Returns what must not be."""
     with Hosts(("head", "left", "right")) as hosts:
         cluster = RayHosts(hosts, {"left": 2, "right": 2}, logs(base, "packed"), checks)
         for host in hosts:
@@ -98,23 +104,28 @@ def packed(toy: Toy, base: Path, checks: Mapping[str, str]) -> None:
         alive = len(lost.processes("ray::RayTrainWorker"))
         assert driver.wait(timeout=300) == 0
     print("\n" + table([event]))
-    told_fence(broken, before, at_claim["claimed_unix"], at_claim["attempt"], alive)
-    compare(broken, unbroken)
+    print(f"workers of the old gang still alive at the first step of the new one: {alive}")
+    return [*late_commits(broken, before, at_claim["claimed_unix"], at_claim["attempt"]), *unequal(broken, unbroken)]
 
 
-def told_fence(folder: RunFolder, before: int, claimed_unix: float, attempt: int, alive: int) -> None:
-    """What the gang that was cut off committed, and that it committed nothing after the claim of its successor."""
-    history = committed_states(folder)[0].history
-    late = [row.epoch for row in history if row.attempt < attempt and row.ended_unix > claimed_unix]
-    while_cut = [row.epoch for row in history if row.attempt < attempt and row.epoch >= before]
-    print(f"cut off, the old gang committed epochs {while_cut} until the claim of attempt {attempt}; after it: {late}")
-    print(f"its workers still alive at the first step of the new gang: {alive}")
+def late_commits(folder: RunFolder, before: int, claimed_unix: float, attempt: int) -> list[str]:
+    """What the gang that was cut off committed after the claim of its successor, `attempt`; prints what it committed until then."""
+    own = [row for row in reached(folder).history if row.attempt < attempt]
+    late = [row.epoch for row in own if row.ended_unix > claimed_unix]
+    while_cut = [row.epoch for row in own if row.epoch >= before and row.epoch not in late]
+    print(f"cut off, the old gang committed epochs {while_cut} until the claim of attempt {attempt}")
+    return [f"{folder.root}: epochs {late} were committed by the old gang after the claim of attempt {attempt}"] if late else []
 
 
-def compare(broken: RunFolder, unbroken: RunFolder) -> None:
-    """Weights and curves of both."""
-    print(f"curves equal: {curves(broken) == curves(unbroken)}; weights equal: {weights_digest(broken) == weights_digest(unbroken)}")
-    print(f"attempts that wrote epochs: {sorted({row.attempt for row in committed_states(broken)[0].history})}", flush=True)
+def unequal(broken: RunFolder, unbroken: RunFolder) -> list[str]:
+    """Where weights and curves of both differ."""
+    ours, theirs = reached(broken).history, reached(unbroken).history
+    found = differences(ours, theirs, weights_digest(broken), weights_digest(unbroken))
+    print(
+        f"curves and weights {'differ' if found else 'are equal'}; attempts that wrote epochs: {sorted({row.attempt for row in ours})}",
+        flush=True,
+    )
+    return [f"{broken.root}: {text}" for text in found]
 
 
 def logs(base: Path, name: str) -> Path:
@@ -125,4 +136,4 @@ def logs(base: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

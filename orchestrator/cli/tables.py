@@ -92,7 +92,7 @@ def result_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
 
 
 def worst_exit_code(statuses: Sequence["RunStatus"]) -> int:
-    """Exit code of a command that waited for these runs: 0 only if all succeeded."""
+    """Exit code of a command that waited for these runs: 0 only if all succeeded; of several ends the first in the order below counts."""
     from orchestrator.cli.output import EXIT_RUN_FAILED, EXIT_RUN_STOPPED
     from orchestrator.errors import ClusterError, ConfigError
 

@@ -1,6 +1,6 @@
-"""Four faults, drawn once and for all, over a run on a cluster of three nodes: it ends as if nothing had happened.
+"""Faults, drawn once and for all, over runs on a cluster of several nodes: they end as if nothing had happened.
 
-The long form with every kind of fault: `python -m benchmarks.chaos --faults 20 --seed 1`.
+The test that is marked `long` draws what the short one lacks; more of everything: `python -m benchmarks.chaos --faults 20 --seed 1`.
 """
 
 from pathlib import Path
@@ -12,6 +12,9 @@ from benchmarks.chaos import Setting, play
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 KINDS = ("rank 0", "other rank", "loader", "driver", "state truncated", "tracking killed")
 CI = Setting(faults=4, seed=1, runs=1, epochs=8, train_iterations=20, nodes=(1, 1), kinds=KINDS, validation=())
+LONG_KINDS = ("node", "head", "campaign", "driver", "loader", "drain notice", "validation worker", "validation driver")
+LONG = Setting(faults=8, seed=19, runs=2, epochs=12, kinds=LONG_KINDS)
+"""With this seed each of these kinds comes once; the head dies while its nodes live on, and a new one starts at another address."""
 
 
 def test_a_campaign_under_fire_ends_like_an_unbroken_one(tmp_path: Path) -> None:
@@ -19,3 +22,14 @@ def test_a_campaign_under_fire_ends_like_an_unbroken_one(tmp_path: Path) -> None
     rows, violations = play(CI, tmp_path, told.append)
     assert not violations, "\n".join([*violations, *told])
     assert all(row.recovery_s is not None or row.result == "struck again in its start-up" for row in rows), "\n".join(told)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_campaign_that_loses_nodes_head_drivers_and_validation_ends_like_an_unbroken_one(tmp_path: Path) -> None:
+    told: list[str] = []
+    rows, violations = play(LONG, tmp_path, told.append)
+    assert not violations, "\n".join([*violations, *told])
+    assert {row.strike.kind for row in rows} == set(LONG_KINDS)
+    struck = [row for row in rows if row.recovery_s is not None or row.result == "struck again in its start-up"]
+    assert len(struck) >= LONG.faults / 2, "\n".join(told)  # the rest found its run at its end

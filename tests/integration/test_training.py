@@ -18,7 +18,7 @@ from orchestrator.training_job import WorkerJob, fit
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
-from tests.toy import toy_spec
+from tests.toy import Toy, toy_spec
 from trainers.spec.attempts import claim_attempt
 from trainers.spec.committed import newest_committed
 from trainers.spec.files import write_atomic
@@ -38,19 +38,27 @@ def cluster() -> Iterator[None]:
 @pytest.fixture
 def start(toys: Toys, tmp_path: Path) -> Callable[..., RunFolder]:
     """`start(name, **overrides)` makes the run folder of a run on two workers."""
+    return lambda name="run", **overrides: folder_of(toys("labels"), tmp_path / name, **overrides)
 
-    def folder_of(name: str = "run", **overrides: Any) -> RunFolder:
-        settings: dict[str, Any] = {
-            "workers": WorkerSpec(count=2, gpus=0, cpus=1),
-            "schedule": Schedule(epochs=EPOCHS, train_iterations=5, val_iterations=2),
-            "model_folder": tmp_path / name / "model",
-        }
-        spec: RunSpec = toy_spec(toys("labels"), **{**settings, **overrides})
-        folder = RunFolder(spec.run_folder)
-        write_atomic(folder.spec_file, spec.model_dump_json().encode())
-        return folder
 
-    return folder_of
+@pytest.fixture(scope="module")
+def unbroken(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run on two workers that nothing happened to, trained to its end."""
+    folder = folder_of(toys("labels"), tmp_path_factory.mktemp("unbroken"))
+    assert train(folder).state == "TRAINED"
+    return folder
+
+
+def folder_of(toy: Toy, base: Path, **overrides: Any) -> RunFolder:
+    settings: dict[str, Any] = {
+        "workers": WorkerSpec(count=2, gpus=0, cpus=1),
+        "schedule": Schedule(epochs=EPOCHS, train_iterations=5, val_iterations=2),
+        "model_folder": base / "model",
+    }
+    spec: RunSpec = toy_spec(toy, **{**settings, **overrides})
+    folder = RunFolder(spec.run_folder)
+    write_atomic(folder.spec_file, spec.model_dump_json().encode())
+    return folder
 
 
 def train(folder: RunFolder, driver: str = "first") -> Outcome:
@@ -75,9 +83,7 @@ def newest_worker_pid(folder: RunFolder) -> int:
     return int([claim["pid"] for claim in claims if claim.get("role") == "workers"][-1])
 
 
-def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Callable[..., RunFolder]) -> None:
-    unbroken = start("unbroken")
-    assert train(unbroken).state == "TRAINED"
+def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Callable[..., RunFolder], unbroken: RunFolder) -> None:
     assert [c[0] for c in curves(unbroken)] == list(range(EPOCHS))
 
     stopped = start("stopped")
@@ -156,21 +162,27 @@ def test_weights_that_are_no_numbers_end_the_run_at_once_and_the_last_sound_epoc
     assert len(workers_started) == 1
 
 
-def test_a_lost_loader_changes_no_bit_and_one_worker_sees_the_same_patches_as_two(start: Callable[..., RunFolder]) -> None:
-    two = start("two", schedule=Schedule(epochs=2, train_iterations=5, val_iterations=2))
-    assert train(two).state == "TRAINED"
-    one = start("one", schedule=Schedule(epochs=2, train_iterations=5, val_iterations=2), workers=WorkerSpec(count=1, gpus=0, cpus=1))
+def test_a_lost_loader_changes_no_bit(start: Callable[..., RunFolder], unbroken: RunFolder) -> None:
+    struck = start("struck")
     killed: list[int] = []
 
     def kill_a_loader() -> None:
-        killed.append(loader_pids()[0])
-        os.kill(killed[0], signal.SIGKILL)
+        os.kill(loader_pids()[0], signal.SIGKILL)
+        killed.append(epochs_done(struck))
 
-    when(lambda: epochs_done(one) >= 1, kill_a_loader)
-    assert train(one).state == "TRAINED"
+    when(lambda: epochs_done(struck) >= 1, kill_a_loader)
+    assert train(struck).state == "TRAINED"
     assert len(killed) == 1
-    assert len({row.attempt for row in reached(one).history}) == 1
-    for a, b in zip(reached(two).history, reached(one).history, strict=True):
+    assert killed[0] < EPOCHS
+    assert len({row.attempt for row in reached(struck).history}) == 1
+    assert curves(struck) == curves(unbroken)
+    assert weights_digest(struck) == weights_digest(unbroken)
+
+
+def test_one_worker_sees_the_same_patches_as_two(start: Callable[..., RunFolder], unbroken: RunFolder) -> None:
+    one = start("one", workers=WorkerSpec(count=1, gpus=0, cpus=1))
+    assert train(one).state == "TRAINED"
+    for a, b in zip(reached(unbroken).history, reached(one).history, strict=True):
         assert a.train_loss == pytest.approx(b.train_loss, abs=1e-5)
         assert a.val_loss == pytest.approx(b.val_loss, abs=1e-5)
         assert a.pseudo_dice == pytest.approx(b.pseudo_dice, abs=1e-4)

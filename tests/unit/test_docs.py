@@ -11,7 +11,7 @@ from orchestrator.cli import VERBS, app
 from orchestrator.experiment import parse_experiment
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "deploy").rglob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in ("benchmarks", "deploy", "docs") for path in (ROOT / folder).rglob("*.md"))])
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 COMMAND = re.compile(r"(?:^|[`/ ])nnfleet ([a-z]+)((?: +[^`#\n]*)?)", re.MULTILINE)
 
@@ -77,6 +77,11 @@ def test_the_kubernetes_file_is_yaml_with_the_right_ray_version() -> None:
     assert [group["groupName"] for group in content["spec"]["workerGroupSpecs"]] == ["gpu", "cpu"]
 
 
+def test_kubernetes_demands_the_token() -> None:
+    content = yaml.safe_load(text_of(ROOT / "deploy" / "raycluster.yaml"))
+    assert content["spec"]["authOptions"] == {"mode": "token"}
+
+
 def test_constraints_are_exact_versions_from_nowhere_in_particular() -> None:
     lines = [line for line in text_of(ROOT / "constraints.txt").splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
@@ -91,6 +96,22 @@ def test_the_functions_that_the_readme_promises_exist() -> None:
     names = re.findall(r"`(\w+)`", promised.group(1))
     assert {"plan", "submit", "wait"} <= set(names)
     assert [name for name in names if not callable(getattr(api, name, None))] == []
+
+
+def test_the_readme_explains_every_exit_code_of_a_command() -> None:
+    from orchestrator import errors
+    from orchestrator.cli import drill, output
+
+    of_jobs_only = {errors.DivergedError.exit_code, errors.Superseded.exit_code}
+    of_errors = {getattr(errors, name).exit_code for name in errors.__all__} - of_jobs_only
+    of_verbs = {output.EXIT_RUN_FAILED, output.EXIT_RUN_STOPPED, output.EXIT_UNEXPECTED, output.EXIT_INTERRUPTED, drill.EXIT_LOST}
+    table = re.findall(r"^\| (\d+) \|", text_of(ROOT / "README.md"), re.MULTILINE)
+    assert sorted(map(int, table)) == sorted({0} | of_errors | of_verbs)
+
+
+def test_every_benchmark_is_in_their_readme() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in text_of(path)}
+    assert set(re.findall(r"^\| `python -m benchmarks\.(\w+)", text_of(ROOT / "benchmarks" / "README.md"), re.MULTILINE)) == scripts
 
 
 def test_every_verb_that_the_readme_calls_scriptable_speaks_json() -> None:
