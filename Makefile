@@ -12,7 +12,7 @@ help:
 	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (10 minutes on 2 cores)"
 	@echo "make check   format, lint, types, import walls, unit tests with warnings as errors"
 	@echo "make test    unit and integration tests"
-	@echo "make test-long  a head that dies, hosts that are cut off, elastic workers, drill, orphans: minutes each"
+	@echo "make test-long  a head that dies, hosts that are cut off, chaos, elastic workers, drill, orphans: minutes each"
 	@echo "make bench   seconds per epoch beside nnU-Net's own trainer"
 	@echo "make clean   removes .venv and caches"
 

@@ -18,7 +18,7 @@ def shared_files(folder: RunFolder, spec: RunSpec, closing: bool) -> dict[str, P
     if not spec.pseudonyms:
         files |= {"splits_final.json": spec.preprocessed_folder / "splits_final.json", "run.json": folder.spec_file}
         if closing:
-            files |= {f"logs/{path.name}": path for path in (*folder.root.glob("training_log_*.txt"), *folder.logs.glob("*"))}
+            files |= {f"logs/{path.name}": path for path in folder.root.glob("training_log_*.txt")}
     return {name: path for name, path in files.items() if path.is_file()}
 
 

@@ -228,8 +228,7 @@ def test_with_pseudonyms_no_file_that_names_cases_is_sent(server: MlflowServer, 
     run = FakeRun(tmp_path, run_key="901-pseudonyms", tracking_uri=server.uri, pseudonyms=True)
     described = run.spec.preprocessed_folder / "dataset.json"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"training": [{"image": "case_0"}]}))
-    run.folder.logs.mkdir(parents=True)
-    (run.folder.logs / "job.log").write_text("case_0")
+    (run.folder.root / "training_log_2026_11_24_12_00_00.txt").write_text("case_0")
     run.track(server.uri, tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
     run.epoch()
     assert deliver(run.folder, 60)

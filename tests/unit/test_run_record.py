@@ -71,11 +71,10 @@ def test_a_job_record_says_which_code_the_job_runs() -> None:
     assert record.code == "0.9 abc"
 
 
-def test_the_logs_of_a_runs_jobs_are_sent_at_the_end_but_not_with_pseudonyms(tmp_path: Path) -> None:
+def test_the_logs_of_a_training_are_sent_at_the_end_but_not_with_pseudonyms(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
-    run.folder.logs.mkdir(parents=True)
-    (run.folder.logs / "train-1.log").write_text("hello")
-    assert "logs/train-1.log" in shared_files(run.folder, run.spec, closing=True)
+    (run.folder.root / "training_log_2026_11_24_12_00_00.txt").write_text("hello")
+    assert "logs/training_log_2026_11_24_12_00_00.txt" in shared_files(run.folder, run.spec, closing=True)
     assert not any(name.startswith("logs/") for name in shared_files(run.folder, run.spec, closing=False))
     secret = run.spec.model_copy(update={"pseudonyms": True})
     assert not any(name.startswith("logs/") for name in shared_files(run.folder, secret, closing=True))

@@ -76,11 +76,6 @@ class RunFolder:
         return self.own / "uploading"
 
     @property
-    def logs(self) -> Path:
-        """Log files of the run's jobs."""
-        return self.own / "logs"
-
-    @property
     def failures(self) -> Path:
         """One file per failed start of the workers, by its attempt: what the retry budgets are charged with."""
         return self.own / "failures"
