@@ -38,20 +38,25 @@ def epochs_missing(history: Sequence[EpochRow], logged: Collection[int]) -> list
 
 
 def checkpoints_due(
-    committed: Committed, held: Mapping[CheckpointName, str | None], seconds_since_upload: float, interval_s: float, closing: bool
+    committed: Committed, held: Mapping[CheckpointName, Manifest | None], seconds_since_upload: float, interval_s: float, closing: bool
 ) -> list[Manifest]:
-    """Checkpoints to publish now. `held`: SHA-256 of what MLflow has of each.
+    """Checkpoints to publish now. `held`: what MLflow has of each.
 
     The final one is due as soon as it exists. The best waits until `interval_s` has passed since the last upload, unless this is the
     first, the training is over, or the time is up (`closing`); of several bests in one interval only the newest is ever sent.
+
+    A best of an epoch that the run has still to reach is kept: the run went on from an older state, or this is an older copy of its
+    folder. Once the run has passed that epoch, MLflow is made equal to what is committed, so it always is when training has ended.
     """
     due = []
-    over = closing or committed.final is not None
-    if committed.best is not None and committed.best.sha256 != held.get("best"):
-        is_first = held.get("best") is None
-        if is_first or over or seconds_since_upload >= interval_s:
+    is_over = committed.final is not None
+    best, final = held.get("best"), held.get("final")
+    if committed.best is not None:
+        has_passed = best is None or is_over or best.epoch < committed.epochs_done
+        is_time = best is None or is_over or closing or seconds_since_upload >= interval_s
+        if has_passed and is_time and (best is None or best.sha256 != committed.best.sha256):
             due.append(committed.best)
-    if committed.final is not None and committed.final.sha256 != held.get("final"):
+    if committed.final is not None and (final is None or final.sha256 != committed.final.sha256):
         due.append(committed.final)
     return due
 
@@ -92,7 +97,7 @@ class Delivery:
         self._address: Address | None = None
         self._tracker: Tracker | None = None
         self._logged: frozenset[int] | None = None
-        self._held: dict[CheckpointName, str | None] | None = None
+        self._held: dict[CheckpointName, Manifest | None] | None = None
         self._sent: dict[str, str] = {}  # artifact path -> SHA-256
         self._looked_at: dict[str, tuple[int, int]] = {}  # artifact path -> time and size of the file when it was compared
         self._uploaded_at = self._drawn_at = float("-inf")
@@ -180,7 +185,7 @@ class Delivery:
             return
         if self._held is None or closing:
             records = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
-            self._held = {name: record.manifest.sha256 if record else None for name, record in records.items()}
+            self._held = {name: record.manifest if record else None for name, record in records.items()}
         waited = time.monotonic() - self._uploaded_at
         damaged: CheckpointError | None = None
         for manifest in checkpoints_due(committed, self._held, waited, self.spec.upload_interval_s, closing):
@@ -193,7 +198,7 @@ class Delivery:
             except CheckpointError as err:  # one damaged file keeps back no other
                 damaged = err
                 continue
-            self._held[manifest.checkpoint] = manifest.sha256
+            self._held[manifest.checkpoint] = manifest
             self._uploaded_at = time.monotonic()
         if damaged is not None:
             raise damaged

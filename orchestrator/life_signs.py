@@ -37,12 +37,15 @@ def owner_of(folder: RunFolder) -> Owner | None:
 
 
 def stop_wish(folder: RunFolder) -> StopWish | None:
-    """Whether somebody asked the run to stop; a stop file that cannot be read asks for the gentle stop."""
+    """Whether somebody asked the run to stop; a stop file that is no JSON asks for the gentle stop.
+
+    Raises OSError where the disk gives no answer: that is nobody's wish.
+    """
     try:
         content = json.loads(folder.stop_file.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         content = {}
     return StopWish(is_now=isinstance(content, dict) and bool(content.get("now")))
 

@@ -58,8 +58,10 @@ class StateTeller:
             return
         self._looked_at = now
         try:
+            self._tracker.ping()  # fails within seconds, where other calls wait for minutes: the campaign waits with them
             shown = {run.run_id for run in self._tracker.open_runs()}
         except TrackingError as err:
+            self._again_at = time.monotonic() + RETRY_S
             log.warning("the tracking server was not asked what it shows of the runs: %s", err)
             return
         ended = [run for run in open_runs if run.tracked.run_id not in shown]
@@ -72,6 +74,7 @@ class StateTeller:
         for key, run in list(self._untold.items()):
             del self._untold[key]
             try:
+                self._tracker.ping()
                 self._tracker.set_state(run.tracked.run_id, run.state)
                 self._tracker.set_tags(
                     run.tracked.run_id, {"nnfleet.campaign": self._campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
@@ -94,7 +97,7 @@ class StateTeller:
         if time.monotonic() - self._ended_at < PATIENCE_S:
             return False
         left = ", ".join(f"{key} ({run.state})" for key, run in self._untold.items())
-        self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. Submit again to tell it.")
+        self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. `nnfleet sync` tells it.")
         return True
 
 

@@ -114,11 +114,12 @@ def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Sy
 def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Synced:
     if not spec.tracking_uri and not folder.mlflow_file.exists():
         return Synced(run_key=spec.run_key, run_folder=folder.root, note="not tracked")
-    if is_alive(folder, spec, jobs, time.time()):
-        return Synced(run_key=spec.run_key, run_folder=folder.root, note="a job of it lives and delivers")
     delivered: list[str] = []
     lacking = ""
     try:
+        _refuse_copy(folder, spec)
+        if is_alive(folder, spec, jobs, time.time()):
+            return Synced(run_key=spec.run_key, run_folder=folder.root, note="a job of it lives and delivers")
         _deliver(folder, spec, delivered)
     except (NnfleetError, OSError) as err:
         lacking = str(err)
@@ -126,6 +127,15 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
         log.exception("%s was not delivered", spec.run_key)
         lacking = f"{type(err).__name__}: {err}"
     return Synced(run_key=spec.run_key, run_folder=folder.root, delivered=tuple(delivered), lacking=lacking)
+
+
+def _refuse_copy(folder: RunFolder, spec: RunSpec) -> None:
+    """Raise DataError for a folder at another place than the run's own: the MLflow run that it notes is that of the folder there."""
+    if spec.run_folder.resolve() != folder.root.resolve():
+        raise DataError(
+            f"results: {folder.spec_file} is of a run in {spec.run_folder}: the folder was moved or copied. "
+            "Bring it back, or submit its experiment with this nnUNet_results."
+        )
 
 
 def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:

@@ -1,5 +1,6 @@
 """What a campaign tells MLflow, and what it does when MLflow is away, refuses, or has lost everything."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage, monkeypa
     stage.cluster.validation_ends(run)
     assert campaign.run(poll_s=0) == 0
     (warning,) = [event["message"] for event in stage.events if event["event"] == "warning"]
-    assert "key0 (SUCCEEDED)" in warning
+    assert "key0 (SUCCEEDED). `nnfleet sync` tells it." in warning
 
 
 def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage: Stage) -> None:
@@ -88,6 +89,28 @@ def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: St
     stage.tracking.is_away = False
     look(campaign)
     assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
+
+
+def test_a_tracking_server_that_hangs_is_not_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port is open and nobody answers: a ping gives up within seconds, every other call after minutes, in the campaign's loop."""
+    monkeypatch.setattr("orchestrator.state_telling.LOOK_S", 0.0)
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    pings: list[float] = []
+
+    def gives_up() -> None:
+        pings.append(time.monotonic())
+        raise TrackingError("mlflow: no answer within 5 s")
+
+    def hangs(*_: object) -> None:
+        pytest.fail("the campaign hangs")
+
+    for call, answer in (("ping", gives_up), ("set_state", hangs), ("open_runs", hangs)):
+        monkeypatch.setattr(stage.tracking, call, answer)
+    for _ in range(3):
+        look(campaign)
+    assert states(campaign) == ["RUNNING"]
+    assert len(pings) == 1, "and the next one waits for its time, whoever asked"
 
 
 def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> None:

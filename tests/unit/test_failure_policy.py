@@ -119,6 +119,7 @@ def test_an_end_and_its_reasons_are_told_where_the_share_is_away(
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(Path, "glob", away)
+    monkeypatch.setattr(Path, "iterdir", away)
     assert write_outcome(run.folder, Outcome(job="training", state="TRAINED", attempt=1, message="trained"))
     assert "(TRAINED: trained) is not stored" in caplog.text
     assert read_failures(run.folder) == []

@@ -1,10 +1,13 @@
 """What is sent to MLflow next: pure decisions."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.delivery import PICTURE_INTERVAL_S, checkpoints_due, epochs_missing, picture_due
+from orchestrator.checkpoint_store import published
+from orchestrator.delivery import PICTURE_INTERVAL_S, Delivery, checkpoints_due, epochs_missing, picture_due
 from orchestrator.errors import ConfigError
 from orchestrator.publisher import LONGEST_WAIT_S, LONGEST_WAIT_WHEN_CLOSING_S, Outage, backoff_s
 from orchestrator.run_record import (
@@ -17,7 +20,7 @@ from orchestrator.run_record import (
     metric_names,
     metric_path,
 )
-from tests.fake_run import epoch_row
+from tests.fake_run import FakeRun, epoch_row
 from trainers.spec.committed import Committed, Manifest
 from trainers.spec.run_spec import CheckpointName
 
@@ -28,10 +31,10 @@ def manifest(name: CheckpointName, epoch: int) -> Manifest:
     )
 
 
-def committed(best: int | None, final: int | None = None) -> Committed:
+def committed(best: int | None, final: int | None = None, epochs_done: int = 5) -> Committed:
     return Committed(
         run_key="k",
-        epochs_done=5,
+        epochs_done=epochs_done,
         attempt=1,
         history=(),
         best=None if best is None else manifest("best", best),
@@ -51,24 +54,82 @@ def test_epochs_that_mlflow_lacks_are_sent_in_order_and_gaps_are_filled() -> Non
     ("held", "waited_s", "closing", "expected"),
     [
         (None, 0.0, False, ["best3"]),  # the first is sent at once
-        ("best2", 10.0, False, []),  # too soon after the last one
-        ("best2", 60.0, False, ["best3"]),
-        ("best2", 0.0, True, ["best3"]),  # the time is up
-        ("best3", 1e9, True, []),  # there already
+        (2, 10.0, False, []),  # too soon after the last one
+        (2, 60.0, False, ["best3"]),
+        (2, 0.0, True, ["best3"]),  # the time is up
+        (3, 1e9, True, []),  # there already
     ],
 )
-def test_best_is_published_at_most_once_per_interval(held: str | None, waited_s: float, closing: bool, expected: list[str]) -> None:
-    due = checkpoints_due(committed(3), {"best": held, "final": None}, waited_s, 60.0, closing)
+def test_best_is_published_at_most_once_per_interval(held: int | None, waited_s: float, closing: bool, expected: list[str]) -> None:
+    there = {"best": None if held is None else manifest("best", held), "final": None}
+    due = checkpoints_due(committed(3), there, waited_s, 60.0, closing)  # type: ignore[arg-type]
     assert [m.sha256 for m in due] == expected
 
 
-def test_best_of_the_run_folder_wins_even_when_mlflow_has_one_of_a_later_epoch() -> None:
-    assert [m.epoch for m in checkpoints_due(committed(3), {"best": "best9"}, 60.0, 60.0, False)] == [3]
+@pytest.mark.parametrize(("epochs_done", "expected"), [(4, []), (9, []), (10, [3])])
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_best_of_an_epoch_that_the_run_has_not_reached_is_kept_until_it_has_passed_it(
+    epochs_done: int, expected: list[int], closing: bool
+) -> None:
+    due = checkpoints_due(committed(3, epochs_done=epochs_done), {"best": manifest("best", 9)}, 1e9, 60.0, closing)
+    assert [m.epoch for m in due] == expected
+
+
+def test_mlflow_ends_with_the_committed_best_whatever_it_has() -> None:
+    due = checkpoints_due(committed(3, final=4), {"best": manifest("best", 900), "final": manifest("final", 4)}, 0.0, 60.0, False)
+    assert [m.sha256 for m in due] == ["best3"]
 
 
 def test_final_is_published_with_the_last_best_without_waiting() -> None:
-    due = checkpoints_due(committed(3, final=4), {"best": "best2", "final": None}, 0.0, 60.0, False)
+    due = checkpoints_due(committed(3, final=4), {"best": manifest("best", 2), "final": None}, 0.0, 60.0, False)
     assert [m.sha256 for m in due] == ["best3", "final4"]
+
+
+class FakeStore:
+    """Tags and artifacts of one run, in memory."""
+
+    def __init__(self) -> None:
+        self.tags_of_run: dict[str, str] = {}
+        self.files: dict[str, int] = {}
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        return dict(self.tags_of_run)
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        self.tags_of_run.update(tags)
+
+    def upload_file(self, run_id: str, local: Path, directory: str, name: str) -> None:
+        self.files[f"{directory}/{name}"] = local.stat().st_size
+
+    def upload_bytes(self, run_id: str, content: bytes, path: str) -> None:
+        self.files[path] = len(content)
+
+    def list_files(self, run_id: str, directory: str) -> dict[str, int]:
+        return {path: size for path, size in self.files.items() if path.startswith(f"{directory}/")}
+
+
+def test_a_run_that_lost_its_newest_state_takes_no_best_from_mlflow_before_it_has_a_new_one(tmp_path: Path) -> None:
+    run, store = FakeRun(tmp_path), FakeStore()
+    tracker: Any = store
+
+    def held_epoch() -> int:
+        Delivery(run.folder, run.attempt)._send_checkpoints(tracker, "r", closing=False)  # as the publisher of a new job
+        record = published(tracker, "r", "best")
+        assert record is not None
+        return record.manifest.epoch
+
+    run.epoch()
+    older = run.best
+    run.epoch()
+    assert held_epoch() == 1
+    max(run.folder.state.glob("*.json")).unlink()
+    run.resume()
+    run.rows.pop()
+    run.best = older
+    assert held_epoch() == 1
+    run.epoch(is_best=False)  # on a GPU the same epoch may come out worse
+    assert held_epoch() == 0
+    assert published(tracker, "r", "best").manifest == older  # type: ignore[union-attr]
 
 
 def test_nothing_is_due_without_a_checkpoint() -> None:

@@ -1,5 +1,6 @@
 """Bringing MLflow up to date without jobs: what is due, who counts as alive, and servers that answer nonsense."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +16,7 @@ from orchestrator.state_telling import tell_end
 from orchestrator.sync import LINE_PREFIX, Synced, called, is_alive, read_lines, run_folders, state_due, sync, sync_below
 from orchestrator.tracking import Tracker
 from orchestrator.tracking_address import masked
+from tests.away import BROKEN
 from tests.fake_run import FakeRun
 from tests.serving import serving
 from trainers.spec.files import write_json_atomic
@@ -151,6 +153,30 @@ def test_a_run_lives_by_its_job_or_by_fresh_signs_of_another_cluster(tmp_path: P
     assert not is_alive(run.folder, run.spec, [dead], now), "the sign is the dead job's own"
     write_json_atomic(run.folder.progress_file, {"unix": now + 1e6})
     assert not is_alive(run.folder, run.spec, [], now), "a clock that jumped is no life"
+
+
+def test_a_copy_of_a_run_folder_delivers_nothing_to_the_mlflow_run_of_the_original(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.track("http://127.0.0.1:9", "r")
+    run.epoch()
+    shutil.copytree(tmp_path / "results", tmp_path / "backup")
+    (done,) = sync(
+        run_folders(tmp_path / "backup"), [JobRecord(submission_id="t", kind="train", state="RUNNING", run_key=run.spec.run_key)]
+    )
+    assert f"is of a run in {run.folder.root}: the folder was moved or copied. Bring it back, or submit" in done.lacking
+    (tmp_path / "linked").symlink_to(tmp_path / "results")
+    (done,) = sync(run_folders(tmp_path / "linked"), [])
+    assert "moved or copied" not in done.lacking, "the same folder by another path"
+
+
+def test_a_disk_that_does_not_tell_who_works_on_a_run_keeps_back_no_other(tmp_path: Path) -> None:
+    first, second = FakeRun(tmp_path), FakeRun(tmp_path, run_key="901-toy-1", fold=1)
+    for run in (first, second):
+        run.track("http://127.0.0.1:9", "r")
+    first.folder.outcome_file.symlink_to(BROKEN)
+    told = [done.lacking or done.note for done in sync([first.folder, second.folder], [])]
+    assert "Input/output error" in told[0]
+    assert len(told) == 2
 
 
 def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def claimed_attempts(folder: RunFolder) -> list[int]:
     try:
         with reading(folder.attempts):
             return sorted(int(path.stem) for path in folder.attempts.iterdir() if path.suffix == ".json" and path.stem.isdecimal())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
