@@ -1,4 +1,4 @@
-"""A drill on local services: a worker and the driver die, nothing is lost, nothing is left behind."""
+"""Drills on local services and on a cluster of several nodes: whatever dies, nothing is lost, nothing is left behind."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 from orchestrator import api
 from orchestrator.tracking import Tracker
 from tests.integration.local_home import local_services
+from tests.integration.many_nodes import ManyNodes
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
@@ -15,11 +16,20 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mar
 def test_a_drill_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     with local_services(num_cpus=2) as (_, services):
-        report = api.drill(["worker", "driver"], folder=tmp_path, on_event=events.append)
+        report = api.drill(["worker", "tracking", "driver"], folder=tmp_path, on_event=events.append)
         assert report.is_nothing_lost, (report, events)
-        assert [strike.part for strike in report.strikes] == ["worker", "driver"]
+        assert [strike.part for strike in report.strikes] == ["worker", "tracking", "driver"]
         assert all(strike.epochs_redone <= 1 for strike in report.strikes)
         assert report.stays == ()
         assert list(tmp_path.iterdir()) == []
         names = [found.name for found in Tracker(services.mlflow_uri)._client.search_experiments()]
         assert not any(name.startswith("nnfleet-drill") for name in names)
+
+
+def test_a_drill_that_kills_a_node_loses_nothing(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    with ManyNodes(tmp_path / "cluster", (2, 2)) as nodes:
+        report = api.drill(["node"], nodes.address, tmp_path / "shared", is_sure=True, on_event=events.append)
+        assert report.is_nothing_lost, (report, events, nodes.log_tails())
+        assert [strike.part for strike in report.strikes] == ["node"]
+        assert report.stays == ()

@@ -288,7 +288,7 @@ def test_a_missing_or_broken_checkpoint_is_named_before_a_case_is_blamed(toys: T
     folder.checkpoint("best").write_bytes(b"half a file")
     outcome = run_validation(folder, delivery_waits_s=())
     assert outcome.state == "FAILED_CODE"
-    assert "checkpoint_best.pth cannot be read" in outcome.message
+    assert "checkpoint_best.pth is not what the newest state names (best of epoch" in outcome.message
     folder.checkpoint("final").unlink()
     outcome = run_validation(folder, delivery_waits_s=())
     assert outcome.state == "FAILED_CONFIG"
