@@ -85,11 +85,14 @@ class Report(Frozen):
 
 
 def order_of(parts: Sequence[str], **more: Any) -> Order:
-    """A checked order; no part named means a worker and the driver. Raises ConfigError."""
+    """A checked order; no part named means a worker and the driver. Raises ConfigError.
+
+    `tracking` is killed last: training goes on meanwhile, perhaps to its end, and would leave nothing for another part to interrupt.
+    """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ConfigError(f"drill: {unknown[0]!r} is nothing that a drill kills. Name any of: {', '.join(PARTS)}.")
-    named: Any = tuple(dict.fromkeys(parts)) or ("worker", "driver")
+    named: Any = tuple(sorted(dict.fromkeys(parts), key=lambda part: part == "tracking")) or ("worker", "driver")
     if "tracking" in named and more.get("mlflow") is None:
         raise ConfigError(
             "drill: `tracking` kills only the MLflow server that `nnfleet up` started, on the local cluster, and that is not what runs "

@@ -18,7 +18,7 @@ def test_a_drill_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     with local_services(num_cpus=2) as (_, services):
         report = api.drill(["worker", "tracking", "driver"], folder=tmp_path, on_event=events.append)
         assert report.is_nothing_lost, (report, events)
-        assert [strike.part for strike in report.strikes] == ["worker", "tracking", "driver"]
+        assert [strike.part for strike in report.strikes] == ["worker", "driver", "tracking"]  # that one last: training goes on meanwhile
         assert all(strike.epochs_redone <= 1 for strike in report.strikes)
         assert report.stays == ()
         assert list(tmp_path.iterdir()) == []

@@ -51,6 +51,7 @@ def test_only_the_local_mlflow_server_may_be_killed() -> None:
     with pytest.raises(ConfigError, match="only the MLflow server that `nnfleet up` started"):
         order_of(["tracking"])
     assert order_of(["tracking"], mlflow=MLFLOW).parts == ("tracking",)
+    assert order_of(["tracking", "worker"], mlflow=MLFLOW).parts == ("worker", "tracking"), "training goes on without it, to its end"
 
 
 def test_an_unknown_part_is_refused_with_those_that_are_known() -> None:
