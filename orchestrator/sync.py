@@ -117,7 +117,7 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
     delivered: list[str] = []
     lacking = ""
     try:
-        _refuse_copy(folder, spec)
+        folder.check_is_own(spec)  # of a copy, the MLflow run that it notes is the original's
         if is_alive(folder, spec, jobs, time.time()):
             return Synced(run_key=spec.run_key, run_folder=folder.root, note="a job of it lives and delivers")
         _deliver(folder, spec, delivered)
@@ -127,15 +127,6 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
         log.exception("%s was not delivered", spec.run_key)
         lacking = f"{type(err).__name__}: {err}"
     return Synced(run_key=spec.run_key, run_folder=folder.root, delivered=tuple(delivered), lacking=lacking)
-
-
-def _refuse_copy(folder: RunFolder, spec: RunSpec) -> None:
-    """Raise DataError for a folder at another place than the run's own: the MLflow run that it notes is that of the folder there."""
-    if spec.run_folder.resolve() != folder.root.resolve():
-        raise DataError(
-            f"results: {folder.spec_file} is of a run in {spec.run_folder}: the folder was moved or copied. "
-            "Bring it back, or submit its experiment with this nnUNet_results."
-        )
 
 
 def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:

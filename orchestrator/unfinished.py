@@ -77,11 +77,7 @@ def find_runs(results: Path) -> tuple[list[Found], list[str]]:
 def _found(path: Path) -> Found:
     folder = RunFolder(path.parents[1])
     spec = folder.spec()
-    if spec.run_folder.resolve() != folder.root.resolve():  # a run.json sends nobody to another place than its own
-        raise DataError(
-            f"results: {path} is of a run in {spec.run_folder}: the folder was moved or copied. "
-            "Bring it back, or submit its experiment with this nnUNet_results."
-        )
+    folder.check_is_own(spec)  # a run.json sends nobody to another place than its own
     own = RunFolder(spec.run_folder)
     return Found(spec, standing_of(spec), read_outcome(own), stop_wish(own) is not None, noted_run_id(own))
 

@@ -110,6 +110,14 @@ class RunFolder:
         except ValueError as err:
             raise DataError(f"run folder: {self.spec_file} is not a run specification of this version: {err}") from err
 
+    def check_is_own(self, spec: RunSpec) -> None:
+        """Raise DataError when this is not the folder that `spec`, which was read here, was written for."""
+        if spec.run_folder.resolve() != self.root.resolve():
+            raise DataError(
+                f"results: {self.spec_file} is of a run in {spec.run_folder}: the folder was moved or copied. "
+                "Bring it back, or submit its experiment with this nnUNet_results."
+            )
+
     def living_spec(self) -> RunSpec:
         """As `spec`, for a job of the run on whatever node; its driver has found run and dataset.
 
