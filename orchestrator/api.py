@@ -281,7 +281,7 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
 def tracking_outage(cluster: str | None = None) -> str:
     """A sentence if the local services are meant and their MLflow server has died; else nothing."""
     local = services.running() if cluster is None and is_local() else None
-    if local is None or local.mlflow.is_alive:
+    if local is None or services.tracking_answers(local):
         return ""
     return "MLflow is down: what it lacks waits in the run folders. `nnfleet up` starts it again, `nnfleet sync` delivers what no job does."
 

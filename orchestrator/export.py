@@ -22,7 +22,8 @@ def export_model(run: str, target: Path, tracking_uri: str) -> Path:
 
     It holds plans.json, dataset.json and fold_<k>/checkpoint_{best,final}.pth; final only if the run has ended. Each checkpoint is
     checked against its SHA-256. The folder appears complete or not at all. `run`: see `Tracker.find_run`.
-    Raises ConfigError for an unknown run, one without a checkpoint or a target that is not empty, CheckpointError, TrackingError.
+    Raises ConfigError for an unknown run, one without a checkpoint or a target that is not empty or cannot be made, CheckpointError,
+    TrackingError.
     """
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -31,7 +32,10 @@ def export_model(run: str, target: Path, tracking_uri: str) -> Path:
     tracker.ping()
     run_id = tracker.find_run(run)
     present = _published_names(tracker, run, run_id)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"export: {target.parent} cannot be made: {err}. Name a folder that you may write.") from err
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         model = Path(folder) / "model"
         _fill(tracker, run_id, present, model)

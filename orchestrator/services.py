@@ -127,6 +127,11 @@ def running(home: Home | None = None) -> Services | None:
     return None
 
 
+def tracking_answers(services: Services) -> bool:
+    """True if the local MLflow server answers, whether or not the process that `up` started still watches it."""
+    return services.mlflow.is_alive or _get(services.mlflow.port, "/health") == 200
+
+
 def read_token(path: Path) -> str:
     """The token in a file. Raises ClusterError when it cannot be read."""
     try:

@@ -119,7 +119,11 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
     try:
         folder.check_is_own(spec)  # of a copy, the MLflow run that it notes is the original's
         if is_alive(folder, spec, jobs, time.time()):
-            return Synced(run_key=spec.run_key, run_folder=folder.root, note="a job of it lives and delivers")
+            return Synced(
+                run_key=spec.run_key,
+                run_folder=folder.root,
+                note="a job of it lives and delivers; `nnfleet sync` after its end looks again",
+            )
         _deliver(folder, spec, delivered)
     except (NnfleetError, OSError) as err:
         lacking = str(err)

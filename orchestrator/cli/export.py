@@ -29,6 +29,7 @@ def export(
         return
     say(f"Verified model folder: {folder}")
     say(f"Predict with it: nnUNetv2_predict_from_modelfolder -m {folder} -f {fold_of(folder)} -chk checkpoint_best.pth -i INPUT -o OUTPUT")
+    say("Without a GPU add: -device cpu")
 
 
 def fold_of(folder: Path) -> str:

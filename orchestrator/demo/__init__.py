@@ -95,13 +95,18 @@ def build_demo_dataset(
 ) -> DemoPaths:
     """Build (or find built) Dataset900_MNIBrain below `base`: raw, planned, preprocessed, with five folds.
 
-    Raises ConfigError for parameters out of range, DataError when nnU-Net's preprocessing fails (its log is named).
+    Raises ConfigError for parameters out of range or a folder that cannot be made, DataError when nnU-Net's preprocessing fails (its log is
+    named).
     """
     wanted = DemoParameters(cases, spacing_mm, seed)
     paths = DemoPaths(base.expanduser().absolute())
     if _built_with(paths) == asdict(wanted):
         log.info("demo dataset in %s is up to date", paths.base)
         return paths
+    try:
+        paths.base.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"demo: {paths.base} cannot be made: {err}. Name a folder that you may write: --folder.") from err
     report = on_progress or (lambda what, done, total: None)
     _clear(paths)
     _write_raw(paths, wanted, report)

@@ -7,11 +7,13 @@ from typing import Any, cast
 import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
-from orchestrator import api
+from orchestrator import api, services
 from orchestrator.campaign import this_machine
 from orchestrator.job_record import JobRecord, JobState
 from orchestrator.jobs import Jobs
+from orchestrator.processes import ProcessRecord
 from orchestrator.run_status import RunStatus
+from orchestrator.services import Services
 from tests.fake_campaign import Stage
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.states import RunState
@@ -138,3 +140,15 @@ def test_a_log_that_grows_is_told_in_whole_lines_until_its_job_ends(jobs: FakeJo
     add_job(jobs, "train-1", "train", "FAILED", "epoch 0\nepoch 1\nkilled")
     monkeypatch.setattr(api, "_goes_on", lambda *_: False)
     assert "".join(parts) == "killed"
+
+
+@pytest.mark.parametrize(("health", "outage"), [(200, ""), (None, "MLflow is down")])
+def test_a_server_that_answers_is_not_called_down_though_its_supervisor_died(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, health: int | None, outage: str
+) -> None:
+    dead = ProcessRecord(name="MLflow server", pid=2**22 + 1, started_unix=0.0, mark="none", port=1)
+    found = Services(ray=dead, mlflow=dead, token_file=tmp_path / "token")
+    monkeypatch.setattr(services, "running", lambda: found)
+    monkeypatch.setattr(services, "_get", lambda port, path: health)
+    assert api.tracking_outage().startswith(outage)
+    assert bool(api.tracking_outage()) == bool(outage)

@@ -34,3 +34,9 @@ def test_a_subject_has_the_tissues_of_a_head() -> None:
 def test_parameters_out_of_range_are_refused(tmp_path: Path, cases: int, spacing_mm: float) -> None:
     with pytest.raises(ConfigError, match=r"--cases|--spacing-mm"):
         build_demo_dataset(tmp_path, cases=cases, spacing_mm=spacing_mm)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/demo cannot be made: .* Name a folder that you may write"):
+        build_demo_dataset(tmp_path / "file" / "demo")

@@ -1,14 +1,16 @@
 """What a tracking server says is checked before it decides where a file goes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from pydantic import ValidationError
 
+from orchestrator import export
 from orchestrator.checkpoint_store import directory_of
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.export import _fill, _published_names, fold_in
+from orchestrator.export import _fill, _published_names, export_model, fold_in
 from orchestrator.run_record import Published
 from orchestrator.tracking import Tracker
 from tests.fake_run import FakeRun
@@ -44,6 +46,14 @@ def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path) -> Non
 def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage() -> None:
     with pytest.raises(ConfigError, match=r"run key0 at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"):
         _published_names(cast(Tracker, HostileTracker({})), "key0", "r")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(export, "Tracker", lambda uri: SimpleNamespace(ping=lambda: None, find_run=lambda run: "r"))
+    monkeypatch.setattr(export, "_published_names", lambda *found: ["best"])
+    with pytest.raises(ConfigError, match=r"file/deeper cannot be made: .* Name a folder that you may write"):
+        export_model("key0", tmp_path / "file" / "deeper" / "model", "http://mlflow")
 
 
 def test_folds_of_nnunet_are_folds() -> None:
