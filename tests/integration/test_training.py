@@ -179,6 +179,7 @@ def test_a_lost_loader_changes_no_bit(start: Callable[..., RunFolder], unbroken:
     assert weights_digest(struck) == weights_digest(unbroken)
 
 
+@pytest.mark.long
 def test_one_worker_sees_the_same_patches_as_two(start: Callable[..., RunFolder], unbroken: RunFolder) -> None:
     one = start("one", workers=WorkerSpec(count=1, gpus=0, cpus=1))
     assert train(one).state == "TRAINED"
