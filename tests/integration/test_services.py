@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def started(home: Home) -> Services:
     told = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], [path.read_text()[-3000:] for path in (home.ray_log, home.mlflow_log)]
     assert told[0] == told[1]
+    deadline = time.monotonic() + 60  # the job server answers before the head has all its parts: its address is noted last
+    while not (home.ray_temp / "ray_current_cluster").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
     return Services.model_validate_json(told[0])
 
 
