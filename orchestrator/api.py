@@ -420,7 +420,8 @@ def _logs(jobs: Jobs, run_key: str, campaign: str, *, follow: bool, earlier: boo
             end = text.rfind("\n") + 1 if follow and job.is_live else len(text)
             if end > (start := printed.get(job.submission_id, 0)):
                 printed[job.submission_id] = end
-                yield f"--- {job.submission_id} ({job.state})\n" if earlier and not start else ""
+                if earlier and not start:
+                    yield f"--- {job.submission_id} ({job.state})\n"
                 yield text[start:end]
         if not follow or (not any(job.is_live for job in own) and not _goes_on(jobs, run_key, campaign)):
             return

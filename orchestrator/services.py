@@ -102,7 +102,7 @@ def _brought_up(home: Home, num_cpus: int | None) -> Services:
     mlflow = _reused(before.get("mlflow")) or _start_mlflow(home)
     _write_record(home, {"ray": ray, "mlflow": mlflow})
     wait_until_up(ray, lambda: _ray_answers(ray.port, read_token(home.token_file)), home.ray_log, START_TIMEOUT_S)
-    wait_until_up(mlflow, lambda: _get(mlflow.port, "/health") == 200, home.mlflow_log, START_TIMEOUT_S)
+    wait_until_up(mlflow, lambda: _mlflow_answers(mlflow.port), home.mlflow_log, START_TIMEOUT_S)
     _write_private(home.ports_file, _Ports(ray=ray.port, mlflow=mlflow.port).model_dump_json())
     return Services(ray=ray, mlflow=mlflow, token_file=home.token_file)
 
@@ -129,7 +129,7 @@ def running(home: Home | None = None) -> Services | None:
 
 def tracking_answers(services: Services) -> bool:
     """True if the local MLflow server answers, whether or not the process that `up` started still watches it."""
-    return services.mlflow.is_alive or _get(services.mlflow.port, "/health") == 200
+    return services.mlflow.is_alive or _mlflow_answers(services.mlflow.port)
 
 
 def read_token(path: Path) -> str:
@@ -257,6 +257,10 @@ def _ensure_token(path: Path) -> None:
 
 def _ray_answers(port: int, token: str) -> bool:
     return _get(port, "/api/version", {"Authorization": f"Bearer {token}"}) == 200
+
+
+def _mlflow_answers(port: int) -> bool:
+    return _get(port, "/health") == 200
 
 
 def _get(port: int, path: str, headers: dict[str, str] | None = None) -> int | None:

@@ -56,19 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:
     """Validate every checkpoint that the run asks for on the connected cluster, report, and store and return how it ended."""
+    reports: list[Report] | None = None
     try:
         outcome, reports = validate(folder, attempt)
     except (Stopped, KeyboardInterrupt):  # Ray ends a job that is stopped with SIGINT
-        outcome, reports = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept"), None
+        outcome = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept")
     except (ConfigError, DataError) as err:
-        outcome, reports = _outcome("FAILED_CONFIG", attempt, str(err)), None
+        outcome = _outcome("FAILED_CONFIG", attempt, str(err))
     except (ClusterError, StorageError) as err:
-        outcome, reports = _outcome("FAILED_CLUSTER", attempt, str(err)), None
+        outcome = _outcome("FAILED_CLUSTER", attempt, str(err))
     except NnfleetError as err:
-        outcome, reports = _outcome("FAILED_CODE", attempt, str(err), err), None
+        outcome = _outcome("FAILED_CODE", attempt, str(err), err)
     except Exception as err:
         state = "FAILED_CLUSTER" if is_of_storage(err) else "FAILED_CODE"
-        outcome, reports = _outcome(state, attempt, f"{type(err).__name__}: {err}", err), None
+        outcome = _outcome(state, attempt, f"{type(err).__name__}: {err}", err)
     if reports is None:
         return stored(folder, outcome)
     return delivered(folder, outcome, reports, delivery_waits_s)
