@@ -353,21 +353,43 @@ def _scores(path: Path) -> Any:
     return json.loads(path.read_text()).get("dice_mean")
 
 
-def mlflow_differences(folder: RunFolder, uri: str) -> list[str]:
-    """Where MLflow does not hold exactly what was committed."""
+OF_THE_MACHINE = ("time/", "throughput/", "system/", "gpu/", "attempt")
+"""Metrics that may differ when an epoch is trained a second time; every other one is the same to the bit."""
+Points = list[tuple[int, float]]
+"""(epoch, value), in the order of epochs."""
+
+
+def unlike(have: dict[str, Points], committed: dict[str, Points], *, was_cut: bool) -> list[str]:
+    """Keys of MLflow whose points are not those committed: a missing one, one twice, another value.
+
+    MLflow keeps the first version of an epoch. Where a commit was destroyed after its delivery (`was_cut`), the epoch is trained
+    again, and MLflow's is of an earlier attempt: then what the machine measured may differ at that epoch, and nothing else.
+    """
+    first, last = (dict(points.get("attempt", [])) for points in (have, committed))
+    redone = {epoch for epoch in first if was_cut and first[epoch] < last.get(epoch, 0)}
+
+    def compared(key: str, points: Points) -> Points:
+        return [point for point in points if not (key.startswith(OF_THE_MACHINE) and point[0] in redone)]
+
+    return [
+        f"MLflow's {key}: {have.get(key, [])} is not what was committed: {points}"
+        for key, points in committed.items()
+        if compared(key, have.get(key, [])) != compared(key, points)
+    ]
+
+
+def mlflow_differences(folder: RunFolder, uri: str, *, was_cut: bool) -> list[str]:
+    """Where MLflow does not hold exactly what was committed (see `unlike`)."""
     from orchestrator.checkpoint_store import published
     from trainers.spec.files import read_json
 
     tracker, run_id = Tracker(uri), str(read_json(folder.mlflow_file, "MLflow run")["run_id"])
-    found = []
-    wanted: dict[str, list[tuple[int, float]]] = {}
+    wanted: dict[str, Points] = {}
     for record in epoch_metrics(reached(folder).history, class_names(folder.spec())):
         for key, value in record.values.items():
             wanted.setdefault(key, []).append((record.epoch, value))
-    for key, points in wanted.items():
-        have = sorted((p.step, p.value) for p in tracker._client.get_metric_history(run_id, key))
-        if have != points:
-            found.append(f"MLflow's {key}: {len(have)} points, {len(points)} committed, or other values")
+    have = {key: sorted((p.step, p.value) for p in tracker._client.get_metric_history(run_id, key)) for key in wanted}
+    found = unlike(have, wanted, was_cut=was_cut)
     for name, committed in (("best", reached(folder).best), ("final", reached(folder).final)):
         there = published(tracker, run_id, name)  # type: ignore[arg-type]
         if committed is None or there is None or there.manifest.sha256 != committed.sha256:
@@ -415,9 +437,11 @@ def play(setting: Setting, place: Path, tell: Callable[[str], None] = print) -> 
             violations = [f"{row.run}, {row.strike.kind}: {text}" for row in rows for text in row.violations]
             violations += [f"{s.address} seed: {s.state}: {s.reason}" for s in statuses if s.state is not RunState.SUCCEEDED]
             for number, (watch, whole) in enumerate(zip(chaos.watches, unbroken, strict=True)):
+                was_cut = any(row.strike.kind == "state truncated" and row.strike.run == number and row.struck for row in rows)
                 if watch.is_trained():
-                    violations += [f"run {number}: {text}" for text in differences(watch.folder, whole, setting.epochs)]
-                    violations += [f"run {number}: {text}" for text in mlflow_differences(watch.folder, mlflow.uri)]
+                    found = differences(watch.folder, whole, setting.epochs)
+                    found += mlflow_differences(watch.folder, mlflow.uri, was_cut=was_cut)
+                    violations += [f"run {number}: {text}" for text in found]
                 else:
                     violations.append(f"run {number} is not trained to its end: {watch.committed()}")
             violations += [f"left over: {text}" for text in orphans(chaos, 90)]

@@ -1,7 +1,10 @@
-"""What chaos draws: the same from the same seed, every kind before any twice, in an order in which a run can be struck."""
+"""What chaos draws: the same from the same seed, every kind before any twice, in an order in which a run can be struck; what it excuses."""
 
 import itertools
 
+import pytest
+
+from benchmarks.chaos import unlike
 from benchmarks.chaos_faults import IN_TRAINING, IN_VALIDATION, RESTARTS_WORKERS, draw
 
 
@@ -35,3 +38,30 @@ def test_a_start_up_is_struck_only_where_there_is_one() -> None:
         for before, strike in itertools.pairwise(strikes):
             if strike.moment == "start-up" and before.run == strike.run:
                 assert before.kind in RESTARTS_WORKERS
+
+
+COMMITTED = {"train/loss": [(0, 0.5), (1, 0.4)], "time/epoch_s": [(0, 3.0), (1, 4.0)], "attempt": [(0, 1.0), (1, 2.0)]}
+FIRST_VERSION = {"train/loss": [(0, 0.5), (1, 0.4)], "time/epoch_s": [(0, 3.0), (1, 3.5)], "attempt": [(0, 1.0), (1, 1.0)]}
+
+
+def test_an_epoch_that_was_trained_twice_may_differ_in_what_the_machine_measured_and_only_after_a_cut() -> None:
+    assert unlike(COMMITTED, COMMITTED, was_cut=False) == []
+    assert unlike(FIRST_VERSION, COMMITTED, was_cut=True) == []
+    assert len(unlike(FIRST_VERSION, COMMITTED, was_cut=False)) == 2
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        {"train/loss": [(0, 0.5), (1, 0.41)]},
+        {"train/loss": [(0, 0.5), (1, 0.4), (1, 0.4)]},
+        {"train/loss": [(0, 0.5)]},
+        {"time/epoch_s": [(0, 2.9), (1, 3.5)]},
+        {"time/epoch_s": []},
+    ],
+)
+def test_a_cut_excuses_no_other_difference_from_what_was_committed(points: dict[str, list[tuple[int, float]]]) -> None:
+    key = next(iter(points))
+    found = unlike(FIRST_VERSION | points, COMMITTED, was_cut=True)
+    assert len(found) == 1
+    assert key in found[0]
