@@ -310,8 +310,8 @@ def changes(before: RunStatus | None, now: RunStatus) -> dict[str, Any]:
 
 
 def is_news(told: RunStatus | None, now: RunStatus, since_told_s: float) -> bool:
-    """Whether a status is worth an event: any change, but progress within an epoch only every few seconds. Pure."""
+    """Whether a status is worth an event: any change, but progress within an epoch or a validation only every few seconds. Pure."""
     if told is None or since_told_s >= LEAST_TELL_S:
         return told != now
-    within_epoch = {"phase": "", "fraction_of_epoch": 0.0, "seconds_left": None}
-    return told.model_copy(update=within_epoch) != now.model_copy(update=within_epoch)
+    progress = {"phase": "", "fraction_of_epoch": 0.0, "seconds_left": None, "validation": None}
+    return told.model_copy(update=progress) != now.model_copy(update=progress)

@@ -1,11 +1,15 @@
 """What a run folder tells of those who work on it now: the wish to stop, the last sign of life, the owner of the newest attempt."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from orchestrator.run_status import CasesDone
 from orchestrator.steps import StopWish
 from trainers.spec.attempts import newest_attempt
 from trainers.spec.folder import RunFolder
@@ -53,6 +57,22 @@ def stop_wish(folder: RunFolder) -> StopWish | None:
 def read_beat(folder: RunFolder) -> dict[str, Any]:
     """The last sign of life of rank 0; empty when there is none."""
     return _read(folder.progress_file)
+
+
+def tell_cases(folder: RunFolder, attempt: int, done: CasesDone) -> None:
+    """Say how far the validation of `attempt` is. A sign that is lost is no harm, so it is not forced to disk."""
+    beside = folder.validating_file.with_suffix(f".{attempt}.part")
+    with contextlib.suppress(OSError):
+        beside.write_text(json.dumps({"attempt": attempt, **done.model_dump()}))
+        beside.replace(folder.validating_file)
+
+
+def cases_done(folder: RunFolder, attempt: int) -> CasesDone | None:
+    """How far the validation of `attempt` said it is; None while it has said nothing."""
+    said = _read(folder.validating_file)
+    with contextlib.suppress(ValidationError):
+        return CasesDone.model_validate(said) if said.pop("attempt", None) == attempt else None
+    return None
 
 
 def newest_failure(folder: RunFolder) -> dict[str, Any]:

@@ -10,7 +10,18 @@ from pydantic import BaseModel, ConfigDict
 
 from trainers.spec.errors import ConfigError
 from trainers.spec.names import canonical_trainer, nearest
+from trainers.spec.run_spec import CheckpointName
 from trainers.spec.states import RunState
+
+
+class CasesDone(BaseModel):
+    """How far the full validation of one checkpoint is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: CheckpointName
+    done: int
+    cases: int
 
 
 class RunStatus(BaseModel):
@@ -43,6 +54,8 @@ class RunStatus(BaseModel):
     """When it came into this state."""
     mlflow_run_id: str = ""
     mlflow_url: str = ""
+    validation: CasesDone | None = None
+    """While the full validation runs."""
     full_dice: dict[str, float] = {}
     """Mean foreground Dice over whole cases per checkpoint (`best`, `final`), once validated."""
     run_folder: Path

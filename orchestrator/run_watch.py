@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.claims import TrackedRun
 from orchestrator.clock import Clock
 from orchestrator.job_record import JobRecord
-from orchestrator.life_signs import attempt_of, newest_failure, owner_of, read_beat, stop_wish
+from orchestrator.life_signs import attempt_of, cases_done, newest_failure, owner_of, read_beat, stop_wish
 from orchestrator.outcome import read_outcome
 from orchestrator.run_status import RunStatus
 from orchestrator.steps import Facts
@@ -46,6 +46,8 @@ class RunWatch:
     clock: Clock = field(default=Clock(), repr=False)
     _beat: tuple[str, float, float] = field(default=("", 0.0, 0.0), repr=False)
     """The last sign of life, and when it was first seen: by the monotonic clock, and by the one that people read."""
+    _validation_attempt: int = field(default=0, repr=False)
+    """The attempt that is being validated."""
     _cases: int | None = field(default=None, repr=False)
     """Validated cases when a validation job was last seen to have ended, or first seen to live."""
     _has_validated: dict[str, bool] = field(default_factory=dict, repr=False)
@@ -77,6 +79,8 @@ class RunWatch:
             facts = replace(facts, outcome=facts.outcome.model_copy(update={"state": "TRAINED"}) if is_trained else None)
         if facts.is_taken_over:
             facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
+        validation = facts.live("validate")
+        self._validation_attempt = validation.attempt if validation else 0
         job = facts.live("train")
         return facts if job is None else self._with_signs_of_life(facts, job)
 
@@ -161,6 +165,7 @@ class RunWatch:
             since_unix=round(self.changed_unix, 3),
             mlflow_run_id=self.tracked.run_id,
             mlflow_url=self.tracked.url,
+            validation=cases_done(self.folder, self._validation_attempt) if self.state is RunState.VALIDATING else None,
             full_dice=full_dice(self.folder, self.spec) if self.state is RunState.VALIDATING or self.state.is_final else {},
             run_folder=self.folder.root,
         )

@@ -133,7 +133,7 @@ def validate(folder: RunFolder, attempt: int) -> tuple[Outcome, list[Report] | N
     reports: list[Report] = []
     failures: list[GivenUp] = []
     for name in checkpoints_to_validate(folder, spec):
-        given_up, results = validate_checkpoint(folder, spec, name)
+        given_up, results = validate_checkpoint(folder, spec, name, attempt)
         if given_up:
             failures.append(given_up)
         else:
@@ -160,7 +160,7 @@ def worst(failures: Sequence[GivenUp]) -> EndState:
     return min((failure.state for failure in failures), key=states.index)
 
 
-def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> tuple[GivenUp | None, list[CaseResult]]:
+def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName, attempt: int) -> tuple[GivenUp | None, list[CaseResult]]:
     """Bring the results of one checkpoint up to date; returns them in the split's order unless cases were given up."""
     digest = digest_of_named(folder, name)
     remove_leftovers(folder, name)
@@ -170,7 +170,7 @@ def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName) 
         for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
-        pool = Pool(folder, spec, name, digest, queue)
+        pool = Pool(folder, spec, name, digest, queue, attempt)
         pool.run(min(spec.workers.least, len(missing)))
         if queue.given_up:
             failures = {case: queue.failures[case] for case in queue.given_up}

@@ -14,6 +14,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.case_queue import CaseFailure, CaseQueue, case_limit_s
+from orchestrator.life_signs import tell_cases
+from orchestrator.run_status import CasesDone
 from orchestrator.terminal_text import without_colours
 from orchestrator.validation_cases import Stopped, case_sizes, is_stop_asked
 from orchestrator.validation_report import picture_file
@@ -119,6 +121,8 @@ class Pool:
     name: CheckpointName
     digest: str
     queue: CaseQueue
+    attempt: int
+    """Of the training whose checkpoint this is."""
     evidence: list[str] = field(default_factory=list)
     _flights: dict[Any, Flight] = field(default_factory=dict)
     """Pending call -> what it is."""
@@ -126,6 +130,8 @@ class Pool:
     """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
     _loading_losses: int = 0
     _slowest_s: float = 0.0
+    _done: int = 0
+    """Cases of the fold that are done, those of earlier jobs included."""
 
     def run(self, count: int) -> None:
         """Validate all waiting cases on `count` actors.
@@ -133,6 +139,8 @@ class Pool:
         Raises Stopped, CheckpointError (the network does not load), StorageError (a disk is away from here too) or ClusterError.
         """
         last_sign = time.monotonic()
+        self._done = len(self.spec.val_cases) - len(self.queue.waiting)
+        self._tell_cases()
         try:
             for _ in range(count):
                 self._start_worker()
@@ -180,7 +188,12 @@ class Pool:
             log.info("%s of %s: mean Dice %.4f", flight.case_id, self.name, value)
             self._slowest_s = max(self._slowest_s, time.monotonic() - flight.started)
             self.queue.done(flight.place)
+            self._done += 1
+            self._tell_cases()
             self._give_next(flight.actor, flight.place)
+
+    def _tell_cases(self) -> None:
+        tell_cases(self.folder, self.attempt, CasesDone(checkpoint=self.name, done=self._done, cases=len(self.spec.val_cases)))
 
     def _give_next(self, actor: Any, place: str) -> None:
         if self.queue.is_sick(place) and self._flights:

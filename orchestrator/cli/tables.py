@@ -9,7 +9,7 @@ from trainers.spec.states import RunState
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.run_status import RunStatus
+    from orchestrator.run_status import CasesDone, RunStatus
 
 TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
 """States in which the time left means something."""
@@ -64,10 +64,17 @@ def status_line(status: "RunStatus") -> str:
         parts.append(f"{seconds(status.epoch_s)}/epoch")
     if status.seconds_left and status.state in TRAINS:
         parts.append(f"{seconds(status.seconds_left)} left")
+    if status.validation:
+        parts.append(cases_line(status.validation))
     parts.extend(f"full Dice of {name} {dice(value)}" for name, value in sorted(status.full_dice.items()))
     if status.reason:
         parts.append(f"({status.reason})")
     return "  ".join(parts)
+
+
+def cases_line(validation: "CasesDone") -> str:
+    """How far a full validation is, in words."""
+    return f"full validation of {validation.checkpoint}: {validation.done}/{validation.cases} cases"
 
 
 def result_table(statuses: Sequence["RunStatus"], width: int) -> "Table":

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from orchestrator.cli.output import console
-from orchestrator.cli.tables import STYLES, TRAINS, dice, plain_table, seconds, status_line
+from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, plain_table, seconds, status_line
 from trainers.spec.states import RunState
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ WIDE, MEDIUM = 110, 84
 
 
 def done_fraction(status: "RunStatus") -> float:
-    """Share of the training that is done, in [0, 1], with the part of the running epoch."""
+    """Share of the training that is done, in [0, 1], with the part of the running epoch; while validating, share of the cases."""
+    if status.validation:
+        return min(1.0, status.validation.done / max(1, status.validation.cases))
     return min(1.0, (status.epochs_done + (status.fraction_of_epoch or 0.0)) / max(1, status.epochs))
 
 
@@ -47,12 +49,13 @@ def watch_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
 
 
 def watch_view(statuses: Sequence["RunStatus"], width: int) -> "RenderableType":
-    """The table, and below it why runs wait or failed."""
+    """The table, and below it how far validations are and why runs wait or failed."""
     from rich.console import Group
     from rich.text import Text
 
+    cases = [Text(f"{s.address}: {cases_line(s.validation)}", style="dim") for s in statuses if s.validation]
     reasons = [Text(f"{s.address}: {s.reason}{_since(s)}", style="dim") for s in statuses if s.reason]
-    return Group(watch_table(statuses, width), *reasons)
+    return Group(watch_table(statuses, width), *cases, *reasons)
 
 
 def _since(status: "RunStatus") -> str:
@@ -89,7 +92,7 @@ class Watch:
             self._live.update(watch_view(statuses, self._console.width), refresh=True)
             return
         for status in statuses:
-            key = f"{status.state}-{status.epochs_done}-{status.reason}-{sorted(status.full_dice.items())}"
+            key = f"{status.state}-{status.epochs_done}-{status.validation}-{status.reason}-{sorted(status.full_dice.items())}"
             if self._seen.get(status.run_key) != key:
                 self._seen[status.run_key] = key
                 self._console.print(status_line(status), soft_wrap=True)

@@ -13,7 +13,9 @@ from orchestrator.campaign_log import CampaignLog
 from orchestrator.campaign_loop import LEAST_TELL_S, Campaign, is_news, reservations
 from orchestrator.errors import ClusterError
 from orchestrator.job_record import JobRecord
+from orchestrator.life_signs import tell_cases
 from orchestrator.outcome import read_outcome
+from orchestrator.run_status import CasesDone
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.spec.attempts import claim_attempt
@@ -340,6 +342,24 @@ def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:
     assert told.statuses["key0"] == campaign.runs["key0"].status()
     told.update(lines + 'NNFLEET {"event": "error", "error": "DataError", "message": "m"}\n')
     assert type(told.error).__name__ == "DataError"
+
+
+def test_a_validation_shows_how_far_it_is_while_it_runs(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run)
+    look(campaign)
+    folder, at = RunFolder(run.run_folder), CasesDone(checkpoint="best", done=3, cases=20)
+    assert campaign.runs["key0"].status().validation is None
+    tell_cases(folder, 1, at)
+    assert campaign.runs["key0"].status().validation == at
+    tell_cases(folder, 2, at)
+    assert campaign.runs["key0"].status().validation is None, "that is of another attempt"
+    tell_cases(folder, 1, at)
+    stage.cluster.validation_ends(run)
+    look(campaign)
+    assert campaign.runs["key0"].status().validation is None
 
 
 def test_progress_within_an_epoch_is_told_at_most_every_few_seconds(stage: Stage) -> None:

@@ -4,11 +4,13 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import orchestrator
 from orchestrator.cli import VERBS, main, output
@@ -21,7 +23,7 @@ from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment import Experiment
 from orchestrator.plan import PlanReport, PlanRow, Standing
 from orchestrator.resources import NodeResources
-from orchestrator.run_status import RunStatus
+from orchestrator.run_status import CasesDone, RunStatus
 from trainers.spec.run_spec import RunSpec, WorkerSpec
 from trainers.spec.states import RunState
 
@@ -560,10 +562,6 @@ def test_schema_is_json(nnfleet: Nnfleet) -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 84, 140])
 def test_the_watch_view_fits_its_terminal(width: int) -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
     sink = StringIO()
     Console(file=sink, width=width, force_terminal=True, color_system=None).print(watch_view([run_status(), done()], width))
     lines = sink.getvalue().splitlines()
@@ -576,6 +574,16 @@ def test_numbers_for_people() -> None:
     assert [dice(value) for value in (0.12345, None, float("nan"))] == ["0.123", "-", "-"]
     assert done_fraction(run_status()) == pytest.approx(0.25)
     assert "EMA pseudo-Dice 0.710 (best 0.720)" in status_line(run_status())
+
+
+def test_a_validation_is_shown_by_its_cases() -> None:
+    validating = run_status(state=RunState.VALIDATING, epochs_done=50, validation=CasesDone(checkpoint="best", done=3, cases=12))
+    assert done_fraction(validating) == pytest.approx(0.25)
+    assert "full validation of best: 3/12 cases" in status_line(validating)
+    assert "left" not in status_line(validating)
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(watch_view([validating, run_status()], 100))
+    assert "17/3d_fullres/nnUNetTrainer/0: full validation of best: 3/12 cases" in console.export_text()
 
 
 def test_the_worst_state_decides_the_exit_code() -> None:

@@ -12,9 +12,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from orchestrator import validation_pool
 from orchestrator.case_queue import CaseQueue
+from orchestrator.life_signs import cases_done
+from orchestrator.run_status import CasesDone
 from orchestrator.validation_pool import Pool
 from tests.fake_run import FakeRun
-from trainers.spec.errors import ClusterError, StorageError
+from trainers.spec.errors import ClusterError, DataError, StorageError
 from trainers.spec.files import write_json_atomic
 
 AFTER_SO_MANY_LOOKS = 50
@@ -100,14 +102,14 @@ Start = Callable[..., tuple[FakeRay, Pool]]
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     def started(nodes: Sequence[str], cases: Sequence[str] = ("case_2", "case_3", "case_4")) -> tuple[FakeRay, Pool]:
-        run = FakeRun(tmp_path)
+        run = FakeRun(tmp_path, val_cases=("done before", *cases))
         plans_file = run.spec.preprocessed_folder / "nnUNetPlans.json"
         plans = json.loads(plans_file.read_text())
         plans["configurations"]["3d_fullres"]["data_identifier"] = "cases"
         write_json_atomic(plans_file, plans)
         fake = FakeRay(list(nodes))
         monkeypatch.setattr(validation_pool, "ray", fake)
-        return fake, Pool(run.folder, run.spec, "best", "0" * 64, CaseQueue.of(cases, attempts=2))
+        return fake, Pool(run.folder, run.spec, "best", "0" * 64, CaseQueue.of(cases, attempts=2), attempt=3)
 
     return started
 
@@ -119,6 +121,16 @@ def test_a_worker_that_can_nowhere_be_placed_is_not_waited_for_when_all_cases_ar
     pool.run(2)
     assert sorted(ray.done) == ["case_2", "case_3", "case_4"]
     assert [actor for actor in ray.killed if actor.node is None]
+
+
+def test_the_pool_says_how_many_cases_of_the_fold_are_done(start: Start) -> None:
+    ray, pool = start(["a"])
+    ray.cases["a", "case_3"] = failed(DataError("its label file is damaged"))
+    pool.run(1)
+    assert cases_done(pool.folder, 3) == CasesDone(checkpoint="best", done=3, cases=4)
+    assert cases_done(pool.folder, 4) is None, "of another attempt"
+    pool.folder.validating_file.write_text('{"attempt": 3, "checkpoint": "../best", "done": 3, "cases": 4}')
+    assert cases_done(pool.folder, 3) is None
 
 
 def test_a_case_in_work_is_waited_for_when_no_other_waits(start: Start) -> None:

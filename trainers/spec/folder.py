@@ -51,6 +51,11 @@ class RunFolder:
         return self.own / "progress.json"
 
     @property
+    def validating_file(self) -> Path:
+        """How far the full validation is."""
+        return self.own / "validating.json"
+
+    @property
     def stop_file(self) -> Path:
         """Present when somebody asked this run to stop."""
         return self.own / "stop.json"
