@@ -69,6 +69,21 @@ PARAM_LENGTH = 500
 """Characters of a parameter that are recorded, and compared."""
 
 
+def _reason(err: BaseException) -> str:
+    """What went wrong, on one line: where the network failed, what the system says of it, without the layers in between."""
+    layer = next((one for one in (err, err.__cause__, err.__context__) if _is_of_requests(one)), None)
+    while layer is not None and (_is_of_requests(layer) or not isinstance(layer, OSError)):
+        within = next((part for part in layer.args if isinstance(part, BaseException)), None)
+        layer = layer.__cause__ or layer.__context__ or within
+    if isinstance(layer, OSError) and layer.filename is None:
+        err = layer
+    return " ".join(str(getattr(err, "strerror", None) or err).split()) or type(err).__name__
+
+
+def _is_of_requests(err: BaseException | None) -> bool:
+    return type(err).__module__.startswith("requests.")
+
+
 class Tracker:
     """One MLflow server. Methods raise TrackingError when it cannot be reached or refuses; none of them waits for it to come back."""
 
@@ -108,7 +123,7 @@ class Tracker:
         except NnfleetError:
             raise
         except Exception as err:  # what is no MLflow answer (HTML, half of a JSON document) fails anywhere inside MLflow's client
-            cause = masked(" ".join(str(err).split()) or type(err).__name__)[:500]
+            cause = masked(_reason(err))[:500]
             advice = LOST_RUN if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" else UNREACHABLE
             told = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice}")
             raise told from (None if holds_secret(err) else err)  # a traceback prints the cause too

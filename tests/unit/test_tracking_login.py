@@ -52,6 +52,31 @@ def test_a_server_that_wants_a_login_gets_the_clients_own(guarded: str, monkeypa
         Tracker(f"{guarded}/elsewhere").ping()
 
 
+class HangsUp(Guarded):
+    """Takes a question and closes the connection."""
+
+    def do_POST(self) -> None:
+        self.close_connection = True
+
+
+def test_an_outage_is_told_in_the_words_of_the_system() -> None:
+    with serving(HangsUp) as address, pytest.raises(TrackingError) as hung_up:
+        Tracker(address).ping()
+    assert f"at {address}: Remote end closed connection without response. Check" in str(hung_up.value)
+    with pytest.raises(TrackingError) as refused:  # nobody listens there any more
+        Tracker(address).ping()
+    assert f"at {address}: Connection refused. Check" in str(refused.value)
+
+
+def test_an_answer_of_the_server_is_not_taken_for_the_trouble_before_it(guarded: str) -> None:
+    try:
+        raise ConnectionResetError(104, "Connection reset by peer")
+    except ConnectionResetError:
+        with pytest.raises(TrackingError) as answered:
+            Tracker(guarded).set_tags("some run", {"key": "value"})
+    assert "reset by peer" not in str(answered.value)
+
+
 def test_the_heads_environment_keeps_the_login_and_no_address_and_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "MLFLOW_TRACKING_USERNAME",
