@@ -260,6 +260,16 @@ def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert json.loads(out)["campaign"] == "c1"
 
 
+def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) -> None:
+    finished = api.report.rows[0].model_copy(update={"standing": Standing(stage="finished", epochs_done=1000)})
+    api.report = api.report.model_copy(update={"rows": (finished,), "n_never": 0, "n_finished": 1})
+    _, out, _ = nnfleet("submit", "e.yaml")
+    assert "Nothing is left to train or validate. Campaign c1 brings MLflow what it lacks" in out
+    assert "Submitted" not in out
+    api.report = api.report.model_copy(update={"rows": (finished, plan_report().rows[0])})
+    assert "Submitted as campaign c1" in nnfleet("submit", "e.yaml")[1]
+
+
 def test_status_shows_lost_runs_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.runs = []
     api.lost_runs = [run_status(state=RunState.FAILED_CLUSTER, reason="lost: `nnfleet resume` continues it.")]
