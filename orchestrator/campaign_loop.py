@@ -171,6 +171,13 @@ class Campaign:
         """Bring MLflow up to date, or try again later if it is away; emit what changed. Raises StorageError or OSError."""
         self._teller.look_after(self._open_runs())
         self._teller.tell()
+        self.announce()
+
+    def announce(self) -> None:
+        """Emit what changed. Also done before the plan is told: whoever submitted finds the runs in `status` from then on.
+
+        Raises StorageError or OSError.
+        """
         for run in self.runs.values():
             status = run.status()
             before = self._told.get(status.run_key)

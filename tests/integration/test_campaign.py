@@ -116,6 +116,7 @@ def test_runs_that_do_not_fit_together_go_one_after_the_other_to_the_end(place: 
     report = api.plan(place.experiment([0, 1], workers=2))
     assert [row.fits for row in report.rows] == ["now", "later"]
     submission = api.submit(place.experiment([0, 1], workers=2))
+    assert [status.run_key for status in api.status(campaign=submission.campaign_id)] == [row.run_key for row in report.rows]
     assert [row.run_key for row in submission.plan.rows] == [row.run_key for row in report.rows]
     seen: list[list[RunStatus]] = []
     done = api.wait(submission.campaign_id, on_status=seen.append)

@@ -344,6 +344,15 @@ def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:
     assert type(told.error).__name__ == "DataError"
 
 
+def test_a_run_is_in_the_status_before_the_first_look(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    campaign.announce()
+    assert stage.told(run) == ["QUEUED"]
+    look(campaign)
+    assert stage.told(run) == ["QUEUED", "RUNNING"]
+
+
 def test_a_validation_shows_how_far_it_is_while_it_runs(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
