@@ -6,6 +6,7 @@ only say how long to look. A clock that is an hour off costs at most a minute, a
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,8 @@ def _stranger(spec: RunSpec, jobs: Sequence[JobRecord]) -> Owner | None:
     owner = owner_of(RunFolder(spec.run_folder))
     if owner is None or living_job(spec, jobs) is not None:
         return None
+    if owner.cluster and owner.cluster != os.environ.get("RAY_ADDRESS", owner.cluster):  # its job is of the same name only
+        return owner
     return None if {job.submission_id for job in jobs if job.run_key == spec.run_key} & {owner.job, owner.driver} else owner
 
 

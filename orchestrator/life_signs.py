@@ -22,7 +22,9 @@ class Owner:
     attempt: int
     driver: str
     job: str
-    """Submission id of the driver's job, on whichever cluster that is; empty if it did not say."""
+    """Submission id of the driver's job; empty if it did not say."""
+    cluster: str = ""
+    """Address of the cluster that the job is of: the same name may be taken on several. Empty if it did not say."""
 
     def __str__(self) -> str:
         """As a sentence names it."""
@@ -35,9 +37,9 @@ def owner_of(folder: RunFolder) -> Owner | None:
     if not newest:
         return None
     driver = str(_read(folder.attempts / f"{newest:04d}.json").get("driver", ""))
-    own = (_read(path) for path in sorted(folder.attempts.glob("[0-9]*.json")))
-    jobs = [str(claim["job"]) for claim in own if claim.get("driver") == driver and claim.get("job")]
-    return Owner(newest, driver, jobs[0] if jobs else "")
+    claims = (_read(path) for path in sorted(folder.attempts.glob("[0-9]*.json")))
+    own = next((claim for claim in claims if claim.get("driver") == driver and claim.get("job")), {})
+    return Owner(newest, driver, str(own.get("job", "")), str(own.get("cluster", "")))
 
 
 def stop_wish(folder: RunFolder) -> StopWish | None:

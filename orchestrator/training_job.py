@@ -79,7 +79,13 @@ def run_training(folder: RunFolder, least_attempt: int = 1, *, hands_over: bool 
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     spec = patiently(folder.living_spec, f"the start of {folder.root}")
-    info = {"job": os.environ.get("NNFLEET_SUBMISSION_ID", ""), "role": "driver", "pid": os.getpid(), "node": this_node()}
+    info = {
+        "job": os.environ.get("NNFLEET_SUBMISSION_ID", ""),
+        "cluster": os.environ.get("RAY_ADDRESS", ""),
+        "role": "driver",
+        "pid": os.getpid(),
+        "node": this_node(),
+    }
     attempt = patiently(lambda: claim_attempt(folder, driver, info, least_attempt), f"the claim of {folder.root}")
     job = WorkerJob(str(folder.root), driver, attempt)
     outcome = preflight(spec, job.attempt)
