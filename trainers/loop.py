@@ -54,7 +54,9 @@ def train(spec: RunSpec, folder: RunFolder, world: World, learner: Learner, sour
     committed state says how far it came.
     """
     heart, writer = Heartbeat(folder, world, learner.attempt), midway.writer
-    while reached.epochs_done < spec.schedule.epochs:
+    is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
+    is_stopping = is_between and world.main_wishes(world.is_main and is_wished(folder.stop_file))
+    while reached.epochs_done < spec.schedule.epochs and not is_stopping:
         epoch, clock = reached.epochs_done, Clock(source, reached)
         learning_rate = learner.start_epoch(epoch)
 
@@ -71,8 +73,7 @@ def train(spec: RunSpec, folder: RunFolder, world: World, learner: Learner, sour
         if writer is not None:
             writer.commit(reached, is_best, learner.tensors)
             log.info(describe(row, is_best))
-        if totals.is_stopping and reached.epochs_done < spec.schedule.epochs:
-            break
+        is_stopping = totals.is_stopping
     if writer is not None:
         writer.drain()
     return "TRAINED" if reached.epochs_done >= spec.schedule.epochs else "STOPPED"

@@ -22,6 +22,7 @@ from trainers.learner import Learner
 from trainers.loop import train
 from trainers.midway import LEAVING_S, Midway, save_is_due
 from trainers.spec.committed import committed_states, newest_committed, state_stem
+from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import CheckpointSpec, Schedule
 from trainers.spec.wishes import accept_save, is_wished, withdraw
@@ -249,3 +250,15 @@ def test_a_share_that_does_not_answer_ends_no_training_and_wishes_nothing(toys: 
     learner = assemble(spec, plan, ALONE, attempt=1)
     source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, away, ALONE, learner, None)
     assert train(spec, away, ALONE, learner, source, midway, Reached()) == "TRAINED"
+
+
+def test_a_wish_to_stop_that_the_start_before_left_open_is_obeyed_before_another_epoch(toys: Toys, tmp_path: Path) -> None:
+    spec = toy_spec(toys("labels"), schedule=Schedule(epochs=3, train_iterations=1, val_iterations=1))
+    plan, folder = blueprint(spec), RunFolder(tmp_path)
+    learner = assemble(spec, plan, ALONE, attempt=1)
+    source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, folder, ALONE, learner, None)
+    write_json_atomic(folder.stop_file, {"now": False})
+    before = [tensor.clone() for tensor in learner.plain.state_dict().values()]
+    assert train(spec, folder, ALONE, learner, source, midway, Reached((row(0, 0.5),))) == "STOPPED"
+    assert all(map(torch.equal, before, learner.plain.state_dict().values()))
+    assert train(spec, folder, ALONE, learner, source, midway, Reached((row(0, 0.5), row(1, 0.5), row(2, 0.5)))) == "TRAINED"
