@@ -72,12 +72,13 @@ PARAM_LENGTH = 500
 def _reason(err: BaseException) -> str:
     """What went wrong, on one line: where the network failed, what the system says of it, without the layers in between."""
     layer = next((one for one in (err, err.__cause__, err.__context__) if _is_of_requests(one)), None)
+    whose = "the proxy: " if type(layer).__name__ == "ProxyError" else ""
     while layer is not None and (_is_of_requests(layer) or not isinstance(layer, OSError)):
         within = next((part for part in layer.args if isinstance(part, BaseException)), None)
         layer = layer.__cause__ or layer.__context__ or within
-    if isinstance(layer, OSError) and layer.filename is None:
-        err = layer
-    return " ".join(str(getattr(err, "strerror", None) or err).split()) or type(err).__name__
+    if isinstance(layer, OSError):
+        return f"{whose}{layer.strerror or layer}"
+    return " ".join(str(err).split()) or type(err).__name__
 
 
 def _is_of_requests(err: BaseException | None) -> bool:

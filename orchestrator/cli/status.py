@@ -10,6 +10,8 @@ from orchestrator.cli.parameters import AsJson, Cluster
 from orchestrator.errors import ConfigError
 
 INTERVAL_S = 2.0
+PAUSE_FACTOR = 4.0
+"""Where an answer takes long, as of campaigns with a long log, it is asked for less often: pause per second of waiting."""
 
 
 def status(
@@ -65,8 +67,9 @@ def _watch(cluster: str | None, campaign: str | None) -> None:
 
     with Watch() as watch:
         while True:
+            began = time.monotonic()
             watch(api.status(cluster, campaign))
             if all(item.state.is_final for item in watch.statuses):
                 break
-            time.sleep(INTERVAL_S)
+            time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))
     raise typer.Exit(worst_exit_code(watch.statuses))

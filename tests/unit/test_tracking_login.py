@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,24 @@ def test_an_outage_is_told_in_the_words_of_the_system() -> None:
     with pytest.raises(TrackingError) as refused:  # nobody listens there any more
         Tracker(address).ping()
     assert f"at {address}: Connection refused. Check" in str(refused.value)
+
+
+def test_a_dead_proxy_is_not_taken_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(HangsUp) as address:
+        pass  # nobody listens there any more
+    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(TrackingError, match=r"at http://mlflow\.example:5000: the proxy: Connection refused"):
+        Tracker("http://mlflow.example:5000").ping()
+
+
+def test_a_file_that_cannot_be_uploaded_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(TrackingError, match=r"No such file or directory: '.*is_not_there'"),
+        Tracker("http://127.0.0.1:9")._speaking("upload"),
+    ):
+        (tmp_path / "is_not_there").read_bytes()
 
 
 def test_an_answer_of_the_server_is_not_taken_for_the_trouble_before_it(guarded: str) -> None:
