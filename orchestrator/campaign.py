@@ -10,7 +10,6 @@ It speaks to its submitter by lines on stdout: `NNFLEET {"event": "plan" | "stat
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ from orchestrator.tracking_address import check_tracking_uri
 from orchestrator.unfinished import choose, find_runs, of_one_server, results_folder
 from orchestrator.validation_cases import checkpoints_to_validate
 from trainers.spec.committed import newest_committed
-from trainers.spec.errors import ClusterError, ConfigError, NnfleetError, StorageError
+from trainers.spec.errors import ClusterError, ConfigError, NnfleetError
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 
@@ -184,8 +183,7 @@ def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_v
     if tracker is not None:
         with board.locked("opening"):  # nobody is about to take up what is found dead
             sweep(tracker, cluster.records(), board)
-    with contextlib.suppress(StorageError, OSError):  # else they are told with the first look
-        runner.announce()
+    runner.announce()
     return runner
 
 

@@ -75,7 +75,7 @@ class Campaign:
         self._ended_jobs: set[str] = set()
         self._told: dict[str, RunStatus] = {}
         self._told_at: dict[str, float] = {}
-        self._said: tuple[str, float] = ("", 0.0)
+        self._said: dict[str, float] = {}
         self._teller = StateTeller(campaign, tracker, self._warn)
         self.runs: dict[str, RunWatch] = {}
 
@@ -146,8 +146,8 @@ class Campaign:
         while True:
             try:
                 self.tick()
-                self.tell()
-                if not self._open_runs() and self._teller.is_over():
+                is_told = self.tell()
+                if is_told and not self._open_runs() and self._teller.is_over():
                     break
             except (ClusterError, StorageError, OSError) as err:
                 self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
@@ -162,34 +162,49 @@ class Campaign:
         with self._board.locked():
             jobs = self._cluster.records()
             self._steps = {}
+            unread: list[str] = []
             for run in self._open_runs():
-                run.take_up_spec()
-                self._take(run, next_step(run.facts(jobs), run.state))
+                try:
+                    run.take_up_spec()
+                    self._take(run, next_step(run.facts(jobs), run.state))
+                except (StorageError, OSError) as err:  # the others go on
+                    unread.append(f"{run.spec.run_key}: {err}")
+            if unread:
+                more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+                self._say_once(f"left as it is until its folder can be read: {unread[0]}{more}")
             self._admit(jobs)
 
-    def tell(self) -> None:
-        """Bring MLflow up to date, or try again later if it is away; emit what changed. Raises StorageError or OSError."""
+    def tell(self) -> bool:
+        """Bring MLflow up to date, or try again later if it is away; emit what changed. Returns as `announce`."""
         self._teller.look_after(self._open_runs())
         self._teller.tell()
-        self.announce()
+        return self.announce()
 
-    def announce(self) -> None:
+    def announce(self) -> bool:
         """Emit what changed. Also done before the plan is told: whoever submitted finds the runs in `status` from then on.
 
-        Raises StorageError or OSError.
+        Returns False while a run cannot be told of, because its folder cannot be read.
         """
-        for run in self.runs.values():
-            status = run.status()
-            before = self._told.get(status.run_key)
+        is_told = True
+        for key, run in self.runs.items():
+            before = self._told.get(key)
+            try:
+                status = run.status()
+            except (StorageError, OSError) as err:
+                is_told = False
+                if before is None:
+                    continue
+                status = before.model_copy(update={"state": run.state, "reason": f"its folder cannot be read: {err}"})
             if is_news(before, status, time.monotonic() - self._told_at.get(status.run_key, 0.0)):
                 self._told[status.run_key] = status
                 self._told_at[status.run_key] = time.monotonic()
                 self._emit({"event": "status", "status": changes(before, status)})
+        return is_told
 
     def _say_once(self, text: str) -> None:
         """Log a lasting trouble when it begins, and again every minute."""
-        if text != self._said[0] or time.monotonic() - self._said[1] > REPEAT_LOG_S:
-            self._said = (text, time.monotonic())
+        if time.monotonic() - self._said.get(text, -REPEAT_LOG_S) >= REPEAT_LOG_S:
+            self._said[text] = time.monotonic()
             log.warning("%s", text)
 
     def _open_runs(self) -> list[RunWatch]:
@@ -216,6 +231,9 @@ class Campaign:
         if end.is_elsewhere:  # the outcome and the MLflow run are the winner's
             self._teller.forget(run)
             run.enter(end.state, end.reason)
+            return
+        if run.is_displaced:  # the folder's outcome is another run's
+            self._enter(run, end.state, end.reason)
             return
         outcome = read_outcome(run.folder)
         if outcome is None or outcome.state != end.state.value:
@@ -297,10 +315,17 @@ def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = (), room: Ma
     `room`: to how many workers elastic trainings were told that they may grow.
     """
     living = [job for job in jobs if job.is_live and job.run_folder]
-    at_work = [job for job in living if not only_delivers(job, read_outcome(RunFolder(Path(job.run_folder))))]
+    at_work = [job for job in living if not only_delivers(job, _outcome_seen(RunFolder(Path(job.run_folder))))]
     begun = {job.run_key for job in at_work if has_begun(RunFolder(Path(job.run_folder)))}
     sizes = {key: max(now, (room or {}).get(key, 0)) for key, now in elastic_trainings(at_work).items()}
     return ledger(at_work, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding], sizes)
+
+
+def _outcome_seen(folder: RunFolder) -> Outcome | None:
+    """A run's outcome; None too where it cannot be read, so that its job counts as being at work."""
+    with contextlib.suppress(StorageError, OSError):
+        return read_outcome(folder)
+    return None
 
 
 def elastic_trainings(jobs: Sequence[JobRecord]) -> dict[str, int]:

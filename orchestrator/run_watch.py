@@ -48,11 +48,17 @@ class RunWatch:
     """The last sign of life, and when it was first seen: by the monotonic clock, and by the one that people read."""
     _validation_attempt: int = field(default=0, repr=False)
     """The attempt that is being validated."""
-    _cases: int | None = field(default=None, repr=False)
-    """Validated cases when a validation job was last seen to have ended, or first seen to live."""
+    _cases: frozenset[tuple[str, int]] | None = field(default=None, repr=False)
+    """Results of cases, with the times of their files, when a validation job was last seen to have ended, or first seen to live."""
     _has_validated: dict[str, bool] = field(default_factory=dict, repr=False)
     """By validation job that has ended: whether it finished a case."""
     _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
+    _displaced_by: str = field(default="", repr=False)
+    """The other run that has the folder now."""
+    _drivers: tuple[int, int] = field(default=(0, 0), repr=False)
+    """Newest attempt, and how many drivers had claimed one by then."""
+    _end: RunStatus | None = field(default=None, repr=False)
+    """What was told of a run that has ended: its folder is not read again."""
     _seen: tuple[str, Committed | None] = field(default=("", None), repr=False)
 
     @property
@@ -62,7 +68,10 @@ class RunWatch:
 
     def facts(self, jobs: Sequence[JobRecord]) -> Facts:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
-        own = tuple(job for job in jobs if job.run_folder == str(self.folder.root) and job.kind in ("train", "validate"))
+        own = tuple(job for job in jobs if (job.run_folder, job.run_key) == (str(self.folder.root), self.spec.run_key))
+        own = tuple(job for job in own if job.kind in ("train", "validate"))
+        if self._displaced_by:
+            return Facts(jobs=own, displaced_by=self._displaced_by)
         committed = self._committed()
         facts = Facts(
             jobs=own,
@@ -111,19 +120,22 @@ class RunWatch:
         validations = [job for job in own if job.kind == "validate" and job.submission_id not in self.earlier]
         ended = [job.submission_id for job in validations if not job.is_live and job.submission_id not in self._has_validated]
         if validations and (ended or self._cases is None):
-            cases = sum(1 for _ in self.folder.own.glob("cases/*/*.json"))
+            cases = frozenset((str(path), path.stat().st_mtime_ns) for path in self.folder.own.glob("cases/*/*.json"))
             for submission_id in ended:
-                self._has_validated[submission_id] = self._cases is not None and cases > self._cases
+                self._has_validated[submission_id] = self._cases is not None and bool(cases - self._cases)
             self._cases = cases
         return frozenset(submission_id for submission_id, is_so in self._has_validated.items() if is_so)
 
     def take_up_spec(self) -> None:
-        """Follow what run.json says now: another campaign may have taken over other workers while no job of the run lived."""
+        """Follow what run.json says now: another campaign may have taken over other workers while no job of the run lived, or have made
+        the folder another run's after somebody moved this one's away."""
         with contextlib.suppress(OSError, DataError, StorageError):  # a folder that has gone is the affair of its jobs
             stat = self.folder.spec_file.stat()
             mark = (stat.st_ino, stat.st_mtime_ns)
             if mark != self._spec_mark:
-                self.spec, self._spec_mark = self.folder.spec(), mark
+                present = self.folder.spec()
+                self._displaced_by = present.run_key if present.run_key != self.spec.run_key else ""
+                self.spec, self._spec_mark = self.spec if self._displaced_by else present, mark
 
     def next_attempt(self, jobs: Sequence[JobRecord]) -> int:
         """A number for the next training job that no job and no attempt of this run has had: the same for everyone who looks now."""
@@ -138,21 +150,34 @@ class RunWatch:
         self.state, self.reason = state, reason
         return is_new
 
+    @property
+    def is_displaced(self) -> bool:
+        """True when the folder is another run's now: nothing may be written there."""
+        return bool(self._displaced_by)
+
     def status(self) -> RunStatus:
-        """The run as users see it, read from its folder now."""
-        committed = self._committed()
+        """The run as users see it, read from its folder now; of one that has ended, read when it ended. Raises StorageError or OSError."""
+        if self._end is None or (self._end.state, self._end.reason) != (self.state, self.reason):
+            told = self._read_status()
+            self._end = told if self.state.is_final else None
+            return told
+        return self._end
+
+    def _read_status(self) -> RunStatus:
+        committed = None if self.is_displaced else self._committed()
         beat = read_beat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else {}
         done = committed.epochs_done if committed else 0
         phase, fraction = _within_epoch(beat, self.spec, done)
         rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
         epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
+        is_scored = (self.state is RunState.VALIDATING or self.state.is_final) and not self.is_displaced
         left = None if epoch_s is None else max(0.0, (self.spec.schedule.epochs - done - fraction) * epoch_s)
         return RunStatus(
             run_key=self.spec.run_key,
             address=self.spec.address,
             campaign=self.campaign,
             state=self.state,
-            attempt=count_drivers(self.folder),
+            attempt=self._count_drivers(),
             epochs_done=done,
             epochs=self.spec.schedule.epochs,
             phase=phase,
@@ -166,9 +191,16 @@ class RunWatch:
             mlflow_run_id=self.tracked.run_id,
             mlflow_url=self.tracked.url,
             validation=cases_done(self.folder, self._validation_attempt) if self.state is RunState.VALIDATING else None,
-            full_dice=full_dice(self.folder, self.spec) if self.state is RunState.VALIDATING or self.state.is_final else {},
+            full_dice=full_dice(self.folder, self.spec) if is_scored else {},
             run_folder=self.folder.root,
         )
+
+    def _count_drivers(self) -> int:
+        """How many drivers the run has had; the claims are read again only when there is a new one."""
+        newest = newest_attempt(self.folder)
+        if newest != self._drivers[0]:
+            self._drivers = (newest, count_drivers(self.folder))
+        return self._drivers[1]
 
     def _committed(self) -> Committed | None:
         """The newest commit; a history of a thousand epochs is parsed only when there is a new one."""

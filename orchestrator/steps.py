@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from orchestrator.job_record import JobKind, JobRecord
 from orchestrator.outcome import Outcome
-from trainers.spec.errors import ClusterError, StorageError, Superseded
+from trainers.spec.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.spec.states import RunState
 
 BUDGET = 3
@@ -51,6 +51,8 @@ class Facts:
     """Workers of the living training job have begun."""
     owner: str = "another cluster"
     """Who claimed the newest attempt."""
+    displaced_by: str = ""
+    """The run that the folder belongs to now: somebody moved this one's away while it waited."""
 
     @property
     def is_taken_over(self) -> bool:
@@ -140,11 +142,14 @@ def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
 def next_step(facts: Facts, before: RunState) -> Step:
     """What happens next with a run that was last seen in state `before`."""
     is_now = facts.stop is not None and facts.stop.is_now
+    if facts.displaced_by:
+        job = facts.live("train") or facts.live("validate")
+        return EndJob(job, before) if job is not None else _displaced(facts.displaced_by)
     if (job := facts.live("validate")) is not None:
         return EndJob(job, RunState.VALIDATING) if facts.stop is not None else Stay(RunState.VALIDATING)
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
-        is_idle = facts.stop is not None and not facts.has_begun  # no worker is there to see the wish
+        is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the wish
         return EndJob(job, state) if is_now or is_idle else Stay(state, facts.trouble)
     outcome = facts.outcome
     if facts.is_taken_over and (outcome is None or outcome.state != "SUCCEEDED"):
@@ -154,6 +159,11 @@ def next_step(facts: Facts, before: RunState) -> Step:
     if outcome is not None and outcome.state in _FINAL:
         return Finish(_FINAL[outcome.state], "" if outcome.state == "SUCCEEDED" else outcome.message, outcome.evidence)
     return _validation(facts, outcome) if outcome is not None and _is_trained(outcome) else _training(facts)
+
+
+def _displaced(owner: str) -> Finish:
+    reason = f"its folder belongs to the run {owner} now. Submit it again with another nnUNet_results, or when that one is moved away."
+    return Finish(RunState.STOPPED, reason)
 
 
 def _is_trained(outcome: Outcome) -> bool:
@@ -189,6 +199,8 @@ def _training(facts: Facts) -> Step:
         return Train()
     if lost[-1].state == "STOPPED":
         return _stopped_from_outside(lost[-1])
+    if lost[-1].exit_code == DataError.exit_code and lost[-1].attempt > facts.reached_attempt:
+        return _could_not_begin(lost[-1])
     in_vain = facts.in_vain("train")
     if len(in_vain) >= BUDGET:
         return _given_up(in_vain, facts.outcome, "training")
@@ -213,6 +225,12 @@ _OF_MACHINES = {ClusterError.exit_code, StorageError.exit_code}
 def _stopped_from_outside(job: JobRecord) -> Finish:
     reason = f"its Ray job {job.submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it."
     return Finish(RunState.STOPPED, reason)
+
+
+def _could_not_begin(job: JobRecord) -> Finish:
+    """The end of a run whose folder or dataset is not what a job can work with: it said so before it could store an outcome."""
+    told = (job.message.strip().splitlines() or ["see its log."])[-1]
+    return Finish(RunState.FAILED_CONFIG, f"its job {job.submission_id} could not begin: {told}", job.message[-8000:])
 
 
 def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:

@@ -127,6 +127,7 @@ def validate(folder: RunFolder, attempt: int) -> tuple[Outcome, list[Report] | N
     there is nothing to validate."""
     spec = patiently(folder.living_spec, f"the validation of {folder.root}")
     patiently(lambda: check_takes(folder.own), f"the validation of {folder.root}")
+    folder.validating_file.unlink(missing_ok=True)  # of an earlier job
     if not spec.val_cases:
         return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))

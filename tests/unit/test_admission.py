@@ -7,6 +7,7 @@ from orchestrator.job_record import JobKind, JobRecord, JobState
 from orchestrator.outcome import EndState, Outcome
 from orchestrator.resources import NodeResources, Reservation
 from orchestrator.steps import BUDGET, EndJob, Facts, Finish, Stay, StopWish, Train, Validate, next_step
+from trainers.spec.errors import DataError
 from trainers.spec.run_spec import WorkerSpec
 from trainers.spec.states import RunState
 
@@ -221,9 +222,29 @@ def test_a_stop_ends_a_validation_and_one_that_has_not_begun(wish: StopWish) -> 
     assert next_step(failed, RunState.VALIDATING) == Finish(RunState.FAILED_CODE, "said so")
 
 
-def test_a_gentle_stop_ends_a_training_whose_workers_never_began() -> None:
-    facts = Facts(jobs=(job(),), stop=LATER, has_begun=False)
-    assert next_step(facts, RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
+def test_a_gentle_stop_ends_a_training_without_workers() -> None:
+    never_began = Facts(jobs=(job(),), stop=LATER, has_begun=False)
+    assert next_step(never_began, RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
+    lost_them = Facts(jobs=(job(),), stop=LATER, is_progress_fresh=False)
+    assert next_step(lost_them, RunState.RUNNING) == EndJob(job(), RunState.RECOVERING)
+
+
+def test_a_run_whose_folder_is_another_runs_now_ends_without_touching_it() -> None:
+    assert next_step(Facts(jobs=(job(),), displaced_by="k2"), RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
+    end = next_step(Facts(jobs=(job(state="STOPPED"),), displaced_by="k2"), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.STOPPED
+    assert end.reason.startswith("its folder belongs to the run k2 now. Submit it again")
+
+
+def test_a_job_that_finds_its_folder_or_dataset_unfit_is_not_tried_again() -> None:
+    log = "Job entrypoint command failed, last logs:\nstarts\ndataset: /d/dataset.json is refused to this user. Mend its rights.\n"
+    unfit = job(state="FAILED", code=DataError.exit_code).model_copy(update={"message": log})
+    end = next_step(Facts(jobs=(unfit,)), RunState.RUNNING)
+    assert isinstance(end, Finish)
+    assert end.state is RunState.FAILED_CONFIG
+    assert end.reason.endswith("could not begin: dataset: /d/dataset.json is refused to this user. Mend its rights.")
+    assert end.evidence == log
 
 
 def test_a_stop_at_once_ends_the_job() -> None:

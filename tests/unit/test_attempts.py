@@ -124,4 +124,4 @@ def test_a_failed_read_of_the_stop_file_stops_nobody(tmp_path: Path, caplog: pyt
     assert campaign.run(poll_s=0) == 0
     assert stage.cluster.stopped == []
     assert states(campaign) == ["SUCCEEDED"]
-    assert caplog.text.count("cannot go on") == 1
+    assert caplog.text.count("left as it is until its folder can be read: key0") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import run_watch
 from orchestrator.board import ROOM_FRESH_S, Board
 from orchestrator.campaign_log import CampaignLog
 from orchestrator.campaign_loop import LEAST_TELL_S, Campaign, is_news, reservations
@@ -15,10 +16,11 @@ from orchestrator.errors import ClusterError
 from orchestrator.job_record import JobRecord
 from orchestrator.life_signs import tell_cases
 from orchestrator.outcome import read_outcome
-from orchestrator.run_status import CasesDone
+from orchestrator.run_status import CasesDone, RunStatus
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.spec.attempts import claim_attempt
+from trainers.spec.errors import StorageError
 from trainers.spec.files import write_json_atomic
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec, WorkerSpec
@@ -312,9 +314,82 @@ def test_a_share_that_is_away_is_waited_for(stage: Stage, caplog: pytest.LogCapt
 
     stage.cluster.records = back_after_three  # type: ignore[method-assign]
     assert campaign.run(poll_s=0) == 0
-    assert caplog.text.count("cannot go on") == 1
+    assert caplog.text.count("left as it is until its folder can be read: key0") == 1
     assert "Bring back the disk" in caplog.text
     assert stage.told(run) == ["RUNNING", "SUCCEEDED"]
+
+
+def test_one_folder_that_cannot_be_read_holds_no_other_run_up(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    stage.cluster.training_ends(first, "FAILED_CONFIG")
+    away = Away(RunFolder(first.run_folder).outcome_file)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED"], "what the first one holds is not known, so its room is kept"
+    stage.cluster.gpus = 2
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING"]
+    away.come_back()
+    look(campaign)
+    assert states(campaign) == ["FAILED_CONFIG", "RUNNING"]
+
+
+def test_a_campaign_does_not_end_before_it_has_told_the_end_of_every_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, campaign = finished(stage)
+    real, failures = run_watch.RunWatch._read_status, iter(range(3))
+
+    def away_at_first(watch: run_watch.RunWatch) -> RunStatus:
+        if next(failures, None) is not None:
+            raise StorageError("storage: away.")
+        return real(watch)
+
+    monkeypatch.setattr(run_watch.RunWatch, "_read_status", away_at_first)
+    assert campaign.run(poll_s=0) == 0
+    told = [event["status"] for event in stage.events if event["event"] == "status"]
+    assert [status["reason"] for status in told if "reason" in status][-2:] == ["its folder cannot be read: storage: away.", ""]
+    assert stage.told(run)[-1] == "SUCCEEDED"
+
+
+def test_a_waiting_run_whose_folder_was_given_to_another_one_is_left(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    second.run_folder.rename(second.run_folder.with_name("moved_away"))
+    other = second.model_copy(update={"run_key": "other"})
+    beside = stage.campaign(other, name="c2")
+    look(campaign)
+    look(beside)
+    assert states(campaign) == ["RUNNING", "STOPPED"]
+    assert campaign.runs["key1"].reason.startswith("its folder belongs to the run other now.")
+    assert stage.tracking.states["id-key1"][-1] is RunState.STOPPED, "its own MLflow run ends"
+    assert read_outcome(RunFolder(other.run_folder)) is None, "the other one's folder is not touched"
+    assert states(beside) == ["QUEUED"]
+
+
+def test_what_has_ended_is_not_read_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, campaign = finished(stage)
+    look(campaign)
+    assert states(campaign) == ["SUCCEEDED"]
+    before = campaign.runs["key0"].status()
+    monkeypatch.setattr(run_watch, "full_dice", lambda *_: pytest.fail("read again"))
+    assert campaign.runs["key0"].status() == before
+
+
+def test_cases_that_are_done_anew_are_progress(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    results = [RunFolder(run.run_folder).cases("best") / f"case_{n}.json" for n in range(3)]
+    for result in results:
+        write_json_atomic(result, {})
+    look(campaign)
+    stage.cluster.training_ends(run)
+    for _ in range(5):
+        look(campaign)
+        write_json_atomic(results[0], {})
+        stage.cluster.kill_driver(run)
+    look(campaign)
+    assert states(campaign) == ["VALIDATING"]
 
 
 def test_a_note_of_a_newer_version_is_read_as_far_as_it_is_known(stage: Stage) -> None:
