@@ -23,6 +23,8 @@ MARK = "NNFLEET_SERVICE"
 SERVICE_PORTS = range(20000, 32000)
 """Above Ray's default ports of workers, among which it refuses a dashboard; below the ports that the system gives to anybody who asks,
 one of which could be taken between our choice and the server's start seconds later."""
+PORT_S = 5.0
+"""How long a port that is taken is tried again."""
 EXEC_S = 1.0
 """Longest time in which a started process shows no environment yet: the kernel lays it out after the caller has been told of success."""
 _CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
@@ -125,14 +127,19 @@ def family(record: ProcessRecord) -> list[psutil.Process]:
 
 
 def free_port(wanted: int | None = None) -> int:
-    """`wanted` if it is free on loopback, else a random free one of SERVICE_PORTS."""
-    candidates = [wanted] if wanted else []
+    """`wanted` if it is free on loopback, else a random free one of SERVICE_PORTS.
+
+    A process that was killed may hold its port a moment longer than it is seen, so for PORT_S `wanted` is tried again: it is a server's
+    address, which stands in run folders.
+    """
+    deadline = time.monotonic() + PORT_S
     while True:
-        port = candidates.pop() if candidates else secrets.choice(SERVICE_PORTS)
+        port = wanted if wanted and time.monotonic() < deadline else secrets.choice(SERVICE_PORTS)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
+        time.sleep(0.05)
 
 
 def log_tail(log_file: Path, lines: int = 20) -> str:

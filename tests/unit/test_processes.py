@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
 
-from orchestrator.processes import ProcessRecord, end, start_detached
+from orchestrator.processes import ProcessRecord, end, free_port, start_detached
 
 
 def test_a_process_is_alive_from_its_first_moment(tmp_path: Path) -> None:
@@ -25,3 +27,14 @@ def test_a_process_is_alive_from_its_first_moment(tmp_path: Path) -> None:
                 os.kill(record.pid, 9)
     end(started[0], grace_s=0)
     assert not started[0].is_alive
+
+
+def test_the_port_of_a_process_that_is_just_ending_is_waited_for() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        ending = threading.Timer(0.3, holder.close)
+        ending.start()
+        assert free_port(port) == port
+        ending.join()
