@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import services
 from orchestrator.campaign import this_machine as this_machine  # part of the Python API
-from orchestrator.campaign_log import CampaignLog
+from orchestrator.campaign_log import EVENT_PREFIX, CampaignLog
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment import FOLDERS, Experiment
 from orchestrator.job_record import JobRecord
@@ -23,6 +23,7 @@ from orchestrator.paths import Home
 from orchestrator.plan import PlanReport, expand, plan_report
 from orchestrator.run_status import RunStatus, match
 from orchestrator.services import Services
+from orchestrator.steps import death
 from orchestrator.unfinished import find_runs, results_folder, verdict_on
 from orchestrator.unfinished import lost as lost_status
 
@@ -388,7 +389,11 @@ def _orphan(status: RunStatus, job: JobRecord) -> RunStatus:
 
 
 def _end_of(job: JobRecord) -> str:
-    return "was stopped" if job.state == "STOPPED" else f"died ({' '.join(job.message.split())[-200:]})"
+    if job.state == "STOPPED":
+        return "was stopped"
+    said = [line.strip() for line in job.message.splitlines() if line.strip() and not line.startswith(EVENT_PREFIX)]
+    is_error = job.exit_code is not None and 0 < job.exit_code < 128
+    return f"died ({death(job)}{f': {said[-1][-200:]}' if is_error and said else ''})"
 
 
 def _death_of(job: JobRecord) -> ClusterError:

@@ -170,7 +170,7 @@ class RunWatch:
         phase, fraction = _within_epoch(beat, self.spec, done)
         rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
         epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
-        is_scored = (self.state is RunState.VALIDATING or self.state.is_final) and not self.is_displaced
+        is_scored = (done >= self.spec.schedule.epochs or self.state.is_final) and not self.is_displaced
         left = None if epoch_s is None else max(0.0, (self.spec.schedule.epochs - done - fraction) * epoch_s)
         return RunStatus(
             run_key=self.spec.run_key,

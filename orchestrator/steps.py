@@ -205,7 +205,7 @@ def _training(facts: Facts) -> Step:
     if len(in_vain) >= BUDGET:
         return _given_up(in_vain, facts.outcome, "training")
     count = f" ({len(in_vain)} of {BUDGET} jobs lost in a row without progress)" if in_vain else ""
-    return Train(f"its job {lost[-1].submission_id} {_death(lost[-1])}; the next one continues from the newest state{count}.")
+    return Train(f"its job {lost[-1].submission_id} {death(lost[-1])}; the next one continues from the newest state{count}.")
 
 
 def _validation(facts: Facts, outcome: Outcome) -> Step:
@@ -241,13 +241,14 @@ def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> 
     told = f" {outcome.message}" if outcome is not None else ""
     advice = "Mend what its log names" if own_error else "See in its log which node or disk failed, and mend that"
     reason = (
-        f"{what}: {len(lost)} jobs in a row were lost without progress, the last ({last.submission_id}) {_death(last)}.{told} "
+        f"{what}: {len(lost)} jobs in a row were lost without progress, the last ({last.submission_id}) {death(last)}.{told} "
         f"{advice}; then `nnfleet resume RUN` continues from the newest state."
     )
     return Finish(state, reason, outcome.evidence if outcome is not None else last.message[-8000:])
 
 
-def _death(job: JobRecord) -> str:
+def death(job: JobRecord) -> str:
+    """How a job ended that left no result: `was killed by signal 9`."""
     if job.exit_code is None:
         return "died with its node or never started"
     if job.exit_code < 0 or job.exit_code > 128:

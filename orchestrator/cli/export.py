@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import print_json, say, working
+from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Run
 
 
@@ -28,6 +28,8 @@ def export(
         print_json({"folder": str(folder), "fold": fold_of(folder), "checkpoints": checkpoints})
         return
     say(f"Verified model folder: {folder}")
+    if not (folder / f"fold_{fold_of(folder)}" / "checkpoint_final.pth").exists():
+        note("The run has no final checkpoint in MLflow yet: this is its best one so far. Export it again when it has ended.")
     say(f"Predict with it: nnUNetv2_predict_from_modelfolder -m {folder} -f {fold_of(folder)} -chk checkpoint_best.pth -i INPUT -o OUTPUT")
     say("Without a GPU add: -device cpu")
 

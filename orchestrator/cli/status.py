@@ -1,7 +1,8 @@
 """`nnfleet status`: where every run stands."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,12 +10,16 @@ from orchestrator.cli.output import console, note, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
 from orchestrator.errors import ConfigError
 
+if TYPE_CHECKING:
+    from orchestrator.run_status import RunStatus
+
 INTERVAL_S = 2.0
 PAUSE_FACTOR = 4.0
 """Where an answer takes long, as of campaigns with a long log, it is asked for less often: pause per second of waiting."""
 
 
 def status(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Only these runs.", show_default=False)] = None,
     cluster: Cluster = None,
     campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="Only the runs of this campaign.")] = None,
     results: Annotated[
@@ -32,11 +37,12 @@ def status(
     if watch and as_json:
         raise ConfigError("status: --json prints one document and ends, --watch stays. Name one of them; a script asks again and again.")
     if watch:
-        _watch(cluster, campaign)
+        _watch(cluster, campaign, runs or ())
         return
     statuses = api.status(cluster, campaign)
     if campaign is None:
         statuses = [*statuses, *api.lost(cluster, results)]
+    statuses = _named(statuses, runs or ())
     if outage := api.tracking_outage(cluster):
         note(outage)
     if as_json:
@@ -58,7 +64,14 @@ def status(
             out.print(result_table(validated, out.width))
 
 
-def _watch(cluster: str | None, campaign: str | None) -> None:
+def _named(statuses: "list[RunStatus]", runs: Sequence[str]) -> "list[RunStatus]":
+    """Those of these names, in their order; all if there are no names. Raises ConfigError for a name that none or several have."""
+    from orchestrator.run_status import match
+
+    return [match(run, statuses) for run in runs] if runs else statuses
+
+
+def _watch(cluster: str | None, campaign: str | None, runs: Sequence[str]) -> None:
     import time
 
     from orchestrator import api
@@ -68,7 +81,7 @@ def _watch(cluster: str | None, campaign: str | None) -> None:
     with Watch() as watch:
         while True:
             began = time.monotonic()
-            watch(api.status(cluster, campaign))
+            watch(_named(api.status(cluster, campaign), runs))
             if all(item.state.is_final for item in watch.statuses):
                 break
             time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))

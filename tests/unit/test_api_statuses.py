@@ -69,6 +69,17 @@ def test_without_one_the_newest_counts(jobs: FakeJobs) -> None:
     assert "died" in jobs.shown().reason
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "end"), [(-9, "died (was killed by signal 9)"), (1, "died (ended with exit code 1 and no result: OSError: gone)")]
+)
+def test_a_dead_campaign_is_told_in_words_and_not_in_its_events(jobs: FakeJobs, exit_code: int, end: str) -> None:
+    jobs.campaign("died", "FAILED", RunState.RUNNING, 5)
+    message = 'last available logs:\nOSError: gone\nNNFLEET {"event": "status", "status": {"run_key": "r"}}\n'
+    job = jobs.jobs["campaign-died"]
+    jobs.jobs["campaign-died"] = job.model_copy(update={"message": message, "exit_code": exit_code})
+    assert jobs.shown().reason == f"its campaign died {end}; this is what it said last. `nnfleet resume` continues it."
+
+
 def test_a_clock_that_jumped_back_does_not_hide_the_newer_campaign(jobs: FakeJobs) -> None:
     jobs.campaign("died", "FAILED", RunState.RUNNING, 5000, attempt=1)
     jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 5, attempt=2)

@@ -279,6 +279,16 @@ def test_status_shows_lost_runs_but_not_among_those_of_one_campaign(nnfleet: Nnf
     assert "lost:" not in out
 
 
+def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(), done(run_key="other", address="4/2d/nnUNetTrainer/1")]
+    out = nnfleet("status", "4/2d/nnUNetTrainer/1", "--json")[1]
+    assert [item["run_key"] for item in json.loads(out)] == ["other"]
+    assert nnfleet("status", "--watch", "other")[0] == 0, "it has ended, the other one is not waited for"
+    code, _, err = nnfleet("status", "nobody")
+    assert code == ConfigError.exit_code
+    assert "there is no run 'nobody'" in err
+
+
 def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.runs = [run_status(state=RunState.RECOVERING, reason="its workers were lost.", since_unix=1.7e9)]
     _, out, _ = nnfleet("status")
@@ -541,7 +551,9 @@ def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:
 def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
     assert nnfleet("logs", "k")[1] == "line one\nline two\n"  # no colours in a pipe
     assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_id": "validate-k-v1"}
-    assert "-f 3" in nnfleet("export", "k", str(tmp_path / "m"))[1]
+    _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
+    assert "-f 3" in out
+    assert "no final checkpoint in MLflow yet" in err
     assert json.loads(nnfleet("up", "--json")[1])["mlflow"] == "http://127.0.0.1:2"
     assert nnfleet("down")[0] == 0
     assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
