@@ -392,8 +392,7 @@ def _end_of(job: JobRecord) -> str:
     if job.state == "STOPPED":
         return "was stopped"
     said = [line.strip() for line in job.message.splitlines() if line.strip() and not line.startswith(EVENT_PREFIX)]
-    is_error = job.exit_code is not None and 0 < job.exit_code < 128
-    return f"died ({death(job)}{f': {said[-1][-200:]}' if is_error and said else ''})"
+    return f"died ({death(job)}{f': {said[-1][-200:]}' if job.has_failed_by_itself and said else ''})"
 
 
 def _death_of(job: JobRecord) -> ClusterError:

@@ -195,9 +195,9 @@ class Campaign:
                 if before is None:
                     continue
                 status = before.model_copy(update={"state": run.state, "reason": f"its folder cannot be read: {err}"})
-            if is_news(before, status, time.monotonic() - self._told_at.get(status.run_key, 0.0)):
-                self._told[status.run_key] = status
-                self._told_at[status.run_key] = time.monotonic()
+            if is_news(before, status, time.monotonic() - self._told_at.get(key, 0.0)):
+                self._told[key] = status
+                self._told_at[key] = time.monotonic()
                 self._emit({"event": "status", "status": changes(before, status)})
         return is_told
 
@@ -232,7 +232,7 @@ class Campaign:
             self._teller.forget(run)
             run.enter(end.state, end.reason)
             return
-        if run.is_displaced:  # the folder's outcome is another run's
+        if run.displaced_by:  # the folder's outcome is another run's
             self._enter(run, end.state, end.reason)
             return
         outcome = read_outcome(run.folder)

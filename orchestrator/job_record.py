@@ -40,6 +40,11 @@ class JobRecord(Frozen):
         """True until the job has ended."""
         return self.state in ("PENDING", "RUNNING")
 
+    @property
+    def has_failed_by_itself(self) -> bool:
+        """True when its own code ended it with an error: no signal did, and no node took it along."""
+        return self.exit_code is not None and 0 < self.exit_code < 128
+
 
 def validations(jobs: Sequence[JobRecord], run_key: str, attempt: int) -> list[JobRecord]:
     """The validation jobs of a training attempt, in whatever run folder: a cluster takes each of their names once."""

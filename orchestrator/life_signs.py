@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from orchestrator.run_status import CasesDone
 from orchestrator.steps import StopWish
 from trainers.spec.attempts import newest_attempt
+from trainers.spec.files import write_sign
 from trainers.spec.folder import RunFolder
 
 
@@ -62,11 +63,9 @@ def read_beat(folder: RunFolder) -> dict[str, Any]:
 
 
 def tell_cases(folder: RunFolder, attempt: int, done: CasesDone) -> None:
-    """Say how far the validation of `attempt` is. A sign that is lost is no harm, so it is not forced to disk."""
-    beside = folder.validating_file.with_suffix(f".{attempt}.part")
+    """Say how far the validation of `attempt` is."""
     with contextlib.suppress(OSError):
-        beside.write_text(json.dumps({"attempt": attempt, **done.model_dump()}))
-        beside.replace(folder.validating_file)
+        write_sign(folder.validating_file, {"attempt": attempt, **done.model_dump()}, attempt)
 
 
 def cases_done(folder: RunFolder, attempt: int) -> CasesDone | None:

@@ -43,6 +43,8 @@ class RunWatch:
     changed_unix: float = 0.0
     resumes: bool = False
     """Submitted again while a job still ends on an earlier wish to stop: that end is not this campaign's."""
+    displaced_by: str = ""
+    """The other run that has the folder now; nothing may be written there then."""
     clock: Clock = field(default=Clock(), repr=False)
     _beat: tuple[str, float, float] = field(default=("", 0.0, 0.0), repr=False)
     """The last sign of life, and when it was first seen: by the monotonic clock, and by the one that people read."""
@@ -53,8 +55,6 @@ class RunWatch:
     _has_validated: dict[str, bool] = field(default_factory=dict, repr=False)
     """By validation job that has ended: whether it finished a case."""
     _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
-    _displaced_by: str = field(default="", repr=False)
-    """The other run that has the folder now."""
     _drivers: tuple[int, int] = field(default=(0, 0), repr=False)
     """Newest attempt, and how many drivers had claimed one by then."""
     _end: RunStatus | None = field(default=None, repr=False)
@@ -68,10 +68,10 @@ class RunWatch:
 
     def facts(self, jobs: Sequence[JobRecord]) -> Facts:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
-        own = tuple(job for job in jobs if (job.run_folder, job.run_key) == (str(self.folder.root), self.spec.run_key))
-        own = tuple(job for job in own if job.kind in ("train", "validate"))
-        if self._displaced_by:
-            return Facts(jobs=own, displaced_by=self._displaced_by)
+        here = (str(self.folder.root), self.spec.run_key)
+        own = tuple(job for job in jobs if (job.run_folder, job.run_key) == here and job.kind in ("train", "validate"))
+        if self.displaced_by:
+            return Facts(jobs=own, displaced_by=self.displaced_by)
         committed = self._committed()
         facts = Facts(
             jobs=own,
@@ -134,8 +134,8 @@ class RunWatch:
             mark = (stat.st_ino, stat.st_mtime_ns)
             if mark != self._spec_mark:
                 present = self.folder.spec()
-                self._displaced_by = present.run_key if present.run_key != self.spec.run_key else ""
-                self.spec, self._spec_mark = self.spec if self._displaced_by else present, mark
+                self.displaced_by = present.run_key if present.run_key != self.spec.run_key else ""
+                self.spec, self._spec_mark = self.spec if self.displaced_by else present, mark
 
     def next_attempt(self, jobs: Sequence[JobRecord]) -> int:
         """A number for the next training job that no job and no attempt of this run has had: the same for everyone who looks now."""
@@ -150,27 +150,22 @@ class RunWatch:
         self.state, self.reason = state, reason
         return is_new
 
-    @property
-    def is_displaced(self) -> bool:
-        """True when the folder is another run's now: nothing may be written there."""
-        return bool(self._displaced_by)
-
     def status(self) -> RunStatus:
         """The run as users see it, read from its folder now; of one that has ended, read when it ended. Raises StorageError or OSError."""
-        if self._end is None or (self._end.state, self._end.reason) != (self.state, self.reason):
-            told = self._read_status()
-            self._end = told if self.state.is_final else None
-            return told
-        return self._end
+        if self._end is not None:
+            return self._end
+        told = self._read_status()
+        self._end = told if self.state.is_final else None
+        return told
 
     def _read_status(self) -> RunStatus:
-        committed = None if self.is_displaced else self._committed()
+        committed = None if self.displaced_by else self._committed()
         beat = read_beat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else {}
         done = committed.epochs_done if committed else 0
         phase, fraction = _within_epoch(beat, self.spec, done)
         rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
         epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
-        is_scored = (done >= self.spec.schedule.epochs or self.state.is_final) and not self.is_displaced
+        is_scored = (done >= self.spec.schedule.epochs or self.state.is_final) and not self.displaced_by
         left = None if epoch_s is None else max(0.0, (self.spec.schedule.epochs - done - fraction) * epoch_s)
         return RunStatus(
             run_key=self.spec.run_key,

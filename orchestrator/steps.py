@@ -236,7 +236,7 @@ def _could_not_begin(job: JobRecord) -> Finish:
 def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:
     """The end of a run that lost too many jobs; the guilty party is the code when the last one ended by itself with an error."""
     last = lost[-1]
-    own_error = outcome is None and last.exit_code is not None and 0 < last.exit_code < 128 and last.exit_code not in _OF_MACHINES
+    own_error = outcome is None and last.has_failed_by_itself and last.exit_code not in _OF_MACHINES
     state = RunState.FAILED_CODE if own_error else RunState.FAILED_CLUSTER
     told = f" {outcome.message}" if outcome is not None else ""
     advice = "Mend what its log names" if own_error else "See in its log which node or disk failed, and mend that"

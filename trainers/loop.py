@@ -7,10 +7,8 @@ CPUs every few iterations (`trainers/midway.py`).
 Shapes: B batch of this rank, C class, Z Y X voxels.
 """
 
-import json
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from trainers.node_load import node_load
 from trainers.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
 from trainers.spec.committed import BestRecord, EpochRow
 from trainers.spec.errors import DivergedError
+from trainers.spec.files import write_sign
 from trainers.spec.folder import RunFolder
 from trainers.spec.run_spec import RunSpec
 from trainers.spec.wishes import is_wished
@@ -220,7 +219,7 @@ def describe(row: EpochRow, is_best: bool) -> str:
 
 
 class Heartbeat:
-    """Rank 0's sign of life: `progress.json`, rewritten at most every two seconds; a lost beat is no harm, so it is not forced to disk."""
+    """Rank 0's sign of life: `progress.json`, rewritten at most every two seconds."""
 
     def __init__(self, folder: RunFolder, world: World, attempt: int) -> None:
         self._path = folder.progress_file if world.is_main else None
@@ -235,10 +234,8 @@ class Heartbeat:
             return
         self._last = now
         beat: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "phase": phase, "unix": time.time(), "attempt": self._attempt}
-        beside = self._path.with_suffix(f".{self._attempt}.part")
         try:
-            beside.write_text(json.dumps(beat))
-            os.replace(beside, self._path)
+            write_sign(self._path, beat, self._attempt)
             self._is_mute = False
         except OSError as err:
             if not self._is_mute:

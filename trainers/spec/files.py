@@ -71,6 +71,16 @@ def write_json_atomic(target: Path, value: Any) -> None:
     write_atomic(target, json.dumps(value, indent=1).encode())
 
 
+def write_sign(target: Path, value: Any, writer: int) -> None:
+    """Replace `target` atomically by `value` as JSON, but neither durably nor where its folder is missing: a sign that is lost is no harm.
+
+    `writer` tells those apart who may write at once. Raises OSError.
+    """
+    beside = target.with_suffix(f".{writer}.part")
+    beside.write_text(json.dumps(value))
+    os.replace(beside, target)
+
+
 def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
     """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder."""
     temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
