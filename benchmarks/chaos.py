@@ -22,20 +22,20 @@ import psutil
 from benchmarks.chaos_faults import OF_TRACKING, RESTARTS_WORKERS, Faults, Strike, claims, draw, file_names
 from orchestrator import api
 from orchestrator.errors import NnfleetError
-from orchestrator.experiment import Experiment
-from orchestrator.life_signs import read_beat
-from orchestrator.outcome import read_outcome
-from orchestrator.run_record import class_names, epoch_metrics
-from orchestrator.run_status import RunStatus
-from orchestrator.tracking import Tracker
+from orchestrator.experiment.model import Experiment
+from orchestrator.run.activity import read_beat
+from orchestrator.run.outcome import read_outcome
+from orchestrator.run.status import RunStatus
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.records import class_names, epoch_metrics
 from tests.integration.digests import reached, weights_digest
 from tests.integration.local_home import toy_experiment
 from tests.integration.many_nodes import ManyNodes
 from tests.integration.mlflow_server import MlflowServer
 from tests.toy import Toy, toy_dataset
-from trainers.spec.committed import newest_committed
-from trainers.spec.folder import RunFolder
-from trainers.spec.states import RunState
+from trainers.contract.commits import newest_committed
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.states import RunState
 
 PATIENCE_S = 240.0
 """For one recovery, and for one moment to come."""
@@ -380,8 +380,8 @@ def unlike(have: dict[str, Points], committed: dict[str, Points], *, was_cut: bo
 
 def mlflow_differences(folder: RunFolder, uri: str, *, was_cut: bool) -> list[str]:
     """Where MLflow does not hold exactly what was committed (see `unlike`)."""
-    from orchestrator.checkpoint_store import published
-    from trainers.spec.files import read_json
+    from orchestrator.tracking.checkpoint_store import published
+    from trainers.contract.files import read_json
 
     tracker, run_id = Tracker(uri), str(read_json(folder.mlflow_file, "MLflow run")["run_id"])
     wanted: dict[str, Points] = {}
@@ -476,7 +476,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kinds = tuple(filter(None, options.only.split(",")))
     setting = Setting(faults=options.faults, seed=options.seed, runs=options.runs, epochs=options.epochs, kinds=kinds)
-    logging.getLogger("trainers.spec.committed").setLevel(logging.ERROR)  # a state that was cut is looked at many times a second
+    logging.getLogger("trainers.contract.commits").setLevel(logging.ERROR)  # a state that was cut is looked at many times a second
     place = Path(tempfile.mkdtemp(prefix="nnf-chaos-"))
     print(HEADER)
     _, violations = play(setting, place, lambda text: print(text, flush=True))

@@ -14,7 +14,7 @@ import psutil
 
 from tests.integration.many_nodes import ManyNodes, Node
 from tests.integration.mlflow_server import MlflowServer
-from trainers.spec.folder import RunFolder
+from trainers.contract.run_folder import RunFolder
 
 Moment = Literal["epoch", "commit", "start-up", "validation"]
 RESTARTS_WORKERS = ("rank 0", "other rank", "node", "driver", "head", "drain notice", "state truncated")
@@ -94,13 +94,13 @@ class Faults:
                 found = self._of_job(self._job(folder, "train"), "ray::Loader")
                 return self._kill(found[int(strike.fraction * len(found)) :][:1]), _nothing
             case "driver":
-                return self._kill(self._entry_points(self._job(folder, "train"), "orchestrator.training_job")), _nothing
+                return self._kill(self._entry_points(self._job(folder, "train"), "orchestrator.training.driver")), _nothing
             case "validation worker":
                 return self._kill(self._of_job(self._job(folder, "validate"), "ray::CaseWorker")[:1]), _nothing
             case "validation driver":
-                return self._kill(self._entry_points(self._job(folder, "validate"), "orchestrator.validation_job")), _nothing
+                return self._kill(self._entry_points(self._job(folder, "validate"), "orchestrator.validation.job")), _nothing
             case "campaign":
-                return self._kill(self._entry_points(self.campaign_job(), "orchestrator.campaign")), self.resume
+                return self._kill(self._entry_points(self.campaign_job(), "orchestrator.campaign.job")), self.resume
             case "state truncated":
                 return self._truncate(folder, strike.fraction), _nothing
             case "node":

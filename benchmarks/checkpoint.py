@@ -23,18 +23,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from orchestrator.checkpoint_store import download_checkpoint, published
-from orchestrator.publisher import deliver
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.checkpoint_store import download_checkpoint, published
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.publisher import deliver
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
-from trainers.spec.committed import BestRecord, newest_committed
-from trainers.spec.folder import RunFolder
-from trainers.state import Reached, StateWriter
+from trainers.contract.commits import BestRecord, newest_committed
+from trainers.contract.run_folder import RunFolder
+from trainers.training.state import Reached, StateWriter
 
 PUBLISH = (
-    "import sys, time; from pathlib import Path; from orchestrator.publisher import Publisher; "
-    "from trainers.spec.folder import RunFolder; "
+    "import sys, time; from pathlib import Path; from orchestrator.tracking.publisher import Publisher; "
+    "from trainers.contract.run_folder import RunFolder; "
     "Publisher(RunFolder(Path(sys.argv[1])), 1, interval_s=0.5).start(); print('ready', flush=True); time.sleep(3600)"
 )
 

@@ -28,17 +28,17 @@ import torch
 
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
-from trainers.assemble import assemble, blueprint, reached_by, state_writer, warm_up
-from trainers.batches import Batch, SplitName
-from trainers.learner import Learner
-from trainers.loop import train
-from trainers.midway import Midway
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.files import write_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import LoaderSpec, Schedule, WorkerSpec
-from trainers.state import StateWriter
-from trainers.world import current_world
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
+from trainers.data.batches import Batch, SplitName
+from trainers.network.learner import Learner
+from trainers.training.assemble import assemble, blueprint, reached_by, state_writer, warm_up
+from trainers.training.loop import train
+from trainers.training.mid_epoch import Midway
+from trainers.training.state import StateWriter
+from trainers.training.world import current_world
 
 WARM_UP_EPOCHS = 2
 PARTS = ("step", "wait for data", "hand-over", "validation", "saving", "plotting", "rest")
@@ -154,7 +154,7 @@ class InTurn:
 
 def run_both(toy: Toy, schedule: Schedule) -> tuple[Stopwatch, Stopwatch]:
     """Our epochs and nnU-Net's, in turn."""
-    from orchestrator.loader_pool import LoaderPool
+    from orchestrator.training.loader_pool import LoaderPool
 
     spec = toy_spec(
         toy,

@@ -26,27 +26,27 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.campaign_log import CampaignLog
-from orchestrator.checkpoint_store import published
-from orchestrator.data_check import usable_configuration
-from orchestrator.experiment import parse_experiment
-from orchestrator.failures import read_failures
-from orchestrator.label_files import read_label_files
-from orchestrator.life_signs import has_begun, owner_of, read_beat, stop_wish
-from orchestrator.outcome import read_outcome
-from orchestrator.run_record import metric_names
-from orchestrator.validation_cases import is_stop_asked
-from orchestrator.validation_report import read_result
+from orchestrator.campaign.events import CampaignLog
+from orchestrator.dataset.label_files import read_label_files
+from orchestrator.dataset.preflight import usable_configuration
+from orchestrator.experiment.model import parse_experiment
+from orchestrator.run.activity import has_begun, owner_of, read_beat, stop_wish
+from orchestrator.run.outcome import read_outcome
+from orchestrator.tracking.checkpoint_store import published
+from orchestrator.tracking.records import metric_names
+from orchestrator.training.failures import read_failures
+from orchestrator.validation.cases import is_stop_asked
+from orchestrator.validation.report import read_result
 from tests.fake_run import epoch_row
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
-from trainers.case_files import read_properties
-from trainers.checkpoint import read_checkpoint
-from trainers.dataset import _read_locations, target_scales
-from trainers.spec.attempts import count_drivers
-from trainers.spec.committed import Committed, Manifest, newest_committed
-from trainers.spec.errors import NnfleetError
-from trainers.spec.folder import RunFolder
-from trainers.spec.plans import labels_of, load_dataset_json, load_plans, load_splits, num_input_channels
+from trainers.contract.commits import Committed, Manifest, newest_committed
+from trainers.contract.errors import NnfleetError
+from trainers.contract.fencing import count_drivers
+from trainers.contract.plans import labels_of, load_dataset_json, load_plans, load_splits, num_input_channels
+from trainers.contract.run_folder import RunFolder
+from trainers.data.case_files import read_properties
+from trainers.data.dataset import _read_locations, target_scales
+from trainers.network.checkpoint import read_checkpoint
 
 SLOW_S = 10
 TRAPS: tuple[bytes, ...] = (

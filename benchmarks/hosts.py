@@ -18,7 +18,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from orchestrator.drill import differences
+from orchestrator.drill.order import differences
 from tests.integration.digests import epochs_done, reached, weights_digest
 from tests.integration.hosts import Hosts, RayHosts, reason_against
 from tests.integration.test_hosts import (
@@ -32,7 +32,7 @@ from tests.integration.test_hosts import (
     wait_until,
 )
 from tests.toy import Toy, toy_dataset
-from trainers.spec.folder import RunFolder
+from trainers.contract.run_folder import RunFolder
 
 ITERATIONS = 40
 EPOCHS = 30

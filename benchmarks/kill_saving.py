@@ -34,19 +34,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from orchestrator import checkpoint_store
-from orchestrator.checkpoint_store import download_checkpoint, published
 from orchestrator.errors import CheckpointError, TrackingError
-from orchestrator.publisher import Publisher, deliver
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import checkpoint_store
+from orchestrator.tracking.checkpoint_store import download_checkpoint, published
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.publisher import Publisher, deliver
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
-from trainers import state
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import BestRecord, Committed, InFlight, Manifest, newest_committed
-from trainers.spec.files import sha256_of, write_json_atomic
-from trainers.spec.folder import RunFolder
-from trainers.state import Reached, StateWriter, newest_valid
+from trainers.contract.commits import BestRecord, Committed, InFlight, Manifest, newest_committed
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import sha256_of, write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.training import state
+from trainers.training.state import Reached, StateWriter, newest_valid
 
 DRIVER = "driver-1"
 VALUES = 600_000

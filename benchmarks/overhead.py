@@ -25,18 +25,18 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from benchmarks.checkpoint import state_of
-from orchestrator.publisher import Publisher
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.publisher import Publisher
 from tests.fake_campaign import Stage, look
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
-from trainers.loop import HEARTBEAT_S, Heartbeat
-from trainers.midway import Midway
-from trainers.spec.attempts import check_fence, claim_attempt
-from trainers.spec.committed import BestRecord
-from trainers.spec.folder import RunFolder
-from trainers.state import Reached, StateWriter
-from trainers.world import World
+from trainers.contract.commits import BestRecord
+from trainers.contract.fencing import check_fence, claim_attempt
+from trainers.contract.run_folder import RunFolder
+from trainers.training.loop import HEARTBEAT_S, Heartbeat
+from trainers.training.mid_epoch import Midway
+from trainers.training.state import Reached, StateWriter
+from trainers.training.world import World
 
 EPOCH_S = 60.0
 TRAIN_ITERATIONS, VAL_ITERATIONS = 250, 50

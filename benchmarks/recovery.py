@@ -102,15 +102,16 @@ def our_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The product's worker; rank 0 notes when its parts return."""
     marks = Marks(Path(config.pop("marks")))
     if not is_rank_zero():
-        from orchestrator.training_job import train_worker
+        from orchestrator.training.driver import train_worker
 
         return train_worker(config)
     marks.put("first line")
-    from orchestrator import loader_pool, training_job
-    from trainers import assemble, learner, loop  # noqa: F401 - what the worker imports itself
+    from orchestrator.training import driver, loader_pool
+    from trainers.network import learner
+    from trainers.training import assemble
 
     marks.put("imports")
-    note_return(marks, training_job, "claimed", "attempt claimed")
+    note_return(marks, driver, "claimed", "attempt claimed")
     note_return(marks, assemble, "newest_everywhere", "newest state found and checked")
     note_return(marks, loader_pool.LoaderPool, "__enter__", "loader actors asked for")
     note_return(marks, assemble, "assemble", "network built")
@@ -118,7 +119,7 @@ def our_worker(config: dict[str, Any]) -> dict[str, Any]:
     note_return(marks, assemble, "warm_up", "warmed up")
     note_return(marks, loader_pool.LoaderPool, "_arrived", "first batch")
     note_return(marks, learner.Learner, "step", STEP)
-    return training_job.train_worker(config)
+    return driver.train_worker(config)
 
 
 def note_return(marks: Marks, owner: Any, name: str, moment: str) -> None:
@@ -138,12 +139,12 @@ class Fit:
     """One `fit` of Ray Train in a thread, ours or the empty one, that can be killed and ended."""
 
     def __init__(self, base: Path, toy: Any, configuration: str, *, is_ours: bool) -> None:
-        from orchestrator.training_job import WorkerJob, trainer
+        from orchestrator.training.driver import WorkerJob, trainer
         from tests.toy import toy_spec
-        from trainers.spec.attempts import claim_attempt
-        from trainers.spec.files import write_atomic
-        from trainers.spec.folder import RunFolder
-        from trainers.spec.run_spec import LoaderSpec, Schedule, WorkerSpec
+        from trainers.contract.fencing import claim_attempt
+        from trainers.contract.files import write_atomic
+        from trainers.contract.run_folder import RunFolder
+        from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
 
         spec = toy_spec(
             toy,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestrator import api
     from orchestrator.api import Submission
-    from orchestrator.experiment import Experiment, load_experiment, single_training
-    from orchestrator.plan import PlanReport
-    from orchestrator.run_status import RunStatus
-    from orchestrator.services import Services
+    from orchestrator.cluster.local_services import Services
+    from orchestrator.experiment.model import Experiment, load_experiment, single_training
+    from orchestrator.experiment.plan import PlanReport
+    from orchestrator.run.status import RunStatus
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
 ]
 _HOMES = {
     "Submission": "api",
-    "Experiment": "experiment",
-    "load_experiment": "experiment",
-    "single_training": "experiment",
-    "PlanReport": "plan",
-    "RunStatus": "run_status",
-    "Services": "services",
+    "Experiment": "experiment.model",
+    "load_experiment": "experiment.model",
+    "single_training": "experiment.model",
+    "PlanReport": "experiment.plan",
+    "RunStatus": "run.status",
+    "Services": "cluster.local_services",
 }
 
 

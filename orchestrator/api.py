@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import services
-from orchestrator.campaign import this_machine as this_machine  # part of the Python API
-from orchestrator.campaign_log import EVENT_PREFIX, CampaignLog
+from orchestrator.campaign.events import EVENT_PREFIX, CampaignLog
+from orchestrator.campaign.job import this_machine as this_machine  # part of the Python API
+from orchestrator.campaign.next_step import death
+from orchestrator.campaign.resume import find_runs, results_folder, verdict_on
+from orchestrator.campaign.resume import lost as lost_status
+from orchestrator.cluster import local_services
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.jobs import Jobs, named_by_environment
+from orchestrator.cluster.local_services import Services
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
-from orchestrator.experiment import FOLDERS, Experiment
-from orchestrator.job_record import JobRecord
-from orchestrator.jobs import Jobs, named_by_environment
-from orchestrator.paths import Home
-from orchestrator.plan import PlanReport, expand, plan_report
-from orchestrator.run_status import RunStatus, match
-from orchestrator.services import Services
-from orchestrator.steps import death
-from orchestrator.unfinished import find_runs, results_folder, verdict_on
-from orchestrator.unfinished import lost as lost_status
+from orchestrator.experiment.model import FOLDERS, Experiment
+from orchestrator.experiment.plan import PlanReport, expand, plan_report
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.status import RunStatus, match
 
 if TYPE_CHECKING:
-    from orchestrator.drill import Report
-    from orchestrator.sync import Synced
+    from orchestrator.drill.order import Report
+    from orchestrator.tracking.reconcile import Synced
 
 POLL_S = 1.0
 FIRST_EVENT_POLL_S = 0.3
@@ -50,12 +50,12 @@ class Submission:
 
 def up(home: Home | None = None) -> Services:
     """Start the local Ray head and MLflow server, or find them running."""
-    return services.up(home)
+    return local_services.up(home)
 
 
 def down(home: Home | None = None) -> None:
     """End the local services with everything that runs on them."""
-    services.down(home)
+    local_services.down(home)
 
 
 def plan(experiment: Experiment, cluster: str | None = None) -> PlanReport:
@@ -187,7 +187,7 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
 
     `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
     """
-    from orchestrator.sync import read_lines, sync_below
+    from orchestrator.tracking.reconcile import read_lines, sync_below
 
     jobs = _running_jobs(cluster)
     if jobs is not None and (cluster is not None or not is_local()):
@@ -213,7 +213,7 @@ def drill(
     `folder`: where the nodes see it; default nnUNet_results of this process for the local services, else of the head. Raises ConfigError
     for what may not be killed, ClusterError.
     """
-    from orchestrator.drill import follow, order_of
+    from orchestrator.drill.order import follow, order_of
 
     jobs = Jobs.of(cluster)
     here = _local_services(jobs)
@@ -225,21 +225,21 @@ def drill(
 
     def told(event: dict[str, Any]) -> None:
         if event.get("event") == "mend":
-            services.up()
+            local_services.up()
         on_event(event)
 
     try:
         return follow(jobs, order, told)
     finally:
         if "tracking" in order.parts:
-            services.up()
+            local_services.up()
 
 
 def export(run: str, target: Path, tracking_uri: str | None = None) -> Path:
     """Make `target` an nnU-Net model folder from what MLflow holds of a run. `tracking_uri`: default the local server."""
-    from orchestrator.export import export_model
+    from orchestrator.tracking.export import export_model
 
-    local = None if tracking_uri else services.running()
+    local = None if tracking_uri else local_services.running()
     if local is None and not tracking_uri:
         raise ConfigError("export: no tracking server is named and none runs here. Name one by its URI, or start ours: `nnfleet up`.")
     return export_model(run, target, tracking_uri or (local.mlflow_uri if local else ""))
@@ -281,8 +281,8 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
 
 def tracking_outage(cluster: str | None = None) -> str:
     """A sentence if the local services are meant and their MLflow server has died; else nothing."""
-    local = services.running() if cluster is None and is_local() else None
-    if local is None or services.tracking_answers(local):
+    local = local_services.running() if cluster is None and is_local() else None
+    if local is None or local_services.tracking_answers(local):
         return ""
     return "MLflow is down: what it lacks waits in the run folders. `nnfleet up` starts it again, `nnfleet sync` delivers what no job does."
 
@@ -296,7 +296,7 @@ def _running_jobs(cluster: str | None) -> Jobs | None:
     """The jobs of the named cluster, else of the local services if they run. Starts nothing."""
     if cluster is not None or named_by_environment() is not None:
         return Jobs.of(cluster)
-    local = services.running()
+    local = local_services.running()
     return None if local is None else Jobs.of(local.ray_address)
 
 
@@ -309,7 +309,7 @@ def _required_jobs(cluster: str | None) -> Jobs:
 
 def _local_services(jobs: Jobs) -> Services | None:
     """The local services if `jobs` are theirs; None for any other cluster."""
-    local = services.running()
+    local = local_services.running()
     return local if local is not None and jobs.address.rstrip("/") == local.ray_address else None
 
 

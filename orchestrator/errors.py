@@ -1,6 +1,6 @@
-"""The error tree, for the orchestrator's side; drawn and defined in `trainers/spec/errors.py`, which both sides share."""
+"""The error tree, for the orchestrator's side; drawn and defined in `trainers/contract/errors.py`, which both sides share."""
 
-from trainers.spec.errors import (
+from trainers.contract.errors import (
     CheckpointError,
     ClusterError,
     ConfigError,

@@ -6,21 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.board import Board
-from orchestrator.campaign_loop import Campaign, Event
-from orchestrator.clock import Clock
+from orchestrator.campaign.loop import Campaign, Event
+from orchestrator.campaign.orphan_workers import refuse_foreign_workers
 from orchestrator.errors import ClusterError, Superseded, TrackingError
-from orchestrator.foreign_workers import refuse_foreign_workers
-from orchestrator.job_record import JobRecord
-from orchestrator.outcome import EndState, Outcome, write_outcome
-from orchestrator.resources import NodeResources
-from orchestrator.run_record import STATE_TAG, KnownRun, OpenRun
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import Committed, Manifest
-from trainers.spec.files import write_json_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import RunSpec, Schedule, WorkerSpec
-from trainers.spec.states import RunState
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.registry import Board
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.outcome import EndState, Outcome, write_outcome
+from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun
+from trainers.contract.commits import Committed, Manifest
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
+from trainers.contract.states import RunState
 
 
 class FakeCluster:

@@ -4,11 +4,11 @@ import random
 from hashlib import sha256
 from pathlib import Path
 
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest, state_stem
-from trainers.spec.files import write_atomic, write_json_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import CheckpointName, RunSpec
+from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest, state_stem
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_atomic, write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
 
 CLASSES = ("left kidney", "tumour (solid)")
 

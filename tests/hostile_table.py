@@ -16,21 +16,21 @@ import blosc2
 import numpy as np
 import torch
 
-from orchestrator.checkpoint_store import download_checkpoint
-from orchestrator.dataset_folder import find_dataset
+from orchestrator.dataset.folder import find_dataset
 from orchestrator.errors import CheckpointError, ConfigError, DataError, NnfleetError, StorageError
-from orchestrator.expansion import expand
-from orchestrator.experiment import load_experiment, parse_experiment, single_training
-from orchestrator.export import fold_in
-from orchestrator.run_record import match_run
-from orchestrator.tracking_address import check_tracking_uri
+from orchestrator.experiment.expansion import expand
+from orchestrator.experiment.model import load_experiment, parse_experiment, single_training
+from orchestrator.tracking.address import check_tracking_uri
+from orchestrator.tracking.checkpoint_store import download_checkpoint
+from orchestrator.tracking.export import fold_in
+from orchestrator.tracking.records import match_run
 from tests.away import Away
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
-from trainers.case_files import check_case, open_case, read_properties
-from trainers.checkpoint import read_checkpoint
-from trainers.dataset import _read_locations
-from trainers.spec.committed import Manifest
-from trainers.spec.folder import RunFolder
+from trainers.contract.commits import Manifest
+from trainers.contract.run_folder import RunFolder
+from trainers.data.case_files import check_case, open_case, read_properties
+from trainers.data.dataset import _read_locations
+from trainers.network.checkpoint import read_checkpoint
 
 MINIMAL = "dataset: 17\nconfigurations: 3d_fullres\n"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -10,9 +10,9 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
 from torch import Tensor, nn
 
-from trainers.dataset import target_scales
-from trainers.model import build_network
-from trainers.spec.plans import Labels, labels_of
+from trainers.contract.plans import Labels, labels_of
+from trainers.data.dataset import target_scales
+from trainers.network.model import build_network
 
 KINDS: dict[str, dict[str, Any]] = {
     "labels": {"labels": {"background": 0, "organ": 1, "lesion": 2}},

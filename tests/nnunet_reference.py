@@ -5,7 +5,7 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
-from trainers.spec.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec
 
 PATCHES = [(128, 128, 128), (96, 160, 160), (40, 56, 40), (20, 320, 256), (24, 24, 24), (8, 32, 32), (512, 512), (96, 160), (33, 47, 65)]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from tests.toy import Toy, toy_spec
-from trainers.checkpoint import describe
-from trainers.model import build_network, mirroring_axes
-from trainers.spec.committed import BestRecord, Committed, EpochRow, Manifest
-from trainers.spec.files import write_json_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.plans import labels_of, load_dataset_json, load_plans, num_input_channels
-from trainers.spec.run_spec import CheckpointName, RunSpec
+from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest
+from trainers.contract.files import write_json_atomic
+from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.network.checkpoint import describe
+from trainers.network.model import build_network, mirroring_axes
 
 EMA = 0.5
 

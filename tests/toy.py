@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orchestrator.data_check import labels_of_cases
-from orchestrator.digest import data_digest
-from trainers.spec.plans import Split, load_dataset_json, load_plans, load_splits, split_for
-from trainers.spec.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
+from orchestrator.dataset.digest import data_digest
+from orchestrator.dataset.preflight import labels_of_cases
+from trainers.contract.plans import Split, load_dataset_json, load_plans, load_splits, split_for
+from trainers.contract.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
 
 Kind = Literal["labels", "regions", "ignore"]
 PLANS = "nnUNetPlans"

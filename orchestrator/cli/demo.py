@@ -11,9 +11,9 @@ import typer
 from orchestrator.cli.output import console, note, say, working
 
 if TYPE_CHECKING:
+    from orchestrator.cluster.local_services import Services
     from orchestrator.demo import Progress
-    from orchestrator.run_status import RunStatus
-    from orchestrator.services import Services
+    from orchestrator.run.status import RunStatus
 
 
 def demo(
@@ -26,8 +26,8 @@ def demo(
     data_only: Annotated[bool, typer.Option("--data-only", help="Only make the dataset.")] = False,
 ) -> None:
     """Make a brain dataset, train two nnU-Nets with two workers each, validate them fully, and show which one is better."""
+    from orchestrator.cluster.home import Home
     from orchestrator.demo import build_demo_dataset, write_demo_experiment
-    from orchestrator.paths import Home
 
     with _progress() as report:
         base = folder or Home.default().root / demo_folder_name(cases, spacing_mm, epochs)
@@ -56,7 +56,7 @@ def _train(file: Path) -> None:
     from orchestrator.cli.foreground import submit_in_foreground, wait_in_foreground
     from orchestrator.cli.plan import show_plan
     from orchestrator.cli.tables import result_table, seconds, worst_exit_code
-    from orchestrator.experiment import load_experiment
+    from orchestrator.experiment.model import load_experiment
 
     with working("Starting Ray and MLflow ..."):
         services = api.up()
@@ -77,7 +77,7 @@ def _train(file: Path) -> None:
 
 def _show_links(statuses: list["RunStatus"], services: "Services") -> None:
     """The commands and links with which the person goes on from here."""
-    from orchestrator.views import pages_of
+    from orchestrator.tracking.saved_views import pages_of
 
     for pages in pages_of([item.mlflow_url for item in statuses], services.mlflow_uri):
         for link in pages.overview:

@@ -9,7 +9,7 @@ from orchestrator.cli.output import console, note, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
 
 if TYPE_CHECKING:
-    from orchestrator.drill import Report
+    from orchestrator.drill.order import Report
 
 EXIT_LOST = 8
 """Something was lost."""

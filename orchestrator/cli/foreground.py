@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.api import Submission
-    from orchestrator.experiment import Experiment
-    from orchestrator.run_status import RunStatus
+    from orchestrator.experiment.model import Experiment
+    from orchestrator.run.status import RunStatus
 
 Answer = Literal["stop", "now", "detach", "keep"]
 ANSWERS: dict[str, Answer] = {"s": "stop", "n": "now", "d": "detach", "k": "keep"}

@@ -16,7 +16,7 @@ def logs(
 ) -> None:
     """Print the log of a run's newest training job, then of its validation job."""
     from orchestrator import api
-    from orchestrator.run_status import match
+    from orchestrator.run.status import match
 
     if follow:
         found = match(run, api.status(cluster))

@@ -11,7 +11,7 @@ from orchestrator.errors import ClusterError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from orchestrator.plan import PlanReport
+    from orchestrator.experiment.plan import PlanReport
 
 WIDE = 120
 """Columns of a terminal from which on every column of a plan has a place."""
@@ -23,7 +23,7 @@ def plan(experiment: ExperimentFile, cluster: Cluster = None, as_json: AsJson = 
     import json
 
     from orchestrator import api
-    from orchestrator.experiment import load_experiment
+    from orchestrator.experiment.model import load_experiment
 
     wanted = load_experiment(experiment)
     with working("Reading data and cluster ..."):

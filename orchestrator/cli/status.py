@@ -11,7 +11,7 @@ from orchestrator.cli.parameters import AsJson, Cluster
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.run_status import RunStatus
+    from orchestrator.run.status import RunStatus
 
 INTERVAL_S = 2.0
 PAUSE_FACTOR = 4.0
@@ -66,7 +66,7 @@ def status(
 
 def _named(statuses: "list[RunStatus]", runs: Sequence[str]) -> "list[RunStatus]":
     """Those of these names, in their order; all if there are no names. Raises ConfigError for a name that none or several have."""
-    from orchestrator.run_status import match
+    from orchestrator.run.status import match
 
     return [match(run, statuses) for run in runs] if runs else statuses
 

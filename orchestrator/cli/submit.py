@@ -10,7 +10,7 @@ def submit(experiment: ExperimentFile, cluster: Cluster = None, as_json: AsJson 
 
     from orchestrator.cli.foreground import submit_in_foreground
     from orchestrator.cli.plan import show_plan
-    from orchestrator.experiment import load_experiment
+    from orchestrator.experiment.model import load_experiment
 
     submission = submit_in_foreground(load_experiment(experiment), cluster, "Submitting ...")
     if as_json:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from trainers.spec.states import RunState
+from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.run_status import CasesDone, RunStatus
+    from orchestrator.run.status import CasesDone, RunStatus
 
 TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
 """States in which the time left means something."""

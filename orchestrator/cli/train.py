@@ -11,7 +11,7 @@ from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
     from orchestrator.api import Submission
-    from trainers.spec.run_spec import WorkerSpec
+    from trainers.contract.run_spec import WorkerSpec
 
 SPOKEN = {
     "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
@@ -80,8 +80,8 @@ def train(
 def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | None) -> "Submission":
     from orchestrator import api
     from orchestrator.cli.foreground import submit_in_foreground
-    from orchestrator.experiment import single_training
-    from trainers.spec.run_spec import WorkerSpec
+    from orchestrator.experiment.model import single_training
+    from trainers.contract.run_spec import WorkerSpec
 
     if cluster is None and api.is_local():
         machine = api.this_machine().total

@@ -8,7 +8,7 @@ from orchestrator.cli.output import print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
 
 if TYPE_CHECKING:
-    from orchestrator.run_status import RunStatus
+    from orchestrator.run.status import RunStatus
 
 
 def ui(
@@ -19,7 +19,7 @@ def ui(
 ) -> None:
     """Print the links of MLflow and of the Ray dashboard. With no cluster named: of the local one, starting it if need be."""
     from orchestrator import api
-    from orchestrator.views import pages_of
+    from orchestrator.tracking.saved_views import pages_of
 
     services = None if cluster else api.up()
     statuses = api.status(services.ray_address if services else cluster)
@@ -53,7 +53,7 @@ def ui(
 def run_link(run: str, statuses: list["RunStatus"]) -> str:
     """The MLflow page of a run. Raises ConfigError for an unknown run or one without a page."""
     from orchestrator.errors import ConfigError
-    from orchestrator.run_status import match
+    from orchestrator.run.status import match
 
     found = match(run, statuses)
     if not found.mlflow_url:

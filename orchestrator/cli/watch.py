@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 from orchestrator.cli.output import console
 from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, plain_table, seconds, status_line
-from trainers.spec.states import RunState
+from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from orchestrator.run_status import RunStatus
+    from orchestrator.run.status import RunStatus
 
 BAR_WIDTH = 18
 WIDE, MEDIUM = 110, 84

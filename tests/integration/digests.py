@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from trainers import checkpoint
-from trainers.spec.committed import Committed, newest_committed, reached_position
-from trainers.spec.folder import RunFolder
+from trainers.contract.commits import Committed, newest_committed, reached_position
+from trainers.contract.run_folder import RunFolder
+from trainers.network import checkpoint
 
 
 def weights_digest(folder: RunFolder) -> str:

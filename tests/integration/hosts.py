@@ -223,9 +223,9 @@ def main() -> int:
     """The driver, on the head: train the run of a run folder."""
     import ray
 
-    from orchestrator.jobs import JOB_ENVIRONMENT
-    from orchestrator.training_job import run_training
-    from trainers.spec.folder import RunFolder
+    from orchestrator.cluster.jobs import JOB_ENVIRONMENT
+    from orchestrator.training.driver import run_training
+    from trainers.contract.run_folder import RunFolder
 
     os.environ.update({name: value for name, value in JOB_ENVIRONMENT.items() if name not in os.environ})
     ray.init(logging_level="warning", runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}})

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator import services
-from orchestrator.experiment import Experiment, single_training
-from orchestrator.paths import Home
-from orchestrator.services import Services
+from orchestrator.cluster import local_services
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.local_services import Services
+from orchestrator.experiment.model import Experiment, single_training
 from tests.toy import Toy
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
-def local_services(num_cpus: int = 2) -> Iterator[tuple[Home, Services]]:
+def services_of_its_own(num_cpus: int = 2) -> Iterator[tuple[Home, Services]]:
     """Services that `api` and `Jobs` find as the local ones; gone at the end. Jobs may import this repository's tests."""
     before = dict(os.environ)
     folder = Path(tempfile.mkdtemp(prefix="nnf-", dir="/tmp"))  # short: Ray's unix sockets
@@ -27,9 +27,9 @@ def local_services(num_cpus: int = 2) -> Iterator[tuple[Home, Services]]:
     os.environ |= {"NNFLEET_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     home = Home.default()
     try:
-        yield home, services.up(num_cpus=num_cpus)
+        yield home, local_services.up(num_cpus=num_cpus)
     finally:
-        services.down(home)
+        local_services.down(home)
         os.environ.clear()
         os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)

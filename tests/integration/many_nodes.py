@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 from ray._private.authentication_test_utils import reset_auth_token_state
 
-from orchestrator.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
-from orchestrator.services import _LOOPBACK, _environment, _get
+from orchestrator.cluster.local_services import _LOOPBACK, _environment, _get
+from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 200 << 20

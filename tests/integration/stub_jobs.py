@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.jobs import Jobs
-from orchestrator.outcome import EndState, Outcome, write_outcome
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import Committed, Manifest
-from trainers.spec.files import write_json_atomic
-from trainers.spec.folder import RunFolder
+from orchestrator.cluster.jobs import Jobs
+from orchestrator.run.outcome import EndState, Outcome, write_outcome
+from trainers.contract.commits import Committed, Manifest
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
 
 
 def note(folder: RunFolder, what: str, job: str) -> None:

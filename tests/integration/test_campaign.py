@@ -12,18 +12,18 @@ import psutil
 import pytest
 
 from orchestrator import api
+from orchestrator.cluster.jobs import Jobs, Modules
+from orchestrator.cluster.local_services import Services
 from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.experiment import Experiment, single_training
-from orchestrator.job_record import JobRecord
-from orchestrator.jobs import Jobs, Modules
-from orchestrator.run_status import RunStatus
-from orchestrator.services import Services
-from orchestrator.tracking import Tracker
+from orchestrator.experiment.model import Experiment, single_training
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.status import RunStatus
+from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
-from tests.integration.local_home import local_services
+from tests.integration.local_home import services_of_its_own
 from tests.toy import Toy, environment
-from trainers.spec.folder import RunFolder
-from trainers.spec.states import RunState
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.states import RunState
 
 STUBS = Modules(training="tests.integration.stub_jobs", validation="tests.integration.stub_jobs")
 PATIENCE_S = 300
@@ -32,7 +32,7 @@ SEEDS = itertools.count(10, 10)
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Services]:
-    with local_services(num_cpus=2) as (_, services):
+    with services_of_its_own(num_cpus=2) as (_, services):
         yield services
 
 
@@ -106,7 +106,7 @@ def kill_entry_point(submission_id: str) -> None:
     for process in psutil.process_iter():
         try:
             is_it = process.environ().get("NNFLEET_SUBMISSION_ID") == submission_id and "RAY_JOB_CONFIG_JSON_ENV_VAR" in process.environ()
-            if is_it and "orchestrator.campaign" in process.cmdline():
+            if is_it and "orchestrator.campaign.job" in process.cmdline():
                 process.kill()
         except psutil.Error:
             continue

@@ -8,8 +8,8 @@ import yaml
 
 from orchestrator.demo import DATASET, DemoPaths, build_demo_dataset, write_demo_experiment
 from orchestrator.errors import DataError
-from orchestrator.experiment import load_experiment
-from trainers.spec.plans import load_dataset_json, load_plans, load_splits
+from orchestrator.experiment.model import load_experiment
+from trainers.contract.plans import load_dataset_json, load_plans, load_splits
 
 SPACING_MM = 6.0  # coarse: the test takes seconds
 CASES = 5

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from orchestrator import api
-from orchestrator.tracking import Tracker
-from tests.integration.local_home import local_services
+from orchestrator.tracking.client import Tracker
+from tests.integration.local_home import services_of_its_own
 from tests.integration.many_nodes import ManyNodes
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 def test_a_drill_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    with local_services(num_cpus=2) as (_, services):
+    with services_of_its_own(num_cpus=2) as (_, services):
         report = api.drill(["worker", "tracking", "driver"], folder=tmp_path, on_event=events.append)
         assert report.is_nothing_lost, (report, events)
         assert [strike.part for strike in report.strikes] == ["worker", "driver", "tracking"]  # that one last: training goes on meanwhile

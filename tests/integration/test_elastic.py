@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from orchestrator import training_job
-from orchestrator.outcome import Outcome
+from orchestrator.run.outcome import Outcome
+from orchestrator.training import driver
 from tests.conftest import Toys
 from tests.integration.cluster import REPOSITORY
 from tests.toy import toy_spec
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import EpochRow, newest_committed
-from trainers.spec.files import write_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import Schedule, WorkerSpec
+from trainers.contract.commits import EpochRow, newest_committed
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Schedule, WorkerSpec
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 SCHEDULE = Schedule(epochs=6, train_iterations=40, val_iterations=4)
@@ -32,7 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, toys: Toys) -> Iterator[Any]:
     toys("labels")  # nnU-Net's pools fork, which hangs in a process that Ray lives in
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(training_job, "RESIZE_LOOK_S", 2.0)
+    monkeypatch.setattr(driver, "RESIZE_LOOK_S", 2.0)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
     try:
         ray.init(
@@ -55,8 +55,8 @@ class Training(threading.Thread):
         self.outcome: Outcome | None = None
 
     def run(self) -> None:
-        job = training_job.WorkerJob(str(self.folder.root), "driver", claim_attempt(self.folder, "driver"))
-        self.outcome = training_job.fit(self.folder.spec(), self.folder, job)
+        job = driver.WorkerJob(str(self.folder.root), "driver", claim_attempt(self.folder, "driver"))
+        self.outcome = driver.fit(self.folder.spec(), self.folder, job)
 
     @property
     def rows(self) -> tuple[EpochRow, ...]:

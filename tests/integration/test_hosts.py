@@ -17,11 +17,11 @@ from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, weights_digest
 from tests.integration.hosts import Host, Hosts, RayHosts, reason_against
 from tests.toy import Toy, toy_spec
-from trainers.spec.attempts import newest_attempt
-from trainers.spec.committed import committed_states
-from trainers.spec.files import write_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import LoaderSpec, Schedule, WorkerSpec
+from trainers.contract.commits import committed_states
+from trainers.contract.fencing import newest_attempt
+from trainers.contract.files import write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
 
 NOT_HERE = reason_against()
 pytestmark = [

@@ -18,12 +18,12 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 from tests.conftest import Toys
 from tests.random_model import random_run
 from tests.toy import nnunet_environment
-from trainers.inference import CasePredictor
-from trainers.spec.errors import CheckpointError, DataError
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import RunSpec
-from trainers.spec.summary import summarise, summary_bytes
-from trainers.validation import case_picture, original_slice, validate_case
+from trainers.contract.errors import CheckpointError, DataError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.summary import summarise, summary_bytes
+from trainers.validation.inference import CasePredictor
+from trainers.validation.one_case import case_picture, original_slice, validate_case
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's and its readers' own
 

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.jobs import Jobs, Modules
+from orchestrator.cluster.local_services import Services
 from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.job_record import JobRecord
-from orchestrator.jobs import Jobs, Modules
-from orchestrator.services import Services
-from tests.integration.local_home import local_services
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import RunSpec, WorkerSpec
+from orchestrator.run.job_record import JobRecord
+from tests.integration.local_home import services_of_its_own
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, WorkerSpec
 
 PATIENCE_S = 240
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Services]:
-    with local_services(num_cpus=1) as (_, services):
+    with services_of_its_own(num_cpus=1) as (_, services):
         yield services
 
 
@@ -50,7 +50,7 @@ def ended(jobs: Jobs, submission_id: str) -> JobRecord:
 
 
 def test_a_job_runs_our_code_and_carries_what_it_is(local: Services, spec: RunSpec) -> None:
-    jobs = Jobs(local.ray_address, local.token, modules=Modules(training="orchestrator.control"))
+    jobs = Jobs(local.ray_address, local.token, modules=Modules(training="orchestrator.campaign.control_job"))
     folder = RunFolder(spec.run_folder)
     name = jobs.submit_training(folder, spec, 3, campaign="c", mlflow_run_id="m")
     assert jobs.submit_training(folder, spec, 3, campaign="c", mlflow_run_id="m") == name == f"train-{spec.run_key}-a3"

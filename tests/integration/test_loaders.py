@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.failures import can_be_sent, kind_of
-from orchestrator.loader_pool import LoaderPool
+from orchestrator.training.failures import can_be_sent, kind_of
+from orchestrator.training.loader_pool import LoaderPool
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.toy import toy_spec
-from trainers.spec.errors import DataError, StorageError
-from trainers.spec.files import write_json_atomic
-from trainers.spec.folder import RunFolder
+from trainers.contract.errors import DataError, StorageError
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 

@@ -12,27 +12,27 @@ import pytest
 import torch
 
 from orchestrator import api
-from orchestrator.checkpoint_store import published
-from orchestrator.experiment import Experiment
-from orchestrator.jobs import Jobs
-from orchestrator.paths import Home
-from orchestrator.run_status import RunStatus
-from orchestrator.services import Services
-from orchestrator.tracking import Tracker
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.jobs import Jobs
+from orchestrator.cluster.local_services import Services
+from orchestrator.experiment.model import Experiment
+from orchestrator.run.status import RunStatus
+from orchestrator.tracking.checkpoint_store import published
+from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
 from tests.integration.digests import reached
-from tests.integration.local_home import local_services, toy_experiment
+from tests.integration.local_home import services_of_its_own, toy_experiment
 from tests.toy import Toy
-from trainers.spec.committed import newest_committed
-from trainers.spec.folder import RunFolder
-from trainers.spec.states import RunState
+from trainers.contract.commits import newest_committed
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.states import RunState
 
 EPOCHS = 6
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[tuple[Home, Services]]:
-    with local_services(num_cpus=2) as started:
+    with services_of_its_own(num_cpus=2) as started:
         yield started
 
 

@@ -12,25 +12,26 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator import api, services
-from orchestrator.experiment import Experiment
-from orchestrator.jobs import Jobs
-from orchestrator.paths import Home
-from orchestrator.processes import family
-from orchestrator.services import Services
+from orchestrator import api
+from orchestrator.cluster import local_services
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.jobs import Jobs
+from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.processes import family
+from orchestrator.experiment.model import Experiment
 from tests.conftest import Toys
 from tests.integration.digests import epochs_done
-from tests.integration.local_home import local_services, toy_experiment
-from trainers.spec.folder import RunFolder
+from tests.integration.local_home import services_of_its_own, toy_experiment
+from trainers.contract.run_folder import RunFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
-OURS = ("ray::", "orchestrator.training_job", "orchestrator.campaign")
+OURS = ("ray::", "orchestrator.training.driver", "orchestrator.campaign.job")
 """How the titles of processes begin, or what is in them, that belong to a run or a campaign and not to Ray itself."""
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[tuple[Home, Services]]:
-    with local_services(num_cpus=2) as started:
+    with services_of_its_own(num_cpus=2) as started:
         yield started
 
 
@@ -102,7 +103,7 @@ def test_nothing_of_ours_outlives_what_is_killed(local: tuple[Home, Services], t
     done = epochs_done(folder)
     wait_for(lambda: claim_of(folder, "workers")["pid"] != worker and epochs_done(folder) > done, "the training to go on")
 
-    campaign = [p for p in titled(head, "orchestrator.campaign") if "python" in p.name() or "python" in title(p).split()[0]]
+    campaign = [p for p in titled(head, "orchestrator.campaign.job") if "python" in p.name() or "python" in title(p).split()[0]]
     assert campaign
     for process in campaign:
         kill(process.pid)
@@ -122,11 +123,11 @@ def test_nothing_of_ours_outlives_what_is_killed(local: tuple[Home, Services], t
     ports = listening(everything)
     kill(itself.pid)
     gone(everything)
-    mended = services.up(home, num_cpus=2)
+    mended = local_services.up(home, num_cpus=2)
     assert mended.ray.pid != head.ray.pid
     assert Jobs(mended.ray_address, mended.token).records() == []
     assert held_by_others(ports, family(mended.ray)) == []
-    services.down(home)
+    local_services.down(home)
     assert [family(record) for record in (mended.ray, mended.mlflow)] == [[], []]
 
 

@@ -12,24 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.board import Board
-from orchestrator.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
+from orchestrator.campaign.state_reporter import tell_end
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
-from orchestrator.export import export_model
-from orchestrator.outcome import Outcome
-from orchestrator.publisher import Publisher, deliver
-from orchestrator.state_telling import tell_end
-from orchestrator.sync import sweep, sync
-from orchestrator.tracking import Tracker
+from orchestrator.queue.registry import Board
+from orchestrator.run.outcome import Outcome
+from orchestrator.tracking.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.export import export_model
+from orchestrator.tracking.publisher import Publisher, deliver
+from orchestrator.tracking.reconcile import sweep, sync
 from tests.fake_run import CLASSES, FakeRun
 from tests.integration.mlflow_server import MlflowServer
-from trainers.spec.attempts import check_driver_fence
-from trainers.spec.committed import newest_committed
-from trainers.spec.states import RunState
+from trainers.contract.commits import newest_committed
+from trainers.contract.fencing import check_driver_fence
+from trainers.contract.states import RunState
 
 REPOSITORY = Path(__file__).parents[2]
-DELIVER = "import sys; from pathlib import Path; from orchestrator.publisher import deliver; from trainers.spec.folder import RunFolder; "
-DELIVER += "deliver(RunFolder(Path(sys.argv[1])), 60.0)"
+DELIVER = "import sys; from pathlib import Path; from orchestrator.tracking.publisher import deliver; "
+DELIVER += "from trainers.contract.run_folder import RunFolder; deliver(RunFolder(Path(sys.argv[1])), 60.0)"
 BIG = 40_000_000
 """Bytes of a checkpoint whose upload can be hit in the middle."""
 

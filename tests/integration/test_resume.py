@@ -10,19 +10,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator import api, services
-from orchestrator.experiment import Experiment
-from orchestrator.paths import Home
-from orchestrator.processes import family
-from orchestrator.services import Services
-from orchestrator.tracking import Tracker
+from orchestrator import api
+from orchestrator.cluster import local_services
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.processes import family
+from orchestrator.experiment.model import Experiment
+from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
-from tests.integration.local_home import local_services, toy_experiment
+from tests.integration.local_home import services_of_its_own, toy_experiment
 from tests.toy import Toy
-from trainers.spec.files import write_json_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.states import RunState
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.states import RunState
 
 pytestmark = pytest.mark.long
 
@@ -31,7 +32,7 @@ EPOCHS = 4
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[tuple[Home, Services]]:
-    with local_services(num_cpus=2) as started:
+    with services_of_its_own(num_cpus=2) as started:
         yield started
 
 
@@ -84,7 +85,7 @@ def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
     kill_head(head)
     assert epochs_done(folder) < EPOCHS
 
-    services.up(home, num_cpus=2)
+    local_services.up(home, num_cpus=2)
     monkeypatch.setenv("nnUNet_results", str(results))
     (lost,) = api.lost()
     assert lost.run_key == reference.run_key

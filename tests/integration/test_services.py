@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator import services
+from orchestrator.cluster import local_services
+from orchestrator.cluster.home import LONGEST_RAY_TEMP, Home
+from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
 from orchestrator.errors import ClusterError
-from orchestrator.paths import LONGEST_RAY_TEMP, Home
-from orchestrator.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
-from orchestrator.services import Services
 
-UP = "import sys; from pathlib import Path; from orchestrator import services; from orchestrator.paths import Home\n"
+UP = "import sys; from pathlib import Path; from orchestrator import services; from orchestrator.cluster.home import Home\n"
 UP += "print(services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
 
 
@@ -29,7 +29,7 @@ def home() -> Iterator[Home]:
     with tempfile.TemporaryDirectory(prefix="nnf-", dir="/tmp") as folder:
         place = Home(Path(folder) / "home")
         yield place
-        services.down(place)
+        local_services.down(place)
 
 
 @pytest.fixture(scope="module")
@@ -119,26 +119,26 @@ def test_mlflow_answers_and_nothing_listens_beyond_loopback(started: Services) -
 
 
 def test_up_again_finds_what_runs(home: Home, started: Services) -> None:
-    assert services.up(home) == started
-    assert services.running(home) == started
+    assert local_services.up(home) == started
+    assert local_services.running(home) == started
 
 
 def test_a_killed_mlflow_server_is_mended_at_its_port_and_ray_is_left_alone(home: Home, started: Services) -> None:
     end(started.mlflow, grace_s=0.0)
-    mended = services.up(home)
+    mended = local_services.up(home)
     assert mended.ray == started.ray
     assert mended.mlflow.port == started.mlflow.port
     assert mended.mlflow.pid != started.mlflow.pid
 
 
 def test_down_leaves_nothing_and_can_be_repeated(home: Home, started: Services) -> None:
-    now = services.running(home)
+    now = local_services.running(home)
     assert now is not None
-    services.down(home)
+    local_services.down(home)
     assert [family(record) for record in (started.ray, now.mlflow)] == [[], []]
-    assert services.running(home) is None
+    assert local_services.running(home) is None
     assert not home.services_file.exists()
-    services.down(home)
+    local_services.down(home)
 
 
 def test_a_process_id_that_was_given_to_another_process_is_not_ours() -> None:

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from benchmarks.kill_saving import Reader, kill_saving, table, tensors_of
-from orchestrator.budgets import Failure
-from orchestrator.delivery import Delivery
-from orchestrator.failures import write_failure
-from orchestrator.outcome import Outcome, write_outcome
+from orchestrator.run.outcome import Outcome, write_outcome
+from orchestrator.tracking.delivery import Delivery
+from orchestrator.training.failures import write_failure
+from orchestrator.training.retry_budgets import Failure
 from tests.fake_run import FakeRun
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import MlflowServer
-from tests.unit.test_state import FIXED, tensors
-from tests.unit.test_storage import reached
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.errors import StorageError
-from trainers.spec.files import sha256_of, write_atomic
-from trainers.spec.folder import RunFolder
-from trainers.state import StateWriter, newest_valid
+from tests.unit.trainers.contract.test_storage import reached
+from tests.unit.trainers.training.test_state import FIXED, tensors
+from trainers.contract.errors import StorageError
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import sha256_of, write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.training.state import StateWriter, newest_valid
 
 
 def test_kills_while_saving_and_uploading_show_nobody_a_broken_or_worse_best(tmp_path: Path) -> None:

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.failures import read_failures
-from orchestrator.outcome import Outcome
-from orchestrator.training_job import WorkerJob, fit
+from orchestrator.run.outcome import Outcome
+from orchestrator.training.driver import WorkerJob, fit
+from orchestrator.training.failures import read_failures
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.toy import Toy, toy_spec
-from trainers.spec.attempts import claim_attempt
-from trainers.spec.committed import newest_committed
-from trainers.spec.files import write_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
+from trainers.contract.commits import newest_committed
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 EPOCHS = 6

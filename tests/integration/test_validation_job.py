@@ -15,19 +15,19 @@ import psutil
 import pytest
 import ray
 
-from orchestrator import case_queue
-from orchestrator.outcome import read_outcome
-from orchestrator.tracking import Tracker
-from orchestrator.validation_job import run_validation
+from orchestrator.run.outcome import read_outcome
+from orchestrator.tracking.client import Tracker
+from orchestrator.validation import case_queue
+from orchestrator.validation.job import run_validation
 from tests.away import OnlyHere
 from tests.conftest import Toys
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import free_port
 from tests.random_model import EMA, random_run
-from trainers.spec.files import write_json_atomic
-from trainers.spec.folder import RunFolder
-from trainers.spec.pseudonyms import pseudonym, pseudonym_salt
-from trainers.spec.run_spec import CheckpointName, RunSpec, ValidationSpec, WorkerSpec
+from trainers.contract.files import write_json_atomic
+from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec, ValidationSpec, WorkerSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
@@ -310,9 +310,9 @@ class WhenTold(logging.Handler):
 def test_a_worker_that_does_not_see_what_the_head_sees_is_replaced(toys: Toys, tmp_path: Path, finished: tuple[RunSpec, RunFolder]) -> None:
     _, folder = random_run(toys("labels"), tmp_path, validation=ValidationSpec(checkpoints=("best",), attempts_per_case=1))
     share = WhenTold("was lost while it loaded", OnlyHere(folder.checkpoint("best")).share)
-    logging.getLogger("orchestrator.validation_pool").addHandler(share)
+    logging.getLogger("orchestrator.validation.worker_pool").addHandler(share)
     outcome = run_validation(folder, delivery_waits_s=())
-    logging.getLogger("orchestrator.validation_pool").removeHandler(share)
+    logging.getLogger("orchestrator.validation.worker_pool").removeHandler(share)
     assert outcome.state == "SUCCEEDED", outcome
     assert predictions(folder, "best") == predictions(finished[1], "best")
 

@@ -26,9 +26,9 @@ from tests.nnunet_beside import (
     random_batch,
     seeded_network,
 )
-from trainers.loss import SegmentationLoss
-from trainers.model import deep_supervision_weights, freeze_dead_head, plain_state_dict
-from trainers.pseudo_dice import batch_counts, gather_epoch
+from trainers.network.loss import SegmentationLoss
+from trainers.network.model import deep_supervision_weights, freeze_dead_head, plain_state_dict
+from trainers.training.pseudo_dice import batch_counts, gather_epoch
 
 ITERATIONS = 10
 CONFIGURATION = configuration(2, nonlin="torch.nn.SiLU")

@@ -8,7 +8,7 @@ import typer.main
 import yaml
 
 from orchestrator.cli import VERBS, app
-from orchestrator.experiment import parse_experiment
+from orchestrator.experiment.model import parse_experiment
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in ("benchmarks", "deploy", "docs") for path in (ROOT / folder).rglob("*.md"))])

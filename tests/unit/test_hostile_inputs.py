@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.code_package import staged
+from orchestrator.cluster.code_package import staged
 from tests.hostile_table import ROWS, Row, answered
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_no_class_of_nnunet_that_unpickles_is_used() -> None:
 
 @pytest.mark.parametrize("text", ["a b", "'; touch x; '", '"$(id)"', "`id`", "a\nb", "--now", "*", "\\", "é￥", "", "a'b\"c"])
 def test_an_entry_point_gives_every_argument_to_python_as_it_is(text: str) -> None:
-    """Ray runs entry points by a shell; `jobs.py` joins them with shlex."""
+    """Ray runs entry points by a shell; `orchestrator/cluster/jobs.py` joins them with shlex."""
     command = shlex.join([sys.executable, "-c", "import sys; sys.stdout.write(sys.argv[1])", text])
     told = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, env={"PATH": "/bin", "PYTHONUTF8": "1"})
     assert told.stdout == text

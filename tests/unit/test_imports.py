@@ -12,18 +12,18 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "nnunetv2", "monai", "mlflow", "ray", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
 CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
 SPEAKS_RAY = {
-    "campaign",
-    "control",
-    "drill_job",
-    "jobs",
-    "training_job",
-    "train_callback",
-    "elastic",
-    "failure_policy",
-    "gang",
-    "loader_pool",
-    "validation_job",
-    "validation_pool",
+    "campaign/control_job",
+    "campaign/job",
+    "cluster/jobs",
+    "drill/job",
+    "training/driver",
+    "training/failure_policy",
+    "training/gang_trainer",
+    "training/loader_pool",
+    "training/save_before_resize",
+    "training/scaling_policy",
+    "validation/job",
+    "validation/worker_pool",
 }
 TRAINER_IMPORTS_NNUNET_TRAINER = "nnunetv2.training.nnUNetTrainer"
 
@@ -50,6 +50,11 @@ def imports(path: Path, *, module_level_only: bool = False) -> Iterator[str]:
         pending.extend(ast.iter_child_nodes(node))
 
 
+def place(path: Path) -> str:
+    """`wing/module` of a file of the orchestrator."""
+    return path.relative_to(ROOT / "orchestrator").with_suffix("").as_posix()
+
+
 def forbidden(names: Iterator[str], packages: tuple[str, ...]) -> set[str]:
     return {name for name in names if any(name == package or name.startswith(f"{package}.") for package in packages)}
 
@@ -65,22 +70,23 @@ def test_trainers_import_no_cluster_and_no_tracking(path: Path) -> None:
     assert not forbidden(imports(path), CLUSTER_AND_TRACKING)
 
 
-@pytest.mark.parametrize("path", files("trainers/spec"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files("trainers/contract"), ids=lambda path: path.stem)
 def test_spec_needs_neither_torch_nor_the_rest_of_trainers(path: Path) -> None:
     assert not forbidden(imports(path), HEAVY)
-    assert not {name for name in forbidden(imports(path), ("trainers",)) if not name.startswith("trainers.spec")}
+    assert not {name for name in forbidden(imports(path), ("trainers",)) if not name.startswith("trainers.contract")}
 
 
 def test_only_tracking_imports_mlflow() -> None:
-    assert {path.stem for path in files("orchestrator") if forbidden(imports(path), ("mlflow",))} <= {"tracking"}
+    assert {place(path) for path in files("orchestrator") if forbidden(imports(path), ("mlflow",))} == {"tracking/client"}
 
 
 def test_only_jobs_speaks_the_jobs_api() -> None:
-    assert {path.stem for path in files("orchestrator") if forbidden(imports(path), ("ray.job_submission", "ray.dashboard"))} <= {"jobs"}
+    speaks = {place(path) for path in files("orchestrator") if forbidden(imports(path), ("ray.job_submission", "ray.dashboard"))}
+    assert speaks == {"cluster/jobs"}
 
 
 def test_only_entry_points_and_the_loader_pool_import_ray() -> None:
-    assert {path.stem for path in files("orchestrator") if forbidden(imports(path), ("ray",))} <= SPEAKS_RAY
+    assert {place(path) for path in files("orchestrator") if forbidden(imports(path), ("ray",))} <= SPEAKS_RAY
 
 
 def test_nobody_imports_nnunets_trainer() -> None:
@@ -110,25 +116,25 @@ def test_help_loads_neither_ray_nor_torch_nor_mlflow(verb: str) -> None:
     assert loaded_by(statement, (*HEAVY, "numpy", "scipy")) == set()
 
 
-@pytest.mark.parametrize("module", ["orchestrator.experiment", "orchestrator.plan", "orchestrator.services", "orchestrator.demo"])
+@pytest.mark.parametrize("module", ["experiment.model", "experiment.plan", "cluster.local_services", "demo"])
 def test_planning_needs_no_torch_and_no_ray(module: str) -> None:
-    assert loaded_by(f"import {module}", HEAVY) == set()
+    assert loaded_by(f"import orchestrator.{module}", HEAVY) == set()
 
 
 def test_the_campaign_job_needs_no_torch() -> None:
-    assert loaded_by("import orchestrator.campaign", ("torch", "nnunetv2", "monai")) == set()
+    assert loaded_by("import orchestrator.campaign.job", ("torch", "nnunetv2", "monai")) == set()
 
 
 def test_spec_loads_alone() -> None:
-    names = ", ".join(f"trainers.spec.{path.stem}" for path in files("trainers/spec") if path.stem != "__init__")
+    names = ", ".join(f"trainers.contract.{path.stem}" for path in files("trainers/contract") if path.stem != "__init__")
     assert loaded_by(f"import {names}", (*HEAVY, "orchestrator", "scipy")) == set()
 
 
 def test_a_worker_loads_neither_orchestrator_nor_mlflow() -> None:
-    assert loaded_by("import trainers.loop", (*CLUSTER_AND_TRACKING, TRAINER_IMPORTS_NNUNET_TRAINER)) == set()
+    assert loaded_by("import trainers.training.loop", (*CLUSTER_AND_TRACKING, TRAINER_IMPORTS_NNUNET_TRAINER)) == set()
 
 
 def test_a_worker_loads_nothing_that_prepares_samples() -> None:
     """Its loader actors do that: importing it in every worker would delay each start by a second."""
-    preparing = ("trainers.samples", "trainers.recipes", "batchgeneratorsv2", "blosc2", "scipy.stats")
-    assert loaded_by("import trainers.assemble, trainers.loop, orchestrator.loader_pool", preparing) == set()
+    preparing = ("trainers.data.samples", "trainers.data.recipes", "batchgeneratorsv2", "blosc2", "scipy.stats")
+    assert loaded_by("import trainers.training.assemble, trainers.training.loop, orchestrator.training.loader_pool", preparing) == set()

@@ -1,0 +1,218 @@
+"""The campaign job: `python -m orchestrator.campaign.job EXPERIMENT.yaml`, one small Ray job per submission, without torch.
+`--resume FOLDER [--only=NAME ...]` takes up what is unfinished below a results folder instead, from the runs' own folders.
+
+It expands the experiment, takes possession of the runs, keeps the queue, submits one training job for each run whose whole gang fits
+now, and follows every run to its end. All decisions are pure (`next_step.py`, `orchestrator/queue/admission.py`) and
+made from what the cluster and the run folders say, so a campaign may die at any moment: the next one takes up the running jobs. Two
+campaigns of the same runs both watch; submission ids that are the same for the same attempt keep them from starting anything twice.
+
+It speaks to its submitter by lines on stdout: `NNFLEET {"event": "plan" | "status" | "warning" | "error" | "done", ...}`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.campaign.events import EVENT_PREFIX
+from orchestrator.campaign.loop import Campaign, Cluster, Event, reservations
+from orchestrator.campaign.orphan_workers import refuse_foreign_workers
+from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder
+from orchestrator.experiment.plan import Queue, expand, plan_of_runs, plan_report
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.registry import Board
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
+from orchestrator.tracking.address import check_tracking_uri
+from orchestrator.validation.cases import checkpoints_to_validate
+from trainers.contract.commits import newest_committed
+from trainers.contract.errors import ClusterError, ConfigError, NnfleetError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+UNTRACKED = (
+    "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, "
+    "and MLFLOW_TRACKING_URI is not set on the cluster's head node."
+)
+
+
+def print_event(event: Event) -> None:
+    """One event as one line on stdout."""
+    print(EVENT_PREFIX + json.dumps(event), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the job; whatever goes wrong becomes an `error` event and the error's exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", type=Path, nargs="?", help="experiment file")
+    parser.add_argument("--campaign", default="", help="id of this campaign")
+    parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
+    parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
+    parser.add_argument("--resume", metavar="FOLDER", help="take up unfinished runs below a results folder; empty: nnUNet_results")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
+    parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    campaign = options.campaign or uuid.uuid4().hex[:8]
+    try:
+        if options.validate is not None:
+            return _validate(campaign, options.validate)
+        if options.resume is not None:
+            return resume(campaign, Path(options.resume) if options.resume else None, options.only, options.tracking_uri)
+        if options.experiment is None:
+            raise ConfigError("campaign: name an experiment file.")
+        return _train(campaign, options.experiment, plan_only=options.plan_only)
+    except NnfleetError as err:
+        print_event({"event": "error", "error": type(err).__name__, "message": str(err)})
+        return err.exit_code
+    except Exception as err:
+        traceback.print_exc()
+        print_event({"event": "error", "error": "NnfleetError", "message": f"campaign: {type(err).__name__}: {err}. See its log."})
+        return 1
+
+
+def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
+    from orchestrator.cluster.jobs import Jobs
+    from orchestrator.experiment.model import load_experiment
+
+    experiment = load_experiment(experiment_file)
+    if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
+        tracking = experiment.tracking.model_copy(update={"uri": check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""))})
+        experiment = experiment.model_copy(update={"tracking": tracking})
+    warnings = [] if experiment.tracking.uri else [UNTRACKED]
+    specs = expand(experiment)
+    cluster = Jobs.inside_job()
+    address = os.environ.get("RAY_ADDRESS", "")
+    queue = queue_of(cluster.records(), Board.of_cluster(address))
+    report = plan_report(experiment, specs, cluster_nodes(), queue, cluster=address, warnings=warnings)
+    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    if never and not plan_only:
+        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
+    runner = None if plan_only else _opened(campaign, cluster, specs)
+    print_event({"event": "plan", "plan": json.loads(report.to_json())})
+    return runner.run() if runner is not None else 0
+
+
+def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str) -> int:
+    """Take up the unfinished runs below a results folder, or the named ones. A run that cannot go on is left, with the reason; when it
+    was named, that is an error.
+    """
+    from orchestrator.campaign.resume_check import sound, with_reachable_server
+    from orchestrator.cluster.jobs import Jobs
+
+    place = results_folder(results, os.environ)
+    found, damaged = find_runs(place)
+    choice = of_one_server(choose([with_reachable_server(run, tracking_uri) for run in found], damaged, names, place))
+    cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
+    specs, faults = sound([run.spec for run in choice.taken], cluster.records, Clock(), _say_waiting, raises=bool(names))
+    queue = queue_of(cluster.records(), Board.of_cluster(address))
+    left = [*choice.left, *faults]
+    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
+    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    if never and names:
+        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
+    if never:
+        specs = [row.spec for row in report.rows if row.fits != "never"]
+        left += [f"{text} It does not fit this cluster: submit its experiment with less." for text in never]
+        report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
+    runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
+    print_event({"event": "plan", "plan": json.loads(report.to_json())})
+    if runner is None:
+        print_event({"event": "done", "exit_code": 0})
+        return 0
+    return runner.run()
+
+
+def _say_waiting(text: str) -> None:
+    log.warning("%s", text)
+    print_event({"event": "waiting", "message": text})
+
+
+def queue_of(jobs: Sequence[JobRecord], board: Board) -> Queue:
+    """What all campaigns of the cluster hold and wait for at this moment."""
+    notes = board.notes({job.campaign for job in jobs if job.kind == "campaign" and job.is_live}).values()
+    living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
+    return Queue(
+        reservations(jobs, notes, board.room(time.time())),
+        [run for note in notes for run in note.waiting if run.run_key not in living],
+        living,
+    )
+
+
+def _validate(campaign: str, run_folder: Path) -> int:
+    from orchestrator.cluster.jobs import Jobs
+
+    folder, cluster = RunFolder(run_folder), Jobs.inside_job()
+    spec = folder.spec()
+    check_trained(folder, spec, cluster.records())
+    return _opened(campaign, cluster, [spec], only_validate=True).run()
+
+
+def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
+    """Raise ConfigError for a run that cannot be validated by hand: it is not trained to its end, or it is being trained."""
+    reached = newest_committed(folder)
+    if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in jobs):
+        raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
+    if reached is None or reached.run_key != spec.run_key or reached.final is None:
+        done = f"{reached.epochs_done} of {spec.schedule.epochs} epochs are done" if reached else "no epoch is done"
+        raise ConfigError(f"validate: {spec.run_key} in {folder.root} is not trained to its end: {done}. Submit it again first.")
+    checkpoints_to_validate(folder, spec)
+
+
+def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False) -> Campaign:
+    """A campaign in possession of its runs. `is_quiet`: that no foreign worker trains them has been seen to before."""
+    from orchestrator.tracking.client import Tracker
+    from orchestrator.tracking.reconcile import sweep
+
+    if not is_quiet:
+        refuse_foreign_workers(specs, cluster.records, Clock(), _say_waiting)
+    uri = specs[0].tracking_uri
+    board = Board.of_cluster(os.environ.get("RAY_ADDRESS", ""))
+    tracker = Tracker(uri) if uri else None
+    runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, tracker)
+    runner.open(specs, only_validate=only_validate)
+    if tracker is not None:
+        with board.locked("opening"):  # nobody is about to take up what is found dead
+            sweep(tracker, cluster.records(), board)
+    runner.announce()
+    return runner
+
+
+def cluster_nodes() -> list[NodeResources]:
+    """The living nodes of the cluster that this process is a job of. Raises ClusterError."""
+    import ray
+    from ray._private import state
+
+    untyped: Any = (ray.nodes, state.available_resources_per_node)  # no public call tells what is free on each node
+    nodes, free_by_node = untyped
+    try:
+        if not ray.is_initialized():
+            ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        free = free_by_node()
+        return [NodeResources(n["NodeID"], n["Resources"], free.get(n["NodeID"], {})) for n in nodes() if n["Alive"]]
+    except (ConnectionError, ray.exceptions.RayError) as err:
+        raise ClusterError(f"cluster: its nodes could not be listed: {err}") from err
+
+
+def this_machine() -> NodeResources:
+    """What Ray would find on this machine: by its own rules for containers and CUDA_VISIBLE_DEVICES. Starts nothing."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
+    from ray._private.utils import get_num_cpus
+
+    gpus, visible = int(Gpus.get_current_node_num_accelerators()), Gpus.get_current_process_visible_accelerator_ids()
+    cpus = float(get_num_cpus(override_docker_cpu_warning=True))
+    resources = {"CPU": cpus, "GPU": float(gpus if visible is None else min(gpus, len(visible)))}
+    return NodeResources("this machine", resources, resources)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What is checked of runs that are taken up without their experiment file: their data, their folder, their tracking server."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from orchestrator.campaign.orphan_workers import wait_for_foreign_workers
+from orchestrator.campaign.resume import Found
+from orchestrator.campaign.takeover import refuse
+from orchestrator.dataset.preflight import Problems, problems_of
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
+from trainers.contract.errors import ConfigError, NnfleetError
+from trainers.contract.run_spec import RunSpec
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REACH_TIMEOUT_S = 2.0
+
+
+def sound(
+    specs: Sequence[RunSpec], records: Callable[[], Sequence[JobRecord]], clock: Clock, say: Callable[[str], None], *, raises: bool
+) -> tuple[list[RunSpec], list[str]]:
+    """The runs that can go on, and for each of the others why not. With `raises` the others are one error instead.
+
+    Waits for workers of a dead cluster to fall silent. Raises ConfigError or DataError.
+    """
+    problems = Problems()
+    faults: dict[str, str] = {}
+    for spec in specs:
+        found = _problems(spec, records())
+        problems.add(*found)
+        if found:
+            faults[spec.run_key] = "; ".join(map(str, found))
+    if raises:
+        problems.raise_if_any()
+    going_on = wait_for_foreign_workers([spec for spec in specs if spec.run_key not in faults], records, clock, say)
+    if raises and going_on:
+        raise ConfigError("\n".join(going_on.values()))
+    faults |= going_on
+    left = [f"{spec.address} ({spec.run_key}) cannot go on: {faults[spec.run_key]}" for spec in specs if spec.run_key in faults]
+    return [spec for spec in specs if spec.run_key not in faults], left
+
+
+def _problems(spec: RunSpec, jobs: Sequence[JobRecord]) -> list[NnfleetError]:
+    try:
+        refuse(spec, jobs)
+        return problems_of(spec)
+    except NnfleetError as err:
+        return [err]
+
+
+def with_reachable_server(run: Found, local_uri: str) -> Found:
+    """`run`, with `local_uri` for its MLflow server where that was one of this machine and answers no more: `up` took another port."""
+    stored = run.spec.tracking_uri
+    if not local_uri or stored == local_uri or urlsplit(stored).hostname not in LOOPBACK or _listens(stored):
+        return run
+    return replace(run, spec=run.spec.model_copy(update={"tracking_uri": local_uri}))
+
+
+def _listens(uri: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        url = urlsplit(uri)
+        socket.create_connection((url.hostname or "", url.port or 80), timeout=REACH_TIMEOUT_S).close()
+        return True
+    return False

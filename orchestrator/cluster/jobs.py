@@ -1,0 +1,315 @@
+"""The only module that speaks the Ray Jobs API: submits our kinds of jobs, lists them with what they carry, reads logs, stops them.
+
+A submission id is unique on a cluster, so submitting one twice is the same as once. What a job is and holds stands in its
+metadata; the list of jobs is therefore also the ledger of reservations.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray.exceptions
+import requests
+from ray.job_submission import JobSubmissionClient
+
+from orchestrator.cluster import local_services
+from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
+from orchestrator.cluster.code_package import staged
+from orchestrator.cluster.home import Home
+from orchestrator.run.job_record import JobKind, JobRecord, record_of
+from trainers.contract.errors import ClusterError, ConfigError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+REACH_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 60.0
+RETRY_PAUSES_S = (1.0, 3.0)
+STOP_GRACE_S = 20
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""The variables that Ray's own `ray job` reads, in its order."""
+JOB_ENVIRONMENT = {
+    **local_services.QUIET,
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a gang waits for its room in rounds; each looks anew how many fit
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Environment of every job. Shown in Ray's dashboard: no secret belongs here."""
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Entry points of the jobs, run as `python -m`."""
+
+    campaign: str = "orchestrator.campaign.job"
+    training: str = "orchestrator.training.driver"
+    validation: str = "orchestrator.validation.job"
+    control: str = "orchestrator.campaign.control_job"
+
+
+class Jobs:
+    """The jobs of one cluster. Every method raises ClusterError when the cluster cannot be reached or refuses."""
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        *,
+        working_dir: str | None = None,
+        inherited: Mapping[str, str] | None = None,
+        modules: Modules | None = None,
+    ) -> None:
+        """`address`: http(s)://host:port of the dashboard, or a cluster's GCS address. `token`: default what Ray itself finds.
+
+        `working_dir`: a package already on the cluster (`gcs://...zip`); by default our own code is staged and uploaded.
+        `inherited`: metadata passed on to every job that is submitted here.
+        """
+        self.address = address
+        self.working_dir = working_dir
+        self._inherited = dict(inherited or {})
+        self._modules = modules or Modules()
+        self._client = _connect(address, token)
+
+    @classmethod
+    def of(cls, cluster: str | None = None, home: Home | None = None) -> "Jobs":
+        """The jobs of a named cluster, else of the one that Ray's own variables name, else of the local services (started if need be)."""
+        named = cluster or named_by_environment()
+        if named is None:
+            local = local_services.up(home)
+            return cls(local.ray_address, local.token)
+        return cls(named, _local_token(named, home))
+
+    @classmethod
+    def inside_job(cls, modules: Modules | None = None) -> "Jobs":
+        """The jobs of the cluster that this process is a job's entry point of; what it submits runs the same code package."""
+        own = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        address = os.environ.get("RAY_ADDRESS")
+        working_dir = own.get("runtime_env", {}).get("working_dir")
+        if not address or not working_dir:
+            raise ClusterError("jobs: this process is no entry point of a Ray job: RAY_ADDRESS or its working_dir is missing.")
+        metadata = own.get("metadata", {})
+        carried = {key: str(metadata[key]) for key in ("nnfleet_campaign", "nnfleet_mlflow_run_id") if metadata.get(key)}
+        return cls(address, working_dir=working_dir, inherited=carried, modules=modules or _modules_of(own))
+
+    def submit_campaign(self, campaign: str, experiment_yaml: str, *, plan_only: bool = False) -> str:
+        """Start the campaign job of an experiment; returns its submission id."""
+        arguments = ["experiment.yaml", "--campaign", campaign, *(["--plan-only"] if plan_only else [])]
+        kind: JobKind = "control" if plan_only else "campaign"
+        name = f"{'plan' if plan_only else 'campaign'}-{campaign}"
+        return self._submit(name, kind, self._modules.campaign, arguments, {"campaign": campaign}, {"experiment.yaml": experiment_yaml})
+
+    def submit_resume(self, campaign: str, results: str, names: Sequence[str] = (), tracking_uri: str = "") -> str:
+        """Start a campaign of the unfinished (or the named) runs below a results folder; returns its submission id.
+
+        `results`: empty for the one that the head's environment names. `tracking_uri`: in the place of a local server that has moved.
+        """
+        arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *(f"--only={name}" for name in names)]
+        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
+
+    def submit_revalidation(self, campaign: str, run_folder: Path) -> str:
+        """Start a campaign that only validates one trained run, again if need be; returns its submission id."""
+        arguments = ["--validate", str(run_folder), "--campaign", campaign]
+        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
+
+    def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
+        """Start the training job of a run; returns its submission id."""
+        carried = _carried(folder, spec, attempt, campaign, mlflow_run_id)
+        return self._submit(
+            f"train-{spec.run_key}-a{attempt}", "train", self._modules.training, [str(folder.root), "--attempt", str(attempt)], carried
+        )
+
+    def submit_validation(
+        self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
+    ) -> str:
+        """Start the full-validation job of a run after training attempt `attempt`, the `retry`-th again; returns its submission id."""
+        carried = _carried(folder, spec, attempt, campaign, mlflow_run_id)
+        name = f"validate-{spec.run_key}-a{attempt}" + (f"-r{retry}" if retry else "")
+        arguments = [str(folder.root), "--attempt", str(attempt)]
+        return self._submit(name, "validate", self._modules.validation, arguments, carried)
+
+    def submit_drill(self, drill: str, arguments: list[str]) -> str:
+        """Start the job of a drill (see `orchestrator/drill/job.py`); returns its submission id."""
+        return self._submit(f"drill-{drill}", "control", "orchestrator.drill.job", arguments, {})
+
+    def submit_control(self, name: str, arguments: list[str]) -> str:
+        """Start a small job that acts where the run folders are (see `orchestrator/campaign/control_job.py`); returns its submission id."""
+        return self._submit(f"control-{name}", "control", self._modules.control, arguments, {})
+
+    def records(self) -> list[JobRecord]:
+        """All jobs of ours that the cluster knows, oldest first."""
+        with self._speaking("list jobs"):
+            details = self._client.list_jobs()
+        return sorted((r for r in map(record_of, details) if r is not None), key=lambda r: r.started_unix)
+
+    def find(self, submission_id: str) -> JobRecord:
+        """One job. Raises ClusterError when the cluster does not know it."""
+        with self._speaking(f"look up job {submission_id}"):
+            record = record_of(self._client.get_job_info(submission_id))
+        if record is None:
+            raise ClusterError(f"jobs: {submission_id} at {self.address} was not submitted by nnfleet.")
+        return record
+
+    def logs(self, submission_id: str) -> str:
+        """Everything that a job has printed so far."""
+        with self._speaking(f"read the log of {submission_id}"):
+            return str(self._client.get_job_logs(submission_id))
+
+    def stop(self, submission_id: str) -> None:
+        """Ask a job to end (SIGINT, after 20 s SIGKILL); a job that has ended is left alone."""
+        with self._speaking(f"stop {submission_id}"):
+            self._client.stop_job(submission_id)
+
+    def _submit(
+        self,
+        submission_id: str,
+        kind: JobKind,
+        module: str,
+        arguments: list[str],
+        carried: Mapping[str, str],
+        files: Mapping[str, str] | None = None,
+    ) -> str:
+        metadata = {**self._inherited, **{f"nnfleet_{key}": value for key, value in carried.items() if value}, "nnfleet_kind": kind}
+        metadata["nnfleet_modules"] = json.dumps(vars(self._modules))
+        metadata["nnfleet_code"] = code = shipped_code()
+        command = shlex.join(["python", "-m", module, *arguments])
+        with self._code(files or {}) as working_dir, self._speaking(f"submit {submission_id}"):
+            own = {"NNFLEET_SUBMISSION_ID": submission_id, CODE_VARIABLE: code}
+            if "://" not in self.address:  # a GCS address; Ray's helper actors would take any cluster of the machine
+                own["RAY_ADDRESS"] = self.address
+            runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}
+            try:
+                self._client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
+            except RuntimeError as err:
+                if "already exists" not in str(err):
+                    raise
+                log.info("%s was submitted before", submission_id)
+        return submission_id
+
+    @contextlib.contextmanager
+    def _code(self, files: Mapping[str, str]) -> Iterator[str]:
+        if self.working_dir is not None and not files:
+            yield self.working_dir
+        else:
+            with staged(files) as folder:
+                yield str(folder)
+
+    @contextlib.contextmanager
+    def _speaking(self, purpose: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, OSError, ray.exceptions.RayError, requests.RequestException) as err:
+            cause = " ".join(str(err).split())[:500]
+            raise ClusterError(f"cluster: could not {purpose} at {self.address}: {cause}") from err
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client with a limit on every request (without one a silent host holds the caller for ever) and patience with a busy server.
+
+    Every request of ours may be repeated: packages are stored by content, and a submission id is taken once.
+    """
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        options.setdefault("timeout", REQUEST_TIMEOUT_S)
+        for pause_s in RETRY_PAUSES_S:
+            try:
+                return super()._do_request(method, endpoint, **options)
+            except requests.ConnectionError as err:
+                log.info("%s %s broke off (%s); asked again in %.0f s", method, endpoint, err, pause_s)
+                time.sleep(pause_s)
+        return super()._do_request(method, endpoint, **options)
+
+
+_ENVIRONMENT_LOCK = threading.Lock()
+for _chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)  # they print every upload onto the user's terminal
+
+
+def named_by_environment() -> str | None:
+    """The cluster that Ray's own environment variables name, if any."""
+    return next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
+
+
+def _connect(address: str, token: str | None) -> JobSubmissionClient:
+    """A client of exactly this address: Ray lets its environment variables override what a caller names, so they are hidden from it."""
+    _reach(*_host_and_port(address), address)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with _ENVIRONMENT_LOCK, _hidden(*ADDRESS_VARIABLES):
+        try:
+            return _Client(address, headers=headers)
+        except ray.exceptions.AuthenticationError as err:
+            raise ClusterError(
+                f"cluster: {address} refuses the token. Ray finds yours by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, "
+                "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; ask who runs the cluster for it."
+            ) from err
+        except (OSError, RuntimeError, ValueError, requests.RequestException) as err:
+            raise ClusterError(f"cluster: {address} does not answer as a Ray job server: {' '.join(str(err).split())[:500]}") from err
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Of a dashboard's URL, or of a GCS address as Ray gives it to a job. Raises ConfigError for anything else."""
+    url = urlsplit(address if "://" in address else f"gcs://{address}")
+    port = {"http": 80, "https": 443}.get(url.scheme)
+    with contextlib.suppress(ValueError):
+        port = url.port or port
+    if url.scheme not in ("http", "https", "gcs") or not url.hostname or port is None:
+        raise ConfigError(f"cluster: {address!r} is no address. Name the dashboard, as `ray job submit` takes it: http://HOST:8265.")
+    return url.hostname, port
+
+
+def _reach(host: str, port: int, address: str) -> None:
+    if host in ("127.0.0.1", "localhost"):
+        os.environ.update(local_services.without_proxy(dict(os.environ)))
+    try:
+        socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
+    except OSError as err:
+        raise ClusterError(
+            f"cluster: nothing answers at {address} ({err}). Check the address, a tunnel to it, and that the head runs "
+            "(`nnfleet up` starts a local one)."
+        ) from err
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _local_token(address: str, home: Home | None) -> str | None:
+    """The local services' token when it is them that `address` names; for any other cluster Ray finds the user's own."""
+    local = local_services.running(home)
+    return local.token if local and address.rstrip("/") == local.ray_address else None
+
+
+def _carried(folder: RunFolder, spec: RunSpec, attempt: int, campaign: str, mlflow_run_id: str) -> dict[str, str]:
+    return {
+        "run_key": spec.run_key,
+        "attempt": str(attempt),
+        "campaign": campaign,
+        "mlflow_run_id": mlflow_run_id,
+        "run_folder": str(folder.root),
+        "reservation": spec.workers.model_dump_json(),
+    }
+
+
+def _modules_of(own: Mapping[str, Any]) -> Modules:
+    named = own.get("metadata", {}).get("nnfleet_modules")
+    return Modules(**json.loads(named)) if named else Modules()

@@ -1,0 +1,88 @@
+"""What identifies a run: the digest of its data and its run key.
+
+The data digest covers what decides a result: the resolved configuration and the plan's parts that preprocessing and export use, labels and
+channels of dataset.json, the split, and the bytes of the cases' label files in gt_segmentations. It leaves out the preprocessed images:
+they follow from the plan, and blosc2 files of equal content differ in their bytes (blocks lie in the order in which threads finished
+them). Placement, loader, tracking and versions of libraries are left out on purpose: they must not orphan a run.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trainers.contract.names import RECIPE_VERSION, TRAINERS, Fold
+from trainers.contract.plans import Plans, Split, labels_of
+from trainers.contract.run_spec import Schedule
+
+PLAN_PARTS = (
+    "transpose_forward",
+    "transpose_backward",
+    "image_reader_writer",
+    "foreground_intensity_properties_per_channel",
+    "label_manager",
+)
+"""Keys of a plans file, besides the configuration, that decide what a network sees and how its output is written."""
+
+
+def model_parts(plans: Plans, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plans file and a dataset.json determines the results of a configuration: all folds of a model folder must agree in it.
+
+    Raises ConfigError or DataError when the configuration or the labels are not there or contradict themselves.
+    """
+    labels = labels_of(dict(dataset_json))
+    return {
+        "configuration": plans.configuration(configuration),
+        "plans": {key: plans.content.get(key) for key in PLAN_PARTS},
+        "foreground": list(labels.foreground.items()),
+        "ignore": labels.ignore_label,
+        "regions_class_order": labels.regions_class_order,
+        "channels": dataset_json.get("channel_names") or dataset_json.get("modality"),
+    }
+
+
+def data_digest(plans: Plans, configuration: str, dataset_json: Mapping[str, Any], split: Split, label_sha256: Mapping[str, str]) -> str:
+    """SHA-256 of everything in the data that determines a run's result; `label_sha256` maps case ids to digests of label files."""
+    cases = sorted({*split.train, *split.val})
+    return _sha256(
+        {
+            **model_parts(plans, configuration, dataset_json),
+            "train": sorted(split.train),
+            "val": sorted(split.val),
+            "labels": {case: label_sha256.get(case) for case in cases},
+        }
+    )
+
+
+def run_key(
+    *, dataset: str, configuration: str, trainer: str, plans: str, fold: Fold, seed: int, schedule: Schedule, data_digest: str
+) -> str:
+    """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
+
+    At most 120 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and a tag in MLflow.
+    """
+    digest = _sha256(
+        {
+            "dataset": dataset,
+            "data": data_digest,
+            "configuration": configuration,
+            "plans": plans,
+            "trainer": trainer,
+            "recipe": [TRAINERS[trainer], RECIPE_VERSION],
+            "fold": fold,
+            "seed": seed,
+            "schedule": schedule.model_dump(mode="json"),
+        }
+    )
+    number = re.match(r"Dataset(\d+)", dataset)
+    parts = [f"d{number[1]}" if number else _slug(dataset, 12), _slug(configuration, 24), _slug(trainer, 24), _slug(plans, 24)]
+    return "-".join([*parts, f"f{fold}", f"s{seed}", digest[:8]])
+
+
+def _slug(name: str, length: int) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:length]
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,299 @@
+"""The experiment file: one YAML document that describes many runs, as frozen, checked models.
+
+Nothing here looks at data or a cluster; `orchestrator/experiment/plan.py` turns an experiment into runs.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+
+from orchestrator.errors import ConfigError
+from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
+from orchestrator.tracking.address import check_tracking_uri
+from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
+from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
+
+NAME_LENGTH = 80
+"""Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+"""Keys of the experiment file and names of nnU-Net's environment variables."""
+
+
+MAX_LISTED = 1000
+"""Most entries of one list."""
+MAX_RUNS = 10_000
+"""Most runs of one experiment."""
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) > MAX_LISTED:
+        raise ValueError(f"has {len(value)} entries, at most {MAX_LISTED} are allowed; write several experiments")
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = sorted({str(v) for v in values if values.count(v) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands there more than once; name each once")
+    return values
+
+
+def _whole_number(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"\d{1,19}", str(value), re.ASCII):
+        raise ValueError(f"{what} must be a whole number from 0, got {value!r}")
+    return int(value)
+
+
+def _fold(value: Any) -> Fold:
+    return "all" if value == "all" else _whole_number(value, "a fold is `all` or")
+
+
+def _seed(value: Any) -> int:
+    return _whole_number(value, "a seed")
+
+
+def _trainer(value: Any) -> str:
+    try:
+        return canonical_trainer(str(value))
+    except ConfigError as err:
+        raise ValueError(str(err).removeprefix("trainers: ")) from err
+
+
+def _dataset(value: Any) -> str:
+    text = "" if isinstance(value, bool) else str(value)
+    if not re.fullmatch(r"\d{1,9}|Dataset\d{1,9}_.+", text, re.ASCII | re.DOTALL):
+        raise ValueError("must be a dataset's number (17, 017) or its whole name (Dataset017_BTCV)")
+    return _plain(text, LONGEST_CASE)
+
+
+def _plain(value: str, longest: int = LONGEST_NAME) -> str:
+    if fault := fault_of_name(value, longest):
+        raise ValueError(f"the name {fault}")
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable() or len(value) > 1000:
+        raise ValueError("must be printable text on one line of at most 1000 characters")
+    return value
+
+
+def _folder(value: Path) -> Path:
+    _printable(str(value))
+    return value
+
+
+def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+def _axis(item: dict[str, Any]) -> tuple[Any, ...]:
+    return BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1), _one_or_more(item)
+
+
+_Name = Annotated[str, Field(min_length=1), AfterValidator(lambda name: _plain(name))]
+_Folder = Annotated[Path, AfterValidator(_folder)]
+_NAME = {"type": "string", "minLength": 1}
+_SEED = {"type": "integer", "minimum": 0}
+Names = Annotated[tuple[_Name, ...], *_axis(_NAME)]
+Trainers = Annotated[tuple[Annotated[str, BeforeValidator(_trainer)], ...], *_axis(_NAME)]
+Folds = Annotated[
+    tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis({"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}]})
+]
+Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)], ...], *_axis(_SEED)]
+DatasetName = Annotated[str, BeforeValidator(_dataset), WithJsonSchema({"type": ["integer", "string"]})]
+
+
+def _tracking_uri(value: str) -> str:
+    try:
+        return check_tracking_uri(value)
+    except ConfigError as err:
+        raise ValueError(str(err).removeprefix("tracking.uri: ")) from err
+
+
+class Tracking(Frozen):
+    """Where measurements and models go in MLflow."""
+
+    uri: Annotated[str, AfterValidator(_tracking_uri)] = ""
+    """MLflow server (http or https) as the cluster's head node reaches it, without credentials; empty: the one that `nnfleet up` starts."""
+    experiment: Annotated[str, AfterValidator(_printable)] = ""
+    """MLflow experiment; empty: the dataset's name."""
+    upload_interval_s: float = Field(60.0, ge=0, allow_inf_nan=False)
+    """Least time in seconds between two uploads of a best checkpoint."""
+
+
+class Experiment(Schedule):
+    """One experiment: every combination of plans, configurations, trainers, seeds and folds of one dataset becomes a run.
+
+    The schedule (`epochs`, `train_iterations`, ...) stands among the other keys of the file, hence the base class.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: Annotated[str, AfterValidator(_printable)] = Field("", max_length=NAME_LENGTH)
+    """Name of the experiment in lists; empty: the file's name."""
+    dataset: DatasetName
+    """Preprocessed nnU-Net dataset: its number (`17`, `017`) or its whole name (`Dataset017_BTCV`)."""
+    nnUNet_raw: _Folder | None = None
+    """nnU-Net's folder of raw datasets; default: the environment variable of this name. Training does not need it."""
+    nnUNet_preprocessed: _Folder | None = None
+    """nnU-Net's folder of preprocessed datasets, as the cluster's nodes see it; default: the environment variable of this name."""
+    nnUNet_results: _Folder | None = None
+    """nnU-Net's folder of trained models, shared by the cluster's nodes; default: the environment variable of this name."""
+    plans: Names = ("nnUNetPlans",)
+    """One or several plans, by file name without `.json`; nnU-Net: nnUNetPlans."""
+    configurations: Names
+    """One or several configurations of the plans, such as `3d_fullres`."""
+    trainers: Trainers = ("nnUNetTrainer",)
+    """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; nnU-Net: nnUNetTrainer."""
+    folds: Folds = (0, 1, 2, 3, 4)
+    """Folds of splits_final.json by number; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
+    seeds: Seeds = (0,)
+    """Seeds of weights and samples. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
+    workers: WorkerSpec = WorkerSpec()
+    """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
+    loader: LoaderSpec = LoaderSpec()
+    """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """When states are saved beside the end of every epoch."""
+    validation: ValidationSpec = ValidationSpec()
+    """The full validation after training."""
+    tracking: Tracking = Tracking()
+    """Where measurements go."""
+    images: bool = False
+    """Send pictures of validation cases to MLflow. Patients' images leave the data folder only if this is true."""
+    pseudonyms: bool = False
+    """Replace case ids by pseudonyms in MLflow."""
+    deterministic: bool = False
+    """Ask for deterministic kernels on GPUs: a resumed run is then bit-equal there too, at some cost in speed. Elastic runs agree with
+    that up to float rounding only: the same bits are promised for a fixed number of workers."""
+    compile: bool = True
+    """Compile the network with torch.compile on GPUs; nnU-Net: true."""
+
+    @model_validator(mode="after")
+    def _loader_within_cpus(self) -> "Experiment":
+        if "actors" in self.loader.model_fields_set and self.loader.actors > self.workers.cpus:
+            raise ValueError(
+                f"loader.actors: {self.loader.actors} loader actors do not fit into workers.cpus: {self.workers.cpus}; "
+                "raise cpus or lower actors"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> "Experiment":
+        numbers = {
+            "checkpoint.every_minutes": self.checkpoint.every_minutes,
+            "validation.surface_tolerance_mm": self.validation.surface_tolerance_mm,
+        }
+        if endless := [f"{key}: {value}" for key, value in numbers.items() if not math.isfinite(value or 0.0)]:
+            raise ValueError(f"{endless[0]} is not a finite number")
+        count = math.prod(len(axis) for axis in (self.plans, self.configurations, self.trainers, self.seeds, self.folds))
+        if count > MAX_RUNS:
+            raise ValueError(f"it asks for {count} runs, at most {MAX_RUNS} are allowed; write several experiments")
+        return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule alone, as a run takes it."""
+        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields})
+
+    @property
+    def effective_loader(self) -> LoaderSpec:
+        """The loader with `actors` chosen from the worker's CPUs where the file does not name it."""
+        if "actors" in self.loader.model_fields_set:
+            return self.loader
+        return self.loader.model_copy(update={"actors": max(1, min(self.loader.actors, self.workers.cpus - 2))})
+
+    def axes(self) -> list[tuple[str, str, str, int, Fold]]:
+        """(plans, configuration, trainer, seed, fold) of every run, in the order of submission: the last changes fastest."""
+        return list(product(self.plans, self.configurations, self.trainers, self.seeds, self.folds))
+
+    def with_folders_resolved(self, *, required: bool = True, environment: Mapping[str, str] | None = None) -> "Experiment":
+        """This experiment with absolute folders: those of the file, else of the environment variables.
+
+        Raises ConfigError when a folder that training needs is named nowhere and `required`.
+        """
+        environment = os.environ if environment is None else environment
+        named = {key: getattr(self, key) or environment.get(key) for key in FOLDERS}
+        missing = [key for key in FOLDERS[1:] if not named[key]]
+        if missing and required:
+            raise ConfigError(
+                f"{' and '.join(missing)}: neither in the experiment file nor in the environment. "
+                f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
+            )
+        try:
+            return self.model_copy(update={key: Path(value).expanduser().absolute() for key, value in named.items() if value})
+        except RuntimeError as err:  # ~somebody who does not exist
+            raise ConfigError(f"{', '.join(FOLDERS)}: a folder begins with `~` and a user unknown here: {err}. Write its path.") from err
+
+    def to_yaml(self) -> str:
+        """YAML that loads as this same experiment, on any machine; defaults are left out."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def load_experiment(path: Path | str) -> Experiment:
+    """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has."""
+    path = Path(path)
+    content, root = read_yaml(path)
+    return _checked(content, str(path), root).model_copy(update=_from_file(path, content))
+
+
+def parse_experiment(text: str, source: str = "experiment") -> Experiment:
+    """Read an experiment from YAML text, such as `Experiment.to_yaml` gives. Raises ConfigError."""
+    content, root = parse_yaml(text, source)
+    return _checked(content, source, root)
+
+
+def single_training(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str,
+    trainer: str = "nnUNetTrainer",
+    plans: str = "nnUNetPlans",
+    **overrides: Any,
+) -> Experiment:
+    """The experiment of one run, as `nnUNetv2_train DATASET CONFIGURATION FOLD -tr TRAINER -p PLANS` names it.
+
+    `overrides` are further keys of the experiment file (`epochs=5`, `workers={"gpus": 0}`). Raises ConfigError.
+    """
+    content = {
+        "name": f"train-{dataset}-{configuration}-{fold}"[:NAME_LENGTH],
+        "dataset": dataset,
+        "configurations": [configuration],
+        "folds": [fold],
+        "trainers": [trainer],
+        "plans": [plans],
+        **overrides,
+    }
+    return _checked(content, "command line", None)
+
+
+def experiment_schema() -> dict[str, Any]:
+    """JSON schema of the experiment file, for editors; shipped as docs/experiment.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+
+
+def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:
+    if content is None:
+        raise ConfigError(f"{source}: the file is empty. It needs at least `dataset` and `configurations`.")
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as err:
+        raise config_error(err, Experiment, source, root) from err
+    except RecursionError as err:
+        raise ConfigError(f"{source}: a YAML alias contains itself. Write the values out.") from err
+
+
+def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What a file's place says: its name, and where its relative folders begin (`~` is left to the machine that has the data)."""
+    base: Callable[[Any], Path] = lambda value: Path(value) if str(value).startswith("~") else path.parent.absolute() / str(value)  # noqa: E731
+    name = "".join(letter if letter.isprintable() else "_" for letter in path.stem)
+    folders = {key: base(content[key]) for key in FOLDERS if content.get(key)}
+    return {**folders, **({} if content.get("name") else {"name": name[:NAME_LENGTH]})}

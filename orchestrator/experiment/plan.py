@@ -1,0 +1,223 @@
+"""From an experiment to its runs, and from runs and a cluster to the plan that is shown before anything is submitted.
+
+`expand` needs the data and runs where they are; `plan_report` adds what a cluster has to offer. What the report holds is what submit sends.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.experiment.expansion import expand
+from orchestrator.experiment.model import Experiment
+from orchestrator.queue.admission import Waiting, turns
+from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
+from orchestrator.run.outcome import read_outcome
+from orchestrator.run.write_access import refuse_unwritable
+from trainers.contract.commits import newest_committed
+from trainers.contract.plans import load_plans
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.contract.split_batch import rank_sizes
+
+__all__ = [
+    "Fit",
+    "NodeResources",
+    "PlanReport",
+    "PlanRow",
+    "Queue",
+    "Reservation",
+    "Standing",
+    "expand",
+    "fit",
+    "plan_of_runs",
+    "plan_report",
+    "standing_of",
+]
+
+Stage = Literal["new", "continues", "validates", "finished"]
+
+
+class Standing(Frozen):
+    """What a run's folder already holds."""
+
+    stage: Stage
+    """new; continues (after `epochs_done`); validates (trained, its full validation remains); finished (nothing is left to do)."""
+    epochs_done: int = 0
+
+    @property
+    def text(self) -> str:
+        """`new`, `continues from epoch 3`, ..."""
+        return {
+            "new": "new",
+            "continues": f"continues from epoch {self.epochs_done}",
+            "validates": "trained: validation remains",
+            "finished": "finished: skipped",
+        }[self.stage]
+
+
+class PlanRow(Frozen):
+    """One run as it would be submitted."""
+
+    run_key: str
+    address: str
+    fold: int | str
+    seed: int
+    workers: int
+    """Ranks; of an elastic run the fewest."""
+    batch_per_rank: tuple[int, ...]
+    """Samples of the global batch on each of `workers` ranks."""
+    resources: str
+    """What the gang asks of the cluster, in words."""
+    n_train: int
+    """Training cases."""
+    n_val: int
+    """Validation cases."""
+    epochs: int
+    iterations: int
+    """Training iterations per epoch."""
+    standing: Standing
+    fits: FitWhen
+    because: str
+    """Why it fits now, later or never."""
+    spec: RunSpec
+    """The very specification that submit sends."""
+    most_workers: int | None = None
+    """Ranks of an elastic run at most; null: their number is fixed."""
+    batch_per_rank_of_most: tuple[int, ...] = ()
+    """Samples of the global batch on each of `most_workers` ranks; empty: their number is fixed."""
+
+
+class PlanReport(Frozen):
+    """Everything that `submit` would send, in the order of submission."""
+
+    experiment: str
+    cluster: str
+    rows: tuple[PlanRow, ...]
+    n_now: int
+    n_later: int
+    n_never: int
+    n_finished: int
+    """Finished runs are counted here only."""
+    warnings: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    """Runs that `resume` found and leaves as they are, each with the reason."""
+
+    def to_json(self, *, indent: int | None = 1) -> str:
+        """The report as JSON; `PlanReport.model_validate_json` reads it back."""
+        return self.model_dump_json(indent=indent)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Who is on the cluster before the planned runs."""
+
+    reserved: Sequence[Reservation] = ()
+    waiting: Sequence[Waiting] = ()
+    living: Collection[str] = ()
+    """Keys of runs that have a living job."""
+
+
+def plan_report(
+    experiment: Experiment,
+    specs: Sequence[RunSpec],
+    nodes: Sequence[NodeResources],
+    queue: Queue | None = None,
+    cluster: str = "local",
+    warnings: Sequence[str] = (),
+) -> PlanReport:
+    """The plan of `specs` (from `expand`) on a cluster: decided as their campaign will decide, behind everything that waits already.
+
+    Raises DataError when a run that is to start may not write its folder.
+    """
+    report = plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
+    for row in report.rows:
+        if row.standing.stage != "finished" and row.run_key not in (queue or Queue()).living:
+            refuse_unwritable(row.spec)
+    return report
+
+
+def plan_of_runs(
+    name: str,
+    specs: Sequence[RunSpec],
+    nodes: Sequence[NodeResources],
+    queue: Queue | None = None,
+    cluster: str = "local",
+    warnings: Sequence[str] = (),
+    left: Sequence[str] = (),
+) -> PlanReport:
+    """Likewise for runs of several experiments; `name` stands for what they have in common."""
+    queue = queue or Queue()
+    standings = {spec.run_key: standing_of(spec) for spec in specs}
+    fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if standings[spec.run_key].stage == "finished"}
+    fits |= {spec.run_key: Fit("now", "runs already: it is followed.") for spec in specs if spec.run_key in queue.living}
+    wanted = [
+        Waiting(run_key=s.run_key, address=s.address, campaign="", workers=s.workers, since_unix=math.inf, position=n)
+        for n, s in enumerate(specs)
+        if s.run_key not in fits
+    ]
+    fits |= turns([*queue.waiting, *wanted], nodes, queue.reserved)
+    rows = [_row(spec, standings[spec.run_key], fits[spec.run_key]) for spec in specs]
+    open_rows = [row for row in rows if row.standing.stage != "finished"]
+    counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
+    return PlanReport(
+        experiment=name,
+        cluster=cluster,
+        rows=tuple(rows),
+        n_now=counts["now"],
+        n_later=counts["later"],
+        n_never=counts["never"],
+        n_finished=len(rows) - len(open_rows),
+        warnings=(*warnings, *_doubts(specs)),
+        left=tuple(left),
+    )
+
+
+def standing_of(spec: RunSpec) -> Standing:
+    """What the run folder of `spec` already holds (reads the folder)."""
+    folder = RunFolder(spec.run_folder)
+    committed = newest_committed(folder)
+    if committed is None or committed.run_key != spec.run_key:
+        return Standing(stage="new")
+    done = committed.epochs_done
+    if done < spec.schedule.epochs or committed.final is None:
+        return Standing(stage="continues", epochs_done=done)
+    outcome = read_outcome(folder)
+    validated = outcome is not None and outcome.state == "SUCCEEDED"
+    validated = validated and all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
+    return Standing(stage="finished" if validated else "validates", epochs_done=done)
+
+
+def _doubts(specs: Sequence[RunSpec]) -> list[str]:
+    """What is allowed and yet seldom meant."""
+    elastic = sorted({spec.address for spec in specs if spec.deterministic and spec.workers.is_elastic})
+    bits = [f"deterministic: the same bits are promised for a fixed number of workers; that of {elastic[0]} may change."] if elastic else []
+    leaks = {spec.fold: shared for spec in specs if spec.fold != "all" and (shared := sorted({*spec.train_cases} & {*spec.val_cases}))}
+    return bits + [
+        f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
+        for fold, shared in leaks.items()
+    ]
+
+
+def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:
+    most = spec.workers.most if spec.workers.is_elastic else None
+    batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
+    return PlanRow(
+        run_key=spec.run_key,
+        address=spec.address,
+        fold=spec.fold,
+        seed=spec.seed,
+        workers=spec.workers.least,
+        batch_per_rank=tuple(rank_sizes(batch_size, spec.workers.least)),
+        resources=describe(spec.workers),
+        n_train=len(spec.train_cases),
+        n_val=len(spec.val_cases),
+        epochs=spec.schedule.epochs,
+        iterations=spec.schedule.train_iterations,
+        standing=standing,
+        fits=outcome.when,
+        because=outcome.because,
+        spec=spec,
+        most_workers=most,
+        batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
+    )

@@ -1,0 +1,109 @@
+"""Where the campaigns of one cluster meet: one lock, and a note of each campaign about what it waits for and holds.
+
+Campaign jobs run on the head node, so a folder there is enough. The notes of campaigns that live no more are passed over.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from orchestrator.queue.admission import Told, Waiting
+from trainers.contract.errors import ClusterError
+from trainers.contract.files import write_atomic, write_json_atomic
+from trainers.contract.run_spec import WorkerSpec
+
+log = logging.getLogger(__name__)
+ROOM_FRESH_S = 60.0
+"""What the campaigns leave to elastic runs holds so long; after that no campaign lives, and nobody waits."""
+
+
+class Holding(Told):
+    """A run that has started and not ended, and what it keeps reserved until then."""
+
+    run_key: str
+    workers: WorkerSpec
+
+
+class Note(Told):
+    """What one campaign tells the others."""
+
+    waiting: tuple[Waiting, ...] = ()
+    holding: tuple[Holding, ...] = ()
+    runs: tuple[str, ...] = ()
+    """Keys of all its runs that have not ended."""
+
+
+class Board:
+    """The meeting place in `folder`, private to the user that the cluster runs as."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._room = folder / "room.elastic"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise ClusterError(f"campaign: {folder} on the head node is a link or belongs to somebody else. Remove it there.")
+
+    @classmethod
+    def of_cluster(cls, address: str) -> "Board":
+        """The board of the cluster with this GCS address, on its head node."""
+        digest = hashlib.sha256(address.encode()).hexdigest()[:12]
+        return cls(Path(tempfile.gettempdir()) / f"nnfleet-campaigns-{os.getuid()}-{digest}")
+
+    @contextlib.contextmanager
+    def locked(self, what: Literal["admission", "opening"] = "admission") -> Iterator[None]:
+        """Hold one of the two locks of the cluster's campaigns.
+
+        admission: decide and submit inside it, so that no two campaigns see the same free GPUs. opening: take possession of runs.
+        """
+        with (self.folder / f"{what}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def post(self, campaign: str, note: Note) -> None:
+        """Say what `campaign` waits for and holds."""
+        path = self.folder / f"{campaign}.json"
+        content = note.model_dump_json().encode()
+        if not path.exists() or path.read_bytes() != content:
+            write_atomic(path, content)
+
+    def withdraw(self, campaign: str) -> None:
+        """Forget `campaign`: it has ended."""
+        (self.folder / f"{campaign}.json").unlink(missing_ok=True)
+
+    def notes(self, living: Collection[str]) -> dict[str, Note]:
+        """What the campaigns in `living` say."""
+        found = {}
+        for campaign in living:
+            try:
+                found[campaign] = Note.model_validate_json((self.folder / f"{campaign}.json").read_bytes())
+            except FileNotFoundError:
+                continue  # it has not said anything yet
+            except ValidationError as err:
+                log.warning("the note of campaign %s is of another version and is passed over: %s", campaign, err)
+        return found
+
+    def leave_room(self, most: Mapping[str, int], now_unix: float) -> None:
+        """Say to how many workers each elastic training may grow. Any campaign may say it, under the admission lock."""
+        if dict(most) != self.room(now_unix, ROOM_FRESH_S / 4):
+            write_json_atomic(self._room, {"unix": now_unix, "most": dict(most)})
+
+    def room(self, now_unix: float, fresh_s: float = ROOM_FRESH_S) -> dict[str, int]:
+        """To how many workers each elastic training may grow, by run key; empty when no campaign has said anything for a while."""
+        try:
+            said = json.loads(self._room.read_bytes())
+            is_fresh = abs(now_unix - float(said["unix"])) < fresh_s
+            return {str(key): int(most) for key, most in said["most"].items()} if is_fresh else {}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError, KeyError, AttributeError) as err:
+            log.warning("%s is of another version and is passed over: %s", self._room, err)
+            return {}

@@ -1,0 +1,74 @@
+"""One job as the cluster lists it, without Ray: what admission, the campaign and status decide by."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from trainers.contract.run_spec import Frozen, WorkerSpec
+
+log = logging.getLogger(__name__)
+
+JobKind = Literal["campaign", "train", "validate", "control"]
+JobState = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+
+
+class JobRecord(Frozen):
+    """One job of ours, as the cluster lists it."""
+
+    submission_id: str
+    kind: JobKind
+    state: JobState
+    run_key: str = ""
+    campaign: str = ""
+    attempt: int = 0
+    reserved: WorkerSpec | None = None
+    """What the job's run holds on the cluster while the job lives."""
+    run_folder: str = ""
+    mlflow_run_id: str = ""
+    code: str = ""
+    """Version and commit of nnfleet that it runs."""
+    message: str = ""
+    exit_code: int | None = None
+    """Of the entry point; 128 + n or -n when signal n killed it; None when the job never started or its supervisor died."""
+    started_unix: float = 0.0
+    ended_unix: float | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """True until the job has ended."""
+        return self.state in ("PENDING", "RUNNING")
+
+    @property
+    def has_failed_by_itself(self) -> bool:
+        """True when its own code ended it with an error: no signal did, and no node took it along."""
+        return self.exit_code is not None and 0 < self.exit_code < 128
+
+
+def validations(jobs: Sequence[JobRecord], run_key: str, attempt: int) -> list[JobRecord]:
+    """The validation jobs of a training attempt, in whatever run folder: a cluster takes each of their names once."""
+    return [job for job in jobs if job.kind == "validate" and job.run_key == run_key and job.attempt == attempt]
+
+
+def record_of(details: Any) -> JobRecord | None:
+    """Our view of Ray's record; None for a job that is not ours."""
+    ours = {key.removeprefix("nnfleet_"): value for key, value in (details.metadata or {}).items() if key.startswith("nnfleet_")}
+    if "kind" not in ours or not details.submission_id:
+        return None
+    reserved = ours.pop("reservation", None)
+    ours.pop("modules", None)
+    try:
+        return JobRecord(
+            submission_id=details.submission_id,
+            state=details.status.value,
+            reserved=WorkerSpec.model_validate_json(reserved) if reserved else None,
+            message=details.message or "",
+            exit_code=details.driver_exit_code,
+            started_unix=(details.start_time or 0) / 1000,
+            ended_unix=details.end_time / 1000 if details.end_time else None,
+            **ours,
+        )
+    except ValidationError as err:
+        log.warning("job %s carries metadata of another version and is passed over: %s", details.submission_id, err)
+        return None

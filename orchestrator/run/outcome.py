@@ -1,0 +1,81 @@
+"""How a job of a run ended (`outcome.json`): what the campaign decides by."""
+
+import logging
+from typing import Literal
+
+from pydantic import ValidationError
+
+from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
+from trainers.contract.fencing import check_driver_fence, claimed_attempts
+from trainers.contract.files import write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Frozen
+
+log = logging.getLogger(__name__)
+
+EndState = Literal["TRAINED", "SUCCEEDED", "STOPPED", "SUPERSEDED", "FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER"]
+EVIDENCE_CHARACTERS = 8000
+
+
+class Outcome(Frozen):
+    """The end of one job of a run."""
+
+    job: Literal["training", "validation"]
+    state: EndState
+    attempt: int
+    message: str
+    """What happened and what to do, in a sentence or two."""
+    evidence: str = ""
+    """Traceback or log tail of the guilty worker."""
+
+    @property
+    def is_failure(self) -> bool:
+        """True when the run cannot go on by itself."""
+        return self.state.startswith("FAILED")
+
+    @property
+    def exit_code(self) -> int:
+        """That of the job: by it the campaign knows the end where the disk did not take it."""
+        codes = {"SUPERSEDED": Superseded.exit_code, "FAILED_CLUSTER": ClusterError.exit_code}
+        return codes.get(self.state, int(self.is_failure))
+
+
+def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
+    """Store how the newest job of a run ended; False, and nothing is written, when another driver has claimed a newer attempt since.
+
+    Where the disk does not take it, or the run folder is not to be seen (one made there would hide that), that is told: the job's exit code
+    and log have to do.
+    """
+    try:
+        if not folder.spec_file.is_file():
+            raise StorageError(f"storage: {folder.spec_file} is not there on this node. Mount the shared folder.")
+        if not is_newest(folder, outcome.attempt):
+            told = "attempt %d of the run in %s was superseded: its end (%s) is not recorded"
+            log.warning(told, outcome.attempt, folder.root, outcome.state)
+            return False
+        write_atomic(folder.outcome_file, outcome.model_dump_json(indent=1).encode())
+    except (StorageError, OSError) as err:
+        log.error("the end of attempt %d (%s: %s) is not stored: %s", outcome.attempt, outcome.state, outcome.message, err)
+    return True
+
+
+def is_newest(folder: RunFolder, attempt: int) -> bool:
+    """True when the driver of `attempt` claimed the newest attempt too, or none was claimed.
+
+    A claim that cannot be read is no sign that another driver goes on, so it is taken for this one's.
+    """
+    try:
+        check_driver_fence(folder, attempt)
+    except Superseded:
+        return False
+    except DataError:
+        return attempt in claimed_attempts(folder)  # else nobody claimed it, and others claimed newer ones
+    return True
+
+
+def read_outcome(folder: RunFolder) -> Outcome | None:
+    """How the newest job of a run ended; None while none has."""
+    try:
+        return Outcome.model_validate_json(folder.outcome_file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -1,0 +1,264 @@
+"""Brings MLflow up to date from run folders alone: what no job delivered, and the end of runs whose jobs are gone.
+
+Works where the campaign, the cluster that made the runs, or MLflow's own database no longer exist: the run folder is the authority.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.campaign.orphan_workers import FRESH_S
+from orchestrator.campaign.state_reporter import final_state, is_refusal
+from orchestrator.campaign.takeover import living_job, noted_run_id, refuse_mixture, track
+from orchestrator.queue.registry import Board
+from orchestrator.run.activity import newest_stamp
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.outcome import Outcome, read_outcome
+from orchestrator.run.status import Names, meant
+from orchestrator.tracking.delivery import CHECKPOINTS, Delivery, address_of, epochs_missing
+from orchestrator.tracking.records import STATE_TAG, shared_reason
+from orchestrator.validation.report import deliver as deliver_reports
+from orchestrator.validation.report import stored_reports
+from trainers.contract.commits import newest_committed
+from trainers.contract.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
+from trainers.contract.fencing import newest_attempt
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.contract.states import RunState
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import Tracker
+
+log = logging.getLogger(__name__)
+
+RESULTS_VARIABLE = "nnUNet_results"
+LINE_PREFIX = "NNFLEET-SYNC "
+"""Begins the lines by which a job on the cluster tells what it did."""
+GONE = "its job is gone; `nnfleet resume` continues it."
+VALIDATION_SIGN_S = 900.0
+"""A full validation on a cluster that this one does not know shows its life by finished cases: a large one takes minutes."""
+
+
+class Synced(Frozen):
+    """What was done with one run."""
+
+    run_key: str
+    run_folder: Path
+    delivered: tuple[str, ...] = ()
+    lacking: str = ""
+    """What could not be delivered, and why."""
+    note: str = ""
+    """Why nothing had to be done."""
+
+    @property
+    def line(self) -> str:
+        """The run in one line."""
+        done = ", ".join(self.delivered) or self.note or ("nothing delivered" if self.lacking else "complete")
+        return f"{self.run_key}: {done}" + (f"; LACKING: {self.lacking}" if self.lacking else "")
+
+
+def run_folders(results: Path) -> list[RunFolder]:
+    """All run folders below an nnUNet_results. Raises ConfigError when that is no folder."""
+    if not results.is_dir():
+        raise ConfigError(f"sync: {results} is not a folder. Name the nnUNet_results of the runs: --results FOLDER.")
+    return [RunFolder(file.parents[1].absolute()) for file in sorted(results.glob("*/*/fold_*/nnfleet/run.json"))]
+
+
+def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Iterator[Synced]:
+    """`sync` of every run below a results folder (by default nnUNet_results), or of the one called `run` if it is not empty.
+
+    Raises ConfigError.
+    """
+    place = results or Path(os.environ.get(RESULTS_VARIABLE, ""))
+    if place == Path():
+        raise ConfigError(
+            f"sync: {RESULTS_VARIABLE} is not set here. Export it (on a cluster where its head starts), or use --results FOLDER."
+        )
+    folders = run_folders(place.absolute())
+    return sync(called(run, folders) if run else folders, jobs)
+
+
+def read_lines(log_text: str) -> list[Synced]:
+    """What a job on the cluster has told."""
+    told = [line for line in log_text.splitlines() if line.startswith(LINE_PREFIX)]
+    return [Synced.model_validate_json(line.removeprefix(LINE_PREFIX)) for line in told]
+
+
+def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
+    """The one run folder among `folders` that is called `run`. Raises ConfigError with the candidates."""
+    readable = list(_readable(folders))
+    names = [Names(spec.run_key, spec.address, noted_run_id(folder)) for folder, spec in readable]
+    found = [readable[i] for i in meant(run, names)]
+    if len(found) == 1:
+        return [found[0][0]]
+    keys = ", ".join(sorted(spec.run_key for _, spec in (found or readable))[:10]) or "none"
+    if found:
+        raise ConfigError(f"run: {run!r} fits {len(found)} runs: {keys}. Give more of the run key.")
+    raise ConfigError(f"run: no run folder here belongs to {run!r}. Known: {keys}. Name another nnUNet_results by --results.")
+
+
+def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
+    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one. A run's trouble stops no other."""
+    for folder in folders:
+        try:
+            spec = folder.spec()
+        except (DataError, StorageError) as err:
+            yield Synced(run_key="unreadable", run_folder=folder.root, lacking=str(err))
+            continue
+        yield _sync_one(folder, spec, jobs)
+
+
+def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Synced:
+    if not spec.tracking_uri and not folder.mlflow_file.exists():
+        return Synced(run_key=spec.run_key, run_folder=folder.root, note="not tracked")
+    delivered: list[str] = []
+    lacking = ""
+    try:
+        folder.check_is_own(spec)  # of a copy, the MLflow run that it notes is the original's
+        if is_alive(folder, spec, jobs, time.time()):
+            return Synced(
+                run_key=spec.run_key,
+                run_folder=folder.root,
+                note="a job of it lives and delivers; `nnfleet sync` after its end looks again",
+            )
+        _deliver(folder, spec, delivered)
+    except (NnfleetError, OSError) as err:
+        lacking = str(err)
+    except Exception as err:  # whatever a folder of another age holds
+        log.exception("%s was not delivered", spec.run_key)
+        lacking = f"{type(err).__name__}: {err}"
+    return Synced(run_key=spec.run_key, run_folder=folder.root, delivered=tuple(delivered), lacking=lacking)
+
+
+def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
+    """Send everything that MLflow lacks of one run; what arrived is appended to `delivered`. Raises what keeps the rest back."""
+    from orchestrator.tracking.checkpoint_store import published
+    from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
+
+    uri = address_of(folder, spec).tracking_uri if folder.mlflow_file.exists() else spec.tracking_uri  # type: ignore[union-attr]
+    tracker = Tracker(uri)
+    tracker.ping()
+    run_id, is_new = _run_of(folder, spec, tracker)
+    if is_new:
+        delivered.append("a new MLflow run")
+    delivery = Delivery(folder, newest_attempt(folder))
+    committed = delivery.committed()
+    missing = [] if committed is None else epochs_missing(committed.history, tracker.logged_epochs(run_id))
+    before = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
+    delivery.send_metrics(closing=True)
+    if missing:
+        delivered.append(f"{len(missing)} epochs")
+    reports = stored_reports(folder, spec, tracker.metrics(run_id))
+    if reports:
+        if (failure := deliver_reports(folder, spec, reports, waits_s=())) is not None:
+            raise TrackingError(failure)
+        delivered.extend(f"full validation of {report.name}" for report in reports)
+    delivery.send_files(closing=True)
+    for name in CHECKPOINTS:
+        after = published(tracker, run_id, name)
+        if after is not None and after != before[name]:
+            delivered.append(f"checkpoint {name} of epoch {after.manifest.epoch}")
+    told = tell_state(tracker, run_id, folder, spec)
+    if told is not None:
+        delivered.append(f"state {told}")
+
+
+def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:
+    """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the noted one."""
+    noted = noted_run_id(folder)
+    if noted:
+        try:
+            tracker.tags(noted)
+            if newest_committed(folder) is None:  # then another folder may have taken the MLflow run over
+                refuse_mixture(spec, tracker)
+            return noted, False
+        except TrackingError as err:
+            if getattr(err.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("%s: %s", spec.run_key, err)
+    known = tracker.known_run(spec.run_key)
+    if known is not None:
+        refuse_mixture(spec, tracker)
+    return track(spec, tracker).run_id, True
+
+
+def tell_state(tracker: "Tracker", run_id: str, folder: RunFolder, spec: RunSpec) -> RunState | None:
+    """Give a run without living job the state that its folder tells; returns it, or None when MLflow has it already."""
+    outcome = read_outcome(folder)
+    due = state_due(tracker.tags(run_id).get(STATE_TAG, ""), outcome)
+    if due is None:
+        return None
+    tracker.set_state(run_id, due)
+    reason = GONE if final_state(outcome) is None or outcome is None else "" if due is RunState.SUCCEEDED else outcome.message
+    tracker.set_tags(run_id, {"nnfleet.reason": GONE if reason == GONE else shared_reason(spec, reason)})
+    return due
+
+
+def state_due(shown: str, outcome: Outcome | None) -> RunState | None:
+    """The state that MLflow has to be told of a run without living job; None when what it shows is right. Pure."""
+    end = final_state(outcome)
+    if end is not None:
+        return None if shown == end.value else end
+    is_shown_ended = shown in RunState.__members__ and RunState(shown).is_final
+    return None if is_shown_ended else RunState.STOPPED
+
+
+def is_alive(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], now_unix: float) -> bool:
+    """True when a job of the run lives on this cluster, or its folder shows fresh life from another one."""
+    if living_job(spec, jobs) is not None:
+        return True
+    own = [job for job in jobs if job.run_key == spec.run_key and job.kind in ("train", "validate")]
+    if final_state(read_outcome(folder)) is not None:
+        return False
+    if not own and now_unix - _newest_case_unix(folder) < VALIDATION_SIGN_S:
+        return True
+    stamp = newest_stamp(folder)
+    is_of_dead_job = bool(own) and stamp <= max(job.ended_unix or 0.0 for job in own)
+    return not is_of_dead_job and abs(now_unix - stamp) < FRESH_S  # a stamp from far in the future is of a clock that jumped
+
+
+def _newest_case_unix(folder: RunFolder) -> float:
+    return max((folder.cases(name).stat().st_mtime for name in CHECKPOINTS if folder.cases(name).is_dir()), default=0.0)
+
+
+def sweep(tracker: "Tracker", jobs: Sequence[JobRecord], board: Board) -> list[str]:
+    """End in MLflow what died unnoticed: runs shown as going on whose folder is seen here and of which nothing lives; returns their keys.
+
+    A run that waits for its next job lives as long as its campaign, which names it on `board`. The caller holds the lock of openings: no
+    campaign takes up a run meanwhile. A server that is away, or one run's trouble, is only logged.
+    """
+    ended: list[str] = []
+    living = {job.campaign for job in jobs if job.is_live and job.kind == "campaign"}
+    held = {run_key for note in board.notes(living).values() for run_key in note.runs}
+    try:
+        open_runs = tracker.open_runs()
+    except TrackingError as err:
+        log.warning("runs that died unnoticed were not looked for: %s", err)
+        return ended
+    for shown in open_runs:
+        folder = RunFolder(Path(shown.run_folder))
+        try:
+            if not folder.root.is_absolute() or not folder.spec_file.is_file():
+                continue
+            spec = folder.spec()
+            is_its_own = spec.run_key == shown.run_key and noted_run_id(folder) == shown.run_id  # a tag is no proof
+            if not is_its_own or shown.run_key in held or is_alive(folder, spec, jobs, time.time()):
+                continue
+            if tell_state(tracker, shown.run_id, folder, spec) is not None:
+                ended.append(shown.run_key)
+        except (NnfleetError, OSError) as err:
+            log.warning("%s: its state was not looked after: %s", shown.run_key, err)
+            if isinstance(err, TrackingError) and not is_refusal(err):
+                break  # the server is away, and each further run would wait for it as long
+    return ended
+
+
+def _readable(folders: Iterable[RunFolder]) -> Iterator[tuple[RunFolder, RunSpec]]:
+    for folder in folders:
+        try:
+            yield folder, folder.spec()
+        except (DataError, StorageError) as err:
+            log.warning("%s", err)

@@ -1,0 +1,294 @@
+"""What MLflow is told of a run, as plain values: names of metrics, parameters, tags. Nothing here speaks to MLflow.
+
+Parameters cannot change in MLflow, so only what the run key fixes is a parameter; what may differ between attempts is a tag.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from pydantic import Field
+
+from orchestrator.run.status import Names, meant
+from trainers.contract.commits import EpochRow, Manifest
+from trainers.contract.errors import ConfigError, NnfleetError
+from trainers.contract.plans import labels_of, load_dataset_json, load_plans
+from trainers.contract.pseudonyms import pseudonym_salt
+from trainers.contract.run_spec import Frozen, RunSpec
+
+log = logging.getLogger(__name__)
+
+RUN_KEY_TAG = "nnfleet.run_key"
+STATE_TAG = "nnfleet.state"
+ADDRESS_TAG = "nnfleet.address"
+MARKER_METRIC = "time/epoch_s"
+"""Logged for every epoch, always finite: the epochs that MLflow has are the steps of this metric."""
+MAX_CLASS_METRICS = 60
+"""Classes that get curves of their own; the charts page of MLflow freezes with hundreds of keys."""
+DIGEST_LENGTH = 36
+"""MLflow refuses longer dataset digests."""
+RECORDED_PACKAGES = ("nnfleet", "ray", "torch", "nnunetv2", "mlflow")
+
+
+class Published(Frozen):
+    """A checkpoint in MLflow's artifacts; as JSON in a tag of the run it is the commit of the upload."""
+
+    directory: str = Field(pattern=r"^checkpoints/(best|final)/e[0-9]+-[0-9a-f]{8}$")
+    """Artifact path of the directory that holds the checkpoint and manifest.json; checked, as whoever may write tags chooses it."""
+    manifest: Manifest
+
+    @property
+    def file(self) -> str:
+        """Artifact path of the checkpoint itself."""
+        return f"{self.directory}/checkpoint_{self.manifest.checkpoint}.pth"
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch as MLflow gets it: always the same values and time for the same row, so sending twice changes nothing."""
+
+    epoch: int
+    timestamp_ms: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """What MLflow holds of a run."""
+
+    run_id: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The newest value of each."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that MLflow shows as not ended."""
+
+    run_id: str
+    run_key: str
+    state: str
+    run_folder: str
+    """As a tag says; whoever may write tags chooses it."""
+
+
+@dataclass(frozen=True)
+class RunName:
+    """The names by which a user may call a run."""
+
+    run_id: str
+    run_key: str
+    address: str
+
+
+def metric_name(text: str) -> str:
+    """`text` with every character that MLflow refuses in a metric name replaced by `_`."""
+    return re.sub(r"[^\w\-. :]", "_", text).replace("..", "__").strip() or "_"
+
+
+def metric_names(texts: Sequence[str]) -> list[str]:
+    """Metric names for several classes; two that become equal are told apart by a number."""
+    taken: dict[str, int] = {}
+    names = []
+    for text in texts:
+        name = metric_name(text)
+        taken[name] = taken.get(name, 0) + 1
+        names.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+    return names
+
+
+def metric_path(text: str) -> str:
+    """A whole metric key: `/` stays as the separator of sections."""
+    return "/".join(metric_name(part) for part in text.split("/"))
+
+
+def epoch_metrics(history: Sequence[EpochRow], class_names: Sequence[str]) -> list[EpochMetrics]:
+    """What MLflow shows of each epoch of a whole history. `best/ema_pseudo_dice` appears only where the score rises.
+
+    Values that are not finite are left out: MLflow turns infinity into 1.8e308, and a class that no patch showed has no Dice.
+    """
+    names = metric_names(class_names)
+    if len(names) > MAX_CLASS_METRICS:
+        names = []
+    best: float | None = None
+    records = []
+    for row in history:
+        values = _row_values(row, names)
+        ema = row.ema_pseudo_dice
+        if ema is not None and math.isfinite(ema) and (best is None or ema > best):
+            best = ema
+            values["best/ema_pseudo_dice"] = ema
+        finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+        records.append(EpochMetrics(row.epoch, int(row.ended_unix * 1000), finite))
+    return records
+
+
+def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
+    values = {
+        "train/loss": row.train_loss,
+        "val/loss": row.val_loss,
+        "val/pseudo_dice_mean": row.pseudo_dice_mean,
+        "lr": row.learning_rate,
+        MARKER_METRIC: row.epoch_s if math.isfinite(row.epoch_s) else 0.0,
+        "time/train_s": row.train_s,
+        "time/val_s": row.val_s,
+        "time/wait_data_s": row.wait_data_s,
+        "time/save_s": row.save_s,
+        "throughput/samples_per_s": row.samples_per_s,
+        "gpu/memory_gib": row.gpu_memory_gib,
+        "workers": float(row.world_size),
+        "attempt": float(row.attempt),
+    }
+    if row.ema_pseudo_dice is not None:
+        values["val/ema_pseudo_dice"] = row.ema_pseudo_dice
+    values |= {f"val/pseudo_dice/{name}": dice for name, dice in zip(class_names, row.pseudo_dice, strict=False)}
+    values |= {key if key.startswith("system/") else f"system/node_0/{metric_path(key)}": v for key, v in row.system.items()}
+    return values
+
+
+def run_name(spec: RunSpec) -> str:
+    """Readable name of the run: its address, with plans and seed where they are not the usual ones."""
+    parts = [spec.address]
+    if spec.plans != "nnUNetPlans":
+        parts.append(spec.plans)
+    if spec.seed:
+        parts.append(f"seed {spec.seed}")
+    return ", ".join(parts)
+
+
+def class_names(spec: RunSpec) -> list[str]:
+    """Names of the scored classes in the order of `EpochRow.pseudo_dice`."""
+    return list(labels_of(load_dataset_json(spec.preprocessed_folder)).foreground)
+
+
+def params_of(spec: RunSpec) -> dict[str, str]:
+    """MLflow parameters of a run: everything that the run key fixes, with the essentials of the plans."""
+    grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest")
+    params = {key: str(getattr(spec, key)) for key in grouping}
+    params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
+    params |= {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
+    return params | _plan_params(spec)
+
+
+def _plan_params(spec: RunSpec) -> dict[str, str]:
+    try:
+        plan = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+        names = class_names(spec)
+    except NnfleetError as err:
+        log.warning("the plans of %s are not recorded in MLflow: %s", spec.run_key, err)
+        return {}
+    architecture: Mapping[str, Any] = plan.get("architecture") or {}
+    arguments: Mapping[str, Any] = architecture.get("arch_kwargs") or {}
+    found = {
+        "patch_size": _times(plan.get("patch_size")),
+        "batch_size": plan.get("batch_size"),
+        "spacing_mm": _times(plan.get("spacing")),
+        "batch_dice": plan.get("batch_dice"),
+        "normalization": ", ".join(map(str, plan.get("normalization_schemes") or ())),
+        "architecture": str(architecture.get("network_class_name") or plan.get("UNet_class_name") or "").rsplit(".", 1)[-1],
+        "features_per_stage": "-".join(map(str, arguments.get("features_per_stage") or ())),
+        "num_classes": len(names),
+        "classes": ", ".join(names),
+    }
+    return {key: str(value) for key, value in found.items() if value not in (None, "")}
+
+
+def _times(sizes: Sequence[float] | None) -> str:
+    return " x ".join(f"{size:g}" for size in sizes or ())
+
+
+def validation_data(spec: RunSpec) -> str:
+    """SHA-256 that stands for the validation cases: equal only where scores may be compared. With pseudonyms it is keyed."""
+    salt = [pseudonym_salt(spec.model_folder.parent)] if spec.pseudonyms else []
+    return sha256("\n".join([*salt, spec.data_digest, *spec.val_cases]).encode()).hexdigest()
+
+
+def shared_reason(spec: RunSpec, reason: str) -> str:
+    """Why a run is in its state, as MLflow may show it. With pseudonyms nothing: a reason may name cases."""
+    return "" if spec.pseudonyms else reason[:500]
+
+
+def tags_of(spec: RunSpec) -> dict[str, str]:
+    """MLflow tags of a run: its names, and what may differ between attempts (workers, loader, validation, kernels, versions)."""
+    tags = {
+        RUN_KEY_TAG: spec.run_key,
+        ADDRESS_TAG: spec.address,
+        "nnfleet.kind": "run",
+        "nnfleet.variant": f"{spec.configuration}__{spec.trainer}__{spec.plans}",
+        "nnfleet.run_folder": str(spec.run_folder),
+        "nnfleet.images": str(spec.images),
+        "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",
+        **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "fold", "seed")},
+        **{f"nnfleet.workers.{key}": str(value) for key, value in spec.workers.model_dump().items()},
+        **{f"nnfleet.loader.{key}": str(value) for key, value in spec.loader.model_dump().items()},
+        **{f"nnfleet.validation.{key}": str(value) for key, value in spec.validation.model_dump(mode="json").items()},
+        **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("deterministic", "compile", "pseudonyms")},
+    }
+    return tags | {f"nnfleet.version.{name}": found for name, found in versions().items()}
+
+
+def job_tags(submission_id: str, attempt: int) -> dict[str, str]:
+    """Which attempt of a run, and which Ray job, MLflow was told by last; the id is that of `nnfleet logs` and of Ray's dashboard."""
+    kind = {"train": "training", "validate": "validation"}.get(submission_id.split("-", 1)[0])
+    return {"nnfleet.attempt": str(attempt)} | ({f"nnfleet.ray_job.{kind}": submission_id} if kind else {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run does, read from their metadata without importing them."""
+    found = {"python": python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What an entry in MLflow's Models tab holds."""
+
+    name: str
+    sha256: str
+    """Of the checkpoint; one run has at most one entry per checkpoint."""
+    files: Mapping[str, Path]
+    """Path inside the model -> local file."""
+    params: Mapping[str, str]
+    scores: Mapping[str, float]
+    unix: float
+    """Time of the scores, the one with which the run itself has them."""
+    data: tuple[str, str]
+    """Name and digest of the cases that gave the scores."""
+
+
+def note_of(spec: RunSpec, run_id: str) -> str:
+    """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
+    return (
+        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}, fold {spec.fold}**, trained by nnfleet for {spec.schedule.epochs} epochs "
+        f"on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
+        "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
+        f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"
+        f"![Losses, pseudo-Dice, times and learning rate](get-artifact?path=progress.png&run_uuid={run_id})"
+    )
+
+
+def match_run(text: str, names: Sequence[RunName]) -> RunName:
+    """The one run that `text` means, by the rule of `run_status.meant`.
+
+    Raises ConfigError, with the candidates, when none or several fit.
+    """
+    fitting = [names[i] for i in meant(text, [Names(n.run_key, n.address, n.run_id) for n in names])]
+    if len(fitting) == 1:
+        return fitting[0]
+    candidates = ", ".join(sorted(n.run_key for n in (fitting or names))[:10]) or "none"
+    if not fitting:
+        raise ConfigError(f"run: no run in MLflow is called {text!r}. Give a run key, an address or a run id. Known: {candidates}.")
+    raise ConfigError(f"run: {text!r} fits {len(fitting)} runs: {candidates}. Give more of the run key.")

@@ -1,0 +1,299 @@
+"""The training job: `python -m orchestrator.training.driver RUN_FOLDER`, one Ray job per run.
+
+Driver (head node): claim an attempt, check everything, start the publisher, let Ray Train run the workers, deliver what is left,
+hand over to the full-validation job, write how it ended. Workers (anywhere): the loop of `trainers/training/loop.py`, nothing else.
+Ray restarts the workers whenever one dies, as long as our budgets allow it (`failure_policy.py`); each start continues from the newest
+state in the run folder, not from a checkpoint of Ray's.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+
+from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
+from orchestrator.training.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, keep_evidence, read_failures
+from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.errors import ClusterError, NnfleetError, StorageError
+from trainers.contract.fencing import check_driver_fence, claim_attempt
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage import patiently
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from trainers.training.world import World
+
+log = logging.getLogger(__name__)
+COLLECTIVE_TIMEOUT_S = 600
+RESIZE_LOOK_S = 60.0
+"""How often an elastic run looks for room for more workers: each growth restarts all of them."""
+DELIVERY_S = 60.0
+"""How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What Ray hands to every worker."""
+
+    run_folder: str
+    driver: str
+    attempt: int
+    """The driver's own number: its workers start only while no other driver has claimed a later one."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the run of a run folder; the exit code is 0 unless it failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--attempt", type=int, default=1, help="the least number that the attempt gets: of its Ray job")
+    options = parser.parse_args(arguments)
+    folder = RunFolder(options.run_folder)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    ray.init(logging_level=logging.WARNING)
+    try:
+        outcome = run_training(folder, options.attempt)
+    except NnfleetError as err:  # nothing of this job could be stored: its exit code and log have to do
+        print(err)
+        return err.exit_code
+    print(outcome.message)
+    return outcome.exit_code
+
+
+def run_training(folder: RunFolder, least_attempt: int = 1, *, hands_over: bool = True) -> Outcome:
+    """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
+    attempt is claimed; before, raises DataError (its run.json is broken) or StorageError (run or dataset are not to be seen, or the disk
+    takes no claim, for minutes)."""
+    from orchestrator.campaign.state_reporter import tell_end
+    from orchestrator.tracking.publisher import Publisher
+
+    driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    spec = patiently(folder.living_spec, f"the start of {folder.root}")
+    info = {
+        "job": os.environ.get("NNFLEET_SUBMISSION_ID", ""),
+        "cluster": os.environ.get("RAY_ADDRESS", ""),
+        "role": "driver",
+        "pid": os.getpid(),
+        "node": this_node(),
+    }
+    attempt = patiently(lambda: claim_attempt(folder, driver, info, least_attempt), f"the claim of {folder.root}")
+    job = WorkerJob(str(folder.root), driver, attempt)
+    outcome = preflight(spec, job.attempt)
+    if outcome is not None:
+        if write_outcome(folder, outcome):
+            tell_end(folder, outcome)
+        return outcome
+    publisher = Publisher(folder, job.attempt)
+    publisher.start()
+    try:
+        outcome = fit(spec, folder, job)
+        if not write_outcome(folder, outcome):  # before anything that may take long: whoever asks shall know
+            outcome = outcome.model_copy(update={"state": "SUPERSEDED"})
+        if outcome.state == "TRAINED" and hands_over:
+            hand_over(folder, spec, job.attempt)
+        if outcome.state != "SUPERSEDED" and not publisher.flush(DELIVERY_S):
+            log.warning("the tracking server did not take everything within %.0f s; the next job of this run delivers it", DELIVERY_S)
+        tell_end(folder, outcome)
+    finally:
+        publisher.stop()
+    return outcome
+
+
+def preflight(spec: RunSpec, attempt: int) -> Outcome | None:
+    """Everything that can be checked without a worker; a problem here never takes a GPU and, unless a disk is away, is never retried."""
+    from orchestrator.dataset.preflight import check_run
+
+    try:
+        problems = patiently(lambda: check_run(spec), f"the check of {spec.preprocessed_folder}")
+    except StorageError as err:
+        return Outcome(job="training", state="FAILED_CLUSTER", attempt=attempt, message=str(err))
+    except NnfleetError as err:
+        problems = [str(err)]
+    if not problems:
+        return None
+    return Outcome(job="training", state="FAILED_CONFIG", attempt=attempt, message="; ".join(problems))
+
+
+def hand_over(folder: RunFolder, spec: RunSpec, attempt: int) -> None:
+    """Submit the full validation as a job of its own. If that fails, the campaign does it: it sees a trained run without one."""
+    from orchestrator.cluster.jobs import Jobs
+    from orchestrator.run.job_record import validations
+
+    try:
+        jobs = Jobs.inside_job()
+        elsewhere = [job for job in validations(jobs.records(), spec.run_key, attempt) if job.run_folder != str(folder.root)]
+        jobs.submit_validation(folder, spec, attempt, len(elsewhere))  # the name that the campaign would give it
+    except ClusterError as err:
+        log.warning("the validation job was not submitted from here: %s", err)
+
+
+def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
+    """Let Ray Train run the workers and say how that ended."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    try:
+        result = trainer(spec, folder, job).fit()
+    except (TrainingFailedError, RayError) as err:
+        return failed(folder, job, err)
+    return ended(folder, job.attempt, result.return_value)  # type: ignore[attr-defined] # Train v2 has it, the annotation is of v1
+
+
+def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
+    """The outcome of a training that ended by a failure: the one that our policy has called final, else the loss of Ray's controller."""
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from orchestrator.training.failure_policy import blame_of
+
+    final = [failure for failure in read_failures(folder, job.driver) if failure.is_final]
+    if final:
+        return Outcome(job="training", attempt=job.attempt, **final[-1].record())
+    if isinstance(error, TrainingFailedError):  # the disk did not take the record
+        found = blame_of(error)
+        return Outcome(job="training", attempt=job.attempt, state=found.state, message=found.message, evidence=found.evidence)
+    message = f"training ended with {type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
+    evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
+    return Outcome(job="training", state="FAILED_CLUSTER", attempt=job.attempt, message=message, evidence=evidence)
+
+
+def ended(folder: RunFolder, attempt: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
+    """The outcome of workers that all returned. Raises StorageError where nothing of what they committed is to be seen for minutes."""
+
+    def newest() -> Committed | None:
+        found = newest_committed(folder)
+        if found is None and state == "TRAINED":
+            raise StorageError(
+                f"storage: {folder.state} shows no state of a training that has ended. Mount the shared folder on this node."
+            )
+        return found
+
+    reached = patiently(newest, f"the end of {folder.root}")
+    epochs = reached.epochs_done if reached else 0
+    return Outcome(job="training", state=state, attempt=attempt, message=f"{state.lower()} after {epochs} epochs")
+
+
+def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
+    """The gang of DDP workers: placed all at once or not at all, restarted together; an elastic one also when their number changes."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    from orchestrator.training.failure_policy import BudgetPolicy
+    from orchestrator.training.gang_trainer import GangTrainer
+    from orchestrator.training.save_before_resize import SaveBeforeResize
+    from orchestrator.training.scaling_policy import Allowance, FreeRoom
+
+    resources = {"CPU": float(spec.workers.cpus)}
+    if spec.workers.gpus:
+        resources["GPU"] = float(spec.workers.gpus)
+    environment = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if spec.deterministic else None
+    scaling = ScalingConfig(  # type: ignore[call-arg] # Train v2's, the annotation is of v1
+        num_workers=(spec.workers.least, spec.workers.most) if spec.workers.is_elastic else spec.workers.count,  # type: ignore[arg-type]
+        use_gpu=spec.workers.gpus > 0,
+        resources_per_worker=resources,
+        placement_strategy="PACK",
+        elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
+    )
+    policies: dict[str, Any] = {"failure_policy": BudgetPolicy(folder, job.driver, job.attempt)}
+    if spec.workers.is_elastic:
+        policies["scaling_policy"] = FreeRoom(scaling, Allowance.on_this_cluster(spec.run_key))
+    return GangTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        policies=policies,
+        scaling_config=scaling,
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        run_config=RunConfig(  # type: ignore[call-arg] # as above
+            name=f"a{job.attempt:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
+            storage_path=str(folder.own / "ray_train"),
+            callbacks=[SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
+            worker_runtime_env=environment,
+        ),
+    )
+
+
+def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
+    """One worker: claim a number for this start, restore, train, and return how it ended."""
+    job = WorkerJob(**config)
+    folder = RunFolder(Path(job.run_folder))
+    recent = RecentLog()
+    logging.getLogger().addHandler(recent)
+    logging.getLogger("trainers").setLevel(logging.INFO)
+    try:
+        from trainers.training.world import current_world
+
+        spec = patiently(folder.living_spec, f"the start of {folder.root}")
+        world = current_world(spec.workers.gpus)
+        what = f"the claim of a start of {folder.root}"
+        attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
+        return train_here(spec, folder, world, attempt)
+    except Exception as err:
+        sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
+        keep_evidence(sent, f"On node {this_node()}", recent.text())
+        raise sent  # noqa: B904 # mostly the very same
+    finally:
+        logging.getLogger().removeHandler(recent)
+
+
+def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
+    """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
+    check_driver_fence(folder, job.attempt)
+    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
+
+
+def this_node() -> str:
+    """Ray's id of this process's node."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def is_leaving() -> bool:
+    """True once Ray has told this worker that a node of the run will be taken away. `ray.train.get_preemption_info` would be a barrier."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> Literal["TRAINED", "STOPPED"]:
+    """Train on this worker until the run is trained or stopped."""
+    import torch
+
+    from orchestrator.training.loader_pool import LoaderPool
+    from trainers.contract.split_batch import rank_positions
+    from trainers.training.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
+    from trainers.training.loop import train
+    from trainers.training.mid_epoch import Midway
+
+    torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
+    if world.is_main:
+        start_training_log(folder)
+    plan = blueprint(spec)
+    newest = newest_everywhere(folder, world)
+    reached = reached_by(newest, spec.schedule)
+    positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
+    with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
+        learner = assemble(spec, plan, world, attempt)
+        restore(folder, learner, newest)
+        writer = state_writer(spec, folder, plan, attempt, newest) if world.is_main else None
+        warm_up(learner, plan, world)
+        midway = Midway(spec, folder, world, learner, writer, is_leaving)
+        return train(spec, folder, world, learner, source, midway, reached)
+
+
+def start_training_log(folder: RunFolder) -> None:
+    """Write what the trainers log to nnU-Net's place and name for it, a new file per start."""
+    handler = logging.FileHandler(folder.root / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt"))
+    handler.setFormatter(logging.Formatter("%(asctime)s: %(message)s"))
+    logging.getLogger("trainers").addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""What follows a failure in Ray Train's controller: our budgets decide, not Ray's counters, which know neither whose fault it was nor
+whether there was progress in between.
+
+Runs in the controller, on the head node, once per failed start. What it counts is in its memory; the files are for people, and for the
+driver, which tells how the job ended.
+"""
+
+import logging
+import time
+from typing import Any
+
+from ray.train.v2._internal.exceptions import (  # Ray's marks of workers that are gone or find no room
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+
+from orchestrator.run.outcome import EVIDENCE_CHARACTERS
+from orchestrator.training.failures import MESSAGE_CHARACTERS, Blame, RankError, blame, write_failure
+from orchestrator.training.retry_budgets import Failure, verdict
+from trainers.contract.commits import reached_position
+from trainers.contract.errors import NnfleetError
+from trainers.contract.fencing import newest_attempt_of
+from trainers.contract.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class BudgetPolicy(FailurePolicy):
+    """Starts the workers again as long as the budgets allow it (`budgets.verdict`)."""
+
+    def __init__(self, folder: RunFolder, driver: str, attempt: int) -> None:
+        super().__init__(FailureConfig())
+        self._folder, self._driver, self._attempt = folder, driver, attempt
+        self._position = (0, 0)
+        self._failures: list[Failure] = []
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
+        """RETRY or RAISE. A gang that finds no room in time is no failure: it waits on.
+
+        An error of the controller's own ends the job, also a rank's death while the gang is set up: Ray 2.60 then keeps the room of the
+        half-started gang for ever, from the next one too. The end of the controller frees it, and the campaign starts another job.
+        """
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            log.warning("no room for the workers yet, they wait on: %s", cause)
+            return FailureDecision.RETRY
+        found = blame_of(training_failed_error)
+        self._look()
+        failure = Failure(
+            driver=self._driver,
+            attempt=self._attempt,
+            kind=found.kind,
+            state=found.state,
+            epochs_done=self._position[0],
+            iteration=self._position[1],
+            message=found.message,
+            evidence=found.evidence,
+            rank=found.rank,
+            unix=time.time(),
+        )
+        self._failures.append(failure)
+        is_rays = isinstance(training_failed_error, ControllerError)
+        final = failure if is_rays else verdict(self._failures, self._position)
+        write_failure(self._folder, failure if final is None else final.model_copy(update={"is_final": True}))
+        log.warning("%s: %s", "the workers start again" if final is None else "the job ends", failure.message)
+        return FailureDecision.RETRY if final is None else FailureDecision.RAISE
+
+    def _look(self) -> None:
+        """Number of the start and how far training has come; where the disk does not tell, they are what they were."""
+        try:
+            self._position = reached_position(self._folder)
+            self._attempt = newest_attempt_of(self._folder, self._driver) or self._attempt
+        except (NnfleetError, OSError) as err:
+            log.warning("%s cannot be read, so no progress is seen: %s", self._folder.root, err)
+
+
+def blame_of(error: TrainingFailedError) -> Blame:
+    """What an error of Ray Train comes to; pure."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return blame({rank: rank_error(found) for rank, found in error.worker_failures.items()})
+    text = str(error)
+    kind: Any = "preemption" if isinstance(error, PreemptionError) else "cluster"
+    return Blame(kind, "FAILED_CLUSTER", text[:MESSAGE_CHARACTERS], text[-EVIDENCE_CHARACTERS:])
+
+
+def rank_error(error: Exception) -> RankError:
+    """Ray Train's error of one rank: it marks those of ranks that are gone, and hands on what a rank's own code raised."""
+    if isinstance(error, WorkerHealthCheckFailedError):
+        return RankError(error.health_check_failure, is_raised=False)
+    return RankError(error, is_raised=not isinstance(error, WorkerHealthCheckTimeoutError))

@@ -1,0 +1,191 @@
+"""Failed starts of a run's workers: what kind of failure an error is, and the files that remember it (`failures/<attempt>.json`).
+
+A worker that fails raises its error with the last lines of its log; Ray Train's controller, which also sees the workers that died
+without a word, decides by it and writes it down (`failure_policy.py`).
+"""
+
+import copy
+import logging
+import pickle
+import re
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState
+from orchestrator.training.retry_budgets import Failure, FailureKind
+from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
+from trainers.contract.files import write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.storage import is_of_storage
+
+log = logging.getLogger(__name__)
+RECENT_LINES = 40
+MESSAGE_CHARACTERS = 2000
+_EVIDENCE = "nnfleet_evidence"
+_LOST_NEIGHBOUR = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket Timeout", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+_KILLED_FOR_MEMORY = re.compile(r"memory pressure|running low on memory|NODE_OUT_OF_MEMORY")  # Ray's own words; every death "may" be an OOM
+
+
+class RecentLog(logging.Handler):
+    """Keeps the last lines that this process has logged, as evidence."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._lines: deque[str] = deque(maxlen=RECENT_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self._lines.append(self.format(record))
+
+    def text(self) -> str:
+        """The lines, oldest first."""
+        return "\n".join(self._lines)
+
+
+@dataclass(frozen=True)
+class RankError:
+    """What became of one rank."""
+
+    error: BaseException
+    is_raised: bool
+    """True when the rank's own code raised it; False when the rank is gone."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """What one failed start comes to."""
+
+    kind: FailureKind
+    state: EndState
+    """How the run ends if it is not tried again."""
+    message: str
+    evidence: str
+    rank: int | None = None
+
+
+def keep_evidence(error: BaseException, where: str, log_text: str) -> None:
+    """Attach to an error, where it was raised, its traceback and the end of the log: on its way to the controller the former is lost."""
+    trace = "".join(traceback.format_exception(error))
+    log_lines = f"Last lines of its log:\n{log_text}\n" if log_text else ""
+    setattr(error, _EVIDENCE, f"{where}. {log_lines}{trace[-max(0, EVIDENCE_CHARACTERS - len(where) - len(log_lines)) :]}")
+
+
+def can_be_sent(error: BaseException) -> bool:
+    """True when an error reaches another process as what it is."""
+    try:
+        pickle.dumps(error)
+        return type(copy.copy(error)) is type(error)  # made anew as pickle would
+    except Exception:
+        return False
+
+
+def kind_of(error: BaseException) -> tuple[FailureKind, EndState]:
+    """What kind of failure an error is that a worker's own code raised, and how a run ends by it; pure."""
+    match error:
+        case Superseded():
+            return "superseded", "SUPERSEDED"
+        case ConfigError() | DataError():
+            return "user", "FAILED_CONFIG"
+        case DivergedError():
+            return "user", "FAILED_CODE"
+    if is_of_storage(error):
+        return "cluster", "FAILED_CLUSTER"
+    if type(error).__module__.startswith("ray.exceptions"):  # a loader of the rank's is gone
+        return kind_of_death(error)[:2]
+    if is_out_of_memory(error):
+        return "user", "FAILED_CONFIG"
+    lost = any("Dist" in kind.__name__ and kind.__module__.startswith("torch") for kind in type(error).__mro__)
+    if lost or (isinstance(error, RuntimeError | OSError) and _LOST_NEIGHBOUR.search(str(error))):
+        return "cluster", "FAILED_CLUSTER"  # another rank went away and took this one's connections with it
+    return "code", "FAILED_CODE"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for a GPU or a host that has no memory left for what the run asks of it."""
+    named = any(kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch") for kind in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
+
+
+def message_of(error: BaseException) -> str:
+    """What went wrong and what to change, in a sentence or two."""
+    text = f"{type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
+    if not is_out_of_memory(error):
+        return text
+    return (
+        f"{text} The network does not fit into the memory of one worker. Raise workers.count (fewer samples per worker), use GPUs with "
+        "more memory, or plan a smaller patch: nnUNetv2_plan_experiment -gpu_memory_target."
+    )
+
+
+def blame(errors: Mapping[int, RankError]) -> Blame:
+    """Which rank's error is to blame for a failed start, and what it is; pure.
+
+    A rank that died takes the others' connections with it, so one death outweighs their errors.
+    """
+    rank, found = min(errors.items(), key=_weight)
+    evidence = str(getattr(found.error, _EVIDENCE, "")) or "".join(traceback.format_exception(found.error))
+    if found.is_raised:
+        kind, state = kind_of(found.error)
+        text = f"rank {rank}: {message_of(found.error)}"
+    else:
+        kind, state, fate = kind_of_death(found.error)
+        text = f"rank {rank} {fate}"
+    return Blame(kind, state, text[:MESSAGE_CHARACTERS], evidence[-EVIDENCE_CHARACTERS:], rank)
+
+
+def _weight(item: tuple[int, RankError]) -> tuple[int, int]:
+    """The user's error counts first, then a preemption, a death, an error of the code, and last the echo of another rank's death."""
+    rank, found = item
+    if found.is_raised:
+        order = {"superseded": 0, "user": 0, "code": 3}.get(kind_of(found.error)[0], 4)
+    else:
+        order = 1 if kind_of_death(found.error)[0] == "preemption" else 2
+    return order, rank
+
+
+def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
+    """What kind of failure the loss of a rank is, and words for it; pure."""
+    cause = " ".join(str(error).split())
+    if getattr(error, "preempted", False):
+        return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
+    if _KILLED_FOR_MEMORY.search(cause):
+        advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
+        return "memory", "FAILED_CONFIG", f"was ended for want of memory on its node. {advice} Ray says: {cause}"
+    return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
+
+
+def write_failure(folder: RunFolder, failure: Failure) -> None:
+    """Store why a start failed, in a file of its own. A disk that does not take it is only told: the budgets do not depend on it.
+
+    Does nothing where the run folder is not to be seen: a folder made there would hide that it is not shared.
+    """
+    try:
+        if not folder.own.is_dir():
+            return
+        path = folder.failures / f"{failure.attempt:04d}.json"
+        beside = len(list(folder.failures.glob(f"{failure.attempt:04d}*.json")))  # a start that died before it had a number of its own
+        write_atomic(path.with_stem(f"{path.stem}_{beside:03d}") if beside else path, failure.model_dump_json(indent=1).encode())
+    except (OSError, StorageError) as err:  # the error that is being recorded says more
+        log.error("the failure of attempt %d is not stored: %s", failure.attempt, err)
+
+
+def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:
+    """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are passed over with a warning."""
+    found: list[Failure] = []
+    try:
+        paths = sorted(folder.failures.glob("[0-9]*.json"), key=lambda path: path.stem)
+    except OSError as err:
+        log.warning("%s cannot be listed: %s", folder.failures, err)
+        return []
+    for path in paths:
+        try:
+            found.append(Failure.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as err:
+            log.warning("%s is not readable and is passed over: %s", path, err)
+    return [failure for failure in found if driver in (None, failure.driver)]

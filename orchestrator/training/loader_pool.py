@@ -1,0 +1,145 @@
+"""Batches prepared ahead by Ray actors that call the pure function of `trainers/data/samples.py`: nothing forks, nothing is left to chance.
+
+Any actor may prepare any batch, so a batch goes to the actor with the least to do, and one that an actor took to its grave is prepared
+again, bit for bit, when Ray has restarted it. Actors take no CPU of Ray's accounting (`num_cpus=0`): the worker that owns them has
+reserved their cores. They stay on its node where they can.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainers.contract.errors import StorageError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage import patiently
+from trainers.data.batches import Batch, Request, SplitName, requests_from
+
+if TYPE_CHECKING:
+    from trainers.data.dataset import TrainingData
+
+log = logging.getLogger(__name__)
+SLOW_S = 60.0
+RESTARTS = 20
+"""Deaths of one actor, and tries of one batch, after which the worker fails: a batch that always takes all memory shall not loop."""
+
+
+class Loader:
+    """One loader actor: opens the run's dataset once and prepares batches of fixed positions."""
+
+    def __init__(self, run_folder: str, positions: Sequence[int]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._run_folder = Path(run_folder)
+        self._positions = list(positions)
+        self._opened: tuple[RunSpec, TrainingData] | None = None
+
+    def make(self, split: SplitName, epoch: int, iteration: int) -> Batch:
+        """The samples of this worker's positions in one global batch. A disk that is away is waited for."""
+        return patiently(lambda: self._made(split, epoch, iteration), f"batch {iteration} of {split} in epoch {epoch}")
+
+    def _made(self, split: SplitName, epoch: int, iteration: int) -> Batch:
+        from trainers.data.dataset import open_dataset
+        from trainers.data.samples import make_batch
+
+        if self._opened is None:  # here and not at the start, where an error in the data would look like the death of the actor
+            spec = RunFolder(self._run_folder).living_spec()
+            self._opened = spec, open_dataset(spec)
+        spec, data = self._opened
+        try:
+            return make_batch(data, spec, split, epoch, iteration, self._positions)
+        except StorageError:
+            self._opened = None  # files that were open when the disk went away may stay unreadable when it is back
+            raise
+
+
+class LoaderPool:
+    """A BatchSource backed by loader actors; to be used as a context manager inside a worker.
+
+    `positions` are this worker's places in the global batch. Preparation starts at once with `first_iteration` of `first_epoch` and runs
+    ahead by `loader.actors * loader.prefetch` batches, over the boundaries of epochs.
+    """
+
+    def __init__(self, spec: RunSpec, folder: RunFolder, positions: Sequence[int], first_epoch: int, first_iteration: int = 0) -> None:
+        self.wait_s = 0.0
+        self._iterations: dict[SplitName, int] = {"train": spec.schedule.train_iterations, "val": spec.schedule.val_iterations}
+        self._upcoming = requests_from(first_epoch, first_iteration, spec.schedule.epochs, self._iterations)
+        self._ahead = spec.loader.actors * spec.loader.prefetch
+        self._actors = [self._start(folder, positions) for _ in range(spec.loader.actors)]
+        self._unfinished: dict[Any, int] = {}
+        self._waiting: deque[tuple[Request, Any]] = deque()
+        self._fill()
+
+    def __enter__(self) -> "LoaderPool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the actors; batches under way are dropped."""
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        self._actors, self._waiting, self._unfinished = [], deque(), {}
+
+    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
+        """See BatchSource; must be asked in the order of training."""
+        for iteration in range(first_iteration, self._iterations[split]):
+            request, ref = self._waiting.popleft()
+            if request != (split, epoch, iteration):
+                raise AssertionError(f"batches are prepared in training order: next is {request}, asked {(split, epoch, iteration)}")
+            batch = self._arrived(request, ref)
+            self._unfinished.pop(ref, None)
+            self._fill()
+            yield batch
+
+    def _arrived(self, request: Request, ref: Any) -> Batch:
+        started = time.perf_counter()
+        try:
+            while not ray.wait([ref], timeout=SLOW_S)[0]:
+                log.warning(
+                    "waiting for batch %s since %.0f s: a loader is slow or being restarted", request, time.perf_counter() - started
+                )
+            batch: Batch = ray.get(ref)
+        except RayTaskError as err:
+            raise err.cause from err  # itself, not Ray's class of both: that cannot be pickled, and nobody would know what it was
+        finally:
+            self.wait_s += time.perf_counter() - started
+        return batch
+
+    def _fill(self) -> None:
+        """Hand out requests until `_ahead` batches are ready or under way."""
+        missing = self._ahead - len(self._waiting)
+        if missing <= 0:
+            return
+        refs = list(self._unfinished)
+        done = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
+        for ref in done:
+            del self._unfinished[ref]
+        load = [0] * len(self._actors)
+        for index in self._unfinished.values():
+            load[index] += 1
+        for _ in range(missing):
+            request = next(self._upcoming, None)
+            if request is None:
+                return
+            index = load.index(min(load))
+            ref = self._actors[index].make.remote(*request)
+            load[index] += 1
+            self._unfinished[ref] = index
+            self._waiting.append((request, ref))
+
+    @staticmethod
+    def _start(folder: RunFolder, positions: Sequence[int]) -> Any:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(Loader).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy=here)
+        return actor.remote(str(folder.root), list(positions))

@@ -1,0 +1,65 @@
+"""Retry budgets: may a run's workers start again after what has failed? Pure, over records of failures.
+
+The user's own errors are never repeated: the same files would fail again. An error of the code is tried once more, since a sick node can
+look like one. Failures of the cluster are put up with as long as the run makes progress in between. A preemption costs nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from orchestrator.run.outcome import EndState
+from trainers.contract.run_spec import Frozen
+
+FailureKind = Literal["user", "superseded", "code", "memory", "cluster", "preemption"]
+STARTS_WITHOUT_PROGRESS: dict[FailureKind, int] = {"user": 1, "superseded": 1, "code": 2, "memory": 2, "cluster": 5}
+"""Failed starts of one kind, with no commit in between, that end the job. Preemptions have no limit."""
+
+
+class Failure(Frozen):
+    """One failed start of a run's workers (`failures/<attempt>.json`)."""
+
+    driver: str
+    attempt: int
+    """Number of the start."""
+    kind: FailureKind
+    state: EndState
+    """How the run ends if it is not tried again."""
+    epochs_done: int
+    iteration: int
+    """Where the newest commit stood: epochs, and training iterations of the next one."""
+    message: str
+    evidence: str
+    rank: int | None = None
+    """Global rank that is to blame; None when it is not known."""
+    unix: float = 0.0
+    is_final: bool = False
+    """True when the job ended by it."""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where the newest commit stood."""
+        return self.epochs_done, self.iteration
+
+    def record(self) -> dict[str, str]:
+        """Its part of the outcome of the job that ended by it."""
+        return {"state": self.state, "message": self.message, "evidence": self.evidence}
+
+
+def verdict(failures: Sequence[Failure], position: tuple[int, int]) -> Failure | None:
+    """The failure that ends the job, or None when the workers may start again. `position`: where the newest commit stands now."""
+    for failure in reversed(failures):
+        if failure.kind == "preemption":
+            continue
+        alike = [f for f in failures if f.kind == failure.kind and (f.position == position or STARTS_WITHOUT_PROGRESS[f.kind] == 1)]
+        if len(alike) >= STARTS_WITHOUT_PROGRESS[failure.kind]:
+            return told(alike)
+    return None
+
+
+def told(alike: Sequence[Failure]) -> Failure:
+    """The last of failures of one kind, saying how often it was tried."""
+    last = alike[-1]
+    if len(alike) == 1:
+        return last
+    where = f"epoch {last.epochs_done}" + (f", iteration {last.iteration}" if last.iteration else "")
+    return last.model_copy(update={"message": f"{last.message} ({len(alike)} starts in a row failed so in {where}.)"})

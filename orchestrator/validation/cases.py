@@ -1,0 +1,93 @@
+"""What a full validation has to do: which checkpoints, which cases, how large they are; and whether somebody wants it to stop."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+from orchestrator.validation.case_queue import is_finished
+from orchestrator.validation.report import read_result
+from trainers.contract.commits import newest_committed
+from trainers.contract.errors import CheckpointError
+from trainers.contract.files import link_atomic, sha256_of
+from trainers.contract.plans import load_plans
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.storage import reading
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Somebody asked this run to stop now."""
+
+
+def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[CheckpointName]:
+    """The checkpoints that the run asks for. A run whose every epoch lacked foreground has no best one: that is said and passed over.
+
+    Raises ConfigError when one is missing that should be there.
+    """
+    committed = newest_committed(folder)
+    present: list[CheckpointName] = []
+    for name in spec.validation.checkpoints:
+        if folder.checkpoint(name).is_file():
+            present.append(name)
+        elif name == "best" and committed is not None and committed.best is None and committed.epochs_done >= spec.schedule.epochs:
+            log.warning("no epoch of this run saw foreground, so it has no best checkpoint: only the others are validated")
+        else:
+            done = f"{committed.epochs_done} of {spec.schedule.epochs} epochs are done" if committed else "no epoch is done"
+            raise ConfigError(f"checkpoint: {folder.checkpoint(name)} does not exist; {done}. Resume the training, then validate again.")
+    return present
+
+
+def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
+    """SHA-256 of the checkpoint under nnU-Net's name, which is the one of the newest commit: another one is replaced by it.
+
+    A writer that stalled between fence and link may have named an older best after the run's last commit; no later commit mends that.
+    Raises CheckpointError when the one of the newest commit is lost.
+    """
+    digest, committed = sha256_of(folder.checkpoint(name)), newest_committed(folder)
+    manifest = None if committed is None else committed.best if name == "best" else committed.final
+    if manifest is None or manifest.sha256 == digest:
+        return digest
+    own, named = folder.root / manifest.file, folder.checkpoint(name)
+    if not own.is_file() or sha256_of(own) != manifest.sha256:
+        raise CheckpointError(
+            f"checkpoint: {named} is not what the newest state names ({name} of epoch {manifest.epoch}), and that one is damaged or lost. "
+            f"Put it in its place, from a backup or by `nnfleet export`: SHA-256 {manifest.sha256[:16]}..."
+        )
+    log.warning("%s was not of epoch %d, as the newest state says: it is now", named, manifest.epoch)
+    link_atomic(own, named)
+    return manifest.sha256
+
+
+def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str, digest: str) -> bool:
+    """True when the run folder holds the result and the prediction of this case by exactly these weights."""
+    result = read_result(folder, name, case_id)
+    has_prediction = result is not None and Path(result.prediction_file).is_file()
+    return is_finished(result, digest, spec.validation.surface_tolerance_mm, has_prediction)
+
+
+def case_sizes(spec: RunSpec, cases: Sequence[str]) -> dict[str, int]:
+    """Bytes of each preprocessed image, a measure of how long its prediction takes; 0 for a file that is missing. Raises StorageError."""
+    plans = load_plans(spec.preprocessed_folder, spec.plans)
+    folder = spec.preprocessed_folder / str(plans.configuration(spec.configuration)["data_identifier"])
+    with reading(folder):
+        files = {case: next((p for p in (folder / f"{case}.b2nd", folder / f"{case}.npz") if p.is_file()), None) for case in cases}
+        return {case: file.stat().st_size if file else 0 for case, file in files.items()}
+
+
+def remove_leftovers(folder: RunFolder, name: CheckpointName) -> None:
+    """Delete what killed workers left half written."""
+    for part in folder.validation(name).glob(".part-*"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def is_stop_asked(folder: RunFolder) -> bool:
+    """True when somebody asked this run to stop at once; the wish to stop after an epoch does not concern a validation."""
+    try:
+        return bool(json.loads(folder.stop_file.read_text()).get("now"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False

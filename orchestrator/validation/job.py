@@ -1,0 +1,190 @@
+"""The full-validation job: `python -m orchestrator.validation.job RUN_FOLDER`, one Ray job per run, after its training.
+
+For each checkpoint a pool of Ray actors, each with the network loaded once and one case in flight; the largest case goes first. A
+finished case is a file in the run folder, keyed by the checkpoint's SHA-256: a job that starts again does only what is missing. A case
+whose files are at fault, or that fails too often, fails alone, and at the end the job, naming it (`worker_pool.py`, `case_queue.py`).
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.campaign.state_reporter import tell_end
+from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
+from orchestrator.tracking.publisher import deliver as deliver_rest
+from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
+from orchestrator.validation.cases import Stopped, case_sizes, checkpoints_to_validate, digest_of_named, is_done, remove_leftovers
+from orchestrator.validation.report import Report, deliver, read_result, write_report
+from orchestrator.validation.worker_pool import Pool
+from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
+from trainers.contract.files import check_takes
+from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.storage import is_of_storage, patiently
+from trainers.contract.summary import CaseResult
+
+log = logging.getLogger(__name__)
+DELIVERY_WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15, 30, 60, 120)
+"""Pauses between tries to reach the tracking server at the end; results are on disk before."""
+REST_DELIVERY_S = 120.0
+"""How long the end of a validation waits for what the training job had left, and for the run's model entry."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Validate the run of a run folder; the exit code is 0 unless it failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--attempt", type=int, default=1, help="number of this validation of the run, for its outcome")
+    parser.add_argument("--address", default=None, help="Ray cluster; inside a Ray job its own")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address=options.address, logging_level=logging.WARNING)
+    outcome = run_validation(RunFolder(options.run_folder.absolute()), options.attempt)
+    print(outcome.message)
+    return outcome.exit_code
+
+
+def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:
+    """Validate every checkpoint that the run asks for on the connected cluster, report, and store and return how it ended."""
+    reports: list[Report] | None = None
+    try:
+        outcome, reports = validate(folder, attempt)
+    except (Stopped, KeyboardInterrupt):  # Ray ends a job that is stopped with SIGINT
+        outcome = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept")
+    except (ConfigError, DataError) as err:
+        outcome = _outcome("FAILED_CONFIG", attempt, str(err))
+    except (ClusterError, StorageError) as err:
+        outcome = _outcome("FAILED_CLUSTER", attempt, str(err))
+    except NnfleetError as err:
+        outcome = _outcome("FAILED_CODE", attempt, str(err), err)
+    except Exception as err:
+        state = "FAILED_CLUSTER" if is_of_storage(err) else "FAILED_CODE"
+        outcome = _outcome(state, attempt, f"{type(err).__name__}: {err}", err)
+    if reports is None:
+        return stored(folder, outcome)
+    return delivered(folder, outcome, reports, delivery_waits_s)
+
+
+def delivered(folder: RunFolder, outcome: Outcome, reports: Sequence[Report], waits_s: Sequence[float]) -> Outcome:
+    """Deliver what the validation found and store its outcome, in this order: whoever sees the end finds the scores in MLflow.
+
+    While the server is away the outcome comes first: from then on the campaign counts the run as ended and its room as free, and all that
+    this job still does is to deliver.
+    """
+    undelivered = deliver_all(folder, reports, ())
+    if undelivered is None:
+        return stored(folder, outcome)
+    told = stored(folder, _lacking(outcome, undelivered))
+    try:
+        undelivered = deliver_all(folder, reports, waits_s)
+    except KeyboardInterrupt:
+        return told
+    return stored(folder, _lacking(outcome, undelivered)) if read_outcome(folder) == told else told
+
+
+def deliver_all(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[float]) -> str | None:
+    """Send the reports, and with them what the training job had left, to MLflow. Returns None, or why not all was delivered."""
+    undelivered = deliver(folder, folder.spec(), reports, waits_s)
+    if undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
+        undelivered = "what the training job had left; the next job of this run or `nnfleet sync` sends it"
+    return undelivered
+
+
+def stored(folder: RunFolder, outcome: Outcome) -> Outcome:
+    """Store an outcome and tell MLflow of it, unless a newer attempt has the run; returns it."""
+    if write_outcome(folder, outcome):
+        tell_end(folder, outcome)
+    return outcome
+
+
+def _lacking(outcome: Outcome, undelivered: str | None) -> Outcome:
+    """`outcome` with why MLflow lacks something of it."""
+    if undelivered is None:
+        return outcome
+    text = f"not delivered to the tracking server: {undelivered}"
+    message = f"{outcome.message} ({text})" if outcome.state == "SUCCEEDED" else outcome.message
+    return outcome.model_copy(update={"message": message[:4000], "evidence": f"{outcome.evidence}\n{text}".strip()[-EVIDENCE_CHARACTERS:]})
+
+
+def _outcome(state: Any, attempt: int, message: str, error: BaseException | None = None, evidence: str = "") -> Outcome:
+    if error is not None:
+        evidence = "".join(traceback.format_exception(error))
+    return Outcome(job="validation", state=state, attempt=attempt, message=message[:4000], evidence=evidence[-EVIDENCE_CHARACTERS:])
+
+
+def validate(folder: RunFolder, attempt: int) -> tuple[Outcome, list[Report] | None]:
+    """Validate and write the summaries. Those of complete checkpoints are kept, to be delivered, even if another one fails; None where
+    there is nothing to validate."""
+    spec = patiently(folder.living_spec, f"the validation of {folder.root}")
+    patiently(lambda: check_takes(folder.own), f"the validation of {folder.root}")
+    folder.validating_file.unlink(missing_ok=True)  # of an earlier job
+    if not spec.val_cases:
+        return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
+    labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
+    reports: list[Report] = []
+    failures: list[GivenUp] = []
+    for name in checkpoints_to_validate(folder, spec):
+        given_up, results = validate_checkpoint(folder, spec, name, attempt)
+        if given_up:
+            failures.append(given_up)
+        else:
+            reports.append(write_report(folder, spec, labels, name, results))
+    if failures:
+        evidence = "\n".join(failure.evidence for failure in failures)
+        return _outcome(worst(failures), attempt, " ".join(failure.message for failure in failures), evidence=evidence), reports
+    scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
+    return _outcome("SUCCEEDED", attempt, f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"), reports
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Why a checkpoint's validation is not complete."""
+
+    message: str
+    evidence: str
+    state: EndState
+
+
+def worst(failures: Sequence[GivenUp]) -> EndState:
+    """How a job ends whose checkpoints failed so: what the user can repair is said first."""
+    states: tuple[EndState, ...] = ("FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER")
+    return min((failure.state for failure in failures), key=states.index)
+
+
+def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName, attempt: int) -> tuple[GivenUp | None, list[CaseResult]]:
+    """Bring the results of one checkpoint up to date; returns them in the split's order unless cases were given up."""
+    digest = digest_of_named(folder, name)
+    remove_leftovers(folder, name)
+    missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
+    log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))
+    if missing:
+        for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
+            summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
+        queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
+        pool = Pool(folder, spec, name, digest, queue, attempt)
+        pool.run(min(spec.workers.least, len(missing)))
+        if queue.given_up:
+            failures = {case: queue.failures[case] for case in queue.given_up}
+            message = failure_message(name, failures, len(spec.val_cases))
+            return GivenUp(message, "\n".join(pool.evidence), end_of(list(failures.values()))), []
+    results = [result for case in spec.val_cases if (result := read_result(folder, name, case)) is not None]
+    if len(results) < len(spec.val_cases):
+        raise ClusterError(
+            f"full validation ({name}): {len(results)} of {len(spec.val_cases)} results are in {folder.cases(name)} as this node sees it. "
+            "The run folder must be shared between all nodes."
+        )
+    return None, results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The workers of a full validation: Ray actors, each with the network loaded once and one case in flight.
+
+An actor that dies, or whose case takes for ever, is replaced and the case tried again. One at a sick place (`case_queue.py`) is set aside,
+holding what it has reserved so that no replacement lands there, and gets cases again only when nobody else is left.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from orchestrator.run.activity import tell_cases
+from orchestrator.run.status import CasesDone
+from orchestrator.terminal_text import without_colours
+from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
+from orchestrator.validation.cases import Stopped, case_sizes, is_stop_asked
+from orchestrator.validation.report import picture_file
+from trainers.contract.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
+from trainers.contract.files import check_takes, write_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.storage import is_of_storage, patiently
+from trainers.contract.summary import CaseResult
+
+if TYPE_CHECKING:
+    from trainers.validation.inference import CasePredictor
+
+log = logging.getLogger(__name__)
+POLL_S = 1.0
+WAIT_REPORT_S = 60.0
+"""After this long without a free worker the log says what is waited for, and again after each such span."""
+
+
+def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "") -> "CasePredictor":
+    """The network of a checkpoint, on the run's kind of device unless one is named.
+
+    Raises CheckpointError, also when it is not the file that the job started with, DataError or StorageError.
+    """
+    from trainers.validation.inference import CasePredictor
+
+    spec, checkpoint = folder.living_spec(), folder.checkpoint(name)
+    predictor = CasePredictor(spec, checkpoint, device or ("cuda" if spec.workers.gpus else "cpu"), threads=spec.workers.cpus)
+    if predictor.checkpoint_sha256 != digest:
+        raise CheckpointError(f"checkpoint: {checkpoint} changed while it was being validated. Validate again.")
+    return predictor
+
+
+class CaseWorker:
+    """The actor: holds the network of one checkpoint and validates one case after the other."""
+
+    def __init__(self, root: str, name: CheckpointName, digest: str) -> None:
+        self._folder, self._name, self._digest = RunFolder(Path(root)), name, digest
+        self._predictor: CasePredictor | None = None
+
+    def load(self) -> str:
+        """Load the network and return the place where it is. A disk that is away is waited for. Raises as `loaded`."""
+        what = f"loading {self._folder.checkpoint(self._name)}"
+        self._predictor = patiently(lambda: loaded(self._folder, self._name, self._digest), what)
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
+
+    def validate(self, case_id: str) -> float:
+        """Validate one case; its files are the result. Returns the mean Dice, for the log.
+
+        A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
+        """
+        result = patiently(lambda: self._validated(case_id), f"the validation of case {case_id}")
+        if self._predictor and self._predictor.spec.images:
+            self._draw(result)
+        return result.dice_mean
+
+    def _validated(self, case_id: str) -> CaseResult:
+        from trainers.validation.one_case import validate_case
+
+        assert self._predictor is not None
+        check_takes(self._folder.own)  # before the long work
+        try:
+            return validate_case(self._predictor, self._folder, self._name, case_id)
+        except Exception:
+            check_takes(self._folder.own)  # libraries hide a full disk behind errors of their own, or write half a file
+            raise
+
+    def _draw(self, result: CaseResult) -> None:
+        """Write the picture of a case; a fault in it is logged and costs the picture alone."""
+        from trainers.validation.one_case import case_picture
+
+        assert self._predictor is not None
+        try:
+            from orchestrator.tracking.pictures import overlay
+
+            shown = case_picture(self._predictor, result.case_id, Path(result.prediction_file))
+            title = f"{self._name}, mean Dice {result.dice_mean:.3f}"
+            volumes = (shown.image_ZYX, shown.truth_ZYX, shown.prediction_ZYX)
+            png = overlay(*volumes, shown.value_names, title, shown.spacing_ZYX)
+            write_atomic(picture_file(self._folder, self._name, result.case_id), png)
+        except Exception:
+            log.warning("no picture of case %s", result.case_id, exc_info=True)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A call that an actor works on: a case, or the loading of the network."""
+
+    actor: Any
+    case_id: str | None
+    place: str
+    started: float
+
+
+@dataclass
+class Pool:
+    """Actors of one checkpoint and the cases in flight on them. `run` returns when every case is done or given up."""
+
+    folder: RunFolder
+    spec: RunSpec
+    name: CheckpointName
+    digest: str
+    queue: CaseQueue
+    attempt: int
+    """Of the training whose checkpoint this is."""
+    evidence: list[str] = field(default_factory=list)
+    _flights: dict[Any, Flight] = field(default_factory=dict)
+    """Pending call -> what it is."""
+    _aside: list[tuple[Any, str]] = field(default_factory=list)
+    """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
+    _loading_losses: int = 0
+    _slowest_s: float = 0.0
+    _done: int = 0
+    """Cases of the fold that are done, those of earlier jobs included."""
+
+    def run(self, count: int) -> None:
+        """Validate all waiting cases on `count` actors.
+
+        Raises Stopped, CheckpointError (the network does not load), StorageError (a disk is away from here too) or ClusterError.
+        """
+        last_sign = time.monotonic()
+        self._done = len(self.spec.val_cases) - len(self.queue.waiting)
+        self._tell_cases()
+        try:
+            for _ in range(count):
+                self._start_worker()
+            while self._flights and (self.queue.waiting or self._is_case_in_work()):  # else all that fly are workers that nobody needs
+                ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=POLL_S)
+                if is_stop_asked(self.folder):
+                    raise Stopped
+                for call in ready:
+                    self._land(call)
+                self._end_overdue()
+                if self.queue.waiting and self._aside and self._nobody_works():
+                    self._take_back()
+                last_sign = time.monotonic() if ready else self._say_waiting(last_sign)
+        finally:
+            for actor in [*(flight.actor for flight in self._flights.values()), *(actor for actor, _ in self._aside)]:
+                ray.kill(actor)
+
+    def _start_worker(self) -> None:
+        cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
+        threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
+        actor_class = ray.remote(CaseWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})
+        actor: Any = actor_class.remote(str(self.folder.root), self.name, self.digest)
+        self._flights[actor.load.remote()] = Flight(actor, None, "", time.monotonic())
+
+    def _land(self, call: Any) -> None:
+        """Take in one finished call and give its actor the next case, or replace the actor."""
+        flight = self._flights.pop(call)
+        try:
+            value = ray.get(call)
+        except RayTaskError as err:
+            cause = err.cause if isinstance(err.cause, BaseException) else err
+            if flight.case_id is None:
+                self._loading_failed(flight, cause)
+            else:
+                self._case_failed(flight, flight.case_id, cause, err)
+        except RayError as err:  # RayActorError: it died or cannot be reached; else out of memory, a lost object: it is in doubt
+            if flight.case_id is None:
+                self._loading_failed(flight, err)
+            else:
+                self._worker_lost(flight, flight.case_id, err)
+        else:
+            if flight.case_id is None:
+                self._give_next(flight.actor, value)
+                return
+            log.info("%s of %s: mean Dice %.4f", flight.case_id, self.name, value)
+            self._slowest_s = max(self._slowest_s, time.monotonic() - flight.started)
+            self.queue.done(flight.place)
+            self._done += 1
+            self._tell_cases()
+            self._give_next(flight.actor, flight.place)
+
+    def _tell_cases(self) -> None:
+        tell_cases(self.folder, self.attempt, CasesDone(checkpoint=self.name, done=self._done, cases=len(self.spec.val_cases)))
+
+    def _give_next(self, actor: Any, place: str) -> None:
+        if self.queue.is_sick(place) and self._flights:
+            log.warning("cases fail at %s that others can do: its worker gets no more while there are others", place)
+            self._aside.append((actor, place))
+            return
+        case_id = self.queue.next()
+        if case_id is None:
+            ray.kill(actor)  # its memory and GPU are free for others while the last cases run
+            return
+        self._flights[actor.validate.remote(case_id)] = Flight(actor, case_id, place, time.monotonic())
+
+    def _is_case_in_work(self) -> bool:
+        return any(flight.case_id is not None for flight in self._flights.values())
+
+    def _nobody_works(self) -> bool:
+        """True when no case is in work and whoever was started has not come, perhaps for want of what those set aside hold."""
+        long_ago = time.monotonic() - WAIT_REPORT_S
+        return not self._is_case_in_work() and all(flight.started < long_ago for flight in self._flights.values())
+
+    def _take_back(self) -> None:
+        """Nobody else is left: the sick places have to do, and what fails there counts."""
+        aside, self._aside = self._aside, []
+        for actor, place in aside:
+            if not place:
+                ray.kill(actor)  # whoever waits in its stead may try there
+                continue
+            self.queue.pardon(place)
+            self._give_next(actor, place)
+
+    def _loading_failed(self, flight: Flight, cause: BaseException) -> None:
+        """A worker did not come to work: it is replaced some times, then done without. An error of ours that nobody escapes is raised."""
+        if getattr(cause, "preempted", False):  # its node was taken away, which says nothing of the others
+            log.warning("the node on which a worker of %s loaded the network was taken away: another worker takes its place", self.name)
+            ray.kill(flight.actor)
+            self._replace()
+            return
+        is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
+        if is_of_files:
+            self._aside.append((flight.actor, ""))
+            loaded(self.folder, self.name, self.digest, "cpu")  # raises if they are so from here too; else it is its node
+        else:
+            ray.kill(flight.actor)
+            if isinstance(cause, NnfleetError):
+                raise cause
+        self._loading_losses += 1
+        log.warning("a worker of %s was lost while it loaded the network: %s", self.name, str(cause)[-500:])
+        if self._loading_losses <= self.queue.attempts:
+            self._replace()
+        elif not self._flights and not any(place for _, place in self._aside):
+            advice = (
+                "Mount the shared folder on all nodes, at the same place."
+                if is_of_files
+                else f"Does a node have memory for {self.spec.workers.cpus} CPUs' worth of it?"
+            )
+            raise ClusterError(
+                f"full validation ({self.name}): workers were lost {self._loading_losses} times while loading the network, "
+                f"at last: {cause} {advice}"
+            )
+
+    def _case_failed(self, flight: Flight, case_id: str, cause: BaseException, error: RayTaskError) -> None:
+        is_data, is_of_disk = isinstance(cause, DataError), is_of_storage(cause)
+        if not is_data:
+            ray.kill(flight.actor)  # a CUDA error leaves the process useless, a disk that went away its open files
+        if is_of_disk:  # the worker has waited for it; raises if it is away from here too
+            check_takes(self.folder.own)
+            self.folder.living_spec()
+            case_sizes(self.spec, [case_id])
+        kind = "data" if is_data else "lost" if is_of_disk else "code"
+        self._note(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", flight.place), error)  # type: ignore[arg-type]
+        if is_data:
+            self._give_next(flight.actor, flight.place)
+        else:
+            self._replace()
+
+    def _worker_lost(self, flight: Flight, case_id: str, error: RayError) -> None:
+        ray.kill(flight.actor)
+        if getattr(error, "preempted", False):  # its node was taken away: not the case's fault
+            log.warning("the node that worked on case %s of %s was taken away: the case is done elsewhere", case_id, self.name)
+            self.queue.waiting.appendleft(case_id)
+        else:
+            reason = "its worker died, often for want of memory; see the Ray log of the node."
+            self._note(case_id, CaseFailure("lost", reason, flight.place), error)
+        self._replace()
+
+    def _end_overdue(self) -> None:
+        """End workers whose case takes so long that they must hang."""
+        limit_s = case_limit_s(self._slowest_s)
+        now = time.monotonic()
+        for call, flight in list(self._flights.items()):
+            if flight.case_id is None or now - flight.started <= limit_s:
+                continue
+            del self._flights[call]
+            ray.kill(flight.actor)
+            reason = f"it was not done after {limit_s / 3600:.1f} h, so its worker was ended."
+            self._note(flight.case_id, CaseFailure("lost", reason, flight.place), reason)
+            self._replace()
+
+    def _note(self, case_id: str, failure: CaseFailure, error: object) -> None:
+        again = self.queue.failed(case_id, failure)
+        log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", failure.reason)
+        self.evidence.append(f"{case_id}, {failure.place}: {without_colours(str(error))}"[-3000:])
+
+    def _replace(self) -> None:
+        if self.queue.waiting:
+            self._start_worker()
+
+    def _say_waiting(self, last_sign: float) -> float:
+        if time.monotonic() - last_sign < WAIT_REPORT_S:
+            return last_sign
+        loading = sum(flight.case_id is None for flight in self._flights.values())
+        running = [flight.case_id for flight in self._flights.values() if flight.case_id is not None]
+        workers = self.spec.workers
+        log.info("%d workers wait for %d CPUs and %d GPUs each or load; cases in work: %s", loading, workers.cpus, workers.gpus, running)
+        return time.monotonic()

@@ -1,0 +1,494 @@
+"""The campaign's loop on a fake cluster that is driven by verbs; run folders are real. No Ray."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.campaign import run_watch
+from orchestrator.campaign.events import CampaignLog
+from orchestrator.campaign.loop import LEAST_TELL_S, Campaign, is_news, reservations
+from orchestrator.errors import ClusterError
+from orchestrator.queue.registry import ROOM_FRESH_S, Board
+from orchestrator.run.activity import tell_cases
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.outcome import read_outcome
+from orchestrator.run.status import CasesDone, RunStatus
+from tests.away import Away
+from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.contract.errors import StorageError
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, WorkerSpec
+from trainers.contract.states import RunState
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_runs_go_one_after_the_other_through_training_and_validation(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED"]
+    assert stage.cluster.live_jobs() == ["train-key0-a1"]
+    stage.cluster.training_ends(first)
+    look(campaign)
+    assert states(campaign) == ["VALIDATING", "QUEUED"], "the reservation is held until the validation has ended"
+    stage.cluster.validation_ends(first)
+    look(campaign)
+    assert states(campaign) == ["SUCCEEDED", "RUNNING"]
+    stage.cluster.training_ends(second)
+    stage.cluster.validation_ends(second)
+    assert campaign.run(poll_s=0) == 0
+    assert stage.told(first) == ["RUNNING", "VALIDATING", "SUCCEEDED"]
+    assert stage.told(second)[0] == "QUEUED"
+    assert stage.events[-1] == {"event": "done", "exit_code": 0}
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.VALIDATING, RunState.SUCCEEDED]
+
+
+def test_a_validation_that_a_dead_driver_left_out_is_submitted(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run, hands_over=False)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1"]
+    assert states(campaign) == ["VALIDATING"]
+
+
+def test_a_killed_driver_is_replaced_and_its_place_kept(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    campaign = stage.campaign(run, other)
+    look(campaign)
+    stage.cluster.workers_begin(run)
+    look(campaign)
+    stage.cluster.kill_driver(run)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"], "after the attempt that the dead driver claimed, before the waiting run"
+    look(campaign)
+    assert states(campaign) == ["RECOVERING", "QUEUED"]
+    stage.cluster.workers_begin(run)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED"]
+    assert stage.told(run) == ["RUNNING", "RECOVERING", "RUNNING"]
+
+
+def test_a_run_that_keeps_dying_is_given_up(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    for _ in range(3):
+        look(campaign)
+        stage.cluster.kill_driver(run)
+    assert campaign.run(poll_s=0) == 1
+    assert states(campaign) == ["FAILED_CLUSTER"]
+    outcome = read_outcome(RunFolder(run.run_folder))
+    assert outcome is not None
+    assert outcome.state == "FAILED_CLUSTER"
+    assert "signal 9" in outcome.message
+
+
+def test_an_error_of_the_user_is_not_tried_again_and_frees_the_place(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    campaign = stage.campaign(run, other)
+    look(campaign)
+    stage.cluster.training_ends(run, "FAILED_CODE")
+    look(campaign)
+    assert states(campaign) == ["FAILED_CODE", "RUNNING"]
+    assert campaign.runs["key0"].reason == "training said FAILED_CODE"
+
+
+def test_stop_of_a_waiting_run_and_of_a_running_one(stage: Stage) -> None:
+    running, waiting = stage.run(0), stage.run(1)
+    campaign = stage.campaign(running, waiting)
+    look(campaign)
+    stage.cluster.workers_begin(running)
+    for run in (running, waiting):
+        write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "STOPPED"]
+    stage.cluster.training_ends(running, "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["STOPPED", "STOPPED"]
+    assert campaign.run(poll_s=0) == 0
+    assert not stage.cluster.stopped
+
+
+def test_stop_at_once_ends_the_job(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    look(campaign)
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1"]
+    stage.cluster.kill_driver(run)
+    look(campaign)
+    assert states(campaign) == ["STOPPED"]
+
+
+def test_a_stop_that_the_cluster_did_not_take_is_asked_for_again(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    stage.cluster.is_deaf = True
+    with pytest.raises(ClusterError, match="busy"):
+        look(campaign)
+    stage.cluster.is_deaf = False
+    look(campaign)
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1"]
+
+
+def test_a_validation_that_waits_for_the_tracking_server_holds_up_no_run(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    stage.cluster.training_ends(first)
+    look(campaign)
+    assert states(campaign) == ["VALIDATING", "QUEUED"]
+    stage.cluster.validation_waits_for_the_server(first)
+    look(campaign)
+    assert states(campaign) == ["SUCCEEDED", "RUNNING"]
+    assert stage.cluster.live_jobs() == ["validate-key0-a1", "train-key1-a1"]
+
+
+def test_a_stopped_run_that_is_submitted_again_continues(stage: Stage) -> None:
+    run = stage.run(0)
+    test_stop_at_once_ends_the_job(stage)
+    again = stage.campaign(run, name="c2")
+    look(again)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+    assert states(again) == ["RUNNING"]
+    assert not RunFolder(run.run_folder).stop_file.exists()
+
+
+def test_a_restarted_campaign_takes_up_the_running_jobs(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    look(stage.campaign(run, other))
+    stage.cluster.kill_campaign("c1")
+    campaign = stage.campaign(run, other, name="c2")
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED"]
+    assert stage.cluster.live_jobs() == ["train-key0-a1"]
+    stage.cluster.training_ends(run, hands_over=False)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1"]
+
+
+def finished(stage: Stage) -> tuple[RunSpec, Campaign]:
+    """A run whose jobs have all ended well, and its campaign, which has not looked since."""
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    finish_on_disk(run)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    return run, campaign
+
+
+def test_a_finished_run_is_not_repeated(stage: Stage) -> None:
+    run, _ = finished(stage)
+    again = stage.campaign(run, name="c2")
+    assert again.run(poll_s=0) == 0
+    assert states(again) == ["SUCCEEDED"]
+    assert [name for name in stage.cluster.jobs if name.startswith("train")] == ["train-key0-a1"]
+
+
+def test_a_validation_gets_a_name_that_no_other_folder_of_the_same_run_has_taken(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    elsewhere = run.model_copy(update={"model_folder": run.model_folder.parent / "elsewhere"})
+    name = stage.cluster.submit_validation(RunFolder(elsewhere.run_folder), elsewhere, 1)
+    stage.cluster.ends(name)
+    finish_on_disk(run, is_validated=False)
+    stage.cluster.training_ends(run, hands_over=False)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"]
+    stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+
+
+def test_a_trained_run_whose_validation_failed_is_only_validated_again(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    finish_on_disk(run, is_validated=False)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run, "FAILED_CODE")
+    assert campaign.run(poll_s=0) == 1
+    again = stage.campaign(run, name="c2")
+    look(again)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"]
+    stage.cluster.validation_ends(run)
+    assert again.run(poll_s=0) == 0
+
+
+def test_two_campaigns_of_different_runs_never_take_more_than_there_is(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    specs = [stage.run(fold, gpus=1 + fold % 2) for fold in range(6)]
+    campaigns = [stage.campaign(*specs[:3], name="c1"), stage.campaign(*specs[3:], name="c2")]
+    for _ in range(60):
+        for campaign in campaigns:
+            look(campaign)
+        for run in specs:
+            if any(job.is_live and job.run_key == run.run_key for job in stage.cluster.jobs.values()):
+                name = stage.cluster.living(run)
+                stage.cluster.training_ends(run) if name.startswith("train") else stage.cluster.validation_ends(run)
+                break
+    assert {state for campaign in campaigns for state in states(campaign)} == {"SUCCEEDED"}
+    assert stage.cluster.most_gpus <= 2
+
+
+def test_a_large_run_is_not_starved_by_small_runs_of_another_campaign(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    small = [stage.run(fold) for fold in range(4)]
+    busy = stage.campaign(small[0], name="c1")
+    look(busy)
+    large = stage.run(9, gpus=2)
+    look(big := stage.campaign(large, name="c2"))
+    look(late := stage.campaign(*small[1:], name="c3"))
+    assert states(late) == ["QUEUED"] * 3
+    assert large.address in late.runs["key1"].reason
+    stage.cluster.training_ends(small[0])
+    stage.cluster.validation_ends(small[0])
+    look(busy)
+    look(late)
+    look(big)
+    assert states(big) == ["RUNNING"]
+    assert states(late) == ["QUEUED"] * 3
+
+
+def test_a_second_campaign_of_the_same_runs_follows_the_first(stage: Stage) -> None:
+    run = stage.run(0)
+    first, second = stage.campaign(run), stage.campaign(run, name="c2")
+    for campaign in (first, second, first, second):
+        look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a1"]
+    stage.cluster.kill_driver(run)
+    for campaign in (second, first):
+        look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    assert first.run(poll_s=0) == second.run(poll_s=0) == 0
+
+
+def test_a_cluster_that_does_not_answer_is_waited_for(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    stage.cluster.is_away = True
+    real = stage.cluster.records
+
+    def back_after_three(calls: list[int] = [0]) -> list[JobRecord]:  # noqa: B006
+        calls[0] += 1
+        stage.cluster.is_away = calls[0] <= 3
+        return real()
+
+    stage.cluster.records = back_after_three  # type: ignore[method-assign]
+    assert campaign.run(poll_s=0) == 0
+    assert caplog.text.count("cannot go on") == 1
+
+
+def test_a_share_that_is_away_is_waited_for(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    run, campaign = finished(stage)
+    (committed,) = RunFolder(run.run_folder).state.glob("*.json")
+    away, real, looks = Away(committed), stage.cluster.records, []
+
+    def back_after_three() -> list[JobRecord]:
+        looks.append("")
+        if len(looks) == 4:
+            away.come_back()
+        return real()
+
+    stage.cluster.records = back_after_three  # type: ignore[method-assign]
+    assert campaign.run(poll_s=0) == 0
+    assert caplog.text.count("left as it is until its folder can be read: key0") == 1
+    assert "Bring back the disk" in caplog.text
+    assert stage.told(run) == ["RUNNING", "SUCCEEDED"]
+
+
+def test_one_folder_that_cannot_be_read_holds_no_other_run_up(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    stage.cluster.training_ends(first, "FAILED_CONFIG")
+    away = Away(RunFolder(first.run_folder).outcome_file)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED"], "what the first one holds is not known, so its room is kept"
+    stage.cluster.gpus = 2
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING"]
+    away.come_back()
+    look(campaign)
+    assert states(campaign) == ["FAILED_CONFIG", "RUNNING"]
+
+
+def test_a_campaign_does_not_end_before_it_has_told_the_end_of_every_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, campaign = finished(stage)
+    real, failures = run_watch.RunWatch._read_status, iter(range(3))
+
+    def away_at_first(watch: run_watch.RunWatch) -> RunStatus:
+        if next(failures, None) is not None:
+            raise StorageError("storage: away.")
+        return real(watch)
+
+    monkeypatch.setattr(run_watch.RunWatch, "_read_status", away_at_first)
+    assert campaign.run(poll_s=0) == 0
+    told = [event["status"] for event in stage.events if event["event"] == "status"]
+    assert [status["reason"] for status in told if "reason" in status][-2:] == ["its folder cannot be read: storage: away.", ""]
+    assert stage.told(run)[-1] == "SUCCEEDED"
+
+
+def test_a_waiting_run_whose_folder_was_given_to_another_one_is_left(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    second.run_folder.rename(second.run_folder.with_name("moved_away"))
+    other = second.model_copy(update={"run_key": "other"})
+    beside = stage.campaign(other, name="c2")
+    look(campaign)
+    look(beside)
+    assert states(campaign) == ["RUNNING", "STOPPED"]
+    assert campaign.runs["key1"].reason.startswith("its folder belongs to the run other now.")
+    assert stage.tracking.states["id-key1"][-1] is RunState.STOPPED, "its own MLflow run ends"
+    assert read_outcome(RunFolder(other.run_folder)) is None, "the other one's folder is not touched"
+    assert states(beside) == ["QUEUED"]
+
+
+def test_what_has_ended_is_not_read_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, campaign = finished(stage)
+    look(campaign)
+    assert states(campaign) == ["SUCCEEDED"]
+    before = campaign.runs["key0"].status()
+    monkeypatch.setattr(run_watch, "full_dice", lambda *_: pytest.fail("read again"))
+    assert campaign.runs["key0"].status() == before
+
+
+def test_cases_that_are_done_anew_are_progress(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    results = [RunFolder(run.run_folder).cases("best") / f"case_{n}.json" for n in range(3)]
+    for result in results:
+        write_json_atomic(result, {})
+    look(campaign)
+    stage.cluster.training_ends(run)
+    for _ in range(5):
+        look(campaign)
+        write_json_atomic(results[0], {})
+        stage.cluster.kill_driver(run)
+    look(campaign)
+    assert states(campaign) == ["VALIDATING"]
+
+
+def test_a_note_of_a_newer_version_is_read_as_far_as_it_is_known(stage: Stage) -> None:
+    campaign = stage.campaign(stage.run(0), stage.run(1))
+    look(campaign)
+    look(campaign)
+    board = Board(stage.base / "board")
+    known = board.notes(["c1"])["c1"]
+    note = json.loads(known.model_dump_json()) | {"of tomorrow": 1}
+    for told in ("waiting", "holding"):
+        note[told][0]["of tomorrow"] = 2
+    write_json_atomic(board.folder / "c1.json", note)
+    assert board.notes(["c1"]) == {"c1": known}
+
+
+def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run)
+    look(campaign)
+    assert "address" not in stage.events[-1]["status"], "only what is new is said again"
+    lines = "".join(f"NNFLEET {json.dumps(event)}\nsomething else\n" for event in stage.events)
+    told = CampaignLog().update(lines + 'NNFLEET {"event": "err')
+    assert told.statuses["key0"] == campaign.runs["key0"].status()
+    told.update(lines + 'NNFLEET {"event": "error", "error": "DataError", "message": "m"}\n')
+    assert type(told.error).__name__ == "DataError"
+
+
+def test_a_run_is_in_the_status_before_the_first_look(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    campaign.announce()
+    assert stage.told(run) == ["QUEUED"]
+    look(campaign)
+    assert stage.told(run) == ["QUEUED", "RUNNING"]
+
+
+def test_a_validation_shows_how_far_it_is_while_it_runs(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run)
+    look(campaign)
+    folder, at = RunFolder(run.run_folder), CasesDone(checkpoint="best", done=3, cases=20)
+    assert campaign.runs["key0"].status().validation is None
+    tell_cases(folder, 1, at)
+    assert campaign.runs["key0"].status().validation == at
+    tell_cases(folder, 2, at)
+    assert campaign.runs["key0"].status().validation is None, "that is of another attempt"
+    tell_cases(folder, 1, at)
+    stage.cluster.validation_ends(run)
+    look(campaign)
+    assert campaign.runs["key0"].status().validation is None
+
+
+def test_progress_within_an_epoch_is_told_at_most_every_few_seconds(stage: Stage) -> None:
+    campaign = stage.campaign(stage.run(0))
+    before = campaign.runs["key0"].status()
+    further = before.model_copy(update={"fraction_of_epoch": 0.5})
+    assert not is_news(before, before, 1e9)
+    assert not is_news(before, further, LEAST_TELL_S / 2)
+    assert is_news(before, further, LEAST_TELL_S)
+    assert is_news(before, before.model_copy(update={"epochs_done": 1}), 0.0)
+
+
+def test_the_campaign_and_the_jobs_import_no_torch() -> None:
+    code = (
+        "import sys, orchestrator.campaign.job, orchestrator.campaign.loop, orchestrator.cluster.jobs, orchestrator.api\n"
+        "import orchestrator.tracking.client, orchestrator.experiment.plan, orchestrator.campaign.control_job\n"
+        "print(sorted({'torch', 'nnunetv2'} & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_an_elastic_run_may_grow_only_while_nobody_waits(stage: Stage) -> None:
+    stage.cluster.gpus = 3
+    elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
+    first = stage.campaign(elastic)
+    look(first)
+    stage.cluster.workers_begin(elastic)
+    look(first)
+    board = Board(stage.base / "board")
+    assert board.room(time.time()) == {"key0": 3}
+    large = stage.campaign(stage.run(1, gpus=2), stage.run(2, gpus=2), name="c2")
+    look(large)
+    assert board.room(time.time()) == {"key0": 1}, "what was left to it is taken back"
+    look(large)
+    assert states(large) == ["RUNNING", "QUEUED"]
+    assert board.room(time.time()) == {"key0": 1}
+    assert board.room(time.time() + 2 * ROOM_FRESH_S) == {}, "no campaign lives that could say it"
+
+
+def test_an_elastic_run_holds_what_its_workers_have(stage: Stage) -> None:
+    elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
+    campaign = stage.campaign(elastic)
+    look(campaign)
+    assert [r.bundles for r in reservations(stage.cluster.records())] == [1]
+    claim_attempt(RunFolder(elastic.run_folder), "driver", {"role": "workers", "world_size": 2})
+    assert [r.bundles for r in reservations(stage.cluster.records())] == [2]
+    assert [r.bundles for r in reservations(stage.cluster.records(), (), {"key0": 3})] == [3]

@@ -1,0 +1,334 @@
+"""Taking possession of runs: what is refused before anything starts, and what two campaigns or two clusters do to each other."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from orchestrator.campaign.job import check_trained, queue_of
+from orchestrator.errors import ConfigError, DataError, TrackingError
+from orchestrator.queue.registry import Board
+from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.reconcile import _run_of
+from orchestrator.tracking.records import MARKER_METRIC
+from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
+from trainers.contract.fencing import claim_attempt
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, WorkerSpec
+from trainers.contract.states import RunState
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_the_folder_is_claimed_with_nnunets_files_and_the_mlflow_run(stage: Stage) -> None:
+    run = stage.run(0)
+    stage.campaign(run)
+    folder = RunFolder(run.run_folder)
+    assert folder.spec() == run
+    assert json.loads(folder.mlflow_file.read_text()) == {"run_id": "id-key0", "experiment_id": "7", "tracking_uri": "http://mlflow"}
+    assert sorted(p.name for p in run.model_folder.glob("*.json")) == ["dataset.json", "plans.json"]
+    assert (run.model_folder / "plans.json").read_bytes() == (stage.data / "nnUNetPlans.json").read_bytes()
+
+
+def test_a_folder_of_another_run_is_refused(stage: Stage) -> None:
+    stage.campaign(stage.run(0))
+    with pytest.raises(ConfigError, match="belongs to the run key0"):
+        stage.campaign(stage.run(0).model_copy(update={"run_key": "other"}), name="c2")
+
+
+def test_a_run_that_lives_in_another_results_folder_is_refused(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    with pytest.raises(ConfigError, match="is running in"):
+        stage.campaign(run.model_copy(update={"model_folder": stage.base / "elsewhere"}), name="c2")
+
+
+def test_other_plans_in_the_model_folder_are_refused(stage: Stage) -> None:
+    stage.campaign(stage.run(0))
+    (stage.data / "nnUNetPlans.json").write_text('{"configurations": {"3d": {"batch_size": 9}}}')
+    with pytest.raises(ConfigError, match="must share one plan"):
+        stage.campaign(stage.run(1), name="c2")
+
+
+def test_other_workers_are_taken_over_unless_a_job_lives(stage: Stage) -> None:
+    run = stage.run(0)
+    wider = run.model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)})
+    first = stage.campaign(run)
+    assert stage.campaign(wider, name="c2").runs["key0"].spec == wider
+    assert RunFolder(run.run_folder).spec() == wider
+    stage.campaign(run, name="c3")
+    look(first)
+    assert stage.campaign(wider, name="c4").runs["key0"].spec == run
+
+
+def change_plans(stage: Stage, content: str) -> None:
+    (stage.data / "nnUNetPlans.json").write_text(content)
+
+
+def test_plans_that_gained_a_configuration_stop_no_run(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.kill_driver(run)
+    change_plans(stage, '{"configurations": {"3d": {}, "2d": {}}}')
+    again = stage.campaign(run, stage.run(1), name="c2")
+    look(again)
+    assert states(again)[0] == "RUNNING"
+
+
+def test_a_fold_that_was_claimed_before_is_not_compared_again(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    finish_on_disk(run, is_validated=False)
+    stage.cluster.kill_driver(run)
+    change_plans(stage, '{"configurations": {"3d": {"batch_size": 9}}}')
+    look(again := stage.campaign(run, name="c2"))
+    assert states(again) == ["VALIDATING"]
+
+
+def test_another_dataset_json_in_the_model_folder_is_refused(stage: Stage) -> None:
+    stage.campaign(stage.run(0))
+    content = {"labels": {"background": 0, "b": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    write_json_atomic(stage.data / "dataset.json", content)
+    with pytest.raises(ConfigError, match="in foreground of '3d'"):
+        stage.campaign(stage.run(1), name="c2")
+
+
+def test_one_refused_run_leaves_all_others_untouched(stage: Stage) -> None:
+    stage.campaign(stage.run(1))
+    other = stage.run(1).model_copy(update={"run_key": "other"})
+    with pytest.raises(ConfigError, match="belongs to the run key1"):
+        stage.campaign(stage.run(0), other, name="c2")
+    assert not RunFolder(stage.run(0).run_folder).spec_file.exists()
+    assert "id-key0" not in stage.tracking.folders
+
+
+def test_mlflow_runs_of_a_submission_that_failed_half_way_are_ended(stage: Stage) -> None:
+    stage.tracking.unwanted = {"key1"}
+    with pytest.raises(TrackingError, match="no room"):
+        stage.campaign(stage.run(0), stage.run(1))
+    assert stage.tracking.states == {"id-key0": [RunState.STOPPED]}
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(stage: Stage) -> None:
+    run = stage.run(0)
+    run.model_folder.parent.mkdir(parents=True)
+    run.model_folder.write_text("a file where a folder should be")
+    with pytest.raises(DataError, match=r"cannot be used for key0: .*let it write there, or name another nnUNet_results"):
+        stage.campaign(run)
+
+
+def test_a_waiting_run_whose_workers_another_submission_changed_reserves_what_it_will_take(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    run, other = stage.run(0), stage.run(1)
+    first = stage.campaign(run, other)
+    stage.campaign(run.model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)}), name="c2")
+    look(first)
+    (job,) = (stage.cluster.jobs[name] for name in stage.cluster.live_jobs())
+    assert job.reserved == WorkerSpec(count=2, gpus=1, cpus=1)
+    assert states(first) == ["RUNNING", "QUEUED"]
+
+
+# ---- two clusters that share nnUNet_results -----------------------------------------------------------------------------
+
+
+def test_a_run_that_another_cluster_trains_now_is_refused(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster = FakeCluster()
+    for second in range(2, 400, 2):
+        stage.clock.after(second, lambda: beat(run, stage.clock.unix()))
+    with pytest.raises(ConfigError, match=r"signs of life .* from attempt 1 of train-key0-a1"):
+        stage.campaign(run, name="elsewhere")
+    assert "waits until they have been silent for 60 s" in stage.said[0]
+
+
+def test_workers_that_a_dead_head_left_behind_are_waited_for(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster = FakeCluster()
+    for second in range(2, 58, 2):
+        stage.clock.after(second, lambda: beat(run, stage.clock.unix()))
+    began_s = stage.clock.now_s
+    look(again := stage.campaign(run, name="elsewhere"))
+    assert states(again) == ["RUNNING"]
+    assert stage.clock.now_s - began_s > 56 + 60 - 2
+
+
+@pytest.mark.parametrize(("ahead_s", "longest_s"), [(3600, 61), (-3600, 8), (-30, 61), (0, 61)])
+def test_a_clock_that_is_wrong_locks_no_run_out(stage: Stage, ahead_s: float, longest_s: float) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    beat(run, stage.clock.unix() + ahead_s)  # the last one
+    attempt = RunFolder(run.run_folder).attempts / "0001.json"
+    write_json_atomic(attempt, {**json.loads(attempt.read_text()), "claimed_unix": 0})
+    stage.cluster = FakeCluster()
+    began_s = stage.clock.now_s
+    look(again := stage.campaign(run, name="elsewhere"))
+    assert states(again) == ["RUNNING"]
+    assert stage.clock.now_s - began_s <= longest_s
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+def test_a_clock_that_is_wrong_hides_no_living_worker(stage: Stage, ahead_s: float) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    beat(run, stage.clock.unix() + ahead_s)
+    stage.cluster = FakeCluster()
+    for second in range(2, 400, 2):
+        stage.clock.after(second, lambda: beat(run, stage.clock.unix() + ahead_s))
+    with pytest.raises(ConfigError, match="signs of life"):
+        stage.campaign(run, name="elsewhere")
+
+
+def beat(run: RunSpec, unix: float) -> None:
+    """Its workers give a sign of life, by a clock of their own."""
+    write_json_atomic(RunFolder(run.run_folder).progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": unix, "attempt": 1})
+
+
+def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage: Stage) -> None:
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    look(campaign := stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    look(campaign)
+    claim_attempt(folder, "winner")
+    write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=2, message="by the winner"))
+    stage.cluster.gives_way(run)
+    assert campaign.run(poll_s=0) == 0
+    assert campaign.runs["key0"].reason == "taken over by attempt 2 of winner: it goes on there."
+    outcome = read_outcome(folder)
+    assert outcome is not None
+    assert outcome.message == "by the winner"
+    assert RunState.STOPPED not in stage.tracking.states["id-key0"]
+    assert not stage.cluster.live_jobs()
+
+
+def test_the_end_of_a_superseded_attempt_is_not_recorded(stage: Stage) -> None:
+    run = stage.run(0)
+    folder = RunFolder(run.run_folder)
+    write_json_atomic(folder.spec_file, run.model_dump(mode="json"))
+    first, _ = claim_attempt(folder, "loser"), claim_attempt(folder, "winner")
+    assert not write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=first, message="late"))
+    assert not write_outcome(folder, Outcome(job="training", state="STOPPED", attempt=0, message="of nobody"))
+    assert read_outcome(folder) is None
+    claim_attempt(folder, "winner")  # its workers
+    assert write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=2, message="won"))
+
+
+# ---- one MLflow run, one training ---------------------------------------------------------------------------------------
+
+
+def test_the_same_run_in_a_second_results_folder_is_refused_after_its_end_too(stage: Stage) -> None:
+    run = stage.run(0)
+    look(first := stage.campaign(run))
+    finish_on_disk(run)
+    stage.cluster.training_ends(run, "STOPPED")
+    look(first)
+    elsewhere = run.model_copy(update={"model_folder": stage.base / "elsewhere"})
+    with pytest.raises(ConfigError, match="one MLflow run cannot hold both. Name the nnUNet_results of that folder"):
+        stage.campaign(elsewhere, name="c2")
+    run.model_folder.rename(elsewhere.model_folder)
+    look(moved := stage.campaign(elsewhere, name="c2"))
+    assert states(moved) == ["VALIDATING"], "a folder that was moved is the same training"
+
+
+def test_a_run_that_failed_before_its_first_epoch_may_start_in_another_results_folder(stage: Stage) -> None:
+    run = stage.run(0)
+    elsewhere = run.model_copy(update={"model_folder": stage.base / "elsewhere"})
+    look(first := stage.campaign(run))
+    stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(first)
+    assert states(first) == ["FAILED_CONFIG"]
+    look(second := stage.campaign(elsewhere, name="c2"))
+    assert states(second) == ["RUNNING"]
+    assert stage.tracking.folders["id-key0"]["nnfleet.run_folder"] == str(elsewhere.run_folder)
+    with pytest.raises(ConfigError, match="one MLflow run cannot hold both"):  # a sync of the first folder tells nothing of it any more
+        _run_of(RunFolder(run.run_folder), run, cast(Tracker, stage.tracking))
+
+
+def test_a_run_that_waits_for_its_turn_keeps_its_mlflow_run(stage: Stage) -> None:
+    run = stage.run(0)
+    stage.campaign(run)
+    with pytest.raises(ConfigError, match="one MLflow run cannot hold both"):
+        stage.campaign(run.model_copy(update={"model_folder": stage.base / "elsewhere"}), name="c2")
+
+
+def test_a_run_that_starts_anew_does_not_continue_the_old_epochs_in_mlflow(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.training_ends(run, "STOPPED")
+    stage.tracking.scores["id-key0"] = {MARKER_METRIC: 1.0}
+    with pytest.raises(ConfigError, match="its epochs would be mixed with the old ones. .* delete the MLflow run id-key0"):
+        stage.campaign(run, name="c2")
+    finish_on_disk(run, is_validated=False)
+    look(again := stage.campaign(run, name="c2"))
+    assert states(again) == ["VALIDATING"]
+
+
+# ---- submitted again while it stops -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_now", [False, True])
+def test_a_run_submitted_again_while_it_stops_continues_after_its_end(stage: Stage, is_now: bool) -> None:
+    run = stage.run(0)
+    first = stage.campaign(run)
+    look(first)
+    stage.cluster.workers_begin(run)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": is_now})
+    look(again := stage.campaign(run, name="c2"))
+    stage.cluster.training_ends(run, "STOPPED")
+    look(first)
+    look(again)
+    assert states(first) == ["STOPPED"]
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+    assert states(again) == ["RECOVERING"]
+
+
+def test_a_run_that_is_stopped_once_more_stays_stopped(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    for name in ("c2", "c3"):
+        write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
+        again = stage.campaign(run, name=name)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
+    look(again)
+    stage.cluster.training_ends(run, "STOPPED")
+    look(again)
+    assert states(again) == ["STOPPED"]
+
+
+# ---- validated by hand --------------------------------------------------------------------------------------------------
+
+
+def test_only_a_run_trained_to_its_end_with_its_checkpoints_is_validated_by_hand(stage: Stage) -> None:
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    look(stage.campaign(run))
+    with pytest.raises(ConfigError, match="is being trained"):
+        check_trained(folder, run, stage.cluster.records())
+    stage.cluster.kill_driver(run)
+    with pytest.raises(ConfigError, match="is not trained to its end: no epoch is done"):
+        check_trained(folder, run, stage.cluster.records())
+    finish_on_disk(run)
+    with pytest.raises(ConfigError, match=r"checkpoint_final.pth does not exist; 4 of 4 epochs are done"):
+        check_trained(folder, run, stage.cluster.records())
+    folder.checkpoint("final").touch()
+    check_trained(folder, run, stage.cluster.records())  # no epoch had foreground, so there is no best one
+
+
+def test_a_plan_sees_what_other_campaigns_hold_and_wait_for(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    look(stage.campaign(run, other))
+    queue = queue_of(stage.cluster.records(), Board(stage.base / "board"))
+    assert [held.run_key for held in queue.reserved] == ["key0"]
+    assert [waiting.run_key for waiting in queue.waiting] == ["key1"]
+    assert queue.living == {"key0"}

@@ -1,0 +1,173 @@
+"""What a campaign tells MLflow, and what it does when MLflow is away, refuses, or has lost everything."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import TrackingError
+from orchestrator.queue.registry import Board
+from orchestrator.tracking.reconcile import sweep
+from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def finish(stage: Stage, run: RunSpec, name: str = "c1") -> None:
+    look(stage.campaign(run, name=name))
+    finish_on_disk(run)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+
+
+def test_a_finished_run_that_mlflow_does_not_know_is_delivered_by_its_validation(stage: Stage) -> None:
+    run = stage.run(0)
+    finish(stage, run)
+    stage.tracking.lose_everything()
+    again = stage.campaign(run, name="c2")
+    look(again)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"], "finished cases are kept, so it only delivers"
+    stage.cluster.validation_ends(run)
+    assert again.run(poll_s=0) == 0
+    assert stage.tracking.states["id-key0"] == [RunState.VALIDATING, RunState.SUCCEEDED]
+
+
+def test_the_mlflow_run_of_a_finished_run_is_ended(stage: Stage) -> None:
+    run = stage.run(0)
+    finish(stage, run)
+    again = stage.campaign(run, name="c2")
+    assert again.run(poll_s=0) == 0
+    assert stage.tracking.states["id-key0"][-1] is RunState.SUCCEEDED
+
+
+def test_a_run_that_mlflow_refuses_keeps_neither_the_others_nor_the_campaign(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    runs = [stage.run(0), stage.run(1)]
+    campaign = stage.campaign(*runs)
+    stage.tracking.deleted = {"id-key0"}
+    look(campaign)
+    for run in runs:
+        stage.cluster.training_ends(run)
+        stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+    assert stage.tracking.states["id-key1"][-1] is RunState.SUCCEEDED
+    assert any("refuses" in event["message"] for event in stage.events if event["event"] == "warning")
+
+
+def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.campaign.state_reporter.PATIENCE_S", 0.0)
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.tracking.is_away = True
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+    (warning,) = [event["message"] for event in stage.events if event["event"] == "warning"]
+    assert "key0 (SUCCEEDED). `nnfleet sync` tells it." in warning
+
+
+def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage: Stage) -> None:
+    stage.tracking.is_away = True
+    with pytest.raises(TrackingError):
+        stage.campaign(stage.run(0))
+    assert not stage.cluster.live_jobs()
+
+
+def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.campaign.state_reporter.RETRY_S", 0.0)
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    stage.tracking.is_away = True
+    look(campaign)
+    assert states(campaign) == ["RUNNING"]
+    stage.tracking.is_away = False
+    look(campaign)
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
+
+
+def test_a_tracking_server_that_hangs_is_not_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port is open and nobody answers: a ping gives up within seconds, every other call after minutes, in the campaign's loop."""
+    monkeypatch.setattr("orchestrator.campaign.state_reporter.LOOK_S", 0.0)
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    pings: list[float] = []
+
+    def gives_up() -> None:
+        pings.append(time.monotonic())
+        raise TrackingError("mlflow: no answer within 5 s")
+
+    def hangs(*_: object) -> None:
+        pytest.fail("the campaign hangs")
+
+    for call, answer in (("ping", gives_up), ("set_state", hangs), ("open_runs", hangs)):
+        monkeypatch.setattr(stage.tracking, call, answer)
+    for _ in range(3):
+        look(campaign)
+    assert states(campaign) == ["RUNNING"]
+    assert len(pings) == 1, "and the next one waits for its time, whoever asked"
+
+
+def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> None:
+    """Another campaign opens at the moment in which the run has no job: it waits for its next one, or for its first."""
+    stage.cluster.gpus = 1
+    lost, queued = stage.run(0), stage.run(1)
+    campaign = stage.campaign(lost, queued)
+    board = Board(stage.base / "board")
+    assert sweep(stage.tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    look(campaign)
+    stage.cluster.kill_driver(lost)
+    assert stage.tracking.states == {"id-key0": [RunState.RUNNING], "id-key1": [RunState.QUEUED]}
+    assert sweep(stage.tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    stage.cluster.kill_campaign("c1")
+    assert sweep(stage.tracking, stage.cluster.records(), board) == ["key0", "key1"]  # type: ignore[arg-type]
+    assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
+
+
+def test_a_run_that_another_cluster_has_taken_for_dead_is_told_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows neither the campaign's board nor its jobs."""
+    runs = [stage.run(0), stage.run(1), stage.run(2)]
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    elsewhere = Board(stage.base / "board of another head")
+    sweep(stage.tracking, [], elsewhere)  # type: ignore[arg-type]
+    look(campaign)
+    assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED]
+    monkeypatch.setattr("orchestrator.campaign.state_reporter.LOOK_S", 0.0)
+    stage.tracking.deleted = {"id-key2"}
+    for _ in range(3):
+        look(campaign)
+    assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED, RunState.QUEUED]
+    assert len([event for event in stage.events if event["event"] == "warning"]) == 1, "what is refused is not told again"
+    stage.tracking.is_away = True
+    look(campaign)
+
+
+def test_a_server_that_goes_away_is_asked_for_one_run_and_one_that_refuses_for_all(stage: Stage) -> None:
+    look(stage.campaign(stage.run(0), stage.run(1), stage.run(2)))
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_driver(stage.run(0))
+    tracking, board = stage.tracking, Board(stage.base / "board")
+    tracking.goes_away_after(1)
+    assert sweep(tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    assert tracking.turned_away == 1
+    tracking.comes_back()
+    tracking.deleted = {"id-key0"}
+    assert sweep(tracking, stage.cluster.records(), board) == ["key1", "key2"]  # type: ignore[arg-type]
+
+
+def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage) -> None:
+    runs = [stage.run(0), stage.run(1)]
+    campaign = stage.campaign(*runs)
+    assert Board(stage.base / "board").notes(["c1"])["c1"].runs == ("key0", "key1")
+    look(campaign)
+    stage.cluster.training_ends(runs[0])
+    stage.cluster.validation_ends(runs[0])
+    look(campaign)
+    look(campaign)
+    assert Board(stage.base / "board").notes(["c1"])["c1"].runs == ("key1",)

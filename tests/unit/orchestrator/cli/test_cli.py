@@ -1,0 +1,637 @@
+"""The command line: what each verb asks of the Python API, what it prints, and with which exit code it ends."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import orchestrator
+from orchestrator.cli import VERBS, main, output
+from orchestrator.cli.demo import demo_folder_name
+from orchestrator.cli.foreground import answer_of
+from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
+from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
+from orchestrator.cli.watch import done_fraction, watch_view
+from orchestrator.errors import ClusterError, ConfigError, DataError
+from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.plan import PlanReport, PlanRow, Standing
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.run.status import CasesDone, RunStatus
+from trainers.contract.run_spec import RunSpec, WorkerSpec
+from trainers.contract.states import RunState
+
+EXPERIMENT = "dataset: 17\nconfigurations: [3d_fullres]\nfolds: [0]\n"
+
+
+def run_status(**changes: Any) -> RunStatus:
+    values: dict[str, Any] = {
+        "run_key": "d017-3d_fullres-nnUNetTrainer-f0-abc",
+        "address": "17/3d_fullres/nnUNetTrainer/0",
+        "campaign": "c1",
+        "state": RunState.RUNNING,
+        "epochs_done": 12,
+        "epochs": 50,
+        "fraction_of_epoch": 0.5,
+        "ema_pseudo_dice": 0.71,
+        "best_ema_pseudo_dice": 0.72,
+        "epoch_s": 3.1,
+        "seconds_left": 130.0,
+        "run_folder": Path("/results/fold_0"),
+    }
+    return RunStatus(**{**values, **changes})
+
+
+def done(**changes: Any) -> RunStatus:
+    return run_status(
+        **{"state": RunState.SUCCEEDED, "epochs_done": 50, "fraction_of_epoch": 0.0, "full_dice": {"best": 0.81, "final": 0.8}, **changes}
+    )
+
+
+def plan_report() -> PlanReport:
+    spec = RunSpec(
+        run_key="k",
+        dataset="Dataset017_X",
+        preprocessed_folder=Path("/p"),
+        model_folder=Path("/r"),
+        plans="nnUNetPlans",
+        configuration="3d_fullres",
+        trainer="nnUNetTrainer",
+        fold=0,
+        train_cases=("a", "b"),
+        val_cases=("c",),
+        data_digest="0",
+    )
+    row = PlanRow(
+        run_key="k",
+        address=spec.address,
+        fold=0,
+        seed=0,
+        workers=2,
+        batch_per_rank=(2, 1),
+        resources="2 x (1 GPU, 8 CPUs)",
+        n_train=2,
+        n_val=1,
+        epochs=1000,
+        iterations=250,
+        standing=Standing(stage="new"),
+        fits="never",
+        because="no node has a GPU.",
+        spec=spec,
+    )
+    return PlanReport(experiment="e", cluster="local", rows=(row,), n_now=0, n_later=0, n_never=1, n_finished=0, warnings=("odd data",))
+
+
+class FakeApi:
+    """The Python API with a cluster whose runs are what a test says. `asked` lists the verbs it was asked for."""
+
+    def __init__(self) -> None:
+        self.runs: list[RunStatus] = [run_status()]
+        self.lost_runs: list[RunStatus] = []
+        self.report = plan_report()
+        self.asked: list[tuple[Any, ...]] = []
+        self.outage = ""
+        self.interruptions = 0
+        self.fault: Exception | None = None
+        self.interrupted_early: bool | None = None
+        self.machine = {"CPU": 64.0, "GPU": 4.0}
+
+    def fail_with(self, fault: Exception) -> None:
+        self.fault = fault
+
+    def _ask(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.fault:
+            raise self.fault
+
+    def up(self) -> Any:
+        self._ask("up")
+        return SimpleNamespace(ray_address="http://127.0.0.1:1", mlflow_uri="http://127.0.0.1:2", token_file=Path("/home/token"))
+
+    def down(self) -> None:
+        self._ask("down")
+
+    def plan(self, experiment: Experiment, cluster: str | None = None) -> PlanReport:
+        self._ask("plan", experiment, cluster)
+        return plan_report()
+
+    def submit(
+        self,
+        experiment: Experiment,
+        cluster: str | None = None,
+        on_submit: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Any:
+        self._ask("submit", experiment, cluster)
+        return self._sent(on_submit)
+
+    def resume(
+        self,
+        runs: Sequence[str] = (),
+        results: Path | None = None,
+        cluster: str | None = None,
+        on_submit: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Any:
+        self._ask("resume", tuple(runs), results, cluster)
+        if on_wait:
+            on_wait("workers may still be at work")
+        return self._sent(on_submit)
+
+    def lost(self, cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
+        return self.lost_runs
+
+    def _sent(self, on_submit: Callable[[str], None] | None) -> Any:
+        if on_submit and not self.interrupted_early:
+            on_submit("c1")
+        if self.interrupted_early is not None:
+            raise KeyboardInterrupt
+        return SimpleNamespace(campaign_id="c1", submission_id="campaign-c1", plan=self.report)
+
+    def withdraw(self, campaign_id: str, cluster: str | None = None) -> list[str]:
+        self._ask("withdraw", campaign_id, cluster)
+        return [f"campaign-{campaign_id}"]
+
+    def is_local(self) -> bool:
+        return True
+
+    def tracking_outage(self, cluster: str | None = None) -> str:
+        return self.outage
+
+    def this_machine(self) -> NodeResources:
+        return NodeResources("this machine", self.machine, self.machine)
+
+    def status(self, cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
+        self._ask("status", cluster, campaign)
+        return self.runs
+
+    def wait(self, campaign: str, cluster: str | None, on_status: Callable[[list[RunStatus]], None]) -> list[RunStatus]:
+        self._ask("wait", campaign)
+        on_status(self.runs)
+        if self.interruptions:
+            self.interruptions -= 1
+            raise KeyboardInterrupt
+        self.runs = [done() if not item.state.is_final else item for item in self.runs]
+        return self.runs
+
+    def stop(self, run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
+        self._ask("stop", run, now)
+        self.runs = [run_status(state=RunState.STOPPED)]
+        return self.runs
+
+    def logs(self, run: str, cluster: str | None = None, follow: bool = False, earlier: bool = False) -> Iterator[str]:
+        self._ask("logs", run, follow, earlier)
+        if all(item.state != RunState.QUEUED for item in self.runs):
+            yield "\x1b[36mline\x1b[0m one\n"
+            yield "line two\n"
+
+    def validate(self, run: str, cluster: str | None = None) -> str:
+        self._ask("validate", run)
+        return "validate-k-v1"
+
+    def export(self, run: str, target: Path, tracking_uri: str | None = None) -> Path:
+        self._ask("export", run, target, tracking_uri)
+        (target / "fold_3").mkdir(parents=True)
+        return target
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
+    fake = FakeApi()
+    monkeypatch.setattr(orchestrator, "api", fake, raising=False)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("e.yaml").write_text(EXPERIMENT)
+    return fake
+
+
+@pytest.fixture
+def nnfleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line; its exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nnfleet", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+Nnfleet = Callable[..., tuple[int, str, str]]
+
+
+def test_every_verb_has_a_file_of_its_own_and_help(nnfleet: Nnfleet) -> None:
+    for verb in VERBS:
+        assert importlib.import_module(f"orchestrator.cli.{verb}")
+        code, out, _ = nnfleet(verb, "--help")
+        assert code == 0
+        assert "Usage" in out
+
+
+def test_plan_prints_the_table_in_full_and_its_warnings_apart(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, err = nnfleet("plan", "e.yaml")
+    assert code == 5  # one run never fits: what submit would end with
+    for text in ("17/3d_fullres/nnUNetTrainer/0", "2,1", "1000 x 250", "2 x (1 GPU, 8 CPUs)", "never: no node has a GPU.", "1 never"):
+        assert text in " ".join(out.split())
+    assert "odd data" in err
+    assert "\x1b" not in out
+
+
+def test_plan_as_json_is_the_report(nnfleet: Nnfleet, api: FakeApi) -> None:
+    _, out, _ = nnfleet("plan", "e.yaml", "--json")
+    assert PlanReport.model_validate(json.loads(out)) == plan_report()
+
+
+def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet("submit", "e.yaml", "--cluster", "http://head:8265")
+    assert code == 0
+    assert "c1" in out
+    assert api.asked[0][2] == "http://head:8265"
+    _, out, _ = nnfleet("submit", "e.yaml", "--json")
+    assert json.loads(out)["campaign"] == "c1"
+
+
+def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) -> None:
+    finished = api.report.rows[0].model_copy(update={"standing": Standing(stage="finished", epochs_done=1000)})
+    api.report = api.report.model_copy(update={"rows": (finished,), "n_never": 0, "n_finished": 1})
+    _, out, _ = nnfleet("submit", "e.yaml")
+    assert "Nothing is left to train or validate. Campaign c1 brings MLflow what it lacks" in out
+    assert "Submitted" not in out
+    api.report = api.report.model_copy(update={"rows": (finished, plan_report().rows[0])})
+    assert "Submitted as campaign c1" in nnfleet("submit", "e.yaml")[1]
+
+
+def test_status_shows_lost_runs_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = []
+    api.lost_runs = [run_status(state=RunState.FAILED_CLUSTER, reason="lost: `nnfleet resume` continues it.")]
+    _, out, _ = nnfleet("status")
+    assert "`nnfleet resume` continues it" in out
+    _, out, _ = nnfleet("status", "--campaign", "c1")
+    assert "lost:" not in out
+
+
+def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(), done(run_key="other", address="4/2d/nnUNetTrainer/1")]
+    out = nnfleet("status", "4/2d/nnUNetTrainer/1", "--json")[1]
+    assert [item["run_key"] for item in json.loads(out)] == ["other"]
+    assert nnfleet("status", "--watch", "other")[0] == 0, "it has ended, the other one is not waited for"
+    code, _, err = nnfleet("status", "nobody")
+    assert code == ConfigError.exit_code
+    assert "there is no run 'nobody'" in err
+
+
+def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.RECOVERING, reason="its workers were lost.", since_unix=1.7e9)]
+    _, out, _ = nnfleet("status")
+    assert "its workers were lost. (since 2023-11-1" in out
+
+
+def test_resume_says_what_it_takes_up_and_what_it_leaves(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.report = plan_report().model_copy(update={"left": ("17/2d/nnUNetTrainer/0 (key) is finished.",)})
+    code, out, err = nnfleet("resume", "17/3d_fullres/nnUNetTrainer/0", "--results", "/results", "--cluster", "http://head:8265")
+    assert code == 0
+    assert api.asked == [("resume", ("17/3d_fullres/nnUNetTrainer/0",), Path("/results"), "http://head:8265")]
+    assert "Left: 17/2d/nnUNetTrainer/0 (key) is finished." in err
+    assert "workers may still be at work" in err
+    assert "Resumed as campaign c1. Watch it: nnfleet status --watch --cluster http://head:8265" in out
+    api.report = api.report.model_copy(update={"rows": ()})
+    _, out, _ = nnfleet("resume")
+    assert out == "Nothing to resume.\n"
+    _, out, _ = nnfleet("resume", "--json")
+    assert json.loads(out)["plan"]["left"] == ["17/2d/nnUNetTrainer/0 (key) is finished."]
+
+
+def test_an_error_is_its_message_and_exit_code_without_a_traceback(nnfleet: Nnfleet, api: FakeApi) -> None:
+    for fault in (ConfigError("folds: no"), DataError("plans: gone"), ClusterError("head: asleep")):
+        api.fail_with(fault)
+        code, out, err = nnfleet("submit", "e.yaml")
+        assert (code, out) == (fault.exit_code, "")
+        assert str(fault) in err
+        assert "Traceback" not in err
+
+
+def test_a_missing_experiment_file_is_a_config_error(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, _, err = nnfleet("plan", "nix.yaml")
+    assert code == ConfigError.exit_code
+    assert "nix.yaml" in err
+
+
+def test_an_unforeseen_error_says_how_to_get_the_traceback(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.fail_with(ZeroDivisionError("oops"))
+    code, _, err = nnfleet("status")
+    assert code == output.EXIT_UNEXPECTED
+    assert "nnfleet --debug status" in err
+    assert "Traceback" not in err
+
+
+def test_a_wrong_command_line_ends_with_2(nnfleet: Nnfleet, api: FakeApi) -> None:
+    assert nnfleet("plan")[0] == 2
+    assert nnfleet("fly")[0] == 2
+
+
+def test_status_for_people_and_for_scripts(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet("status")
+    assert code == 0
+    for text in ("17/3d_fullres/nnUNetTrainer/0", "RUNNING", "12/50", "0.710", "3.1", "2:10"):
+        assert text in out
+    assert "\x1b" not in out
+    _, out, _ = nnfleet("status", "--json")
+    assert json.loads(out)[0]["run_key"] == run_status().run_key
+
+
+def test_status_json_has_null_for_nan(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(full_dice={"best": float("nan")})]
+    _, out, _ = nnfleet("status", "--json")
+    assert json.loads(out)[0]["full_dice"] == {"best": None}
+
+
+def test_watch_in_a_pipe_prints_one_plain_line_per_change_and_ends_with_the_worst_state(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [done(), run_status(run_key="k2", state=RunState.FAILED_CODE, reason="loss is NaN")]
+    code, out, err = nnfleet("status", "--watch")
+    assert code == output.EXIT_RUN_FAILED
+    assert (out + err).count("SUCCEEDED") == 1
+    assert "(loss is NaN)" in out + err
+    assert "\x1b" not in out + err
+
+
+def test_train_takes_the_options_of_nnunets_users(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet(
+        "train", "17", "3d_fullres", "0", "-tr", "nnUNetTrainerDA5", "-p", "nnUNetResEncPlans", "--epochs", "5", "-num_gpus", "2"
+    )
+    assert code == 0
+    experiment = api.asked[0][1]
+    assert experiment.trainers == ("nnUNetTrainerDA5",)
+    assert experiment.plans == ("nnUNetResEncPlans",)
+    assert experiment.folds == (0,)
+    assert experiment.epochs == 5
+    assert experiment.workers.count == 2
+    assert experiment.workers.gpus == 1
+    assert "0.810" in out
+    assert "0.800" in out
+
+
+def test_train_refuses_a_misspelt_trainer_before_anything_starts(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0", "-tr", "nnUNetTrainerDA6")
+    assert code == ConfigError.exit_code
+    assert "nnUNetTrainerDA5" in err
+    assert api.asked == []
+
+
+def test_ctrl_c_without_a_terminal_stops_after_the_epoch(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.interruptions = 1
+    code, _, _ = nnfleet("train", "17", "3d_fullres", "0")
+    assert ("stop", run_status().run_key, False) in api.asked
+    assert code == output.EXIT_RUN_STOPPED
+
+
+@pytest.mark.parametrize("verb", [("train", "17", "3d_fullres", "0"), ("submit", "e.yaml")])
+def test_ctrl_c_while_submitting_withdraws_what_was_sent(nnfleet: Nnfleet, api: FakeApi, verb: tuple[str, ...]) -> None:
+    api.interrupted_early = False
+    code, _, err = nnfleet(*verb, "--cluster", "http://head:8265")
+    assert code == output.EXIT_INTERRUPTED
+    assert api.asked[-1] == ("withdraw", "c1", "http://head:8265")
+    assert "Withdrawn: campaign-c1" in err
+
+
+def test_ctrl_c_before_anything_was_sent_says_so(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.interrupted_early = True
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == output.EXIT_INTERRUPTED
+    assert "Nothing was submitted" in err
+    assert [what[0] for what in api.asked] == ["submit"]
+
+
+def test_a_withdrawal_that_fails_tells_what_may_go_on(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> list[str]:
+        raise ClusterError("cluster: away")
+
+    api.interrupted_early = False
+    monkeypatch.setattr(api, "withdraw", refused)
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == ClusterError.exit_code
+    assert "nnfleet status --campaign c1" in err
+
+
+def test_ctrl_c_elsewhere_is_said(nnfleet: Nnfleet, api: FakeApi) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    api.status = interrupted  # type: ignore[assignment, method-assign]
+    code, _, err = nnfleet("status")
+    assert code == output.EXIT_INTERRUPTED
+    assert "Interrupted." in err
+
+
+@pytest.mark.parametrize("show", ["table", "text"])
+def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
+    """As `nnfleet status | head -1` does."""
+    import os
+    import subprocess
+
+    code = (
+        "import sys, types, orchestrator\n"
+        "from tests.unit.orchestrator.cli.test_cli import run_status\n"
+        "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
+        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [], tracking_outage=lambda *a: '')\n"
+        "from orchestrator.cli import main\n"
+        "sys.argv = ['nnfleet', 'status']\n"
+        "main()"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code, show], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_watch_and_json_exclude_each_other(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, err = nnfleet("status", "--watch", "--json")
+    assert (code, out, api.asked) == (ConfigError.exit_code, "", [])
+    assert "Name one of them" in err
+
+
+def test_the_log_of_a_queued_run_says_why_it_waits(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.QUEUED, reason="0 GPUs free now.")]
+    code, out, err = nnfleet("logs", run_status().address)
+    assert (code, out) == (0, "")
+    assert "is QUEUED" in err
+    assert "0 GPUs free now." in err
+
+
+def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> None:
+    for arguments in (("submit", "e.yaml"), ("validate", "k")):
+        assert "--cluster http://head:8265" in nnfleet(*arguments, "--cluster", "http://head:8265")[1]
+
+
+def test_export_and_down_for_scripts(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
+    exported = json.loads(nnfleet("export", "k", str(tmp_path / "m"), "--json")[1])
+    assert exported == {"folder": str(tmp_path / "m"), "fold": "3", "checkpoints": []}
+    assert json.loads(nnfleet("down", "--json")[1]) == {"down": True}
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "gpus", "expected"),
+    [
+        ({}, 64, 4, {}),
+        ({}, 2, 0, {"gpus": 0, "cpus": 2}),
+        ({}, 4, 1, {"cpus": 4}),
+        ({"gpus": 0, "count": 2}, 4, 1, {"gpus": 0, "count": 2, "cpus": 2}),
+        ({"cpus": 16}, 2, 1, {"cpus": 16}),
+        ({"count": 2}, 64, 0, {"count": 2}),
+        ({"count": 4, "gpus": 0}, 2, 0, {"count": 4, "gpus": 0, "cpus": 1}),
+    ],
+)
+def test_what_is_left_open_is_fitted_to_the_machine(asked: dict[str, int], cores: int, gpus: int, expected: dict[str, int]) -> None:
+    chosen, told = fitted(asked, WorkerSpec(), cores, gpus)
+    assert chosen == expected
+    assert bool(told) == (chosen != asked)
+
+
+def test_train_on_a_small_machine_says_what_it_takes(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.machine = {"CPU": 2.0, "GPU": 0.0}
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == 0
+    assert api.asked[0][1].workers == WorkerSpec(count=1, gpus=0, cpus=2)
+    assert "Fitted to this machine: it has no GPU, so training runs on CPUs; 2 CPU cores per worker instead of 8." in err
+    nnfleet("train", "17", "3d_fullres", "0", "--cluster", "http://head:8265")
+    assert api.asked[2][1].workers == WorkerSpec(), "another cluster is not this machine"
+    nnfleet("submit", "e.yaml")
+    assert api.asked[-1][1].workers == WorkerSpec(), "an experiment file stays as written"
+
+
+def test_errors_of_train_name_its_options(nnfleet: Nnfleet, api: FakeApi) -> None:
+    text = "Set workers.gpus: 0 to train on CPUs, or lower workers.cpus.\nAsk for less under `workers`, or for a larger cluster."
+    assert in_words_of_the_command_line(text) == (
+        "Add --cpu to train on CPUs, or lower --cpus.\nAsk for less (--num-workers, --cpus, --cpu), or for a larger cluster."
+    )
+    code, _, err = nnfleet("train", "17", "3d_fullres", "nine")
+    assert code == ConfigError.exit_code
+    assert "FOLD" in err
+    assert "folds" not in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("", "stop"), ("s", "stop"), ("N", "now"), ("detach", "detach"), ("k", "keep"), ("x", None)]
+)
+def test_answers_to_ctrl_c(typed: str, expected: str | None) -> None:
+    assert answer_of(typed) == expected
+
+
+def test_ctrl_c_and_detach_leaves_the_run_alone(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.foreground.ask", lambda: "detach")
+    api.interruptions = 1
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == 0
+    assert "Detached" in err
+    assert not [what for what in api.asked if what[0] == "stop"]
+
+
+def test_ctrl_c_and_keep_goes_on_to_the_end(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.foreground.ask", lambda: "keep")
+    api.interruptions = 1
+    assert nnfleet("train", "17", "3d_fullres", "0")[0] == 0
+    assert [what[0] for what in api.asked] == ["submit", "wait", "wait"]
+
+
+def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:
+    assert nnfleet("stop", "17/3d_fullres/nnUNetTrainer/0")[0] == 0
+    nnfleet("stop", "k", "--now")
+    assert api.asked == [("stop", "17/3d_fullres/nnUNetTrainer/0", False), ("stop", "k", True)]
+
+
+def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
+    assert nnfleet("logs", "k")[1] == "line one\nline two\n"  # no colours in a pipe
+    assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_id": "validate-k-v1"}
+    _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
+    assert "-f 3" in out
+    assert "no final checkpoint in MLflow yet" in err
+    assert json.loads(nnfleet("up", "--json")[1])["mlflow"] == "http://127.0.0.1:2"
+    assert nnfleet("down")[0] == 0
+    assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
+
+
+def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:
+    page = "http://127.0.0.1:2/#/experiments/7/runs/{}?workflowType=machine_learning"
+    api.runs = [done(mlflow_url=page.format("a")), done(run_key="k2", mlflow_url=page.format("b"))]
+    links = json.loads(nnfleet("ui", run_status().run_key, "--json")[1])
+    assert links["run"] == page.format("a")
+    [table] = links["mlflow"]
+    assert table.startswith("http://127.0.0.1:2/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=")
+    assert "compare-runs" in links["comparison"][0]
+    assert nnfleet("ui", "18/none")[0] == ConfigError.exit_code
+
+
+def test_ui_of_another_cluster_starts_nothing_here(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet("ui", "--cluster", "http://head:8265")
+    assert code == 0
+    assert "http://head:8265" in out
+    assert "no run of this cluster has a page" in out
+    assert [what[0] for what in api.asked] == ["status"]
+
+
+def test_schema_is_json(nnfleet: Nnfleet) -> None:
+    assert "dataset" in json.loads(nnfleet("schema")[1])["properties"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 84, 140])
+def test_the_watch_view_fits_its_terminal(width: int) -> None:
+    sink = StringIO()
+    Console(file=sink, width=width, force_terminal=True, color_system=None).print(watch_view([run_status(), done()], width))
+    lines = sink.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert any("RUNNING" in line for line in lines)
+
+
+def test_numbers_for_people() -> None:
+    assert [seconds(value) for value in (3.14, 125, 3723, None, float("inf"))] == ["3.1 s", "2:05", "1:02:03", "-", "-"]
+    assert [dice(value) for value in (0.12345, None, float("nan"))] == ["0.123", "-", "-"]
+    assert done_fraction(run_status()) == pytest.approx(0.25)
+    assert "EMA pseudo-Dice 0.710 (best 0.720)" in status_line(run_status())
+
+
+def test_a_validation_is_shown_by_its_cases() -> None:
+    validating = run_status(state=RunState.VALIDATING, epochs_done=50, validation=CasesDone(checkpoint="best", done=3, cases=12))
+    assert done_fraction(validating) == pytest.approx(0.25)
+    assert "full validation of best: 3/12 cases" in status_line(validating)
+    assert "left" not in status_line(validating)
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(watch_view([validating, run_status()], 100))
+    assert "17/3d_fullres/nnUNetTrainer/0: full validation of best: 3/12 cases" in console.export_text()
+
+
+def test_the_worst_state_decides_the_exit_code() -> None:
+    assert worst_exit_code([done()]) == 0
+    assert worst_exit_code([done(), run_status(state=RunState.STOPPED)]) == output.EXIT_RUN_STOPPED
+    assert worst_exit_code([run_status(state=RunState.FAILED_CLUSTER), run_status(state=RunState.STOPPED)]) == ClusterError.exit_code
+
+
+def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
+    assert demo_folder_name(10, 3.0, None) == "demo"
+    assert demo_folder_name(20, 2.0, 3) == "demo-cases20-spacing2-epochs3"
+
+
+def test_worker_options_name_only_what_was_asked_for() -> None:
+    assert worker_options(None, False, None) == {}
+    assert worker_options(2, True, 1) == {"count": 2, "gpus": 0, "cpus": 1}
+
+
+def test_status_and_train_say_that_mlflow_is_down(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.outage = "MLflow is down"
+    assert "MLflow is down" in nnfleet("status")[2]
+    assert "MLflow is down" in nnfleet("train", "17", "3d_fullres", "0")[2]
+
+
+def test_a_stop_before_the_first_epoch_names_no_model(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.STOPPED).model_copy(update={"epochs_done": 0})]
+    told = nnfleet("train", "17", "3d_fullres", "0")[2]
+    assert "No checkpoint yet" in told
+    assert "Model:" not in told

@@ -1,0 +1,73 @@
+"""What a tracking server says is checked before it decides where a file goes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.tracking import export
+from orchestrator.tracking.checkpoint_store import directory_of
+from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.export import _fill, _published_names, export_model, fold_in
+from orchestrator.tracking.records import Published
+from tests.fake_run import FakeRun
+from trainers.contract.commits import Manifest
+
+
+class HostileTracker:
+    """A server on which somebody changed the tags of a run."""
+
+    uri = "http://mlflow"
+
+    def __init__(self, tags: dict[str, str]) -> None:
+        self._tags = tags
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        return self._tags
+
+
+def best_of(tmp_path: Path) -> Manifest:
+    best = FakeRun(tmp_path).epoch().best
+    assert best is not None
+    return best
+
+
+@pytest.mark.parametrize("fold", ["x/../../../victim/fold_0", "..", "", "0\n", "/tmp", "٣"])
+def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path) -> None:
+    hostile = cast(Tracker, HostileTracker({"nnfleet.fold": fold}))
+    with pytest.raises(CheckpointError, match=r"nnfleet\.fold"):
+        _fill(hostile, "r", ["best"], tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage() -> None:
+    with pytest.raises(ConfigError, match=r"run key0 at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"):
+        _published_names(cast(Tracker, HostileTracker({})), "key0", "r")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(export, "Tracker", lambda uri: SimpleNamespace(ping=lambda: None, find_run=lambda run: "r"))
+    monkeypatch.setattr(export, "_published_names", lambda *found: ["best"])
+    with pytest.raises(ConfigError, match=r"file/deeper cannot be made: .* Name a folder that you may write"):
+        export_model("key0", tmp_path / "file" / "deeper" / "model", "http://mlflow")
+
+
+def test_folds_of_nnunet_are_folds() -> None:
+    assert [fold_in({"nnfleet.fold": fold}) for fold in ("0", "12", "all")] == ["0", "12", "all"]
+
+
+@pytest.mark.parametrize(
+    "directory", ["../../other", "checkpoints/best/../../x", "checkpoints/best/e00001-0123456z", "/etc", "checkpoints/best/e1-01234567\n"]
+)
+def test_a_published_directory_of_another_form_is_refused(directory: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        Published(directory=directory, manifest=best_of(tmp_path))
+
+
+def test_the_directory_that_we_write_is_accepted(tmp_path: Path) -> None:
+    best = best_of(tmp_path)
+    assert Published(directory=directory_of(best), manifest=best).file.endswith("/checkpoint_best.pth")

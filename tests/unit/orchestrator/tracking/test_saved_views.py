@@ -1,0 +1,63 @@
+"""Saved views of MLflow's runs page."""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+from orchestrator.tracking.records import epoch_metrics
+from orchestrator.tracking.saved_views import RESULTS, TAG_PREFIX, Pages, pages_of, run_place, view_tags
+from tests.fake_run import epoch_row
+
+EXPERIMENT_TAG_LENGTH = 20_000
+"""MLflow's limit for the value of an experiment tag."""
+
+
+def decoded(tag_value: str) -> dict[str, Any]:
+    """The page state in a saved view."""
+    state = json.loads(tag_value)["state"]
+    return dict(json.loads(zlib.decompress(base64.b64decode(state.removeprefix("deflate;")))))
+
+
+def test_links_open_our_view_of_an_experiment_and_the_comparison_of_its_runs() -> None:
+    urls = [f"http://h:1/mlflow/#/{run_place('7', run)}" for run in ("a", "b", "a")]
+    [pages] = pages_of([*urls, ""])
+    assert pages == Pages("http://h:1/mlflow", (("7", "a"), ("7", "b")))
+    assert pages.overview == [f"http://h:1/mlflow/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey={RESULTS}"]
+    assert pages.comparison.startswith(
+        "http://h:1/mlflow/#/compare-runs?runs=%5B%22a%22%2C%20%22b%22%5D&experiments=%5B%227%22%5D&workflow"
+    )
+
+
+def test_a_server_without_runs_opens_its_list_of_experiments() -> None:
+    [pages] = pages_of([], "http://h:1")
+    assert (pages.overview, pages.comparison) == (["http://h:1/#/experiments?workflowType=machine_learning"], "")
+
+
+def test_views_are_small_named_and_the_same_every_time() -> None:
+    tags = view_tags()
+    assert tags == view_tags()
+    assert all(key.startswith(TAG_PREFIX) and len(value) < EXPERIMENT_TAG_LENGTH for key, value in tags.items())
+    names = {json.loads(value)["name"] for value in tags.values()}
+    assert names == {"nnfleet: results", "nnfleet: curves", "nnfleet: folds averaged"}
+
+
+def test_results_view_shows_what_runs_are_compared_by() -> None:
+    state = decoded(view_tags()[TAG_PREFIX + RESULTS])
+    assert {"params.`configuration`", "params.`fold`", "metrics.`full/best/dice_mean`"} <= set(state["selectedColumns"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`full/best/dice_mean`", False)
+
+
+def test_every_chart_of_a_training_shows_a_metric_that_is_logged() -> None:
+    [record] = epoch_metrics([epoch_row(0)], ("a", "b"))
+    for value in view_tags().values():
+        charts = decoded(value).get("compareRunCharts", [])
+        assert {c["metricKey"] for c in charts if c["type"] == "LINE"} <= set(record.values)
+
+
+def test_every_chart_lies_in_a_section_and_has_an_id_of_its_own() -> None:
+    for value in view_tags().values():
+        state = decoded(value)
+        charts, sections = state.get("compareRunCharts", []), state.get("compareRunSections", [])
+        assert {c["metricSectionId"] for c in charts} == {s["uuid"] for s in sections}
+        assert len({c["uuid"] for c in charts}) == len(charts)

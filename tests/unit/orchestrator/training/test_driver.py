@@ -1,0 +1,65 @@
+"""The exit code of a training job, by which a campaign tells a lost job from one that gave way to another driver."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.run.outcome import EndState, Outcome, read_outcome, write_outcome
+from orchestrator.training import driver
+from tests.fake_run import FakeRun
+from trainers.contract.errors import StorageError
+from trainers.contract.fencing import claim_attempt
+
+
+@pytest.mark.parametrize(("state", "code"), [("TRAINED", 0), ("STOPPED", 0), ("FAILED_CODE", 1), ("FAILED_CLUSTER", 5), ("SUPERSEDED", 7)])
+def test_the_exit_code_tells_how_a_training_job_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: EndState, code: int) -> None:
+    monkeypatch.setattr(driver.ray, "init", lambda **options: None)
+    outcome = Outcome(job="training", state=state, attempt=1, message="")
+    monkeypatch.setattr(driver, "run_training", lambda folder, attempt: outcome)
+    assert driver.main([str(tmp_path)]) == code
+
+
+def test_a_job_whose_claim_the_disk_did_not_take_says_so_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(driver.ray, "init", lambda **options: None)
+
+    def full(folder: object, attempt: int) -> Outcome:
+        raise StorageError("storage: the file system is full")
+
+    monkeypatch.setattr(driver, "run_training", full)
+    assert driver.main([str(tmp_path)]) == 11
+    assert "the file system is full" in capsys.readouterr().out
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "patiently", lambda act, what: act())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_head_without_the_share_is_an_outage_and_gets_no_folder_of_that_name(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.folder.root.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match=r"run\.json is not there on this node"):
+        driver.run_training(run.folder)
+    with pytest.raises(StorageError, match=r"shows no state of a training that has ended"):
+        driver.ended(run.folder, 1, "TRAINED")
+    assert write_outcome(run.folder, Outcome(job="training", state="FAILED_CODE", attempt=1, message=""))
+    assert not run.folder.root.exists()
+    assert driver.ended(run.folder, 1, "STOPPED").message == "stopped after 0 epochs"
+
+
+def test_the_end_of_a_run_is_stored_where_its_folder_is(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    outcome = driver.ended(run.folder, run.attempt, "TRAINED")
+    assert write_outcome(run.folder, outcome)
+    assert read_outcome(run.folder) == outcome
+
+
+def test_an_attempt_is_numbered_at_least_as_high_as_its_job(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    assert claim_attempt(run.folder, "driver-2", least=6) == 6
+    assert claim_attempt(run.folder, "driver-2") == 7
+    assert claim_attempt(run.folder, "driver-3", least=6) == 8

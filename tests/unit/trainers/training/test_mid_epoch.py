@@ -1,0 +1,264 @@
+"""Saving within an epoch: when rank 0 wishes it, and what a start goes on from."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.training import save_before_resize
+from tests.conftest import Toys
+from tests.fake_run import FakeRun
+from tests.toy import toy_spec
+from tests.unit.trainers.network.test_learner import ALONE, batch
+from tests.unit.trainers.training.test_fenced_writes import PATIENCE_S, Gate
+from tests.unit.trainers.training.test_state import FIXED, row
+from trainers.contract.commits import committed_states, newest_committed, state_stem
+from trainers.contract.files import write_json_atomic
+from trainers.contract.requests import accept_save, is_wished, withdraw
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointSpec, Schedule
+from trainers.data.batches import Batch, SplitName, requests_from
+from trainers.network.learner import Learner
+from trainers.training.assemble import assemble, blueprint
+from trainers.training.loop import train
+from trainers.training.mid_epoch import LEAVING_S, Midway, save_is_due
+from trainers.training.state import Reached, StateWriter
+
+
+def due(since: float, every: float | None = None, asked: bool = False, leaving: bool = False, saved: bool = False) -> bool:
+    return save_is_due(since, every, is_asked=asked, is_leaving=leaving, saved_since_notice=saved)
+
+
+def test_by_default_nothing_is_saved_within_an_epoch() -> None:
+    assert not due(1e9)
+
+
+def test_it_is_saved_after_so_many_minutes_without_a_save() -> None:
+    assert not due(59.0, every=60.0)
+    assert due(60.0, every=60.0)
+
+
+def test_a_notice_saves_at_once_and_then_again_and_again_until_the_node_is_gone() -> None:
+    assert due(0.0, leaving=True)
+    assert not due(LEAVING_S - 1, leaving=True, saved=True)
+    assert due(LEAVING_S, leaving=True, saved=True)
+
+
+def test_whoever_asks_gets_a_state() -> None:
+    assert due(0.0, asked=True)
+
+
+def test_states_sort_by_position_then_attempt() -> None:
+    in_order = [state_stem(2, 9), state_stem(3, 1), state_stem(3, 2), state_stem(3, 1, 7), state_stem(3, 1, 10), state_stem(3, 2, 10)]
+    assert in_order == sorted(in_order)
+    assert sorted([state_stem(4, 1), *in_order])[-1] == state_stem(4, 1)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_the_loader_begins_within_the_epoch(first: int) -> None:
+    wanted = [("train", 1, i) for i in range(first, 2)] + [("val", 1, 0), ("train", 2, 0), ("train", 2, 1), ("val", 2, 0)]
+    assert list(requests_from(1, first, 3, {"train": 2, "val": 1})) == wanted
+
+
+# ---- what is saved, and what a wish waits for ------------------------------------------------------------------------------
+
+
+class Training:
+    """Rank 0 of a run with one finished epoch, saving through the real writer; its weights are one small layer."""
+
+    def __init__(self, base: Path, every_minutes: float | None = None) -> None:
+        schedule, saving = Schedule(epochs=5, train_iterations=10), CheckpointSpec(every_minutes=every_minutes)
+        self.run = FakeRun(base, schedule=schedule, checkpoint=saving)
+        self.folder, self.plain = self.run.folder, torch.nn.Linear(2, 2)
+        optimizer, scaler = torch.optim.SGD(self.plain.parameters(), 0.01), torch.amp.GradScaler("cpu", enabled=False)
+        unused: Any = None
+        learner = Learner(self.plain, self.plain, optimizer, scaler, unused, unused, schedule, ALONE.device, 2, 1, attempt=1)
+        self.writer = StateWriter(self.folder, self.run.spec.run_key, 1, FIXED, schedule.epochs)
+        self.midway = Midway(self.run.spec, self.folder, ALONE, learner, self.writer)
+        self.reached = Reached((row(0, 0.5),))
+        self.finish_epoch()
+
+    def finish_epoch(self) -> None:
+        """Commit the end of the first epoch and begin the second."""
+        self.writer.commit(self.reached, False, self.midway.learner.tensors)
+        self.midway.begin_epoch(self.reached)
+
+    def step(self, iteration: int) -> None:
+        """What the loop does after a training step."""
+        self.midway.save_if_wished(iteration, torch.tensor(0.5, dtype=torch.float64))
+
+    def ask(self) -> None:
+        """Somebody wishes a state."""
+        self.folder.save_file.write_text("{}")
+
+    def is_open(self) -> bool:
+        """Whether who waits for it goes on waiting."""
+        return is_wished(self.folder.save_file) or is_wished(self.folder.accepted_save_file)
+
+    def states(self) -> list[tuple[int, int]]:
+        """Positions that are committed, newest first."""
+        return [committed.position for committed in committed_states(self.folder)]
+
+
+def test_weights_that_are_no_numbers_replace_no_sound_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training = Training(tmp_path, every_minutes=1e-9)
+    training.step(1)
+    with torch.no_grad():
+        training.plain.weight[0, 0] = torch.nan
+    training.ask()
+    for iteration in (2, 3, 4):
+        training.step(iteration)
+    training.writer.drain()
+    assert training.states() == [(1, 1), (1, 0)]
+    assert not training.is_open()
+    assert [record.message for record in caplog.records] == [
+        "epoch 1: not saved after 2 iterations, nor later within it: weights hold NaN or infinity"
+    ]
+
+
+def test_after_a_refusal_nothing_is_looked_at_until_the_next_epoch(tmp_path: Path) -> None:
+    training = Training(tmp_path, every_minutes=1e-9)
+    statistics = torch.tensor([torch.nan])
+    training.plain.register_buffer("running_mean", statistics)
+    training.step(1)
+    statistics.zero_()
+    training.ask()
+    training.step(2)
+    assert not training.is_open()
+    training.reached = Reached((row(0, 0.5), row(1, 0.5)))
+    training.finish_epoch()
+    training.step(1)
+    training.writer.drain()
+    assert training.states() == [(2, 1), (2, 0)]
+
+
+def test_before_a_resize_a_state_that_is_refused_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(save_before_resize, "SAVE_POLL_S", 0.005)
+    monkeypatch.setattr(save_before_resize, "SAVE_WAIT_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(save_before_resize, "SEEN_WITHIN_S", 0.05)
+    training = Training(tmp_path)
+    training.writer.drain()
+    with torch.no_grad():
+        training.plain.weight[0, 0] = torch.nan
+    resizing = threading.Thread(target=save_before_resize._saved, args=[training.folder], daemon=True)
+    resizing.start()
+    while not training.folder.save_file.exists():
+        time.sleep(0.001)
+    training.step(1)
+    resizing.join(PATIENCE_S)
+    assert not resizing.is_alive()
+    assert "saved no state" in caplog.records[-1].message
+
+
+def half_written(tmp_path: Path) -> tuple[Training, Gate]:
+    """A training whose state for a first wish is half written, and the gate before the rest of it."""
+    training, gate = Training(tmp_path), Gate()
+    training.writer.drain()
+    training.writer.fixed = {**FIXED, "gate": gate}
+    training.ask()
+    training.step(1)
+    assert gate.reached.wait(PATIENCE_S)
+    return training, gate
+
+
+def test_a_wish_is_open_until_the_one_state_that_answers_it_is_durable(tmp_path: Path) -> None:
+    training, gate = half_written(tmp_path)
+    assert training.is_open()
+    training.step(2)
+    assert training.is_open()
+    gate.opened.set()
+    training.writer.drain()
+    assert not training.is_open()
+    assert training.states() == [(1, 1), (1, 0)]
+
+
+def test_a_wish_that_comes_while_another_is_answered_gets_a_state_of_its_own(tmp_path: Path) -> None:
+    training, gate = half_written(tmp_path)
+    training.ask()
+    gate.opened.set()
+    training.step(2)
+    training.writer.drain()
+    assert training.states() == [(1, 2), (1, 1), (1, 0)]
+    assert not training.is_open()
+
+
+def test_before_a_resize_the_state_that_was_asked_for_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the epoch before is still being written when the wish comes, and is no answer to it."""
+    monkeypatch.setattr(save_before_resize, "SAVE_POLL_S", 0.005)
+    training, before, asked = Training(tmp_path), Gate(), Gate()
+    training.writer.drain()
+    training.reached = Reached((row(0, 0.5), row(1, 0.5)))
+    training.writer.fixed = {**FIXED, "gate": before}
+    training.finish_epoch()
+    assert before.reached.wait(PATIENCE_S)
+    training.writer.fixed = {**FIXED, "gate": asked}
+    found: list[tuple[int, int]] = []
+
+    def resize() -> None:
+        save_before_resize._saved(training.folder)
+        newest = newest_committed(training.folder)
+        assert newest is not None
+        found.append(newest.position)
+
+    resizing, stepping = threading.Thread(target=resize), threading.Thread(target=lambda: training.step(3))
+    resizing.start()
+    while not training.folder.save_file.exists():
+        time.sleep(0.001)
+    stepping.start()
+    before.opened.set()
+    assert asked.reached.wait(PATIENCE_S)
+    time.sleep(0.1)  # it looks many times meanwhile
+    asked.opened.set()
+    for thread in (resizing, stepping):
+        thread.join(PATIENCE_S)
+    training.writer.drain()
+    assert found == [(2, 3)]
+
+
+# ---- a share that is away --------------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """The same batch, again and again."""
+
+    wait_s = 0.0
+
+    def __init__(self, batch: Batch, schedule: Schedule) -> None:
+        self._batch = batch
+        self._iterations = {"train": schedule.train_iterations, "val": schedule.val_iterations}
+
+    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
+        yield from [self._batch] * (self._iterations[split] - first_iteration)
+
+
+def test_a_share_that_does_not_answer_ends_no_training_and_wishes_nothing(toys: Toys, tmp_path: Path) -> None:
+    """Every look into this folder fails with an error of the system that does not say 'not there'."""
+    away = RunFolder(tmp_path / ("x" * 300))
+    with pytest.raises(OSError, match="File name too long"):
+        away.stop_file.exists()
+    assert not is_wished(away.stop_file)
+    withdraw(away.save_file)
+    accept_save(away)
+    spec = toy_spec(toys("labels"), schedule=Schedule(epochs=1, train_iterations=1, val_iterations=1))
+    plan = blueprint(spec)
+    learner = assemble(spec, plan, ALONE, attempt=1)
+    source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, away, ALONE, learner, None)
+    assert train(spec, away, ALONE, learner, source, midway, Reached()) == "TRAINED"
+
+
+def test_a_wish_to_stop_that_the_start_before_left_open_is_obeyed_before_another_epoch(toys: Toys, tmp_path: Path) -> None:
+    spec = toy_spec(toys("labels"), schedule=Schedule(epochs=3, train_iterations=1, val_iterations=1))
+    plan, folder = blueprint(spec), RunFolder(tmp_path)
+    learner = assemble(spec, plan, ALONE, attempt=1)
+    source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, folder, ALONE, learner, None)
+    write_json_atomic(folder.stop_file, {"now": False})
+    before = [tensor.clone() for tensor in learner.plain.state_dict().values()]
+    assert train(spec, folder, ALONE, learner, source, midway, Reached((row(0, 0.5),))) == "STOPPED"
+    assert all(map(torch.equal, before, learner.plain.state_dict().values()))
+    assert train(spec, folder, ALONE, learner, source, midway, Reached((row(0, 0.5), row(1, 0.5), row(2, 0.5)))) == "TRAINED"

@@ -1,0 +1,182 @@
+"""The JSON half of a committed state: what was reached, with the whole metric history. Its rename is the commit.
+
+The other half, tensors of network and optimizer, lies beside it with the same stem; see `trainers/training/state.py`.
+"""
+
+import logging
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, Frozen
+from trainers.contract.storage import reading
+
+log = logging.getLogger(__name__)
+_told: deque[Path] = deque(maxlen=256)
+"""Damaged commits that this process has warned of: whoever waits for a state looks at them many times a second."""
+
+
+def _below(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError("must be a path below the run folder")
+    return path
+
+
+class EpochRow(Frozen):
+    """The measurements of one epoch. Losses and Dice are global (all ranks); times are rank 0's, in seconds."""
+
+    epoch: int
+    """Counted from 0."""
+    attempt: int
+    started_unix: float
+    ended_unix: float
+    train_loss: float
+    val_loss: float
+    pseudo_dice: tuple[float, ...]
+    """Per foreground class; NaN for a class neither present nor predicted in any validation patch."""
+    pseudo_dice_mean: float
+    ema_pseudo_dice: float | None
+    """None until an epoch had foreground."""
+    learning_rate: float
+    world_size: int
+    epoch_s: float
+    train_s: float
+    val_s: float
+    wait_data_s: float
+    save_s: float
+    """Seconds for which saving held the training thread at the end of the epoch before this one."""
+    samples_per_s: float
+    """Training samples of the global batch per second of the training part."""
+    gpu_memory_gib: float
+    """Peak of rank 0's GPU; 0 on CPU."""
+    system: dict[str, float] = Field(default_factory=dict)
+    """Load of rank 0's node, by MLflow's names of system metrics."""
+
+
+class BestRecord(Frozen):
+    """The values of the pure best policy (see `trainers/training/pseudo_dice.py`)."""
+
+    ema: float | None = None
+    score: float | None = None
+    best_epoch: int | None = None
+    skipped: int = 0
+    decay: float = 0.9
+
+
+class Manifest(Frozen):
+    """Which bytes a checkpoint is, and what it stands for."""
+
+    checkpoint: CheckpointName
+    file: Annotated[str, AfterValidator(_below)]
+    """Path below the run folder."""
+    epoch: int
+    """Index of the epoch after which the weights were taken."""
+    attempt: int
+    ema_pseudo_dice: float | None
+    sha256: str
+    size_bytes: int
+
+
+class InFlight(Frozen):
+    """How far the training part of an epoch had come when a state was saved within it."""
+
+    iteration: int = Field(ge=1)
+    """Optimizer steps of the epoch that are done."""
+    train_loss_sums: tuple[float, ...]
+    """Sum of the losses of these steps, one per rank of then."""
+    elapsed_s: float
+    """Seconds of work on the epoch so far, over all starts."""
+
+
+class Committed(Frozen):
+    """What a run has reached for good."""
+
+    run_key: str
+    epochs_done: int
+    attempt: int
+    history: tuple[EpochRow, ...]
+    in_flight: InFlight | None = None
+    """Of a state that was saved within the epoch with the index `epochs_done`."""
+    best_policy: BestRecord = BestRecord()
+    best: Manifest | None = None
+    final: Manifest | None = None
+    state_sha256: str
+    state_size_bytes: int
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epochs done, and training iterations done of the next one."""
+        return self.epochs_done, self.in_flight.iteration if self.in_flight else 0
+
+    @property
+    def stem(self) -> str:
+        """File name of both halves without ending."""
+        return state_stem(self.epochs_done, self.attempt, self.position[1])
+
+
+def state_stem(epochs_done: int, attempt: int, iteration: int = 0) -> str:
+    """`e<epochs done>_a<attempt>`, within an epoch `e<epochs done>i<iterations done>_a<attempt>`: sorts by position, then attempt."""
+    within = f"i{iteration:06d}" if iteration else ""
+    return f"e{epochs_done:05d}{within}_a{attempt:04d}"
+
+
+def attempt_named(path: Path) -> int:
+    """The attempt that made a state, a best checkpoint or the half-written beginning of one, from its file name; 0 if it names none."""
+    found = re.match(r"\.?e\d+(?:i\d+)?_a(\d+)", path.name)
+    return int(found[1]) if found else 0
+
+
+def commit_files(folder: RunFolder) -> list[Path]:
+    """The JSON halves of all commits of a run, newest first. Raises StorageError or OSError where a folder that is there is not listed."""
+    try:
+        with reading(folder.state):
+            return sorted((path for path in folder.state.iterdir() if path.match("e*_a*.json")), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def newest_first(folder: RunFolder) -> Iterator[Committed]:
+    """The commits of a run, newest first; a damaged one is skipped with a warning. Raises as `read_committed` when it comes to a file."""
+    found = (read_committed(path) for path in commit_files(folder))
+    return (committed for committed in found if committed is not None)
+
+
+def committed_states(folder: RunFolder) -> list[Committed]:
+    """All commits of a run, newest first (see `newest_first`)."""
+    return list(newest_first(folder))
+
+
+def newest_committed(folder: RunFolder) -> Committed | None:
+    """The newest commit of a run, or None. Reads JSON only; the tensors' digest is checked when they are loaded.
+
+    Raises as `read_committed`: what cannot be read now may be the newest, so an older one is no answer.
+    """
+    return next(newest_first(folder), None)
+
+
+def reached_position(folder: RunFolder) -> tuple[int, int]:
+    """Where the newest commit of a run stands (see `Committed.position`); (0, 0) when there is none."""
+    committed = newest_committed(folder)
+    return committed.position if committed else (0, 0)
+
+
+def read_committed(path: Path) -> Committed | None:
+    """One commit, or None if the file has gone or does not parse; of the latter is warned, once.
+
+    A file that is there and is not read may be sound: raises StorageError where its disk is away, else the error of the system.
+    """
+    try:
+        with reading(path):
+            return Committed.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None  # pruned between listing and reading
+    except ValidationError as err:
+        if path not in _told:
+            _told.append(path)
+            log.warning("state %s is damaged and is passed over: %s", path, err)
+        return None

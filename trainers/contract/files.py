@@ -1,0 +1,177 @@
+"""Durable file operations: a reader sees the old file or the whole new one, never a part of it.
+
+Whatever writes here raises StorageError when the disk is full, read-only or away, and leaves nothing half written behind.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from trainers.contract.errors import DataError, StorageError
+from trainers.contract.storage import free_space, reading, storing
+
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""How file systems say that they do not make hard links."""
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries (renames, links) durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_beside(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o644) -> Path:
+    """Write a durable temporary file next to `target` through `fill` and return its path; leaves nothing behind on error."""
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        with _removed_on_error(Path(name)), os.fdopen(descriptor, "wb") as stream:
+            fill(stream)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        return Path(name)
+
+
+def write_through(target: Path, fill: Callable[[IO[bytes]], None]) -> None:
+    """Replace `target` atomically and durably by what `fill` writes into the stream that it is given."""
+    temporary = write_beside(target, fill)
+    with storing(target):
+        with _removed_on_error(temporary):
+            os.replace(temporary, target)
+        fsync_folder(target.parent)
+
+
+def write_hashed(target: Path, fill: Callable[[IO[bytes]], None]) -> str:
+    """As `write_through`; returns the SHA-256 of what `fill` wrote, taken while it was written. `fill` may only write and flush."""
+    digest = hashlib.sha256()
+    write_through(target, lambda stream: fill(cast(IO[bytes], _Hashing(stream, digest))))
+    return digest.hexdigest()
+
+
+def write_atomic(target: Path, content: bytes) -> None:
+    """Replace `target` atomically and durably by `content`."""
+    write_through(target, lambda stream: _write_all(stream, content))
+
+
+def write_json_atomic(target: Path, value: Any) -> None:
+    """Replace `target` atomically by `value` as JSON. NaN is written as `NaN`, as Python and nnU-Net do."""
+    write_atomic(target, json.dumps(value, indent=1).encode())
+
+
+def write_sign(target: Path, value: Any, writer: int) -> None:
+    """Replace `target` atomically by `value` as JSON, but neither durably nor where its folder is missing: a sign that is lost is no harm.
+
+    `writer` tells those apart who may write at once. Raises OSError.
+    """
+    beside = target.with_suffix(f".{writer}.part")
+    beside.write_text(json.dumps(value))
+    os.replace(beside, target)
+
+
+def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
+    """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder."""
+    temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
+    with storing(target):
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            if os.stat(temporary).st_nlink < 2:  # else it was made after all: NFS repeats a request whose answer was lost
+                return False
+        finally:
+            _remove(temporary)
+        fsync_folder(target.parent)
+    return True
+
+
+def link_atomic(source: Path, target: Path) -> None:
+    """Make `target` a second name of `source`'s content, replacing what was there in one step; copies where links are not supported."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        os.link(source, temporary)
+    except OSError as err:
+        if err.errno in _NO_LINKS:
+            with source.open("rb") as opened:
+                write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
+            return
+        with storing(target):
+            raise
+    with storing(target):
+        with _removed_on_error(temporary):
+            os.replace(temporary, target)
+        _remove(temporary)  # rename() does nothing when both names already are the same file
+        fsync_folder(target.parent)
+
+
+def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:
+    """Raise StorageError unless `folder` is there and takes a file of this size now; nothing is left of it."""
+    if not folder.is_dir():
+        raise StorageError(f"storage: {folder} is gone; {free_space(folder)}. Mount the shared folder again.")
+    _remove(write_beside(folder / "probe", lambda stream: _write_all(stream, bytes(size_bytes))))
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file; a missing or broken one becomes a `DataError` that names `what` it is, a disk that is away a `StorageError`."""
+    try:
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text: nothing could print or store it
+        return value
+    except FileNotFoundError as err:
+        raise DataError(f"{what}: {path} does not exist.") from err
+    except (OSError, ValueError, RecursionError) as err:
+        raise DataError(f"{what}: {path} cannot be read as JSON: {err}. Restore the file or make it anew.") from err
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Hashing:
+    """Hashes what passes through it. It cannot seek, so what is hashed is the file."""
+
+    def __init__(self, stream: IO[bytes], digest: "hashlib._Hash") -> None:
+        self._stream, self._digest = stream, digest
+        self.flush = stream.flush
+
+    def write(self, block: bytes | memoryview) -> int:
+        self._digest.update(block)
+        return self._stream.write(block)
+
+
+def _write_all(stream: IO[bytes], content: bytes) -> None:
+    stream.write(content)
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    """Delete a file if it is there; where even that fails, the error that led here says more."""
+    with contextlib.suppress(OSError):
+        temporary.unlink()

@@ -1,0 +1,84 @@
+"""Names that nnU-Net's users know: trainers, datasets, folds; what a name may hold; and the nearest name when one is misspelt."""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Literal
+
+from trainers.contract.errors import ConfigError
+
+Recipe = Literal["default", "da5", "da5_classic"]
+Fold = int | Literal["all"]
+
+TRAINERS: dict[str, Recipe] = {
+    "nnUNetTrainer": "default",
+    "nnUNetTrainerDA5": "da5",
+    "nnUNetTrainerDA5_classic": "da5_classic",
+}
+"""Trainer name -> augmentation recipe. The first two are nnU-Net's own names; the third is DA5 as nnU-Net had it up to 2.6.4."""
+
+RECIPE_VERSION = 1
+"""Raised whenever a recipe or the sampling draws other numbers for the same seed: part of every run key."""
+
+
+LONGEST_NAME = 80
+"""Bytes of the name of plans or a configuration: both are in one folder's name, which file systems end at 255 bytes."""
+LONGEST_CASE = 150
+"""Bytes of a case id or a dataset's name."""
+_NAME = re.compile(r"\w[\w.+-]*")
+_CASE = re.compile(r"\w[\w .,+=@()\[\]-]*")
+
+
+def fault_of_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """Why `name` cannot name plans, a configuration or a dataset; '' when it can.
+
+    Such names become parts of folders, of Ray submission ids and of MLflow tags: letters, digits and `_.+-`, the first a letter, digit
+    or `_`. So none leaves its folder, none is taken for an option, and none needs quoting in a shell.
+    """
+    return _fault(name, _NAME, longest, "letters, digits and _.+-")
+
+
+def fault_of_case(case_id: str) -> str:
+    """Why `case_id` cannot name the files of a case; '' when it can. Like `fault_of_name`, with spaces and `,=@()[]` too."""
+    return _fault(case_id, _CASE, LONGEST_CASE, "letters, digits, spaces and _.,+-=@()[]")
+
+
+def _fault(name: str, allowed: re.Pattern[str], longest: int, kinds: str) -> str:
+    if len(name.encode("utf-8", "surrogatepass")) > longest:
+        return f"is longer than {longest} bytes"
+    if not allowed.fullmatch(name) or ".." in name or name[-1] in " .":
+        return f"must consist of {kinds}, begin with a letter, digit or _, not end with a dot or space and not hold two dots in a row"
+    return "" if unicodedata.is_normalized("NFC", name) else "is not in Unicode's composed form (NFC)"
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A value as an error text may hold it: on one line, without control characters, cut."""
+    text = repr(value if not isinstance(value, str) else value[: longest + 1])
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint for an error text: ' Did you mean ...?' with the nearest known name, or '' when none is near."""
+    by_lower = {known.lower(): known for known in words}
+    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def canonical_trainer(name: str) -> str:
+    """nnU-Net's trainer name for a name or short form (`default`, `da5`, `da5_classic`). Raises ConfigError for an unknown one."""
+    if name in TRAINERS:
+        return name
+    for trainer, recipe in TRAINERS.items():
+        if name == recipe:
+            return trainer
+    known = [*TRAINERS, *TRAINERS.values()]
+    raise ConfigError(
+        f"trainers: {name!r} is not a trainer of nnfleet.{nearest(name, known)} Known: {', '.join(TRAINERS)} "
+        f"(short: {', '.join(TRAINERS.values())})."
+    )
+
+
+def checkpoint_trainer_name(trainer: str) -> str:
+    """The trainer name that goes into a checkpoint: one that nnU-Net's own predictor finds and that builds the same network."""
+    return "nnUNetTrainerDA5" if trainer == "nnUNetTrainerDA5_classic" else trainer

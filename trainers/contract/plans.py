@@ -1,0 +1,285 @@
+"""nnU-Net's plans, dataset.json and splits read as plain JSON, without importing nnunetv2 or torch.
+
+Sources for the formats: nnunetv2/utilities/plans_handling/plans_handler.py (inheritance of configurations),
+nnunetv2/utilities/label_handling/label_handling.py (labels, regions, ignore label), nnU-Net's documentation of dataset_format.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.contract.errors import ConfigError, DataError
+from trainers.contract.files import read_json
+from trainers.contract.names import LONGEST_CASE, Fold, fault_of_case, fault_of_name, nearest, shown
+
+PREPROCESS_COMMAND = "nnUNetv2_plan_and_preprocess"
+MAX_SIZE = 100_000
+"""Largest batch and longest axis of a patch that plans may ask for."""
+_BUILDABLE = re.compile(
+    r"dynamic_network_architectures\.(architectures|building_blocks)(\.[a-z_]\w*)?\.[A-Z]\w*|torch\.nn(\.modules(\.[a-z_]\w*)?)?\.[A-Z]\w*",
+    re.ASCII,
+)
+"""Classes that plans may name. nnU-Net imports and calls whatever stands there; a longer path reaches functions that load code."""
+
+
+@dataclass(frozen=True)
+class Plans:
+    """One plans file. `content` is the JSON as it is; `configuration()` resolves inheritance."""
+
+    name: str
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def configurations(self) -> list[str]:
+        """Names of all configurations in the file."""
+        return list(self.content["configurations"])
+
+    def configuration(self, name: str) -> dict[str, Any]:
+        """The settings of one configuration, `inherits_from` resolved (the child overrides the parent).
+
+        Raises ConfigError for an unknown name, DataError for a parent that does not exist, a circle, or a setting that cannot be.
+        """
+        known = self.content["configurations"]
+        if name not in known:
+            raise ConfigError(f"configurations: {name!r} is not in {self.path}.{nearest(name, known)} Known: {', '.join(known)}.")
+        resolved = self._resolved(name)
+        if fault := fault_of_configuration(resolved):
+            raise DataError(f"plans: configuration {name!r} of {self.path}: {fault}. Repair it or run {PREPROCESS_COMMAND}.")
+        return resolved
+
+    def _resolved(self, name: str) -> dict[str, Any]:
+        known = self.content["configurations"]
+        seen: list[str] = []
+        resolved: dict[str, Any] = {}
+        parent: Any = name
+        while parent is not None:
+            if not isinstance(parent, str) or parent in seen or parent not in known:
+                chain = " -> ".join([*seen, shown(parent).strip("'")])
+                fault = "inherits from itself" if parent in seen else f"inherits from {shown(parent)}, which is not there"
+                raise DataError(f"plans: in {self.path} a configuration {fault} ({chain[-500:]}). Repair `inherits_from`.")
+            seen.append(parent)
+            resolved = {**known[parent], **resolved}
+            parent = known[parent].get("inherits_from")
+        resolved.pop("inherits_from", None)
+        return resolved
+
+
+def fault_of_configuration(settings: dict[str, Any]) -> str:
+    """What of a resolved configuration cannot be, of the settings that it has; '' when all can. Pure."""
+    identifier = settings.get("data_identifier", "")
+    if "data_identifier" in settings and (not isinstance(identifier, str) or (fault := fault_of_name(identifier, LONGEST_CASE))):
+        return f"data_identifier {shown(identifier)} {fault if isinstance(identifier, str) else 'is no text'}"
+    if "batch_size" in settings and not _is_size(settings["batch_size"]):
+        return f"batch_size must be a whole number from 1 to {MAX_SIZE}, got {shown(settings['batch_size'])}"
+    patch = settings.get("patch_size")
+    if "patch_size" in settings and not (isinstance(patch, list) and len(patch) in (2, 3) and all(map(_is_size, patch))):
+        return f"patch_size must be two or three whole numbers from 1 to {MAX_SIZE}, got {shown(patch)}"
+    if (masks := settings.get("use_mask_for_norm", [])) is not None and not isinstance(masks, list):
+        return f"use_mask_for_norm must be a list, got {shown(masks)}"
+    fault = _fault_of_architecture(settings["architecture"]) if "architecture" in settings else ""
+    if fault or "architecture" not in settings or patch is None:
+        return fault
+    strides = settings["architecture"].get("arch_kwargs", {}).get("strides", [])
+    if not isinstance(strides, list) or not all(
+        _is_size(s) or (isinstance(s, list) and len(s) == len(patch) and all(map(_is_size, s))) for s in strides
+    ):
+        return f"strides must be whole numbers from 1, or lists of {len(patch)} of them, got {shown(strides)}"
+    return ""
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIZE
+
+
+def _fault_of_architecture(architecture: Any) -> str:
+    """nnU-Net imports and calls what an architecture names: only networks of its own library and layers of torch are let through."""
+    arguments = architecture.get("arch_kwargs", {}) if isinstance(architecture, dict) else None
+    imported = architecture.get("_kw_requires_import", []) if isinstance(arguments, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(imported, list) or not all(isinstance(key, str) for key in imported):
+        return "architecture must hold arch_kwargs (an object) and _kw_requires_import (a list of its keys)"
+    named = [architecture.get("network_class_name"), *(arguments.get(key) for key in imported)]
+    for name in named:
+        if name is not None and not (isinstance(name, str) and _BUILDABLE.fullmatch(name)):
+            return f"architecture names {shown(name)}, and nnfleet builds from classes of dynamic_network_architectures and torch.nn alone"
+    return ""
+
+
+def load_plans(dataset_folder: Path, plans_name: str) -> Plans:
+    """Read `<dataset_folder>/<plans_name>.json`. Raises ConfigError when it is missing, DataError when it is not a plans file."""
+    if fault := fault_of_name(plans_name):
+        raise ConfigError(f"plans: the name {shown(plans_name)} {fault}. Name a file of {dataset_folder} without .json.")
+    path = dataset_folder / f"{plans_name}.json"
+    if not path.is_file():
+        present = sorted(p.stem for p in dataset_folder.glob("*Plans*.json"))
+        raise ConfigError(
+            f"plans: {path} does not exist.{nearest(plans_name, present)} "
+            f"Found: {', '.join(present) or 'none'}. {PREPROCESS_COMMAND} makes plans."
+        )
+    content = read_json(path, "plans")
+    if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
+        raise DataError(f"plans: {path} has no 'configurations' and is no nnU-Net v2 plans file. Run {PREPROCESS_COMMAND}.")
+    malformed = [name for name, settings in content["configurations"].items() if not isinstance(settings, dict)]
+    if malformed:
+        raise DataError(f"plans: configuration {malformed[0]!r} of {path} is not a JSON object. Repair it or run {PREPROCESS_COMMAND}.")
+    for name in content["configurations"]:
+        if fault := fault_of_name(name):
+            raise DataError(f"plans: the configuration {shown(name)} of {path} {fault}. Rename it.")
+    reader = content.get("image_reader_writer", "SimpleITKIO")
+    if not isinstance(reader, str) or not re.fullmatch(r"[A-Z]\w*", reader, re.ASCII):
+        raise DataError(f"plans: image_reader_writer of {path} must be the name of a reader of nnU-Net's, got {shown(reader)}. Repair it.")
+    return Plans(plans_name, path, content)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What dataset.json says of the labels.
+
+    `foreground` maps each class that is scored to its label values, in the order of the network's scored outputs:
+    for plain labels one value each without background, for regions the listed values, in `regions_class_order`'s order.
+    """
+
+    names: dict[str, int | tuple[int, ...]]
+    foreground: dict[str, tuple[int, ...]]
+    has_regions: bool
+    ignore_label: int | None
+    regions_class_order: tuple[int, ...] | None
+
+    @property
+    def num_heads(self) -> int:
+        """Output channels of the network: all labels with background, or one per region."""
+        return len(self.foreground) if self.has_regions else len(self.foreground) + 1
+
+    @property
+    def values(self) -> frozenset[int]:
+        """Every value that a label file may hold, ignore label included."""
+        plain = {v for values in self.names.values() for v in (values if isinstance(values, tuple) else (values,))}
+        return frozenset(plain)
+
+
+def load_dataset_json(dataset_folder: Path) -> dict[str, Any]:
+    """Read dataset.json and check the keys that training needs. Raises DataError."""
+    content = read_json(dataset_folder / "dataset.json", "dataset.json")
+    if not isinstance(content, dict):
+        raise DataError(f"dataset.json: {dataset_folder / 'dataset.json'} is not a JSON object.")
+    missing = [key for key in ("labels", "file_ending") if key not in content]
+    if not {"channel_names", "modality"} & set(content):
+        missing.append("channel_names")
+    if missing:
+        raise DataError(f"dataset.json: {dataset_folder / 'dataset.json'} lacks {', '.join(missing)}. See nnU-Net's dataset format.")
+    ending, channels = content["file_ending"], content.get("channel_names") or content.get("modality")
+    if not isinstance(ending, str) or not re.fullmatch(r"(\.[A-Za-z0-9]{1,16}){1,3}", ending, re.ASCII):
+        raise DataError(f"dataset.json: file_ending of {dataset_folder / 'dataset.json'} must be like .nii.gz, got {shown(ending)}.")
+    if not isinstance(channels, dict | list) or not channels:
+        raise DataError(
+            f"dataset.json: channel_names of {dataset_folder / 'dataset.json'} must map channels to names, got {shown(channels)}."
+        )
+    return content
+
+
+def labels_of(dataset_json: dict[str, Any], where: str = "dataset.json") -> Labels:
+    """The labels of a dataset.json, checked as nnU-Net's LabelManager does. Raises DataError."""
+    try:
+        names = {str(k): _label_value(v) for k, v in dict(dataset_json["labels"]).items()}
+        order = _label_value(dataset_json["regions_class_order"]) if dataset_json.get("regions_class_order") is not None else None
+    except (KeyError, TypeError, ValueError) as err:
+        raise DataError(f"{where}: 'labels' must map names to integers or lists of integers: {err}.") from err
+    if strange := [name for name in names if not name.isprintable() or not 0 < len(name) <= 200]:
+        raise DataError(f"{where}: the label name {shown(strange[0])} must be printable text of at most 200 characters. Rename it.")
+    if "background" not in names or set(_values(names["background"])) != {0}:
+        raise DataError(f"{where}: 'labels' needs \"background\": 0, got {names.get('background')!r}.")
+    ignore = names.get("ignore")
+    if isinstance(ignore, tuple):
+        raise DataError(f"{where}: the ignore label must be one integer, got {list(ignore)}.")
+    scored = {k: v for k, v in names.items() if k not in ("background", "ignore")}
+    plain = sorted({v for values in scored.values() for v in _values(values)} | {0})
+    if len(scored) == 0:
+        raise DataError(f"{where}: 'labels' names nothing but background. Name at least one class.")
+    if plain != list(range(len(plain))):
+        raise DataError(f"{where}: label values must be consecutive from 0, got {shown(plain)}.")
+    if ignore is not None and ignore != max(plain) + 1:
+        raise DataError(f"{where}: the ignore label must be the highest value ({max(plain) + 1}), got {ignore}.")
+    has_regions = any(isinstance(v, tuple) and len(v) > 1 for v in scored.values())
+    if not has_regions and len(plain) != len(scored) + 1:
+        raise DataError(f"{where}: two labels have the same value, got {scored}. Give each its own.")
+    if has_regions and (not isinstance(order, tuple) or len(order) != len(scored)):
+        raise DataError(f"{where}: regions need 'regions_class_order' with one label value per region, got {order!r}.")
+    ordered = scored if has_regions else dict(sorted(scored.items(), key=lambda item: _values(item[1])))
+    return Labels(
+        names=names,
+        foreground={name: _values(value) for name, value in ordered.items()},
+        has_regions=has_regions,
+        ignore_label=ignore,
+        regions_class_order=order if has_regions and isinstance(order, tuple) else None,
+    )
+
+
+def _label_value(value: Any) -> int | tuple[int, ...]:
+    return tuple(map(_whole, value)) if isinstance(value, list | tuple) else _whole(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"-?\d{1,9}", str(value), re.ASCII):
+        raise ValueError(f"got {shown(value)}")
+    return int(value)
+
+
+def _values(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+_KEYS_WITHOUT_CASES = frozenset(
+    ("name", "channel_names", "modality", "labels", "regions_class_order", "file_ending", "numTraining", "overwrite_image_reader_writer")
+)
+
+
+def without_cases(dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a dataset.json that nnU-Net needs for a prediction; other keys may list cases, which pseudonyms shall hide."""
+    return {key: value for key, value in dataset_json.items() if key in _KEYS_WITHOUT_CASES}
+
+
+def num_input_channels(dataset_json: dict[str, Any]) -> int:
+    """Image channels per case (without a cascade's extra ones)."""
+    return len(dataset_json.get("channel_names") or dataset_json["modality"])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cases of one fold, each list in the file's order."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def load_splits(dataset_folder: Path) -> list[Split]:
+    """Read splits_final.json. Raises DataError when it is missing or malformed."""
+    path = dataset_folder / "splits_final.json"
+    content = read_json(path, "splits_final.json")
+    try:
+        if not all(isinstance(fold[part], list) for fold in content for part in ("train", "val")):
+            raise TypeError("'train' and 'val' must be lists")
+        splits = [Split(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in content]
+    except (TypeError, KeyError) as err:
+        raise DataError(f"splits_final.json: {path} must be a list of objects with 'train' and 'val': {err!r}.") from err
+    check_case_ids((case for split in splits for part in (split.train, split.val) for case in part), str(path))
+    return splits
+
+
+def check_case_ids(case_ids: Iterable[str], where: str) -> None:
+    """Raise DataError for the first id that could leave the folders of a dataset or run, or that no file can be named by."""
+    for case_id in case_ids:
+        if fault := fault_of_case(case_id):
+            raise DataError(f"cases: the id {shown(case_id)} in {where} {fault}. Rename the case's files and its entries in the split.")
+
+
+def split_for(splits: list[Split], fold: Fold, all_cases: tuple[str, ...], dataset: str) -> Split:
+    """The cases of `fold`; nnU-Net's fold `all` trains and validates on every case. Raises ConfigError for a fold that does not exist."""
+    if fold == "all":
+        check_case_ids(all_cases, f"the preprocessed folder of {dataset}")
+        return Split(all_cases, all_cases)
+    if not 0 <= fold < len(splits):
+        there = f"{len(splits)} folds (0-{len(splits) - 1})" if splits else "no folds"
+        raise ConfigError(f"folds: fold {fold} does not exist: splits_final.json of {dataset} has {there}.")
+    return splits[fold]

@@ -1,0 +1,139 @@
+"""The run folder: nnU-Net's `fold_k` with one sub-folder of ours. The only class that knows the paths of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.contract.errors import DataError, StorageError
+from trainers.contract.files import read_json
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.storage import check_dataset_is_there
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run below `root` = <nnUNet_results>/<Dataset>/<TRAINER>__<PLANS>__<CONFIGURATION>/fold_<k>."""
+
+    root: Path
+
+    @property
+    def model_folder(self) -> Path:
+        """nnU-Net's model folder: plans.json, dataset.json and the folds."""
+        return self.root.parent
+
+    @property
+    def own(self) -> Path:
+        """Everything in the fold folder that nnU-Net does not know."""
+        return self.root / "nnfleet"
+
+    @property
+    def spec_file(self) -> Path:
+        """The RunSpec; whoever creates it first has claimed the folder for its run key."""
+        return self.own / "run.json"
+
+    @property
+    def attempts(self) -> Path:
+        """One exclusively created file per attempt: 0001.json, 0002.json, ..."""
+        return self.own / "attempts"
+
+    @property
+    def state(self) -> Path:
+        """Committed states: e<epochs done>_a<attempt>.pth and .json; the .json is the commit."""
+        return self.own / "state"
+
+    @property
+    def best(self) -> Path:
+        """Best checkpoints, durable here before the epoch that made them is committed."""
+        return self.own / "best"
+
+    @property
+    def progress_file(self) -> Path:
+        """Heartbeat of rank 0."""
+        return self.own / "progress.json"
+
+    @property
+    def validating_file(self) -> Path:
+        """How far the full validation is."""
+        return self.own / "validating.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Present when somebody asked this run to stop."""
+        return self.own / "stop.json"
+
+    @property
+    def mlflow_file(self) -> Path:
+        """Which MLflow run this is."""
+        return self.own / "mlflow.json"
+
+    @property
+    def published_file(self) -> Path:
+        """What the publisher knows to have delivered."""
+        return self.own / "published.json"
+
+    @property
+    def outcome_file(self) -> Path:
+        """How the newest job of this run ended."""
+        return self.own / "outcome.json"
+
+    @property
+    def uploading(self) -> Path:
+        """Second names of checkpoints that are on their way to MLflow."""
+        return self.own / "uploading"
+
+    @property
+    def failures(self) -> Path:
+        """One file per failed start of the workers, by its attempt: what the retry budgets are charged with."""
+        return self.own / "failures"
+
+    @property
+    def save_file(self) -> Path:
+        """Present when somebody asked for a state within the epoch in flight."""
+        return self.own / "save.json"
+
+    @property
+    def accepted_save_file(self) -> Path:
+        """What `save_file` becomes while the state that answers it is written; removed once that is committed."""
+        return self.own / "save_accepted.json"
+
+    def checkpoint(self, name: CheckpointName) -> Path:
+        """checkpoint_best.pth or checkpoint_final.pth, where nnU-Net looks for it."""
+        return self.root / f"checkpoint_{name}.pth"
+
+    def validation(self, name: CheckpointName) -> Path:
+        """Predictions and summary.json: nnU-Net's `validation` for the final checkpoint, `validation_best` for the best."""
+        return self.root / ("validation" if name == "final" else f"validation_{name}")
+
+    def cases(self, name: CheckpointName) -> Path:
+        """Per-case results of the full validation, one JSON file each."""
+        return self.own / "cases" / name
+
+    def spec(self) -> RunSpec:
+        """The run that this folder belongs to. Raises DataError when there is none."""
+        content = read_json(self.spec_file, "run folder")
+        try:
+            return RunSpec.model_validate(content)
+        except ValueError as err:
+            raise DataError(f"run folder: {self.spec_file} is not a run specification of this version: {err}") from err
+
+    def check_is_own(self, spec: RunSpec) -> None:
+        """Raise DataError when this is not the folder that `spec`, which was read here, was written for."""
+        if spec.run_folder.resolve() != self.root.resolve():
+            raise DataError(
+                f"results: {self.spec_file} is of a run in {spec.run_folder}: the folder was moved or copied. "
+                "Bring it back, or submit its experiment with this nnUNet_results."
+            )
+
+    def living_spec(self) -> RunSpec:
+        """As `spec`, for a job of the run on whatever node; its driver has found run and dataset.
+
+        Raises StorageError where one of them is not to be seen: its share is not mounted there, or away. Raises DataError where one is
+        refused to this user or broken.
+        """
+        try:
+            spec = self.spec()
+        except DataError as err:
+            if isinstance(err.__cause__, FileNotFoundError):
+                raise StorageError(f"storage: {self.spec_file} is not there on this node. Mount the shared folder.") from err
+            raise
+        check_dataset_is_there(spec.preprocessed_folder)
+        return spec

@@ -1,0 +1,176 @@
+"""The specification of one run: everything that its training and validation jobs need, as one frozen JSON document."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from trainers.contract.names import TRAINERS, Fold, Recipe
+
+CheckpointName = Literal["best", "final"]
+
+
+class Frozen(BaseModel):
+    """A value: checked on construction, never changed, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,  # docstrings reach the JSON schema
+        ser_json_inf_nan="constants",  # NaN stays NaN in JSON, as nnU-Net writes it; the default would make it null
+    )
+
+
+class Schedule(Frozen):
+    """How long and how fast a run trains; the defaults are nnU-Net's."""
+
+    epochs: int = Field(1000, ge=1)
+    """Epochs; nnU-Net: 1000."""
+    train_iterations: int = Field(250, ge=1)
+    """Optimizer steps per epoch, each on one global batch; nnU-Net: 250."""
+    val_iterations: int = Field(50, ge=1)
+    """Global batches of validation patches per epoch, from which the pseudo-Dice is counted; nnU-Net: 50."""
+    initial_lr: float = Field(1e-2, gt=0)
+    """Learning rate of epoch 0, lowered by (1 - epoch/epochs)^0.9; nnU-Net: 0.01."""
+    weight_decay: float = Field(3e-5, ge=0)
+    """L2 penalty of SGD on all parameters; nnU-Net: 3e-5."""
+    foreground_oversampling: float = Field(0.33, ge=0, le=1)
+    """Share of a global batch's samples that are centred on foreground, by position; nnU-Net: 0.33."""
+    ema_decay: float = Field(0.9, ge=0, lt=1)
+    """Weight of the past in the smoothed pseudo-Dice; nnU-Net: 0.9."""
+
+
+class WorkerSpec(Frozen):
+    """The gang of DDP workers of one run: `count` of them, or elastically from `min` to `max`."""
+
+    count: int = Field(1, ge=1)
+    """Number of workers of a fixed gang; the plan's batch is split over them."""
+    min: int | None = Field(None, ge=1)
+    """Fewest workers of an elastic gang, instead of `count`: training starts and goes on with so few when nodes leave."""
+    max: int | None = Field(None, ge=1)
+    """Most workers of an elastic gang: it grows to so many when nodes are free, at most to the plan's batch size."""
+    gpus: int = Field(1, ge=0, le=1)
+    """GPUs per worker; 0 trains on CPUs."""
+    cpus: int = Field(8, ge=1)
+    """CPU cores per worker: step threads and loader actors together."""
+
+    @model_validator(mode="after")
+    def _fixed_or_elastic(self) -> "WorkerSpec":
+        if self.min is None and self.max is None:
+            return self
+        if self.min is None or self.max is None:
+            there, lacking = ("max", "min") if self.min is None else ("min", "max")
+            raise ValueError(f"`{there}` without `{lacking}`: name both for an elastic number of workers, or `count` for a fixed one")
+        if "count" in self.model_fields_set:
+            raise ValueError("`count` beside `min` and `max`: name `count` for a fixed number, or the two for an elastic one")
+        if self.min > self.max:
+            raise ValueError(f"`min: {self.min}` is more than `max: {self.max}`; exchange them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _one_way_only(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was chosen and nothing of the other way, so that it loads as the same."""
+        unused = {"count"} if self.is_elastic else {"min", "max"}
+        return {key: value for key, value in default(self).items() if key not in unused}
+
+    @property
+    def is_elastic(self) -> bool:
+        """True if the number of workers may change while the run trains."""
+        return self.min is not None
+
+    @property
+    def least(self) -> int:
+        """Workers without which the run does not train."""
+        return self.count if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        """Workers that the run never exceeds."""
+        return self.count if self.max is None else self.max
+
+
+class LoaderSpec(Frozen):
+    """How batches are prepared ahead of the training steps. Never changes a sample."""
+
+    actors: int = Field(6, ge=1)
+    """Loader actors per worker."""
+    prefetch: int = Field(3, ge=1)
+    """Batches per loader actor that are prepared or waiting at any time."""
+
+
+class CheckpointSpec(Frozen):
+    """When states are saved beside the end of every epoch. Never changes a result."""
+
+    every_minutes: float | None = Field(None, gt=0)
+    """Save within the epoch after so many minutes without a save, and resume from that iteration; null: at the end of epochs only."""
+
+
+class ValidationSpec(Frozen):
+    """The full validation over whole cases after training."""
+
+    checkpoints: tuple[CheckpointName, ...] = ("best", "final")
+    """Which checkpoints predict the fold's validation cases; nnU-Net: final."""
+    surface_tolerance_mm: float = Field(1.0, gt=0)
+    """Tolerance of the normalised surface Dice, in millimetres."""
+    attempts_per_case: int = Field(3, ge=1)
+    """How often a case is tried before the validation fails."""
+
+
+class RunSpec(Frozen):
+    """One training of one dataset x plans x configuration x trainer x fold x seed, with its validation."""
+
+    run_key: str
+    """Readable parts plus a digest of everything that determines the result; names this run everywhere."""
+    dataset: str
+    """Folder name, e.g. Dataset017_BTCV."""
+    preprocessed_folder: Path
+    """<nnUNet_preprocessed>/<dataset>, absolute."""
+    model_folder: Path
+    """<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>, absolute; the run folder is fold_<k> in it."""
+    plans: str
+    configuration: str
+    trainer: str
+    fold: Fold
+    seed: int = Field(0, ge=0, lt=2**63)
+    train_cases: tuple[str, ...]
+    """Case ids of the training split, in the order that sampling draws from."""
+    val_cases: tuple[str, ...]
+    """Case ids of the validation split."""
+    data_digest: str
+    """SHA-256 over plans, dataset.json, split and label files."""
+    schedule: Schedule = Schedule()
+    deterministic: bool = False
+    """Ask for deterministic kernels on GPUs (no compilation, slower): a resumed run ends with the same weights there too. The same bits
+    are promised for a fixed number of workers; an elastic run agrees with it up to float rounding."""
+    compile: bool = True
+    """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
+    workers: WorkerSpec = WorkerSpec()
+    loader: LoaderSpec = LoaderSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    validation: ValidationSpec = ValidationSpec()
+    images: bool = False
+    """Send pictures of validation cases to MLflow."""
+    pseudonyms: bool = False
+    """Replace case ids by pseudonyms in what goes to MLflow."""
+    upload_interval_s: float = Field(60.0, ge=0)
+    """Least time between two uploads of a best checkpoint."""
+    tracking_uri: str = ""
+    """MLflow tracking server as the driver on the head node reaches it."""
+    mlflow_experiment: str = ""
+    """MLflow experiment name; by default the dataset's."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The augmentation recipe of the trainer."""
+        return TRAINERS[self.trainer]
+
+    @property
+    def run_folder(self) -> Path:
+        """nnU-Net's folder of this fold, absolute."""
+        return self.model_folder / f"fold_{self.fold}"
+
+    @property
+    def address(self) -> str:
+        """How users call this run: dataset number/configuration/trainer/fold."""
+        number = self.dataset.removeprefix("Dataset").split("_", 1)[0]
+        return f"{int(number) if number.isdecimal() and len(number) < 10 else self.dataset}/{self.configuration}/{self.trainer}/{self.fold}"

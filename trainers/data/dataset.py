@@ -1,0 +1,247 @@
+"""An nnU-Net preprocessed folder: its cases, and what its plans say of patches, labels and targets. Imports no torch.
+
+Z Y X voxels, C image channels. Two-dimensional configurations have patches of two axes, their cases still have three.
+Sources: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py (configure_rotation_dummyDA_mirroring_and_inital_patch_size,
+_get_deep_supervision_scales), .../variants/data_augmentation/nnUNetTrainerDA5.py.
+"""
+
+import functools
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trainers.contract.errors import ConfigError, DataError
+from trainers.contract.names import Recipe
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage import check_dataset_is_there, reading
+from trainers.data.batches import SplitName
+from trainers.data.case_files import open_case, read_properties
+
+log = logging.getLogger(__name__)
+
+ClassLocations = Mapping[int | tuple[int, ...], npt.NDArray[Any]]
+"""Label or region -> voxels of it, (N, 3) integers Z Y X; possibly none. Keys in the order that nnU-Net stored them."""
+
+ANISOTROPY_THRESHOLD = 3
+"""Above this ratio of the longest to the first axis of a patch, slices are augmented one by one (nnunetv2/configuration.py)."""
+PREPROCESS_COMMAND = "nnUNetv2_preprocess"
+_SCALE_RANGE: dict[Recipe, tuple[float, float]] = {"default": (0.85, 1.25), "da5": (0.7, 1.43), "da5_classic": (0.7, 1.43)}
+"""The scales that the loader's margin allows for; for `default` nnU-Net really draws 0.7 to 1.4 and lets corners lie outside."""
+_CACHED_LOCATIONS_BYTES = 128 * 2**20
+_CACHED_ARRAYS_BYTES = 512 * 2**20
+_HANDLE_BYTES = 4 * 2**20
+"""What an open file counts for: 64 cases of two files at most."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What augmentation follows from the shape of the network's patch alone."""
+
+    patch: tuple[int, ...]
+    """The network's patch, voxels."""
+    loader_patch: tuple[int, ...]
+    """What is cut from a case for training: the patch with a margin for rotation and scaling, voxels."""
+    rotation_rad: tuple[float, float]
+    """Range of the rotation angles about each axis."""
+    dummy_2d: bool
+    """Rotate and scale within slices only, because they are much thicker than their pixels."""
+    mirror_axes: tuple[int, ...]
+    """Spatial axes that may be flipped, in augmentation as in prediction."""
+
+
+def geometry(patch: tuple[int, ...], recipe: Recipe = "default") -> Geometry:
+    """nnU-Net's rules for rotation range, dummy 2D, mirroring and the loader's patch. `patch` has two or three axes."""
+    from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+
+    if len(patch) not in (2, 3):
+        raise DataError(f"plans: a patch has two or three axes, got {list(patch)}.")
+    dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPY_THRESHOLD
+    limit = _rotation_degrees(patch, dummy_2d) / 360 * 2.0 * math.pi
+    rotation = (-limit, limit)
+    loader = [int(n) for n in get_patch_size(list(patch), rotation, rotation, rotation, _SCALE_RANGE[recipe])]
+    if dummy_2d:
+        loader[0] = patch[0]
+    return Geometry(patch, tuple(loader), rotation, dummy_2d, tuple(range(len(patch))))
+
+
+def _rotation_degrees(patch: tuple[int, ...], dummy_2d: bool) -> float:
+    if len(patch) == 2:
+        return 15.0 if max(patch) / min(patch) > 1.5 else 180.0
+    return 180.0 if dummy_2d else 30.0
+
+
+def target_scales(configuration: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """Resolution of each deep-supervision target relative to the patch, finest (1.0) first: one per stage but the deepest."""
+    try:
+        strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    except KeyError as err:
+        raise DataError(f"plans: the configuration lacks {err}; plans from before nnU-Net 2.4 have to be made again.") from err
+    per_axis = [[s] * len(configuration["patch_size"]) if isinstance(s, int) else s for s in strides]
+    return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[:-1]
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass
+class _Recent(Generic[K, V]):
+    """The values used last, as many as fit into `limit` (in the unit of `size`, at least one)."""
+
+    make: Callable[[K], V]
+    size: Callable[[V], int]
+    limit: int
+    held: "OrderedDict[K, V]" = field(default_factory=OrderedDict)
+    total: int = 0
+
+    def __call__(self, key: K) -> V:
+        if key in self.held:
+            self.held.move_to_end(key)
+            return self.held[key]
+        value = self.held[key] = self.make(key)
+        self.total += self.size(value)
+        while self.total > self.limit and len(self.held) > 1:
+            self.total -= self.size(self.held.popitem(last=False)[1])
+        return value
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The cases of one run and how samples are cut from them. Reads on demand; holds recent handles and locations, per process."""
+
+    folder: Path
+    """<nnUNet_preprocessed>/<dataset>/<data_identifier>."""
+    geometry: Geometry
+    batch_size: int
+    """Global batch size of the plan."""
+    labels: Labels
+    channels: int
+    scales: tuple[tuple[float, ...], ...]
+    """See `target_scales`."""
+    use_mask_for_norm: tuple[bool, ...]
+    """Per channel: was it normalised inside the nonzero mask only, and is therefore kept 0 outside?"""
+    cases: Mapping[SplitName, tuple[str, ...]]
+    """Case ids of each split, in the order that sampling draws from."""
+    _arrays: Callable[[str], tuple[Any, Any]]
+    _locations: Callable[[str], ClassLocations]
+
+    @property
+    def is_2d(self) -> bool:
+        """True when patches are slices."""
+        return len(self.geometry.patch) == 2
+
+    @property
+    def annotated_key(self) -> tuple[int, ...] | None:
+        """The key under which nnU-Net stores all annotated voxels of a dataset with an ignore label; None without one."""
+        if self.labels.ignore_label is None:
+            return None
+        return (-1, *sorted(self.labels.values - {self.labels.ignore_label}))
+
+    def arrays(self, case_id: str) -> tuple[Any, Any]:
+        """Image (C, Z, Y, X) and labels (1, Z, Y, X) of a case; slicing them reads only what is asked for."""
+        return self._arrays(case_id)
+
+    def locations(self, case_id: str) -> ClassLocations:
+        """Stored voxels of each class or region of a case."""
+        return self._locations(case_id)
+
+    def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image (C, Z, Y, X), labels (1, Z, Y, X), None (cascades are not supported) and properties, as nnU-Net's dataset gives them."""
+        return *self.arrays(case_id), None, read_properties(self.folder, case_id)
+
+
+def open_dataset(spec: RunSpec) -> TrainingData:
+    """Open the preprocessed cases of a run and check that all are there.
+
+    Raises ConfigError for what is not supported (a cascade), DataError for missing or unreadable files, StorageError where all of the
+    dataset is missing: it was there when the run was planned.
+    """
+    try:
+        return _opened(spec)
+    except (ConfigError, DataError):
+        check_dataset_is_there(spec.preprocessed_folder)
+        raise
+
+
+def _opened(spec: RunSpec) -> TrainingData:
+    configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+    if configuration.get("previous_stage"):
+        raise ConfigError(
+            f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not train. "
+            f"Train {configuration.get('inherits_from', '3d_fullres')!r} instead, or the cascade with nnUNetv2_train."
+        )
+    dataset_json = load_dataset_json(spec.preprocessed_folder)
+    folder = spec.preprocessed_folder / configuration["data_identifier"]
+    ids = tuple(dict.fromkeys((*spec.train_cases, *spec.val_cases)))
+    _check_files(folder, ids, spec)
+    channels = num_input_channels(dataset_json)
+    return TrainingData(
+        folder=folder,
+        geometry=geometry(tuple(configuration["patch_size"]), spec.recipe),
+        batch_size=int(configuration["batch_size"]),
+        labels=labels_of(dataset_json),
+        channels=channels,
+        scales=target_scales(configuration),
+        use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
+        cases={"train": spec.train_cases, "val": spec.val_cases},
+        _arrays=_Recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),
+        _locations=_Recent(functools.partial(_read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
+    )
+
+
+def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> None:
+    """Raise DataError unless every case has its files, of the blosc2 format or the older npz."""
+    command = f"{PREPROCESS_COMMAND} -d {spec.dataset} -plans_name {spec.plans} -c {spec.configuration}"
+    try:
+        with reading(folder):
+            present = set(os.listdir(folder))
+    except OSError as err:
+        raise DataError(f"preprocessed data: {folder} cannot be listed ({err.strerror}). Run {command}.") from err
+    is_blosc2 = any(name.endswith(".b2nd") for name in present)
+    endings = (".b2nd", "_seg.b2nd", ".pkl") if is_blosc2 else (".npz", ".pkl")
+    missing = [name for case_id in ids for name in (case_id + ending for ending in endings) if name not in present]
+    if missing:
+        raise DataError(
+            f"preprocessed data: {folder} lacks {len(missing)} files of the split's {len(ids)} cases, first {missing[0]}. Run {command}."
+        )
+    if not is_blosc2 and f"{ids[0]}.npy" not in present:
+        log.warning("%s holds packed npz files: every sample unpacks a whole case. %s writes the fast format.", folder, command)
+
+
+def _read_locations(folder: Path, case_id: str) -> ClassLocations:
+    """The class locations of a case without their channel column, in the smallest integers that hold them."""
+    found = read_properties(folder, case_id).get("class_locations")
+    try:
+        if not isinstance(found, dict):
+            raise ValueError("it has no class_locations")
+        return {key: _compact(np.asarray(voxels)) for key, voxels in found.items()}
+    except ValueError as err:
+        raise DataError(
+            f"preprocessed data: {folder / f'{case_id}.pkl'} tells of no voxels to draw from: {err}. Run {PREPROCESS_COMMAND} again."
+        ) from err
+
+
+def _compact(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if voxels.size == 0:
+        return np.empty((0, 3), np.uint16)
+    if voxels.ndim != 2 or voxels.shape[1] != 4 or voxels.dtype.kind not in "iu" or voxels.min() < 0 or voxels.max() >= 2**31:
+        raise ValueError(f"class_locations of shape {voxels.shape} and type {voxels.dtype} are no list of voxels (N, 4)")
+    return voxels[:, 1:].astype(np.uint16 if voxels.max() < 2**16 else np.int32)
+
+
+def _bytes_held(arrays: tuple[Any, Any]) -> int:
+    """Memory of a case's two arrays: all of it when they were unpacked, next to nothing for files that are read on demand."""
+    return sum(array.nbytes if type(array) is np.ndarray else _HANDLE_BYTES for array in arrays)
+
+
+def _bytes_of_locations(locations: ClassLocations) -> int:
+    return sum(voxels.nbytes for voxels in locations.values())

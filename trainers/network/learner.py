@@ -1,0 +1,153 @@
+"""Network, optimizer, loss and scaler of one rank, and the two things done with a batch: a training step and an evaluation.
+
+Optimizer, schedule, clipping, mixed precision and compilation are nnU-Net's
+(nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py: configure_optimizers, train_step, validation_step, _do_i_compile).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers.contract.plans import Labels
+from trainers.contract.run_spec import Schedule
+from trainers.data.batches import Batch
+from trainers.network.loss import SegmentationLoss
+from trainers.network.model import plain_state_dict
+
+MAX_GRADIENT_NORM = 12.0
+MOMENTUM = 0.99
+POLY_EXPONENT = 0.9
+Targets = list[torch.Tensor]
+
+
+@dataclass
+class Learner:
+    """Everything of a rank that training changes. `network` is what is called (compiled, DDP); `plain` the bare module inside."""
+
+    plain: nn.Module
+    network: nn.Module
+    optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    loss: SegmentationLoss
+    labels: Labels
+    schedule: Schedule
+    device: torch.device
+    global_batch: int
+    world_size: int
+    attempt: int
+    dropout_seed: int | None = None
+    """Where a network with dropout draws from, of this rank; None for a network that draws nothing."""
+
+    def start_epoch(self, epoch: int) -> float:
+        """Set and return nnU-Net's polynomial learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it."""
+        rate = learning_rate(self.schedule, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def start_iteration(self, epoch: int, iteration: int) -> None:
+        """Make what dropout draws in one training step a function of seed, rank, epoch and iteration, so that a resume cannot shift it."""
+        if self.dropout_seed is not None:
+            torch.manual_seed(int(np.random.SeedSequence((self.dropout_seed, epoch, iteration)).generate_state(1, np.uint64)[0]))
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """One optimizer step on this rank's part of a global batch. Returns the detached loss; its mean over ranks is the batch's loss."""
+        images_BCZYX, targets = self._on_device(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.loss(self.network(images_BCZYX), targets)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.plain.parameters(), MAX_GRADIENT_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, full-resolution logits and their target for one validation batch. To be called without gradients."""
+        images_BCZYX, targets = self._on_device(batch)
+        with self._autocast():
+            outputs = as_list(self._inner()(images_BCZYX))
+            loss = self.loss(outputs, targets)
+        return loss.detach(), outputs[0], targets[0]
+
+    def warm_up(self, images_BCZYX: torch.Tensor, targets: Targets) -> None:
+        """Two passes whose gradients are thrown away and whose buffers are restored.
+
+        DDP rearranges its gradient buckets after the first backward pass, which changes the order of sums over three or more ranks.
+        Done at every start, fresh or resumed, the first real step already uses the final order and a resumed run keeps its bits.
+        """
+        self.network.train()
+        buffers = {name: buffer.clone() for name, buffer in self.plain.named_buffers()}
+        for _ in range(2):
+            with self._autocast():
+                loss = self.loss(self.network(images_BCZYX), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in self.plain.named_buffers():
+                buffer.copy_(buffers[name])
+
+    def tensors(self) -> dict[str, Any]:
+        """The changing part of a checkpoint, by nnU-Net's keys; the tensors are the live ones."""
+        return {
+            "network_weights": plain_state_dict(self.plain),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+        }
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `tensors` gave."""
+        self.plain.load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.scaler.is_enabled() and checkpoint["grad_scaler_state"] is not None:
+            self.scaler.load_state_dict(checkpoint["grad_scaler_state"])
+
+    def is_finite(self) -> bool:
+        """True while the weights are finite numbers, on all ranks alike; momenta then are too: each step adds them to the weights."""
+        return all(bool(torch.isfinite(weight).all()) for weight in self.plain.parameters())
+
+    def is_state_finite(self) -> bool:
+        """True while what is saved is: the weights, and the running statistics, of which each rank has its own. For rank 0 alone."""
+        return self.is_finite() and all(bool(torch.isfinite(buffer).all()) for buffer in self.plain.buffers())
+
+    def peak_memory_gib(self) -> float:
+        """Largest GPU memory that this rank has held so far; 0 on CPU."""
+        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else 0.0
+
+    def _inner(self) -> nn.Module:
+        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
+
+    def _on_device(self, batch: Batch) -> tuple[torch.Tensor, Targets]:
+        return to_device(batch.images, self.device), [to_device(target, self.device) for target in batch.targets]
+
+
+def learning_rate(schedule: Schedule, epoch: int) -> float:
+    """initial_lr * (1 - epoch / epochs)^0.9."""
+    return float(schedule.initial_lr * (1 - epoch / schedule.epochs) ** POLY_EXPONENT)
+
+
+def sgd(network: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+    """nnU-Net's optimizer over all parameters, frozen ones included, so that its state fits nnU-Net's."""
+    return torch.optim.SGD(network.parameters(), schedule.initial_lr, momentum=MOMENTUM, weight_decay=schedule.weight_decay, nesterov=True)
+
+
+def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """A tensor of its own on `device`: over pinned memory and without waiting on a GPU. `array` may be read-only shared memory."""
+    if device.type == "cuda":
+        pinned = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, pin_memory=True)
+        pinned.numpy()[...] = array
+        return pinned.to(device, non_blocking=True)
+    return torch.from_numpy(np.array(array))
+
+
+def as_list(outputs: Any) -> Targets:
+    """Deep supervision gives a list; a network without it gives one tensor."""
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]

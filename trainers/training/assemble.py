@@ -1,0 +1,159 @@
+"""From a run's specification to what the loop trains with: network, optimizer and loss of this rank, restored from the newest state."""
+
+import logging
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers.contract.commits import BestRecord, Committed
+from trainers.contract.errors import ConfigError
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels, without_cases
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, Schedule
+from trainers.contract.split_batch import rank_positions
+from trainers.contract.storage import patiently
+from trainers.network.checkpoint import Checkpoint, describe, read_checkpoint
+from trainers.network.learner import Learner, as_list, sgd
+from trainers.network.loss import SegmentationLoss
+from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
+from trainers.training.state import Reached, StateWriter, newest_valid
+from trainers.training.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What plans and dataset.json say of the network and its training."""
+
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: dict[str, Any]
+    labels: Labels
+    channels: int
+
+    @property
+    def global_batch(self) -> int:
+        """The plan's batch size: samples of one optimizer step over all ranks."""
+        return int(self.configuration["batch_size"])
+
+
+def blueprint(spec: RunSpec) -> Blueprint:
+    """Read a run's plans and dataset.json. Raises ConfigError or DataError."""
+    plans = load_plans(spec.preprocessed_folder, spec.plans)
+    dataset_json = load_dataset_json(spec.preprocessed_folder)
+    return Blueprint(
+        plans=plans.content,
+        dataset_json=dataset_json,
+        configuration=plans.configuration(spec.configuration),
+        labels=labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json")),
+        channels=num_input_channels(dataset_json),
+    )
+
+
+def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Learner:
+    """This rank's network (compiled on GPUs, wrapped in DDP), optimizer and loss, freshly initialised from the run's seed."""
+    configure_kernels(world.device, deterministic=spec.deterministic)
+    torch.manual_seed(spec.seed)
+    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads).to(world.device)
+    draws = has_batchnorm_or_dropout(plain)
+    if draws and spec.workers.is_elastic:
+        raise ConfigError("workers: a network with batch normalisation or dropout depends on the number of workers. Name `count`.")
+    if draws:
+        log.warning("%s: the network has batch normalisation or dropout, so its results depend on the number of workers", spec.run_key)
+    weights = deep_supervision_weights(len(output_shapes(plain, plan, world.device)))
+    freeze_dead_head(plain, weights)
+    optimizer = sgd(plain, spec.schedule)
+    network: nn.Module = plain
+    if spec.compile and not spec.deterministic and world.device.type == "cuda":
+        check_compiler()
+        network = torch.compile(network)  # type: ignore[assignment]
+    if world.world_size > 1:
+        network = DistributedDataParallel(network, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+    return Learner(
+        plain=plain,
+        network=network,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(world.device.type, enabled=world.device.type == "cuda"),
+        loss=SegmentationLoss(plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size),
+        labels=plan.labels,
+        schedule=spec.schedule,
+        device=world.device,
+        global_batch=plan.global_batch,
+        world_size=world.world_size,
+        attempt=attempt,
+        dropout_seed=spec.seed * 100_003 + world.global_rank if draws else None,
+    )
+
+
+def check_compiler() -> None:
+    """Raise ConfigError where torch.compile would fail at the first step for want of a C compiler."""
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        raise ConfigError(
+            f"compile: {platform.node()} has no C compiler, which torch.compile needs on GPUs. "
+            "Install gcc with Python's headers there, or set `compile: false`."
+        )
+
+
+def configure_kernels(device: torch.device, *, deterministic: bool) -> None:
+    """nnU-Net's choice on GPUs (fastest kernels by trial), or repeatable ones where the run asks for them. CPUs are repeatable anyway."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def output_shapes(plain: nn.Module, plan: Blueprint, device: torch.device) -> list[tuple[int, ...]]:
+    """Spatial shape of each deep-supervision output, finest first, by asking the network, which keeps no trace of the question."""
+    was_training = plain.training
+    plain.eval()
+    with torch.no_grad():
+        outputs = as_list(plain(torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=device)))
+    plain.train(was_training)
+    return [tuple(output.shape[2:]) for output in outputs]
+
+
+def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
+    """Run `Learner.warm_up` on zeros in the shape of this rank's part of a batch."""
+    rank_batch = len(rank_positions(plan.global_batch, world.world_size, world.global_rank))
+    images = torch.zeros((rank_batch, plan.channels, *plan.configuration["patch_size"]), device=world.device)
+    target_channels = plan.labels.num_heads + (plan.labels.ignore_label is not None) if plan.labels.has_regions else 1
+    shapes = output_shapes(learner.plain, plan, world.device)
+    learner.warm_up(images, [torch.zeros((rank_batch, target_channels, *s), device=world.device, dtype=torch.int16) for s in shapes])
+
+
+def newest_everywhere(folder: RunFolder, world: World) -> Committed | None:
+    """The newest valid state as rank 0 finds it, on every rank; None for a fresh run. A disk that is away is waited for. A collective."""
+    newest = patiently(lambda: newest_valid(folder), f"the start from {folder.state}") if world.is_main else None
+    return world.from_main(newest)
+
+
+def reached_by(committed: Committed | None, schedule: Schedule) -> Reached:
+    """What a state has reached; nothing for a fresh run."""
+    if committed is None:
+        return Reached(best_policy=BestRecord(decay=schedule.ema_decay))
+    return Reached(history=committed.history, best_policy=committed.best_policy, in_flight=committed.in_flight)
+
+
+def restore(folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
+    """Load a state's tensors into this rank's learner. Raises CheckpointError or StorageError when they cannot be read here."""
+    if committed is None:
+        return
+    learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))
+    log.info("%s continues in epoch %d after %d iterations, of attempt %d", committed.run_key, *committed.position, committed.attempt)
+
+
+def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int, restored: Committed | None) -> StateWriter:
+    """The writer of rank 0, standing where the restored state stands."""
+    dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
+    fixed: Checkpoint = describe(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
+    writer = StateWriter(folder, spec.run_key, attempt, fixed, spec.schedule.epochs)
+    writer.start_from(restored)
+    return writer

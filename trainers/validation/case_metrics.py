@@ -1,0 +1,120 @@
+"""Scores of one predicted case against its reference: nnU-Net's counts and Dice, and surface distances in millimetres.
+
+Z Y X voxels of the original grid, in the reader's axis order; spacing in the same order.
+Sources: nnunetv2/evaluation/evaluate_predictions.py (`compute_metrics`); MONAI's `compute_hausdorff_distance` and `compute_surface_dice`,
+the latter with surface elements weighted by their area as in Nikolov et al., 2018 (arXiv:1809.04430).
+"""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from trainers.contract.errors import DataError
+from trainers.contract.plans import Labels
+from trainers.contract.summary import ClassMetrics
+
+Volume = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Box = tuple[slice, ...]
+
+
+def case_metrics(
+    reference_ZYX: Volume,
+    prediction_ZYX: Volume,
+    spacing_ZYX: tuple[float, ...],
+    labels: Labels,
+    tolerance_mm: float,
+) -> dict[str, ClassMetrics]:
+    """Score every class of `labels.foreground`. Voxels whose reference is the ignore label count for nothing.
+
+    Both volumes hold label values. NaN policy: see `trainers/contract/summary.py`. Raises DataError when the shapes differ.
+    """
+    if reference_ZYX.shape != prediction_ZYX.shape:
+        raise DataError(
+            f"reference and prediction differ in shape: {reference_ZYX.shape} and {prediction_ZYX.shape}. "
+            "gt_segmentations and the preprocessed cases are of different images: preprocess the dataset anew."
+        )
+    num_values = max(labels.values) + 1
+    reference, prediction = _whole_numbers(reference_ZYX, num_values), _whole_numbers(prediction_ZYX, num_values)
+    if labels.ignore_label is not None:
+        ignored = reference == labels.ignore_label
+        reference[ignored] = prediction[ignored] = num_values + 1  # a value that belongs to no class
+    pairs = _pair_counts(reference, prediction, num_values + 2)
+    total = int(pairs.sum()) - int(pairs[num_values + 1].sum())
+    boxes = ndimage.find_objects(reference + 1, num_values), ndimage.find_objects(prediction + 1, num_values)
+    return {
+        name: _class_metrics(values, reference, prediction, spacing_ZYX, tolerance_mm, pairs, total, boxes)
+        for name, values in labels.foreground.items()
+    }
+
+
+def _whole_numbers(volume: Volume, num_values: int) -> npt.NDArray[np.int32]:
+    """A copy as integers; every value that no label has becomes `num_values`."""
+    whole = np.rint(volume).astype(np.int32)
+    whole[(whole < 0) | (whole > num_values) | (whole != volume)] = num_values
+    return whole
+
+
+def _pair_counts(reference: npt.NDArray[np.int32], prediction: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
+    """Voxels per (reference value, prediction value), shape (n, n): one pass for all classes."""
+    return np.bincount((reference * n + prediction).ravel(), minlength=n * n).reshape(n, n)
+
+
+def _class_metrics(
+    values: tuple[int, ...],
+    reference: npt.NDArray[np.int32],
+    prediction: npt.NDArray[np.int32],
+    spacing: tuple[float, ...],
+    tolerance_mm: float,
+    pairs: npt.NDArray[np.int64],
+    total: int,
+    boxes: tuple[list[Box | None], list[Box | None]],
+) -> ClassMetrics:
+    own = sorted(set(values))
+    in_reference, in_prediction = int(pairs[own].sum()), int(pairs[:, own].sum())
+    tp = int(pairs[np.ix_(own, own)].sum())
+    fp, fn = in_prediction - tp, in_reference - tp
+    nothing = tp + fp + fn == 0
+    hd95_mm, nsd = math.nan, math.nan if nothing else 0.0
+    if in_reference and in_prediction:
+        box = union_box([side[value] for side in boxes for value in own], reference.shape)
+        hd95_mm, nsd = surface_metrics(np.isin(reference[box], own), np.isin(prediction[box], own), spacing, tolerance_mm)
+    return ClassMetrics(
+        tp=tp,
+        fp=fp,
+        fn=fn,
+        tn=total - tp - fp - fn,
+        dice=math.nan if nothing else 2 * tp / (2 * tp + fp + fn),
+        iou=math.nan if nothing else tp / (tp + fp + fn),
+        hd95_mm=hd95_mm,
+        nsd=nsd,
+    )
+
+
+def union_box(boxes: list[Box | None], shape: tuple[int, ...], margin: int = 2) -> Box:
+    """The smallest box around all boxes, `margin` voxels wider where the volume allows: surface metrics inside equal those outside."""
+    present = [box for box in boxes if box is not None]
+    return tuple(
+        slice(max(min(b[axis].start for b in present) - margin, 0), min(max(b[axis].stop for b in present) + margin, size))
+        for axis, size in enumerate(shape)
+    )
+
+
+def surface_metrics(reference: Mask, prediction: Mask, spacing: tuple[float, ...], tolerance_mm: float) -> tuple[float, float]:
+    """HD95 in millimetres and normalised surface Dice of two non-empty masks of one shape. A single slice is scored in its plane."""
+    import torch
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+    if reference.ndim == 3 and reference.shape[0] == 1:
+        reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
+    y, y_pred = torch.from_numpy(reference)[None, None], torch.from_numpy(prediction)[None, None]
+    spacing_mm = [float(s) for s in spacing]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)  # MONAI 1.6 calls itself by an old argument
+        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing_mm)
+        nsd = compute_surface_dice(y_pred, y, [tolerance_mm], include_background=True, spacing=spacing_mm, use_subvoxels=True)
+    return float(hd95[0, 0]), float(nsd[0, 0])

@@ -1,0 +1,99 @@
+"""The full validation of one case: predict, write, score, record. What a validation worker does for each case that it is given."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from trainers.contract.errors import DataError, StorageError
+from trainers.contract.files import write_json_atomic
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName
+from trainers.contract.summary import CaseResult
+from trainers.validation.case_metrics import case_metrics
+from trainers.validation.inference import CasePredictor
+
+
+def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult:
+    """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
+
+    Writes <validation folder>/<case><ending> and cases/<name>/<case>.json, each whole or not at all. Raises DataError for a case that
+    cannot be read or scored, StorageError when the prediction was not stored whole.
+    """
+    started = time.perf_counter()
+    reference_file = predictor.reference_file(case_id)
+    reference = predictor.read_segmentation(reference_file)
+    result_file = folder.cases(name) / f"{case_id}.json"
+    result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
+    prediction_file = predictor.predict(case_id, folder.validation(name))
+    try:
+        prediction = predictor.read_segmentation(prediction_file)
+    except DataError as err:  # it was written a moment ago
+        raise StorageError(f"storage: {prediction_file} was not stored whole: {err}") from err
+    tolerance_mm = predictor.spec.validation.surface_tolerance_mm
+    try:
+        metrics = case_metrics(reference.values_ZYX, prediction.values_ZYX, reference.spacing_ZYX, predictor.labels, tolerance_mm)
+    except DataError as err:
+        raise DataError(f"case {case_id} ({reference_file}): {err}") from err
+    result = CaseResult(
+        case_id=case_id,
+        checkpoint_sha256=predictor.checkpoint_sha256,
+        reference_file=str(reference_file),
+        prediction_file=str(prediction_file),
+        surface_tolerance_mm=tolerance_mm,
+        metrics=metrics,
+        seconds=time.perf_counter() - started,
+    )
+    write_json_atomic(result_file, result.model_dump())
+    return result
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """What a picture of a validated case shows, on the original grid. The image is one slice, the busiest, repeated without copies."""
+
+    image_ZYX: npt.NDArray[np.float32]
+    truth_ZYX: npt.NDArray[np.int32]
+    """Label values; the ignore label counts as background."""
+    prediction_ZYX: npt.NDArray[np.int32]
+    value_names: list[str]
+    """Names of the label values from 1 on; for regions the region that the value is written for."""
+    spacing_ZYX: tuple[float, ...]
+
+
+def case_picture(predictor: CasePredictor, case_id: str, prediction_file: Path) -> CasePicture:
+    """Image, reference and prediction of a case; the image's slice is the one with most foreground in either (else the middle one)."""
+    reference = predictor.read_segmentation(predictor.reference_file(case_id))
+    truth = reference.values_ZYX.astype(np.int32)
+    prediction = predictor.read_segmentation(prediction_file).values_ZYX.astype(np.int32)
+    labels = predictor.labels
+    if labels.ignore_label is not None:
+        truth[truth == labels.ignore_label] = 0
+    counts = ((truth > 0) | (prediction > 0)).sum(axis=(1, 2))
+    z = int(counts.argmax()) if counts.any() else len(counts) // 2
+    image = np.broadcast_to(original_slice(predictor, case_id, z), truth.shape)
+    values = labels.regions_class_order or [v[0] for v in labels.foreground.values()]
+    names = dict(zip(values, labels.foreground, strict=True))
+    return CasePicture(image, truth, prediction, [names.get(v, f"label {v}") for v in range(1, max(values) + 1)], reference.spacing_ZYX)
+
+
+def original_slice(predictor: CasePredictor, case_id: str, z: int) -> npt.NDArray[np.float32]:
+    """Slice `z` (Y, X) of the original grid, interpolated from the preprocessed image's first channel; raw images are not needed.
+
+    Inverts nnU-Net's order transpose, crop, resample; what was cropped away shows the image's lowest value.
+    """
+    image, properties = predictor.image_and_properties(case_id)
+    axes = list(predictor.plans.transpose_forward)
+    shape_before = [int(s) for s in properties["shape_before_cropping"]]  # in transposed order
+    original_shape = [shape_before[axes.index(axis)] for axis in range(3)]
+    grid = np.meshgrid([z], *(np.arange(s) for s in original_shape[1:]), indexing="ij")
+    cropped_shape, box = properties["shape_after_cropping_and_before_resampling"], properties["bbox_used_for_cropping"]
+    coordinates = []
+    for place, axis in enumerate(axes):
+        scale = image.shape[place] / int(cropped_shape[place])
+        coordinates.append((grid[axis] - int(box[place][0]) + 0.5) * scale - 0.5)
+    values = ndimage.map_coordinates(image, coordinates, order=1, mode="constant", cval=float(image.min()))
+    return np.asarray(values[0], dtype=np.float32)
