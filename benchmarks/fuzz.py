@@ -34,9 +34,9 @@ from orchestrator.run.activity import has_begun, owner_of, read_beat, stop_wish
 from orchestrator.run.outcome import read_outcome
 from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.records import metric_names
+from orchestrator.tracking.validation_report import read_result
 from orchestrator.training.failures import read_failures
 from orchestrator.validation.cases import is_stop_asked
-from orchestrator.validation.report import read_result
 from tests.fake_run import epoch_row
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
 from trainers.contract.commits import Committed, Manifest, newest_committed

@@ -102,16 +102,16 @@ def our_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The product's worker; rank 0 notes when its parts return."""
     marks = Marks(Path(config.pop("marks")))
     if not is_rank_zero():
-        from orchestrator.training.driver import train_worker
+        from orchestrator.training.worker import train_worker
 
         return train_worker(config)
     marks.put("first line")
-    from orchestrator.training import driver, loader_pool
+    from orchestrator.training import loader_pool, worker
     from trainers.network import learner
     from trainers.training import assemble
 
     marks.put("imports")
-    note_return(marks, driver, "claimed", "attempt claimed")
+    note_return(marks, worker, "claimed", "attempt claimed")
     note_return(marks, assemble, "newest_everywhere", "newest state found and checked")
     note_return(marks, loader_pool.LoaderPool, "__enter__", "loader actors asked for")
     note_return(marks, assemble, "assemble", "network built")
@@ -119,7 +119,7 @@ def our_worker(config: dict[str, Any]) -> dict[str, Any]:
     note_return(marks, assemble, "warm_up", "warmed up")
     note_return(marks, loader_pool.LoaderPool, "_arrived", "first batch")
     note_return(marks, learner.Learner, "step", STEP)
-    return driver.train_worker(config)
+    return worker.train_worker(config)
 
 
 def note_return(marks: Marks, owner: Any, name: str, moment: str) -> None:
@@ -139,7 +139,8 @@ class Fit:
     """One `fit` of Ray Train in a thread, ours or the empty one, that can be killed and ended."""
 
     def __init__(self, base: Path, toy: Any, configuration: str, *, is_ours: bool) -> None:
-        from orchestrator.training.driver import WorkerJob, trainer
+        from orchestrator.training.driver import trainer
+        from orchestrator.training.worker import WorkerJob
         from tests.toy import toy_spec
         from trainers.contract.fencing import claim_attempt
         from trainers.contract.files import write_atomic

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.campaign.events import EVENT_PREFIX, CampaignLog
-from orchestrator.campaign.job import this_machine as this_machine  # part of the Python API
 from orchestrator.campaign.next_step import death
 from orchestrator.campaign.resume import find_runs, results_folder, verdict_on
 from orchestrator.campaign.resume import lost as lost_status
@@ -21,9 +20,11 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.jobs import Jobs, named_by_environment
 from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.nodes import this_machine as this_machine
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
+from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import FOLDERS, Experiment
-from orchestrator.experiment.plan import PlanReport, expand, plan_report
+from orchestrator.experiment.plan import PlanReport, plan_report
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.status import RunStatus, match
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from orchestrator.campaign.next_step import EndJob, Finish, Stay, Step, Train, Validate, next_step, only_delivers
 from orchestrator.campaign.run_watch import RunWatch
 from orchestrator.campaign.state_reporter import StateTeller
-from orchestrator.campaign.takeover import Claim, Tracking, claim, lacks_scores, refuse, refuse_mixture, reset, track
+from orchestrator.campaign.takeover import Claim, claim, refuse, reset
 from orchestrator.queue.admission import Waiting, decide, growth, ledger
 from orchestrator.queue.gang_fit import NodeResources, Reservation
 from orchestrator.queue.registry import Board, Holding, Note
@@ -24,6 +24,7 @@ from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, validations
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.binding import Tracking, lacks_scores, refuse_mixture, track
 from trainers.contract.errors import ClusterError, NnfleetError, StorageError, TrackingError
 from trainers.contract.fencing import newest_attempt
 from trainers.contract.run_folder import RunFolder

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from orchestrator.run.activity import StopWish
 from orchestrator.run.job_record import JobKind, JobRecord
 from orchestrator.run.outcome import Outcome
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
@@ -19,13 +20,6 @@ BUDGET = 3
 A training job that committed a state, or a validation job that finished a case, begins the count anew: a month on flaky nodes is no
 reason to give up. Errors of the user's making are not tried again at all, and preemptions never end a job.
 """
-
-
-@dataclass(frozen=True)
-class StopWish:
-    """Somebody asked the run to stop: after its epoch, or at once."""
-
-    is_now: bool
 
 
 @dataclass(frozen=True)

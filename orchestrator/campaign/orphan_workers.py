@@ -10,10 +10,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.campaign.takeover import living_job
-from orchestrator.run.activity import Owner, newest_stamp, owner_of, read_beat
+from orchestrator.run.activity import FRESH_S, Owner, newest_stamp, owner_of, read_beat
 from orchestrator.run.clock import Clock
-from orchestrator.run.job_record import JobRecord
+from orchestrator.run.job_record import JobRecord, living_job
 from trainers.contract.errors import ConfigError
 from trainers.contract.fencing import newest_attempt
 from trainers.contract.run_folder import RunFolder
@@ -21,8 +20,6 @@ from trainers.contract.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
 
-FRESH_S = 60.0
-"""Workers that gave no sign of life for so long are taken to be gone."""
 GLANCE_S = 6.0
 """Least time of looking, even where the stamps say that the last sign is old: three heartbeats."""
 PATIENCE_S = 90.0

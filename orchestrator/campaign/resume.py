@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.campaign.takeover import noted_run_id
-from orchestrator.experiment.plan import Standing, standing_of
 from orchestrator.run.activity import stop_wish
 from orchestrator.run.outcome import Outcome, read_outcome
+from orchestrator.run.standing import Standing, standing_of
 from orchestrator.run.status import Names, RunStatus, meant
+from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from orchestrator.campaign.orphan_workers import wait_for_foreign_workers
 from orchestrator.campaign.resume import Found
 from orchestrator.campaign.takeover import refuse
-from orchestrator.dataset.preflight import Problems, problems_of
+from orchestrator.dataset.preflight import problems_of
+from orchestrator.dataset.problems import Problems
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from trainers.contract.errors import ConfigError, NnfleetError

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.campaign.next_step import Facts
-from orchestrator.campaign.takeover import TrackedRun
 from orchestrator.run.activity import attempt_of, cases_done, newest_failure, owner_of, read_beat, stop_wish
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.binding import TrackedRun
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import count_drivers, newest_attempt

@@ -5,13 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from orchestrator.campaign.run_watch import RunWatch
-from orchestrator.campaign.takeover import Tracking
-from orchestrator.run.outcome import Outcome, is_newest
-from orchestrator.tracking.delivery import address_of
+from orchestrator.tracking.binding import Tracking
+from orchestrator.tracking.end_state import is_refusal
 from orchestrator.tracking.records import shared_reason
-from trainers.contract.errors import NnfleetError, TrackingError
-from trainers.contract.run_folder import RunFolder
-from trainers.contract.states import RunState
+from trainers.contract.errors import TrackingError
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +17,6 @@ LOOK_S = 300.0
 """How often a campaign looks whether MLflow shows its open runs as ended."""
 PATIENCE_S = 600.0
 """How long a campaign whose runs have all ended waits for a tracking server that is away."""
-REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
-"""MLflow's codes for a request that would fail again: the run was deleted, or is not ours to change."""
-
-
-def is_refusal(error: TrackingError) -> bool:
-    """True when the tracking server answered and said no; False when it is away."""
-    return getattr(error.__cause__, "error_code", "") in REFUSALS
 
 
 class StateTeller:
@@ -99,34 +89,3 @@ class StateTeller:
         left = ", ".join(f"{key} ({run.state})" for key, run in self._untold.items())
         self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. `nnfleet sync` tells it.")
         return True
-
-
-def tell_end(folder: RunFolder, outcome: Outcome) -> bool:
-    """Tell MLflow how a run ended, from the job that ended it: its campaign may be dead. True if MLflow knows the end now.
-
-    Only a final outcome of the newest driver is told; it is what the campaign tells too, so the order does not matter. Raises nothing.
-    """
-    try:
-        end = final_state(outcome)
-        spec = folder.spec()
-        address = address_of(folder, spec)
-        if end is None or address is None or not is_newest(folder, outcome.attempt):
-            return False
-        from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
-
-        tracker = Tracker(address.tracking_uri)
-        tracker.ping()
-        tracker.set_state(address.run_id, end)
-        tracker.set_tags(address.run_id, {"nnfleet.reason": shared_reason(spec, "" if end is RunState.SUCCEEDED else outcome.message)})
-    except Exception as err:
-        known = isinstance(err, NnfleetError)
-        log.warning("MLflow was not told how the run in %s ended (`nnfleet sync` tells it): %s", folder.root, err, exc_info=not known)
-        return False
-    return True
-
-
-def final_state(outcome: Outcome | None) -> RunState | None:
-    """The state in which an outcome leaves its run; None while something is still to be done. Pure."""
-    if outcome is None or outcome.state in ("TRAINED", "SUPERSEDED"):
-        return None
-    return RunState(outcome.state)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.terminal_text import without_colours
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ def say(text: str) -> None:
 
 def write(text: str) -> None:
     """A piece of text on stdout, with its colours on a terminal only."""
-    print(text if sys.stdout.isatty() else without_colours(text), end="", flush=True)
+    print(text if sys.stdout.isatty() else click.unstyle(text), end="", flush=True)
 
 
 def note(text: str) -> None:

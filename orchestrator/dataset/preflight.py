@@ -1,13 +1,14 @@
 """Preflight: everything about a run's data that would fail later, found before a worker starts, and all of it at once."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dataset.digest import data_digest, model_parts
+from orchestrator.dataset.digest import data_digest
 from orchestrator.dataset.folder import cases_in, file_names
 from orchestrator.dataset.label_files import CACHE_NAME, LabelFile, read_label_files
+from orchestrator.dataset.model_folder import model_folder_problems
+from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.names import canonical_trainer
 from trainers.contract.plans import (
@@ -22,41 +23,8 @@ from trainers.contract.plans import (
     num_input_channels,
     split_for,
 )
-from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes, split_dependence
-
-MAX_LISTED = 5
-"""Cases named in one problem; the rest is counted."""
-MAX_PROBLEMS = 30
-
-
-class Problems:
-    """Problems in the order in which they were found, each once."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, type[NnfleetError]] = {}
-
-    def add(self, *problems: NnfleetError) -> None:
-        """Keep problems; the type says whether the request (ConfigError) or the data (DataError) have to change."""
-        for problem in problems:
-            self._found.setdefault(str(problem), type(problem))
-
-    @property
-    def texts(self) -> list[str]:
-        """One sentence or more per problem."""
-        return list(self._found)
-
-    def raise_if_any(self) -> None:
-        """Raise one error that lists all problems: DataError if only data have to change, else ConfigError."""
-        if not self._found:
-            return
-        kind = DataError if all(issubclass(t, DataError) for t in self._found.values()) else ConfigError
-        if len(self._found) == 1:
-            raise kind(self.texts[0])
-        shown = [f"- {text}" for text in self.texts[:MAX_PROBLEMS]]
-        rest = len(self._found) - MAX_PROBLEMS
-        raise kind("\n".join([f"{len(self._found)} problems:", *shown, *([f"- and {rest} more"] if rest > 0 else [])]))
 
 
 def check_run(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> list[str]:
@@ -149,88 +117,17 @@ def label_problems(folder: Path, labels: Mapping[str, LabelFile], known: Labels)
         elif unknown := tuple(v for v in label.values if v not in known.values):
             strange.setdefault(unknown, []).append(case)
     for fault, cases in faults.items():
-        found.append(DataError(f"labels: in {place} the file of {_some(cases)} {fault}. Restore it, or run {PREPROCESS_COMMAND} again."))
+        found.append(DataError(f"labels: in {place} the file of {listed(cases)} {fault}. Restore it, or run {PREPROCESS_COMMAND} again."))
     names = ", ".join(str(v) for v in sorted(known.values))
     for values, cases in strange.items():
         shown = ", ".join(f"{v:g}" for v in values[:MAX_LISTED])
         found.append(
             DataError(
-                f"labels: in {place} {_some(cases)} has the value {shown}, which dataset.json does not name (it names {names}). "
+                f"labels: in {place} {listed(cases)} has the value {shown}, which dataset.json does not name (it names {names}). "
                 f"Correct the label file or dataset.json, then run {PREPROCESS_COMMAND}."
             )
         )
     return found
-
-
-def differences(present: RunSpec, wanted: RunSpec) -> str:
-    """What makes two runs of one folder different, in words: `epochs (1, now 2)`. Pure."""
-    found = [
-        f"{name} ({getattr(present.schedule, name)}, now {getattr(wanted.schedule, name)})"
-        for name in type(wanted.schedule).model_fields
-        if getattr(present.schedule, name) != getattr(wanted.schedule, name)
-    ]
-    if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
-        found.append("the cases of the fold")
-    elif present.data_digest != wanted.data_digest:
-        found.append("labels, plans or dataset.json")
-    return ", ".join(found) or "the recipe's version"
-
-
-def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
-    """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans.
-
-    A fold that was claimed before is not compared with the model folder again: its run key says that it is the same run.
-    """
-    folder = RunFolder(spec.run_folder)
-    escape = "Move the folder away or name another nnUNet_results."
-    if folder.spec_file.exists():
-        try:
-            present = folder.spec()
-        except DataError as err:
-            return [DataError(f"{err} {escape}")]
-        if present.run_key != spec.run_key:
-            return [
-                ConfigError(
-                    f"results: {folder.root} belongs to the run {present.run_key}, which differs from {spec.run_key} "
-                    f"in {differences(present, spec)}. {escape}"
-                )
-            ]
-        strange = [] if any(folder.state.glob("e*_a*.json")) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
-        return [_not_ours(folder, strange, escape)] if strange else []
-    foreign = sorted(file_names(folder.root) - {folder.own.name})
-    return [_not_ours(folder, foreign, escape)] if foreign else _other_plans(spec, plans, escape)
-
-
-def _not_ours(folder: RunFolder, names: list[str], escape: str) -> ConfigError:
-    return ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {_some(names)}) and is never overwritten. {escape}")
-
-
-def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]:
-    """Differences between the model folder's plans.json and dataset.json and the ones of this run, in what a run key covers."""
-    path = spec.model_folder / "plans.json"
-    if not path.is_file():
-        return []
-    here = model_parts(plans, spec.configuration, load_dataset_json(spec.preprocessed_folder))
-    try:
-        there_json = spec.model_folder / "dataset.json"
-        dataset_json = load_dataset_json(spec.model_folder if there_json.is_file() else spec.preprocessed_folder)
-        there = model_parts(load_plans(spec.model_folder, "plans"), spec.configuration, dataset_json)
-    except (ConfigError, DataError, KeyError, TypeError) as err:
-        return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {escape}")]
-    settings = [{**parts.pop("configuration"), **parts.pop("plans"), **parts} for parts in (there, here)]
-    differ = sorted(key for key in {*settings[0], *settings[1]} if _as_json(settings[0].get(key)) != _as_json(settings[1].get(key)))
-    if not differ:
-        return []
-    return [
-        ConfigError(
-            f"results: {path} and dataset.json beside it differ from {plans.path} and its dataset.json in {', '.join(differ)} of "
-            f"{spec.configuration!r}: folds of one model folder must share one plan. {escape}"
-        )
-    ]
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
 
 
 def _split_problems(spec: RunSpec, data_folder: Path) -> list[NnfleetError]:
@@ -289,7 +186,7 @@ def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> l
     lacking = {case: lack for case in cases if (lack := _lacking(case, present, endings))}
     if not lacking:
         return []
-    shown = _some([f"{case} ({', '.join(lack)})" for case, lack in lacking.items()])
+    shown = listed([f"{case} ({', '.join(lack)})" for case, lack in lacking.items()])
     return [DataError(f"cases: {len(lacking)} of {len(cases)} cases lack files in {data_folder}: {shown}. Run {command}.")]
 
 
@@ -309,14 +206,9 @@ def _damaged_cases(spec: RunSpec) -> list[NnfleetError]:
     if len(faults) < 2:
         return list(faults.values())
     first = next(iter(faults.values()))
-    return [DataError(f"cases: {len(faults)} of the run's cases are damaged: {_some(list(faults))}. The first: {first}")]
+    return [DataError(f"cases: {len(faults)} of the run's cases are damaged: {listed(list(faults))}. The first: {first}")]
 
 
 def _lacking(case: str, present: frozenset[str], endings: tuple[str, ...]) -> list[str]:
     """Endings of the files that a case lacks."""
     return [ending for ending in endings if f"{case}{ending}" not in present]
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

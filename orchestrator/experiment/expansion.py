@@ -7,7 +7,8 @@ from typing import Any
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
 from orchestrator.dataset.label_files import LabelFile
-from orchestrator.dataset.preflight import Problems, labels_of_cases, problems_of, usable_configuration
+from orchestrator.dataset.preflight import labels_of_cases, problems_of, usable_configuration
+from orchestrator.dataset.problems import Problems
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
 from trainers.contract.names import Fold

@@ -6,54 +6,15 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment
 from orchestrator.queue.admission import Waiting, turns
-from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
-from orchestrator.run.outcome import read_outcome
+from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
+from orchestrator.run.standing import Standing, standing_of
 from orchestrator.run.write_access import refuse_unwritable
-from trainers.contract.commits import newest_committed
 from trainers.contract.plans import load_plans
-from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.split_batch import rank_sizes
-
-__all__ = [
-    "Fit",
-    "NodeResources",
-    "PlanReport",
-    "PlanRow",
-    "Queue",
-    "Reservation",
-    "Standing",
-    "expand",
-    "fit",
-    "plan_of_runs",
-    "plan_report",
-    "standing_of",
-]
-
-Stage = Literal["new", "continues", "validates", "finished"]
-
-
-class Standing(Frozen):
-    """What a run's folder already holds."""
-
-    stage: Stage
-    """new; continues (after `epochs_done`); validates (trained, its full validation remains); finished (nothing is left to do)."""
-    epochs_done: int = 0
-
-    @property
-    def text(self) -> str:
-        """`new`, `continues from epoch 3`, ..."""
-        return {
-            "new": "new",
-            "continues": f"continues from epoch {self.epochs_done}",
-            "validates": "trained: validation remains",
-            "finished": "finished: skipped",
-        }[self.stage]
 
 
 class PlanRow(Frozen):
@@ -171,21 +132,6 @@ def plan_of_runs(
         warnings=(*warnings, *_doubts(specs)),
         left=tuple(left),
     )
-
-
-def standing_of(spec: RunSpec) -> Standing:
-    """What the run folder of `spec` already holds (reads the folder)."""
-    folder = RunFolder(spec.run_folder)
-    committed = newest_committed(folder)
-    if committed is None or committed.run_key != spec.run_key:
-        return Standing(stage="new")
-    done = committed.epochs_done
-    if done < spec.schedule.epochs or committed.final is None:
-        return Standing(stage="continues", epochs_done=done)
-    outcome = read_outcome(folder)
-    validated = outcome is not None and outcome.state == "SUCCEEDED"
-    validated = validated and all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
-    return Standing(stage="finished" if validated else "validates", epochs_done=done)
 
 
 def _doubts(specs: Sequence[RunSpec]) -> list[str]:

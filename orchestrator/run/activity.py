@@ -9,11 +9,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.campaign.next_step import StopWish
 from orchestrator.run.status import CasesDone
 from trainers.contract.fencing import newest_attempt
 from trainers.contract.files import write_sign
 from trainers.contract.run_folder import RunFolder
+
+FRESH_S = 60.0
+"""Workers that gave no sign of life for so long are taken to be gone."""
+
+
+@dataclass(frozen=True)
+class StopWish:
+    """Somebody asked the run to stop: after its epoch, or at once."""
+
+    is_now: bool
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from trainers.contract.run_spec import Frozen, WorkerSpec
+from trainers.contract.run_spec import Frozen, RunSpec, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -72,3 +72,8 @@ def record_of(details: Any) -> JobRecord | None:
     except ValidationError as err:
         log.warning("job %s carries metadata of another version and is passed over: %s", details.submission_id, err)
         return None
+
+
+def living_job(spec: RunSpec, jobs: Sequence[JobRecord]) -> JobRecord | None:
+    """The job of a run that lives on this cluster."""
+    return next((job for job in jobs if job.is_live and job.run_key == spec.run_key and job.kind in ("train", "validate")), None)

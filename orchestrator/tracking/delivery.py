@@ -9,18 +9,18 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import CheckpointError, DataError, TrackingError
+from orchestrator.tracking.binding import Address, address_of
 from orchestrator.tracking.records import class_names, job_tags
 from orchestrator.tracking.shared_files import shared_files
 from trainers.contract.commits import Committed, EpochRow, Manifest, newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.files import link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import CheckpointName
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Tracker
@@ -64,27 +64,6 @@ def checkpoints_due(
 def picture_due(epochs: int, epochs_drawn: int, seconds_since_drawing: float, closing: bool) -> bool:
     """True when progress.png should be drawn anew."""
     return epochs > epochs_drawn and (closing or epochs_drawn == 0 or seconds_since_drawing >= PICTURE_INTERVAL_S)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Which MLflow run a run folder belongs to."""
-
-    tracking_uri: str
-    run_id: str
-
-
-def address_of(folder: RunFolder, spec: RunSpec) -> Address | None:
-    """The run's place in MLflow; None for a run that is not tracked. Raises TrackingError while it has not been made yet."""
-    if not folder.mlflow_file.exists():
-        if not spec.tracking_uri:
-            return None
-        raise TrackingError(
-            f"mlflow: {folder.mlflow_file} does not exist: no MLflow run was made for {spec.run_key} yet. "
-            f"The campaign makes it when {spec.tracking_uri} can be reached."
-        )
-    content = read_json(folder.mlflow_file, "MLflow run of the run folder")
-    return Address(str(content["tracking_uri"]), str(content["run_id"]))
 
 
 class Delivery:

@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.campaign.orphan_workers import FRESH_S
-from orchestrator.campaign.state_reporter import final_state, is_refusal
-from orchestrator.campaign.takeover import living_job, noted_run_id, refuse_mixture, track
 from orchestrator.queue.registry import Board
-from orchestrator.run.activity import newest_stamp
-from orchestrator.run.job_record import JobRecord
+from orchestrator.run.activity import FRESH_S, newest_stamp
+from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.status import Names, meant
-from orchestrator.tracking.delivery import CHECKPOINTS, Delivery, address_of, epochs_missing
+from orchestrator.tracking.binding import address_of, noted_run_id, refuse_mixture, track
+from orchestrator.tracking.delivery import CHECKPOINTS, Delivery, epochs_missing
+from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.records import STATE_TAG, shared_reason
-from orchestrator.validation.report import deliver as deliver_reports
-from orchestrator.validation.report import stored_reports
+from orchestrator.tracking.validation_report import deliver as deliver_reports
+from orchestrator.tracking.validation_report import stored_reports
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
 from trainers.contract.fencing import newest_attempt

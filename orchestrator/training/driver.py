@@ -11,20 +11,20 @@ import logging
 import os
 import socket
 import sys
-import time
 import traceback
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
-from orchestrator.training.failures import MESSAGE_CHARACTERS, RecentLog, can_be_sent, keep_evidence, read_failures
+from orchestrator.training.failures import MESSAGE_CHARACTERS, read_failures
+from orchestrator.training.worker import WorkerJob, this_node, train_worker
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.errors import ClusterError, NnfleetError, StorageError
-from trainers.contract.fencing import check_driver_fence, claim_attempt
+from trainers.contract.fencing import claim_attempt
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage import patiently
@@ -32,7 +32,6 @@ from trainers.contract.storage import patiently
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from trainers.training.world import World
 
 log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
@@ -40,16 +39,6 @@ RESIZE_LOOK_S = 60.0
 """How often an elastic run looks for room for more workers: each growth restarts all of them."""
 DELIVERY_S = 60.0
 """How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """What Ray hands to every worker."""
-
-    run_folder: str
-    driver: str
-    attempt: int
-    """The driver's own number: its workers start only while no other driver has claimed a later one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +63,7 @@ def run_training(folder: RunFolder, least_attempt: int = 1, *, hands_over: bool 
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
     attempt is claimed; before, raises DataError (its run.json is broken) or StorageError (run or dataset are not to be seen, or the disk
     takes no claim, for minutes)."""
-    from orchestrator.campaign.state_reporter import tell_end
+    from orchestrator.tracking.end_state import tell_end
     from orchestrator.tracking.publisher import Publisher
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -219,80 +208,6 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
             worker_runtime_env=environment,
         ),
     )
-
-
-def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
-    """One worker: claim a number for this start, restore, train, and return how it ended."""
-    job = WorkerJob(**config)
-    folder = RunFolder(Path(job.run_folder))
-    recent = RecentLog()
-    logging.getLogger().addHandler(recent)
-    logging.getLogger("trainers").setLevel(logging.INFO)
-    try:
-        from trainers.training.world import current_world
-
-        spec = patiently(folder.living_spec, f"the start of {folder.root}")
-        world = current_world(spec.workers.gpus)
-        what = f"the claim of a start of {folder.root}"
-        attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
-        return train_here(spec, folder, world, attempt)
-    except Exception as err:
-        sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
-        keep_evidence(sent, f"On node {this_node()}", recent.text())
-        raise sent  # noqa: B904 # mostly the very same
-    finally:
-        logging.getLogger().removeHandler(recent)
-
-
-def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
-    """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
-    check_driver_fence(folder, job.attempt)
-    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
-
-
-def this_node() -> str:
-    """Ray's id of this process's node."""
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def is_leaving() -> bool:
-    """True once Ray has told this worker that a node of the run will be taken away. `ray.train.get_preemption_info` would be a barrier."""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
-
-
-def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> Literal["TRAINED", "STOPPED"]:
-    """Train on this worker until the run is trained or stopped."""
-    import torch
-
-    from orchestrator.training.loader_pool import LoaderPool
-    from trainers.contract.split_batch import rank_positions
-    from trainers.training.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
-    from trainers.training.loop import train
-    from trainers.training.mid_epoch import Midway
-
-    torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
-    if world.is_main:
-        start_training_log(folder)
-    plan = blueprint(spec)
-    newest = newest_everywhere(folder, world)
-    reached = reached_by(newest, spec.schedule)
-    positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
-    with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
-        learner = assemble(spec, plan, world, attempt)
-        restore(folder, learner, newest)
-        writer = state_writer(spec, folder, plan, attempt, newest) if world.is_main else None
-        warm_up(learner, plan, world)
-        midway = Midway(spec, folder, world, learner, writer, is_leaving)
-        return train(spec, folder, world, learner, source, midway, reached)
-
-
-def start_training_log(folder: RunFolder) -> None:
-    """Write what the trainers log to nnU-Net's place and name for it, a new file per start."""
-    handler = logging.FileHandler(folder.root / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt"))
-    handler.setFormatter(logging.Formatter("%(asctime)s: %(message)s"))
-    logging.getLogger("trainers").addHandler(handler)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
+from orchestrator.tracking.validation_report import read_result
 from orchestrator.validation.case_queue import is_finished
-from orchestrator.validation.report import read_result
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import CheckpointError
 from trainers.contract.files import link_atomic, sha256_of

@@ -17,12 +17,12 @@ from typing import Any
 
 import ray
 
-from orchestrator.campaign.state_reporter import tell_end
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
+from orchestrator.tracking.end_state import tell_end
 from orchestrator.tracking.publisher import deliver as deliver_rest
+from orchestrator.tracking.validation_report import Report, deliver, read_result, write_report
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import Stopped, case_sizes, checkpoints_to_validate, digest_of_named, is_done, remove_leftovers
-from orchestrator.validation.report import Report, deliver, read_result, write_report
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from trainers.contract.files import check_takes

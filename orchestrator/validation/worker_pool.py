@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.run.activity import tell_cases
 from orchestrator.run.status import CasesDone
-from orchestrator.terminal_text import without_colours
+from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
 from orchestrator.validation.cases import Stopped, case_sizes, is_stop_asked
-from orchestrator.validation.report import picture_file
 from trainers.contract.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.contract.files import check_takes, write_atomic
 from trainers.contract.run_folder import RunFolder
@@ -295,7 +295,7 @@ class Pool:
     def _note(self, case_id: str, failure: CaseFailure, error: object) -> None:
         again = self.queue.failed(case_id, failure)
         log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", failure.reason)
-        self.evidence.append(f"{case_id}, {failure.place}: {without_colours(str(error))}"[-3000:])
+        self.evidence.append(f"{case_id}, {failure.place}: {click.unstyle(str(error))}"[-3000:])
 
     def _replace(self) -> None:
         if self.queue.waiting:

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.run.outcome import Outcome
 from orchestrator.training import driver
+from orchestrator.training.worker import WorkerJob
 from tests.conftest import Toys
 from tests.integration.cluster import REPOSITORY
 from tests.toy import toy_spec
@@ -55,7 +56,7 @@ class Training(threading.Thread):
         self.outcome: Outcome | None = None
 
     def run(self) -> None:
-        job = driver.WorkerJob(str(self.folder.root), "driver", claim_attempt(self.folder, "driver"))
+        job = WorkerJob(str(self.folder.root), "driver", claim_attempt(self.folder, "driver"))
         self.outcome = driver.fit(self.folder.spec(), self.folder, job)
 
     @property

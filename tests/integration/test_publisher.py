@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.state_reporter import tell_end
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
 from orchestrator.queue.registry import Board
 from orchestrator.run.outcome import Outcome
 from orchestrator.tracking.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.end_state import tell_end
 from orchestrator.tracking.export import export_model
 from orchestrator.tracking.publisher import Publisher, deliver
 from orchestrator.tracking.reconcile import sweep, sync

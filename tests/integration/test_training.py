@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from orchestrator.run.outcome import Outcome
-from orchestrator.training.driver import WorkerJob, fit
+from orchestrator.training.driver import fit
 from orchestrator.training.failures import read_failures
+from orchestrator.training.worker import WorkerJob
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.integration.digests import curves, epochs_done, reached, weights_digest

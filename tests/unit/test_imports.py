@@ -13,8 +13,8 @@ HEAVY = ("torch", "nnunetv2", "monai", "mlflow", "ray", "dynamic_network_archite
 CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
 SPEAKS_RAY = {
     "campaign/control_job",
-    "campaign/job",
     "cluster/jobs",
+    "cluster/nodes",
     "drill/job",
     "training/driver",
     "training/failure_policy",
@@ -22,9 +22,32 @@ SPEAKS_RAY = {
     "training/loader_pool",
     "training/save_before_resize",
     "training/scaling_policy",
+    "training/worker",
     "validation/job",
     "validation/worker_pool",
 }
+EDGES: dict[str, set[str]] = {
+    "trainers.contract": set(),
+    "trainers.data": {"trainers.contract"},
+    "trainers.network": {"trainers.contract", "trainers.data"},
+    "trainers.training": {"trainers.contract", "trainers.data", "trainers.network"},
+    "trainers.validation": {"trainers.contract", "trainers.data", "trainers.network"},
+    "errors": {"trainers.contract"},
+    "run": {"trainers.contract"},
+    "dataset": {"errors", "trainers.contract", "trainers.data"},
+    "queue": {"run", "trainers.contract"},
+    "cluster": {"queue", "run", "trainers.contract"},
+    "tracking": {"cluster", "errors", "queue", "run", "trainers.contract"},
+    "experiment": {"dataset", "errors", "queue", "run", "tracking", "trainers.contract"},
+    "training": {"cluster", "dataset", "queue", "run", "tracking", "trainers.contract", "trainers.data", "trainers.training"},
+    "validation": {"errors", "run", "tracking", "trainers.contract", "trainers.validation"},
+    "campaign": {"cluster", "dataset", "errors", "experiment", "queue", "run", "tracking", "validation", "trainers.contract"},
+    "drill": {"campaign", "cluster", "errors", "experiment", "run", "tracking", "trainers.contract", "trainers.network"},
+    "demo": {"errors", "trainers.contract"},
+    "api": {"campaign", "cluster", "drill", "errors", "experiment", "run", "tracking"},
+    "cli": {"api", "cluster", "demo", "errors", "experiment", "run", "tracking", "trainers.contract"},
+}
+"""Which wing imports which, lowest first; a wing of the orchestrator by its bare name. Each imports only wings that stand above it here."""
 TRAINER_IMPORTS_NNUNET_TRAINER = "nnunetv2.training.nnUNetTrainer"
 
 
@@ -55,8 +78,38 @@ def place(path: Path) -> str:
     return path.relative_to(ROOT / "orchestrator").with_suffix("").as_posix()
 
 
+def wing_of(module: str) -> str:
+    """The wing that a dotted module of ours lies in; empty for the packages themselves, whose code is shipped as a whole."""
+    return ".".join(module.split(".")[:2]).removeprefix("orchestrator.") if "." in module else ""
+
+
+def edges(path: Path) -> set[str]:
+    """Wings that a file imports from, other than its own; `from orchestrator import api` names one too."""
+    ours = {name for name in imports(path) if name.split(".")[0] in ("orchestrator", "trainers")}
+    return {wing_of(name) for name in ours} - {wing_of(module_of(path)), ""}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
 def forbidden(names: Iterator[str], packages: tuple[str, ...]) -> set[str]:
     return {name for name in names if any(name == package or name.startswith(f"{package}.") for package in packages)}
+
+
+@pytest.mark.parametrize("wing", EDGES)
+def test_a_wing_imports_only_those_of_the_table(wing: str) -> None:
+    own = [path for package in ("orchestrator", "trainers") for path in files(package) if wing_of(module_of(path)) == wing]
+    assert own, "the table names a wing that does not exist"
+    found = {edge for path in own for edge in edges(path)}
+    assert found == EDGES[wing], "an edge is new, or is not needed any more"
+
+
+def test_the_table_has_no_circle_and_lacks_no_wing() -> None:
+    standing = list(EDGES)
+    assert all(standing.index(edge) < standing.index(wing) for wing in EDGES for edge in EDGES[wing])
+    there = {wing_of(module_of(path)) for package in ("orchestrator", "trainers") for path in files(package)}
+    assert there - {"__init__", "trainers.__init__"} == set(EDGES)
 
 
 @pytest.mark.parametrize("path", files("orchestrator"), ids=lambda path: str(path.relative_to(ROOT)))
@@ -137,4 +190,4 @@ def test_a_worker_loads_neither_orchestrator_nor_mlflow() -> None:
 def test_a_worker_loads_nothing_that_prepares_samples() -> None:
     """Its loader actors do that: importing it in every worker would delay each start by a second."""
     preparing = ("trainers.data.samples", "trainers.data.recipes", "batchgeneratorsv2", "blosc2", "scipy.stats")
-    assert loaded_by("import trainers.training.assemble, trainers.training.loop, orchestrator.training.loader_pool", preparing) == set()
+    assert loaded_by("import trainers.training.loop, orchestrator.training.worker, orchestrator.training.loader_pool", preparing) == set()

@@ -8,10 +8,10 @@ import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator import api
-from orchestrator.campaign.job import this_machine
 from orchestrator.cluster import local_services
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.nodes import this_machine
 from orchestrator.cluster.processes import ProcessRecord
 from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.run.status import RunStatus

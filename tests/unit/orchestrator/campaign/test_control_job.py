@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.campaign.control_job import stop
-from orchestrator.campaign.next_step import StopWish
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.run.activity import stop_wish
+from orchestrator.run.activity import StopWish, stop_wish
 from tests.fake_campaign import Stage, look
 from trainers.contract.run_folder import RunFolder
 

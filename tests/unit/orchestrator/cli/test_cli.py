@@ -21,8 +21,9 @@ from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_
 from orchestrator.cli.watch import done_fraction, watch_view
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
-from orchestrator.experiment.plan import PlanReport, PlanRow, Standing
+from orchestrator.experiment.plan import PlanReport, PlanRow
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.run.standing import Standing
 from orchestrator.run.status import CasesDone, RunStatus
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState

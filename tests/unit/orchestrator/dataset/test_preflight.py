@@ -12,8 +12,8 @@ import pytest
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
 from orchestrator.dataset.preflight import check_run
 from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import single_training
-from orchestrator.experiment.plan import expand
 from tests.away import Away
 from tests.conftest import Toys
 from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset

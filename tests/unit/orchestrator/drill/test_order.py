@@ -81,8 +81,8 @@ def test_nothing_is_lost_only_if_every_part_recovered_and_all_is_equal() -> None
 
 def test_two_drill_datasets_hold_the_same_numbers_and_can_be_planned(tmp_path: Path) -> None:
     from orchestrator.dataset.preflight import check_run
+    from orchestrator.experiment.expansion import expand
     from orchestrator.experiment.model import single_training
-    from orchestrator.experiment.plan import expand
 
     for dataset in ("Dataset998_A", "Dataset999_B"):
         write_drill_dataset(tmp_path / "pre", dataset)

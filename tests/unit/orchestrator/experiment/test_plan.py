@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, parse_experiment
-from orchestrator.experiment.plan import PlanReport, Queue, Standing, expand, plan_report, standing_of
+from orchestrator.experiment.plan import PlanReport, Queue, plan_report
 from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources, Reservation, fit
 from orchestrator.run.outcome import Outcome, write_outcome
+from orchestrator.run.standing import Standing, standing_of
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.files import write_json_atomic
@@ -314,7 +316,8 @@ def test_a_plan_makes_no_results_folder(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_planning_imports_neither_torch_nor_ray_nor_mlflow(tiny: Tiny) -> None:
     code = (
-        "import sys; from orchestrator.experiment.plan import *; from orchestrator.experiment.model import *\n"
+        "import sys; from orchestrator.experiment.expansion import *; from orchestrator.experiment.plan import *\n"
+        "from orchestrator.experiment.model import *\n"
         f"expand(single_training(17, '3d_fullres', 0, **{tiny.folders!r}))\n"
         "print({'torch', 'ray', 'mlflow', 'sklearn'} & set(sys.modules))"
     )

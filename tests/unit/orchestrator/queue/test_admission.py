@@ -2,9 +2,10 @@
 
 import pytest
 
-from orchestrator.campaign.next_step import BUDGET, EndJob, Facts, Finish, Stay, StopWish, Train, Validate, next_step
+from orchestrator.campaign.next_step import BUDGET, EndJob, Facts, Finish, Stay, Train, Validate, next_step
 from orchestrator.queue.admission import Waiting, decide, growth, ledger, ordered
 from orchestrator.queue.gang_fit import NodeResources, Reservation
+from orchestrator.run.activity import StopWish
 from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome
 from trainers.contract.errors import DataError

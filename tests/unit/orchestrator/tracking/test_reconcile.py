@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.state_reporter import tell_end
 from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.end_state import tell_end
 from orchestrator.tracking.publisher import Publisher
 from orchestrator.tracking.reconcile import LINE_PREFIX, Synced, called, is_alive, read_lines, run_folders, state_due, sync, sync_below
 from tests.away import BROKEN

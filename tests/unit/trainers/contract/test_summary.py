@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.tracking.validation_report import minus_ema, tracked_metrics, without_case_ids
 from orchestrator.validation.case_queue import is_finished, largest_first
-from orchestrator.validation.report import minus_ema, tracked_metrics, without_case_ids
 from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, TrackingError
-from orchestrator.tracking.delivery import address_of
+from orchestrator.tracking.binding import address_of
 from trainers.contract.commits import newest_committed
 from trainers.contract.files import read_json, write_atomic
 from trainers.contract.plans import Labels, labels_of, load_dataset_json

@@ -1,0 +1,87 @@
+"""Whether nnU-Net's model folder of a run may hold it: whose it is, and which plans lie there."""
+
+import json
+from typing import Any
+
+from orchestrator.dataset.digest import model_parts
+from orchestrator.dataset.folder import file_names
+from orchestrator.dataset.problems import listed
+from orchestrator.errors import ConfigError, DataError, NnfleetError
+from trainers.contract.plans import (
+    Plans,
+    load_dataset_json,
+    load_plans,
+)
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+
+
+def differences(present: RunSpec, wanted: RunSpec) -> str:
+    """What makes two runs of one folder different, in words: `epochs (1, now 2)`. Pure."""
+    found = [
+        f"{name} ({getattr(present.schedule, name)}, now {getattr(wanted.schedule, name)})"
+        for name in type(wanted.schedule).model_fields
+        if getattr(present.schedule, name) != getattr(wanted.schedule, name)
+    ]
+    if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
+        found.append("the cases of the fold")
+    elif present.data_digest != wanted.data_digest:
+        found.append("labels, plans or dataset.json")
+    return ", ".join(found) or "the recipe's version"
+
+
+def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
+    """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans.
+
+    A fold that was claimed before is not compared with the model folder again: its run key says that it is the same run.
+    """
+    folder = RunFolder(spec.run_folder)
+    escape = "Move the folder away or name another nnUNet_results."
+    if folder.spec_file.exists():
+        try:
+            present = folder.spec()
+        except DataError as err:
+            return [DataError(f"{err} {escape}")]
+        if present.run_key != spec.run_key:
+            return [
+                ConfigError(
+                    f"results: {folder.root} belongs to the run {present.run_key}, which differs from {spec.run_key} "
+                    f"in {differences(present, spec)}. {escape}"
+                )
+            ]
+        strange = [] if any(folder.state.glob("e*_a*.json")) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
+        return [_not_ours(folder, strange, escape)] if strange else []
+    foreign = sorted(file_names(folder.root) - {folder.own.name})
+    return [_not_ours(folder, foreign, escape)] if foreign else _other_plans(spec, plans, escape)
+
+
+def _not_ours(folder: RunFolder, names: list[str], escape: str) -> ConfigError:
+    return ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {listed(names)}) and is never overwritten. {escape}")
+
+
+def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]:
+    """Differences between the model folder's plans.json and dataset.json and the ones of this run, in what a run key covers."""
+    path = spec.model_folder / "plans.json"
+    if not path.is_file():
+        return []
+    here = model_parts(plans, spec.configuration, load_dataset_json(spec.preprocessed_folder))
+    try:
+        there_json = spec.model_folder / "dataset.json"
+        dataset_json = load_dataset_json(spec.model_folder if there_json.is_file() else spec.preprocessed_folder)
+        there = model_parts(load_plans(spec.model_folder, "plans"), spec.configuration, dataset_json)
+    except (ConfigError, DataError, KeyError, TypeError) as err:
+        return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {escape}")]
+    settings = [{**parts.pop("configuration"), **parts.pop("plans"), **parts} for parts in (there, here)]
+    differ = sorted(key for key in {*settings[0], *settings[1]} if _as_json(settings[0].get(key)) != _as_json(settings[1].get(key)))
+    if not differ:
+        return []
+    return [
+        ConfigError(
+            f"results: {path} and dataset.json beside it differ from {plans.path} and its dataset.json in {', '.join(differ)} of "
+            f"{spec.configuration!r}: folds of one model folder must share one plan. {escape}"
+        )
+    ]
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

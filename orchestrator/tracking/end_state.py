@@ -1,0 +1,52 @@
+"""The end of a run, told to MLflow by the job that ended it."""
+
+import logging
+
+from orchestrator.run.outcome import Outcome, is_newest
+from orchestrator.tracking.binding import address_of
+from orchestrator.tracking.records import shared_reason
+from trainers.contract.errors import NnfleetError, TrackingError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.states import RunState
+
+log = logging.getLogger(__name__)
+
+
+REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "PERMISSION_DENIED"})
+"""MLflow's codes for a request that would fail again: the run was deleted, or is not ours to change."""
+
+
+def is_refusal(error: TrackingError) -> bool:
+    """True when the tracking server answered and said no; False when it is away."""
+    return getattr(error.__cause__, "error_code", "") in REFUSALS
+
+
+def tell_end(folder: RunFolder, outcome: Outcome) -> bool:
+    """Tell MLflow how a run ended, from the job that ended it: its campaign may be dead. True if MLflow knows the end now.
+
+    Only a final outcome of the newest driver is told; it is what the campaign tells too, so the order does not matter. Raises nothing.
+    """
+    try:
+        end = final_state(outcome)
+        spec = folder.spec()
+        address = address_of(folder, spec)
+        if end is None or address is None or not is_newest(folder, outcome.attempt):
+            return False
+        from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
+
+        tracker = Tracker(address.tracking_uri)
+        tracker.ping()
+        tracker.set_state(address.run_id, end)
+        tracker.set_tags(address.run_id, {"nnfleet.reason": shared_reason(spec, "" if end is RunState.SUCCEEDED else outcome.message)})
+    except Exception as err:
+        known = isinstance(err, NnfleetError)
+        log.warning("MLflow was not told how the run in %s ended (`nnfleet sync` tells it): %s", folder.root, err, exc_info=not known)
+        return False
+    return True
+
+
+def final_state(outcome: Outcome | None) -> RunState | None:
+    """The state in which an outcome leaves its run; None while something is still to be done. Pure."""
+    if outcome is None or outcome.state in ("TRAINED", "SUPERSEDED"):
+        return None
+    return RunState(outcome.state)

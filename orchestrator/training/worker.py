@@ -1,0 +1,103 @@
+"""One worker of a training, in Ray Train's worker group: claims a number for this start, restores, trains, and returns how it ended."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+
+from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
+from trainers.contract.fencing import check_driver_fence, claim_attempt
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage import patiently
+
+if TYPE_CHECKING:
+    from trainers.training.world import World
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What Ray hands to every worker."""
+
+    run_folder: str
+    driver: str
+    attempt: int
+    """The driver's own number: its workers start only while no other driver has claimed a later one."""
+
+
+def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
+    """One worker: claim a number for this start, restore, train, and return how it ended."""
+    job = WorkerJob(**config)
+    folder = RunFolder(Path(job.run_folder))
+    recent = RecentLog()
+    logging.getLogger().addHandler(recent)
+    logging.getLogger("trainers").setLevel(logging.INFO)
+    try:
+        from trainers.training.world import current_world
+
+        spec = patiently(folder.living_spec, f"the start of {folder.root}")
+        world = current_world(spec.workers.gpus)
+        what = f"the claim of a start of {folder.root}"
+        attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
+        return train_here(spec, folder, world, attempt)
+    except Exception as err:
+        sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
+        keep_evidence(sent, f"On node {this_node()}", recent.text())
+        raise sent  # noqa: B904 # mostly the very same
+    finally:
+        logging.getLogger().removeHandler(recent)
+
+
+def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
+    """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
+    check_driver_fence(folder, job.attempt)
+    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
+
+
+def this_node() -> str:
+    """Ray's id of this process's node."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def is_leaving() -> bool:
+    """True once Ray has told this worker that a node of the run will be taken away. `ray.train.get_preemption_info` would be a barrier."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> Literal["TRAINED", "STOPPED"]:
+    """Train on this worker until the run is trained or stopped."""
+    import torch
+
+    from orchestrator.training.loader_pool import LoaderPool
+    from trainers.contract.split_batch import rank_positions
+    from trainers.training.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
+    from trainers.training.loop import train
+    from trainers.training.mid_epoch import Midway
+
+    torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
+    if world.is_main:
+        start_training_log(folder)
+    plan = blueprint(spec)
+    newest = newest_everywhere(folder, world)
+    reached = reached_by(newest, spec.schedule)
+    positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
+    with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
+        learner = assemble(spec, plan, world, attempt)
+        restore(folder, learner, newest)
+        writer = state_writer(spec, folder, plan, attempt, newest) if world.is_main else None
+        warm_up(learner, plan, world)
+        midway = Midway(spec, folder, world, learner, writer, is_leaving)
+        return train(spec, folder, world, learner, source, midway, reached)
+
+
+def start_training_log(folder: RunFolder) -> None:
+    """Write what the trainers log to nnU-Net's place and name for it, a new file per start."""
+    handler = logging.FileHandler(folder.root / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt"))
+    handler.setFormatter(logging.Formatter("%(asctime)s: %(message)s"))
+    logging.getLogger("trainers").addHandler(handler)
