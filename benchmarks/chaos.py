@@ -23,7 +23,7 @@ from benchmarks.chaos_faults import OF_TRACKING, RESTARTS_WORKERS, Faults, Strik
 from orchestrator import api
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
-from orchestrator.run.activity import read_beat
+from orchestrator.run.activity import read_heartbeat
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.client import Tracker
@@ -104,24 +104,28 @@ class Watch:
 
     def position(self) -> float:
         """Where training is by its last commit, sign of life and pace, in epochs."""
-        found, beat = newest_committed(self.folder), read_beat(self.folder)
+        found, heartbeat = newest_committed(self.folder), read_heartbeat(self.folder)
         epoch, iteration = found.position if found else (0, 0)
         kept = epoch + iteration / self._iterations
-        if int(beat.get("attempt", 0)) < self.attempt():  # starting up
+        if int(heartbeat.get("attempt", 0)) < self.fencing_token():  # starting up
             return kept
-        told = float(int(beat.get("epoch", 0)))
-        told += min(1.0, int(beat.get("iteration", 0)) / self._iterations) if beat.get("phase") == "train" else 1.0
+        told = float(int(heartbeat.get("epoch", 0)))
+        told += min(1.0, int(heartbeat.get("iteration", 0)) / self._iterations) if heartbeat.get("phase") == "train" else 1.0
         last = found.history[-1] if found and found.history else None
-        is_same_start = last is not None and last.attempt == beat.get("attempt")
+        is_same_start = last is not None and last.fencing_token == heartbeat.get("attempt")
         by_pace = epoch + min(1.0, (time.time() - last.ended_unix) / max(last.epoch_s, 0.1)) if last and is_same_start else 0.0
         return min(max(kept, told, by_pace), float(self._epochs))
 
-    def beat(self) -> tuple[int, float, tuple[Any, ...]]:
+    def heartbeat(self) -> tuple[int, float, tuple[Any, ...]]:
         """Attempt, time and place of the last sign of life."""
-        beat = read_beat(self.folder)
-        return int(beat.get("attempt", 0)), float(beat.get("unix", 0.0)), (beat.get("epoch"), beat.get("iteration"), beat.get("phase"))
+        heartbeat = read_heartbeat(self.folder)
+        return (
+            int(heartbeat.get("attempt", 0)),
+            float(heartbeat.get("unix", 0.0)),
+            (heartbeat.get("epoch"), heartbeat.get("iteration"), heartbeat.get("phase")),
+        )
 
-    def attempt(self) -> int:
+    def fencing_token(self) -> int:
         """The newest attempt."""
         own = claims(self.folder)
         return int(str(own[-1]["attempt"])) if own else 0
@@ -187,7 +191,7 @@ class Chaos:
             row.result = "the run had ended before" if watch.is_trained() else "its moment did not come"
             row.violations += [] if watch.is_trained() else ["its moment did not come"]
             return
-        committed, attempt, position = watch.committed(), watch.attempt(), watch.position()
+        committed, fencing_token, position = watch.committed(), watch.fencing_token(), watch.position()
         state = "validating" if watch.is_trained() else f"epoch {min(position, self.setting.epochs):.2f}"
         row.moment = f"{strike.moment}, {state}"
         if strike.kind in (*OF_TRACKING, "campaign", "head"):  # a campaign does not begin while its tracking server is away
@@ -203,7 +207,7 @@ class Chaos:
         mending = threading.Thread(target=self._mended, args=(row, mend))
         mending.start()
         if not is_hit_again:
-            self._await_recovery(row, watch, attempt, struck, struck_unix, was_validating=strike.moment == "validation")
+            self._await_recovery(row, watch, fencing_token, struck, struck_unix, was_validating=strike.moment == "validation")
         self._mending.append(mending)
         if strike.kind not in OF_TRACKING:
             self._all_mended()
@@ -243,9 +247,9 @@ class Chaos:
         deadline = time.monotonic() + PATIENCE_S
         is_late: Callable[[], bool] = watch.is_over if strike.moment == "validation" else watch.is_trained
         come: Callable[[], bool] = {
-            "epoch": lambda: watch.committed()[0] >= strike.epoch and watch.beat()[0] >= watch.attempt(),
-            "commit": lambda: watch.committed()[0] >= strike.epoch and watch.beat()[0] >= watch.attempt(),
-            "start-up": lambda: watch.beat()[0] < watch.attempt() and self.faults.has_ranks(watch.folder),
+            "epoch": lambda: watch.committed()[0] >= strike.epoch and watch.heartbeat()[0] >= watch.fencing_token(),
+            "commit": lambda: watch.committed()[0] >= strike.epoch and watch.heartbeat()[0] >= watch.fencing_token(),
+            "start-up": lambda: watch.heartbeat()[0] < watch.fencing_token() and self.faults.has_ranks(watch.folder),
             "validation": lambda: watch.is_trained() and self.faults.is_validating(watch.folder),
         }[strike.moment]
         while not come():
@@ -262,13 +266,15 @@ class Chaos:
                 time.sleep(0.0005)
         return not is_late()
 
-    def _await_recovery(self, row: Row, watch: Watch, attempt: int, struck: float, struck_unix: float, *, was_validating: bool) -> None:
+    def _await_recovery(
+        self, row: Row, watch: Watch, fencing_token: int, struck: float, struck_unix: float, *, was_validating: bool
+    ) -> None:
         """Until the next training step, or the result of a run that was validating."""
         deadline = struck + PATIENCE_S
-        before = watch.beat()
+        before = watch.heartbeat()
         needs_new_start = row.strike.kind in RESTARTS_WORKERS
         while time.monotonic() < deadline:
-            now = watch.beat()
+            now = watch.heartbeat()
             if was_validating or watch.is_trained():
                 if row.strike.kind in OF_TRACKING and not was_validating:
                     row.recovery_s, row.result = time.monotonic() - struck, "trained to its end"
@@ -279,7 +285,7 @@ class Chaos:
                 if row.strike.kind.startswith("validation") and self.faults.is_validating(watch.folder, struck_unix):
                     row.recovery_s, row.result = time.monotonic() - struck, "validates on"
                     return
-            elif (now[0] > attempt) if needs_new_start else (now[1] > struck_unix and now[2] != before[2]):
+            elif (now[0] > fencing_token) if needs_new_start else (now[1] > struck_unix and now[2] != before[2]):
                 row.recovery_s, row.result = max(0.0, now[1] - struck_unix), "trains on"
                 row.first = float(int(now[2][0] or 0)) + min(1.0, int(now[2][1] or 0) / self.setting.train_iterations)
                 return

@@ -264,7 +264,7 @@ def drain(cluster: ManyNodes, node_id: str) -> None:
 def claims(folder: RunFolder) -> list[dict[str, object]]:
     """The attempts of a run, oldest first."""
     found = []
-    for path in sorted(folder.attempts.glob("[0-9]*.json")):
+    for path in sorted(folder.tokens.glob("[0-9]*.json")):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_text()))
     return found

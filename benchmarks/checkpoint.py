@@ -30,7 +30,7 @@ from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord, newest_committed
 from trainers.contract.run_folder import RunFolder
-from trainers.training.state import Reached, StateWriter
+from trainers.training.state import StateWriter, TrainingProgress
 
 PUBLISH = (
     "import sys, time; from pathlib import Path; from orchestrator.tracking.publisher import Publisher; "
@@ -98,12 +98,12 @@ def main() -> None:
 def measure(base: Path, server: MlflowServer, epochs: int, epoch_s: float, megabytes: int) -> None:
     """Train, commit, publish, kill, catch up; print what was measured."""
     run, tracker = FakeRun(base), Tracker(server.uri)
-    run_id = tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
+    run_id = tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
     run.track(server.uri, run_id)
     state = state_of(megabytes)
-    writer = StateWriter(run.folder, run.spec.run_key, run.attempt, {"trainer_name": "nnUNetTrainer"}, 10**6)
+    writer = StateWriter(run.folder, run.spec.run_key, run.fencing_token, {"trainer_name": "nnUNetTrainer"}, 10**6)
     publisher = start_publisher(run.folder)
-    reached = Reached()
+    reached = TrainingProgress()
     held: list[float] = []
     waited: list[float] = []
     done: list[int] = []
@@ -112,7 +112,7 @@ def measure(base: Path, server: MlflowServer, epochs: int, epoch_s: float, megab
         done.append(steps(epoch_s))
         state["network_weights"]["layer0.weight"].fill_(float(epoch))
         best = BestRecord(ema=0.5 + epoch / 1000, score=0.5 + epoch / 1000, best_epoch=epoch)
-        reached = Reached(history=(*reached.history, epoch_row(epoch, best.ema)), best_policy=best)
+        reached = TrainingProgress(history=(*reached.history, epoch_row(epoch, best.ema)), best_policy=best)
         started = time.perf_counter()
         writer.drain()
         waited.append(time.perf_counter() - started)

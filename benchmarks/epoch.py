@@ -28,15 +28,15 @@ import torch
 
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
 from trainers.data.batches import Batch, SplitName
 from trainers.network.learner import Learner
-from trainers.training.assemble import assemble, blueprint, reached_by, state_writer, warm_up
+from trainers.training.assemble import assemble, model_config, progress_from, state_writer, warm_up
 from trainers.training.loop import train
-from trainers.training.mid_epoch import Midway
+from trainers.training.mid_epoch import MidEpochSaver
 from trainers.training.state import StateWriter
 from trainers.training.world import current_world
 
@@ -166,16 +166,16 @@ def run_both(toy: Toy, schedule: Schedule) -> tuple[Stopwatch, Stopwatch]:
     folder = RunFolder(spec.run_folder)
     write_atomic(folder.spec_file, spec.model_dump_json().encode())
     torch.set_num_threads(1)
-    world, plan, attempt = current_world(0), blueprint(spec), claim_attempt(folder, "benchmark")
-    learner = assemble(spec, plan, world, attempt)
-    reached, writer = reached_by(None, schedule), state_writer(spec, folder, plan, attempt, None)
+    world, plan, fencing_token = current_world(0), model_config(spec), acquire_token(folder, "benchmark")
+    learner = assemble(spec, plan, world, fencing_token)
+    reached, writer = progress_from(None, schedule), state_writer(spec, folder, plan, fencing_token, None)
     warm_up(learner, plan, world)
     ours = Stopwatch()
     instrument(learner, writer, ours)
     peer = NnunetSide(toy, schedule)
     with LoaderPool(spec, folder, range(plan.global_batch), 0) as pool:
         source = InTurn(pool, loader_pids(), writer, ours, peer)
-        train(spec, folder, world, learner, source, Midway(spec, folder, world, learner, writer), reached)
+        train(spec, folder, world, learner, source, MidEpochSaver(spec, folder, world, learner, writer), reached)
         source.close_epoch()
     resume(peer.loaders)
     for loader in (peer.trainer.dataloader_train, peer.trainer.dataloader_val):

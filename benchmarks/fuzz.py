@@ -30,7 +30,7 @@ from orchestrator.campaign.events import CampaignLog
 from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.preflight import usable_configuration
 from orchestrator.experiment.model import parse_experiment
-from orchestrator.run.activity import has_begun, owner_of, read_beat, stop_wish
+from orchestrator.run.activity import has_begun, owner_of, read_heartbeat, stop_request
 from orchestrator.run.outcome import read_outcome
 from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.records import metric_names
@@ -153,14 +153,14 @@ def targets(base: Path) -> dict[str, Target]:
         "life sign": Target(
             f"{own}/progress.json",
             [_json({"epoch": 1, "iteration": 2, "phase": "train", "unix": 1.7e9, "attempt": 1})],
-            lambda p, b: (read_beat(folder), has_begun(folder)),
+            lambda p, b: (read_heartbeat(folder), has_begun(folder)),
         ),
         "attempt": Target(
             f"{own}/attempts/0001.json",
             [_json({"attempt": 1, "driver": "d", "job": "j", "role": "driver", "claimed_unix": 1.0})],
             lambda p, b: (owner_of(folder), count_drivers(folder)),
         ),
-        "stop": Target(f"{own}/stop.json", [_json({"now": True})], lambda p, b: (stop_wish(folder), is_stop_asked(folder))),
+        "stop": Target(f"{own}/stop.json", [_json({"now": True})], lambda p, b: (stop_request(folder), is_stop_asked(folder))),
         "case result": Target(f"{own}/cases/best/c.json", [_result()], lambda p, b: read_result(folder, "best", "c")),
         "label cache": Target(
             "cache.json",
@@ -330,12 +330,16 @@ def _dataset_documents() -> list[bytes]:
 
 
 def _manifest() -> Manifest:
-    return Manifest(checkpoint="best", file="nnfleet/best/e1.pth", epoch=0, attempt=1, ema_pseudo_dice=0.5, sha256="0" * 64, size_bytes=9)
+    return Manifest(
+        checkpoint="best", file="nnfleet/best/e1.pth", epoch=0, fencing_token=1, ema_pseudo_dice=0.5, sha256="0" * 64, size_bytes=9
+    )
 
 
 def _committed() -> bytes:
     history = (epoch_row(0), epoch_row(1))
-    state = Committed(run_key="k", epochs_done=2, attempt=1, history=history, best=_manifest(), state_sha256="0" * 64, state_size_bytes=1)
+    state = Committed(
+        run_key="k", epochs_done=2, fencing_token=1, history=history, best=_manifest(), state_sha256="0" * 64, state_size_bytes=1
+    )
     return state.model_dump_json().encode()
 
 

@@ -108,23 +108,21 @@ def packed(toy: Toy, base: Path, checks: Mapping[str, str]) -> list[str]:
     return [*late_commits(broken, before, at_claim["claimed_unix"], at_claim["attempt"]), *unequal(broken, unbroken)]
 
 
-def late_commits(folder: RunFolder, before: int, claimed_unix: float, attempt: int) -> list[str]:
+def late_commits(folder: RunFolder, before: int, claimed_unix: float, fencing_token: int) -> list[str]:
     """What the gang that was cut off committed after the claim of its successor, `attempt`; prints what it committed until then."""
-    own = [row for row in reached(folder).history if row.attempt < attempt]
+    own = [row for row in reached(folder).history if row.fencing_token < fencing_token]
     late = [row.epoch for row in own if row.ended_unix > claimed_unix]
     while_cut = [row.epoch for row in own if row.epoch >= before and row.epoch not in late]
-    print(f"cut off, the old gang committed epochs {while_cut} until the claim of attempt {attempt}")
-    return [f"{folder.root}: epochs {late} were committed by the old gang after the claim of attempt {attempt}"] if late else []
+    print(f"cut off, the old gang committed epochs {while_cut} until the claim of attempt {fencing_token}")
+    return [f"{folder.root}: epochs {late} were committed by the old gang after the claim of attempt {fencing_token}"] if late else []
 
 
 def unequal(broken: RunFolder, unbroken: RunFolder) -> list[str]:
     """Where weights and curves of both differ."""
     ours, theirs = reached(broken).history, reached(unbroken).history
     found = differences(ours, theirs, weights_digest(broken), weights_digest(unbroken))
-    print(
-        f"curves and weights {'differ' if found else 'are equal'}; attempts that wrote epochs: {sorted({row.attempt for row in ours})}",
-        flush=True,
-    )
+    writers = sorted({row.fencing_token for row in ours})
+    print(f"curves and weights {'differ' if found else 'are equal'}; fencing tokens that wrote epochs: {writers}", flush=True)
     return [f"{broken.root}: {text}" for text in found]
 
 

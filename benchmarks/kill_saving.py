@@ -42,11 +42,11 @@ from orchestrator.tracking.publisher import Publisher, deliver
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord, Committed, InFlight, Manifest, newest_committed
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import sha256_of, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.training import state
-from trainers.training.state import Reached, StateWriter, newest_valid
+from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
 DRIVER = "driver-1"
 VALUES = 600_000
@@ -134,14 +134,14 @@ def write(folder: RunFolder, run_key: str, seed: int, phase_file: Path) -> None:
     watch_writer(phase)
     draw = random.Random(seed)
     found = state.newest_valid(folder)
-    writer = StateWriter(folder, run_key, claim_attempt(folder, DRIVER), {"trainer_name": "nnUNetTrainer"}, 10**6)
+    writer = StateWriter(folder, run_key, acquire_token(folder, DRIVER), {"trainer_name": "nnUNetTrainer"}, 10**6)
     writer.start_from(found)
-    reached = Reached(found.history, found.best_policy, found.in_flight) if found else Reached()
+    reached = TrainingProgress(found.history, found.best_policy, found.in_flight) if found else TrainingProgress()
     while True:
         is_best = False
         if reached.iterations_done < 250 and draw.random() < 0.4:  # within the epoch, from where the state before stands
             sums = InFlight(iteration=reached.iterations_done + 10, train_loss_sums=(1.0,), elapsed_s=1.0)
-            reached = Reached(reached.history, reached.best_policy, sums)
+            reached = TrainingProgress(reached.history, reached.best_policy, sums)
             score = (reached.best_policy.score or 0.0) / 2
         else:
             epoch, best = reached.epochs_done, reached.best_policy
@@ -149,7 +149,7 @@ def write(folder: RunFolder, run_key: str, seed: int, phase_file: Path) -> None:
             score = (best.score or 0.0) + 0.0001 if is_best else (best.score or 0.0) * draw.random()
             if is_best:
                 best = BestRecord(ema=score, score=score, best_epoch=epoch)
-            reached = Reached((*reached.history, epoch_row(epoch, score, writer.attempt)), best)
+            reached = TrainingProgress((*reached.history, epoch_row(epoch, score, writer.fencing_token)), best)
         writer.commit(reached, is_best, lambda score=score: tensors_of(score))
 
 
@@ -348,7 +348,7 @@ def kill_saving(base: Path, server: MlflowServer, kills: int, seed: int) -> Find
 
     run, tracker, draw, findings = FakeRun(base), Tracker(server.uri), random.Random(seed), Findings()
     folder = run.folder
-    run_id = tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
+    run_id = tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
     run.track(server.uri, run_id)
     report, stop = base / "report.json", base / "stop"
     with children(folder, run.spec.run_key, base, seed) as living:
@@ -370,7 +370,7 @@ def kill_saving(base: Path, server: MlflowServer, kills: int, seed: int) -> Find
         living.kill("writer")
         living.kill("publisher")
         newest = newest_valid(folder)
-        StateWriter(folder, run.spec.run_key, claim_attempt(folder, DRIVER), {}, 10**6).start_from(newest)  # a last restart tidies up
+        StateWriter(folder, run.spec.run_key, acquire_token(folder, DRIVER), {}, 10**6).start_from(newest)  # a last restart tidies up
         finish(folder, tracker, run_id, base / "last.pth", newest, findings)
         stop.touch()
         living.join("reader")

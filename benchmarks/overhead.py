@@ -31,11 +31,11 @@ from tests.fake_campaign import Stage, look
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord
-from trainers.contract.fencing import check_fence, claim_attempt
+from trainers.contract.fencing import acquire_token, check_fence
 from trainers.contract.run_folder import RunFolder
 from trainers.training.loop import HEARTBEAT_S, Heartbeat
-from trainers.training.mid_epoch import Midway
-from trainers.training.state import Reached, StateWriter
+from trainers.training.mid_epoch import MidEpochSaver
+from trainers.training.state import StateWriter, TrainingProgress
 from trainers.training.world import World
 
 EPOCH_S = 60.0
@@ -69,12 +69,12 @@ def timed(action: Callable[[], Any], repeats: int = REPEATS) -> tuple[float, flo
 def saving(base: Path, megabytes: int, epochs_before: int, *, is_best: bool) -> list[Cost]:
     """A state (and a best) per epoch: copy, serialisation, SHA-256, fsync, rename, links, pruning, with the history so far."""
     run = FakeRun(base / f"saving-{is_best}")
-    writer = StateWriter(run.folder, run.spec.run_key, run.attempt, {"trainer_name": "nnUNetTrainer"}, 10**6)
+    writer = StateWriter(run.folder, run.spec.run_key, run.fencing_token, {"trainer_name": "nnUNetTrainer"}, 10**6)
     state, history, held = state_of(megabytes), [epoch_row(e, 0.5) for e in range(epochs_before)], []
 
     def commit() -> None:
         history.append(epoch_row(len(history), 0.5))
-        writer.commit(Reached(history=tuple(history), best_policy=BestRecord(ema=0.5)), is_best, lambda: state)
+        writer.commit(TrainingProgress(history=tuple(history), best_policy=BestRecord(ema=0.5)), is_best, lambda: state)
         held.append(writer.held_s)
         writer.drain()  # an epoch of 60 s is far longer than this
 
@@ -97,8 +97,8 @@ def fences(base: Path) -> Cost:
     """The fence is asked twice for a commit, here of a run with 30 attempts."""
     run = FakeRun(base / "fences")
     for _ in range(30):
-        attempt = claim_attempt(run.folder, "driver-1")
-    cpu_s, _ = timed(lambda: [check_fence(run.folder, attempt) for _ in range(200)])
+        fencing_token = acquire_token(run.folder, "driver-1")
+    cpu_s, _ = timed(lambda: [check_fence(run.folder, fencing_token) for _ in range(200)])
     return Cost("of which two looks at the fence", cpu_s / 100, 0.0, counts=False)
 
 
@@ -106,14 +106,14 @@ def heartbeat(base: Path) -> Cost:
     """A beat is offered after each iteration and written every two seconds."""
     run = FakeRun(base / "heart")
     idle, writing = Heartbeat(run.folder, ALONE, 1), Heartbeat(run.folder, ALONE, 1)
-    idle.beat("train", 0, 0)
+    idle.heartbeat("train", 0, 0)
 
     def write() -> None:
         for iteration in range(int(EPOCH_S / HEARTBEAT_S)):
             writing._last = -1e9
-            writing.beat("train", 0, iteration)
+            writing.heartbeat("train", 0, iteration)
 
-    offers = timed(lambda: [idle.beat("train", 0, i) for i in range(TRAIN_ITERATIONS + VAL_ITERATIONS)])
+    offers = timed(lambda: [idle.heartbeat("train", 0, i) for i in range(TRAIN_ITERATIONS + VAL_ITERATIONS)])
     writes = timed(write)
     return Cost("sign of life every 2 s", offers[0] + writes[0], offers[1] + writes[1])
 
@@ -131,9 +131,9 @@ def agreeing_rank(rank: int, root: Path, result: Path, meeting: Path) -> None:
     """One of the two ranks."""
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{meeting}")
     folder, world = RunFolder(root), World(rank, rank, 2, torch.device("cpu"))
-    midway = Midway(folder.spec(), folder, world, learner=None, writer=None)  # type: ignore[arg-type] # nothing is saved
+    mid_epoch = MidEpochSaver(folder.spec(), folder, world, learner=None, writer=None)  # type: ignore[arg-type] # nothing is saved
     loss = torch.zeros((), dtype=torch.float64)
-    cpu_s, wall_s = timed(lambda: [midway.save_if_wished(i + 1, loss) for i in range(TRAIN_ITERATIONS)])
+    cpu_s, wall_s = timed(lambda: [mid_epoch.save_if_requested(i + 1, loss) for i in range(TRAIN_ITERATIONS)])
     if rank == 0:
         result.write_text(f"{cpu_s} {wall_s}")
     dist.destroy_process_group()
@@ -144,10 +144,10 @@ def publishing(base: Path, epochs_before: int, seconds: float) -> list[Cost]:
     server = MlflowServer(base / "mlflow").start()
     try:
         run, tracker = FakeRun(base / "publishing"), Tracker(server.uri)
-        run.track(server.uri, tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
+        run.track(server.uri, tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
         run.rows = [epoch_row(e, 0.5) for e in range(epochs_before)]
         run.epoch()
-        publisher = Publisher(run.folder, run.attempt)
+        publisher = Publisher(run.folder, run.fencing_token)
         publisher.start()
         assert publisher.flush(120.0)
         time.sleep(3.0)  # a picture may still be drawn

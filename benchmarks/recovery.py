@@ -142,7 +142,7 @@ class Fit:
         from orchestrator.training.driver import trainer
         from orchestrator.training.worker import WorkerJob
         from tests.toy import toy_spec
-        from trainers.contract.fencing import claim_attempt
+        from trainers.contract.fencing import acquire_token
         from trainers.contract.files import write_atomic
         from trainers.contract.run_folder import RunFolder
         from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
@@ -157,7 +157,7 @@ class Fit:
         )
         self.folder, self.marks = RunFolder(spec.run_folder), Marks(base / "marks")
         write_atomic(self.folder.spec_file, spec.model_dump_json().encode())
-        job = WorkerJob(str(self.folder.root), "benchmark", claim_attempt(self.folder, "benchmark", {"role": "driver", "pid": os.getpid()}))
+        job = WorkerJob(str(self.folder.root), "benchmark", acquire_token(self.folder, "benchmark", {"role": "driver", "pid": os.getpid()}))
         made: Any = trainer(spec, self.folder, job)
         made.train_loop_per_worker = our_worker if is_ours else empty_worker
         own = vars(job) if is_ours else {"end": str(self.folder.stop_file)}

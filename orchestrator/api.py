@@ -374,7 +374,11 @@ def _statuses(jobs: Jobs, campaign: str | None) -> list[RunStatus]:
         if job.kind != "campaign" or (campaign is not None and job.campaign != campaign):
             continue
         for key, status in _told(jobs, job).statuses.items():
-            rank = (job.is_live and not status.state.is_final, status.attempt, status.since_unix)  # a clock may jump, attempts only grow
+            rank = (
+                job.is_live and not status.state.is_final,
+                status.num_drivers,
+                status.since_unix,
+            )  # a clock may jump, attempts only grow
             if key not in ranks or rank >= ranks[key]:
                 ranks[key] = rank
                 found.pop(key, None)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.campaign.loop import Campaign, Event
-from orchestrator.campaign.orphan_workers import refuse_foreign_workers
+from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.errors import ClusterError, Superseded, TrackingError
 from orchestrator.queue.gang_fit import NodeResources
-from orchestrator.queue.registry import Board
+from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun
 from trainers.contract.commits import Committed, Manifest
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
@@ -45,14 +45,14 @@ class FakeCluster:
             raise ClusterError("cluster: away")
         return list(self.jobs.values())
 
-    def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
-        return self._add(f"train-{spec.run_key}-a{attempt}", "train", folder, spec, attempt, campaign)
+    def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
+        return self._add(f"train-{spec.run_key}-a{job_number}", "train", folder, spec, job_number, campaign)
 
     def submit_validation(
-        self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
+        self, folder: RunFolder, spec: RunSpec, fencing_token: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
     ) -> str:
-        name = f"validate-{spec.run_key}-a{attempt}" + (f"-r{retry}" if retry else "")
-        return self._add(name, "validate", folder, spec, attempt, campaign)
+        name = f"validate-{spec.run_key}-a{fencing_token}" + (f"-r{retry}" if retry else "")
+        return self._add(name, "validate", folder, spec, fencing_token, campaign)
 
     def stop(self, submission_id: str) -> None:
         if self.is_deaf:
@@ -69,14 +69,14 @@ class FakeCluster:
         held = {job.run_key: job.reserved.count * job.reserved.gpus for job in at_work if job.reserved}
         return sum(held.values())
 
-    def _add(self, name: str, kind: Any, folder: RunFolder, spec: RunSpec, attempt: int, campaign: str) -> str:
+    def _add(self, name: str, kind: Any, folder: RunFolder, spec: RunSpec, job_number: int, campaign: str) -> str:
         record = JobRecord(
             submission_id=name,
             kind=kind,
             state="RUNNING",
             run_key=spec.run_key,
             campaign=campaign,
-            attempt=attempt,
+            job_number=job_number,
             reserved=spec.workers,
             run_folder=str(folder.root),
             started_unix=time.time(),
@@ -96,22 +96,22 @@ class FakeCluster:
         self._end(f"campaign-{campaign}", "FAILED", 137)
 
     def workers_begin(self, run: RunSpec) -> None:
-        attempt = claim_attempt(RunFolder(run.run_folder), self.living(run))
-        beat = {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": attempt}
-        write_json_atomic(RunFolder(run.run_folder).progress_file, beat)
+        fencing_token = acquire_token(RunFolder(run.run_folder), self.living(run))
+        heartbeat = {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": fencing_token}
+        write_json_atomic(RunFolder(run.run_folder).progress_file, heartbeat)
 
     def training_ends(self, run: RunSpec, state: EndState = "TRAINED", *, hands_over: bool = True) -> None:
         name = self.living(run)
-        attempt = self.jobs[name].attempt
-        outcome = Outcome(job="training", state=state, attempt=attempt, message=f"training said {state}")
+        fencing_token = self.jobs[name].job_number
+        outcome = Outcome(job="training", state=state, fencing_token=fencing_token, message=f"training said {state}")
         write_outcome(RunFolder(run.run_folder), outcome)
         if state == "TRAINED" and hands_over:
-            self.submit_validation(RunFolder(run.run_folder), run, attempt, campaign=self.jobs[name].campaign)
+            self.submit_validation(RunFolder(run.run_folder), run, fencing_token, campaign=self.jobs[name].campaign)
         self._end(name, "FAILED" if outcome.is_failure else "SUCCEEDED", int(outcome.is_failure))
 
     def validation_ends(self, run: RunSpec, state: EndState = "SUCCEEDED") -> None:
         name = self.living(run)
-        outcome = Outcome(job="validation", state=state, attempt=self.jobs[name].attempt, message=f"validation said {state}")
+        outcome = Outcome(job="validation", state=state, fencing_token=self.jobs[name].job_number, message=f"validation said {state}")
         write_outcome(RunFolder(run.run_folder), outcome)
         if self.tracking is not None and state == "SUCCEEDED":
             self.tracking.take_scores(run)
@@ -120,7 +120,7 @@ class FakeCluster:
     def validation_waits_for_the_server(self, run: RunSpec) -> None:
         """It has stored its end, its workers are gone, and it waits to deliver."""
         name = self.living(run)
-        outcome = Outcome(job="validation", state="SUCCEEDED", attempt=self.jobs[name].attempt, message="done")
+        outcome = Outcome(job="validation", state="SUCCEEDED", fencing_token=self.jobs[name].job_number, message="done")
         write_outcome(RunFolder(run.run_folder), outcome)
         self._delivering.add(name)
 
@@ -186,7 +186,7 @@ class FakeTracking:
         state = {STATE_TAG: told[-1].value} if (told := self.states.get(run_id)) else {}
         return KnownRun(run_id, self.folders[run_id] | state, self.metrics(run_id))
 
-    def claim_run(self, experiment_id: str, spec: RunSpec) -> str:
+    def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str:
         self._answer()
         if spec.run_key in self.unwanted:
             raise TrackingError("mlflow: no room")
@@ -304,9 +304,9 @@ class Stage:
 
     def campaign(self, *specs: RunSpec, name: str = "c1") -> Campaign:
         self.cluster.add_campaign(name)
-        refuse_foreign_workers(specs, self.cluster.records, self.clock.clock, self.said.append)
+        refuse_orphan_workers(specs, self.cluster.records, self.clock.clock, self.said.append)
         made = Campaign(
-            name, self.cluster, self.cluster.nodes, Board(self.base / "board"), self.events.append, self.tracking, self.clock.clock
+            name, self.cluster, self.cluster.nodes, Registry(self.base / "board"), self.events.append, self.tracking, self.clock.clock
         )
         made.open(specs)
         return made
@@ -328,8 +328,10 @@ def states(campaign: Campaign) -> list[str]:
 def finish_on_disk(run: RunSpec, *, is_validated: bool = True) -> None:
     """What a finished training, and validation, leave in the run folder."""
     folder = RunFolder(run.run_folder)
-    final = Manifest(checkpoint="final", file="x", epoch=3, attempt=1, ema_pseudo_dice=None, sha256="0", size_bytes=1)
-    committed = Committed(run_key=run.run_key, epochs_done=4, attempt=1, history=(), final=final, state_sha256="0", state_size_bytes=1)
+    final = Manifest(checkpoint="final", file="x", epoch=3, fencing_token=1, ema_pseudo_dice=None, sha256="0", size_bytes=1)
+    committed = Committed(
+        run_key=run.run_key, epochs_done=4, fencing_token=1, history=(), final=final, state_sha256="0", state_size_bytes=1
+    )
     write_json_atomic(folder.state / f"{committed.stem}.json", json.loads(committed.model_dump_json()))
     for name in run.validation.checkpoints if is_validated else ():
         write_json_atomic(folder.validation(name) / "summary.json", {})

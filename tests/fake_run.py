@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest, state_stem
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
@@ -13,11 +13,11 @@ from trainers.contract.run_spec import CheckpointName, RunSpec
 CLASSES = ("left kidney", "tumour (solid)")
 
 
-def epoch_row(epoch: int, ema: float | None = 0.5, attempt: int = 1, dice: tuple[float, ...] = (0.5, float("nan"))) -> EpochRow:
+def epoch_row(epoch: int, ema: float | None = 0.5, fencing_token: int = 1, dice: tuple[float, ...] = (0.5, float("nan"))) -> EpochRow:
     """One epoch with made-up measurements; the second class was in no patch."""
     return EpochRow(
         epoch=epoch,
-        attempt=attempt,
+        fencing_token=fencing_token,
         started_unix=1.7e9 + 10 * epoch,
         ended_unix=1.7e9 + 10 * epoch + 9.5,
         train_loss=1.0 / (epoch + 1),
@@ -62,7 +62,7 @@ class FakeRun:
         )
         self.folder = RunFolder(self.spec.run_folder)
         write_json_atomic(self.folder.spec_file, self.spec.model_dump(mode="json"))
-        self.attempt = claim_attempt(self.folder, "driver-1")
+        self.fencing_token = acquire_token(self.folder, "driver-1")
         self.best: Manifest | None = None
         self.final: Manifest | None = None
         self.rows: list[EpochRow] = []
@@ -81,13 +81,13 @@ class FakeRun:
 
     def resume(self, driver: str = "driver-2") -> None:
         """Claim the next attempt, by another driver."""
-        self.attempt = claim_attempt(self.folder, driver)
+        self.fencing_token = acquire_token(self.folder, driver)
 
     def epoch(self, size_bytes: int = 10_000, is_best: bool = True) -> Committed:
         """Train and commit one epoch; by default it is the best so far."""
         number = len(self.rows)
         ema = 0.5 + 0.001 * number if is_best else 0.1
-        self.rows.append(epoch_row(number, ema, self.attempt))
+        self.rows.append(epoch_row(number, ema, self.fencing_token))
         if is_best:
             self.best = self._checkpoint("best", number, ema, size_bytes)
         return self.commit()
@@ -102,7 +102,7 @@ class FakeRun:
         committed = Committed(
             run_key=self.spec.run_key,
             epochs_done=len(self.rows),
-            attempt=self.attempt,
+            fencing_token=self.fencing_token,
             history=tuple(self.rows),
             best_policy=BestRecord(),
             best=self.best,
@@ -110,20 +110,20 @@ class FakeRun:
             state_sha256="0" * 64,
             state_size_bytes=0,
         )
-        path = self.folder.state / f"{state_stem(committed.epochs_done, self.attempt)}.json"
+        path = self.folder.state / f"{state_stem(committed.epochs_done, self.fencing_token)}.json"
         write_atomic(path, committed.model_dump_json().encode())
         return committed
 
     def _checkpoint(self, name: CheckpointName, epoch: int, ema: float | None, size_bytes: int) -> Manifest:
-        content = random.Random(f"{name}{epoch}{self.attempt}").randbytes(size_bytes)
-        beside = self.folder.best / f"{state_stem(epoch, self.attempt)}.pth"
+        content = random.Random(f"{name}{epoch}{self.fencing_token}").randbytes(size_bytes)
+        beside = self.folder.best / f"{state_stem(epoch, self.fencing_token)}.pth"
         path = beside if name == "best" else self.folder.checkpoint("final")
         write_atomic(path, content)
         return Manifest(
             checkpoint=name,
             file=str(path.relative_to(self.folder.root)),
             epoch=epoch,
-            attempt=self.attempt,
+            fencing_token=self.fencing_token,
             ema_pseudo_dice=ema,
             sha256=sha256(content).hexdigest(),
             size_bytes=size_bytes,

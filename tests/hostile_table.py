@@ -148,7 +148,7 @@ class FakeTracker:
 
 
 def answer(directory: str, content: bytes = b"x") -> FakeTracker:
-    manifest = Manifest(checkpoint="best", file="f", epoch=1, attempt=1, ema_pseudo_dice=0.5, sha256="0" * 64, size_bytes=1)
+    manifest = Manifest(checkpoint="best", file="f", epoch=1, fencing_token=1, ema_pseudo_dice=0.5, sha256="0" * 64, size_bytes=1)
     tag = {"directory": directory, "manifest": manifest.model_dump()}
     return FakeTracker({"nnfleet.best": json.dumps(tag)}, content)
 

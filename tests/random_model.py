@@ -50,7 +50,7 @@ def random_checkpoint(spec: RunSpec, folder: RunFolder, name: CheckpointName, fi
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     return Manifest(
-        checkpoint=name, file=path.name, epoch=1, attempt=1, ema_pseudo_dice=EMA + seed / 10, sha256=digest, size_bytes=len(content)
+        checkpoint=name, file=path.name, epoch=1, fencing_token=1, ema_pseudo_dice=EMA + seed / 10, sha256=digest, size_bytes=len(content)
     )
 
 
@@ -61,7 +61,7 @@ def commit(spec: RunSpec, folder: RunFolder, manifests: dict[CheckpointName, Man
     committed = Committed(
         run_key=spec.run_key,
         epochs_done=spec.schedule.epochs,
-        attempt=1,
+        fencing_token=1,
         history=(row,) * spec.schedule.epochs,
         best_policy=BestRecord(),
         best=manifests.get("best"),

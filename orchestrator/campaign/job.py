@@ -22,12 +22,12 @@ from pathlib import Path
 
 from orchestrator.campaign.events import EVENT_PREFIX
 from orchestrator.campaign.loop import Campaign, Cluster, Event, reservations
-from orchestrator.campaign.orphan_workers import refuse_foreign_workers
+from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.plan import Queue, plan_of_runs, plan_report
-from orchestrator.queue.registry import Board
+from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.tracking.address import check_tracking_uri
@@ -92,7 +92,7 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     specs = expand(experiment)
     cluster = Jobs.inside_job()
     address = os.environ.get("RAY_ADDRESS", "")
-    queue = queue_of(cluster.records(), Board.of_cluster(address))
+    queue = queue_of(cluster.records(), Registry.of_cluster(address))
     report = plan_report(experiment, specs, cluster_nodes(), queue, cluster=address, warnings=warnings)
     never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
     if never and not plan_only:
@@ -113,8 +113,8 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     found, damaged = find_runs(place)
     choice = of_one_server(choose([with_reachable_server(run, tracking_uri) for run in found], damaged, names, place))
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
-    specs, faults = sound([run.spec for run in choice.taken], cluster.records, Clock(), _say_waiting, raises=bool(names))
-    queue = queue_of(cluster.records(), Board.of_cluster(address))
+    specs, faults = sound([run.spec for run in choice.taken], cluster.records, Clock(), _report_waiting, raises=bool(names))
+    queue = queue_of(cluster.records(), Registry.of_cluster(address))
     left = [*choice.left, *faults]
     report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
     never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
@@ -132,18 +132,18 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     return runner.run()
 
 
-def _say_waiting(text: str) -> None:
+def _report_waiting(text: str) -> None:
     log.warning("%s", text)
     print_event({"event": "waiting", "message": text})
 
 
-def queue_of(jobs: Sequence[JobRecord], board: Board) -> Queue:
+def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     """What all campaigns of the cluster hold and wait for at this moment."""
-    notes = board.notes({job.campaign for job in jobs if job.kind == "campaign" and job.is_live}).values()
+    entries = registry.entries({job.campaign for job in jobs if job.kind == "campaign" and job.is_live}).values()
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     return Queue(
-        reservations(jobs, notes, board.room(time.time())),
-        [run for note in notes for run in note.waiting if run.run_key not in living],
+        reservations(jobs, entries, registry.room(time.time())),
+        [run for note in entries for run in note.waiting if run.run_key not in living],
         living,
     )
 
@@ -171,18 +171,18 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
 def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False) -> Campaign:
     """A campaign in possession of its runs. `is_quiet`: that no foreign worker trains them has been seen to before."""
     from orchestrator.tracking.client import Tracker
-    from orchestrator.tracking.reconcile import sweep
+    from orchestrator.tracking.reconcile import end_orphaned_runs
 
     if not is_quiet:
-        refuse_foreign_workers(specs, cluster.records, Clock(), _say_waiting)
+        refuse_orphan_workers(specs, cluster.records, Clock(), _report_waiting)
     uri = specs[0].tracking_uri
-    board = Board.of_cluster(os.environ.get("RAY_ADDRESS", ""))
+    registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     tracker = Tracker(uri) if uri else None
-    runner = Campaign(campaign, cluster, cluster_nodes, board, print_event, tracker)
+    runner = Campaign(campaign, cluster, cluster_nodes, registry, print_event, tracker)
     runner.open(specs, only_validate=only_validate)
     if tracker is not None:
-        with board.locked("opening"):  # nobody is about to take up what is found dead
-            sweep(tracker, cluster.records(), board)
+        with registry.locked("opening"):  # nobody is about to take up what is found dead
+            end_orphaned_runs(tracker, cluster.records(), registry)
     runner.announce()
     return runner
 

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from orchestrator.campaign.next_step import EndJob, Finish, Stay, Step, Train, Validate, next_step, only_delivers
 from orchestrator.campaign.run_watch import RunWatch
-from orchestrator.campaign.state_reporter import StateTeller
-from orchestrator.campaign.takeover import Claim, claim, refuse, reset
+from orchestrator.campaign.state_reporter import StateReporter
+from orchestrator.campaign.takeover import Acquired, acquire, refuse, reset
 from orchestrator.queue.admission import Waiting, decide, growth, ledger
 from orchestrator.queue.gang_fit import NodeResources, Reservation
-from orchestrator.queue.registry import Board, Holding, Note
+from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.activity import has_begun, workers_now
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, validations
@@ -26,7 +26,7 @@ from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import Tracking, lacks_scores, refuse_mixture, track
 from trainers.contract.errors import ClusterError, NnfleetError, StorageError, TrackingError
-from trainers.contract.fencing import newest_attempt
+from trainers.contract.fencing import newest_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState, can_follow
@@ -34,7 +34,7 @@ from trainers.contract.states import RunState, can_follow
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-LEAST_TELL_S = 5.0
+MIN_REPORT_INTERVAL_S = 5.0
 """Least time between two events of a run that only say how far it is within an epoch."""
 REPEAT_LOG_S = 60.0
 Event = dict[str, Any]
@@ -44,9 +44,9 @@ class Cluster(Protocol):
     """What a campaign asks of the cluster; `orchestrator.cluster.jobs.Jobs` is it."""
 
     def records(self) -> list[JobRecord]: ...
-    def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str, mlflow_run_id: str) -> str: ...
+    def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str, mlflow_run_id: str) -> str: ...
     def submit_validation(
-        self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int, *, campaign: str, mlflow_run_id: str
+        self, folder: RunFolder, spec: RunSpec, fencing_token: int, retry: int, *, campaign: str, mlflow_run_id: str
     ) -> str: ...
     def stop(self, submission_id: str) -> None: ...
 
@@ -59,7 +59,7 @@ class Campaign:
         campaign: str,
         cluster: Cluster,
         nodes: Callable[[], Sequence[NodeResources]],
-        board: Board,
+        registry: Registry,
         emit: Callable[[Event], None],
         tracker: Tracking | None = None,
         clock: Clock | None = None,
@@ -67,7 +67,7 @@ class Campaign:
         self.campaign = campaign
         self._cluster = cluster
         self._nodes = nodes
-        self._board = board
+        self._registry = registry
         self._emit = emit
         self._tracker = tracker
         self._clock = clock or Clock()
@@ -75,9 +75,9 @@ class Campaign:
         self._steps: dict[str, Train | Validate] = {}
         self._ended_jobs: set[str] = set()
         self._told: dict[str, RunStatus] = {}
-        self._told_at: dict[str, float] = {}
-        self._said: dict[str, float] = {}
-        self._teller = StateTeller(campaign, tracker, self._warn)
+        self._reported_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
+        self._reporter = StateReporter(campaign, tracker, self._warn)
         self.runs: dict[str, RunWatch] = {}
 
     def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False) -> None:
@@ -87,28 +87,28 @@ class Campaign:
         """
         if self._tracker is not None:
             self._tracker.ping()
-        with self._board.locked("opening"):  # not the lock of `tick`: speaking to MLflow may take a while
+        with self._registry.locked("opening"):  # not the lock of `tick`: speaking to MLflow may take a while
             living = {job.run_key for job in self._cluster.records() if job.is_live}
             for spec in specs:
                 if self._tracker is not None and spec.run_key not in living:
                     refuse_mixture(spec, self._tracker)
-            with self._board.locked():  # no campaign submits a job meanwhile
+            with self._registry.locked():  # no campaign submits a job meanwhile
                 jobs = self._cluster.records()
                 for spec in specs:
                     refuse(spec, jobs)
-                claims = [claim(spec, jobs, only_validate=only_validate) for spec in specs]
+                claims = [acquire(spec, jobs, only_validate=only_validate) for spec in specs]
             claims = self._tracked(claims, jobs)
-            with self._board.locked():
+            with self._registry.locked():
                 for claimed in claims:
                     self._begin(self.runs[claimed.spec.run_key], claimed)
-            self._board.post(self.campaign, self._note())
+            self._registry.post(self.campaign, self._entry())
 
-    def _tracked(self, claims: Sequence[Claim], jobs: Sequence[JobRecord]) -> list[Claim]:
+    def _tracked(self, claims: Sequence[Acquired], jobs: Sequence[JobRecord]) -> list[Acquired]:
         """Give every claimed run its MLflow run. When that fails on the way, the runs that would wait there for ever are ended.
 
         Returns the claims; a finished run whose scores MLflow lacks is to be delivered.
         """
-        told: list[Claim] = []
+        told: list[Acquired] = []
         try:
             for claimed in claims:
                 spec = claimed.spec
@@ -129,7 +129,7 @@ class Campaign:
             raise
         return told
 
-    def _begin(self, run: RunWatch, claimed: Claim) -> None:
+    def _begin(self, run: RunWatch, claimed: Acquired) -> None:
         """The first state of a run in this campaign."""
         match claimed.opening:
             case "finished":
@@ -147,38 +147,38 @@ class Campaign:
         while True:
             try:
                 self.tick()
-                is_told = self.tell()
-                if is_told and not self._open_runs() and self._teller.is_over():
+                is_reported = self.tell()
+                if is_reported and not self._open_runs() and self._reporter.is_over():
                     break
             except (ClusterError, StorageError, OSError) as err:
-                self._say_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
+                self._log_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             time.sleep(poll_s)
-        self._board.withdraw(self.campaign)
+        self._registry.withdraw(self.campaign)
         exit_code = 1 if any(run.state.is_failure for run in self.runs.values()) else 0
         self._emit({"event": "done", "exit_code": exit_code})
         return exit_code
 
     def tick(self) -> None:
         """Look once at everything and do what has to be done, under the lock that all campaigns of the cluster share."""
-        with self._board.locked():
+        with self._registry.locked():
             jobs = self._cluster.records()
             self._steps = {}
             unread: list[str] = []
             for run in self._open_runs():
                 try:
-                    run.take_up_spec()
+                    run.refresh_spec()
                     self._take(run, next_step(run.facts(jobs), run.state))
                 except (StorageError, OSError) as err:  # the others go on
                     unread.append(f"{run.spec.run_key}: {err}")
             if unread:
                 more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-                self._say_once(f"left as it is until its folder can be read: {unread[0]}{more}")
+                self._log_once(f"left as it is until its folder can be read: {unread[0]}{more}")
             self._admit(jobs)
 
     def tell(self) -> bool:
         """Bring MLflow up to date, or try again later if it is away; emit what changed. Returns as `announce`."""
-        self._teller.look_after(self._open_runs())
-        self._teller.tell()
+        self._reporter.refresh(self._open_runs())
+        self._reporter.tell()
         return self.announce()
 
     def announce(self) -> bool:
@@ -186,26 +186,26 @@ class Campaign:
 
         Returns False while a run cannot be told of, because its folder cannot be read.
         """
-        is_told = True
+        is_reported = True
         for key, run in self.runs.items():
             before = self._told.get(key)
             try:
                 status = run.status()
             except (StorageError, OSError) as err:
-                is_told = False
+                is_reported = False
                 if before is None:
                     continue
                 status = before.model_copy(update={"state": run.state, "reason": f"its folder cannot be read: {err}"})
-            if is_news(before, status, time.monotonic() - self._told_at.get(key, 0.0)):
+            if is_news(before, status, time.monotonic() - self._reported_at.get(key, 0.0)):
                 self._told[key] = status
-                self._told_at[key] = time.monotonic()
+                self._reported_at[key] = time.monotonic()
                 self._emit({"event": "status", "status": changes(before, status)})
-        return is_told
+        return is_reported
 
-    def _say_once(self, text: str) -> None:
+    def _log_once(self, text: str) -> None:
         """Log a lasting trouble when it begins, and again every minute."""
-        if time.monotonic() - self._said.get(text, -REPEAT_LOG_S) >= REPEAT_LOG_S:
-            self._said[text] = time.monotonic()
+        if time.monotonic() - self._logged_at.get(text, -REPEAT_LOG_S) >= REPEAT_LOG_S:
+            self._logged_at[text] = time.monotonic()
             log.warning("%s", text)
 
     def _open_runs(self) -> list[RunWatch]:
@@ -230,29 +230,31 @@ class Campaign:
 
     def _finish(self, run: RunWatch, end: Finish) -> None:
         if end.is_elsewhere:  # the outcome and the MLflow run are the winner's
-            self._teller.forget(run)
+            self._reporter.forget(run)
             run.enter(end.state, end.reason)
             return
-        if run.displaced_by:  # the folder's outcome is another run's
+        if run.reassigned_to:  # the folder's outcome is another run's
             self._enter(run, end.state, end.reason)
             return
         outcome = read_outcome(run.folder)
         if outcome is None or outcome.state != end.state.value:
             job = outcome.job if outcome else "training"
-            attempt = max(newest_attempt(run.folder), outcome.attempt if outcome else 0)
-            write_outcome(run.folder, Outcome(job=job, state=end.state.value, attempt=attempt, message=end.reason, evidence=end.evidence))
+            fencing_token = max(newest_token(run.folder), outcome.fencing_token if outcome else 0)
+            write_outcome(
+                run.folder, Outcome(job=job, state=end.state.value, fencing_token=fencing_token, message=end.reason, evidence=end.evidence)
+            )
         self._enter(run, end.state, end.reason)
 
     def _admit(self, jobs: Sequence[JobRecord]) -> None:
         """Start what fits now, in the order of the queue of all campaigns; leave what nobody waits for to elastic trainings."""
         living = {job.campaign for job in jobs if job.kind == "campaign" and job.is_live}
-        notes = {**self._board.notes(living - {self.campaign}), self.campaign: self._note()}
-        self._board.post(self.campaign, notes[self.campaign])
+        entries = {**self._registry.entries(living - {self.campaign}), self.campaign: self._entry()}
+        self._registry.post(self.campaign, entries[self.campaign])
         growing = elastic_trainings(jobs)
         if not self._steps and not growing:
             return
-        nodes, held = self._nodes(), reservations(jobs, notes.values(), self._board.room(time.time()))
-        waiting = [run for note in notes.values() for run in note.waiting]
+        nodes, held = self._nodes(), reservations(jobs, entries.values(), self._registry.room(time.time()))
+        waiting = [run for note in entries.values() for run in note.waiting]
         decision = decide(waiting, nodes, held, self._steps)
         for key in decision.start:
             self._submit(self.runs[key], self._steps[key], jobs)
@@ -264,9 +266,9 @@ class Campaign:
         if growing:
             held += [Reservation(key, self.runs[key].spec.workers) for key in decision.start if key not in {r.run_key for r in held}]
             queue = [run for run in waiting if run.run_key not in {*decision.start, *growing}]
-            self._board.leave_room(growth(growing, queue, nodes, held), time.time())
+            self._registry.set_growth_limits(growth(growing, queue, nodes, held), time.time())
 
-    def _note(self) -> Note:
+    def _entry(self) -> Entry:
         """What this campaign waits for and holds; a run that has started keeps its place and its room until its end."""
         runs = list(self.runs.values())
         waiting = [
@@ -282,8 +284,8 @@ class Campaign:
             for position, run in enumerate(runs)
             if run.spec.run_key in self._steps
         ]
-        holding = [Holding(run_key=r.spec.run_key, workers=r.spec.workers) for r in self._open_runs() if r.state is not RunState.QUEUED]
-        return Note(waiting=tuple(waiting), holding=tuple(holding), runs=tuple(run.spec.run_key for run in self._open_runs()))
+        holding = [HeldWorkers(run_key=r.spec.run_key, workers=r.spec.workers) for r in self._open_runs() if r.state is not RunState.QUEUED]
+        return Entry(waiting=tuple(waiting), holding=tuple(holding), runs=tuple(run.spec.run_key for run in self._open_runs()))
 
     def _submit(self, run: RunWatch, step: Train | Validate, jobs: Sequence[JobRecord]) -> None:
         run_id = run.tracked.run_id
@@ -291,26 +293,26 @@ class Campaign:
             reset(run.folder, "validate" if isinstance(step, Validate) else "train")
             run.resumes = False
         if isinstance(step, Validate):
-            retry = len(validations(jobs, run.spec.run_key, step.attempt))
-            self._cluster.submit_validation(run.folder, run.spec, step.attempt, retry, campaign=self.campaign, mlflow_run_id=run_id)
+            retry = len(validations(jobs, run.spec.run_key, step.fencing_token))
+            self._cluster.submit_validation(run.folder, run.spec, step.fencing_token, retry, campaign=self.campaign, mlflow_run_id=run_id)
             self._enter(run, RunState.VALIDATING)
             return
-        attempt = run.next_attempt(jobs)
-        self._cluster.submit_training(run.folder, run.spec, attempt, campaign=self.campaign, mlflow_run_id=run_id)
+        job_number = run.next_job_number(jobs)
+        self._cluster.submit_training(run.folder, run.spec, job_number, campaign=self.campaign, mlflow_run_id=run_id)
         self._enter(run, RunState.RECOVERING if run.state is RunState.RECOVERING else RunState.RUNNING, step.reason)
 
     def _enter(self, run: RunWatch, state: RunState, reason: str = "") -> None:
         if not can_follow(run.state, state):
             log.info("%s went from %s to %s between two looks", run.spec.run_key, run.state, state)
         if run.enter(state, reason):
-            self._teller.note(run)
+            self._reporter.note(run)
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)
         self._emit({"event": "warning", "message": text})
 
 
-def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = (), room: Mapping[str, int] | None = None) -> list[Reservation]:
+def reservations(jobs: Sequence[JobRecord], entries: Iterable[Entry] = (), room: Mapping[str, int] | None = None) -> list[Reservation]:
     """Everything that is held on the cluster at this moment; a job that only delivers holds nothing.
 
     `room`: to how many workers elastic trainings were told that they may grow.
@@ -319,7 +321,7 @@ def reservations(jobs: Sequence[JobRecord], notes: Iterable[Note] = (), room: Ma
     at_work = [job for job in living if not only_delivers(job, _outcome_seen(RunFolder(Path(job.run_folder))))]
     begun = {job.run_key for job in at_work if has_begun(RunFolder(Path(job.run_folder)))}
     sizes = {key: max(now, (room or {}).get(key, 0)) for key, now in elastic_trainings(at_work).items()}
-    return ledger(at_work, begun, [Reservation(held.run_key, held.workers) for note in notes for held in note.holding], sizes)
+    return ledger(at_work, begun, [Reservation(held.run_key, held.workers) for note in entries for held in note.holding], sizes)
 
 
 def _outcome_seen(folder: RunFolder) -> Outcome | None:
@@ -342,9 +344,9 @@ def changes(before: RunStatus | None, now: RunStatus) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key == "run_key" or key not in known or known[key] != value}
 
 
-def is_news(told: RunStatus | None, now: RunStatus, since_told_s: float) -> bool:
+def is_news(told: RunStatus | None, now: RunStatus, since_reported_s: float) -> bool:
     """Whether a status is worth an event: any change, but progress within an epoch or a validation only every few seconds. Pure."""
-    if told is None or since_told_s >= LEAST_TELL_S:
+    if told is None or since_reported_s >= MIN_REPORT_INTERVAL_S:
         return told != now
     progress = {"phase": "", "fraction_of_epoch": 0.0, "seconds_left": None, "validation": None}
     return told.model_copy(update=progress) != now.model_copy(update=progress)

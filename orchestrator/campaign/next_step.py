@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from orchestrator.run.activity import StopWish
+from orchestrator.run.activity import StopRequest
 from orchestrator.run.job_record import JobKind, JobRecord
 from orchestrator.run.outcome import Outcome
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
@@ -31,9 +31,9 @@ class Facts:
 
     jobs: tuple[JobRecord, ...] = ()
     outcome: Outcome | None = None
-    stop: StopWish | None = None
+    stop: StopRequest | None = None
     earlier: frozenset[str] = frozenset()
-    reached_attempt: int = 0
+    committed_token: int = 0
     """Attempt that made the newest commit; 0 when there is none."""
     has_validated: frozenset[str] = frozenset()
     """Validation jobs that finished a case."""
@@ -45,16 +45,16 @@ class Facts:
     """Workers of the living training job have begun."""
     owner: str = "another cluster"
     """Who claimed the newest attempt."""
-    displaced_by: str = ""
+    reassigned_to: str = ""
     """The run that the folder belongs to now: somebody moved this one's away while it waited."""
 
     @property
-    def is_taken_over(self) -> bool:
+    def is_superseded(self) -> bool:
         """The last training job gave way to a driver elsewhere, and nothing of the run lives here."""
         lost = self.ended("train")
-        gave_way = bool(lost) and lost[-1].exit_code == Superseded.exit_code
-        is_said = self.outcome is not None and self.outcome.state == "SUPERSEDED"
-        return (gave_way or is_said) and not any(job.is_live for job in self.jobs)
+        has_yielded = bool(lost) and lost[-1].exit_code == Superseded.exit_code
+        is_reported = self.outcome is not None and self.outcome.state == "SUPERSEDED"
+        return (has_yielded or is_reported) and not any(job.is_live for job in self.jobs)
 
     def live(self, kind: JobKind) -> JobRecord | None:
         """The job of a kind that is at work, if any."""
@@ -66,17 +66,17 @@ class Facts:
         found = (job for job in self.jobs if job.kind == kind and not job.is_live and job.submission_id not in self.earlier)
         return sorted(found, key=_order)
 
-    def in_vain(self, kind: JobKind) -> list[JobRecord]:
+    def without_progress(self, kind: JobKind) -> list[JobRecord]:
         """The last of these jobs that ended without any progress since."""
         lost = self.ended(kind)
         if kind == "train":
-            return [job for job in lost if job.attempt > self.reached_attempt]
+            return [job for job in lost if job.job_number > self.committed_token]
         return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(lost)))))
 
 
 def _order(job: JobRecord) -> tuple[int, int, str]:
     """By attempt, then by retry: `validate-KEY-a1` comes before `validate-KEY-a1-r1`, and that before `...-r10`."""
-    return job.attempt, len(job.submission_id), job.submission_id
+    return job.job_number, len(job.submission_id), job.submission_id
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Train:
 class Validate:
     """The run is trained, by `attempt`, and wants its full validation."""
 
-    attempt: int
+    fencing_token: int
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ VALIDATION_STOPPED = Finish(RunState.STOPPED, "trained; validation stopped; subm
 
 def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
     """True for a living job that has stored its end already: all that it still does is to wait for a tracking server that is away."""
-    if outcome is None or outcome.state not in _FINAL or outcome.attempt != job.attempt:
+    if outcome is None or outcome.state not in _FINAL or outcome.fencing_token != job.job_number:
         return False
     return job.kind == "train" or outcome.job == "validation"
 
@@ -136,9 +136,9 @@ def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
 def next_step(facts: Facts, before: RunState) -> Step:
     """What happens next with a run that was last seen in state `before`."""
     is_now = facts.stop is not None and facts.stop.is_now
-    if facts.displaced_by:
+    if facts.reassigned_to:
         job = facts.live("train") or facts.live("validate")
-        return EndJob(job, before) if job is not None else _displaced(facts.displaced_by)
+        return EndJob(job, before) if job is not None else _reassigned(facts.reassigned_to)
     if (job := facts.live("validate")) is not None:
         return EndJob(job, RunState.VALIDATING) if facts.stop is not None else Stay(RunState.VALIDATING)
     if (job := facts.live("train")) is not None:
@@ -146,7 +146,7 @@ def next_step(facts: Facts, before: RunState) -> Step:
         is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the wish
         return EndJob(job, state) if is_now or is_idle else Stay(state, facts.trouble)
     outcome = facts.outcome
-    if facts.is_taken_over and (outcome is None or outcome.state != "SUCCEEDED"):
+    if facts.is_superseded and (outcome is None or outcome.state != "SUCCEEDED"):
         return Finish(RunState.STOPPED, f"taken over by {facts.owner}: it goes on there.", is_elsewhere=True)
     if facts.stop is not None and (end := _stopped(outcome, is_now=is_now)) is not None:
         return end
@@ -155,7 +155,7 @@ def next_step(facts: Facts, before: RunState) -> Step:
     return _validation(facts, outcome) if outcome is not None and _is_trained(outcome) else _training(facts)
 
 
-def _displaced(owner: str) -> Finish:
+def _reassigned(owner: str) -> Finish:
     reason = f"its folder belongs to the run {owner} now. Submit it again with another nnUNet_results, or when that one is moved away."
     return Finish(RunState.STOPPED, reason)
 
@@ -193,12 +193,12 @@ def _training(facts: Facts) -> Step:
         return Train()
     if lost[-1].state == "STOPPED":
         return _stopped_from_outside(lost[-1])
-    if lost[-1].exit_code == DataError.exit_code and lost[-1].attempt > facts.reached_attempt:
+    if lost[-1].exit_code == DataError.exit_code and lost[-1].job_number > facts.committed_token:
         return _could_not_begin(lost[-1])
-    in_vain = facts.in_vain("train")
-    if len(in_vain) >= BUDGET:
-        return _given_up(in_vain, facts.outcome, "training")
-    count = f" ({len(in_vain)} of {BUDGET} jobs lost in a row without progress)" if in_vain else ""
+    without_progress = facts.without_progress("train")
+    if len(without_progress) >= BUDGET:
+        return _retries_exhausted(without_progress, facts.outcome, "training")
+    count = f" ({len(without_progress)} of {BUDGET} jobs lost in a row without progress)" if without_progress else ""
     return Train(f"its job {lost[-1].submission_id} {death(lost[-1])}; the next one continues from the newest state{count}.")
 
 
@@ -206,10 +206,10 @@ def _validation(facts: Facts, outcome: Outcome) -> Step:
     lost = facts.ended("validate")
     if lost and lost[-1].state == "STOPPED":
         return _stopped_from_outside(lost[-1])
-    in_vain = facts.in_vain("validate")
-    if len(in_vain) >= BUDGET:
-        return _given_up(in_vain, outcome if outcome.job == "validation" else None, "full validation")
-    return Validate(outcome.attempt)
+    without_progress = facts.without_progress("validate")
+    if len(without_progress) >= BUDGET:
+        return _retries_exhausted(without_progress, outcome if outcome.job == "validation" else None, "full validation")
+    return Validate(outcome.fencing_token)
 
 
 _OF_MACHINES = {ClusterError.exit_code, StorageError.exit_code}
@@ -227,7 +227,7 @@ def _could_not_begin(job: JobRecord) -> Finish:
     return Finish(RunState.FAILED_CONFIG, f"its job {job.submission_id} could not begin: {told}", job.message[-8000:])
 
 
-def _given_up(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:
+def _retries_exhausted(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:
     """The end of a run that lost too many jobs; the guilty party is the code when the last one ended by itself with an error."""
     last = lost[-1]
     own_error = outcome is None and last.has_failed_by_itself and last.exit_code not in _OF_MACHINES

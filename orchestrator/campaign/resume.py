@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.run.activity import stop_wish
+from orchestrator.run.activity import stop_request
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.run.standing import Standing, standing_of
+from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.status import Names, RunStatus, meant
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import ConfigError, DataError, StorageError
@@ -27,7 +27,7 @@ class Found:
     """A run whose folder was read."""
 
     spec: RunSpec
-    standing: Standing
+    progress: Progress
     outcome: Outcome | None = None
     """How its newest job ended; None when it ended without a word, or goes on."""
     is_stopping: bool = False
@@ -79,16 +79,16 @@ def _found(path: Path) -> Found:
     spec = folder.spec()
     folder.check_is_own(spec)  # a run.json sends nobody to another place than its own
     own = RunFolder(spec.run_folder)
-    return Found(spec, standing_of(spec), read_outcome(own), stop_wish(own) is not None, noted_run_id(own))
+    return Found(spec, progress_of(spec), read_outcome(own), stop_request(own) is not None, noted_run_id(own))
 
 
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
     """Whether `run` is taken up: pure. Whatever did not come to an end of its own is; what a person or an error ended, only by its name."""
-    if run.standing.stage == "finished":
+    if run.progress.stage == "finished":
         return Verdict(False, "is finished.")
     state = run.outcome.state if run.outcome else ""
     if is_named or not (run.is_stopping or state in _ENDED):
-        return Verdict(True, run.standing.text)
+        return Verdict(True, run.progress.text)
     message = run.outcome.message.split("\n", 1)[0] if run.outcome else ""
     why = {
         "STOPPED": "was stopped",
@@ -155,9 +155,9 @@ def lost(run: Found) -> RunStatus:
         address=spec.address,
         campaign="",
         state=RunState.FAILED_CLUSTER,
-        epochs_done=run.standing.epochs_done,
+        epochs_done=run.progress.epochs_done,
         epochs=spec.schedule.epochs,
-        reason=f"lost: no campaign of this cluster knows it ({run.standing.text}); `nnfleet resume` continues it.",
+        reason=f"lost: no campaign of this cluster knows it ({run.progress.text}); `nnfleet resume` continues it.",
         mlflow_run_id=run.mlflow_run_id,
         run_folder=spec.run_folder,
     )

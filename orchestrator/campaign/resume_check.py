@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from orchestrator.campaign.orphan_workers import wait_for_foreign_workers
+from orchestrator.campaign.orphan_workers import wait_for_orphan_workers
 from orchestrator.campaign.resume import Found
 from orchestrator.campaign.takeover import refuse
 from orchestrator.dataset.preflight import problems_of
@@ -36,7 +36,7 @@ def sound(
             faults[spec.run_key] = "; ".join(map(str, found))
     if raises:
         problems.raise_if_any()
-    going_on = wait_for_foreign_workers([spec for spec in specs if spec.run_key not in faults], records, clock, say)
+    going_on = wait_for_orphan_workers([spec for spec in specs if spec.run_key not in faults], records, clock, say)
     if raises and going_on:
         raise ConfigError("\n".join(going_on.values()))
     faults |= going_on

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.campaign.next_step import Facts
-from orchestrator.run.activity import attempt_of, cases_done, newest_failure, owner_of, read_beat, stop_wish
+from orchestrator.run.activity import cases_done, newest_failure, owner_of, read_heartbeat, stop_request, token_of
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
@@ -17,7 +17,7 @@ from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import TrackedRun
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.errors import DataError, StorageError
-from trainers.contract.fencing import count_drivers, newest_attempt
+from trainers.contract.fencing import count_drivers, newest_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -43,12 +43,12 @@ class RunWatch:
     changed_unix: float = 0.0
     resumes: bool = False
     """Submitted again while a job still ends on an earlier wish to stop: that end is not this campaign's."""
-    displaced_by: str = ""
+    reassigned_to: str = ""
     """The other run that has the folder now; nothing may be written there then."""
     clock: Clock = field(default=Clock(), repr=False)
-    _beat: tuple[str, float, float] = field(default=("", 0.0, 0.0), repr=False)
+    _heartbeat: tuple[str, float, float] = field(default=("", 0.0, 0.0), repr=False)
     """The last sign of life, and when it was first seen: by the monotonic clock, and by the one that people read."""
-    _validation_attempt: int = field(default=0, repr=False)
+    _validated_token: int = field(default=0, repr=False)
     """The attempt that is being validated."""
     _cases: frozenset[tuple[str, int]] | None = field(default=None, repr=False)
     """Results of cases, with the times of their files, when a validation job was last seen to have ended, or first seen to live."""
@@ -70,15 +70,15 @@ class RunWatch:
         """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
         here = (str(self.folder.root), self.spec.run_key)
         own = tuple(job for job in jobs if (job.run_folder, job.run_key) == here and job.kind in ("train", "validate"))
-        if self.displaced_by:
-            return Facts(jobs=own, displaced_by=self.displaced_by)
+        if self.reassigned_to:
+            return Facts(jobs=own, reassigned_to=self.reassigned_to)
         committed = self._committed()
         facts = Facts(
             jobs=own,
             outcome=read_outcome(self.folder),
-            stop=stop_wish(self.folder),
+            stop=stop_request(self.folder),
             earlier=self.earlier,
-            reached_attempt=committed.attempt if committed is not None else 0,
+            committed_token=committed.fencing_token if committed is not None else 0,
             has_validated=self._validating(own),
         )
         if self.resumes and facts.stop is not None:
@@ -86,34 +86,34 @@ class RunWatch:
         if self.resumes and facts.outcome is not None and facts.outcome.state == "STOPPED":
             is_trained = facts.outcome.job == "validation"
             facts = replace(facts, outcome=facts.outcome.model_copy(update={"state": "TRAINED"}) if is_trained else None)
-        if facts.is_taken_over:
+        if facts.is_superseded:
             facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
         validation = facts.live("validate")
-        self._validation_attempt = validation.attempt if validation else 0
+        self._validated_token = validation.job_number if validation else 0
         job = facts.live("train")
-        return facts if job is None else self._with_signs_of_life(facts, job)
+        return facts if job is None else self._with_heartbeat(facts, job)
 
-    def _with_signs_of_life(self, facts: Facts, job: JobRecord) -> Facts:
+    def _with_heartbeat(self, facts: Facts, job: JobRecord) -> Facts:
         """What the folder tells of the workers of a living training job. Numbers of attempts decide, never time stamps."""
-        beat, failure = read_beat(self.folder), newest_failure(self.folder)
-        lives, failed = attempt_of(beat), attempt_of(failure)
-        is_first = not facts.ended("train") and max(lives, failed) < job.attempt
-        is_fresh = is_first or (lives >= max(newest_attempt(self.folder), job.attempt) and failed < lives)
+        heartbeat, failure = read_heartbeat(self.folder), newest_failure(self.folder)
+        lives, failed = token_of(heartbeat), token_of(failure)
+        is_first = not facts.ended("train") and max(lives, failed) < job.job_number
+        is_fresh = is_first or (lives >= max(newest_token(self.folder), job.job_number) and failed < lives)
         if not is_fresh:
-            trouble = _failed(failure) if failed >= job.attempt else ""
+            trouble = _failed(failure) if failed >= job.job_number else ""
         else:
-            trouble = self._silence(beat) if lives >= job.attempt else ""
-        return replace(facts, is_progress_fresh=is_fresh, has_begun=lives >= job.attempt, trouble=trouble)
+            trouble = self._silence(heartbeat) if lives >= job.job_number else ""
+        return replace(facts, is_progress_fresh=is_fresh, has_begun=lives >= job.job_number, trouble=trouble)
 
-    def _silence(self, beat: dict[str, Any]) -> str:
+    def _silence(self, heartbeat: dict[str, Any]) -> str:
         """A sentence once the workers have shown no sign of life for long: what changes is seen by this machine's own clock."""
-        mark = json.dumps(beat, sort_keys=True)
-        if mark != self._beat[0]:
-            self._beat = (mark, self.clock.monotonic(), self.clock.unix())
-        if self.clock.monotonic() - self._beat[1] < SILENT_S:
+        mark = json.dumps(heartbeat, sort_keys=True)
+        if mark != self._heartbeat[0]:
+            self._heartbeat = (mark, self.clock.monotonic(), self.clock.unix())
+        if self.clock.monotonic() - self._heartbeat[1] < SILENT_S:
             return ""
-        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._beat[2]))
-        return f"its workers have given no sign of life since {since} (epoch {beat.get('epoch')}, {beat.get('phase')})."
+        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._heartbeat[2]))
+        return f"its workers have given no sign of life since {since} (epoch {heartbeat.get('epoch')}, {heartbeat.get('phase')})."
 
     def _validating(self, own: Sequence[JobRecord]) -> frozenset[str]:
         """Which validation jobs that have ended finished a case, as far as it was seen."""
@@ -126,7 +126,7 @@ class RunWatch:
             self._cases = cases
         return frozenset(submission_id for submission_id, is_so in self._has_validated.items() if is_so)
 
-    def take_up_spec(self) -> None:
+    def refresh_spec(self) -> None:
         """Follow what run.json says now: another campaign may have taken over other workers while no job of the run lived, or have made
         the folder another run's after somebody moved this one's away."""
         with contextlib.suppress(OSError, DataError, StorageError):  # a folder that has gone is the affair of its jobs
@@ -134,13 +134,13 @@ class RunWatch:
             mark = (stat.st_ino, stat.st_mtime_ns)
             if mark != self._spec_mark:
                 present = self.folder.spec()
-                self.displaced_by = present.run_key if present.run_key != self.spec.run_key else ""
-                self.spec, self._spec_mark = self.spec if self.displaced_by else present, mark
+                self.reassigned_to = present.run_key if present.run_key != self.spec.run_key else ""
+                self.spec, self._spec_mark = self.spec if self.reassigned_to else present, mark
 
-    def next_attempt(self, jobs: Sequence[JobRecord]) -> int:
+    def next_job_number(self, jobs: Sequence[JobRecord]) -> int:
         """A number for the next training job that no job and no attempt of this run has had: the same for everyone who looks now."""
-        submitted = [job.attempt for job in jobs if job.run_key == self.spec.run_key and job.kind == "train"]
-        return max([newest_attempt(self.folder), *submitted]) + 1
+        submitted = [job.job_number for job in jobs if job.run_key == self.spec.run_key and job.kind == "train"]
+        return max([newest_token(self.folder), *submitted]) + 1
 
     def enter(self, state: RunState, reason: str = "") -> bool:
         """Take note of a state; True if it is a new one."""
@@ -159,20 +159,20 @@ class RunWatch:
         return told
 
     def _read_status(self) -> RunStatus:
-        committed = None if self.displaced_by else self._committed()
-        beat = read_beat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else {}
+        committed = None if self.reassigned_to else self._committed()
+        heartbeat = read_heartbeat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else {}
         done = committed.epochs_done if committed else 0
-        phase, fraction = _within_epoch(beat, self.spec, done)
+        phase, fraction = _within_epoch(heartbeat, self.spec, done)
         rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
         epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
-        is_scored = (done >= self.spec.schedule.epochs or self.state.is_final) and not self.displaced_by
+        is_scored = (done >= self.spec.schedule.epochs or self.state.is_final) and not self.reassigned_to
         left = None if epoch_s is None else max(0.0, (self.spec.schedule.epochs - done - fraction) * epoch_s)
         return RunStatus(
             run_key=self.spec.run_key,
             address=self.spec.address,
             campaign=self.campaign,
             state=self.state,
-            attempt=self._count_drivers(),
+            num_drivers=self._count_drivers(),
             epochs_done=done,
             epochs=self.spec.schedule.epochs,
             phase=phase,
@@ -185,14 +185,14 @@ class RunWatch:
             since_unix=round(self.changed_unix, 3),
             mlflow_run_id=self.tracked.run_id,
             mlflow_url=self.tracked.url,
-            validation=cases_done(self.folder, self._validation_attempt) if self.state is RunState.VALIDATING else None,
+            validation=cases_done(self.folder, self._validated_token) if self.state is RunState.VALIDATING else None,
             full_dice=full_dice(self.folder, self.spec) if is_scored else {},
             run_folder=self.folder.root,
         )
 
     def _count_drivers(self) -> int:
         """How many drivers the run has had; the claims are read again only when there is a new one."""
-        newest = newest_attempt(self.folder)
+        newest = newest_token(self.folder)
         if newest != self._drivers[0]:
             self._drivers = (newest, count_drivers(self.folder))
         return self._drivers[1]
@@ -223,13 +223,13 @@ def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:
     return found
 
 
-def _within_epoch(beat: dict[str, Any], spec: RunSpec, done: int) -> tuple[str, float]:
+def _within_epoch(heartbeat: dict[str, Any], spec: RunSpec, done: int) -> tuple[str, float]:
     """Phase and share of the epoch in flight; nothing when the last sign of life is of an epoch that is done."""
-    if not beat or int(beat.get("epoch", -1)) != done:
+    if not heartbeat or int(heartbeat.get("epoch", -1)) != done:
         return "", 0.0
     schedule = spec.schedule
-    phase = str(beat.get("phase", ""))
-    iterations = int(beat.get("iteration", 0)) + (schedule.train_iterations if phase == "val" else 0)
+    phase = str(heartbeat.get("phase", ""))
+    iterations = int(heartbeat.get("iteration", 0)) + (schedule.train_iterations if phase == "val" else 0)
     whole = schedule.train_iterations + schedule.val_iterations
     steps = int(min(1.0, iterations / whole) / FINEST_FRACTION + 1e-9)
     return phase, round(steps * FINEST_FRACTION, 3)

@@ -19,14 +19,14 @@ PATIENCE_S = 600.0
 """How long a campaign whose runs have all ended waits for a tracking server that is away."""
 
 
-class StateTeller:
+class StateReporter:
     """The states that MLflow does not know yet."""
 
     def __init__(self, campaign: str, tracker: Tracking | None, warn: Callable[[str], None]) -> None:
         self._campaign = campaign
         self._tracker = tracker
         self._warn = warn
-        self._untold: dict[str, RunWatch] = {}
+        self._unreported: dict[str, RunWatch] = {}
         self._refused: set[str] = set()
         self._looked_at = time.monotonic()
         self._again_at = 0.0
@@ -35,13 +35,13 @@ class StateTeller:
     def note(self, run: RunWatch) -> None:
         """A run has come into another state."""
         if self._tracker is not None:
-            self._untold[run.spec.run_key] = run
+            self._unreported[run.spec.run_key] = run
 
     def forget(self, run: RunWatch) -> None:
         """A run is another's affair from now on."""
-        self._untold.pop(run.spec.run_key, None)
+        self._unreported.pop(run.spec.run_key, None)
 
-    def look_after(self, open_runs: Sequence[RunWatch]) -> None:
+    def refresh(self, open_runs: Sequence[RunWatch]) -> None:
         """Now and then, tell again those that MLflow shows as ended: another cluster, which cannot know that they live, has ended them."""
         now = time.monotonic()
         if self._tracker is None or not open_runs or now < max(self._again_at, self._looked_at + LOOK_S):
@@ -55,14 +55,14 @@ class StateTeller:
             log.warning("the tracking server was not asked what it shows of the runs: %s", err)
             return
         ended = [run for run in open_runs if run.tracked.run_id not in shown]
-        self._untold.update({run.spec.run_key: run for run in ended if run.spec.run_key not in self._refused})
+        self._unreported.update({run.spec.run_key: run for run in ended if run.spec.run_key not in self._refused})
 
     def tell(self) -> None:
         """Tell MLflow the new states. A run that it refuses is not told again; a server that is away is asked later, other runs first."""
         if self._tracker is None or time.monotonic() < self._again_at:
             return
-        for key, run in list(self._untold.items()):
-            del self._untold[key]
+        for key, run in list(self._unreported.items()):
+            del self._unreported[key]
             try:
                 self._tracker.ping()
                 self._tracker.set_state(run.tracked.run_id, run.state)
@@ -74,18 +74,18 @@ class StateTeller:
                     self._refused.add(key)
                     self._warn(f"MLflow refuses the state {run.state} of {key} and is not told it again: {err}")
                     continue
-                self._untold[key] = run  # at the end of the row
+                self._unreported[key] = run  # at the end of the row
                 self._again_at = time.monotonic() + RETRY_S
                 log.warning("states go to the tracking server in %.0f s: %s", RETRY_S, err)
                 return
 
     def is_over(self) -> bool:
         """Asked once all runs have ended: True when MLflow knows it, or has been away for too long since."""
-        if not self._untold:
+        if not self._unreported:
             return True
         self._ended_at = self._ended_at or time.monotonic()
         if time.monotonic() - self._ended_at < PATIENCE_S:
             return False
-        left = ", ".join(f"{key} ({run.state})" for key, run in self._untold.items())
+        left = ", ".join(f"{key} ({run.state})" for key, run in self._unreported.items())
         self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and does not know the end of {left}. `nnfleet sync` tells it.")
         return True

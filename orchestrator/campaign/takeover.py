@@ -8,13 +8,13 @@ from typing import Literal
 
 from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.problems import Problems
-from orchestrator.run.activity import stop_wish
+from orchestrator.run.activity import stop_request
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
-from orchestrator.run.standing import Stage, standing_of
+from orchestrator.run.progress import Stage, progress_of
 from orchestrator.run.write_access import explained
 from trainers.contract.errors import ConfigError
-from trainers.contract.fencing import newest_attempt
+from trainers.contract.fencing import newest_token
 from trainers.contract.files import create_exclusive, write_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import RunFolder
@@ -32,7 +32,7 @@ def opening_of(stage: Stage) -> Opening:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Acquired:
     """A run that was taken possession of."""
 
     spec: RunSpec
@@ -51,7 +51,7 @@ def refuse(spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
         problems.raise_if_any()
 
 
-def claim(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Claim:
+def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Acquired:
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
     The same run key always continues; its other settings (workers, loader, tracking) are taken over unless a job of the run lives.
@@ -72,14 +72,14 @@ def claim(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = Fal
             elif present != spec:
                 write_atomic(folder.spec_file, spec.model_dump_json(indent=1).encode())
         if job is not None:
-            was_stopping = stop_wish(folder) is not None
+            was_stopping = stop_request(folder) is not None
             folder.stop_file.unlink(missing_ok=True)
-            return Claim(spec, "adopt", was_stopping)
-        stage: Stage = "validates" if only_validate else standing_of(spec).stage
+            return Acquired(spec, "adopt", was_stopping)
+        stage: Stage = "validates" if only_validate else progress_of(spec).stage
         opening = opening_of(stage)
         if opening != "finished":
             reset(folder, opening)
-    return Claim(spec, opening)
+    return Acquired(spec, opening)
 
 
 def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
@@ -98,11 +98,11 @@ def reset(folder: RunFolder, opening: Opening) -> None:
         folder.outcome_file.unlink(missing_ok=True)
         return
     before = read_outcome(folder)
-    is_owned = before is not None and is_newest(folder, before.attempt)
+    is_owned = before is not None and is_newest(folder, before.fencing_token)
     if before is not None and is_owned and before.state == "TRAINED":
         return
-    attempt = before.attempt if before is not None and is_owned else newest_attempt(folder)
-    write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=attempt, message="trained before; validated again"))
+    fencing_token = before.fencing_token if before is not None and is_owned else newest_token(folder)
+    write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=fencing_token, message="trained before; validated again"))
 
 
 def _share_model_files(spec: RunSpec) -> None:

@@ -67,7 +67,7 @@ def plan_table(report: "PlanReport", width: int) -> "RenderableType":
             ">workers": f"{row.workers}-{row.most_workers}" if row.most_workers else str(row.workers),
             ">batch per rank": " to ".join(batch_text(sizes) for sizes in (row.batch_per_rank, row.batch_per_rank_of_most) if sizes),
             "resources": row.resources,
-            "standing": row.standing.text,
+            "standing": row.progress.text,
             "fits": fits.append(f": {row.because}", style="default") if width >= WIDE else fits,
         }
         table.add_row(*[cells[column] for column in shown])

@@ -127,20 +127,24 @@ class Jobs:
         arguments = ["--validate", str(run_folder), "--campaign", campaign]
         return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
 
-    def submit_training(self, folder: RunFolder, spec: RunSpec, attempt: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
+    def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
         """Start the training job of a run; returns its submission id."""
-        carried = _carried(folder, spec, attempt, campaign, mlflow_run_id)
+        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id)
         return self._submit(
-            f"train-{spec.run_key}-a{attempt}", "train", self._modules.training, [str(folder.root), "--attempt", str(attempt)], carried
+            f"train-{spec.run_key}-a{job_number}",
+            "train",
+            self._modules.training,
+            [str(folder.root), "--attempt", str(job_number)],
+            carried,
         )
 
     def submit_validation(
-        self, folder: RunFolder, spec: RunSpec, attempt: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
+        self, folder: RunFolder, spec: RunSpec, job_number: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
     ) -> str:
         """Start the full-validation job of a run after training attempt `attempt`, the `retry`-th again; returns its submission id."""
-        carried = _carried(folder, spec, attempt, campaign, mlflow_run_id)
-        name = f"validate-{spec.run_key}-a{attempt}" + (f"-r{retry}" if retry else "")
-        arguments = [str(folder.root), "--attempt", str(attempt)]
+        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id)
+        name = f"validate-{spec.run_key}-a{job_number}" + (f"-r{retry}" if retry else "")
+        arguments = [str(folder.root), "--attempt", str(job_number)]
         return self._submit(name, "validate", self._modules.validation, arguments, carried)
 
     def submit_drill(self, drill: str, arguments: list[str]) -> str:
@@ -299,10 +303,10 @@ def _local_token(address: str, home: Home | None) -> str | None:
     return local.token if local and address.rstrip("/") == local.ray_address else None
 
 
-def _carried(folder: RunFolder, spec: RunSpec, attempt: int, campaign: str, mlflow_run_id: str) -> dict[str, str]:
+def _carried(folder: RunFolder, spec: RunSpec, job_number: int, campaign: str, mlflow_run_id: str) -> dict[str, str]:
     return {
         "run_key": spec.run_key,
-        "attempt": str(attempt),
+        "attempt": str(job_number),
         "campaign": campaign,
         "mlflow_run_id": mlflow_run_id,
         "run_folder": str(folder.root),

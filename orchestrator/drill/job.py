@@ -30,9 +30,9 @@ from orchestrator.drill.dataset import CONFIGURATION, write_drill_dataset
 from orchestrator.drill.order import EVENT_PREFIX, OUTAGE_S, Order, Part, Report, Strike, differences
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError, TrackingError
 from orchestrator.experiment.model import FOLDERS, Experiment, single_training
-from orchestrator.run.activity import owner_of, read_beat
+from orchestrator.run.activity import owner_of, read_heartbeat
 from orchestrator.run.status import RunStatus
-from trainers.contract.commits import Committed, newest_committed, reached_position
+from trainers.contract.commits import Committed, committed_position, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -174,9 +174,9 @@ class Drill:
         return "; ".join(f"{status.state}: {status.reason or 'no reason told'}" for status in self._told(campaign).statuses.values())
 
     def _strike(self, part: Part, folder: RunFolder, epoch: int) -> Strike:
-        await_(lambda: reached_position(folder)[0] >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
+        await_(lambda: committed_position(folder)[0] >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
         time.sleep(0.3 * reached(folder).history[-1].epoch_s)
-        before, attempt = reached(folder), read_beat(folder).get("attempt", 0)
+        before, fencing_token = reached(folder), read_heartbeat(folder).get("attempt", 0)
         moment = f"in epoch {before.epochs_done} of {self.order.epochs}"
         what = self._kill(part, folder)
         struck, struck_unix = time.monotonic(), time.time()
@@ -184,8 +184,8 @@ class Drill:
         if part == "tracking":
             return self._outage(folder, before, what, moment, struck)
         while time.monotonic() - struck < PATIENCE_S:
-            now = read_beat(folder)
-            if int(now.get("attempt", 0)) > int(attempt):
+            now = read_heartbeat(folder)
+            if int(now.get("attempt", 0)) > int(fencing_token):
                 lost = "" if reached(folder).position >= before.position else f"a committed state: {before.position}"
                 redone = max(0, before.epochs_done - int(now.get("epoch", 0)) + 1)
                 seconds = max(0.0, float(now["unix"]) - struck_unix)
@@ -323,7 +323,7 @@ def kill_tracking(order: Order) -> str:
 
 def newest_claim(folder: RunFolder, role: str) -> dict[str, Any]:
     """The newest attempt that a driver, or rank 0 of its workers, has claimed."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.attempts.glob("[0-9]*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("[0-9]*.json"))]
     return dict([claim for claim in found if claim.get("role") == role][-1])
 
 
@@ -338,7 +338,7 @@ def reached(folder: RunFolder) -> Committed:
 def is_under_way(folder: RunFolder) -> bool:
     """True when the workers of the newest start train."""
     owner = owner_of(folder)
-    return owner is not None and int(read_beat(folder).get("attempt", 0)) >= owner.attempt
+    return owner is not None and int(read_heartbeat(folder).get("attempt", 0)) >= owner.fencing_token
 
 
 def await_(condition: Callable[[], bool], what: str) -> None:

@@ -7,10 +7,12 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from orchestrator.experiment.model import Experiment
-from orchestrator.queue.admission import Waiting, turns
+from orchestrator.queue.admission import Waiting, schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
-from orchestrator.run.standing import Standing, standing_of
+from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import load_plans
 from trainers.contract.run_spec import Frozen, RunSpec
@@ -37,7 +39,7 @@ class PlanRow(Frozen):
     epochs: int
     iterations: int
     """Training iterations per epoch."""
-    standing: Standing
+    progress: Progress = Field(alias="standing")
     fits: FitWhen
     because: str
     """Why it fits now, later or never."""
@@ -93,7 +95,7 @@ def plan_report(
     """
     report = plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
     for row in report.rows:
-        if row.standing.stage != "finished" and row.run_key not in (queue or Queue()).living:
+        if row.progress.stage != "finished" and row.run_key not in (queue or Queue()).living:
             refuse_unwritable(row.spec)
     return report
 
@@ -109,17 +111,17 @@ def plan_of_runs(
 ) -> PlanReport:
     """Likewise for runs of several experiments; `name` stands for what they have in common."""
     queue = queue or Queue()
-    standings = {spec.run_key: standing_of(spec) for spec in specs}
-    fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if standings[spec.run_key].stage == "finished"}
+    progress_by_key = {spec.run_key: progress_of(spec) for spec in specs}
+    fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if progress_by_key[spec.run_key].stage == "finished"}
     fits |= {spec.run_key: Fit("now", "runs already: it is followed.") for spec in specs if spec.run_key in queue.living}
     wanted = [
         Waiting(run_key=s.run_key, address=s.address, campaign="", workers=s.workers, since_unix=math.inf, position=n)
         for n, s in enumerate(specs)
         if s.run_key not in fits
     ]
-    fits |= turns([*queue.waiting, *wanted], nodes, queue.reserved)
-    rows = [_row(spec, standings[spec.run_key], fits[spec.run_key]) for spec in specs]
-    open_rows = [row for row in rows if row.standing.stage != "finished"]
+    fits |= schedule([*queue.waiting, *wanted], nodes, queue.reserved)
+    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key]) for spec in specs]
+    open_rows = [row for row in rows if row.progress.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
     return PlanReport(
         experiment=name,
@@ -145,7 +147,7 @@ def _doubts(specs: Sequence[RunSpec]) -> list[str]:
     ]
 
 
-def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:
+def _row(spec: RunSpec, progress: Progress, outcome: Fit) -> PlanRow:
     most = spec.workers.most if spec.workers.is_elastic else None
     batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
     return PlanRow(
@@ -160,7 +162,7 @@ def _row(spec: RunSpec, standing: Standing, outcome: Fit) -> PlanRow:
         n_val=len(spec.val_cases),
         epochs=spec.schedule.epochs,
         iterations=spec.schedule.train_iterations,
-        standing=standing,
+        progress=progress,
         fits=outcome.when,
         because=outcome.because,
         spec=spec,

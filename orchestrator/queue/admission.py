@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 
 from pydantic import ConfigDict
 
-from orchestrator.queue.gang_fit import Fit, NodeResources, Reservation, fit, room_beside
+from orchestrator.queue.gang_fit import Fit, NodeResources, Reservation, capacity_beside, fit
 from orchestrator.run.job_record import JobRecord
 from trainers.contract.run_spec import Frozen, WorkerSpec
 
 
-class Told(Frozen):
+class RegistryRecord(Frozen):
     """What campaigns tell each other: of a newer version's, what this one does not know is passed over."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class Waiting(Told):
+class Waiting(RegistryRecord):
     """A run that wants to start."""
 
     run_key: str
@@ -53,7 +53,7 @@ def ordered(waiting: Iterable[Waiting]) -> list[Waiting]:
     return list(best.values())
 
 
-def turns(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> dict[str, Fit]:
+def schedule(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> dict[str, Fit]:
     """When each of the runs starts that wait on the cluster, in their order, and why not now.
 
     What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node was lost) holds nobody back.
@@ -80,7 +80,7 @@ def decide(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved:
 
     Runs of other campaigns are left to their own campaign, but keep their place and their room.
     """
-    found = turns(waiting, nodes, reserved)
+    found = schedule(waiting, nodes, reserved)
     start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
     return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"})
 
@@ -96,7 +96,7 @@ def growth(
     is_wanted = any(fit(run.workers, nodes).when != "never" for run in waiting)
     for key in growing:
         own = held[key]
-        more = 0 if is_wanted else room_beside(own.workers, nodes, list(held.values()))
+        more = 0 if is_wanted else capacity_beside(own.workers, nodes, list(held.values()))
         held[key] = replace(own, size=min(own.workers.most, own.bundles + max(0, more)))
     return {key: held[key].bundles for key in growing}
 

@@ -68,7 +68,7 @@ def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[
     return Fit("later", f"needs {describe(workers)}; {_amounts(tightest, workers)} free now, {held_by} ahead.")
 
 
-def room_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> int:
+def capacity_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> int:
     """How many bundles fit now beside everything reserved, and without what Ray shows as used."""
     return _room(workers, _tightest(workers, nodes, reserved))
 

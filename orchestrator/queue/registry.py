@@ -16,33 +16,33 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from orchestrator.queue.admission import Told, Waiting
+from orchestrator.queue.admission import RegistryRecord, Waiting
 from trainers.contract.errors import ClusterError
 from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.run_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
-ROOM_FRESH_S = 60.0
+GROWTH_LIMITS_FRESH_S = 60.0
 """What the campaigns leave to elastic runs holds so long; after that no campaign lives, and nobody waits."""
 
 
-class Holding(Told):
+class HeldWorkers(RegistryRecord):
     """A run that has started and not ended, and what it keeps reserved until then."""
 
     run_key: str
     workers: WorkerSpec
 
 
-class Note(Told):
+class Entry(RegistryRecord):
     """What one campaign tells the others."""
 
     waiting: tuple[Waiting, ...] = ()
-    holding: tuple[Holding, ...] = ()
+    holding: tuple[HeldWorkers, ...] = ()
     runs: tuple[str, ...] = ()
     """Keys of all its runs that have not ended."""
 
 
-class Board:
+class Registry:
     """The meeting place in `folder`, private to the user that the cluster runs as."""
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class Board:
             raise ClusterError(f"campaign: {folder} on the head node is a link or belongs to somebody else. Remove it there.")
 
     @classmethod
-    def of_cluster(cls, address: str) -> "Board":
+    def of_cluster(cls, address: str) -> "Registry":
         """The board of the cluster with this GCS address, on its head node."""
         digest = hashlib.sha256(address.encode()).hexdigest()[:12]
         return cls(Path(tempfile.gettempdir()) / f"nnfleet-campaigns-{os.getuid()}-{digest}")
@@ -68,7 +68,7 @@ class Board:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def post(self, campaign: str, note: Note) -> None:
+    def post(self, campaign: str, note: Entry) -> None:
         """Say what `campaign` waits for and holds."""
         path = self.folder / f"{campaign}.json"
         content = note.model_dump_json().encode()
@@ -79,24 +79,24 @@ class Board:
         """Forget `campaign`: it has ended."""
         (self.folder / f"{campaign}.json").unlink(missing_ok=True)
 
-    def notes(self, living: Collection[str]) -> dict[str, Note]:
+    def entries(self, living: Collection[str]) -> dict[str, Entry]:
         """What the campaigns in `living` say."""
         found = {}
         for campaign in living:
             try:
-                found[campaign] = Note.model_validate_json((self.folder / f"{campaign}.json").read_bytes())
+                found[campaign] = Entry.model_validate_json((self.folder / f"{campaign}.json").read_bytes())
             except FileNotFoundError:
                 continue  # it has not said anything yet
             except ValidationError as err:
                 log.warning("the note of campaign %s is of another version and is passed over: %s", campaign, err)
         return found
 
-    def leave_room(self, most: Mapping[str, int], now_unix: float) -> None:
+    def set_growth_limits(self, most: Mapping[str, int], now_unix: float) -> None:
         """Say to how many workers each elastic training may grow. Any campaign may say it, under the admission lock."""
-        if dict(most) != self.room(now_unix, ROOM_FRESH_S / 4):
+        if dict(most) != self.room(now_unix, GROWTH_LIMITS_FRESH_S / 4):
             write_json_atomic(self._room, {"unix": now_unix, "most": dict(most)})
 
-    def room(self, now_unix: float, fresh_s: float = ROOM_FRESH_S) -> dict[str, int]:
+    def room(self, now_unix: float, fresh_s: float = GROWTH_LIMITS_FRESH_S) -> dict[str, int]:
         """To how many workers each elastic training may grow, by run key; empty when no campaign has said anything for a while."""
         try:
             said = json.loads(self._room.read_bytes())

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.run.status import CasesDone
-from trainers.contract.fencing import newest_attempt
-from trainers.contract.files import write_sign
+from trainers.contract.fencing import newest_token
+from trainers.contract.files import write_heartbeat
 from trainers.contract.run_folder import RunFolder
 
 FRESH_S = 60.0
@@ -19,7 +19,7 @@ FRESH_S = 60.0
 
 
 @dataclass(frozen=True)
-class StopWish:
+class StopRequest:
     """Somebody asked the run to stop: after its epoch, or at once."""
 
     is_now: bool
@@ -29,7 +29,7 @@ class StopWish:
 class Owner:
     """Who claimed the newest attempt of a run."""
 
-    attempt: int
+    fencing_token: int
     driver: str
     job: str
     """Submission id of the driver's job; empty if it did not say."""
@@ -38,21 +38,21 @@ class Owner:
 
     def __str__(self) -> str:
         """As a sentence names it."""
-        return f"attempt {self.attempt} of {self.driver}"
+        return f"attempt {self.fencing_token} of {self.driver}"
 
 
 def owner_of(folder: RunFolder) -> Owner | None:
     """Who claimed the newest attempt; None while there is none. Worker groups claim under the name of their driver."""
-    newest = newest_attempt(folder)
+    newest = newest_token(folder)
     if not newest:
         return None
-    driver = str(_read(folder.attempts / f"{newest:04d}.json").get("driver", ""))
-    claims = (_read(path) for path in sorted(folder.attempts.glob("[0-9]*.json")))
+    driver = str(_read(folder.tokens / f"{newest:04d}.json").get("driver", ""))
+    claims = (_read(path) for path in sorted(folder.tokens.glob("[0-9]*.json")))
     own = next((claim for claim in claims if claim.get("driver") == driver and claim.get("job")), {})
     return Owner(newest, driver, str(own.get("job", "")), str(own.get("cluster", "")))
 
 
-def stop_wish(folder: RunFolder) -> StopWish | None:
+def stop_request(folder: RunFolder) -> StopRequest | None:
     """Whether somebody asked the run to stop; a stop file that is no JSON asks for the gentle stop.
 
     Raises OSError where the disk gives no answer: that is nobody's wish.
@@ -63,25 +63,25 @@ def stop_wish(folder: RunFolder) -> StopWish | None:
         return None
     except (ValueError, RecursionError):
         content = {}
-    return StopWish(is_now=isinstance(content, dict) and bool(content.get("now")))
+    return StopRequest(is_now=isinstance(content, dict) and bool(content.get("now")))
 
 
-def read_beat(folder: RunFolder) -> dict[str, Any]:
+def read_heartbeat(folder: RunFolder) -> dict[str, Any]:
     """The last sign of life of rank 0; empty when there is none."""
     return _read(folder.progress_file)
 
 
-def tell_cases(folder: RunFolder, attempt: int, done: CasesDone) -> None:
+def report_cases(folder: RunFolder, fencing_token: int, done: CasesDone) -> None:
     """Say how far the validation of `attempt` is."""
     with contextlib.suppress(OSError):
-        write_sign(folder.validating_file, {"attempt": attempt, **done.model_dump()}, attempt)
+        write_heartbeat(folder.validating_file, {"attempt": fencing_token, **done.model_dump()}, fencing_token)
 
 
-def cases_done(folder: RunFolder, attempt: int) -> CasesDone | None:
+def cases_done(folder: RunFolder, fencing_token: int) -> CasesDone | None:
     """How far the validation of `attempt` said it is; None while it has said nothing."""
     said = _read(folder.validating_file)
     with contextlib.suppress(ValidationError):
-        return CasesDone.model_validate(said) if said.pop("attempt", None) == attempt else None
+        return CasesDone.model_validate(said) if said.pop("attempt", None) == fencing_token else None
     return None
 
 
@@ -91,28 +91,28 @@ def newest_failure(folder: RunFolder) -> dict[str, Any]:
     return _read(folder.failures / newest) if newest else {}
 
 
-def attempt_of(record: Mapping[str, Any]) -> int:
+def token_of(record: Mapping[str, Any]) -> int:
     """The attempt that a sign of life or a failure names; 0 when it names none."""
-    attempt = record.get("attempt", 0)
-    return attempt if isinstance(attempt, int) else 0
+    fencing_token = record.get("attempt", 0)
+    return fencing_token if isinstance(fencing_token, int) else 0
 
 
 def newest_stamp(folder: RunFolder) -> float:
     """Unix time of the newest sign of life or claim, by the clock of whoever gave it; 0 when there is none."""
-    claim = _read(folder.attempts / f"{newest_attempt(folder):04d}.json").get("claimed_unix")
-    stamps = [stamp for stamp in (claim, read_beat(folder).get("unix")) if isinstance(stamp, int | float)]
+    claim = _read(folder.tokens / f"{newest_token(folder):04d}.json").get("claimed_unix")
+    stamps = [stamp for stamp in (claim, read_heartbeat(folder).get("unix")) if isinstance(stamp, int | float)]
     return max(map(float, stamps), default=0.0)
 
 
 def has_begun(folder: RunFolder) -> bool:
     """True once the workers of the newest attempt hold their resources."""
-    newest = newest_attempt(folder)
-    return newest > 0 and attempt_of(read_beat(folder)) >= newest
+    newest = newest_token(folder)
+    return newest > 0 and token_of(read_heartbeat(folder)) >= newest
 
 
 def workers_now(folder: RunFolder) -> int:
     """How many workers the newest start of the workers has; 0 while a driver has claimed the run and none of its workers has started."""
-    size = _read(folder.attempts / f"{newest_attempt(folder):04d}.json").get("world_size")
+    size = _read(folder.tokens / f"{newest_token(folder):04d}.json").get("world_size")
     return size if isinstance(size, int) and size > 0 else 0
 
 

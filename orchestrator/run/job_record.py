@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trainers.contract.run_spec import Frozen, RunSpec, WorkerSpec
 
@@ -22,7 +22,8 @@ class JobRecord(Frozen):
     state: JobState
     run_key: str = ""
     campaign: str = ""
-    attempt: int = 0
+    job_number: int = Field(0, alias="attempt")
+    """Of a training job the least fencing token that its driver takes, of a validation job the token of the training that it follows."""
     reserved: WorkerSpec | None = None
     """What the job's run holds on the cluster while the job lives."""
     run_folder: str = ""
@@ -46,9 +47,9 @@ class JobRecord(Frozen):
         return self.exit_code is not None and 0 < self.exit_code < 128
 
 
-def validations(jobs: Sequence[JobRecord], run_key: str, attempt: int) -> list[JobRecord]:
+def validations(jobs: Sequence[JobRecord], run_key: str, job_number: int) -> list[JobRecord]:
     """The validation jobs of a training attempt, in whatever run folder: a cluster takes each of their names once."""
-    return [job for job in jobs if job.kind == "validate" and job.run_key == run_key and job.attempt == attempt]
+    return [job for job in jobs if job.kind == "validate" and job.run_key == run_key and job.job_number == job_number]
 
 
 def record_of(details: Any) -> JobRecord | None:

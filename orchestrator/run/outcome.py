@@ -3,10 +3,10 @@
 import logging
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
-from trainers.contract.fencing import check_driver_fence, claimed_attempts
+from trainers.contract.fencing import check_driver_fence, fencing_tokens
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen
@@ -22,7 +22,8 @@ class Outcome(Frozen):
 
     job: Literal["training", "validation"]
     state: EndState
-    attempt: int
+    fencing_token: int = Field(alias="attempt")
+    """Of the driver that ended."""
     message: str
     """What happened and what to do, in a sentence or two."""
     evidence: str = ""
@@ -49,27 +50,27 @@ def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
     try:
         if not folder.spec_file.is_file():
             raise StorageError(f"storage: {folder.spec_file} is not there on this node. Mount the shared folder.")
-        if not is_newest(folder, outcome.attempt):
+        if not is_newest(folder, outcome.fencing_token):
             told = "attempt %d of the run in %s was superseded: its end (%s) is not recorded"
-            log.warning(told, outcome.attempt, folder.root, outcome.state)
+            log.warning(told, outcome.fencing_token, folder.root, outcome.state)
             return False
         write_atomic(folder.outcome_file, outcome.model_dump_json(indent=1).encode())
     except (StorageError, OSError) as err:
-        log.error("the end of attempt %d (%s: %s) is not stored: %s", outcome.attempt, outcome.state, outcome.message, err)
+        log.error("the end of attempt %d (%s: %s) is not stored: %s", outcome.fencing_token, outcome.state, outcome.message, err)
     return True
 
 
-def is_newest(folder: RunFolder, attempt: int) -> bool:
+def is_newest(folder: RunFolder, fencing_token: int) -> bool:
     """True when the driver of `attempt` claimed the newest attempt too, or none was claimed.
 
     A claim that cannot be read is no sign that another driver goes on, so it is taken for this one's.
     """
     try:
-        check_driver_fence(folder, attempt)
+        check_driver_fence(folder, fencing_token)
     except Superseded:
         return False
     except DataError:
-        return attempt in claimed_attempts(folder)  # else nobody claimed it, and others claimed newer ones
+        return fencing_token in fencing_tokens(folder)  # else nobody claimed it, and others claimed newer ones
     return True
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainers.contract.errors import ConfigError
 from trainers.contract.names import canonical_trainer, nearest
@@ -27,15 +27,15 @@ class CasesDone(BaseModel):
 class RunStatus(BaseModel):
     """Where one run stands. As JSON it is what the campaign prints and what scripts read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", populate_by_name=True, serialize_by_alias=True)
 
     run_key: str
     address: str
     """Dataset number/configuration/trainer/fold."""
     campaign: str
     state: RunState = RunState.QUEUED
-    attempt: int = 0
-    """Newest attempt that was claimed."""
+    num_drivers: int = Field(0, alias="attempt")
+    """How often a training job of the run was started."""
     epochs_done: int = 0
     epochs: int
     phase: str = ""

@@ -156,7 +156,7 @@ class Tracker:
         except Exception as err:
             log.warning("the saved views of experiment %s could not be written (nothing else is affected): %s", experiment_id, err)
 
-    def claim_run(self, experiment_id: str, spec: RunSpec) -> str:
+    def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str:
         """Id of the MLflow run with this run key: the oldest one of all experiments if there is any, else a new one in `experiment_id`.
 
         The caller holds the claim of the run folder; should two callers create a run at the same moment nevertheless, both end up with
@@ -185,7 +185,7 @@ class Tracker:
             return str(run.info.run_id)
 
     def known_run(self, run_key: str) -> KnownRun | None:
-        """The MLflow run that `claim_run` would adopt, if there is one."""
+        """The MLflow run that `get_or_create_run` would adopt, if there is one."""
         with self._speaking(f"look up run {run_key}"):
             run = self._oldest_run(run_key)
         return None if run is None else KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics))

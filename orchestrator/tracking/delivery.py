@@ -69,9 +69,9 @@ def picture_due(epochs: int, epochs_drawn: int, seconds_since_drawing: float, cl
 class Delivery:
     """Sends one run folder to MLflow, step by step. Not shared between threads: each thread has its own."""
 
-    def __init__(self, folder: RunFolder, attempt: int) -> None:
+    def __init__(self, folder: RunFolder, fencing_token: int) -> None:
         self.folder = folder
-        self.attempt = attempt
+        self.fencing_token = fencing_token
         self.spec = folder.spec()
         self._address: Address | None = None
         self._tracker: Tracker | None = None
@@ -106,8 +106,8 @@ class Delivery:
             from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
 
             tracker = Tracker(self._address.tracking_uri)
-            check_driver_fence(self.folder, self.attempt)
-            tracker.set_tags(self._address.run_id, job_tags(os.environ.get("NNFLEET_SUBMISSION_ID", ""), self.attempt))
+            check_driver_fence(self.folder, self.fencing_token)
+            tracker.set_tags(self._address.run_id, job_tags(os.environ.get("NNFLEET_SUBMISSION_ID", ""), self.fencing_token))
             self._tracker = tracker
         return self._tracker, self._address.run_id
 
@@ -128,7 +128,7 @@ class Delivery:
         if self._logged is None or closing:
             self._logged = tracker.logged_epochs(run_id)
         if epochs_missing(committed.history, self._logged):
-            check_driver_fence(self.folder, self.attempt)
+            check_driver_fence(self.folder, self.fencing_token)
             self._logged = tracker.log_epochs(run_id, committed.history, class_names(self.spec), self._logged)
 
     # ---- checkpoints and files --------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Delivery:
             return
         from orchestrator.tracking.pictures import progress_png
 
-        check_driver_fence(self.folder, self.attempt)
+        check_driver_fence(self.folder, self.fencing_token)
         write_atomic(self.folder.root / "progress.png", progress_png(committed.history))
         self._drawn_at, self._epochs_drawn = now, len(committed.history)
 
@@ -168,9 +168,9 @@ class Delivery:
         waited = time.monotonic() - self._uploaded_at
         damaged: CheckpointError | None = None
         for manifest in checkpoints_due(committed, self._held, waited, self.spec.upload_interval_s, closing):
-            check_driver_fence(self.folder, self.attempt)
+            check_driver_fence(self.folder, self.fencing_token)
             try:
-                with self._kept_aside(manifest) as file:
+                with self._linked_for_upload(manifest) as file:
                     if file is None:
                         continue
                     publish_checkpoint(tracker, run_id, manifest, file, before_commit=self._check_fence)
@@ -183,7 +183,7 @@ class Delivery:
             raise damaged
 
     def _check_fence(self) -> None:
-        check_driver_fence(self.folder, self.attempt)
+        check_driver_fence(self.folder, self.fencing_token)
 
     def _finalise(self, tracker: "Tracker", run_id: str) -> None:
         """The entry in the Models tab is a convenience: trouble with it is told and changes nothing."""
@@ -198,7 +198,7 @@ class Delivery:
             log.warning("run %s gets no entry in MLflow's Models tab for now: %s", self.spec.run_key, err)
 
     @contextlib.contextmanager
-    def _kept_aside(self, manifest: Manifest) -> Iterator[Path | None]:
+    def _linked_for_upload(self, manifest: Manifest) -> Iterator[Path | None]:
         """The file of a manifest under a name of our own, so that training may replace it during the upload.
 
         None when a newer commit has replaced it already. Raises CheckpointError when it is just gone.

@@ -21,7 +21,7 @@ def is_refusal(error: TrackingError) -> bool:
     return getattr(error.__cause__, "error_code", "") in REFUSALS
 
 
-def tell_end(folder: RunFolder, outcome: Outcome) -> bool:
+def publish_end(folder: RunFolder, outcome: Outcome) -> bool:
     """Tell MLflow how a run ended, from the job that ended it: its campaign may be dead. True if MLflow knows the end now.
 
     Only a final outcome of the newest driver is told; it is what the campaign tells too, so the order does not matter. Raises nothing.
@@ -30,7 +30,7 @@ def tell_end(folder: RunFolder, outcome: Outcome) -> bool:
         end = final_state(outcome)
         spec = folder.spec()
         address = address_of(folder, spec)
-        if end is None or address is None or not is_newest(folder, outcome.attempt):
+        if end is None or address is None or not is_newest(folder, outcome.fencing_token):
             return False
         from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
 

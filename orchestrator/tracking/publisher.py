@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import NnfleetError, Superseded
 from orchestrator.tracking.delivery import Delivery
-from trainers.contract.fencing import newest_attempt
+from trainers.contract.fencing import newest_token
 from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Outage:
 class Publisher:
     """Delivers one run folder while it is written. `start`, then `flush` when the training has ended, then `stop`."""
 
-    def __init__(self, folder: RunFolder, attempt: int, interval_s: float = 2.0) -> None:
+    def __init__(self, folder: RunFolder, fencing_token: int, interval_s: float = 2.0) -> None:
         self._interval_s = interval_s
         self._uploading = folder.uploading
         self._changed = threading.Condition()
@@ -71,7 +71,7 @@ class Publisher:
         self._wanted = 0  # number of the newest flush that was asked for
         self._lacks_picture = False
         self._superseded: set[str] = set()  # channels that have ended because a newer attempt owns the run
-        metrics, files = Delivery(folder, attempt), Delivery(folder, attempt)
+        metrics, files = Delivery(folder, fencing_token), Delivery(folder, fencing_token)
 
         def send_files(closing: bool) -> bool:
             try:
@@ -165,7 +165,7 @@ class Publisher:
 
 def deliver(folder: RunFolder, deadline_s: float) -> bool:
     """Deliver what a run folder holds and MLflow lacks; True if nothing is left. Called where no publisher runs: after training."""
-    publisher = Publisher(folder, newest_attempt(folder), interval_s=0.5)
+    publisher = Publisher(folder, newest_token(folder), interval_s=0.5)
     publisher.start()
     try:
         return publisher.flush(deadline_s)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.queue.registry import Board
+from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import FRESH_S, newest_stamp
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, read_outcome
@@ -23,7 +23,7 @@ from orchestrator.tracking.validation_report import deliver as deliver_reports
 from orchestrator.tracking.validation_report import stored_reports
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
-from trainers.contract.fencing import newest_attempt
+from trainers.contract.fencing import newest_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.states import RunState
@@ -143,7 +143,7 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
     run_id, is_new = _run_of(folder, spec, tracker)
     if is_new:
         delivered.append("a new MLflow run")
-    delivery = Delivery(folder, newest_attempt(folder))
+    delivery = Delivery(folder, newest_token(folder))
     committed = delivery.committed()
     missing = [] if committed is None else epochs_missing(committed.history, tracker.logged_epochs(run_id))
     before = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
@@ -160,7 +160,7 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
         after = published(tracker, run_id, name)
         if after is not None and after != before[name]:
             delivered.append(f"checkpoint {name} of epoch {after.manifest.epoch}")
-    told = tell_state(tracker, run_id, folder, spec)
+    told = publish_state(tracker, run_id, folder, spec)
     if told is not None:
         delivered.append(f"state {told}")
 
@@ -184,7 +184,7 @@ def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, 
     return track(spec, tracker).run_id, True
 
 
-def tell_state(tracker: "Tracker", run_id: str, folder: RunFolder, spec: RunSpec) -> RunState | None:
+def publish_state(tracker: "Tracker", run_id: str, folder: RunFolder, spec: RunSpec) -> RunState | None:
     """Give a run without living job the state that its folder tells; returns it, or None when MLflow has it already."""
     outcome = read_outcome(folder)
     due = state_due(tracker.tags(run_id).get(STATE_TAG, ""), outcome)
@@ -223,15 +223,15 @@ def _newest_case_unix(folder: RunFolder) -> float:
     return max((folder.cases(name).stat().st_mtime for name in CHECKPOINTS if folder.cases(name).is_dir()), default=0.0)
 
 
-def sweep(tracker: "Tracker", jobs: Sequence[JobRecord], board: Board) -> list[str]:
+def end_orphaned_runs(tracker: "Tracker", jobs: Sequence[JobRecord], registry: Registry) -> list[str]:
     """End in MLflow what died unnoticed: runs shown as going on whose folder is seen here and of which nothing lives; returns their keys.
 
-    A run that waits for its next job lives as long as its campaign, which names it on `board`. The caller holds the lock of openings: no
+    A run that waits for its next job lives as long as its campaign, which names it on `registry`. The caller holds the lock of openings: no
     campaign takes up a run meanwhile. A server that is away, or one run's trouble, is only logged.
     """
     ended: list[str] = []
     living = {job.campaign for job in jobs if job.is_live and job.kind == "campaign"}
-    held = {run_key for note in board.notes(living).values() for run_key in note.runs}
+    held = {run_key for note in registry.entries(living).values() for run_key in note.runs}
     try:
         open_runs = tracker.open_runs()
     except TrackingError as err:
@@ -246,7 +246,7 @@ def sweep(tracker: "Tracker", jobs: Sequence[JobRecord], board: Board) -> list[s
             is_its_own = spec.run_key == shown.run_key and noted_run_id(folder) == shown.run_id  # a tag is no proof
             if not is_its_own or shown.run_key in held or is_alive(folder, spec, jobs, time.time()):
                 continue
-            if tell_state(tracker, shown.run_id, folder, spec) is not None:
+            if publish_state(tracker, shown.run_id, folder, spec) is not None:
                 ended.append(shown.run_key)
         except (NnfleetError, OSError) as err:
             log.warning("%s: its state was not looked after: %s", shown.run_key, err)

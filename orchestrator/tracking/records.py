@@ -145,7 +145,7 @@ def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
         "throughput/samples_per_s": row.samples_per_s,
         "gpu/memory_gib": row.gpu_memory_gib,
         "workers": float(row.world_size),
-        "attempt": float(row.attempt),
+        "attempt": float(row.fencing_token),
     }
     if row.ema_pseudo_dice is not None:
         values["val/ema_pseudo_dice"] = row.ema_pseudo_dice
@@ -235,10 +235,10 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
     return tags | {f"nnfleet.version.{name}": found for name, found in versions().items()}
 
 
-def job_tags(submission_id: str, attempt: int) -> dict[str, str]:
+def job_tags(submission_id: str, fencing_token: int) -> dict[str, str]:
     """Which attempt of a run, and which Ray job, MLflow was told by last; the id is that of `nnfleet logs` and of Ray's dashboard."""
     kind = {"train": "training", "validate": "validation"}.get(submission_id.split("-", 1)[0])
-    return {"nnfleet.attempt": str(attempt)} | ({f"nnfleet.ray_job.{kind}": submission_id} if kind else {})
+    return {"nnfleet.attempt": str(fencing_token)} | ({f"nnfleet.ray_job.{kind}": submission_id} if kind else {})
 
 
 def versions() -> dict[str, str]:

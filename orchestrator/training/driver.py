@@ -24,10 +24,10 @@ from orchestrator.training.failures import MESSAGE_CHARACTERS, read_failures
 from orchestrator.training.worker import WorkerJob, this_node, train_worker
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.errors import ClusterError, NnfleetError, StorageError
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import patiently
+from trainers.contract.storage import retry_storage
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -59,15 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     return outcome.exit_code
 
 
-def run_training(folder: RunFolder, least_attempt: int = 1, *, hands_over: bool = True) -> Outcome:
+def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = True) -> Outcome:
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
     attempt is claimed; before, raises DataError (its run.json is broken) or StorageError (run or dataset are not to be seen, or the disk
     takes no claim, for minutes)."""
-    from orchestrator.tracking.end_state import tell_end
+    from orchestrator.tracking.end_state import publish_end
     from orchestrator.tracking.publisher import Publisher
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    spec = patiently(folder.living_spec, f"the start of {folder.root}")
+    spec = retry_storage(folder.living_spec, f"the start of {folder.root}")
     info = {
         "job": os.environ.get("NNFLEET_SUBMISSION_ID", ""),
         "cluster": os.environ.get("RAY_ADDRESS", ""),
@@ -75,53 +75,53 @@ def run_training(folder: RunFolder, least_attempt: int = 1, *, hands_over: bool 
         "pid": os.getpid(),
         "node": this_node(),
     }
-    attempt = patiently(lambda: claim_attempt(folder, driver, info, least_attempt), f"the claim of {folder.root}")
-    job = WorkerJob(str(folder.root), driver, attempt)
-    outcome = preflight(spec, job.attempt)
+    fencing_token = retry_storage(lambda: acquire_token(folder, driver, info, least_token), f"the claim of {folder.root}")
+    job = WorkerJob(str(folder.root), driver, fencing_token)
+    outcome = preflight(spec, job.fencing_token)
     if outcome is not None:
         if write_outcome(folder, outcome):
-            tell_end(folder, outcome)
+            publish_end(folder, outcome)
         return outcome
-    publisher = Publisher(folder, job.attempt)
+    publisher = Publisher(folder, job.fencing_token)
     publisher.start()
     try:
         outcome = fit(spec, folder, job)
         if not write_outcome(folder, outcome):  # before anything that may take long: whoever asks shall know
             outcome = outcome.model_copy(update={"state": "SUPERSEDED"})
         if outcome.state == "TRAINED" and hands_over:
-            hand_over(folder, spec, job.attempt)
+            hand_over(folder, spec, job.fencing_token)
         if outcome.state != "SUPERSEDED" and not publisher.flush(DELIVERY_S):
             log.warning("the tracking server did not take everything within %.0f s; the next job of this run delivers it", DELIVERY_S)
-        tell_end(folder, outcome)
+        publish_end(folder, outcome)
     finally:
         publisher.stop()
     return outcome
 
 
-def preflight(spec: RunSpec, attempt: int) -> Outcome | None:
+def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:
     """Everything that can be checked without a worker; a problem here never takes a GPU and, unless a disk is away, is never retried."""
     from orchestrator.dataset.preflight import check_run
 
     try:
-        problems = patiently(lambda: check_run(spec), f"the check of {spec.preprocessed_folder}")
+        problems = retry_storage(lambda: check_run(spec), f"the check of {spec.preprocessed_folder}")
     except StorageError as err:
-        return Outcome(job="training", state="FAILED_CLUSTER", attempt=attempt, message=str(err))
+        return Outcome(job="training", state="FAILED_CLUSTER", fencing_token=fencing_token, message=str(err))
     except NnfleetError as err:
         problems = [str(err)]
     if not problems:
         return None
-    return Outcome(job="training", state="FAILED_CONFIG", attempt=attempt, message="; ".join(problems))
+    return Outcome(job="training", state="FAILED_CONFIG", fencing_token=fencing_token, message="; ".join(problems))
 
 
-def hand_over(folder: RunFolder, spec: RunSpec, attempt: int) -> None:
+def hand_over(folder: RunFolder, spec: RunSpec, fencing_token: int) -> None:
     """Submit the full validation as a job of its own. If that fails, the campaign does it: it sees a trained run without one."""
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.run.job_record import validations
 
     try:
         jobs = Jobs.inside_job()
-        elsewhere = [job for job in validations(jobs.records(), spec.run_key, attempt) if job.run_folder != str(folder.root)]
-        jobs.submit_validation(folder, spec, attempt, len(elsewhere))  # the name that the campaign would give it
+        elsewhere = [job for job in validations(jobs.records(), spec.run_key, fencing_token) if job.run_folder != str(folder.root)]
+        jobs.submit_validation(folder, spec, fencing_token, len(elsewhere))  # the name that the campaign would give it
     except ClusterError as err:
         log.warning("the validation job was not submitted from here: %s", err)
 
@@ -135,7 +135,7 @@ def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
         result = trainer(spec, folder, job).fit()
     except (TrainingFailedError, RayError) as err:
         return failed(folder, job, err)
-    return ended(folder, job.attempt, result.return_value)  # type: ignore[attr-defined] # Train v2 has it, the annotation is of v1
+    return ended(folder, job.fencing_token, result.return_value)  # type: ignore[attr-defined] # Train v2 has it, the annotation is of v1
 
 
 def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
@@ -146,16 +146,16 @@ def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
 
     final = [failure for failure in read_failures(folder, job.driver) if failure.is_final]
     if final:
-        return Outcome(job="training", attempt=job.attempt, **final[-1].record())
+        return Outcome(job="training", fencing_token=job.fencing_token, **final[-1].record())
     if isinstance(error, TrainingFailedError):  # the disk did not take the record
         found = blame_of(error)
-        return Outcome(job="training", attempt=job.attempt, state=found.state, message=found.message, evidence=found.evidence)
+        return Outcome(job="training", fencing_token=job.fencing_token, state=found.state, message=found.message, evidence=found.evidence)
     message = f"training ended with {type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]
     evidence = "".join(traceback.format_exception(error))[-EVIDENCE_CHARACTERS:]
-    return Outcome(job="training", state="FAILED_CLUSTER", attempt=job.attempt, message=message, evidence=evidence)
+    return Outcome(job="training", state="FAILED_CLUSTER", fencing_token=job.fencing_token, message=message, evidence=evidence)
 
 
-def ended(folder: RunFolder, attempt: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
+def ended(folder: RunFolder, fencing_token: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
     """The outcome of workers that all returned. Raises StorageError where nothing of what they committed is to be seen for minutes."""
 
     def newest() -> Committed | None:
@@ -166,9 +166,9 @@ def ended(folder: RunFolder, attempt: int, state: Literal["TRAINED", "STOPPED"])
             )
         return found
 
-    reached = patiently(newest, f"the end of {folder.root}")
+    reached = retry_storage(newest, f"the end of {folder.root}")
     epochs = reached.epochs_done if reached else 0
-    return Outcome(job="training", state=state, attempt=attempt, message=f"{state.lower()} after {epochs} epochs")
+    return Outcome(job="training", state=state, fencing_token=fencing_token, message=f"{state.lower()} after {epochs} epochs")
 
 
 def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
@@ -192,7 +192,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
         placement_strategy="PACK",
         elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
     )
-    policies: dict[str, Any] = {"failure_policy": BudgetPolicy(folder, job.driver, job.attempt)}
+    policies: dict[str, Any] = {"failure_policy": BudgetPolicy(folder, job.driver, job.fencing_token)}
     if spec.workers.is_elastic:
         policies["scaling_policy"] = FreeRoom(scaling, Allowance.on_this_cluster(spec.run_key))
     return GangTrainer(
@@ -202,7 +202,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
         scaling_config=scaling,
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(  # type: ignore[call-arg] # as above
-            name=f"a{job.attempt:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
+            name=f"a{job.fencing_token:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),
             callbacks=[SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
             worker_runtime_env=environment,

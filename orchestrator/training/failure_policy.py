@@ -21,9 +21,9 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS
 from orchestrator.training.failures import MESSAGE_CHARACTERS, Blame, RankError, blame, write_failure
 from orchestrator.training.retry_budgets import Failure, verdict
-from trainers.contract.commits import reached_position
+from trainers.contract.commits import committed_position
 from trainers.contract.errors import NnfleetError
-from trainers.contract.fencing import newest_attempt_of
+from trainers.contract.fencing import newest_token_of
 from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 class BudgetPolicy(FailurePolicy):
     """Starts the workers again as long as the budgets allow it (`budgets.verdict`)."""
 
-    def __init__(self, folder: RunFolder, driver: str, attempt: int) -> None:
+    def __init__(self, folder: RunFolder, driver: str, fencing_token: int) -> None:
         super().__init__(FailureConfig())
-        self._folder, self._driver, self._attempt = folder, driver, attempt
+        self._folder, self._driver, self._fencing_token = folder, driver, fencing_token
         self._position = (0, 0)
         self._failures: list[Failure] = []
 
@@ -52,7 +52,7 @@ class BudgetPolicy(FailurePolicy):
         self._look()
         failure = Failure(
             driver=self._driver,
-            attempt=self._attempt,
+            fencing_token=self._fencing_token,
             kind=found.kind,
             state=found.state,
             epochs_done=self._position[0],
@@ -72,8 +72,8 @@ class BudgetPolicy(FailurePolicy):
     def _look(self) -> None:
         """Number of the start and how far training has come; where the disk does not tell, they are what they were."""
         try:
-            self._position = reached_position(self._folder)
-            self._attempt = newest_attempt_of(self._folder, self._driver) or self._attempt
+            self._position = committed_position(self._folder)
+            self._fencing_token = newest_token_of(self._folder, self._driver) or self._fencing_token
         except (NnfleetError, OSError) as err:
             log.warning("%s cannot be read, so no progress is seen: %s", self._folder.root, err)
 

@@ -168,11 +168,13 @@ def write_failure(folder: RunFolder, failure: Failure) -> None:
     try:
         if not folder.own.is_dir():
             return
-        path = folder.failures / f"{failure.attempt:04d}.json"
-        beside = len(list(folder.failures.glob(f"{failure.attempt:04d}*.json")))  # a start that died before it had a number of its own
+        path = folder.failures / f"{failure.fencing_token:04d}.json"
+        beside = len(
+            list(folder.failures.glob(f"{failure.fencing_token:04d}*.json"))
+        )  # a start that died before it had a number of its own
         write_atomic(path.with_stem(f"{path.stem}_{beside:03d}") if beside else path, failure.model_dump_json(indent=1).encode())
     except (OSError, StorageError) as err:  # the error that is being recorded says more
-        log.error("the failure of attempt %d is not stored: %s", failure.attempt, err)
+        log.error("the failure of attempt %d is not stored: %s", failure.fencing_token, err)
 
 
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainers.contract.errors import StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import patiently
+from trainers.contract.storage import retry_storage
 from trainers.data.batches import Batch, Request, SplitName, requests_from
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Loader:
 
     def make(self, split: SplitName, epoch: int, iteration: int) -> Batch:
         """The samples of this worker's positions in one global batch. A disk that is away is waited for."""
-        return patiently(lambda: self._made(split, epoch, iteration), f"batch {iteration} of {split} in epoch {epoch}")
+        return retry_storage(lambda: self._made(split, epoch, iteration), f"batch {iteration} of {split} in epoch {epoch}")
 
     def _made(self, split: SplitName, epoch: int, iteration: int) -> Batch:
         from trainers.data.dataset import open_dataset

@@ -7,6 +7,8 @@ look like one. Failures of the cluster are put up with as long as the run makes 
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from orchestrator.run.outcome import EndState
 from trainers.contract.run_spec import Frozen
 
@@ -19,7 +21,7 @@ class Failure(Frozen):
     """One failed start of a run's workers (`failures/<attempt>.json`)."""
 
     driver: str
-    attempt: int
+    fencing_token: int = Field(alias="attempt")
     """Number of the start."""
     kind: FailureKind
     state: EndState

@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.controller.state import ResizingState
 
 from trainers.contract.commits import newest_committed
 from trainers.contract.files import write_json_atomic
-from trainers.contract.requests import is_wished, withdraw
+from trainers.contract.requests import is_requested, withdraw
 from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def _saved(folder: RunFolder) -> None:
     write_json_atomic(folder.save_file, {"why": "the number of workers changes"})
     asked = seen_open = now = time.monotonic()
     while now < min(asked + SAVE_WAIT_S, seen_open + SEEN_WITHIN_S):
-        if is_wished(folder.save_file) or is_wished(folder.accepted_save_file):  # in this order: the first becomes the second
+        if is_requested(folder.save_file) or is_requested(folder.accepted_save_file):  # in this order: the first becomes the second
             seen_open = now
         else:
             newest = newest_committed(folder)

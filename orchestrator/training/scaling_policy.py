@@ -20,7 +20,7 @@ from ray._private import state  # no public call tells what is free on each node
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.util import placement_group_table
 
-from orchestrator.queue.registry import Board
+from orchestrator.queue.registry import Registry
 from trainers.contract.errors import NnfleetError
 
 log = logging.getLogger(__name__)
@@ -35,21 +35,21 @@ MOST_ASKED = 32
 class Allowance:
     """What the campaigns of the cluster leave to one run; without a campaign that lives everything."""
 
-    board: Path | None
+    registry: Path | None
     run_key: str
 
     @classmethod
     def on_this_cluster(cls, run_key: str) -> "Allowance":
         """For the driver of a Ray job; outside of one there is no queue."""
         address = os.environ.get("RAY_ADDRESS")
-        return cls(Board.of_cluster(address).folder if address else None, run_key)
+        return cls(Registry.of_cluster(address).folder if address else None, run_key)
 
     def most(self) -> int | None:
         """Workers that the run may have now; None: as many as fit."""
-        if self.board is None:
+        if self.registry is None:
             return None
         try:
-            return Board(self.board).room(time.time()).get(self.run_key)
+            return Registry(self.registry).room(time.time()).get(self.run_key)
         except (NnfleetError, OSError) as err:
             log.warning("what the queue leaves to %s cannot be read (%s): it takes what is free", self.run_key, err)
             return None

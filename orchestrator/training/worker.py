@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
-from trainers.contract.fencing import check_driver_fence, claim_attempt
+from trainers.contract.fencing import acquire_token, check_driver_fence
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import patiently
+from trainers.contract.storage import retry_storage
 
 if TYPE_CHECKING:
     from trainers.training.world import World
@@ -25,7 +25,7 @@ class WorkerJob:
 
     run_folder: str
     driver: str
-    attempt: int
+    fencing_token: int
     """The driver's own number: its workers start only while no other driver has claimed a later one."""
 
 
@@ -39,11 +39,11 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
     try:
         from trainers.training.world import current_world
 
-        spec = patiently(folder.living_spec, f"the start of {folder.root}")
+        spec = retry_storage(folder.living_spec, f"the start of {folder.root}")
         world = current_world(spec.workers.gpus)
         what = f"the claim of a start of {folder.root}"
-        attempt = world.from_main(patiently(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
-        return train_here(spec, folder, world, attempt)
+        fencing_token = world.from_main(retry_storage(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
+        return train_here(spec, folder, world, fencing_token)
     except Exception as err:
         sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
         keep_evidence(sent, f"On node {this_node()}", recent.text())
@@ -54,8 +54,8 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
 
 def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
     """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
-    check_driver_fence(folder, job.attempt)
-    return claim_attempt(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
+    check_driver_fence(folder, job.fencing_token)
+    return acquire_token(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
 
 
 def this_node() -> str:
@@ -70,30 +70,30 @@ def is_leaving() -> bool:
     return get_train_context().preemption_context.preemption_info is not None
 
 
-def train_here(spec: RunSpec, folder: RunFolder, world: "World", attempt: int) -> Literal["TRAINED", "STOPPED"]:
+def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: int) -> Literal["TRAINED", "STOPPED"]:
     """Train on this worker until the run is trained or stopped."""
     import torch
 
     from orchestrator.training.loader_pool import LoaderPool
     from trainers.contract.split_batch import rank_positions
-    from trainers.training.assemble import assemble, blueprint, newest_everywhere, reached_by, restore, state_writer, warm_up
+    from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
     from trainers.training.loop import train
-    from trainers.training.mid_epoch import Midway
+    from trainers.training.mid_epoch import MidEpochSaver
 
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
     if world.is_main:
         start_training_log(folder)
-    plan = blueprint(spec)
+    plan = model_config(spec)
     newest = newest_everywhere(folder, world)
-    reached = reached_by(newest, spec.schedule)
+    reached = progress_from(newest, spec.schedule)
     positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
     with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
-        learner = assemble(spec, plan, world, attempt)
+        learner = assemble(spec, plan, world, fencing_token)
         restore(folder, learner, newest)
-        writer = state_writer(spec, folder, plan, attempt, newest) if world.is_main else None
+        writer = state_writer(spec, folder, plan, fencing_token, newest) if world.is_main else None
         warm_up(learner, plan, world)
-        midway = Midway(spec, folder, world, learner, writer, is_leaving)
-        return train(spec, folder, world, learner, source, midway, reached)
+        mid_epoch = MidEpochSaver(spec, folder, world, learner, writer, is_leaving)
+        return train(spec, folder, world, learner, source, mid_epoch, reached)
 
 
 def start_training_log(folder: RunFolder) -> None:

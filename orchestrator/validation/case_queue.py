@@ -56,9 +56,9 @@ class CaseQueue:
     """Cases that wait, and how each failed. A case that fails goes to the end; after `attempts` failures that count it is given up."""
 
     waiting: deque[str]
-    attempts: int
+    tries: int
     failures: dict[str, list[CaseFailure]] = field(default_factory=dict)
-    given_up: dict[str, CaseFailure] = field(default_factory=dict)
+    exhausted: dict[str, CaseFailure] = field(default_factory=dict)
     """Cases that failed too often, with the last failure of each."""
     _streaks: dict[str, set[str]] = field(default_factory=dict)
     """Place -> cases that failed there since one was finished there."""
@@ -66,9 +66,9 @@ class CaseQueue:
     """Places that have finished a case."""
 
     @classmethod
-    def of(cls, cases: Sequence[str], attempts: int) -> "CaseQueue":
+    def of(cls, cases: Sequence[str], tries: int) -> "CaseQueue":
         """A queue of `cases` in this order."""
-        return cls(deque(cases), attempts)
+        return cls(deque(cases), tries)
 
     def next(self) -> str | None:
         """Take the next case out; None when none waits."""
@@ -78,8 +78,8 @@ class CaseQueue:
         """A case was finished at `place`: it is well, and others may turn out to be sick, whose cases then wait again."""
         self._streaks.pop(place, None)
         self._proven.add(place)
-        for case in [case for case in self.given_up if not self._is_too_often(case)]:
-            del self.given_up[case]
+        for case in [case for case in self.exhausted if not self._is_too_often(case)]:
+            del self.exhausted[case]
             self.waiting.append(case)
 
     def failed(self, case_id: str, failure: CaseFailure) -> bool:
@@ -88,22 +88,22 @@ class CaseQueue:
         if failure.kind != "data":
             self._streaks.setdefault(failure.place, set()).add(case_id)
         if self._is_too_often(case_id):
-            self.given_up[case_id] = failure
+            self.exhausted[case_id] = failure
             return False
         self.waiting.append(case_id)
         return True
 
-    def is_sick(self, place: str) -> bool:
+    def is_unhealthy(self, place: str) -> bool:
         """True where cases fail though others are finished elsewhere."""
         return len(self._streaks.get(place, ())) >= SICK_AFTER and bool(self._proven - {place})
 
-    def pardon(self, place: str) -> None:
+    def reinstate(self, place: str) -> None:
         """Take a sick place back, because there is no other: what failed there counts from now on."""
         self._streaks.pop(place, None)
 
     def _is_too_often(self, case_id: str) -> bool:
         tries = self.failures[case_id]
-        return tries[-1].kind == "data" or sum(not self.is_sick(failure.place) for failure in tries) >= self.attempts
+        return tries[-1].kind == "data" or sum(not self.is_unhealthy(failure.place) for failure in tries) >= self.tries
 
 
 def end_of(failures: Sequence[Sequence[CaseFailure]]) -> EndState:

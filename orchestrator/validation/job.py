@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
-from orchestrator.tracking.end_state import tell_end
+from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import deliver as deliver_rest
 from orchestrator.tracking.validation_report import Report, deliver, read_result, write_report
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
@@ -29,7 +29,7 @@ from trainers.contract.files import check_takes
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.storage import is_of_storage, patiently
+from trainers.contract.storage import is_of_storage, retry_storage
 from trainers.contract.summary import CaseResult
 
 log = logging.getLogger(__name__)
@@ -54,22 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
     return outcome.exit_code
 
 
-def run_validation(folder: RunFolder, attempt: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:
+def run_validation(folder: RunFolder, fencing_token: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:
     """Validate every checkpoint that the run asks for on the connected cluster, report, and store and return how it ended."""
     reports: list[Report] | None = None
     try:
-        outcome, reports = validate(folder, attempt)
+        outcome, reports = validate(folder, fencing_token)
     except (Stopped, KeyboardInterrupt):  # Ray ends a job that is stopped with SIGINT
-        outcome = _outcome("STOPPED", attempt, "stopped as asked; finished cases are kept")
+        outcome = _outcome("STOPPED", fencing_token, "stopped as asked; finished cases are kept")
     except (ConfigError, DataError) as err:
-        outcome = _outcome("FAILED_CONFIG", attempt, str(err))
+        outcome = _outcome("FAILED_CONFIG", fencing_token, str(err))
     except (ClusterError, StorageError) as err:
-        outcome = _outcome("FAILED_CLUSTER", attempt, str(err))
+        outcome = _outcome("FAILED_CLUSTER", fencing_token, str(err))
     except NnfleetError as err:
-        outcome = _outcome("FAILED_CODE", attempt, str(err), err)
+        outcome = _outcome("FAILED_CODE", fencing_token, str(err), err)
     except Exception as err:
         state = "FAILED_CLUSTER" if is_of_storage(err) else "FAILED_CODE"
-        outcome = _outcome(state, attempt, f"{type(err).__name__}: {err}", err)
+        outcome = _outcome(state, fencing_token, f"{type(err).__name__}: {err}", err)
     if reports is None:
         return stored(folder, outcome)
     return delivered(folder, outcome, reports, delivery_waits_s)
@@ -103,7 +103,7 @@ def deliver_all(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[
 def stored(folder: RunFolder, outcome: Outcome) -> Outcome:
     """Store an outcome and tell MLflow of it, unless a newer attempt has the run; returns it."""
     if write_outcome(folder, outcome):
-        tell_end(folder, outcome)
+        publish_end(folder, outcome)
     return outcome
 
 
@@ -116,38 +116,40 @@ def _lacking(outcome: Outcome, undelivered: str | None) -> Outcome:
     return outcome.model_copy(update={"message": message[:4000], "evidence": f"{outcome.evidence}\n{text}".strip()[-EVIDENCE_CHARACTERS:]})
 
 
-def _outcome(state: Any, attempt: int, message: str, error: BaseException | None = None, evidence: str = "") -> Outcome:
+def _outcome(state: Any, fencing_token: int, message: str, error: BaseException | None = None, evidence: str = "") -> Outcome:
     if error is not None:
         evidence = "".join(traceback.format_exception(error))
-    return Outcome(job="validation", state=state, attempt=attempt, message=message[:4000], evidence=evidence[-EVIDENCE_CHARACTERS:])
+    return Outcome(
+        job="validation", state=state, fencing_token=fencing_token, message=message[:4000], evidence=evidence[-EVIDENCE_CHARACTERS:]
+    )
 
 
-def validate(folder: RunFolder, attempt: int) -> tuple[Outcome, list[Report] | None]:
+def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Report] | None]:
     """Validate and write the summaries. Those of complete checkpoints are kept, to be delivered, even if another one fails; None where
     there is nothing to validate."""
-    spec = patiently(folder.living_spec, f"the validation of {folder.root}")
-    patiently(lambda: check_takes(folder.own), f"the validation of {folder.root}")
+    spec = retry_storage(folder.living_spec, f"the validation of {folder.root}")
+    retry_storage(lambda: check_takes(folder.own), f"the validation of {folder.root}")
     folder.validating_file.unlink(missing_ok=True)  # of an earlier job
     if not spec.val_cases:
-        return _outcome("SUCCEEDED", attempt, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
+        return _outcome("SUCCEEDED", fencing_token, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
     reports: list[Report] = []
-    failures: list[GivenUp] = []
+    failures: list[RetriesExhausted] = []
     for name in checkpoints_to_validate(folder, spec):
-        given_up, results = validate_checkpoint(folder, spec, name, attempt)
-        if given_up:
-            failures.append(given_up)
+        exhausted, results = validate_checkpoint(folder, spec, name, fencing_token)
+        if exhausted:
+            failures.append(exhausted)
         else:
             reports.append(write_report(folder, spec, labels, name, results))
     if failures:
         evidence = "\n".join(failure.evidence for failure in failures)
-        return _outcome(worst(failures), attempt, " ".join(failure.message for failure in failures), evidence=evidence), reports
+        return _outcome(worst(failures), fencing_token, " ".join(failure.message for failure in failures), evidence=evidence), reports
     scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
-    return _outcome("SUCCEEDED", attempt, f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"), reports
+    return _outcome("SUCCEEDED", fencing_token, f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"), reports
 
 
 @dataclass(frozen=True)
-class GivenUp:
+class RetriesExhausted:
     """Why a checkpoint's validation is not complete."""
 
     message: str
@@ -155,13 +157,15 @@ class GivenUp:
     state: EndState
 
 
-def worst(failures: Sequence[GivenUp]) -> EndState:
+def worst(failures: Sequence[RetriesExhausted]) -> EndState:
     """How a job ends whose checkpoints failed so: what the user can repair is said first."""
     states: tuple[EndState, ...] = ("FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER")
     return min((failure.state for failure in failures), key=states.index)
 
 
-def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName, attempt: int) -> tuple[GivenUp | None, list[CaseResult]]:
+def validate_checkpoint(
+    folder: RunFolder, spec: RunSpec, name: CheckpointName, fencing_token: int
+) -> tuple[RetriesExhausted | None, list[CaseResult]]:
     """Bring the results of one checkpoint up to date; returns them in the split's order unless cases were given up."""
     digest = digest_of_named(folder, name)
     remove_leftovers(folder, name)
@@ -171,12 +175,12 @@ def validate_checkpoint(folder: RunFolder, spec: RunSpec, name: CheckpointName, 
         for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
-        pool = Pool(folder, spec, name, digest, queue, attempt)
+        pool = Pool(folder, spec, name, digest, queue, fencing_token)
         pool.run(min(spec.workers.least, len(missing)))
-        if queue.given_up:
-            failures = {case: queue.failures[case] for case in queue.given_up}
+        if queue.exhausted:
+            failures = {case: queue.failures[case] for case in queue.exhausted}
             message = failure_message(name, failures, len(spec.val_cases))
-            return GivenUp(message, "\n".join(pool.evidence), end_of(list(failures.values()))), []
+            return RetriesExhausted(message, "\n".join(pool.evidence), end_of(list(failures.values()))), []
     results = [result for case in spec.val_cases if (result := read_result(folder, name, case)) is not None]
     if len(results) < len(spec.val_cases):
         raise ClusterError(

@@ -14,7 +14,7 @@ import click
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.run.activity import tell_cases
+from orchestrator.run.activity import report_cases
 from orchestrator.run.status import CasesDone
 from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
@@ -23,7 +23,7 @@ from trainers.contract.errors import CheckpointError, ClusterError, DataError, N
 from trainers.contract.files import check_takes, write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.storage import is_of_storage, patiently
+from trainers.contract.storage import is_of_storage, retry_storage
 from trainers.contract.summary import CaseResult
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class CaseWorker:
     def load(self) -> str:
         """Load the network and return the place where it is. A disk that is away is waited for. Raises as `loaded`."""
         what = f"loading {self._folder.checkpoint(self._name)}"
-        self._predictor = patiently(lambda: loaded(self._folder, self._name, self._digest), what)
+        self._predictor = retry_storage(lambda: loaded(self._folder, self._name, self._digest), what)
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
@@ -69,7 +69,7 @@ class CaseWorker:
 
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
-        result = patiently(lambda: self._validated(case_id), f"the validation of case {case_id}")
+        result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}")
         if self._predictor and self._predictor.spec.images:
             self._draw(result)
         return result.dice_mean
@@ -103,7 +103,7 @@ class CaseWorker:
 
 
 @dataclass(frozen=True)
-class Flight:
+class PendingCall:
     """A call that an actor works on: a case, or the loading of the network."""
 
     actor: Any
@@ -121,10 +121,10 @@ class Pool:
     name: CheckpointName
     digest: str
     queue: CaseQueue
-    attempt: int
+    fencing_token: int
     """Of the training whose checkpoint this is."""
     evidence: list[str] = field(default_factory=list)
-    _flights: dict[Any, Flight] = field(default_factory=dict)
+    _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
     _aside: list[tuple[Any, str]] = field(default_factory=list)
     """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
@@ -138,24 +138,24 @@ class Pool:
 
         Raises Stopped, CheckpointError (the network does not load), StorageError (a disk is away from here too) or ClusterError.
         """
-        last_sign = time.monotonic()
+        last_heartbeat = time.monotonic()
         self._done = len(self.spec.val_cases) - len(self.queue.waiting)
-        self._tell_cases()
+        self._report_cases()
         try:
             for _ in range(count):
                 self._start_worker()
-            while self._flights and (self.queue.waiting or self._is_case_in_work()):  # else all that fly are workers that nobody needs
-                ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=POLL_S)
+            while self._pending and (self.queue.waiting or self._is_case_in_work()):  # else all that fly are workers that nobody needs
+                ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_S)
                 if is_stop_asked(self.folder):
                     raise Stopped
                 for call in ready:
-                    self._land(call)
+                    self._on_result(call)
                 self._end_overdue()
                 if self.queue.waiting and self._aside and self._nobody_works():
                     self._take_back()
-                last_sign = time.monotonic() if ready else self._say_waiting(last_sign)
+                last_heartbeat = time.monotonic() if ready else self._report_waiting(last_heartbeat)
         finally:
-            for actor in [*(flight.actor for flight in self._flights.values()), *(actor for actor, _ in self._aside)]:
+            for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._aside)]:
                 ray.kill(actor)
 
     def _start_worker(self) -> None:
@@ -163,40 +163,40 @@ class Pool:
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class = ray.remote(CaseWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})
         actor: Any = actor_class.remote(str(self.folder.root), self.name, self.digest)
-        self._flights[actor.load.remote()] = Flight(actor, None, "", time.monotonic())
+        self._pending[actor.load.remote()] = PendingCall(actor, None, "", time.monotonic())
 
-    def _land(self, call: Any) -> None:
+    def _on_result(self, call: Any) -> None:
         """Take in one finished call and give its actor the next case, or replace the actor."""
-        flight = self._flights.pop(call)
+        pending = self._pending.pop(call)
         try:
             value = ray.get(call)
         except RayTaskError as err:
             cause = err.cause if isinstance(err.cause, BaseException) else err
-            if flight.case_id is None:
-                self._loading_failed(flight, cause)
+            if pending.case_id is None:
+                self._loading_failed(pending, cause)
             else:
-                self._case_failed(flight, flight.case_id, cause, err)
+                self._case_failed(pending, pending.case_id, cause, err)
         except RayError as err:  # RayActorError: it died or cannot be reached; else out of memory, a lost object: it is in doubt
-            if flight.case_id is None:
-                self._loading_failed(flight, err)
+            if pending.case_id is None:
+                self._loading_failed(pending, err)
             else:
-                self._worker_lost(flight, flight.case_id, err)
+                self._worker_died(pending, pending.case_id, err)
         else:
-            if flight.case_id is None:
-                self._give_next(flight.actor, value)
+            if pending.case_id is None:
+                self._give_next(pending.actor, value)
                 return
-            log.info("%s of %s: mean Dice %.4f", flight.case_id, self.name, value)
-            self._slowest_s = max(self._slowest_s, time.monotonic() - flight.started)
-            self.queue.done(flight.place)
+            log.info("%s of %s: mean Dice %.4f", pending.case_id, self.name, value)
+            self._slowest_s = max(self._slowest_s, time.monotonic() - pending.started)
+            self.queue.done(pending.place)
             self._done += 1
-            self._tell_cases()
-            self._give_next(flight.actor, flight.place)
+            self._report_cases()
+            self._give_next(pending.actor, pending.place)
 
-    def _tell_cases(self) -> None:
-        tell_cases(self.folder, self.attempt, CasesDone(checkpoint=self.name, done=self._done, cases=len(self.spec.val_cases)))
+    def _report_cases(self) -> None:
+        report_cases(self.folder, self.fencing_token, CasesDone(checkpoint=self.name, done=self._done, cases=len(self.spec.val_cases)))
 
     def _give_next(self, actor: Any, place: str) -> None:
-        if self.queue.is_sick(place) and self._flights:
+        if self.queue.is_unhealthy(place) and self._pending:
             log.warning("cases fail at %s that others can do: its worker gets no more while there are others", place)
             self._aside.append((actor, place))
             return
@@ -204,15 +204,15 @@ class Pool:
         if case_id is None:
             ray.kill(actor)  # its memory and GPU are free for others while the last cases run
             return
-        self._flights[actor.validate.remote(case_id)] = Flight(actor, case_id, place, time.monotonic())
+        self._pending[actor.validate.remote(case_id)] = PendingCall(actor, case_id, place, time.monotonic())
 
     def _is_case_in_work(self) -> bool:
-        return any(flight.case_id is not None for flight in self._flights.values())
+        return any(pending.case_id is not None for pending in self._pending.values())
 
     def _nobody_works(self) -> bool:
         """True when no case is in work and whoever was started has not come, perhaps for want of what those set aside hold."""
         long_ago = time.monotonic() - WAIT_REPORT_S
-        return not self._is_case_in_work() and all(flight.started < long_ago for flight in self._flights.values())
+        return not self._is_case_in_work() and all(pending.started < long_ago for pending in self._pending.values())
 
     def _take_back(self) -> None:
         """Nobody else is left: the sick places have to do, and what fails there counts."""
@@ -221,29 +221,29 @@ class Pool:
             if not place:
                 ray.kill(actor)  # whoever waits in its stead may try there
                 continue
-            self.queue.pardon(place)
+            self.queue.reinstate(place)
             self._give_next(actor, place)
 
-    def _loading_failed(self, flight: Flight, cause: BaseException) -> None:
+    def _loading_failed(self, pending: PendingCall, cause: BaseException) -> None:
         """A worker did not come to work: it is replaced some times, then done without. An error of ours that nobody escapes is raised."""
         if getattr(cause, "preempted", False):  # its node was taken away, which says nothing of the others
             log.warning("the node on which a worker of %s loaded the network was taken away: another worker takes its place", self.name)
-            ray.kill(flight.actor)
+            ray.kill(pending.actor)
             self._replace()
             return
         is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
         if is_of_files:
-            self._aside.append((flight.actor, ""))
+            self._aside.append((pending.actor, ""))
             loaded(self.folder, self.name, self.digest, "cpu")  # raises if they are so from here too; else it is its node
         else:
-            ray.kill(flight.actor)
+            ray.kill(pending.actor)
             if isinstance(cause, NnfleetError):
                 raise cause
         self._loading_losses += 1
         log.warning("a worker of %s was lost while it loaded the network: %s", self.name, str(cause)[-500:])
-        if self._loading_losses <= self.queue.attempts:
+        if self._loading_losses <= self.queue.tries:
             self._replace()
-        elif not self._flights and not any(place for _, place in self._aside):
+        elif not self._pending and not any(place for _, place in self._aside):
             advice = (
                 "Mount the shared folder on all nodes, at the same place."
                 if is_of_files
@@ -254,45 +254,45 @@ class Pool:
                 f"at last: {cause} {advice}"
             )
 
-    def _case_failed(self, flight: Flight, case_id: str, cause: BaseException, error: RayTaskError) -> None:
+    def _case_failed(self, pending: PendingCall, case_id: str, cause: BaseException, error: RayTaskError) -> None:
         is_data, is_of_disk = isinstance(cause, DataError), is_of_storage(cause)
         if not is_data:
-            ray.kill(flight.actor)  # a CUDA error leaves the process useless, a disk that went away its open files
+            ray.kill(pending.actor)  # a CUDA error leaves the process useless, a disk that went away its open files
         if is_of_disk:  # the worker has waited for it; raises if it is away from here too
             check_takes(self.folder.own)
             self.folder.living_spec()
             case_sizes(self.spec, [case_id])
         kind = "data" if is_data else "lost" if is_of_disk else "code"
-        self._note(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", flight.place), error)  # type: ignore[arg-type]
+        self._entry(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", pending.place), error)  # type: ignore[arg-type]
         if is_data:
-            self._give_next(flight.actor, flight.place)
+            self._give_next(pending.actor, pending.place)
         else:
             self._replace()
 
-    def _worker_lost(self, flight: Flight, case_id: str, error: RayError) -> None:
-        ray.kill(flight.actor)
+    def _worker_died(self, pending: PendingCall, case_id: str, error: RayError) -> None:
+        ray.kill(pending.actor)
         if getattr(error, "preempted", False):  # its node was taken away: not the case's fault
             log.warning("the node that worked on case %s of %s was taken away: the case is done elsewhere", case_id, self.name)
             self.queue.waiting.appendleft(case_id)
         else:
             reason = "its worker died, often for want of memory; see the Ray log of the node."
-            self._note(case_id, CaseFailure("lost", reason, flight.place), error)
+            self._entry(case_id, CaseFailure("lost", reason, pending.place), error)
         self._replace()
 
     def _end_overdue(self) -> None:
         """End workers whose case takes so long that they must hang."""
         limit_s = case_limit_s(self._slowest_s)
         now = time.monotonic()
-        for call, flight in list(self._flights.items()):
-            if flight.case_id is None or now - flight.started <= limit_s:
+        for call, pending in list(self._pending.items()):
+            if pending.case_id is None or now - pending.started <= limit_s:
                 continue
-            del self._flights[call]
-            ray.kill(flight.actor)
+            del self._pending[call]
+            ray.kill(pending.actor)
             reason = f"it was not done after {limit_s / 3600:.1f} h, so its worker was ended."
-            self._note(flight.case_id, CaseFailure("lost", reason, flight.place), reason)
+            self._entry(pending.case_id, CaseFailure("lost", reason, pending.place), reason)
             self._replace()
 
-    def _note(self, case_id: str, failure: CaseFailure, error: object) -> None:
+    def _entry(self, case_id: str, failure: CaseFailure, error: object) -> None:
         again = self.queue.failed(case_id, failure)
         log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", failure.reason)
         self.evidence.append(f"{case_id}, {failure.place}: {click.unstyle(str(error))}"[-3000:])
@@ -301,11 +301,11 @@ class Pool:
         if self.queue.waiting:
             self._start_worker()
 
-    def _say_waiting(self, last_sign: float) -> float:
-        if time.monotonic() - last_sign < WAIT_REPORT_S:
-            return last_sign
-        loading = sum(flight.case_id is None for flight in self._flights.values())
-        running = [flight.case_id for flight in self._flights.values() if flight.case_id is not None]
+    def _report_waiting(self, last_heartbeat: float) -> float:
+        if time.monotonic() - last_heartbeat < WAIT_REPORT_S:
+            return last_heartbeat
+        loading = sum(pending.case_id is None for pending in self._pending.values())
+        running = [pending.case_id for pending in self._pending.values() if pending.case_id is not None]
         workers = self.spec.workers
         log.info("%d workers wait for %d CPUs and %d GPUs each or load; cases in work: %s", loading, workers.cpus, workers.gpus, running)
         return time.monotonic()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainers.contract.commits import Committed, newest_committed, reached_position
+from trainers.contract.commits import Committed, committed_position, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.network import checkpoint
 
@@ -27,4 +27,4 @@ def reached(folder: RunFolder) -> Committed:
 
 def epochs_done(folder: RunFolder) -> int:
     """Committed epochs."""
-    return reached_position(folder)[0]
+    return committed_position(folder)[0]

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from trainers.contract.commits import Committed, Manifest
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 
@@ -34,33 +34,39 @@ def script(folder: RunFolder) -> dict[str, Any]:
 
 def train(folder: RunFolder, least: int) -> None:
     orders, spec = script(folder), folder.spec()
-    attempt = claim_attempt(folder, os.environ["NNFLEET_SUBMISSION_ID"], least=least)
-    write_json_atomic(folder.progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": attempt})
+    fencing_token = acquire_token(folder, os.environ["NNFLEET_SUBMISSION_ID"], least=least)
+    write_json_atomic(folder.progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": time.time(), "attempt": fencing_token})
     note(folder, "begin", "training")
-    print(f"stub trains {spec.run_key} in attempt {attempt}", flush=True)
-    if attempt <= orders.get("dies", 0):
+    print(f"stub trains {spec.run_key} in attempt {fencing_token}", flush=True)
+    if fencing_token <= orders.get("dies", 0):
         os.kill(os.getpid(), signal.SIGKILL)
     while orders.get("holds") and not (folder.model_folder / f"release_{spec.fold}").exists() and not folder.stop_file.exists():
         time.sleep(0.1)
     note(folder, "end", "training")
     state: EndState = "STOPPED" if folder.stop_file.exists() else "TRAINED"
-    write_outcome(folder, Outcome(job="training", state=state, attempt=attempt, message=f"stub {state.lower()}"))
+    write_outcome(folder, Outcome(job="training", state=state, fencing_token=fencing_token, message=f"stub {state.lower()}"))
     if state == "TRAINED":
-        commit_all_epochs(folder, attempt)
+        commit_all_epochs(folder, fencing_token)
     if state == "TRAINED" and not orders.get("forgets"):
-        Jobs.inside_job().submit_validation(folder, spec, attempt)
+        Jobs.inside_job().submit_validation(folder, spec, fencing_token)
 
 
-def commit_all_epochs(folder: RunFolder, attempt: int) -> None:
+def commit_all_epochs(folder: RunFolder, fencing_token: int) -> None:
     """Leave what a finished training leaves."""
     spec = folder.spec()
     final = Manifest(
-        checkpoint="final", file="x", epoch=spec.schedule.epochs - 1, attempt=attempt, ema_pseudo_dice=None, sha256="0", size_bytes=1
+        checkpoint="final",
+        file="x",
+        epoch=spec.schedule.epochs - 1,
+        fencing_token=fencing_token,
+        ema_pseudo_dice=None,
+        sha256="0",
+        size_bytes=1,
     )
     done = Committed(
         run_key=spec.run_key,
         epochs_done=spec.schedule.epochs,
-        attempt=attempt,
+        fencing_token=fencing_token,
         history=(),
         final=final,
         state_sha256="0",
@@ -71,14 +77,14 @@ def commit_all_epochs(folder: RunFolder, attempt: int) -> None:
         folder.checkpoint(name).touch()
 
 
-def validate(folder: RunFolder, attempt: int) -> None:
+def validate(folder: RunFolder, fencing_token: int) -> None:
     note(folder, "begin", "validation")
-    print(f"stub validates attempt {attempt}", flush=True)
+    print(f"stub validates attempt {fencing_token}", flush=True)
     for index, name in enumerate(folder.spec().validation.checkpoints):
         write_json_atomic(folder.own / f"validation_{name}.json", {"dice_mean": 0.5 + index / 4})
         write_json_atomic(folder.validation(name) / "summary.json", {})
     note(folder, "end", "validation")
-    write_outcome(folder, Outcome(job="validation", state="SUCCEEDED", attempt=attempt, message="stub validated"))
+    write_outcome(folder, Outcome(job="validation", state="SUCCEEDED", fencing_token=fencing_token, message="stub validated"))
 
 
 if __name__ == "__main__":

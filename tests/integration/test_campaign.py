@@ -172,7 +172,7 @@ def test_a_killed_training_driver_is_started_again(place: Place) -> None:
     submission = api.submit(place.experiment([0]))
     (done,) = api.wait(submission.campaign_id)
     assert done.state is RunState.SUCCEEDED
-    assert [(job.attempt, job.state) for job in place.of(done.run_key, "train")] == [(1, "FAILED"), (2, "SUCCEEDED")]
+    assert [(job.job_number, job.state) for job in place.of(done.run_key, "train")] == [(1, "FAILED"), (2, "SUCCEEDED")]
 
 
 def test_two_campaigns_together_never_take_more_than_the_cluster_has(place: Place) -> None:

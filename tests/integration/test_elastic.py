@@ -15,7 +15,7 @@ from tests.conftest import Toys
 from tests.integration.cluster import REPOSITORY
 from tests.toy import toy_spec
 from trainers.contract.commits import EpochRow, newest_committed
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Schedule, WorkerSpec
@@ -56,7 +56,7 @@ class Training(threading.Thread):
         self.outcome: Outcome | None = None
 
     def run(self) -> None:
-        job = WorkerJob(str(self.folder.root), "driver", claim_attempt(self.folder, "driver"))
+        job = WorkerJob(str(self.folder.root), "driver", acquire_token(self.folder, "driver"))
         self.outcome = driver.fit(self.folder.spec(), self.folder, job)
 
     @property

@@ -18,7 +18,7 @@ from tests.integration.digests import curves, epochs_done, weights_digest
 from tests.integration.hosts import Host, Hosts, RayHosts, reason_against
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import committed_states
-from trainers.contract.fencing import newest_attempt
+from trainers.contract.fencing import newest_token
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
@@ -74,7 +74,7 @@ def wait_until(condition: Callable[[], bool], driver: "subprocess.Popen[bytes]",
         time.sleep(0.02)
 
 
-def beat(folder: RunFolder) -> dict[str, Any]:
+def heartbeat(folder: RunFolder) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(folder.progress_file.read_text())
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def beat(folder: RunFolder) -> dict[str, Any]:
 
 
 def claims(folder: RunFolder) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.attempts.glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("*.json"))]
 
 
 def host_of_writer(hosts: Hosts, folder: RunFolder) -> Host:
@@ -99,11 +99,11 @@ def host_of_others(hosts: Hosts, cpu_hosts: list[str], writer: Host) -> Host:
 
 def suffer(what: str, action: Callable[[], None], folder: RunFolder, driver: "subprocess.Popen[bytes]") -> Event:
     """Do it, and wait for the first training step of the next start of the workers."""
-    attempt, done, started = newest_attempt(folder), epochs_done(folder), time.time()
+    fencing_token, done, started = newest_token(folder), epochs_done(folder), time.time()
     action()
-    wait_until(lambda: int(beat(folder)["attempt"]) > attempt, driver, f"the step after: {what}")
-    first = beat(folder)
-    committed = sum(row.attempt <= attempt for row in committed_states(folder)[0].history)
+    wait_until(lambda: int(heartbeat(folder)["attempt"]) > fencing_token, driver, f"the step after: {what}")
+    first = heartbeat(folder)
+    committed = sum(row.fencing_token <= fencing_token for row in committed_states(folder)[0].history)
     return Event(what, done, float(first["unix"]) - started, committed + 1 - int(first["epoch"]))
 
 
@@ -137,6 +137,6 @@ def test_a_host_is_cut_off_and_no_bit_is_lost(ray_hosts: RayHosts, toys: Toys, t
     assert driver.wait(timeout=180) == 0
 
     assert event.epochs_redone <= 1
-    assert len({row.attempt for row in committed_states(broken)[0].history}) == 2
+    assert len({row.fencing_token for row in committed_states(broken)[0].history}) == 2
     assert curves(broken) == curves(unbroken)
     assert weights_digest(broken) == weights_digest(unbroken)

@@ -56,7 +56,7 @@ def test_a_job_runs_our_code_and_carries_what_it_is(local: Services, spec: RunSp
     assert jobs.submit_training(folder, spec, 3, campaign="c", mlflow_run_id="m") == name == f"train-{spec.run_key}-a3"
     record = ended(jobs, name)
     assert [r for r in jobs.records() if r.run_key == spec.run_key] == [record], "submitted twice is submitted once"
-    assert (record.kind, record.campaign, record.attempt, record.mlflow_run_id) == ("train", "c", 3, "m")
+    assert (record.kind, record.campaign, record.job_number, record.mlflow_run_id) == ("train", "c", 3, "m")
     assert record.reserved == spec.workers
     assert record.run_folder == str(spec.run_folder)
     assert record.state == "FAILED"

@@ -47,7 +47,7 @@ def kill_driver_after(folder: RunFolder, epochs: int) -> None:
     while time.monotonic() < deadline:
         committed = newest_committed(folder)
         if committed is not None and committed.epochs_done >= epochs:
-            claims = [json.loads(path.read_text()) for path in sorted(folder.attempts.glob("*.json"))]
+            claims = [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("*.json"))]
             os.kill(next(claim["pid"] for claim in reversed(claims) if claim["role"] == "driver"), signal.SIGKILL)
             return
         time.sleep(0.05)
@@ -71,7 +71,7 @@ def test_a_run_whose_driver_is_killed_recovers_and_ends_validated(main_job: tupl
     assert set(status.full_dice) == {"best", "final"}
     committed = reached(RunFolder(status.run_folder))
     assert [row.epoch for row in committed.history] == list(range(EPOCHS))
-    assert len({row.attempt for row in committed.history}) == 2
+    assert len({row.fencing_token for row in committed.history}) == 2
 
 
 def test_mlflow_holds_every_epoch_once_the_committed_checkpoints_and_the_full_validation(
@@ -119,7 +119,7 @@ def test_submitted_again_it_is_finished_and_nothing_is_started(
     jobs = Jobs(local[1].ray_address, local[1].token)
     before = len([job for job in jobs.records() if job.kind in ("train", "validate")])
     submission = api.submit(experiment)
-    assert submission.plan.rows[0].standing.stage == "finished"
+    assert submission.plan.rows[0].progress.stage == "finished"
     (again,) = api.wait(submission.campaign_id)
     assert again.state is RunState.SUCCEEDED
     assert again.mlflow_run_id == status.mlflow_run_id

@@ -37,8 +37,8 @@ def why_not() -> str | None:
     missing = [tool for tool in ("unshare", "ip") if shutil.which(tool) is None]
     if missing:
         return f"needs {' and '.join(missing)}"
-    attempt = subprocess.run([*ISOLATE, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False)
-    return f"this system allows no namespaces: {attempt.stderr.strip()}" if attempt.returncode else None
+    tried = subprocess.run([*ISOLATE, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False)
+    return f"this system allows no namespaces: {tried.stderr.strip()}" if tried.returncode else None
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
-from orchestrator.queue.registry import Board
+from orchestrator.queue.registry import Registry
 from orchestrator.run.outcome import Outcome
 from orchestrator.tracking.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.end_state import tell_end
+from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.export import export_model
 from orchestrator.tracking.publisher import Publisher, deliver
-from orchestrator.tracking.reconcile import sweep, sync
+from orchestrator.tracking.reconcile import end_orphaned_runs, sync
 from tests.fake_run import CLASSES, FakeRun
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import newest_committed
@@ -51,7 +51,7 @@ def tracker(server: MlflowServer) -> Tracker:
 def run(server: MlflowServer, tracker: Tracker, tmp_path: Path, request: pytest.FixtureRequest) -> FakeRun:
     """A claimed run with an MLflow run of its own."""
     fake = FakeRun(tmp_path, run_key=f"901-{request.node.name}", tracking_uri=server.uri)
-    fake.track(server.uri, tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), fake.spec))
+    fake.track(server.uri, tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), fake.spec))
     return fake
 
 
@@ -83,7 +83,7 @@ def assert_published_is_committed_best(tracker: Tracker, run: FakeRun, target: P
 def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker: Tracker, run: FakeRun) -> None:
     experiment = tracker.ensure_experiment("Dataset901_Toy")
     moved = run.spec.model_copy(update={"workers": run.spec.workers.model_copy(update={"count": 4})})
-    again = tracker.claim_run(experiment, moved)
+    again = tracker.get_or_create_run(experiment, moved)
     assert again == run_id(run)
     record = tracker._client.get_run(again)
     assert record.data.tags["nnfleet.workers.count"] == "4"
@@ -96,7 +96,7 @@ def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker
 
 def test_a_run_that_another_experiment_has_is_taken_up_there(tracker: Tracker, run: FakeRun, caplog: pytest.LogCaptureFixture) -> None:
     other = tracker.ensure_experiment("renamed")
-    assert tracker.claim_run(other, run.spec) == run_id(run)
+    assert tracker.get_or_create_run(other, run.spec) == run_id(run)
     assert [n.run_id for n in tracker.run_names() if n.run_key == run.spec.run_key] == [run_id(run)]
     assert [m for m in caplog.messages if "stays in MLflow's experiment 'Dataset901_Toy'" in m]
 
@@ -107,7 +107,7 @@ def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tm
 
     def claim() -> None:
         mine = Tracker(server.uri)
-        found.append(mine.claim_run(mine.ensure_experiment("race"), spec))
+        found.append(mine.get_or_create_run(mine.ensure_experiment("race"), spec))
 
     threads = [threading.Thread(target=claim) for _ in range(4)]
     for thread in threads:
@@ -115,7 +115,7 @@ def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tm
     for thread in threads:
         thread.join()
     tracker = Tracker(server.uri)
-    assert tracker.claim_run(tracker.ensure_experiment("race"), spec) in found
+    assert tracker.get_or_create_run(tracker.ensure_experiment("race"), spec) in found
     assert len([n for n in tracker.run_names() if n.run_key == "901-race"]) == 1
 
 
@@ -171,7 +171,7 @@ def test_epoch_that_was_trained_again_keeps_its_first_point(tracker: Tracker, ru
 def test_server_killed_and_restarted_loses_and_doubles_nothing(
     server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publisher = Publisher(run.folder, run.attempt, interval_s=0.02)
+    publisher = Publisher(run.folder, run.fencing_token, interval_s=0.02)
     publisher.start()
     try:
         for number in range(30):
@@ -197,7 +197,7 @@ def test_what_a_dead_driver_left_is_delivered_by_the_next_one(
     made = run_id(run)
     run.track("http://127.0.0.1:9", made)  # nothing listens there
     run.epoch()
-    first = Publisher(run.folder, run.attempt, interval_s=0.02)
+    first = Publisher(run.folder, run.fencing_token, interval_s=0.02)
     first.start()
     assert not first.flush(0.5)
     first.stop()
@@ -208,13 +208,13 @@ def test_what_a_dead_driver_left_is_delivered_by_the_next_one(
     assert deliver(run.folder, 60)
     assert_history_is_exact(tracker, run)
     assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
-    told = {"nnfleet.attempt": str(run.attempt), "nnfleet.ray_job.training": "train-x-a2"}
+    told = {"nnfleet.attempt": str(run.fencing_token), "nnfleet.ray_job.training": "train-x-a2"}
     assert told.items() <= tracker.tags(made).items()
 
 
 def test_superseded_driver_publishes_nothing(tracker: Tracker, run: FakeRun) -> None:
     run.epoch()
-    old = run.attempt
+    old = run.fencing_token
     run.resume()
     publisher = Publisher(run.folder, old, interval_s=0.02)
     publisher.start()
@@ -229,7 +229,7 @@ def test_with_pseudonyms_no_file_that_names_cases_is_sent(server: MlflowServer, 
     described = run.spec.preprocessed_folder / "dataset.json"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"training": [{"image": "case_0"}]}))
     (run.folder.root / "training_log_2026_11_24_12_00_00.txt").write_text("case_0")
-    run.track(server.uri, tracker.claim_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
+    run.track(server.uri, tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
     run.epoch()
     assert deliver(run.folder, 60)
     sent = tracker.list_files(run_id(run))
@@ -268,7 +268,7 @@ def test_fence_before_the_commit_leaves_the_published_best(tracker: Tracker, run
     publish_checkpoint(tracker, run_id(run), first, run.folder.root / first.file)
     second = run.epoch().best
     assert second is not None
-    old = run.attempt
+    old = run.fencing_token
     run.resume()
     with pytest.raises(Superseded):
         publish_checkpoint(
@@ -299,7 +299,7 @@ def test_damaged_file_is_neither_published_nor_handed_out(server: MlflowServer, 
 
 def test_newest_best_wins_while_uploads_are_held_up(server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     run.epoch(BIG)
-    publisher = Publisher(run.folder, run.attempt, interval_s=0.02)
+    publisher = Publisher(run.folder, run.fencing_token, interval_s=0.02)
     publisher.start()
     try:
         uploads = server.artifacts / "*" / run_id(run) / "artifacts" / "checkpoints" / "best" / "*"
@@ -402,7 +402,7 @@ def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeR
 
 def age(run: FakeRun) -> None:
     """Make every sign of life old."""
-    for file in run.folder.attempts.glob("*.json"):
+    for file in run.folder.tokens.glob("*.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"claimed_unix": 1.0}))
 
 
@@ -452,16 +452,16 @@ def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: 
 
 
 def test_who_ends_last_tells_and_a_sweep_ends_what_died_unnoticed(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
-    board = Board(tmp_path / "board")
+    registry = Registry(tmp_path / "board")
     run.epoch()
     tracker.set_state(run_id(run), RunState.RUNNING)
-    assert run.spec.run_key not in sweep(tracker, [], board), "its claim is fresh"
+    assert run.spec.run_key not in end_orphaned_runs(tracker, [], registry), "its claim is fresh"
     age(run)
-    assert run.spec.run_key in sweep(tracker, [], board)
+    assert run.spec.run_key in end_orphaned_runs(tracker, [], registry)
     assert tracker.tags(run_id(run))["nnfleet.state"] == "STOPPED"
-    outcome = Outcome(job="validation", state="SUCCEEDED", attempt=run.attempt, message="done")
-    assert tell_end(run.folder, outcome)
-    assert tell_end(run.folder, outcome)
+    outcome = Outcome(job="validation", state="SUCCEEDED", fencing_token=run.fencing_token, message="done")
+    assert publish_end(run.folder, outcome)
+    assert publish_end(run.folder, outcome)
     assert tracker._client.get_run(run_id(run)).info.status == "FINISHED"
     run.resume()
-    assert not tell_end(run.folder, outcome.model_copy(update={"state": "FAILED_CODE"})), "another driver has the run"
+    assert not publish_end(run.folder, outcome.model_copy(update={"state": "FAILED_CODE"})), "another driver has the run"

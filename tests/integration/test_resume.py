@@ -62,7 +62,7 @@ def kill_head(head: Services) -> None:
 
 def an_hour_passes(folder: RunFolder) -> None:
     """The last signs of life become so old; else it is waited for a minute whether leftover workers give another."""
-    for path, key in ((folder.progress_file, "unix"), *((claim, "claimed_unix") for claim in folder.attempts.glob("*.json"))):
+    for path, key in ((folder.progress_file, "unix"), *((claim, "claimed_unix") for claim in folder.tokens.glob("*.json"))):
         content = json.loads(path.read_text())
         write_json_atomic(path, {**content, key: content[key] - 3600})
 
@@ -92,11 +92,11 @@ def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
     assert "`nnfleet resume` continues it" in lost.reason
     an_hour_passes(folder)
     submission = api.resume()
-    assert [row.standing.stage for row in submission.plan.rows] == ["continues"]
+    assert [row.progress.stage for row in submission.plan.rows] == ["continues"]
     assert api.lost() == []
     (status,) = api.wait(submission.campaign_id)
     assert status.state is RunState.SUCCEEDED, status.reason
-    assert len({row.attempt for row in reached(folder).history}) == 2
+    assert len({row.fencing_token for row in reached(folder).history}) == 2
     assert curves(folder) == curves(unbroken)
     assert weights_digest(folder) == weights_digest(unbroken)
 

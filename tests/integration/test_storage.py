@@ -20,7 +20,7 @@ from tests.integration.mlflow_server import MlflowServer
 from tests.unit.trainers.contract.test_storage import reached
 from tests.unit.trainers.training.test_state import FIXED, tensors
 from trainers.contract.errors import StorageError
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.training.state import StateWriter, newest_valid
@@ -42,7 +42,7 @@ def test_the_reader_of_these_kills_sees_what_must_not_be(tmp_path: Path) -> None
     """The instrument itself: half a checkpoint, a worse one, and a commit whose best is another file."""
     run = FakeRun(tmp_path)
     folder = run.folder
-    writer = StateWriter(folder, "key", run.attempt, FIXED, 1000)
+    writer = StateWriter(folder, "key", run.fencing_token, FIXED, 1000)
     for epochs, score in ((1, 0.2), (2, 0.3)):
         writer.commit(reached(epochs), True, lambda score=score: tensors_of(score))
     writer.drain()
@@ -76,7 +76,7 @@ def big(value: float) -> dict[str, Any]:
 
 def writer_of(folder: RunFolder) -> StateWriter:
     """A writer with one epoch committed."""
-    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000)
+    writer = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000)
     writer.commit(reached(1), True, lambda: big(1.0))
     writer.drain()
     return writer
@@ -125,7 +125,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_stay(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
     run = FakeRun(disk.folder)
     run.epoch()
-    write_outcome(run.folder, Outcome(job="training", state="TRAINED", attempt=1, message="x" * 5000))
+    write_outcome(run.folder, Outcome(job="training", state="TRAINED", fencing_token=1, message="x" * 5000))
     delivery = Delivery(run.folder, 1)
     delivery.draw(closing=True)
     before = {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()}
@@ -133,21 +133,28 @@ def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_st
     before |= {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()}
     disk.fill()
     writers: list[Callable[[], object]] = [
-        lambda: claim_attempt(run.folder, "driver-2"),
+        lambda: acquire_token(run.folder, "driver-2"),
         lambda: delivery.draw(closing=True),
     ]
     for write in writers:
         with pytest.raises(StorageError, match=r"cannot be written: the file system is full .*; 0\.0 of 24 MiB .*Free space there"):
             write()
-    assert write_outcome(run.folder, Outcome(job="training", state="STOPPED", attempt=1, message="y" * 5000))
+    assert write_outcome(run.folder, Outcome(job="training", state="STOPPED", fencing_token=1, message="y" * 5000))
     write_failure(
         run.folder,
         Failure(
-            driver="driver-1", attempt=1, kind="code", state="FAILED_CODE", epochs_done=1, iteration=0, message="why", evidence="z" * 5000
+            driver="driver-1",
+            fencing_token=1,
+            kind="code",
+            state="FAILED_CODE",
+            epochs_done=1,
+            iteration=0,
+            message="why",
+            evidence="z" * 5000,
         ),
     )
     assert "STOPPED: yyy" in caplog.text
     assert "the failure of attempt 1 is not stored: storage: " in caplog.text
     assert {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()} == before
     disk.make_room()
-    assert claim_attempt(run.folder, "driver-1") == 2
+    assert acquire_token(run.folder, "driver-1") == 2

@@ -21,7 +21,7 @@ from tests.integration.cluster import local_ray
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import newest_committed
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
@@ -63,7 +63,7 @@ def folder_of(toy: Toy, base: Path, **overrides: Any) -> RunFolder:
 
 
 def train(folder: RunFolder, driver: str = "first") -> Outcome:
-    return fit(folder.spec(), folder, WorkerJob(str(folder.root), driver, claim_attempt(folder, driver)))
+    return fit(folder.spec(), folder, WorkerJob(str(folder.root), driver, acquire_token(folder, driver)))
 
 
 def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
@@ -80,7 +80,7 @@ def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading
 
 
 def newest_worker_pid(folder: RunFolder) -> int:
-    claims = [json.loads(p.read_text()) for p in sorted(folder.attempts.glob("*.json"))]
+    claims = [json.loads(p.read_text()) for p in sorted(folder.tokens.glob("*.json"))]
     return int([claim["pid"] for claim in claims if claim.get("role") == "workers"][-1])
 
 
@@ -100,7 +100,7 @@ def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Call
     killed = start("killed")
     when(lambda: epochs_done(killed) >= 4, lambda: os.kill(newest_worker_pid(killed), signal.SIGKILL))
     assert train(killed).state == "TRAINED"
-    assert {row.attempt for row in reached(killed).history} == {2, 3}
+    assert {row.fencing_token for row in reached(killed).history} == {2, 3}
 
     assert curves(stopped) == curves(unbroken)
     assert curves(killed) == curves(unbroken)
@@ -159,7 +159,7 @@ def test_weights_that_are_no_numbers_end_the_run_at_once_and_the_last_sound_epoc
     assert "initial_lr" in outcome.message
     assert "check_finite" in outcome.evidence
     assert newest_committed(folder) is None
-    workers_started = [p for p in folder.attempts.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
+    workers_started = [p for p in folder.tokens.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
     assert len(workers_started) == 1
 
 
@@ -175,7 +175,7 @@ def test_a_lost_loader_changes_no_bit(start: Callable[..., RunFolder], unbroken:
     assert train(struck).state == "TRAINED"
     assert len(killed) == 1
     assert killed[0] < EPOCHS
-    assert len({row.attempt for row in reached(struck).history}) == 1
+    assert len({row.fencing_token for row in reached(struck).history}) == 1
     assert curves(struck) == curves(unbroken)
     assert weights_digest(struck) == weights_digest(unbroken)
 
@@ -211,5 +211,5 @@ def test_an_error_in_the_data_is_not_retried_and_names_the_case(start: Callable[
     outcome = train(folder)
     assert outcome.state == "FAILED_CONFIG"
     assert "toy_00" in outcome.message
-    workers_started = [p for p in folder.attempts.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
+    workers_started = [p for p in folder.tokens.glob("*.json") if json.loads(p.read_text()).get("role") == "workers"]
     assert len(workers_started) == 1

@@ -74,7 +74,7 @@ def finished(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunS
     """A run with pictures whose validation was done once, by two workers."""
     workers = WorkerSpec(count=2, gpus=0, cpus=1)
     spec, folder = random_run(toys("labels"), tmp_path_factory.mktemp("finished"), images=True, workers=workers)
-    outcome = run_validation(folder, attempt=3, delivery_waits_s=())
+    outcome = run_validation(folder, fencing_token=3, delivery_waits_s=())
     assert outcome.state == "SUCCEEDED", outcome
     return spec, folder
 
@@ -95,7 +95,7 @@ def test_every_case_of_both_checkpoints_is_validated(finished: tuple[RunSpec, Ru
     assert predictions(folder, "best") != predictions(folder, "final")
     stored = read_outcome(folder)
     assert stored is not None
-    assert (stored.job, stored.state, stored.attempt) == ("validation", "SUCCEEDED", 3)
+    assert (stored.job, stored.state, stored.fencing_token) == ("validation", "SUCCEEDED", 3)
     assert stored.evidence == ""  # a run that is not tracked lacks no delivery
 
 
@@ -123,7 +123,7 @@ def test_results_reach_mlflow_once_the_server_is_back(finished: tuple[RunSpec, R
     assert "no MLflow run was made" in outcome.evidence
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
 
-    run_id = tracker.claim_run(tracker.ensure_experiment("toy"), spec)
+    run_id = tracker.get_or_create_run(tracker.ensure_experiment("toy"), spec)
     away = f"http://127.0.0.1:{free_port()}"
     write_json_atomic(folder.mlflow_file, {"run_id": run_id, "experiment_id": "1", "tracking_uri": away})
     outcome = run_validation(folder, delivery_waits_s=(0.1,))
@@ -146,7 +146,7 @@ def test_pseudonyms_leave_no_case_id_in_what_is_sent(finished: tuple[RunSpec, Ru
     spec, folder = finished
     tracker = store
     secret = spec.model_copy(update={"pseudonyms": True})
-    run_id = tracker.claim_run(tracker.ensure_experiment("toy"), secret)
+    run_id = tracker.get_or_create_run(tracker.ensure_experiment("toy"), secret)
     write_json_atomic(folder.spec_file, secret.model_dump(mode="json"))
     write_json_atomic(folder.mlflow_file, {"run_id": run_id, "experiment_id": "1", "tracking_uri": tracker.uri})
     assert run_validation(folder, delivery_waits_s=()).evidence == ""

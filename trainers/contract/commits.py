@@ -32,7 +32,7 @@ class EpochRow(Frozen):
 
     epoch: int
     """Counted from 0."""
-    attempt: int
+    fencing_token: int = Field(alias="attempt")
     started_unix: float
     ended_unix: float
     train_loss: float
@@ -76,7 +76,7 @@ class Manifest(Frozen):
     """Path below the run folder."""
     epoch: int
     """Index of the epoch after which the weights were taken."""
-    attempt: int
+    fencing_token: int = Field(alias="attempt")
     ema_pseudo_dice: float | None
     sha256: str
     size_bytes: int
@@ -98,7 +98,7 @@ class Committed(Frozen):
 
     run_key: str
     epochs_done: int
-    attempt: int
+    fencing_token: int = Field(alias="attempt")
     history: tuple[EpochRow, ...]
     in_flight: InFlight | None = None
     """Of a state that was saved within the epoch with the index `epochs_done`."""
@@ -116,16 +116,16 @@ class Committed(Frozen):
     @property
     def stem(self) -> str:
         """File name of both halves without ending."""
-        return state_stem(self.epochs_done, self.attempt, self.position[1])
+        return state_stem(self.epochs_done, self.fencing_token, self.position[1])
 
 
-def state_stem(epochs_done: int, attempt: int, iteration: int = 0) -> str:
+def state_stem(epochs_done: int, fencing_token: int, iteration: int = 0) -> str:
     """`e<epochs done>_a<attempt>`, within an epoch `e<epochs done>i<iterations done>_a<attempt>`: sorts by position, then attempt."""
     within = f"i{iteration:06d}" if iteration else ""
-    return f"e{epochs_done:05d}{within}_a{attempt:04d}"
+    return f"e{epochs_done:05d}{within}_a{fencing_token:04d}"
 
 
-def attempt_named(path: Path) -> int:
+def token_named(path: Path) -> int:
     """The attempt that made a state, a best checkpoint or the half-written beginning of one, from its file name; 0 if it names none."""
     found = re.match(r"\.?e\d+(?:i\d+)?_a(\d+)", path.name)
     return int(found[1]) if found else 0
@@ -159,7 +159,7 @@ def newest_committed(folder: RunFolder) -> Committed | None:
     return next(newest_first(folder), None)
 
 
-def reached_position(folder: RunFolder) -> tuple[int, int]:
+def committed_position(folder: RunFolder) -> tuple[int, int]:
     """Where the newest commit of a run stands (see `Committed.position`); (0, 0) when there is none."""
     committed = newest_committed(folder)
     return committed.position if committed else (0, 0)

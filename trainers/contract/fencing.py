@@ -17,63 +17,65 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.storage import reading
 
 
-def claimed_attempts(folder: RunFolder) -> list[int]:
+def fencing_tokens(folder: RunFolder) -> list[int]:
     """The attempt numbers that were claimed, lowest first.
 
     Raises StorageError or OSError where the folder is there and is not listed: a newer attempt that is not seen would pass every fence.
     """
     try:
-        with reading(folder.attempts):
-            return sorted(int(path.stem) for path in folder.attempts.iterdir() if path.suffix == ".json" and path.stem.isdecimal())
+        with reading(folder.tokens):
+            return sorted(int(path.stem) for path in folder.tokens.iterdir() if path.suffix == ".json" and path.stem.isdecimal())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def newest_attempt(folder: RunFolder) -> int:
-    """The highest attempt number that was claimed; 0 when none was. Raises as `claimed_attempts`."""
-    return max(claimed_attempts(folder), default=0)
+def newest_token(folder: RunFolder) -> int:
+    """The highest attempt number that was claimed; 0 when none was. Raises as `fencing_tokens`."""
+    return max(fencing_tokens(folder), default=0)
 
 
-def newest_attempt_of(folder: RunFolder, driver: str) -> int:
+def newest_token_of(folder: RunFolder, driver: str) -> int:
     """The highest attempt number that `driver` claimed, for itself or for its workers; 0 when none."""
-    return next((n for n in reversed(claimed_attempts(folder)) if _driver(folder, n) == driver), 0)
+    return next((n for n in reversed(fencing_tokens(folder)) if _driver(folder, n) == driver), 0)
 
 
-def claim_attempt(folder: RunFolder, driver: str, info: dict[str, Any] | None = None, least: int = 1) -> int:
+def acquire_token(folder: RunFolder, driver: str, info: dict[str, Any] | None = None, least: int = 1) -> int:
     """Claim the next attempt number, at least `least`, for a job or worker group of `driver`; every older attempt is fenced off then.
 
     `driver` names the training driver that the attempt belongs to (its Ray job's submission id).
     """
     while True:
-        number = max(newest_attempt(folder) + 1, least)
+        number = max(newest_token(folder) + 1, least)
         content = {"attempt": number, "driver": driver, "claimed_unix": time.time(), **(info or {})}
-        if create_exclusive(folder.attempts / f"{number:04d}.json", json.dumps(content, indent=1).encode()):
+        if create_exclusive(folder.tokens / f"{number:04d}.json", json.dumps(content, indent=1).encode()):
             return number
 
 
-def check_fence(folder: RunFolder, attempt: int) -> None:
+def check_fence(folder: RunFolder, fencing_token: int) -> None:
     """Raise Superseded when a newer attempt than `attempt` was claimed by anyone: asked before each commit of a state."""
-    newest = newest_attempt(folder)
-    if newest > attempt:
-        raise Superseded(f"attempt {attempt} of the run in {folder.root} was superseded by attempt {newest}: it stops without writing.")
+    newest = newest_token(folder)
+    if newest > fencing_token:
+        raise Superseded(
+            f"attempt {fencing_token} of the run in {folder.root} was superseded by attempt {newest}: it stops without writing."
+        )
 
 
 @contextlib.contextmanager
-def gone_when_superseded(folder: RunFolder, attempt: int) -> Iterator[None]:
+def gone_when_superseded(folder: RunFolder, fencing_token: int) -> Iterator[None]:
     """A file that is found gone inside becomes Superseded when there is a newer attempt: those clear away what older ones have begun."""
     try:
         yield
     except FileNotFoundError:
-        check_fence(folder, attempt)
+        check_fence(folder, fencing_token)
         raise
 
 
-def check_driver_fence(folder: RunFolder, attempt: int) -> None:
+def check_driver_fence(folder: RunFolder, fencing_token: int) -> None:
     """Raise Superseded when another driver than the one of `attempt` claimed the newest attempt: asked before each publishing."""
-    newest = newest_attempt(folder)
-    if newest > attempt and _driver(folder, newest) != _driver(folder, attempt):
+    newest = newest_token(folder)
+    if newest > fencing_token and _driver(folder, newest) != _driver(folder, fencing_token):
         raise Superseded(
-            f"the driver of attempt {attempt} of the run in {folder.root} was superseded by attempt {newest}: it stops publishing."
+            f"the driver of attempt {fencing_token} of the run in {folder.root} was superseded by attempt {newest}: it stops publishing."
         )
 
 
@@ -83,14 +85,14 @@ def count_drivers(folder: RunFolder) -> int:
     Only people read it, so a claim that cannot be read is passed over.
     """
     drivers = set()
-    for number in claimed_attempts(folder):
+    for number in fencing_tokens(folder):
         with contextlib.suppress(DataError, StorageError):
             drivers.add(_driver(folder, number))
     return len(drivers)
 
 
-def _driver(folder: RunFolder, attempt: int) -> str:
-    path = folder.attempts / f"{attempt:04d}.json"
+def _driver(folder: RunFolder, fencing_token: int) -> str:
+    path = folder.tokens / f"{fencing_token:04d}.json"
     claim = read_json(path, "attempt")
     if not isinstance(claim, dict) or "driver" not in claim:
         raise DataError(

@@ -71,7 +71,7 @@ def write_json_atomic(target: Path, value: Any) -> None:
     write_atomic(target, json.dumps(value, indent=1).encode())
 
 
-def write_sign(target: Path, value: Any, writer: int) -> None:
+def write_heartbeat(target: Path, value: Any, writer: int) -> None:
     """Replace `target` atomically by `value` as JSON, but neither durably nor where its folder is missing: a sign that is lost is no harm.
 
     `writer` tells those apart who may write at once. Raises OSError.

@@ -10,18 +10,18 @@ from pathlib import Path
 from trainers.contract.run_folder import RunFolder
 
 
-def is_wished(wish: Path) -> bool:
+def is_requested(request: Path) -> bool:
     """Whether somebody wishes what this file stands for."""
-    return os.path.exists(wish)  # Path.exists raises where a share is away
+    return os.path.exists(request)  # Path.exists raises where a share is away
 
 
-def withdraw(wish: Path) -> None:
+def withdraw(request: Path) -> None:
     """Remove a wish, if it is there."""
     with contextlib.suppress(OSError):
-        wish.unlink()
+        request.unlink()
 
 
-def accept_save(folder: RunFolder) -> None:
+def acknowledge_save(folder: RunFolder) -> None:
     """Take note, before a state is copied, that it answers the wish for one: so no second state does, and whoever waits sees it as open."""
     with contextlib.suppress(OSError):
         os.replace(folder.save_file, folder.accepted_save_file)

@@ -31,7 +31,7 @@ class RunFolder:
         return self.own / "run.json"
 
     @property
-    def attempts(self) -> Path:
+    def tokens(self) -> Path:
         """One exclusively created file per attempt: 0001.json, 0002.json, ..."""
         return self.own / "attempts"
 

@@ -17,6 +17,8 @@ class Frozen(BaseModel):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,  # docstrings reach the JSON schema
+        populate_by_name=True,
+        serialize_by_alias=True,  # files keep the names that they were first written with
         ser_json_inf_nan="constants",  # NaN stays NaN in JSON, as nnU-Net writes it; the default would make it null
     )
 

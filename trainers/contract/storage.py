@@ -18,7 +18,7 @@ from trainers.contract.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
-STORAGE_PATIENCE_S = 300.0
+STORAGE_RETRY_S = 300.0
 """How long a commit waits for its disk; below the time after which the other ranks give up their collectives."""
 LONGEST_WAIT_S = 20.0
 _T = TypeVar("_T")
@@ -125,10 +125,10 @@ def wait_s(failures: int) -> float:
     return min(LONGEST_WAIT_S, 0.5 * 2.0 ** min(failures - 1, 10))
 
 
-def patiently(
+def retry_storage(
     act: Callable[[], _T],
     what: str,
-    limit_s: float = STORAGE_PATIENCE_S,
+    limit_s: float = STORAGE_RETRY_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:

@@ -38,7 +38,7 @@ class Learner:
     device: torch.device
     global_batch: int
     world_size: int
-    attempt: int
+    fencing_token: int
     dropout_seed: int | None = None
     """Where a network with dropout draws from, of this rank; None for a network that draws nothing."""
 

@@ -16,19 +16,19 @@ from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_p
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
-from trainers.contract.storage import patiently
+from trainers.contract.storage import retry_storage
 from trainers.network.checkpoint import Checkpoint, describe, read_checkpoint
 from trainers.network.learner import Learner, as_list, sgd
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
-from trainers.training.state import Reached, StateWriter, newest_valid
+from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 from trainers.training.world import World
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelConfig:
     """What plans and dataset.json say of the network and its training."""
 
     plans: dict[str, Any]
@@ -43,11 +43,11 @@ class Blueprint:
         return int(self.configuration["batch_size"])
 
 
-def blueprint(spec: RunSpec) -> Blueprint:
+def model_config(spec: RunSpec) -> ModelConfig:
     """Read a run's plans and dataset.json. Raises ConfigError or DataError."""
     plans = load_plans(spec.preprocessed_folder, spec.plans)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
-    return Blueprint(
+    return ModelConfig(
         plans=plans.content,
         dataset_json=dataset_json,
         configuration=plans.configuration(spec.configuration),
@@ -56,7 +56,7 @@ def blueprint(spec: RunSpec) -> Blueprint:
     )
 
 
-def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Learner:
+def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int) -> Learner:
     """This rank's network (compiled on GPUs, wrapped in DDP), optimizer and loss, freshly initialised from the run's seed."""
     configure_kernels(world.device, deterministic=spec.deterministic)
     torch.manual_seed(spec.seed)
@@ -86,7 +86,7 @@ def assemble(spec: RunSpec, plan: Blueprint, world: World, attempt: int) -> Lear
         device=world.device,
         global_batch=plan.global_batch,
         world_size=world.world_size,
-        attempt=attempt,
+        fencing_token=fencing_token,
         dropout_seed=spec.seed * 100_003 + world.global_rank if draws else None,
     )
 
@@ -110,7 +110,7 @@ def configure_kernels(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def output_shapes(plain: nn.Module, plan: Blueprint, device: torch.device) -> list[tuple[int, ...]]:
+def output_shapes(plain: nn.Module, plan: ModelConfig, device: torch.device) -> list[tuple[int, ...]]:
     """Spatial shape of each deep-supervision output, finest first, by asking the network, which keeps no trace of the question."""
     was_training = plain.training
     plain.eval()
@@ -120,7 +120,7 @@ def output_shapes(plain: nn.Module, plan: Blueprint, device: torch.device) -> li
     return [tuple(output.shape[2:]) for output in outputs]
 
 
-def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
+def warm_up(learner: Learner, plan: ModelConfig, world: World) -> None:
     """Run `Learner.warm_up` on zeros in the shape of this rank's part of a batch."""
     rank_batch = len(rank_positions(plan.global_batch, world.world_size, world.global_rank))
     images = torch.zeros((rank_batch, plan.channels, *plan.configuration["patch_size"]), device=world.device)
@@ -131,15 +131,15 @@ def warm_up(learner: Learner, plan: Blueprint, world: World) -> None:
 
 def newest_everywhere(folder: RunFolder, world: World) -> Committed | None:
     """The newest valid state as rank 0 finds it, on every rank; None for a fresh run. A disk that is away is waited for. A collective."""
-    newest = patiently(lambda: newest_valid(folder), f"the start from {folder.state}") if world.is_main else None
+    newest = retry_storage(lambda: newest_valid(folder), f"the start from {folder.state}") if world.is_main else None
     return world.from_main(newest)
 
 
-def reached_by(committed: Committed | None, schedule: Schedule) -> Reached:
+def progress_from(committed: Committed | None, schedule: Schedule) -> TrainingProgress:
     """What a state has reached; nothing for a fresh run."""
     if committed is None:
-        return Reached(best_policy=BestRecord(decay=schedule.ema_decay))
-    return Reached(history=committed.history, best_policy=committed.best_policy, in_flight=committed.in_flight)
+        return TrainingProgress(best_policy=BestRecord(decay=schedule.ema_decay))
+    return TrainingProgress(history=committed.history, best_policy=committed.best_policy, in_flight=committed.in_flight)
 
 
 def restore(folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
@@ -147,13 +147,13 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
     if committed is None:
         return
     learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))
-    log.info("%s continues in epoch %d after %d iterations, of attempt %d", committed.run_key, *committed.position, committed.attempt)
+    log.info("%s continues in epoch %d after %d iterations, of attempt %d", committed.run_key, *committed.position, committed.fencing_token)
 
 
-def state_writer(spec: RunSpec, folder: RunFolder, plan: Blueprint, attempt: int, restored: Committed | None) -> StateWriter:
+def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:
     """The writer of rank 0, standing where the restored state stands."""
     dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
     fixed: Checkpoint = describe(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
-    writer = StateWriter(folder, spec.run_key, attempt, fixed, spec.schedule.epochs)
+    writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs)
     writer.start_from(restored)
     return writer

@@ -17,16 +17,16 @@ import torch
 
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.errors import DivergedError
-from trainers.contract.files import write_sign
-from trainers.contract.requests import is_wished
+from trainers.contract.files import write_heartbeat
+from trainers.contract.requests import is_requested
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.data.batches import BatchSource, SplitName
 from trainers.network.learner import Learner
-from trainers.training.mid_epoch import Midway
+from trainers.training.mid_epoch import MidEpochSaver
 from trainers.training.node_load import node_load
 from trainers.training.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
-from trainers.training.state import Reached
+from trainers.training.state import TrainingProgress
 from trainers.training.world import World
 
 log = logging.getLogger(__name__)
@@ -46,29 +46,37 @@ class EpochTotals:
     is_stopping: bool
 
 
-def train(spec: RunSpec, folder: RunFolder, world: World, learner: Learner, source: BatchSource, midway: Midway, reached: Reached) -> End:
+def train(
+    spec: RunSpec,
+    folder: RunFolder,
+    world: World,
+    learner: Learner,
+    source: BatchSource,
+    mid_epoch: MidEpochSaver,
+    reached: TrainingProgress,
+) -> End:
     """Train from what is `reached` to the last epoch, or to the end of the epoch in which a stop was asked for.
 
-    `midway` saves within epochs and holds the writer of states, which is there on rank 0 only. Returns how training ended; the newest
+    `mid_epoch` saves within epochs and holds the writer of states, which is there on rank 0 only. Returns how training ended; the newest
     committed state says how far it came.
     """
-    heart, writer = Heartbeat(folder, world, learner.attempt), midway.writer
+    heart, writer = Heartbeat(folder, world, learner.fencing_token), mid_epoch.writer
     is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
-    is_stopping = is_between and world.main_wishes(world.is_main and is_wished(folder.stop_file))
+    is_stopping = is_between and world.main_decides(world.is_main and is_requested(folder.stop_file))
     while reached.epochs_done < spec.schedule.epochs and not is_stopping:
         epoch, clock = reached.epochs_done, Clock(source, reached)
         learning_rate = learner.start_epoch(epoch)
 
-        train_loss = train_epoch(learner, source, reached, heart, midway)
+        train_loss = train_epoch(learner, source, reached, heart, mid_epoch)
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heart)
         clock.lap("val")
-        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_asked=world.is_main and is_wished(folder.stop_file))
+        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_asked=world.is_main and is_requested(folder.stop_file))
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
         row = epoch_row(spec, world, learner, epoch, learning_rate, totals, best, clock, held_s=writer.held_s if writer else 0.0)
-        reached = Reached(history=(*reached.history, row), best_policy=best)
+        reached = TrainingProgress(history=(*reached.history, row), best_policy=best)
         if writer is not None:
             writer.commit(reached, is_best, learner.tensors)
             log.info(describe(row, is_best))
@@ -78,19 +86,21 @@ def train(spec: RunSpec, folder: RunFolder, world: World, learner: Learner, sour
     return "TRAINED" if reached.epochs_done >= spec.schedule.epochs else "STOPPED"
 
 
-def train_epoch(learner: Learner, source: BatchSource, reached: Reached, heart: "Heartbeat", midway: Midway) -> torch.Tensor:
+def train_epoch(
+    learner: Learner, source: BatchSource, reached: TrainingProgress, heart: "Heartbeat", mid_epoch: MidEpochSaver
+) -> torch.Tensor:
     """One optimizer step per batch that is left of the epoch in flight.
 
     Returns the sum of this rank's losses over the whole epoch, float64 on the device: no synchronisation in between.
     """
     epoch, start = reached.epochs_done, reached.iterations_done
     learner.network.train()
-    loss_sum = midway.begin_epoch(reached)
+    loss_sum = mid_epoch.begin_epoch(reached)
     for iteration, batch in enumerate(source.batches("train", epoch, start), start):
         learner.start_iteration(epoch, iteration)
         loss_sum += learner.step(batch)
-        heart.beat("train", epoch, iteration)
-        midway.save_if_wished(iteration + 1, loss_sum)
+        heart.heartbeat("train", epoch, iteration)
+        mid_epoch.save_if_requested(iteration + 1, loss_sum)
     return loss_sum
 
 
@@ -104,7 +114,7 @@ def validate_epoch(learner: Learner, source: BatchSource, epoch: int, heart: "He
         loss, logits_BCZYX, target = learner.evaluate(batch)
         loss_sum += loss
         counts_3C += batch_counts(logits_BCZYX, target, learner.labels)
-        heart.beat("val", epoch, iteration)
+        heart.heartbeat("val", epoch, iteration)
     return loss_sum, counts_3C
 
 
@@ -112,8 +122,8 @@ def gather(
     learner: Learner, train_loss: torch.Tensor, val_loss: torch.Tensor, counts_3C: torch.Tensor, *, is_stop_asked: bool
 ) -> EpochTotals:
     """The one collective of an epoch: counts, losses and rank 0's wish to stop, summed over the ranks."""
-    wish = torch.tensor(float(is_stop_asked), dtype=torch.float64, device=learner.device)
-    counts_3C, sums = gather_epoch(counts_3C, torch.stack([train_loss, val_loss, wish]))
+    request = torch.tensor(float(is_stop_asked), dtype=torch.float64, device=learner.device)
+    counts_3C, sums = gather_epoch(counts_3C, torch.stack([train_loss, val_loss, request]))
     schedule, ranks = learner.schedule, learner.world_size
     train_sum, val_sum, is_stopping = sums.tolist()
     return EpochTotals(
@@ -124,7 +134,7 @@ def gather(
     )
 
 
-def check_finite(totals: EpochTotals, learner: Learner, reached: Reached) -> None:
+def check_finite(totals: EpochTotals, learner: Learner, reached: TrainingProgress) -> None:
     """Raise DivergedError where an epoch cannot be kept; every rank sees the same and raises alike.
 
     One epoch without a mean loss may be an overflow of mixed precision whose step was skipped; weights are then still finite numbers.
@@ -150,7 +160,7 @@ def check_finite(totals: EpochTotals, learner: Learner, reached: Reached) -> Non
 class Clock:
     """Wall-clock seconds of the parts of one epoch, and of the waiting in it; work on it before a restart is counted in."""
 
-    def __init__(self, source: BatchSource, reached: Reached) -> None:
+    def __init__(self, source: BatchSource, reached: TrainingProgress) -> None:
         self.started_unix = time.time()
         self._source, self._waited_before = source, source.wait_s
         self._last = self._start = time.perf_counter() - reached.elapsed_s
@@ -186,7 +196,7 @@ def epoch_row(
     samples = learner.global_batch * spec.schedule.train_iterations
     return EpochRow(
         epoch=epoch,
-        attempt=learner.attempt,
+        fencing_token=learner.fencing_token,
         started_unix=clock.started_unix,
         ended_unix=time.time(),
         train_loss=totals.train_loss,
@@ -221,21 +231,27 @@ def describe(row: EpochRow, is_best: bool) -> str:
 class Heartbeat:
     """Rank 0's sign of life: `progress.json`, rewritten at most every two seconds."""
 
-    def __init__(self, folder: RunFolder, world: World, attempt: int) -> None:
+    def __init__(self, folder: RunFolder, world: World, fencing_token: int) -> None:
         self._path = folder.progress_file if world.is_main else None
-        self._attempt = attempt
+        self._fencing_token = fencing_token
         self._last = 0.0
         self._is_mute = False
 
-    def beat(self, phase: SplitName, epoch: int, iteration: int) -> None:
+    def heartbeat(self, phase: SplitName, epoch: int, iteration: int) -> None:
         """Say where training is: `iteration` of `phase` in `epoch` is done."""
         now = time.monotonic()
         if self._path is None or now - self._last < HEARTBEAT_S:
             return
         self._last = now
-        beat: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "phase": phase, "unix": time.time(), "attempt": self._attempt}
+        heartbeat: dict[str, Any] = {
+            "epoch": epoch,
+            "iteration": iteration,
+            "phase": phase,
+            "unix": time.time(),
+            "attempt": self._fencing_token,
+        }
         try:
-            write_sign(self._path, beat, self._attempt)
+            write_heartbeat(self._path, heartbeat, self._fencing_token)
             self._is_mute = False
         except OSError as err:
             if not self._is_mute:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from trainers.contract.commits import InFlight
-from trainers.contract.requests import is_wished, withdraw
+from trainers.contract.requests import is_requested, withdraw
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.network.learner import Learner
-from trainers.training.state import Reached, StateWriter
+from trainers.training.state import StateWriter, TrainingProgress
 from trainers.training.world import World
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def save_is_due(since_save_s: float, every_s: float | None, *, is_asked: bool, i
 
 
 @dataclass
-class Midway:
+class MidEpochSaver:
     """Saves within epochs. `writer` is there on rank 0 only; `is_leaving` says that a node of the run will be taken away."""
 
     spec: RunSpec
@@ -43,23 +43,23 @@ class Midway:
     learner: Learner
     writer: StateWriter | None
     is_leaving: Callable[[], bool] = lambda: False
-    _reached: Reached = field(default_factory=Reached)
+    _reached: TrainingProgress = field(default_factory=TrainingProgress)
     _epoch_started: float = 0.0
     _saved_at: float = field(default_factory=time.monotonic)
     _saved_since_notice: bool = False
     _has_refused: bool = False
 
-    def begin_epoch(self, reached: Reached) -> torch.Tensor:
+    def begin_epoch(self, reached: TrainingProgress) -> torch.Tensor:
         """Take note of where an epoch begins or goes on; returns this rank's sum of losses so far, float64 on the device."""
         now = time.monotonic()
         self._reached, self._saved_at, self._has_refused = reached, now, False
         self._epoch_started = now - reached.elapsed_s
         return torch.tensor(self._own_share(reached.in_flight), dtype=torch.float64, device=self.learner.device)
 
-    def save_if_wished(self, iteration: int, loss_sum: torch.Tensor) -> None:
+    def save_if_requested(self, iteration: int, loss_sum: torch.Tensor) -> None:
         """To be called by every rank after every training step; `iteration` steps of the epoch are done."""
         stride = max(1, self.spec.schedule.train_iterations // AGREEMENTS_PER_EPOCH)
-        if iteration % stride or not self.world.main_wishes(self.world.is_main and self._is_due()):
+        if iteration % stride or not self.world.main_decides(self.world.is_main and self._is_due()):
             return
         sums = self.world.from_all(float(loss_sum))
         now = time.monotonic()
@@ -88,7 +88,7 @@ class Midway:
         return save_is_due(
             time.monotonic() - self._saved_at,
             None if minutes is None else minutes * 60,
-            is_asked=is_wished(self.folder.save_file),
+            is_asked=is_requested(self.folder.save_file),
             is_leaving=self.is_leaving(),
             saved_since_notice=self._saved_since_notice,
         )

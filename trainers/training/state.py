@@ -29,18 +29,18 @@ from trainers.contract.commits import (
     EpochRow,
     InFlight,
     Manifest,
-    attempt_named,
     commit_files,
     newest_first,
     state_stem,
+    token_named,
 )
 from trainers.contract.errors import CheckpointError, StorageError
-from trainers.contract.fencing import check_fence, gone_when_superseded, newest_attempt
+from trainers.contract.fencing import check_fence, gone_when_superseded, newest_token
 from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
-from trainers.contract.requests import accept_save, withdraw
+from trainers.contract.requests import acknowledge_save, withdraw
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.storage import STORAGE_PATIENCE_S, free_space, patiently, reading
+from trainers.contract.storage import STORAGE_RETRY_S, free_space, reading, retry_storage
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ KEEP_STATES = 2
 
 
 @dataclass(frozen=True)
-class Reached:
+class TrainingProgress:
     """What a run has reached: everything of the state but the tensors."""
 
     history: tuple[EpochRow, ...] = ()
@@ -88,10 +88,10 @@ class StateWriter:
 
     folder: RunFolder
     run_key: str
-    attempt: int
+    fencing_token: int
     fixed: Checkpoint
     total_epochs: int
-    patience_s: float = STORAGE_PATIENCE_S
+    patience_s: float = STORAGE_RETRY_S
     """How long a commit waits for a disk that does not take it, over all its steps."""
     held_s: float = 0.0
     """Seconds for which the newest `commit` held its caller."""
@@ -102,7 +102,7 @@ class StateWriter:
     """The newest one: the memory of the next."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def commit(self, reached: Reached, is_best: bool, tensors: Callable[[], dict[str, Any]]) -> None:
+    def commit(self, reached: TrainingProgress, is_best: bool, tensors: Callable[[], dict[str, Any]]) -> None:
         """Snapshot `tensors()` (network_weights, optimizer_state, grad_scaler_state) and write the commit in the background.
 
         Waits for the commit before, so at most one is in memory; an error of that one (Superseded, StorageError) is raised here.
@@ -110,7 +110,7 @@ class StateWriter:
         """
         started = time.perf_counter()
         self.drain()
-        accept_save(self.folder)
+        acknowledge_save(self.folder)
         self._snapshot = snapshot = copied_to_cpu(tensors(), older=self._snapshot)
         self._thread = threading.Thread(target=self._run, args=(reached, is_best, snapshot), name="state-writer", daemon=True)
         self._thread.start()
@@ -131,28 +131,28 @@ class StateWriter:
         Raises Superseded when a newer attempt has the run already.
         """
         self._best = committed.best if committed else None
-        with gone_when_superseded(self.folder, self.attempt):
-            set_aside_newer(self.folder, committed, self.attempt)
+        with gone_when_superseded(self.folder, self.fencing_token):
+            quarantine_newer(self.folder, committed, self.fencing_token)
             if committed is not None:
                 self._link(committed)
 
-    def _run(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> None:
+    def _run(self, reached: TrainingProgress, is_best: bool, snapshot: dict[str, Any]) -> None:
         began = time.monotonic()
         try:
             what = f"the state after {describe_position(reached)}"
-            with gone_when_superseded(self.folder, self.attempt):
-                committed = patiently(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
+            with gone_when_superseded(self.folder, self.fencing_token):
+                committed = retry_storage(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
                 withdraw(self.folder.accepted_save_file)
                 left_s = max(0.0, began + self.patience_s - time.monotonic())
-                patiently(lambda: self._tidy(committed), f"nnU-Net's names for {what}", left_s)
+                retry_storage(lambda: self._tidy(committed), f"nnU-Net's names for {what}", left_s)
         except BaseException as err:  # handed to the training thread by the next commit or drain
             self._error = err
 
-    def _write(self, reached: Reached, is_best: bool, snapshot: dict[str, Any]) -> Committed:
+    def _write(self, reached: TrainingProgress, is_best: bool, snapshot: dict[str, Any]) -> Committed:
         """Store one state; may be called again after it failed at any point."""
         self._check_presence()
-        check_fence(self.folder, self.attempt)
-        stem = state_stem(reached.epochs_done, self.attempt, reached.iterations_done)
+        check_fence(self.folder, self.fencing_token)
+        stem = state_stem(reached.epochs_done, self.fencing_token, reached.iterations_done)
         if is_best:
             weights = {"network_weights": snapshot["network_weights"], **self.fixed, "current_epoch": reached.epochs_done}
             self._best = self._save("best", self.folder.best / f"{stem}.pth", weights, reached)
@@ -161,7 +161,7 @@ class StateWriter:
         committed = Committed(
             run_key=self.run_key,
             epochs_done=reached.epochs_done,
-            attempt=self.attempt,
+            fencing_token=self.fencing_token,
             history=reached.history,
             in_flight=reached.in_flight,
             best_policy=reached.best_policy,
@@ -170,33 +170,33 @@ class StateWriter:
             state_sha256=state.sha256,
             state_size_bytes=state.size_bytes,
         )
-        check_fence(self.folder, self.attempt)
+        check_fence(self.folder, self.fencing_token)
         write_atomic(self.folder.state / f"{stem}.json", committed.model_dump_json().encode())
         return committed
 
     def _tidy(self, committed: Committed) -> None:
         self._link(committed)
-        prune(self.folder, self.attempt)
+        prune(self.folder, self.fencing_token)
 
     def _link(self, committed: Committed) -> None:
         """nnU-Net's names for the end of an epoch. Who stalls just behind the fence keeps them until the next commit or the validation."""
         if committed.in_flight is None:
-            check_fence(self.folder, self.attempt)
+            check_fence(self.folder, self.fencing_token)
             link_for_nnunet(self.folder, committed)
 
     def _check_presence(self) -> None:
         """Where a share is not mounted, writing would make the folders on the disk below, out of everybody's sight."""
-        if newest_attempt(self.folder) < self.attempt:
-            found = f"{self.folder.attempts} lacks attempt {self.attempt}, so it is not the folder that this attempt began in"
+        if newest_token(self.folder) < self.fencing_token:
+            found = f"{self.folder.tokens} lacks attempt {self.fencing_token}, so it is not the folder that this attempt began in"
             raise StorageError(f"storage: {found}; {free_space(self.folder.root)}. Mount the shared folder again.")
 
-    def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: Reached) -> Manifest:
+    def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: TrainingProgress) -> Manifest:
         sha256 = write_hashed(path, lambda stream: save_to(stream, content))
         return Manifest(
             checkpoint=name,
             file=str(path.relative_to(self.folder.root)),
             epoch=reached.epochs_done - 1,
-            attempt=self.attempt,
+            fencing_token=self.fencing_token,
             ema_pseudo_dice=reached.history[-1].ema_pseudo_dice if reached.history else None,
             sha256=sha256,
             size_bytes=path.stat().st_size,
@@ -213,7 +213,7 @@ def save_to(stream: IO[bytes], content: Checkpoint) -> None:
         raise
 
 
-def describe_position(reached: Reached) -> str:
+def describe_position(reached: TrainingProgress) -> str:
     """How far a state has come, in words."""
     within = f" and {reached.iterations_done} iterations" if reached.iterations_done else ""
     return f"{reached.epochs_done} epochs{within}"
@@ -280,15 +280,15 @@ def _copy(source: Path, stream: IO[bytes]) -> None:
         shutil.copyfileobj(opened, stream, 1 << 22)
 
 
-def set_aside_newer(folder: RunFolder, committed: Committed | None, attempt: int) -> None:
+def quarantine_newer(folder: RunFolder, committed: Committed | None, fencing_token: int) -> None:
     """Rename damaged commits above the restored one, so that nothing takes them for the newest, and delete what kills left half written.
 
     What to touch is listed before the fence is asked, so nothing of an attempt newer than `attempt` is, however long this one stalls.
     """
     places = ((folder.state, ".*.part"), (folder.best, ".*.part"), (folder.root, ".checkpoint_*.part"))
-    half_written = [path for place, pattern in places for path in place.glob(pattern) if attempt_named(path) <= attempt]
-    commits = [path for path in commit_files(folder) if attempt_named(path) <= attempt]
-    check_fence(folder, attempt)
+    half_written = [path for place, pattern in places for path in place.glob(pattern) if token_named(path) <= fencing_token]
+    commits = [path for path in commit_files(folder) if token_named(path) <= fencing_token]
+    check_fence(folder, fencing_token)
     for path in commits:
         if committed is not None and path.stem > committed.stem:
             with contextlib.suppress(FileNotFoundError):  # another start has set it aside
@@ -297,10 +297,10 @@ def set_aside_newer(folder: RunFolder, committed: Committed | None, attempt: int
         path.unlink(missing_ok=True)
 
 
-def prune(folder: RunFolder, attempt: int) -> None:
+def prune(folder: RunFolder, fencing_token: int) -> None:
     """Delete all but the commits that are kept (see KEEP_STATES) and the best checkpoints that they name.
 
-    Files of commits in the making stay, and all of a newer attempt: as in `set_aside_newer`, the fence is asked after the listing.
+    Files of commits in the making stay, and all of a newer attempt: as in `quarantine_newer`, the fence is asked after the listing.
     Reads only what is kept; where that cannot be read, raises StorageError and deletes nothing.
     """
     states = newest_first(folder)
@@ -320,6 +320,6 @@ def prune(folder: RunFolder, attempt: int) -> None:
         for path in folder.best.glob("e*.pth")
         if str(path.relative_to(folder.root)) not in named and path.stem < max(newest, default="")
     ]
-    check_fence(folder, attempt)
+    check_fence(folder, fencing_token)
     for path in old:
         path.unlink(missing_ok=True)

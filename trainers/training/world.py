@@ -32,11 +32,11 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
-    def main_wishes(self, wish: bool) -> bool:
+    def main_decides(self, request: bool) -> bool:
         """Rank 0's wish, on every rank: a collective between CPUs, which waits for no GPU."""
         if self.world_size == 1:
-            return wish
-        box = torch.tensor(float(wish))
+            return request
+        box = torch.tensor(float(request))
         dist.broadcast(box, src=0)
         return bool(box.item())
 

@@ -47,8 +47,8 @@ def test_a_commit_of_the_old_gang_after_the_claim_of_the_new_one_is_a_violation(
     run = trained(tmp_path, epochs=3)  # by attempt 1; its epochs end at 1.7e9 + 9.5, 19.5 and 29.5
     run.resume()
     run.epoch()
-    assert hosts.late_commits(run.folder, before=1, claimed_unix=1.7e9 + 30, attempt=2) == []
-    (late,) = hosts.late_commits(run.folder, before=1, claimed_unix=1.7e9 + 20, attempt=2)
+    assert hosts.late_commits(run.folder, before=1, claimed_unix=1.7e9 + 30, fencing_token=2) == []
+    (late,) = hosts.late_commits(run.folder, before=1, claimed_unix=1.7e9 + 20, fencing_token=2)
     assert "epochs [2] were committed by the old gang after the claim of attempt 2" in late
 
 

@@ -36,10 +36,17 @@ class FakeJobs:
         self.reads.append(submission_id)
         return self.texts[submission_id]
 
-    def campaign(self, name: str, job_state: JobState, state: RunState, since: float, attempt: int = 0) -> None:
+    def campaign(self, name: str, job_state: JobState, state: RunState, since: float, num_drivers: int = 0) -> None:
         job = JobRecord(submission_id=f"campaign-{name}", kind="campaign", state=job_state, campaign=name)
         status = RunStatus(
-            run_key="r", address="1/3d/t/0", campaign=name, state=state, epochs=1, since_unix=since, attempt=attempt, run_folder=Path("/r")
+            run_key="r",
+            address="1/3d/t/0",
+            campaign=name,
+            state=state,
+            epochs=1,
+            since_unix=since,
+            num_drivers=num_drivers,
+            run_folder=Path("/r"),
         )
         event = {"event": "status", "status": status.model_dump(mode="json")}
         self.jobs[job.submission_id] = job
@@ -82,8 +89,8 @@ def test_a_dead_campaign_is_told_in_words_and_not_in_its_events(jobs: FakeJobs, 
 
 
 def test_a_clock_that_jumped_back_does_not_hide_the_newer_campaign(jobs: FakeJobs) -> None:
-    jobs.campaign("died", "FAILED", RunState.RUNNING, 5000, attempt=1)
-    jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 5, attempt=2)
+    jobs.campaign("died", "FAILED", RunState.RUNNING, 5000, num_drivers=1)
+    jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 5, num_drivers=2)
     assert jobs.shown().campaign == "ended"
 
 

@@ -9,7 +9,7 @@ from orchestrator.campaign.next_step import BUDGET
 from orchestrator.campaign.run_watch import SILENT_S
 from orchestrator.run.job_record import JobRecord
 from tests.fake_campaign import Stage, look, states
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -39,9 +39,9 @@ def jobs_by_a_clock_that_is_off(stage: Stage, seconds: float) -> None:
 def workers_begin(stage: Stage, run: RunSpec, ahead_s: float) -> None:
     """Workers on a node whose clock is off."""
     stage.cluster.workers_begin(run)
-    beat = RunFolder(run.run_folder).progress_file
-    content = json.loads(beat.read_text())
-    write_json_atomic(beat, {**content, "unix": content["unix"] + ahead_s})
+    heartbeat = RunFolder(run.run_folder).progress_file
+    content = json.loads(heartbeat.read_text())
+    write_json_atomic(heartbeat, {**content, "unix": content["unix"] + ahead_s})
 
 
 @pytest.mark.parametrize("off_s", [-HOUR_S, HOUR_S])
@@ -124,7 +124,7 @@ def test_a_run_that_waits_for_its_workers_says_why(stage: Stage) -> None:
     assert states(campaign) == ["RECOVERING"]
     reason = "its workers were lost in epoch 3 (cluster: rank 1 died); waits until all of them have a place and begin again."
     assert campaign.runs["key0"].status().reason == reason
-    claim_attempt(folder, "train-key0-a1")
+    acquire_token(folder, "train-key0-a1")
     look(campaign)
     assert campaign.runs["key0"].status().reason == reason, "until the next workers have begun"
     write_json_atomic(folder.progress_file, {"epoch": 3, "iteration": 1, "phase": "train", "unix": 5, "attempt": 2})

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.campaign.control_job import stop
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.run.activity import StopWish, stop_wish
+from orchestrator.run.activity import StopRequest, stop_request
 from tests.fake_campaign import Stage, look
 from trainers.contract.run_folder import RunFolder
 
@@ -25,7 +25,7 @@ def test_a_gentle_stop_ends_a_validation_and_leaves_a_training_its_epoch(stage: 
     stage.cluster.kill_campaign("c1")
     stop(folder, is_now=False)
     assert stage.cluster.stopped == []
-    assert stop_wish(folder) == StopWish(is_now=False)
+    assert stop_request(folder) == StopRequest(is_now=False)
     stage.cluster.training_ends(run)
     stop(folder, is_now=False)
     assert stage.cluster.stopped == ["validate-key0-a1"]

@@ -10,17 +10,17 @@ import pytest
 
 from orchestrator.campaign import run_watch
 from orchestrator.campaign.events import CampaignLog
-from orchestrator.campaign.loop import LEAST_TELL_S, Campaign, is_news, reservations
+from orchestrator.campaign.loop import MIN_REPORT_INTERVAL_S, Campaign, is_news, reservations
 from orchestrator.errors import ClusterError
-from orchestrator.queue.registry import ROOM_FRESH_S, Board
-from orchestrator.run.activity import tell_cases
+from orchestrator.queue.registry import GROWTH_LIMITS_FRESH_S, Registry
+from orchestrator.run.activity import report_cases
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import CasesDone, RunStatus
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.errors import StorageError
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
@@ -396,13 +396,13 @@ def test_a_note_of_a_newer_version_is_read_as_far_as_it_is_known(stage: Stage) -
     campaign = stage.campaign(stage.run(0), stage.run(1))
     look(campaign)
     look(campaign)
-    board = Board(stage.base / "board")
-    known = board.notes(["c1"])["c1"]
+    registry = Registry(stage.base / "board")
+    known = registry.entries(["c1"])["c1"]
     note = json.loads(known.model_dump_json()) | {"of tomorrow": 1}
     for told in ("waiting", "holding"):
         note[told][0]["of tomorrow"] = 2
-    write_json_atomic(board.folder / "c1.json", note)
-    assert board.notes(["c1"]) == {"c1": known}
+    write_json_atomic(registry.folder / "c1.json", note)
+    assert registry.entries(["c1"]) == {"c1": known}
 
 
 def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:
@@ -436,11 +436,11 @@ def test_a_validation_shows_how_far_it_is_while_it_runs(stage: Stage) -> None:
     look(campaign)
     folder, at = RunFolder(run.run_folder), CasesDone(checkpoint="best", done=3, cases=20)
     assert campaign.runs["key0"].status().validation is None
-    tell_cases(folder, 1, at)
+    report_cases(folder, 1, at)
     assert campaign.runs["key0"].status().validation == at
-    tell_cases(folder, 2, at)
+    report_cases(folder, 2, at)
     assert campaign.runs["key0"].status().validation is None, "that is of another attempt"
-    tell_cases(folder, 1, at)
+    report_cases(folder, 1, at)
     stage.cluster.validation_ends(run)
     look(campaign)
     assert campaign.runs["key0"].status().validation is None
@@ -451,8 +451,8 @@ def test_progress_within_an_epoch_is_told_at_most_every_few_seconds(stage: Stage
     before = campaign.runs["key0"].status()
     further = before.model_copy(update={"fraction_of_epoch": 0.5})
     assert not is_news(before, before, 1e9)
-    assert not is_news(before, further, LEAST_TELL_S / 2)
-    assert is_news(before, further, LEAST_TELL_S)
+    assert not is_news(before, further, MIN_REPORT_INTERVAL_S / 2)
+    assert is_news(before, further, MIN_REPORT_INTERVAL_S)
     assert is_news(before, before.model_copy(update={"epochs_done": 1}), 0.0)
 
 
@@ -473,15 +473,15 @@ def test_an_elastic_run_may_grow_only_while_nobody_waits(stage: Stage) -> None:
     look(first)
     stage.cluster.workers_begin(elastic)
     look(first)
-    board = Board(stage.base / "board")
-    assert board.room(time.time()) == {"key0": 3}
+    registry = Registry(stage.base / "board")
+    assert registry.room(time.time()) == {"key0": 3}
     large = stage.campaign(stage.run(1, gpus=2), stage.run(2, gpus=2), name="c2")
     look(large)
-    assert board.room(time.time()) == {"key0": 1}, "what was left to it is taken back"
+    assert registry.room(time.time()) == {"key0": 1}, "what was left to it is taken back"
     look(large)
     assert states(large) == ["RUNNING", "QUEUED"]
-    assert board.room(time.time()) == {"key0": 1}
-    assert board.room(time.time() + 2 * ROOM_FRESH_S) == {}, "no campaign lives that could say it"
+    assert registry.room(time.time()) == {"key0": 1}
+    assert registry.room(time.time() + 2 * GROWTH_LIMITS_FRESH_S) == {}, "no campaign lives that could say it"
 
 
 def test_an_elastic_run_holds_what_its_workers_have(stage: Stage) -> None:
@@ -489,6 +489,6 @@ def test_an_elastic_run_holds_what_its_workers_have(stage: Stage) -> None:
     campaign = stage.campaign(elastic)
     look(campaign)
     assert [r.bundles for r in reservations(stage.cluster.records())] == [1]
-    claim_attempt(RunFolder(elastic.run_folder), "driver", {"role": "workers", "world_size": 2})
+    acquire_token(RunFolder(elastic.run_folder), "driver", {"role": "workers", "world_size": 2})
     assert [r.bundles for r in reservations(stage.cluster.records())] == [2]
     assert [r.bundles for r in reservations(stage.cluster.records(), (), {"key0": 3})] == [3]

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from tests.fake_campaign import Stage, look, states
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 
@@ -27,15 +27,15 @@ def test_a_job_of_the_same_name_on_another_cluster_is_not_ours(
     stage.cluster.kill_driver(run)
     stage.cluster.kill_campaign("c1")
     folder = RunFolder(run.run_folder)
-    claim_attempt(folder, "a driver", {"job": name, "cluster": cluster})
-    at_work = claim_attempt(folder, "a driver", {"role": "workers", "world_size": 1})
+    acquire_token(folder, "a driver", {"job": name, "cluster": cluster})
+    at_work = acquire_token(folder, "a driver", {"role": "workers", "world_size": 1})
 
-    def beat(iteration: int) -> None:
+    def heartbeat(iteration: int) -> None:
         record = {"epoch": 0, "iteration": iteration, "phase": "train", "unix": stage.clock.unix(), "attempt": at_work}
         write_json_atomic(folder.progress_file, record)
 
     for second in range(200):
-        stage.clock.after(second, functools.partial(beat, second))
+        stage.clock.after(second, functools.partial(heartbeat, second))
     if is_ours:
         campaign = stage.campaign(run, name="c2")
         look(campaign)

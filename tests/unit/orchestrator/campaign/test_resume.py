@@ -9,7 +9,7 @@ from orchestrator.campaign.resume import choose, find_runs, lost, of_one_server,
 from orchestrator.errors import ConfigError
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -27,8 +27,8 @@ def claimed(stage: Stage, fold: int, state: EndState | None = None, message: str
     folder = RunFolder(run.run_folder)
     write_json_atomic(folder.spec_file, json.loads(run.model_dump_json()))
     if state is not None:
-        attempt = claim_attempt(folder, f"train-{run.run_key}")
-        write_outcome(folder, Outcome(job="training", state=state, attempt=attempt, message=message))
+        fencing_token = acquire_token(folder, f"train-{run.run_key}")
+        write_outcome(folder, Outcome(job="training", state=state, fencing_token=fencing_token, message=message))
     return run
 
 

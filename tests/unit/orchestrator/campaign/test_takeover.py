@@ -8,13 +8,13 @@ import pytest
 
 from orchestrator.campaign.job import check_trained, queue_of
 from orchestrator.errors import ConfigError, DataError, TrackingError
-from orchestrator.queue.registry import Board
+from orchestrator.queue.registry import Registry
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.reconcile import _run_of
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
@@ -143,7 +143,7 @@ def test_a_run_that_another_cluster_trains_now_is_refused(stage: Stage) -> None:
     stage.cluster.workers_begin(run)
     stage.cluster = FakeCluster()
     for second in range(2, 400, 2):
-        stage.clock.after(second, lambda: beat(run, stage.clock.unix()))
+        stage.clock.after(second, lambda: heartbeat(run, stage.clock.unix()))
     with pytest.raises(ConfigError, match=r"signs of life .* from attempt 1 of train-key0-a1"):
         stage.campaign(run, name="elsewhere")
     assert "waits until they have been silent for 60 s" in stage.said[0]
@@ -155,7 +155,7 @@ def test_workers_that_a_dead_head_left_behind_are_waited_for(stage: Stage) -> No
     stage.cluster.workers_begin(run)
     stage.cluster = FakeCluster()
     for second in range(2, 58, 2):
-        stage.clock.after(second, lambda: beat(run, stage.clock.unix()))
+        stage.clock.after(second, lambda: heartbeat(run, stage.clock.unix()))
     began_s = stage.clock.now_s
     look(again := stage.campaign(run, name="elsewhere"))
     assert states(again) == ["RUNNING"]
@@ -167,9 +167,9 @@ def test_a_clock_that_is_wrong_locks_no_run_out(stage: Stage, ahead_s: float, lo
     run = stage.run(0)
     look(stage.campaign(run))
     stage.cluster.workers_begin(run)
-    beat(run, stage.clock.unix() + ahead_s)  # the last one
-    attempt = RunFolder(run.run_folder).attempts / "0001.json"
-    write_json_atomic(attempt, {**json.loads(attempt.read_text()), "claimed_unix": 0})
+    heartbeat(run, stage.clock.unix() + ahead_s)  # the last one
+    claim = RunFolder(run.run_folder).tokens / "0001.json"
+    write_json_atomic(claim, {**json.loads(claim.read_text()), "claimed_unix": 0})
     stage.cluster = FakeCluster()
     began_s = stage.clock.now_s
     look(again := stage.campaign(run, name="elsewhere"))
@@ -182,15 +182,15 @@ def test_a_clock_that_is_wrong_hides_no_living_worker(stage: Stage, ahead_s: flo
     run = stage.run(0)
     look(stage.campaign(run))
     stage.cluster.workers_begin(run)
-    beat(run, stage.clock.unix() + ahead_s)
+    heartbeat(run, stage.clock.unix() + ahead_s)
     stage.cluster = FakeCluster()
     for second in range(2, 400, 2):
-        stage.clock.after(second, lambda: beat(run, stage.clock.unix() + ahead_s))
+        stage.clock.after(second, lambda: heartbeat(run, stage.clock.unix() + ahead_s))
     with pytest.raises(ConfigError, match="signs of life"):
         stage.campaign(run, name="elsewhere")
 
 
-def beat(run: RunSpec, unix: float) -> None:
+def heartbeat(run: RunSpec, unix: float) -> None:
     """Its workers give a sign of life, by a clock of their own."""
     write_json_atomic(RunFolder(run.run_folder).progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": unix, "attempt": 1})
 
@@ -200,8 +200,8 @@ def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage
     look(campaign := stage.campaign(run))
     stage.cluster.workers_begin(run)
     look(campaign)
-    claim_attempt(folder, "winner")
-    write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=2, message="by the winner"))
+    acquire_token(folder, "winner")
+    write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=2, message="by the winner"))
     stage.cluster.gives_way(run)
     assert campaign.run(poll_s=0) == 0
     assert campaign.runs["key0"].reason == "taken over by attempt 2 of winner: it goes on there."
@@ -216,12 +216,12 @@ def test_the_end_of_a_superseded_attempt_is_not_recorded(stage: Stage) -> None:
     run = stage.run(0)
     folder = RunFolder(run.run_folder)
     write_json_atomic(folder.spec_file, run.model_dump(mode="json"))
-    first, _ = claim_attempt(folder, "loser"), claim_attempt(folder, "winner")
-    assert not write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=first, message="late"))
-    assert not write_outcome(folder, Outcome(job="training", state="STOPPED", attempt=0, message="of nobody"))
+    first, _ = acquire_token(folder, "loser"), acquire_token(folder, "winner")
+    assert not write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=first, message="late"))
+    assert not write_outcome(folder, Outcome(job="training", state="STOPPED", fencing_token=0, message="of nobody"))
     assert read_outcome(folder) is None
-    claim_attempt(folder, "winner")  # its workers
-    assert write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=2, message="won"))
+    acquire_token(folder, "winner")  # its workers
+    assert write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=2, message="won"))
 
 
 # ---- one MLflow run, one training ---------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_only_a_run_trained_to_its_end_with_its_checkpoints_is_validated_by_hand
 def test_a_plan_sees_what_other_campaigns_hold_and_wait_for(stage: Stage) -> None:
     run, other = stage.run(0), stage.run(1)
     look(stage.campaign(run, other))
-    queue = queue_of(stage.cluster.records(), Board(stage.base / "board"))
+    queue = queue_of(stage.cluster.records(), Registry(stage.base / "board"))
     assert [held.run_key for held in queue.reserved] == ["key0"]
     assert [waiting.run_key for waiting in queue.waiting] == ["key1"]
     assert queue.living == {"key0"}

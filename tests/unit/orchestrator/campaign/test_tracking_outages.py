@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import TrackingError
-from orchestrator.queue.registry import Board
-from orchestrator.tracking.reconcile import sweep
+from orchestrator.queue.registry import Registry
+from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -118,14 +118,14 @@ def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> Non
     stage.cluster.gpus = 1
     lost, queued = stage.run(0), stage.run(1)
     campaign = stage.campaign(lost, queued)
-    board = Board(stage.base / "board")
-    assert sweep(stage.tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    registry = Registry(stage.base / "board")
+    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == []  # type: ignore[arg-type]
     look(campaign)
     stage.cluster.kill_driver(lost)
     assert stage.tracking.states == {"id-key0": [RunState.RUNNING], "id-key1": [RunState.QUEUED]}
-    assert sweep(stage.tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == []  # type: ignore[arg-type]
     stage.cluster.kill_campaign("c1")
-    assert sweep(stage.tracking, stage.cluster.records(), board) == ["key0", "key1"]  # type: ignore[arg-type]
+    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == ["key0", "key1"]  # type: ignore[arg-type]
     assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
 
 
@@ -134,8 +134,8 @@ def test_a_run_that_another_cluster_has_taken_for_dead_is_told_again(stage: Stag
     runs = [stage.run(0), stage.run(1), stage.run(2)]
     campaign = stage.campaign(*runs)
     look(campaign)
-    elsewhere = Board(stage.base / "board of another head")
-    sweep(stage.tracking, [], elsewhere)  # type: ignore[arg-type]
+    elsewhere = Registry(stage.base / "board of another head")
+    end_orphaned_runs(stage.tracking, [], elsewhere)  # type: ignore[arg-type]
     look(campaign)
     assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED]
     monkeypatch.setattr("orchestrator.campaign.state_reporter.LOOK_S", 0.0)
@@ -152,22 +152,22 @@ def test_a_server_that_goes_away_is_asked_for_one_run_and_one_that_refuses_for_a
     look(stage.campaign(stage.run(0), stage.run(1), stage.run(2)))
     stage.cluster.kill_campaign("c1")
     stage.cluster.kill_driver(stage.run(0))
-    tracking, board = stage.tracking, Board(stage.base / "board")
+    tracking, registry = stage.tracking, Registry(stage.base / "board")
     tracking.goes_away_after(1)
-    assert sweep(tracking, stage.cluster.records(), board) == []  # type: ignore[arg-type]
+    assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == []  # type: ignore[arg-type]
     assert tracking.turned_away == 1
     tracking.comes_back()
     tracking.deleted = {"id-key0"}
-    assert sweep(tracking, stage.cluster.records(), board) == ["key1", "key2"]  # type: ignore[arg-type]
+    assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == ["key1", "key2"]  # type: ignore[arg-type]
 
 
 def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage) -> None:
     runs = [stage.run(0), stage.run(1)]
     campaign = stage.campaign(*runs)
-    assert Board(stage.base / "board").notes(["c1"])["c1"].runs == ("key0", "key1")
+    assert Registry(stage.base / "board").entries(["c1"])["c1"].runs == ("key0", "key1")
     look(campaign)
     stage.cluster.training_ends(runs[0])
     stage.cluster.validation_ends(runs[0])
     look(campaign)
     look(campaign)
-    assert Board(stage.base / "board").notes(["c1"])["c1"].runs == ("key1",)
+    assert Registry(stage.base / "board").entries(["c1"])["c1"].runs == ("key1",)

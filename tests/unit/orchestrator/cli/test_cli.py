@@ -23,7 +23,7 @@ from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
 from orchestrator.queue.gang_fit import NodeResources
-from orchestrator.run.standing import Standing
+from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
@@ -81,7 +81,7 @@ def plan_report() -> PlanReport:
         n_val=1,
         epochs=1000,
         iterations=250,
-        standing=Standing(stage="new"),
+        progress=Progress(stage="new"),
         fits="never",
         because="no node has a GPU.",
         spec=spec,
@@ -262,7 +262,7 @@ def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
 
 
 def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) -> None:
-    finished = api.report.rows[0].model_copy(update={"standing": Standing(stage="finished", epochs_done=1000)})
+    finished = api.report.rows[0].model_copy(update={"standing": Progress(stage="finished", epochs_done=1000)})
     api.report = api.report.model_copy(update={"rows": (finished,), "n_never": 0, "n_finished": 1})
     _, out, _ = nnfleet("submit", "e.yaml")
     assert "Nothing is left to train or validate. Campaign c1 brings MLflow what it lacks" in out

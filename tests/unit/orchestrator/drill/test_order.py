@@ -16,7 +16,7 @@ MLFLOW = ProcessRecord(name="MLflow server", pid=1, started_unix=0.0, mark="x", 
 def row(epoch: int, train_loss: float = 0.5, mean: float = 0.7) -> EpochRow:
     return EpochRow(
         epoch=epoch,
-        attempt=1,
+        fencing_token=1,
         started_unix=0,
         ended_unix=1,
         train_loss=train_loss,

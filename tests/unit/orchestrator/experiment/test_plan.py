@@ -16,7 +16,7 @@ from orchestrator.experiment.plan import PlanReport, Queue, plan_report
 from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources, Reservation, fit
 from orchestrator.run.outcome import Outcome, write_outcome
-from orchestrator.run.standing import Standing, standing_of
+from orchestrator.run.progress import Progress, progress_of
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.files import write_json_atomic
@@ -199,11 +199,13 @@ def test_problems_of_the_data_alone_are_a_data_error(tiny: Tiny) -> None:
 
 
 def commit(spec: RunSpec, epochs_done: int, is_final: bool = False) -> None:
-    manifest = Manifest(checkpoint="final", file="f", epoch=epochs_done - 1, attempt=1, ema_pseudo_dice=None, sha256="0" * 64, size_bytes=1)
+    manifest = Manifest(
+        checkpoint="final", file="f", epoch=epochs_done - 1, fencing_token=1, ema_pseudo_dice=None, sha256="0" * 64, size_bytes=1
+    )
     committed = Committed(
         run_key=spec.run_key,
         epochs_done=epochs_done,
-        attempt=1,
+        fencing_token=1,
         history=(),
         final=manifest if is_final else None,
         state_sha256="0" * 64,
@@ -215,21 +217,21 @@ def commit(spec: RunSpec, epochs_done: int, is_final: bool = False) -> None:
 
 
 def succeed(spec: RunSpec) -> None:
-    write_outcome(RunFolder(spec.run_folder), Outcome(job="validation", state="SUCCEEDED", attempt=1, message=""))
+    write_outcome(RunFolder(spec.run_folder), Outcome(job="validation", state="SUCCEEDED", fencing_token=1, message=""))
 
 
 def test_standing_tells_what_the_run_folder_already_holds(tiny: Tiny) -> None:
     (spec,) = expand(experiment_of(tiny, epochs=3))
-    assert standing_of(spec).text == "new"
+    assert progress_of(spec).text == "new"
     commit(spec, 2)
-    assert standing_of(spec).text == "continues from epoch 2"
+    assert progress_of(spec).text == "continues from epoch 2"
     commit(spec, 3, is_final=True)
-    assert standing_of(spec).text == "trained: validation remains"
+    assert progress_of(spec).text == "trained: validation remains"
     for name in ("validation", "validation_best"):
         write_json_atomic(spec.run_folder / name / "summary.json", {})
-    assert standing_of(spec).stage == "validates", "nobody has said that the validation is complete"
+    assert progress_of(spec).stage == "validates", "nobody has said that the validation is complete"
     succeed(spec)
-    assert standing_of(spec) == Standing(stage="finished", epochs_done=3)
+    assert progress_of(spec) == Progress(stage="finished", epochs_done=3)
     assert expand(experiment_of(tiny, epochs=3)) == [spec]
 
 
@@ -242,7 +244,7 @@ def test_the_plan_holds_exactly_the_runs_and_survives_json(tiny: Tiny) -> None:
     succeed(specs[0])
     report = plan_report(experiment, specs, [node(3)])
     assert [row.spec for row in report.rows] == specs
-    assert [row.standing.text for row in report.rows] == ["finished: skipped", "new", "new"]
+    assert [row.progress.text for row in report.rows] == ["finished: skipped", "new", "new"]
     assert [row.fits for row in report.rows] == ["now", "now", "later"]
     assert (report.n_now, report.n_later, report.n_never, report.n_finished) == (1, 1, 0, 1)
     row = report.rows[1]

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.campaign.next_step import BUDGET, EndJob, Facts, Finish, Stay, Train, Validate, next_step
 from orchestrator.queue.admission import Waiting, decide, growth, ledger, ordered
 from orchestrator.queue.gang_fit import NodeResources, Reservation
-from orchestrator.run.activity import StopWish
+from orchestrator.run.activity import StopRequest
 from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome
 from trainers.contract.errors import DataError
@@ -100,7 +100,7 @@ def job(kind: JobKind = "train", state: JobState = "RUNNING", *, n: int = 1, sta
         kind=kind,
         state=state,
         run_key="r",
-        attempt=n,
+        job_number=n,
         reserved=GPU,
         exit_code=code,
         started_unix=started,
@@ -157,12 +157,12 @@ def test_the_ledger_holds_of_an_elastic_run_what_it_has_or_may_take() -> None:
     assert [r.bundles for r in ledger([job()], {"r"}, (), {"r": 3})] == [1]
 
 
-def ended(state: EndState, of: str = "training", attempt: int = 1) -> Outcome:
-    return Outcome(job=of, state=state, attempt=attempt, message="said so")
+def ended(state: EndState, of: str = "training", fencing_token: int = 1) -> Outcome:
+    return Outcome(job=of, state=state, fencing_token=fencing_token, message="said so")
 
 
 KILLED = job(state="FAILED", code=137)
-LATER, NOW = StopWish(is_now=False), StopWish(is_now=True)
+LATER, NOW = StopRequest(is_now=False), StopRequest(is_now=True)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ LATER, NOW = StopWish(is_now=False), StopWish(is_now=True)
         (Facts(jobs=(job(), job("validate"))), Stay(RunState.VALIDATING)),
         (Facts(jobs=(job(state="SUCCEEDED"), job("validate"))), Stay(RunState.VALIDATING)),
         (Facts(jobs=(job(state="SUCCEEDED"),), outcome=ended("TRAINED")), Validate(1)),
-        (Facts(outcome=ended("TRAINED", attempt=4)), Validate(4)),
-        (Facts(jobs=(job("validate", "FAILED", n=4),), outcome=ended("TRAINED", attempt=4)), Validate(4)),
+        (Facts(outcome=ended("TRAINED", fencing_token=4)), Validate(4)),
+        (Facts(jobs=(job("validate", "FAILED", n=4),), outcome=ended("TRAINED", fencing_token=4)), Validate(4)),
         (Facts(outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),
         (Facts(jobs=(job("validate"),), outcome=ended("SUCCEEDED", "validation")), Finish(RunState.SUCCEEDED)),  # it only delivers
         (Facts(jobs=(job("validate", n=2),), outcome=ended("SUCCEEDED", "validation")), Stay(RunState.VALIDATING)),
@@ -211,12 +211,12 @@ def test_a_wish_to_stop(facts: Facts, expected: RunState) -> None:
     assert step.state is expected
 
 
-@pytest.mark.parametrize("wish", [LATER, NOW])
-def test_a_stop_ends_a_validation_and_one_that_has_not_begun(wish: StopWish) -> None:
+@pytest.mark.parametrize("stop", [LATER, NOW])
+def test_a_stop_ends_a_validation_and_one_that_has_not_begun(stop: StopRequest) -> None:
     validating = job("validate")
-    assert next_step(Facts(jobs=(validating,), stop=wish), RunState.VALIDATING) == EndJob(validating, RunState.VALIDATING)
+    assert next_step(Facts(jobs=(validating,), stop=stop), RunState.VALIDATING) == EndJob(validating, RunState.VALIDATING)
     for outcome in (ended("TRAINED"), ended("STOPPED", "validation"), ended("FAILED_CLUSTER", "validation")):
-        end = next_step(Facts(outcome=outcome, stop=wish), RunState.VALIDATING)
+        end = next_step(Facts(outcome=outcome, stop=stop), RunState.VALIDATING)
         assert isinstance(end, Finish)
         assert end.reason.startswith("trained; validation stopped; submit again or")
     failed = Facts(outcome=ended("FAILED_CODE", "validation"), stop=LATER)
@@ -231,8 +231,8 @@ def test_a_gentle_stop_ends_a_training_without_workers() -> None:
 
 
 def test_a_run_whose_folder_is_another_runs_now_ends_without_touching_it() -> None:
-    assert next_step(Facts(jobs=(job(),), displaced_by="k2"), RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
-    end = next_step(Facts(jobs=(job(state="STOPPED"),), displaced_by="k2"), RunState.RUNNING)
+    assert next_step(Facts(jobs=(job(),), reassigned_to="k2"), RunState.RUNNING) == EndJob(job(), RunState.RUNNING)
+    end = next_step(Facts(jobs=(job(state="STOPPED"),), reassigned_to="k2"), RunState.RUNNING)
     assert isinstance(end, Finish)
     assert end.state is RunState.STOPPED
     assert end.reason.startswith("its folder belongs to the run k2 now. Submit it again")
@@ -285,11 +285,11 @@ def test_jobs_of_an_earlier_campaign_do_not_count_as_failures() -> None:
 
 def test_a_job_that_made_progress_begins_the_count_anew() -> None:
     lost = tuple(job(state="FAILED", n=n, code=137) for n in range(1, 20, 2))
-    assert isinstance(next_step(Facts(jobs=lost, reached_attempt=20), RunState.RUNNING), Train)
-    few = next_step(Facts(jobs=lost, reached_attempt=16), RunState.RUNNING)
+    assert isinstance(next_step(Facts(jobs=lost, committed_token=20), RunState.RUNNING), Train)
+    few = next_step(Facts(jobs=lost, committed_token=16), RunState.RUNNING)
     assert isinstance(few, Train)
     assert f"({BUDGET - 1} of {BUDGET} jobs lost in a row without progress)" in few.reason
-    end = next_step(Facts(jobs=lost, reached_attempt=14), RunState.RUNNING)
+    end = next_step(Facts(jobs=lost, committed_token=14), RunState.RUNNING)
     assert isinstance(end, Finish)
     assert end.state is RunState.FAILED_CLUSTER
     assert f"{BUDGET} jobs in a row were lost without progress" in end.reason
@@ -308,7 +308,7 @@ def test_a_validation_that_finishes_cases_is_tried_again() -> None:
         job("validate", "FAILED", n=3, code=137).model_copy(update={"submission_id": f"validate-r-a3{f'-r{n}' if n else ''}"})
         for n in range(12)
     )
-    trained = ended("TRAINED", attempt=3)
+    trained = ended("TRAINED", fencing_token=3)
     assert next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r9"})), RunState.VALIDATING) == Validate(3)
     end = next_step(Facts(jobs=lost, outcome=trained, has_validated=frozenset({"validate-r-a3-r8"})), RunState.VALIDATING)
     assert isinstance(end, Finish)
@@ -333,7 +333,9 @@ def test_a_superseded_job_does_not_end_the_run() -> None:
     )
 
 
-@pytest.mark.parametrize("outcome", [None, ended("TRAINED", attempt=4), ended("STOPPED", attempt=4), ended("FAILED_CONFIG", attempt=4)])
+@pytest.mark.parametrize(
+    "outcome", [None, ended("TRAINED", fencing_token=4), ended("STOPPED", fencing_token=4), ended("FAILED_CONFIG", fencing_token=4)]
+)
 def test_a_run_that_another_cluster_took_over_is_left_to_it(outcome: Outcome | None) -> None:
     facts = Facts(jobs=(job(state="FAILED", code=7),), outcome=outcome, owner="attempt 4 of host-1")
     end = next_step(facts, RunState.RUNNING)
@@ -346,7 +348,7 @@ def test_a_run_that_another_cluster_took_over_is_left_to_it(outcome: Outcome | N
 def test_a_validation_has_a_budget_of_its_own() -> None:
     trainings = (job(state="FAILED", code=137), job(state="FAILED", n=2, code=137), job(state="SUCCEEDED", n=3, code=0))
     lost = tuple(job("validate", "FAILED", n=3, code=137) for _ in range(BUDGET))
-    trained = ended("TRAINED", attempt=3)
+    trained = ended("TRAINED", fencing_token=3)
     assert next_step(Facts(jobs=(*trainings, *lost[:-1]), outcome=trained), RunState.VALIDATING) == Validate(3)
     end = next_step(Facts(jobs=(*trainings, *lost), outcome=trained), RunState.VALIDATING)
     assert isinstance(end, Finish)

@@ -112,9 +112,9 @@ def test_the_heads_environment_keeps_the_login_and_no_address_and_no_folders(mon
 
 @pytest.mark.parametrize("uri", ["http://ann:secret@host:5000", "https://token@host"])
 def test_credentials_in_the_address_are_refused_and_not_repeated(uri: str) -> None:
-    for attempt in (lambda: Tracker(uri), lambda: parse_experiment(EXPERIMENT.format(uri))):
+    for use in (lambda: Tracker(uri), lambda: parse_experiment(EXPERIMENT.format(uri))):
         with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME") as refusal:
-            attempt()
+            use()
         assert "secret" not in str(refusal.value)
         assert "token@" not in str(refusal.value)
 

@@ -18,7 +18,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("epochs", [0, 1, 3, 60])
 def test_progress_is_drawn_for_any_number_of_epochs(epochs: int) -> None:
-    history = [epoch_row(n, None if n == 0 else 0.5 + 0.001 * n, attempt=1 + (n > 30)) for n in range(epochs)]
+    history = [epoch_row(n, None if n == 0 else 0.5 + 0.001 * n, fencing_token=1 + (n > 30)) for n in range(epochs)]
     picture = pixels(progress_png(history))
     assert picture.shape[0] > 500
     assert picture.std() > 0

@@ -27,7 +27,7 @@ from trainers.contract.run_spec import CheckpointName
 
 def manifest(name: CheckpointName, epoch: int) -> Manifest:
     return Manifest(
-        checkpoint=name, file=f"{epoch}.pth", epoch=epoch, attempt=1, ema_pseudo_dice=0.5, sha256=f"{name}{epoch}", size_bytes=1
+        checkpoint=name, file=f"{epoch}.pth", epoch=epoch, fencing_token=1, ema_pseudo_dice=0.5, sha256=f"{name}{epoch}", size_bytes=1
     )
 
 
@@ -35,7 +35,7 @@ def committed(best: int | None, final: int | None = None, epochs_done: int = 5) 
     return Committed(
         run_key="k",
         epochs_done=epochs_done,
-        attempt=1,
+        fencing_token=1,
         history=(),
         best=None if best is None else manifest("best", best),
         final=None if final is None else manifest("final", final),
@@ -113,7 +113,7 @@ def test_a_run_that_lost_its_newest_state_takes_no_best_from_mlflow_before_it_ha
     tracker: Any = store
 
     def held_epoch() -> int:
-        Delivery(run.folder, run.attempt)._send_checkpoints(tracker, "r", closing=False)  # as the publisher of a new job
+        Delivery(run.folder, run.fencing_token)._send_checkpoints(tracker, "r", closing=False)  # as the publisher of a new job
         record = published(tracker, "r", "best")
         assert record is not None
         return record.manifest.epoch

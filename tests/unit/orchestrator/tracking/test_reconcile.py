@@ -13,7 +13,7 @@ from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.end_state import tell_end
+from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import Publisher
 from orchestrator.tracking.reconcile import LINE_PREFIX, Synced, called, is_alive, read_lines, run_folders, state_due, sync, sync_below
 from tests.away import BROKEN
@@ -86,12 +86,12 @@ def test_a_server_that_answers_nonsense_keeps_back_the_delivery_and_nothing_else
     run = FakeRun(tmp_path, tracking_uri=hostile + place)
     run.track(hostile + place.rstrip("/"), "r")
     run.epoch()
-    publisher = Publisher(run.folder, run.attempt, interval_s=0.02)
+    publisher = Publisher(run.folder, run.fencing_token, interval_s=0.02)
     publisher.start()
     assert not publisher.flush(0.3)
     publisher.stop()
-    write_outcome(run.folder, outcome := Outcome(job="training", state="FAILED_CODE", attempt=run.attempt, message="x"))
-    tell_end(run.folder, outcome)  # raises nothing
+    write_outcome(run.folder, outcome := Outcome(job="training", state="FAILED_CODE", fencing_token=run.fencing_token, message="x"))
+    publish_end(run.folder, outcome)  # raises nothing
     (done,) = sync([run.folder], [])
     assert done.lacking
     assert "secret" not in done.line + caplog.text
@@ -189,9 +189,9 @@ def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monke
         with pytest.raises(ConfigError, match=told):
             called(name, folders)
     second.folder.spec_file.write_text("{")
-    notes = [done.note or done.lacking for done in sync(folders, [])]
-    assert notes[0] == "not tracked"
-    assert "cannot be read" in notes[1]
+    entries = [done.note or done.lacking for done in sync(folders, [])]
+    assert entries[0] == "not tracked"
+    assert "cannot be read" in entries[1]
     monkeypatch.delenv("nnUNet_results", raising=False)
     with pytest.raises(ConfigError, match="nnUNet_results"):
         sync_below(None, "", [])

@@ -8,14 +8,14 @@ from orchestrator.run.outcome import EndState, Outcome, read_outcome, write_outc
 from orchestrator.training import driver
 from tests.fake_run import FakeRun
 from trainers.contract.errors import StorageError
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 
 
 @pytest.mark.parametrize(("state", "code"), [("TRAINED", 0), ("STOPPED", 0), ("FAILED_CODE", 1), ("FAILED_CLUSTER", 5), ("SUPERSEDED", 7)])
 def test_the_exit_code_tells_how_a_training_job_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: EndState, code: int) -> None:
     monkeypatch.setattr(driver.ray, "init", lambda **options: None)
-    outcome = Outcome(job="training", state=state, attempt=1, message="")
-    monkeypatch.setattr(driver, "run_training", lambda folder, attempt: outcome)
+    outcome = Outcome(job="training", state=state, fencing_token=1, message="")
+    monkeypatch.setattr(driver, "run_training", lambda folder, fencing_token: outcome)
     assert driver.main([str(tmp_path)]) == code
 
 
@@ -24,7 +24,7 @@ def test_a_job_whose_claim_the_disk_did_not_take_says_so_by_its_exit_code(
 ) -> None:
     monkeypatch.setattr(driver.ray, "init", lambda **options: None)
 
-    def full(folder: object, attempt: int) -> Outcome:
+    def full(folder: object, fencing_token: int) -> Outcome:
         raise StorageError("storage: the file system is full")
 
     monkeypatch.setattr(driver, "run_training", full)
@@ -34,7 +34,7 @@ def test_a_job_whose_claim_the_disk_did_not_take_says_so_by_its_exit_code(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "patiently", lambda act, what: act())
+    monkeypatch.setattr(driver, "retry_storage", lambda act, what: act())
 
 
 @pytest.mark.usefixtures("impatient")
@@ -45,7 +45,7 @@ def test_a_head_without_the_share_is_an_outage_and_gets_no_folder_of_that_name(t
         driver.run_training(run.folder)
     with pytest.raises(StorageError, match=r"shows no state of a training that has ended"):
         driver.ended(run.folder, 1, "TRAINED")
-    assert write_outcome(run.folder, Outcome(job="training", state="FAILED_CODE", attempt=1, message=""))
+    assert write_outcome(run.folder, Outcome(job="training", state="FAILED_CODE", fencing_token=1, message=""))
     assert not run.folder.root.exists()
     assert driver.ended(run.folder, 1, "STOPPED").message == "stopped after 0 epochs"
 
@@ -53,13 +53,13 @@ def test_a_head_without_the_share_is_an_outage_and_gets_no_folder_of_that_name(t
 def test_the_end_of_a_run_is_stored_where_its_folder_is(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.epoch()
-    outcome = driver.ended(run.folder, run.attempt, "TRAINED")
+    outcome = driver.ended(run.folder, run.fencing_token, "TRAINED")
     assert write_outcome(run.folder, outcome)
     assert read_outcome(run.folder) == outcome
 
 
 def test_an_attempt_is_numbered_at_least_as_high_as_its_job(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
-    assert claim_attempt(run.folder, "driver-2", least=6) == 6
-    assert claim_attempt(run.folder, "driver-2") == 7
-    assert claim_attempt(run.folder, "driver-3", least=6) == 8
+    assert acquire_token(run.folder, "driver-2", least=6) == 6
+    assert acquire_token(run.folder, "driver-2") == 7
+    assert acquire_token(run.folder, "driver-3", least=6) == 8

@@ -24,7 +24,7 @@ from orchestrator.training.failures import keep_evidence, read_failures, write_f
 from orchestrator.training.retry_budgets import Failure
 from tests.fake_run import FakeRun
 from trainers.contract.errors import DataError
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 
@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> FakeRun:
 
 @pytest.fixture
 def policy(run: FakeRun) -> BudgetPolicy:
-    return BudgetPolicy(run.folder, "driver-1", run.attempt)
+    return BudgetPolicy(run.folder, "driver-1", run.fencing_token)
 
 
 def raised(error: Exception, rank: int = 1) -> WorkerGroupError:
@@ -104,12 +104,12 @@ def test_budgets_hold_where_nothing_can_be_stored_and_another_drivers_records_do
     blind = BudgetPolicy(type(run.folder)(tmp_path / "away"), "driver-1", 1)
     assert [blind.make_decision(died()) for _ in range(5)] == [RETRY] * 4 + [RAISE]
     assert not (tmp_path / "away").exists()
-    old = BudgetPolicy(run.folder, "driver-1", run.attempt)
-    claim_attempt(run.folder, "driver-2")
+    old = BudgetPolicy(run.folder, "driver-1", run.fencing_token)
+    acquire_token(run.folder, "driver-2")
     assert old.make_decision(raised(DataError("case a"))) is RAISE
     new = BudgetPolicy(run.folder, "driver-2", 2)
     assert new.make_decision(died()) is RETRY
-    assert [(f.attempt, f.driver) for f in read_failures(run.folder)] == [(1, "driver-1"), (2, "driver-2")]
+    assert [(f.fencing_token, f.driver) for f in read_failures(run.folder)] == [(1, "driver-1"), (2, "driver-2")]
 
 
 def test_an_end_and_its_reasons_are_told_where_the_share_is_away(
@@ -120,10 +120,11 @@ def test_an_end_and_its_reasons_are_told_where_the_share_is_away(
 
     monkeypatch.setattr(Path, "glob", away)
     monkeypatch.setattr(Path, "iterdir", away)
-    assert write_outcome(run.folder, Outcome(job="training", state="TRAINED", attempt=1, message="trained"))
+    assert write_outcome(run.folder, Outcome(job="training", state="TRAINED", fencing_token=1, message="trained"))
     assert "(TRAINED: trained) is not stored" in caplog.text
     assert read_failures(run.folder) == []
     write_failure(
-        run.folder, Failure(driver="d", attempt=1, kind="code", state="FAILED_CODE", epochs_done=0, iteration=0, message="m", evidence="")
+        run.folder,
+        Failure(driver="d", fencing_token=1, kind="code", state="FAILED_CODE", epochs_done=0, iteration=0, message="m", evidence=""),
     )
     assert "is not stored" in caplog.text

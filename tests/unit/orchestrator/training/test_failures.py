@@ -33,9 +33,16 @@ class NodeDied(Exception):
         self.preempted = preempted
 
 
-def failure(kind: FailureKind, position: tuple[int, int] = (3, 0), attempt: int = 2, state: EndState = "FAILED_CLUSTER") -> Failure:
+def failure(kind: FailureKind, position: tuple[int, int] = (3, 0), fencing_token: int = 2, state: EndState = "FAILED_CLUSTER") -> Failure:
     return Failure(
-        driver="d", attempt=attempt, kind=kind, state=state, epochs_done=position[0], iteration=position[1], message="m", evidence="e"
+        driver="d",
+        fencing_token=fencing_token,
+        kind=kind,
+        state=state,
+        epochs_done=position[0],
+        iteration=position[1],
+        message="m",
+        evidence="e",
     )
 
 
@@ -137,7 +144,7 @@ def test_the_users_error_is_never_tried_again_wherever_it_happened() -> None:
 
 @pytest.mark.parametrize(("kind", "starts"), [("code", 2), ("memory", 2), ("cluster", 5)])
 def test_other_failures_end_the_job_only_in_a_row_without_progress(kind: FailureKind, starts: int) -> None:
-    row = [failure(kind, attempt=n) for n in range(starts)]
+    row = [failure(kind, fencing_token=n) for n in range(starts)]
     assert verdict(row[:-1], (3, 0)) is None
     ended = verdict(row, (3, 0))
     assert ended is not None
@@ -147,23 +154,27 @@ def test_other_failures_end_the_job_only_in_a_row_without_progress(kind: Failure
 
 
 def test_preemptions_cost_nothing() -> None:
-    assert verdict([failure("preemption", attempt=n) for n in range(100)], (3, 0)) is None
-    mixed = [failure("cluster", attempt=1), *[failure("preemption", attempt=n) for n in range(2, 50)], failure("cluster", attempt=60)]
+    assert verdict([failure("preemption", fencing_token=n) for n in range(100)], (3, 0)) is None
+    mixed = [
+        failure("cluster", fencing_token=1),
+        *[failure("preemption", fencing_token=n) for n in range(2, 50)],
+        failure("cluster", fencing_token=60),
+    ]
     assert verdict(mixed, (3, 0)) is None
 
 
 def test_every_failed_start_has_a_record_even_those_that_died_before_they_had_a_number(folder: RunFolder) -> None:
-    write_failure(folder, failure("code", attempt=2))
-    write_failure(folder, failure("cluster", attempt=2))
-    write_failure(folder, failure("code", attempt=3))
-    assert [(f.attempt, f.kind) for f in read_failures(folder)] == [(2, "code"), (2, "cluster"), (3, "code")]
+    write_failure(folder, failure("code", fencing_token=2))
+    write_failure(folder, failure("cluster", fencing_token=2))
+    write_failure(folder, failure("code", fencing_token=3))
+    assert [(f.fencing_token, f.kind) for f in read_failures(folder)] == [(2, "code"), (2, "cluster"), (3, "code")]
     assert read_failures(folder, "another driver") == []
 
 
 def test_a_damaged_record_is_passed_over(folder: RunFolder) -> None:
     write_failure(folder, failure("code"))
     (folder.failures / "0003.json").write_text("{")
-    assert [f.attempt for f in read_failures(folder)] == [2]
+    assert [f.fencing_token for f in read_failures(folder)] == [2]
 
 
 def test_nothing_is_written_where_the_run_folder_is_not_to_be_seen(tmp_path: Path) -> None:

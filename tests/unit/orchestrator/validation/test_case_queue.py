@@ -10,35 +10,35 @@ def code(place: str = "node 1", reason: str = "RuntimeError") -> CaseFailure:
 
 
 def test_a_failed_case_is_tried_again_last_and_then_given_up() -> None:
-    queue = CaseQueue.of(["a", "b"], attempts=2)
+    queue = CaseQueue.of(["a", "b"], tries=2)
     assert queue.next() == "a"
     assert queue.failed("a", code(reason="first"))
     assert [queue.next(), queue.next(), queue.next()] == ["b", "a", None]
-    assert queue.given_up == {}
+    assert queue.exhausted == {}
     assert not queue.failed("a", code(reason="second"))
-    assert queue.given_up["a"].reason == "second"
+    assert queue.exhausted["a"].reason == "second"
     assert queue.next() is None
 
 
 def test_a_case_whose_files_are_at_fault_is_not_tried_again() -> None:
-    queue = CaseQueue.of(["a"], attempts=3)
+    queue = CaseQueue.of(["a"], tries=3)
     assert queue.next() == "a"
     assert not queue.failed("a", DATA)
-    assert queue.given_up == {"a": DATA}
+    assert queue.exhausted == {"a": DATA}
 
 
 def test_a_sick_place_burns_no_tries() -> None:
     """Node 2 fails whatever it gets, fast; node 1 works on one long case. Every case is done in the end, by node 1."""
-    queue = CaseQueue.of([*"abcde"], attempts=2)
+    queue = CaseQueue.of([*"abcde"], tries=2)
     assert queue.next() == "a"  # node 1 works on it
     for case in "bcdebcde":
         assert queue.next() == case
         queue.failed(case, code("node 2"))
-    assert set(queue.given_up) == set("bcde")
-    assert not queue.is_sick("node 2")  # nobody has shown yet that it can be done
+    assert set(queue.exhausted) == set("bcde")
+    assert not queue.is_unhealthy("node 2")  # nobody has shown yet that it can be done
     queue.done("node 1")
-    assert queue.is_sick("node 2")
-    assert queue.given_up == {}
+    assert queue.is_unhealthy("node 2")
+    assert queue.exhausted == {}
     done = []
     while (case := queue.next()) is not None:
         done.append(case)
@@ -47,45 +47,45 @@ def test_a_sick_place_burns_no_tries() -> None:
 
 
 def test_one_bad_case_makes_no_place_sick() -> None:
-    queue = CaseQueue.of(["a", "b"], attempts=3)
+    queue = CaseQueue.of(["a", "b"], tries=3)
     queue.done("node 1")
     for _ in range(3):
         queue.next()
         queue.failed("a", code("node 2"))
-    assert not queue.is_sick("node 2")
-    assert set(queue.given_up) == {"a"}
+    assert not queue.is_unhealthy("node 2")
+    assert set(queue.exhausted) == {"a"}
 
 
 def test_bad_data_make_no_place_sick() -> None:
-    queue = CaseQueue.of(["a", "b", "c"], attempts=3)
+    queue = CaseQueue.of(["a", "b", "c"], tries=3)
     queue.done("node 1")
     for case in "abc":
         queue.failed(case, CaseFailure("data", "DataError", "node 2"))
-    assert not queue.is_sick("node 2")
+    assert not queue.is_unhealthy("node 2")
 
 
 def test_a_pardoned_place_that_goes_on_failing_ends_the_case() -> None:
     """Node 1 has done a case and is gone; node 2 is all there is: the rest fails there and is given up."""
-    queue = CaseQueue.of(["a", "b"], attempts=2)
+    queue = CaseQueue.of(["a", "b"], tries=2)
     queue.done("node 1")
     tries = 0
     while (case := queue.next()) is not None:
-        if queue.is_sick("node 2"):
-            queue.pardon("node 2")
+        if queue.is_unhealthy("node 2"):
+            queue.reinstate("node 2")
         queue.failed(case, code("node 2"))
         tries += 1
-    assert set(queue.given_up) == {"a", "b"}
+    assert set(queue.exhausted) == {"a", "b"}
     assert tries <= 8
 
 
 def test_a_case_that_is_well_elsewhere_makes_a_place_well_again() -> None:
-    queue = CaseQueue.of([], attempts=3)
+    queue = CaseQueue.of([], tries=3)
     queue.done("node 1")
     queue.failed("a", code("node 2"))
     queue.failed("b", code("node 2"))
-    assert queue.is_sick("node 2")
+    assert queue.is_unhealthy("node 2")
     queue.done("node 2")
-    assert not queue.is_sick("node 2")
+    assert not queue.is_unhealthy("node 2")
 
 
 def test_bad_data_outweigh_and_lost_workers_alone_are_the_clusters_fault() -> None:

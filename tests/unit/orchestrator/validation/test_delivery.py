@@ -11,7 +11,7 @@ from orchestrator.validation import job
 from tests.fake_run import FakeRun
 from trainers.contract.run_folder import RunFolder
 
-DONE = Outcome(job="validation", state="SUCCEEDED", attempt=1, message="mean Dice: best 0.9")
+DONE = Outcome(job="validation", state="SUCCEEDED", fencing_token=1, message="mean Dice: best 0.9")
 
 
 class Server:
@@ -56,6 +56,6 @@ def test_a_server_that_stays_away_is_told_and_another_end_of_the_run_is_not_touc
     run = FakeRun(tmp_path)
     assert "it stays away" in deliver(run, monkeypatch, Server("it is away", "it stays away")).message
     server = Server("it is away", None)
-    server.takes_over = Outcome(job="training", state="STOPPED", attempt=2, message="by another job")
+    server.takes_over = Outcome(job="training", state="STOPPED", fencing_token=2, message="by another job")
     deliver(run, monkeypatch, server)
     assert read_outcome(run.folder) == server.takes_over

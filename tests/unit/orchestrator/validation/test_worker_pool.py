@@ -109,7 +109,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         write_json_atomic(plans_file, plans)
         fake = FakeRay(list(nodes))
         monkeypatch.setattr(worker_pool, "ray", fake)
-        return fake, Pool(run.folder, run.spec, "best", "0" * 64, CaseQueue.of(cases, attempts=2), attempt=3)
+        return fake, Pool(run.folder, run.spec, "best", "0" * 64, CaseQueue.of(cases, tries=2), fencing_token=3)
 
     return started
 

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.tiny_dataset import CONFIGURATIONS, Tiny, tiny_dataset
 from trainers.contract import files
 from trainers.contract.errors import ConfigError, DataError, Superseded
-from trainers.contract.fencing import check_driver_fence, check_fence, claim_attempt, newest_attempt
+from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.files import create_exclusive, link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.names import TRAINERS, canonical_trainer, checkpoint_trainer_name, nearest
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
@@ -223,24 +223,24 @@ def test_a_second_name_is_a_link_or_else_a_copy(tmp_path: Path, monkeypatch: pyt
 
 def test_attempts_count_up_and_the_older_ones_are_fenced_off(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
-    assert newest_attempt(folder) == 0
-    assert [claim_attempt(folder, driver, {"job": "j"}) for driver in ("one", "two")] == [1, 2]
-    (folder.attempts / "0note.json").touch()
-    assert newest_attempt(folder) == 2
+    assert newest_token(folder) == 0
+    assert [acquire_token(folder, driver, {"job": "j"}) for driver in ("one", "two")] == [1, 2]
+    (folder.tokens / "0note.json").touch()
+    assert newest_token(folder) == 2
     check_fence(folder, 2)
     with pytest.raises(Superseded, match="attempt 1 of the run in .* was superseded by attempt 2"):
         check_fence(folder, 1)
     with pytest.raises(Superseded, match="the driver of attempt 1 of the run in .* was superseded by attempt 2"):
         check_driver_fence(folder, 1)
-    assert claim_attempt(folder, "two") == 3
+    assert acquire_token(folder, "two") == 3
     check_driver_fence(folder, 2)  # its own workers were started again
-    assert json.loads((folder.attempts / "0002.json").read_text())["job"] == "j"
+    assert json.loads((folder.tokens / "0002.json").read_text())["job"] == "j"
 
 
 def test_attempts_claimed_at_once_are_all_different(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     numbers: list[int] = []
-    threads = [threading.Thread(target=lambda: numbers.append(claim_attempt(folder, "one"))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: numbers.append(acquire_token(folder, "one"))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -23,13 +23,13 @@ from tests.unit.trainers.network.test_learner import ALONE
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs, row, tensors
 from trainers.contract.commits import BestRecord, Committed, committed_states, newest_committed, read_committed
 from trainers.contract.errors import CheckpointError, DataError, StorageError
-from trainers.contract.fencing import claim_attempt
+from trainers.contract.fencing import acquire_token
 from trainers.contract.files import check_takes, create_exclusive, link_atomic, read_json, sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.storage import find_outage, is_of_storage, patiently, reading, storing, wait_s
+from trainers.contract.storage import find_outage, is_of_storage, reading, retry_storage, storing, wait_s
 from trainers.network.checkpoint import read_checkpoint
 from trainers.training.assemble import newest_everywhere
-from trainers.training.state import Reached, StateWriter, newest_valid
+from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
 
 @contextlib.contextmanager
@@ -82,10 +82,10 @@ def big(value: float) -> dict[str, Any]:
     return {**tensors(value), "network_weights": {"w": torch.full((500_000,), value)}}
 
 
-def reached(epochs: int) -> Reached:
+def reached(epochs: int) -> TrainingProgress:
     rows = tuple(row(epoch, 0.1 + epoch / 100) for epoch in range(epochs))
     best = rows[-1].ema_pseudo_dice
-    return Reached(history=rows, best_policy=BestRecord(ema=best, score=best, best_epoch=epochs - 1))
+    return TrainingProgress(history=rows, best_policy=BestRecord(ema=best, score=best, best_epoch=epochs - 1))
 
 
 # ---- the policy ------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def reached(epochs: int) -> Reached:
 def test_a_full_disk_is_waited_for_and_told_once_at_each_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     with caplog.at_level(logging.INFO):
-        assert patiently(Disk(6).store, "the state", sleep=clock.sleep, clock=clock) == "stored"
+        assert retry_storage(Disk(6).store, "the state", sleep=clock.sleep, clock=clock) == "stored"
     assert clock.now == sum(wait_s(n) for n in range(1, 7)) == 0.5 + 1 + 2 + 4 + 8 + 16
     began, ended = [record.getMessage() for record in caplog.records]
     assert "the state is held up since" in began
@@ -105,13 +105,13 @@ def test_a_full_disk_is_waited_for_and_told_once_at_each_end(caplog: pytest.LogC
 def test_patience_ends_with_an_error_that_says_what_is_kept_and_what_to_do() -> None:
     clock = Clock()
     with pytest.raises(StorageError, match=r"the state was tried \d+ times in 300 s\. What was committed before is whole: .*submit"):
-        patiently(Disk(10**6).store, "the state", 300.0, sleep=clock.sleep, clock=clock)
+        retry_storage(Disk(10**6).store, "the state", 300.0, sleep=clock.sleep, clock=clock)
     assert clock.now == 300.0
 
 
 def test_an_error_of_another_kind_is_not_waited_for() -> None:
     with pytest.raises(OSError, match="words"):
-        patiently(Disk(1, errno.ENOTDIR).store, "the state", sleep=lambda _: pytest.fail("waited"))
+        retry_storage(Disk(1, errno.ENOTDIR).store, "the state", sleep=lambda _: pytest.fail("waited"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_what_this_user_may_not_look_at_is_the_users_affair(tmp_path: Path, monk
     monkeypatch.setattr(os, "stat", refusing(os.stat))
     monkeypatch.setattr(io, "open", refusing(io.open))
     with pytest.raises(DataError, match=rf"{hidden} cannot be read.*Permission denied"):
-        patiently(run.folder.living_spec, "the start", sleep=lambda _: pytest.fail("waited"))
+        retry_storage(run.folder.living_spec, "the start", sleep=lambda _: pytest.fail("waited"))
 
 
 def test_files_that_are_missing_together_with_their_dataset_are_an_outage(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_link_whose_folder_refuses_leaves_the_old_file(tmp_path: Path) -> None
 def test_a_commit_waits_for_room_and_then_has_the_same_bits(tmp_path: Path) -> None:
     folder, beside = RunFolder(tmp_path / "fold_0"), RunFolder(tmp_path / "fold_1")
     for place in (folder, beside):
-        writer = StateWriter(place, "key", claim_attempt(place, "d"), FIXED, 1000)
+        writer = StateWriter(place, "key", acquire_token(place, "d"), FIXED, 1000)
         writer.commit(reached(1), True, lambda: big(1.0))
         writer.drain()
         with no_file_above(1_000_000 if place is folder else 2**40):
@@ -279,7 +279,7 @@ def test_a_commit_waits_for_room_and_then_has_the_same_bits(tmp_path: Path) -> N
 def test_a_commit_that_finds_no_room_ends_the_run_with_the_state_before(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.1])
-    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000, patience_s=0.0)
+    writer = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000, patience_s=0.0)
     writer.start_from(newest_valid(folder))
     with no_file_above(1_000_000):
         writer.commit(reached(2), True, lambda: big(2.0))
@@ -289,7 +289,7 @@ def test_a_commit_that_finds_no_room_ends_the_run_with_the_state_before(tmp_path
     newest = newest_valid(folder)
     assert newest is not None
     assert newest.epochs_done == 1
-    again = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000)
+    again = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000)
     again.start_from(newest)
     again.commit(reached(2), True, lambda: big(2.0))
     again.drain()
@@ -322,7 +322,7 @@ class SlowToStore:
 
 def test_a_slow_disk_holds_the_training_and_neither_loses_a_state_nor_piles_them_up(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
-    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), {**FIXED, "slow": SlowToStore()}, 6)
+    writer = StateWriter(folder, "key", acquire_token(folder, "d"), {**FIXED, "slow": SlowToStore()}, 6)
     weights, seen = torch.zeros(123_457), []
     state: dict[str, Any] = {"network_weights": {"w": weights}, "optimizer_state": {}, "grad_scaler_state": None}
     for epochs in range(1, 7):
@@ -344,7 +344,7 @@ def test_what_tidies_up_has_only_the_patience_that_the_state_has_left(tmp_path: 
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.1])
     slow = {**FIXED, "slow": [SlowToStore() for _ in range(5)]}
-    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), slow, 1000, patience_s=0.2)
+    writer = StateWriter(folder, "key", acquire_token(folder, "d"), slow, 1000, patience_s=0.2)
     away = Away(folder.state / "e00001_a0001.json")  # which is to be kept
     writer.commit(reached(2), False, lambda: tensors(1.0))
     with pytest.raises(
@@ -358,7 +358,7 @@ def test_what_tidies_up_has_only_the_patience_that_the_state_has_left(tmp_path: 
 def test_an_old_commit_that_cannot_be_read_is_pruned_unread(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.1])
-    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000, patience_s=0.0)
+    writer = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000, patience_s=0.0)
     writer.commit(reached(2), False, lambda: tensors(1.0))
     writer.drain()
     Away(folder.state / "e00001_a0001.json")
@@ -386,7 +386,7 @@ def test_a_newest_commit_that_cannot_be_read_now_is_neither_passed_over_nor_lost
     found = newest_everywhere(folder, ALONE)
     assert found is not None
     assert text(found) == text(before)
-    StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000).start_from(found)
+    StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000).start_from(found)
     assert sorted(path.suffix for path in folder.state.iterdir()) == [".json", ".json", ".pth", ".pth"]
 
 

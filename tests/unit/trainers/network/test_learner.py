@@ -17,9 +17,9 @@ from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.data.batches import Batch
 from trainers.network.checkpoint import copied_to_cpu
 from trainers.network.learner import Learner, learning_rate
-from trainers.training.assemble import Blueprint, assemble, blueprint, warm_up
+from trainers.training.assemble import ModelConfig, assemble, model_config, warm_up
 from trainers.training.loop import EpochTotals, check_finite
-from trainers.training.state import Reached
+from trainers.training.state import TrainingProgress
 from trainers.training.world import World, device_for
 
 CPU = torch.device("cpu")
@@ -28,9 +28,9 @@ SIZE = (24, 24, 24)
 
 
 @pytest.fixture
-def made(toys: Toys) -> tuple[RunSpec, Blueprint]:
+def made(toys: Toys) -> tuple[RunSpec, ModelConfig]:
     spec = toy_spec(toys("labels"))
-    return spec, blueprint(spec)
+    return spec, model_config(spec)
 
 
 def batch(seed: int, labels: Labels) -> Batch:
@@ -40,9 +40,9 @@ def batch(seed: int, labels: Labels) -> Batch:
     return Batch(images=images, targets=targets, case_ids=("a", "b"))
 
 
-def learner_of(made: tuple[RunSpec, Blueprint]) -> Learner:
+def learner_of(made: tuple[RunSpec, ModelConfig]) -> Learner:
     spec, plan = made
-    return assemble(spec, plan, ALONE, attempt=1)
+    return assemble(spec, plan, ALONE, fencing_token=1)
 
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
@@ -64,15 +64,15 @@ def test_the_learning_rate_is_nnunets_polynomial() -> None:
         assert learning_rate(schedule, epoch) == optimizer.param_groups[0]["lr"]
 
 
-def test_the_same_seed_starts_from_the_same_weights_and_another_does_not(made: tuple[RunSpec, Blueprint]) -> None:
+def test_the_same_seed_starts_from_the_same_weights_and_another_does_not(made: tuple[RunSpec, ModelConfig]) -> None:
     spec, plan = made
     first, second = weights(learner_of(made)), weights(learner_of(made))
     assert largest_difference(first, second) == 0
-    other = weights(assemble(spec.model_copy(update={"seed": 1}), plan, ALONE, attempt=1))
+    other = weights(assemble(spec.model_copy(update={"seed": 1}), plan, ALONE, fencing_token=1))
     assert largest_difference(first, other) > 0
 
 
-def test_warm_up_leaves_no_trace(made: tuple[RunSpec, Blueprint]) -> None:
+def test_warm_up_leaves_no_trace(made: tuple[RunSpec, ModelConfig]) -> None:
     warmed, cold = learner_of(made), learner_of(made)
     warm_up(warmed, made[1], ALONE)
     assert largest_difference(weights(warmed), weights(cold)) == 0
@@ -83,7 +83,7 @@ def test_warm_up_leaves_no_trace(made: tuple[RunSpec, Blueprint]) -> None:
     assert largest_difference(weights(warmed), weights(cold)) == 0
 
 
-def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_resume(made: tuple[RunSpec, Blueprint]) -> None:
+def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_resume(made: tuple[RunSpec, ModelConfig]) -> None:
     spec, plan = made
     architecture = copy.deepcopy(plan.configuration["architecture"])
     architecture["arch_kwargs"] |= {
@@ -93,7 +93,7 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
     }
     architecture["_kw_requires_import"] = sorted({*architecture["_kw_requires_import"], "norm_op", "dropout_op"})
     changed = dataclasses.replace(plan, configuration={**plan.configuration, "architecture": architecture})
-    unbroken, resumed = assemble(spec, changed, ALONE, attempt=1), assemble(spec, changed, ALONE, attempt=2)
+    unbroken, resumed = assemble(spec, changed, ALONE, fencing_token=1), assemble(spec, changed, ALONE, fencing_token=2)
     warm_up(unbroken, changed, ALONE)
     assert all(int(count) == 0 for name, count in weights(unbroken).items() if name.endswith("num_batches_tracked"))
     unbroken.start_epoch(0)
@@ -107,7 +107,7 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
     assert largest_difference(weights(unbroken), weights(resumed)) == 0
 
 
-def test_running_statistics_that_are_no_numbers_are_not_saved_and_part_no_ranks(made: tuple[RunSpec, Blueprint]) -> None:
+def test_running_statistics_that_are_no_numbers_are_not_saved_and_part_no_ranks(made: tuple[RunSpec, ModelConfig]) -> None:
     """Each rank has its own, so no rank may raise by them where the others go on."""
     learner = learner_of(made)
     learner.plain = torch.nn.Sequential(learner.plain, torch.nn.BatchNorm3d(2))
@@ -115,14 +115,14 @@ def test_running_statistics_that_are_no_numbers_are_not_saved_and_part_no_ranks(
     learner.plain[1].running_var[0] = torch.inf  # type: ignore[index, union-attr]
     assert not learner.is_state_finite()
     totals = EpochTotals(train_loss=0.5, val_loss=math.nan, pseudo_dice=(0.5,), is_stopping=False)
-    check_finite(totals, learner, Reached())
+    check_finite(totals, learner, TrainingProgress())
     with torch.no_grad():
         learner.plain[1].weight[0] = torch.nan  # type: ignore[index]
     with pytest.raises(DivergedError, match="weights hold NaN"):
-        check_finite(totals, learner, Reached())
+        check_finite(totals, learner, TrainingProgress())
 
 
-def test_the_head_without_weight_never_moves_and_keeps_its_place_in_the_optimizer(made: tuple[RunSpec, Blueprint]) -> None:
+def test_the_head_without_weight_never_moves_and_keeps_its_place_in_the_optimizer(made: tuple[RunSpec, ModelConfig]) -> None:
     learner = learner_of(made)
     frozen = [name for name, parameter in learner.plain.named_parameters() if not parameter.requires_grad]
     before = weights(learner)
@@ -134,7 +134,7 @@ def test_the_head_without_weight_never_moves_and_keeps_its_place_in_the_optimize
     assert len(learner.optimizer.param_groups[0]["params"]) == len(list(learner.plain.parameters()))
 
 
-def test_the_scaler_changes_no_step_and_is_restored_with_the_state(made: tuple[RunSpec, Blueprint]) -> None:
+def test_the_scaler_changes_no_step_and_is_restored_with_the_state(made: tuple[RunSpec, ModelConfig]) -> None:
     """The branch that GPUs take, with a real scaler on the CPU: scaling by a power of two is exact, so are the steps."""
     scaled, plain = learner_of(made), learner_of(made)
     scaled.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10)
@@ -151,7 +151,7 @@ def test_the_scaler_changes_no_step_and_is_restored_with_the_state(made: tuple[R
     assert plain.tensors()["grad_scaler_state"] is None
 
 
-def test_a_step_with_an_overflow_is_skipped_by_the_scaler(made: tuple[RunSpec, Blueprint]) -> None:
+def test_a_step_with_an_overflow_is_skipped_by_the_scaler(made: tuple[RunSpec, ModelConfig]) -> None:
     learner = learner_of(made)
     learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10)
     before = weights(learner)
@@ -162,7 +162,9 @@ def test_a_step_with_an_overflow_is_skipped_by_the_scaler(made: tuple[RunSpec, B
     assert learner.scaler.get_scale() == 2.0**9
 
 
-def test_mixed_precision_gives_nearly_the_loss_of_full_precision(made: tuple[RunSpec, Blueprint], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_gives_nearly_the_loss_of_full_precision(
+    made: tuple[RunSpec, ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Autocast around network and loss, in the type that CPUs have for it."""
     learner = learner_of(made)
     with torch.no_grad():

@@ -13,12 +13,12 @@ from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs, row, tensors
 from trainers.contract.commits import BestRecord, committed_states, newest_committed
 from trainers.contract.errors import Superseded
-from trainers.contract.fencing import check_driver_fence, check_fence, claim_attempt, newest_attempt
+from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.files import sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.training import state
-from trainers.training.state import Reached, StateWriter, link_for_nnunet, newest_valid, prune
+from trainers.training.state import StateWriter, TrainingProgress, link_for_nnunet, newest_valid, prune
 
 PATIENCE_S = 60
 
@@ -48,23 +48,23 @@ def test_a_commit_that_a_newer_driver_overtakes_in_the_middle_is_refused(tmp_pat
     folder, gate = RunFolder(tmp_path / "fold_0"), Gate()
     old = committed_epochs(folder, [0.5], driver="old")
     old.fixed = {**FIXED, "gate": gate}
-    reached = Reached(history=(row(0, 0.5), row(1, 0.9)), best_policy=BestRecord(ema=0.9, score=0.9, best_epoch=1))
+    reached = TrainingProgress(history=(row(0, 0.5), row(1, 0.9)), best_policy=BestRecord(ema=0.9, score=0.9, best_epoch=1))
     old.commit(reached, is_best, lambda: tensors(1.0))
     assert gate.reached.wait(PATIENCE_S)  # its tensors are half written
-    new = StateWriter(folder, "key", claim_attempt(folder, "new"), FIXED, 1000)
+    new = StateWriter(folder, "key", acquire_token(folder, "new"), FIXED, 1000)
     restored = newest_valid(folder)
     new.start_from(restored)
     gate.opened.set()
     with pytest.raises(Superseded):  # also where the new driver has cleared away what was half written
         old.drain()
     assert restored is not None
-    assert [(c.epochs_done, c.attempt) for c in committed_states(folder)] == [(1, 1)]
+    assert [(c.epochs_done, c.fencing_token) for c in committed_states(folder)] == [(1, 1)]
     best = newest_committed(folder).best  # type: ignore[union-attr]
     assert best is not None
     assert best.epoch == 0
     new.commit(reached, False, lambda: tensors(2.0))
     new.drain()
-    assert newest_committed(folder).attempt == new.attempt  # type: ignore[union-attr]
+    assert newest_committed(folder).fencing_token == new.fencing_token  # type: ignore[union-attr]
 
 
 def files_of(folder: RunFolder) -> dict[str, str]:
@@ -75,14 +75,14 @@ def files_of(folder: RunFolder) -> dict[str, str]:
 
 def goes_on_as_newer(folder: RunFolder) -> dict[str, str]:
     """Another driver takes the run, commits a new best and has more half written; returns what lies there then."""
-    new = StateWriter(folder, "key", claim_attempt(folder, "new"), FIXED, 1000)
+    new = StateWriter(folder, "key", acquire_token(folder, "new"), FIXED, 1000)
     restored = newest_valid(folder)
     assert restored is not None
     new.start_from(restored)
     best = BestRecord(ema=0.9, score=0.9, best_epoch=2)
-    new.commit(Reached((*restored.history, row(2, 0.9)), best), True, lambda: tensors(9.0))
+    new.commit(TrainingProgress((*restored.history, row(2, 0.9)), best), True, lambda: tensors(9.0))
     new.drain()
-    stem = f"e00004_a{new.attempt:04d}.pth"
+    stem = f"e00004_a{new.fencing_token:04d}.pth"
     for half_written in (folder.state / f".{stem}.x.part", folder.best / f".{stem}.y.part", folder.root / ".checkpoint_best.pth.z.part"):
         half_written.write_text(half_written.name)
     return files_of(folder)
@@ -91,7 +91,7 @@ def goes_on_as_newer(folder: RunFolder) -> dict[str, str]:
 def test_a_start_that_a_newer_driver_overtook_touches_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.2, 0.5], driver="old")
-    stalled, restored = StateWriter(folder, "key", claim_attempt(folder, "old"), FIXED, 1000), newest_valid(folder)
+    stalled, restored = StateWriter(folder, "key", acquire_token(folder, "old"), FIXED, 1000), newest_valid(folder)
     before = goes_on_as_newer(folder)
     with pytest.raises(Superseded, match="attempt 2 .* superseded by attempt 3"):
         stalled.start_from(restored)
@@ -102,8 +102,8 @@ def passes_then(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> N
     """Whoever asks the fence next passes, and stalls while `act` happens."""
     real, has_passed = check_fence, threading.Event()
 
-    def passes(folder: RunFolder, attempt: int) -> None:
-        real(folder, attempt)
+    def passes(folder: RunFolder, fencing_token: int) -> None:
+        real(folder, fencing_token)
         if not has_passed.is_set():
             has_passed.set()
             act()
@@ -114,7 +114,7 @@ def passes_then(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_start_that_is_overtaken_just_behind_the_fence_touches_nothing_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.2, 0.5], driver="old")
-    stalled, restored = StateWriter(folder, "key", claim_attempt(folder, "old"), FIXED, 1000), newest_valid(folder)
+    stalled, restored = StateWriter(folder, "key", acquire_token(folder, "old"), FIXED, 1000), newest_valid(folder)
     (folder.state / "e00009_a0001.json").write_text("damaged, and the newest by its name")
     (folder.root / ".checkpoint_best.pth.old.part").write_text("left by a kill")
     seen: list[dict[str, str]] = []
@@ -134,11 +134,11 @@ def test_a_writer_that_is_overtaken_after_its_commit_neither_links_nor_prunes(tm
     def committed_then_overtaken(path: Path, content: bytes) -> None:
         write(path, content)
         monkeypatch.undo()
-        claim_attempt(folder, "new")
+        acquire_token(folder, "new")
 
     monkeypatch.setattr(state, "write_atomic", committed_then_overtaken)
     best = BestRecord(ema=0.9, score=0.9, best_epoch=2)
-    old.commit(Reached((row(0, 0.2), row(1, 0.5), row(2, 0.9)), best), True, lambda: tensors(9.0))
+    old.commit(TrainingProgress((row(0, 0.2), row(1, 0.5), row(2, 0.9)), best), True, lambda: tensors(9.0))
     with pytest.raises(Superseded, match="attempt 1 .* superseded by attempt 2"):
         old.drain()
     assert {path: digest for path, digest in files_of(folder).items() if path in before} == before
@@ -151,7 +151,7 @@ def test_who_prunes_deletes_nothing_that_came_after_the_fence(tmp_path: Path, mo
     seen: list[dict[str, str]] = []
 
     def newer_best_of_an_earlier_epoch() -> None:
-        claim_attempt(folder, "new")
+        acquire_token(folder, "new")
         (folder.best / "e00001_a0002.pth").write_text("not committed yet")
         seen.append(files_of(folder))
 
@@ -171,9 +171,9 @@ def test_names_that_an_older_writer_took_are_right_again_after_the_next_commit(t
     assert newest is not None
     assert newest.best is not None
     assert sha256_of(folder.checkpoint("best")) != newest.best.sha256
-    new = StateWriter(folder, "key", newest_attempt(folder), FIXED, 1000)
+    new = StateWriter(folder, "key", newest_token(folder), FIXED, 1000)
     new._best = newest.best
-    new.commit(Reached((*newest.history, row(3, 0.8)), newest.best_policy), False, lambda: tensors(8.0))
+    new.commit(TrainingProgress((*newest.history, row(3, 0.8)), newest.best_policy), False, lambda: tensors(8.0))
     new.drain()
     assert sha256_of(folder.checkpoint("best")) == newest.best.sha256
 
@@ -181,7 +181,7 @@ def test_names_that_an_older_writer_took_are_right_again_after_the_next_commit(t
 def test_a_driver_whose_head_died_writes_nothing_once_another_has_claimed_the_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     write_atomic(folder.spec_file, b"{}")
-    old = claim_attempt(folder, "old")
+    old = acquire_token(folder, "old")
     done: list[tuple[str, int]] = []
     is_claimed, refused = threading.Event(), threading.Event()
 
@@ -194,20 +194,20 @@ def test_a_driver_whose_head_died_writes_nothing_once_another_has_claimed_the_ru
                 done.append(("published", before))
             except Superseded:
                 refused.set()
-            if write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=old, message="old")):
+            if write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=old, message="old")):
                 done.append(("outcome", before))
 
     thread = threading.Thread(target=goes_on)
     thread.start()
     while not done:
         pass
-    new = claim_attempt(folder, "new")
+    new = acquire_token(folder, "new")
     is_claimed.set()
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert not any(was_claimed for _, was_claimed in done)
-    assert write_outcome(folder, Outcome(job="training", state="STOPPED", attempt=new, message="new"))
-    assert not write_outcome(folder, Outcome(job="training", state="TRAINED", attempt=old, message="old"))
+    assert write_outcome(folder, Outcome(job="training", state="STOPPED", fencing_token=new, message="new"))
+    assert not write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=old, message="old"))
     outcome = read_outcome(folder)
     assert outcome is not None
     assert outcome.message == "new"
@@ -220,7 +220,7 @@ def test_many_drivers_that_claim_at_once_get_a_number_each(tmp_path: Path) -> No
 
     def claim(name: str) -> None:
         start.wait(PATIENCE_S)
-        numbers.append(claim_attempt(folder, name))
+        numbers.append(acquire_token(folder, name))
 
     threads = [threading.Thread(target=claim, args=(f"driver-{n}",)) for n in range(8)]
     for thread in threads:
@@ -238,11 +238,11 @@ def watch_doubles(cluster: FakeCluster) -> list[str]:
     doubles: list[str] = []
     real = cluster._add
 
-    def add(name: str, kind: Any, folder: RunFolder, spec: RunSpec, attempt: int, campaign: str) -> str:
+    def add(name: str, kind: Any, folder: RunFolder, spec: RunSpec, fencing_token: int, campaign: str) -> str:
         others = [job.submission_id for job in cluster.records() if job.is_live and job.run_key == spec.run_key]
         if any(other != name and other.startswith("train") == (kind == "train") for other in others):
             doubles.append(name)
-        return real(name, kind, folder, spec, attempt, campaign)
+        return real(name, kind, folder, spec, fencing_token, campaign)
 
     cluster._add = add  # type: ignore[method-assign]
     return doubles

@@ -18,15 +18,15 @@ from tests.unit.trainers.training.test_fenced_writes import PATIENCE_S, Gate
 from tests.unit.trainers.training.test_state import FIXED, row
 from trainers.contract.commits import committed_states, newest_committed, state_stem
 from trainers.contract.files import write_json_atomic
-from trainers.contract.requests import accept_save, is_wished, withdraw
+from trainers.contract.requests import acknowledge_save, is_requested, withdraw
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, Schedule
 from trainers.data.batches import Batch, SplitName, requests_from
 from trainers.network.learner import Learner
-from trainers.training.assemble import assemble, blueprint
+from trainers.training.assemble import assemble, model_config
 from trainers.training.loop import train
-from trainers.training.mid_epoch import LEAVING_S, Midway, save_is_due
-from trainers.training.state import Reached, StateWriter
+from trainers.training.mid_epoch import LEAVING_S, MidEpochSaver, save_is_due
+from trainers.training.state import StateWriter, TrainingProgress
 
 
 def due(since: float, every: float | None = None, asked: bool = False, leaving: bool = False, saved: bool = False) -> bool:
@@ -76,20 +76,20 @@ class Training:
         self.folder, self.plain = self.run.folder, torch.nn.Linear(2, 2)
         optimizer, scaler = torch.optim.SGD(self.plain.parameters(), 0.01), torch.amp.GradScaler("cpu", enabled=False)
         unused: Any = None
-        learner = Learner(self.plain, self.plain, optimizer, scaler, unused, unused, schedule, ALONE.device, 2, 1, attempt=1)
+        learner = Learner(self.plain, self.plain, optimizer, scaler, unused, unused, schedule, ALONE.device, 2, 1, fencing_token=1)
         self.writer = StateWriter(self.folder, self.run.spec.run_key, 1, FIXED, schedule.epochs)
-        self.midway = Midway(self.run.spec, self.folder, ALONE, learner, self.writer)
-        self.reached = Reached((row(0, 0.5),))
+        self.mid_epoch = MidEpochSaver(self.run.spec, self.folder, ALONE, learner, self.writer)
+        self.reached = TrainingProgress((row(0, 0.5),))
         self.finish_epoch()
 
     def finish_epoch(self) -> None:
         """Commit the end of the first epoch and begin the second."""
-        self.writer.commit(self.reached, False, self.midway.learner.tensors)
-        self.midway.begin_epoch(self.reached)
+        self.writer.commit(self.reached, False, self.mid_epoch.learner.tensors)
+        self.mid_epoch.begin_epoch(self.reached)
 
     def step(self, iteration: int) -> None:
         """What the loop does after a training step."""
-        self.midway.save_if_wished(iteration, torch.tensor(0.5, dtype=torch.float64))
+        self.mid_epoch.save_if_requested(iteration, torch.tensor(0.5, dtype=torch.float64))
 
     def ask(self) -> None:
         """Somebody wishes a state."""
@@ -97,7 +97,7 @@ class Training:
 
     def is_open(self) -> bool:
         """Whether who waits for it goes on waiting."""
-        return is_wished(self.folder.save_file) or is_wished(self.folder.accepted_save_file)
+        return is_requested(self.folder.save_file) or is_requested(self.folder.accepted_save_file)
 
     def states(self) -> list[tuple[int, int]]:
         """Positions that are committed, newest first."""
@@ -129,7 +129,7 @@ def test_after_a_refusal_nothing_is_looked_at_until_the_next_epoch(tmp_path: Pat
     training.ask()
     training.step(2)
     assert not training.is_open()
-    training.reached = Reached((row(0, 0.5), row(1, 0.5)))
+    training.reached = TrainingProgress((row(0, 0.5), row(1, 0.5)))
     training.finish_epoch()
     training.step(1)
     training.writer.drain()
@@ -193,7 +193,7 @@ def test_before_a_resize_the_state_that_was_asked_for_is_waited_for(tmp_path: Pa
     monkeypatch.setattr(save_before_resize, "SAVE_POLL_S", 0.005)
     training, before, asked = Training(tmp_path), Gate(), Gate()
     training.writer.drain()
-    training.reached = Reached((row(0, 0.5), row(1, 0.5)))
+    training.reached = TrainingProgress((row(0, 0.5), row(1, 0.5)))
     training.writer.fixed = {**FIXED, "gate": before}
     training.finish_epoch()
     assert before.reached.wait(PATIENCE_S)
@@ -242,23 +242,23 @@ def test_a_share_that_does_not_answer_ends_no_training_and_wishes_nothing(toys: 
     away = RunFolder(tmp_path / ("x" * 300))
     with pytest.raises(OSError, match="File name too long"):
         away.stop_file.exists()
-    assert not is_wished(away.stop_file)
+    assert not is_requested(away.stop_file)
     withdraw(away.save_file)
-    accept_save(away)
+    acknowledge_save(away)
     spec = toy_spec(toys("labels"), schedule=Schedule(epochs=1, train_iterations=1, val_iterations=1))
-    plan = blueprint(spec)
-    learner = assemble(spec, plan, ALONE, attempt=1)
-    source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, away, ALONE, learner, None)
-    assert train(spec, away, ALONE, learner, source, midway, Reached()) == "TRAINED"
+    plan = model_config(spec)
+    learner = assemble(spec, plan, ALONE, fencing_token=1)
+    source, mid_epoch = Batches(batch(0, plan.labels), spec.schedule), MidEpochSaver(spec, away, ALONE, learner, None)
+    assert train(spec, away, ALONE, learner, source, mid_epoch, TrainingProgress()) == "TRAINED"
 
 
 def test_a_wish_to_stop_that_the_start_before_left_open_is_obeyed_before_another_epoch(toys: Toys, tmp_path: Path) -> None:
     spec = toy_spec(toys("labels"), schedule=Schedule(epochs=3, train_iterations=1, val_iterations=1))
-    plan, folder = blueprint(spec), RunFolder(tmp_path)
-    learner = assemble(spec, plan, ALONE, attempt=1)
-    source, midway = Batches(batch(0, plan.labels), spec.schedule), Midway(spec, folder, ALONE, learner, None)
+    plan, folder = model_config(spec), RunFolder(tmp_path)
+    learner = assemble(spec, plan, ALONE, fencing_token=1)
+    source, mid_epoch = Batches(batch(0, plan.labels), spec.schedule), MidEpochSaver(spec, folder, ALONE, learner, None)
     write_json_atomic(folder.stop_file, {"now": False})
     before = [tensor.clone() for tensor in learner.plain.state_dict().values()]
-    assert train(spec, folder, ALONE, learner, source, midway, Reached((row(0, 0.5),))) == "STOPPED"
+    assert train(spec, folder, ALONE, learner, source, mid_epoch, TrainingProgress((row(0, 0.5),))) == "STOPPED"
     assert all(map(torch.equal, before, learner.plain.state_dict().values()))
-    assert train(spec, folder, ALONE, learner, source, midway, Reached((row(0, 0.5), row(1, 0.5), row(2, 0.5)))) == "TRAINED"
+    assert train(spec, folder, ALONE, learner, source, mid_epoch, TrainingProgress((row(0, 0.5), row(1, 0.5), row(2, 0.5)))) == "TRAINED"

@@ -16,11 +16,11 @@ import torch
 
 from trainers.contract.commits import BestRecord, EpochRow, InFlight, committed_states, newest_committed
 from trainers.contract.errors import CheckpointError, Superseded
-from trainers.contract.fencing import check_driver_fence, claim_attempt, newest_attempt
+from trainers.contract.fencing import acquire_token, check_driver_fence, newest_token
 from trainers.contract.files import sha256_of
 from trainers.contract.run_folder import RunFolder
 from trainers.network.checkpoint import copied_to_cpu, read_checkpoint
-from trainers.training.state import Reached, StateWriter, newest_valid
+from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
 FIXED: dict[str, Any] = {
     "trainer_name": "nnUNetTrainer",
@@ -48,13 +48,13 @@ def tensors(value: float) -> dict[str, Any]:
 
 def committed_epochs(folder: RunFolder, emas: list[float], total: int = 1000, driver: str = "d") -> StateWriter:
     """Commit one epoch per EMA value; an epoch is a new best when it rises."""
-    writer = StateWriter(folder, "key", claim_attempt(folder, driver), FIXED, total)
-    reached, best = Reached(), BestRecord()
+    writer = StateWriter(folder, "key", acquire_token(folder, driver), FIXED, total)
+    reached, best = TrainingProgress(), BestRecord()
     for epoch, ema in enumerate(emas):
         is_best = best.score is None or ema > best.score
         if is_best:
             best = BestRecord(ema=ema, score=ema, best_epoch=epoch)
-        reached = Reached(history=(*reached.history, row(epoch, ema)), best_policy=best)
+        reached = TrainingProgress(history=(*reached.history, row(epoch, ema)), best_policy=best)
         writer.commit(reached, is_best, lambda epoch=epoch: tensors(float(epoch)))
     writer.drain()
     return writer
@@ -127,7 +127,7 @@ def test_the_newest_end_of_an_epoch_is_kept_beside_the_newest_states(tmp_path: P
     history = (row(0, 0.1), row(1, 0.2))
     for iteration in (10, 20, 30):
         in_flight = InFlight(iteration=iteration, train_loss_sums=(0.5,), elapsed_s=1.0)
-        writer.commit(Reached(history, BestRecord(), in_flight), False, lambda: tensors(0.0))
+        writer.commit(TrainingProgress(history, BestRecord(), in_flight), False, lambda: tensors(0.0))
     writer.drain()
     kept = ["e00002_a0001", "e00002i000020_a0001", "e00002i000030_a0001"]
     assert sorted(path.name for path in folder.state.iterdir()) == [f"{stem}.{half}" for stem in kept for half in ("json", "pth")]
@@ -186,14 +186,14 @@ def test_what_comes_after_a_damaged_state_is_the_newest_again(tmp_path: Path) ->
     (folder.state / ".e00003_a0001.pth.x.part").write_text("left by a kill")
     restored = newest_valid(folder)
     assert restored is not None
-    writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000)
+    writer = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000)
     writer.start_from(restored)
     newest = newest_committed(folder)
     assert newest is not None
     assert newest.epochs_done == 2
     assert (folder.state / "e00003_a0001.json.damaged").is_file()
     assert list(folder.state.glob(".*.part")) == []
-    writer.commit(Reached(history=(*restored.history, row(2, 0.3))), False, lambda: tensors(2.0))
+    writer.commit(TrainingProgress(history=(*restored.history, row(2, 0.3))), False, lambda: tensors(2.0))
     writer.drain()
     valid = newest_valid(folder)
     assert valid is not None
@@ -208,8 +208,8 @@ def epochs_of(folder: RunFolder) -> list[int]:
 def test_a_superseded_attempt_commits_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
     old = committed_epochs(folder, [0.1])
-    assert claim_attempt(folder, "another driver") == 2
-    old.commit(Reached(history=(row(0, 0.1), row(1, 0.9))), True, lambda: tensors(9.0))
+    assert acquire_token(folder, "another driver") == 2
+    old.commit(TrainingProgress(history=(row(0, 0.1), row(1, 0.9))), True, lambda: tensors(9.0))
     with pytest.raises(Superseded, match="attempt 1 .* superseded by attempt 2"):
         old.drain()
     assert [c.epochs_done for c in committed_states(folder)] == [1]
@@ -218,13 +218,13 @@ def test_a_superseded_attempt_commits_nothing(tmp_path: Path) -> None:
 
 def test_a_restart_of_workers_does_not_fence_off_its_own_publisher(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "fold_0")
-    driver = claim_attempt(folder, "driver A")
-    claim_attempt(folder, "driver A")
+    driver = acquire_token(folder, "driver A")
+    acquire_token(folder, "driver A")
     check_driver_fence(folder, driver)
-    claim_attempt(folder, "driver B")
+    acquire_token(folder, "driver B")
     with pytest.raises(Superseded, match="stops publishing"):
         check_driver_fence(folder, driver)
-    assert newest_attempt(folder) == 3
+    assert newest_token(folder) == 3
 
 
 def test_an_error_of_the_writer_reaches_the_training_thread(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_an_error_of_the_writer_reaches_the_training_thread(tmp_path: Path) -> N
     writer = committed_epochs(folder, [0.1])
     folder.state.rename(folder.own / "moved")
     folder.state.write_text("a file where the folder was")
-    writer.commit(Reached(history=(row(0, 0.1), row(1, 0.2))), False, lambda: tensors(1.0))
+    writer.commit(TrainingProgress(history=(row(0, 0.1), row(1, 0.2))), False, lambda: tensors(1.0))
     with pytest.raises(OSError, match="e00002_a0001|File exists|Not a directory"):
         writer.drain()
 
@@ -277,10 +277,10 @@ def test_a_snapshot_over_an_older_one_of_other_tensors_is_whole() -> None:
 def test_a_commit_holds_the_tensors_of_its_moment(tmp_path: Path) -> None:
     """They change in place while it is written, and the commit after it is written from the same memory."""
     folder = RunFolder(tmp_path / "fold_0")
-    writer, state = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 1000), tensors(0.0)
-    reached = Reached()
+    writer, state = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 1000), tensors(0.0)
+    reached = TrainingProgress()
     for epoch in range(3):
-        reached = Reached(history=(*reached.history, row(epoch, 0.1)))
+        reached = TrainingProgress(history=(*reached.history, row(epoch, 0.1)))
         writer.commit(reached, False, lambda: state)
         state["network_weights"]["a.weight"].add_(1.0)
     writer.drain()
@@ -323,14 +323,14 @@ def test_kill_at_any_moment_of_saving_leaves_a_valid_state_and_best(tmp_path: Pa
         from pathlib import Path
         import torch
         from tests.unit.trainers.training.test_state import FIXED, row
-        from trainers.contract.fencing import claim_attempt
+        from trainers.contract.fencing import acquire_token
         from trainers.contract.commits import BestRecord
         from trainers.contract.run_folder import RunFolder
-        from trainers.training.state import Reached, StateWriter, newest_valid
+        from trainers.training.state import StateWriter, TrainingProgress, newest_valid
         folder = RunFolder(Path({str(folder.root)!r}))
         found = newest_valid(folder)
         history = found.history if found else ()
-        writer = StateWriter(folder, "key", claim_attempt(folder, "d"), FIXED, 10**6)
+        writer = StateWriter(folder, "key", acquire_token(folder, "d"), FIXED, 10**6)
         writer.start_from(found)
         print("ready", flush=True)
         while True:
@@ -338,7 +338,7 @@ def test_kill_at_any_moment_of_saving_leaves_a_valid_state_and_best(tmp_path: Pa
             history = (*history, row(epoch, epoch / 1000))
             weights = {{"network_weights": {{"w": torch.full((300_000,), float(epoch))}}, "optimizer_state": {{}}}}
             best = BestRecord(ema=epoch / 1000, score=epoch / 1000, best_epoch=epoch)
-            writer.commit(Reached(history=history, best_policy=best), True, lambda: weights)
+            writer.commit(TrainingProgress(history=history, best_policy=best), True, lambda: weights)
     """)
     before = 0
     for round_number in range(8):

@@ -10,7 +10,7 @@ from trainers.contract.run_spec import Frozen, RunSpec
 Stage = Literal["new", "continues", "validates", "finished"]
 
 
-class Standing(Frozen):
+class Progress(Frozen):
     """What a run's folder already holds."""
 
     stage: Stage
@@ -28,16 +28,16 @@ class Standing(Frozen):
         }[self.stage]
 
 
-def standing_of(spec: RunSpec) -> Standing:
+def progress_of(spec: RunSpec) -> Progress:
     """What the run folder of `spec` already holds (reads the folder)."""
     folder = RunFolder(spec.run_folder)
     committed = newest_committed(folder)
     if committed is None or committed.run_key != spec.run_key:
-        return Standing(stage="new")
+        return Progress(stage="new")
     done = committed.epochs_done
     if done < spec.schedule.epochs or committed.final is None:
-        return Standing(stage="continues", epochs_done=done)
+        return Progress(stage="continues", epochs_done=done)
     outcome = read_outcome(folder)
     validated = outcome is not None and outcome.state == "SUCCEEDED"
     validated = validated and all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
-    return Standing(stage="finished" if validated else "validates", epochs_done=done)
+    return Progress(stage="finished" if validated else "validates", epochs_done=done)
