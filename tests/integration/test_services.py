@@ -19,6 +19,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.paths import LONGEST_RAY_TEMP, Home
 from orchestrator.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
 from orchestrator.services import Services
+from tests.integration.cluster import SHORT
 
 UP = "import sys; from pathlib import Path; from orchestrator import services; from orchestrator.paths import Home\n"
 UP += "print(services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
@@ -26,7 +27,7 @@ UP += "print(services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
-    with tempfile.TemporaryDirectory(prefix="nnf-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="nnf-", dir=SHORT) as folder:
         place = Home(Path(folder) / "home")
         yield place
         services.down(place)
