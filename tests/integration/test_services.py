@@ -81,6 +81,16 @@ def test_the_control_store_asks_for_the_token(home: Home, started: Services, tmp
     assert told or "auth" in asked.stderr.lower(), asked.stderr[-2000:]
 
 
+def test_no_process_of_the_head_exports_metrics(home: Home, started: Services) -> None:
+    switches = {name: value for name, value in services.QUIET.items() if name.startswith("RAY_enable_")}
+    assert switches == {"RAY_enable_metrics_collection": "0", "RAY_enable_open_telemetry": "0"}
+    seen = [(process.name(), process.environ()) for process in family(started.ray)]
+    assert {"raylet", "gcs_server"} <= {name for name, _ in seen}
+    assert [name for name, environment in seen if not switches.items() <= environment.items()] == []
+    (port,) = (home.ray_temp / "session_latest").glob("metrics_export_port_*")
+    assert port.read_text() == "-1"  # what a node writes that collects none
+
+
 def test_no_secret_reaches_a_log_or_the_terminal(home: Home, started: Services, tmp_path: Path) -> None:
     secret = "hunter2-of-this-test"
     environment = {**os.environ, "NNFLEET_HOME": str(home.root), "MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": secret}
