@@ -21,8 +21,8 @@ from orchestrator.cluster.processes import SERVICE_PORTS, ProcessRecord, end, fa
 from orchestrator.errors import ClusterError
 from tests.integration.cluster import SHORT
 
-UP = "import sys; from pathlib import Path; from orchestrator.cluster import local_services as services; from orchestrator.cluster.home import Home\n"
-UP += "print(services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
+UP = "import sys; from pathlib import Path; from orchestrator.cluster import local_services; from orchestrator.cluster.home import Home\n"
+UP += "print(local_services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_control_store_asks_for_the_token(home: Home, started: Services, tmp
 
 
 def test_no_process_of_the_head_exports_metrics(home: Home, started: Services) -> None:
-    switches = {name: value for name, value in services.QUIET.items() if name.startswith("RAY_enable_")}
+    switches = {name: value for name, value in local_services.QUIET.items() if name.startswith("RAY_enable_")}
     assert switches == {"RAY_enable_metrics_collection": "0", "RAY_enable_open_telemetry": "0"}
     seen = [(process.name(), process.environ()) for process in family(started.ray)]
     assert {"raylet", "gcs_server"} <= {name for name, _ in seen}
