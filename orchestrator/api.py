@@ -167,7 +167,7 @@ def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunSta
     jobs = _required_jobs(cluster)
     wanted = match(run, _statuses(jobs, None))
     if not wanted.state.is_final:
-        arguments = ["stop", str(wanted.run_folder), *(["--now"] if now else [])]
+        arguments = ["stop", str(wanted.run_folder), "--run-key", wanted.run_key, *(["--now"] if now else [])]
         _finished(jobs, jobs.submit_control(f"stop-{wanted.run_key}-{secrets.token_hex(3)}", arguments))
     return [wanted]
 
@@ -176,7 +176,7 @@ def validate(run: str, cluster: str | None = None) -> str:
     """Start the full validation of a trained run, again if need be; returns the submission id. Raises ConfigError if it is not trained."""
     jobs = _required_jobs(cluster)
     wanted = match(run, _statuses(jobs, None))
-    submission_id = jobs.submit_revalidation(secrets.token_hex(4), wanted.run_folder)
+    submission_id = jobs.submit_revalidation(secrets.token_hex(4), wanted.run_folder, wanted.run_key)
     told = _first_event(jobs, submission_id)
     if told.error is not None:
         raise told.error
