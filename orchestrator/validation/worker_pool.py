@@ -18,9 +18,10 @@ from orchestrator.run.activity import report_cases
 from orchestrator.run.status import CasesDone
 from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
-from orchestrator.validation.cases import Stopped, case_sizes, is_stop_asked
+from orchestrator.validation.cases import Stopped, case_sizes
 from trainers.contract.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.contract.files import check_takes, write_atomic
+from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import is_of_storage, retry_storage
@@ -128,6 +129,8 @@ class Pool:
     """Pending call -> what it is."""
     _aside: list[tuple[Any, str]] = field(default_factory=list)
     """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
+    _is_stopping: bool = False
+    """Somebody asked for a stop after the cases in work."""
     _loading_losses: int = 0
     _slowest_s: float = 0.0
     _done: int = 0
@@ -142,21 +145,33 @@ class Pool:
         self._done = len(self.spec.val_cases) - len(self.queue.waiting)
         self._report_cases()
         try:
-            for _ in range(count):
+            self._look_for_stop()
+            for _ in range(0 if self._is_stopping else count):
                 self._start_worker()
-            while self._pending and (self.queue.waiting or self._is_case_in_work()):  # else all that fly are workers that nobody needs
+            while self._pending and (self._has_more_to_give() or self._is_case_in_work()):  # else nobody needs the workers that load
                 ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_S)
-                if is_stop_asked(self.folder):
-                    raise Stopped
+                self._look_for_stop()
                 for call in ready:
                     self._on_result(call)
                 self._end_overdue()
-                if self.queue.waiting and self._aside and self._nobody_works():
+                if self._has_more_to_give() and self._aside and self._nobody_works():
                     self._take_back()
                 last_heartbeat = time.monotonic() if ready else self._report_waiting(last_heartbeat)
+            if self._is_stopping and self.queue.waiting:
+                raise Stopped
         finally:
             for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._aside)]:
                 ray.kill(actor)
+
+    def _look_for_stop(self) -> None:
+        """Raise Stopped if somebody wants that at once; take note if after the cases in work."""
+        request = stop_request_seen(self.folder)
+        if request is not None and request.is_now:
+            raise Stopped
+        self._is_stopping = self._is_stopping or request is not None
+
+    def _has_more_to_give(self) -> bool:
+        return bool(self.queue.waiting) and not self._is_stopping
 
     def _start_worker(self) -> None:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
@@ -200,7 +215,7 @@ class Pool:
             log.warning("cases fail at %s that others can do: its worker gets no more while there are others", place)
             self._aside.append((actor, place))
             return
-        case_id = self.queue.next()
+        case_id = self.queue.next() if self._has_more_to_give() else None
         if case_id is None:
             ray.kill(actor)  # its memory and GPU are free for others while the last cases run
             return
@@ -298,7 +313,7 @@ class Pool:
         self.evidence.append(f"{case_id}, {failure.place}: {click.unstyle(str(error))}"[-3000:])
 
     def _replace(self) -> None:
-        if self.queue.waiting:
+        if self._has_more_to_give():
             self._start_worker()
 
     def _report_waiting(self, last_heartbeat: float) -> float:
