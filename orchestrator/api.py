@@ -163,7 +163,10 @@ def logs(run: str, cluster: str | None = None, follow: bool = False, earlier: bo
 
 
 def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
-    """Ask a run to stop after its epoch, or at once; returns how it stood. It can be submitted again and then continues."""
+    """Ask a run to stop after its epoch or the cases in work, or at once; returns how it stood.
+
+    It can be submitted again and then continues.
+    """
     jobs = _required_jobs(cluster)
     wanted = match(run, _statuses(jobs, None))
     if not wanted.state.is_final:

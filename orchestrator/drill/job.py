@@ -207,8 +207,8 @@ class Drill:
                 return str(on_node(claim.node, kill_process, claim.pid, job.job))
             case "node":
                 claim = newest_claim(folder, "workers")
-                check_node(str(claim["node"]))
-                return str(on_node(str(claim["node"]), kill_raylet, job.job, self.order.is_sure))
+                check_node(claim.node)
+                return str(on_node(claim.node, kill_raylet, job.job, self.order.is_sure))
 
     def _outage(self, folder: RunFolder, before: Committed, what: str, moment: str, struck: float) -> Strike:
         """Training goes on; recovered is what MLflow has again."""

@@ -1,7 +1,7 @@
 """The workers of a full validation: Ray actors, each with the network loaded once and one case in flight.
 
-An actor that dies, or whose case takes for ever, is replaced and the case tried again. One at a sick place (`case_queue.py`) is set aside,
-holding what it has reserved so that no replacement lands there, and gets cases again only when nobody else is left.
+An actor that dies, or whose case takes for ever, is replaced and the case tried again. One at an unhealthy place (`case_queue.py`) is
+quarantined, holding what it has reserved so that no replacement lands there, and gets cases again only when nobody else is left.
 """
 
 import logging
@@ -115,7 +115,7 @@ class PendingCall:
 
 @dataclass
 class Pool:
-    """Actors of one checkpoint and the cases in flight on them. `run` returns when every case is done or given up."""
+    """Actors of one checkpoint and the cases in flight on them. `run` returns when every case is done or its retries are exhausted."""
 
     folder: RunFolder
     spec: RunSpec
@@ -127,8 +127,8 @@ class Pool:
     evidence: list[str] = field(default_factory=list)
     _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
-    _aside: list[tuple[Any, str]] = field(default_factory=list)
-    """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
+    _quarantined: list[tuple[Any, str]] = field(default_factory=list)
+    """Actors at unhealthy places, with these; "" where the network did not load, and the actor only holds the room."""
     _is_stopping: bool = False
     """Somebody asked for a stop after the cases in work."""
     _loading_losses: int = 0
@@ -154,13 +154,13 @@ class Pool:
                 for call in ready:
                     self._on_result(call)
                 self._end_overdue()
-                if self._has_more_to_give() and self._aside and self._nobody_works():
+                if self._has_more_to_give() and self._quarantined and self._nobody_works():
                     self._take_back()
                 last_heartbeat = time.monotonic() if ready else self._report_waiting(last_heartbeat)
             if self._is_stopping and self.queue.waiting:
                 raise Stopped
         finally:
-            for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._aside)]:
+            for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._quarantined)]:
                 ray.kill(actor)
 
     def _look_for_stop(self) -> None:
@@ -213,7 +213,7 @@ class Pool:
     def _give_next(self, actor: Any, place: str) -> None:
         if self.queue.is_unhealthy(place) and self._pending:
             log.warning("cases fail at %s that others can do: its worker gets no more while there are others", place)
-            self._aside.append((actor, place))
+            self._quarantined.append((actor, place))
             return
         case_id = self.queue.next() if self._has_more_to_give() else None
         if case_id is None:
@@ -225,14 +225,14 @@ class Pool:
         return any(pending.case_id is not None for pending in self._pending.values())
 
     def _nobody_works(self) -> bool:
-        """True when no case is in work and whoever was started has not come, perhaps for want of what those set aside hold."""
+        """True when no case is in work and whoever was started has not come, perhaps for want of what those in quarantine hold."""
         long_ago = time.monotonic() - WAIT_REPORT_S
         return not self._is_case_in_work() and all(pending.started < long_ago for pending in self._pending.values())
 
     def _take_back(self) -> None:
-        """Nobody else is left: the sick places have to do, and what fails there counts."""
-        aside, self._aside = self._aside, []
-        for actor, place in aside:
+        """Nobody else is left: the unhealthy places have to do, and what fails there counts."""
+        quarantined, self._quarantined = self._quarantined, []
+        for actor, place in quarantined:
             if not place:
                 ray.kill(actor)  # whoever waits in its stead may try there
                 continue
@@ -248,7 +248,7 @@ class Pool:
             return
         is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
         if is_of_files:
-            self._aside.append((pending.actor, ""))
+            self._quarantined.append((pending.actor, ""))
             loaded(self.folder, self.name, self.digest, "cpu")  # raises if they are so from here too; else it is its node
         else:
             ray.kill(pending.actor)
@@ -258,7 +258,7 @@ class Pool:
         log.warning("a worker of %s was lost while it loaded the network: %s", self.name, str(cause)[-500:])
         if self._loading_losses <= self.queue.tries:
             self._replace()
-        elif not self._pending and not any(place for _, place in self._aside):
+        elif not self._pending and not any(place for _, place in self._quarantined):
             advice = (
                 "Mount the shared folder on all nodes, at the same place."
                 if is_of_files
@@ -309,7 +309,9 @@ class Pool:
 
     def _entry(self, case_id: str, failure: CaseFailure, error: object) -> None:
         again = self.queue.failed(case_id, failure)
-        log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", failure.reason)
+        log.warning(
+            "case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "retries exhausted", failure.reason
+        )
         self.evidence.append(f"{case_id}, {failure.place}: {click.unstyle(str(error))}"[-3000:])
 
     def _replace(self) -> None:

@@ -17,7 +17,7 @@ from trainers.contract.run_spec import CheckpointName, Frozen
 from trainers.contract.storage import reading
 
 log = logging.getLogger(__name__)
-_told: deque[Path] = deque(maxlen=256)
+_reported: deque[Path] = deque(maxlen=256)
 """Damaged commits that this process has warned of: whoever waits for a state looks at them many times a second."""
 
 
@@ -196,7 +196,7 @@ def read_committed(path: Path) -> Committed | None:
     except FileNotFoundError:
         return None  # pruned between listing and reading
     except ValidationError as err:
-        if path not in _told:
-            _told.append(path)
+        if path not in _reported:
+            _reported.append(path)
             log.warning("state %s is damaged and is passed over: %s", path, err)
         return None

@@ -41,7 +41,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """Committed states: e<epochs done>_a<attempt>.pth and .json; the .json is the commit."""
+        """Committed states: e<epochs done>_a<fencing token>.pth and .json; the .json is the commit."""
         return self.own / "state"
 
     @property
@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def failures(self) -> Path:
-        """One file per failed start of the workers, by its attempt: what the retry budgets are charged with."""
+        """One file per failed start of the workers, by its fencing token: what the retry budgets are charged with."""
         return self.own / "failures"
 
     @property

@@ -132,7 +132,7 @@ def retry_storage(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """Call `act`, again and again with longer waits while the disk does not bear it; told once when that begins and once when it ends.
+    """Call `act`, again and again with longer waits while storage is unavailable; logged once when that begins and once when it ends.
 
     `act` must be able to run again after it failed at any point. Raises StorageError after `limit_s`; other errors at once.
     """
@@ -146,7 +146,7 @@ def retry_storage(
             now = clock()
             if failures == 0:
                 began = now
-                log.warning("%s is held up since %s: %s It is tried again for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
+                log.warning("%s: storage is unavailable since %s: %s Retrying for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
             failures += 1
             left = began + limit_s - now
             if left <= 0:
@@ -157,5 +157,5 @@ def retry_storage(
             sleep(min(backoff_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S), left))
         else:
             if failures:
-                log.warning("%s went well now, after %.0f s and %d failures.", what, clock() - began, failures)
+                log.warning("%s: storage recovered after %.0f s and %d failures.", what, clock() - began, failures)
             return result

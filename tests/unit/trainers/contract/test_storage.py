@@ -102,9 +102,9 @@ def test_a_full_disk_is_waited_for_and_told_once_at_each_end(caplog: pytest.LogC
         assert retry_storage(Disk(6).store, "the state", sleep=clock.sleep, clock=clock) == "stored"
     assert clock.now == 0.5 + 1 + 2 + 4 + 8 + 16
     began, ended = [record.getMessage() for record in caplog.records]
-    assert "the state is held up since" in began
+    assert "the state: storage is unavailable since" in began
     assert "the disk's words" in began
-    assert ended == "the state went well now, after 32 s and 6 failures."
+    assert ended == "the state: storage recovered after 32 s and 6 failures."
 
 
 def test_patience_ends_with_an_error_that_says_what_is_kept_and_what_to_do() -> None:
