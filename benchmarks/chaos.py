@@ -19,11 +19,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos_faults import OF_TRACKING, RESTARTS_WORKERS, Faults, Strike, claims, draw, file_names
+from benchmarks.chaos_faults import OF_TRACKING, RESTARTS_WORKERS, Faults, Strike, draw, file_names
 from orchestrator import api
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
-from orchestrator.run.activity import read_heartbeat
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.client import Tracker
@@ -34,6 +33,8 @@ from tests.integration.many_nodes import ManyNodes
 from tests.integration.mlflow_server import MlflowServer
 from tests.toy import Toy, toy_dataset
 from trainers.contract.commits import newest_committed
+from trainers.contract.fencing import newest_token
+from trainers.contract.records import read_heartbeat
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -107,28 +108,22 @@ class Watch:
         found, heartbeat = newest_committed(self.folder), read_heartbeat(self.folder)
         epoch, iteration = found.position if found else (0, 0)
         kept = epoch + iteration / self._iterations
-        if int(heartbeat.get("attempt", 0)) < self.fencing_token():  # starting up
+        if heartbeat.fencing_token < self.fencing_token():  # starting up
             return kept
-        told = float(int(heartbeat.get("epoch", 0)))
-        told += min(1.0, int(heartbeat.get("iteration", 0)) / self._iterations) if heartbeat.get("phase") == "train" else 1.0
+        told = heartbeat.epoch + (min(1.0, heartbeat.iteration / self._iterations) if heartbeat.phase == "train" else 1.0)
         last = found.history[-1] if found and found.history else None
-        is_same_start = last is not None and last.fencing_token == heartbeat.get("attempt")
+        is_same_start = last is not None and last.fencing_token == heartbeat.fencing_token
         by_pace = epoch + min(1.0, (time.time() - last.ended_unix) / max(last.epoch_s, 0.1)) if last and is_same_start else 0.0
         return min(max(kept, told, by_pace), float(self._epochs))
 
     def heartbeat(self) -> tuple[int, float, tuple[Any, ...]]:
         """Attempt, time and place of the last sign of life."""
         heartbeat = read_heartbeat(self.folder)
-        return (
-            int(heartbeat.get("attempt", 0)),
-            float(heartbeat.get("unix", 0.0)),
-            (heartbeat.get("epoch"), heartbeat.get("iteration"), heartbeat.get("phase")),
-        )
+        return heartbeat.fencing_token, heartbeat.unix, (heartbeat.epoch, heartbeat.iteration, heartbeat.phase)
 
     def fencing_token(self) -> int:
         """The newest attempt."""
-        own = claims(self.folder)
-        return int(str(own[-1]["attempt"])) if own else 0
+        return newest_token(self.folder)
 
     def is_trained(self) -> bool:
         """True once its last epoch is committed."""

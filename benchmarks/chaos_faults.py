@@ -1,7 +1,6 @@
 """What chaos may do to a cluster, drawn from a seed; and the doing of it, to processes of the test's own cluster only."""
 
 import contextlib
-import json
 import os
 import random
 import time
@@ -14,6 +13,8 @@ import psutil
 
 from tests.integration.many_nodes import ManyNodes, Node
 from tests.integration.mlflow_server import MlflowServer
+from trainers.contract.commits import newest_commit_file
+from trainers.contract.fencing import claims_seen
 from trainers.contract.run_folder import RunFolder
 
 Moment = Literal["epoch", "commit", "start-up", "validation"]
@@ -199,11 +200,11 @@ class Faults:
 
     def _truncate(self, folder: RunFolder, fraction: float) -> str:
         """Kill every rank, then cut the newest state or its commit short before the next start reads it."""
-        files = sorted(folder.state.glob("e*_a*.json"))
-        if not files:
+        if newest_commit_file(folder) is None:
             raise LookupError("no state yet")
         killed = self._kill(self._ranks(folder))
-        newest = max(folder.state.glob("e*_a*.json"))
+        newest = newest_commit_file(folder)
+        assert newest is not None
         path = newest if fraction < 0.5 else newest.with_suffix(".pth")
         size = path.stat().st_size
         own = path.with_name(f".{path.name}.cut")  # not through a second name of the same bytes
@@ -261,19 +262,10 @@ def drain(cluster: ManyNodes, node_id: str) -> None:
     subprocess.run([sys.executable, "-c", code, f"127.0.0.1:{cluster.gcs_port}", node_id], check=True, timeout=60)
 
 
-def claims(folder: RunFolder) -> list[dict[str, object]]:
-    """The attempts of a run, oldest first."""
-    found = []
-    for path in sorted(folder.tokens.glob("[0-9]*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text()))
-    return found
-
-
 def newest_worker_pid(folder: RunFolder) -> int:
     """Rank 0 of the newest attempt; 0 while its workers have not claimed it."""
-    own = claims(folder)
-    return int(str(own[-1]["pid"])) if own and own[-1].get("role") == "workers" else 0
+    own = claims_seen(folder)
+    return own[-1].pid if own and own[-1].role == "workers" else 0
 
 
 def file_names(folder: Path) -> frozenset[str]:

@@ -30,19 +30,20 @@ from orchestrator.campaign.events import CampaignLog
 from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.preflight import usable_configuration
 from orchestrator.experiment.model import parse_experiment
-from orchestrator.run.activity import has_begun, owner_of, read_heartbeat, stop_request
+from orchestrator.run.activity import has_begun, owner_of
 from orchestrator.run.outcome import read_outcome
 from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.records import metric_names
 from orchestrator.tracking.validation_report import read_result
 from orchestrator.training.failures import read_failures
-from orchestrator.validation.cases import is_stop_asked
 from tests.fake_run import epoch_row
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.errors import NnfleetError
 from trainers.contract.fencing import count_drivers
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, load_splits, num_input_channels
+from trainers.contract.records import read_heartbeat
+from trainers.contract.requests import read_stop_request, stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.data.case_files import read_properties
 from trainers.data.dataset import _read_locations, target_scales
@@ -160,7 +161,7 @@ def targets(base: Path) -> dict[str, Target]:
             [_json({"attempt": 1, "driver": "d", "job": "j", "role": "driver", "claimed_unix": 1.0})],
             lambda p, b: (owner_of(folder), count_drivers(folder)),
         ),
-        "stop": Target(f"{own}/stop.json", [_json({"now": True})], lambda p, b: (stop_request(folder), is_stop_asked(folder))),
+        "stop": Target(f"{own}/stop.json", [_json({"now": True})], lambda p, b: (read_stop_request(folder), stop_request_seen(folder))),
         "case result": Target(f"{own}/cases/best/c.json", [_result()], lambda p, b: read_result(folder, "best", "c")),
         "label cache": Target(
             "cache.json",

@@ -32,8 +32,9 @@ from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord
 from trainers.contract.fencing import acquire_token, check_fence
+from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.run_folder import RunFolder
-from trainers.training.loop import HEARTBEAT_S, Heartbeat
+from trainers.training.loop import Heartbeats
 from trainers.training.mid_epoch import MidEpochSaver
 from trainers.training.state import StateWriter, TrainingProgress
 from trainers.training.world import World
@@ -105,15 +106,15 @@ def fences(base: Path) -> Cost:
 def heartbeat(base: Path) -> Cost:
     """A beat is offered after each iteration and written every two seconds."""
     run = FakeRun(base / "heart")
-    idle, writing = Heartbeat(run.folder, ALONE, 1), Heartbeat(run.folder, ALONE, 1)
-    idle.heartbeat("train", 0, 0)
+    idle, writing = Heartbeats(run.folder, ALONE, 1), Heartbeats(run.folder, ALONE, 1)
+    idle.send("train", 0, 0)
 
     def write() -> None:
         for iteration in range(int(EPOCH_S / HEARTBEAT_S)):
             writing._last = -1e9
-            writing.heartbeat("train", 0, iteration)
+            writing.send("train", 0, iteration)
 
-    offers = timed(lambda: [idle.heartbeat("train", 0, i) for i in range(TRAIN_ITERATIONS + VAL_ITERATIONS)])
+    offers = timed(lambda: [idle.send("train", 0, i) for i in range(TRAIN_ITERATIONS + VAL_ITERATIONS)])
     writes = timed(write)
     return Cost("sign of life every 2 s", offers[0] + writes[0], offers[1] + writes[1])
 
@@ -133,7 +134,7 @@ def agreeing_rank(rank: int, root: Path, result: Path, meeting: Path) -> None:
     folder, world = RunFolder(root), World(rank, rank, 2, torch.device("cpu"))
     mid_epoch = MidEpochSaver(folder.spec(), folder, world, learner=None, writer=None)  # type: ignore[arg-type] # nothing is saved
     loss = torch.zeros((), dtype=torch.float64)
-    cpu_s, wall_s = timed(lambda: [mid_epoch.save_if_requested(i + 1, loss) for i in range(TRAIN_ITERATIONS)])
+    cpu_s, wall_s = timed(lambda: [mid_epoch.save_if_due(i + 1, loss) for i in range(TRAIN_ITERATIONS)])
     if rank == 0:
         result.write_text(f"{cpu_s} {wall_s}")
     dist.destroy_process_group()

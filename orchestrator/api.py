@@ -163,11 +163,14 @@ def logs(run: str, cluster: str | None = None, follow: bool = False, earlier: bo
 
 
 def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
-    """Ask a run to stop after its epoch, or at once; returns how it stood. It can be submitted again and then continues."""
+    """Ask a run to stop after its epoch or the cases in work, or at once; returns how it stood.
+
+    It can be submitted again and then continues.
+    """
     jobs = _required_jobs(cluster)
     wanted = match(run, _statuses(jobs, None))
     if not wanted.state.is_final:
-        arguments = ["stop", str(wanted.run_folder), *(["--now"] if now else [])]
+        arguments = ["stop", str(wanted.run_folder), "--run-key", wanted.run_key, *(["--now"] if now else [])]
         _finished(jobs, jobs.submit_control(f"stop-{wanted.run_key}-{secrets.token_hex(3)}", arguments))
     return [wanted]
 
@@ -176,7 +179,7 @@ def validate(run: str, cluster: str | None = None) -> str:
     """Start the full validation of a trained run, again if need be; returns the submission id. Raises ConfigError if it is not trained."""
     jobs = _required_jobs(cluster)
     wanted = match(run, _statuses(jobs, None))
-    submission_id = jobs.submit_revalidation(secrets.token_hex(4), wanted.run_folder)
+    submission_id = jobs.submit_revalidation(secrets.token_hex(4), wanted.run_folder, wanted.run_key)
     told = _first_event(jobs, submission_id)
     if told.error is not None:
         raise told.error

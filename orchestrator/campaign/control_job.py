@@ -1,4 +1,5 @@
-"""Acts on run folders where they are: `python -m orchestrator.campaign.control_job stop RUN_FOLDER [--now]` or `sync`, a small Ray job.
+"""Acts on run folders where they are, as a small Ray job: `python -m orchestrator.campaign.control_job stop RUN_FOLDER`
+with `[--run-key KEY] [--now]`, or `sync`.
 
 A laptop does not see the folders of a cluster; whoever submits this job does not need to.
 """
@@ -8,52 +9,57 @@ import sys
 from pathlib import Path
 
 from trainers.contract.errors import NnfleetError
-from trainers.contract.files import write_json_atomic
+from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; raises DataError when a folder is no run folder."""
+    """Entry point; an error of ours is printed and gives its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     stopping = verbs.add_parser("stop", help="ask a run to stop")
     stopping.add_argument("run_folder", type=Path)
-    stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch in flight")
+    stopping.add_argument("--run-key", default="", help="refuse when the folder is another run's; empty: whatever run it is of")
+    stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch or the cases in work")
     syncing = verbs.add_parser("sync", help="deliver to MLflow what it lacks")
     syncing.add_argument("run", nargs="?", default="")
     syncing.add_argument("--results", type=Path, default=None)
     options = parser.parse_args(arguments)
-    if options.verb == "sync":
-        return synchronise(options.run, options.results)
-    stop(RunFolder(options.run_folder), is_now=options.now)
-    return 0
-
-
-def synchronise(run: str, results: Path | None) -> int:
-    """Sync the runs below a results folder, by default this node's nnUNet_results; one line of JSON each."""
-    from orchestrator.cluster.jobs import Jobs
-    from orchestrator.tracking.reconcile import LINE_PREFIX, sync_below
-
     try:
-        for done in sync_below(results, run, Jobs.inside_job().records()):
-            sys.stdout.write(f"{LINE_PREFIX}{done.model_dump_json()}\n")
+        if options.verb == "sync":
+            synchronise(options.run, options.results)
+        else:
+            stop(RunFolder(options.run_folder), options.run_key, is_now=options.now)
     except NnfleetError as err:
         sys.stdout.write(f"Error: {err}\n")
         return err.exit_code
     return 0
 
 
-def stop(folder: RunFolder, *, is_now: bool) -> None:
-    """Ask a run to stop: the training sees it at the end of its epoch. Ends its validation, and with `is_now` any of its jobs,
-    whether its campaign lives or not.
+def synchronise(run: str, results: Path | None) -> None:
+    """Sync the runs below a results folder, by default this node's nnUNet_results; one line of JSON each."""
+    from orchestrator.cluster.jobs import Jobs
+    from orchestrator.tracking.reconcile import LINE_PREFIX, sync_below
+
+    for done in sync_below(results, run, Jobs.inside_job().records()):
+        sys.stdout.write(f"{LINE_PREFIX}{done.model_dump_json()}\n")
+
+
+def stop(folder: RunFolder, run_key: str = "", *, is_now: bool) -> None:
+    """Ask a run to stop, whether its campaign lives or not: its training sees it at the end of the epoch, its validation when the cases in
+    work are done. With `is_now` its jobs are ended.
+
+    Raises ConfigError when the folder is not the one of the run `run_key`, DataError when it is no run folder.
     """
     from orchestrator.cluster.jobs import Jobs
 
-    run_key = folder.spec().run_key
-    write_json_atomic(folder.stop_file, {"now": is_now})
+    spec = folder.spec_of(run_key, "stop")
+    request_stop(folder, is_now=is_now)
+    if not is_now:
+        return
     jobs = Jobs.inside_job()
     for job in jobs.records():
-        if job.run_key == run_key and job.is_live and (is_now or job.kind == "validate"):
+        if job.run_key == spec.run_key and job.is_live:
             jobs.stop(job.submission_id)
 
 

@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--campaign", default="", help="id of this campaign")
     parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
     parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
+    parser.add_argument("--run-key", default="", help="with --validate: refuse when the folder is another run's")
     parser.add_argument("--resume", metavar="FOLDER", help="take up unfinished runs below a results folder; empty: nnUNet_results")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
     parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     campaign = options.campaign or uuid.uuid4().hex[:8]
     try:
         if options.validate is not None:
-            return _validate(campaign, options.validate)
+            return _validate(campaign, options.validate, options.run_key)
         if options.resume is not None:
             return resume(campaign, Path(options.resume) if options.resume else None, options.only, options.tracking_uri)
         if options.experiment is None:
@@ -148,11 +149,11 @@ def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     )
 
 
-def _validate(campaign: str, run_folder: Path) -> int:
+def _validate(campaign: str, run_folder: Path, run_key: str) -> int:
     from orchestrator.cluster.jobs import Jobs
 
     folder, cluster = RunFolder(run_folder), Jobs.inside_job()
-    spec = folder.spec()
+    spec = folder.spec_of(run_key, "validate")
     check_trained(folder, spec, cluster.records())
     return _opened(campaign, cluster, [spec], only_validate=True).run()
 

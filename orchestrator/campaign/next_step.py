@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from orchestrator.run.activity import StopRequest
 from orchestrator.run.job_record import JobKind, JobRecord
 from orchestrator.run.outcome import Outcome
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
+from trainers.contract.requests import StopRequest
 from trainers.contract.states import RunState
 
 BUDGET = 3
@@ -140,7 +140,7 @@ def next_step(facts: Facts, before: RunState) -> Step:
         job = facts.live("train") or facts.live("validate")
         return EndJob(job, before) if job is not None else _reassigned(facts.reassigned_to)
     if (job := facts.live("validate")) is not None:
-        return EndJob(job, RunState.VALIDATING) if facts.stop is not None else Stay(RunState.VALIDATING)
+        return EndJob(job, RunState.VALIDATING) if is_now else Stay(RunState.VALIDATING)
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
         is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the wish

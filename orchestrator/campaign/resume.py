@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.run.activity import stop_request
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.status import Names, RunStatus, meant
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import ConfigError, DataError, StorageError
+from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -79,7 +79,7 @@ def _found(path: Path) -> Found:
     spec = folder.spec()
     folder.check_is_own(spec)  # a run.json sends nobody to another place than its own
     own = RunFolder(spec.run_folder)
-    return Found(spec, progress_of(spec), read_outcome(own), stop_request(own) is not None, noted_run_id(own))
+    return Found(spec, progress_of(spec), read_outcome(own), read_stop_request(own) is not None, noted_run_id(own))
 
 
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:

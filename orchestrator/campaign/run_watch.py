@@ -6,25 +6,27 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
 
 from orchestrator.campaign.next_step import Facts
-from orchestrator.run.activity import cases_done, newest_failure, owner_of, read_heartbeat, stop_request, token_of
+from orchestrator.run.activity import cases_done, owner_of
 from orchestrator.run.clock import Clock
+from orchestrator.run.failure import Failure, newest_failure
+from orchestrator.run.heartbeat import SILENT_S, ChangeWatch
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import TrackedRun
-from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.commits import Committed, newest_commit_file, newest_committed
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import count_drivers, newest_token
+from trainers.contract.records import Heartbeat, read_heartbeat
+from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
 EPOCHS_FOR_SPEED = 9
-SILENT_S = 120.0
-"""After so long without a sign of life from its workers a run's status says so."""
 FINEST_FRACTION = 0.1
 """Steps in which the progress within an epoch is told."""
 
@@ -46,8 +48,8 @@ class RunWatch:
     reassigned_to: str = ""
     """The other run that has the folder now; nothing may be written there then."""
     clock: Clock = field(default=Clock(), repr=False)
-    _heartbeat: tuple[str, float, float] = field(default=("", 0.0, 0.0), repr=False)
-    """The last sign of life, and when it was first seen: by the monotonic clock, and by the one that people read."""
+    _heard: ChangeWatch = field(default=ChangeWatch(), repr=False)
+    """The last heartbeat."""
     _validated_token: int = field(default=0, repr=False)
     """The attempt that is being validated."""
     _cases: frozenset[tuple[str, int]] | None = field(default=None, repr=False)
@@ -59,7 +61,7 @@ class RunWatch:
     """Newest attempt, and how many drivers had claimed one by then."""
     _end: RunStatus | None = field(default=None, repr=False)
     """What was told of a run that has ended: its folder is not read again."""
-    _seen: tuple[str, Committed | None] = field(default=("", None), repr=False)
+    _seen: tuple[Path | None, Committed | None] = field(default=(None, None), repr=False)
 
     @property
     def folder(self) -> RunFolder:
@@ -76,7 +78,7 @@ class RunWatch:
         facts = Facts(
             jobs=own,
             outcome=read_outcome(self.folder),
-            stop=stop_request(self.folder),
+            stop=read_stop_request(self.folder),
             earlier=self.earlier,
             committed_token=committed.fencing_token if committed is not None else 0,
             has_validated=self._validating(own),
@@ -96,24 +98,22 @@ class RunWatch:
     def _with_heartbeat(self, facts: Facts, job: JobRecord) -> Facts:
         """What the folder tells of the workers of a living training job. Numbers of attempts decide, never time stamps."""
         heartbeat, failure = read_heartbeat(self.folder), newest_failure(self.folder)
-        lives, failed = token_of(heartbeat), token_of(failure)
+        lives, failed = heartbeat.fencing_token, failure.fencing_token if failure is not None else 0
         is_first = not facts.ended("train") and max(lives, failed) < job.job_number
         is_fresh = is_first or (lives >= max(newest_token(self.folder), job.job_number) and failed < lives)
         if not is_fresh:
-            trouble = _failed(failure) if failed >= job.job_number else ""
+            trouble = _failed(failure) if failure is not None and failed >= job.job_number else ""
         else:
             trouble = self._silence(heartbeat) if lives >= job.job_number else ""
         return replace(facts, is_progress_fresh=is_fresh, has_begun=lives >= job.job_number, trouble=trouble)
 
-    def _silence(self, heartbeat: dict[str, Any]) -> str:
-        """A sentence once the workers have shown no sign of life for long: what changes is seen by this machine's own clock."""
-        mark = json.dumps(heartbeat, sort_keys=True)
-        if mark != self._heartbeat[0]:
-            self._heartbeat = (mark, self.clock.monotonic(), self.clock.unix())
-        if self.clock.monotonic() - self._heartbeat[1] < SILENT_S:
+    def _silence(self, heartbeat: Heartbeat) -> str:
+        """A sentence once the workers have sent no heartbeat for long."""
+        self._heard = self._heard.seen(heartbeat, self.clock)
+        if self._heard.unchanged_s(self.clock) < SILENT_S:
             return ""
-        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._heartbeat[2]))
-        return f"its workers have given no sign of life since {since} (epoch {heartbeat.get('epoch')}, {heartbeat.get('phase')})."
+        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._heard.since_unix))
+        return f"its workers have sent no heartbeat since {since} (epoch {heartbeat.epoch}, {heartbeat.phase})."
 
     def _validating(self, own: Sequence[JobRecord]) -> frozenset[str]:
         """Which validation jobs that have ended finished a case, as far as it was seen."""
@@ -160,7 +160,7 @@ class RunWatch:
 
     def _read_status(self) -> RunStatus:
         committed = None if self.reassigned_to else self._committed()
-        heartbeat = read_heartbeat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else {}
+        heartbeat = read_heartbeat(self.folder) if self.state in (RunState.RUNNING, RunState.RECOVERING) else Heartbeat()
         done = committed.epochs_done if committed else 0
         phase, fraction = _within_epoch(heartbeat, self.spec, done)
         rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
@@ -199,17 +199,17 @@ class RunWatch:
 
     def _committed(self) -> Committed | None:
         """The newest commit; a history of a thousand epochs is parsed only when there is a new one."""
-        newest = max((path.name for path in self.folder.state.glob("e*_a*.json")), default="")
+        newest = newest_commit_file(self.folder)
         if newest != self._seen[0]:
             self._seen = (newest, newest_committed(self.folder))
         return self._seen[1]
 
 
-def _failed(failure: dict[str, Any]) -> str:
+def _failed(failure: Failure) -> str:
     """The newest failed start, in a sentence."""
-    message = str(failure.get("message", "")).split("\n", 1)[0][:300]
-    where = f"epoch {failure.get('epochs_done')}" + (f", iteration {failure.get('iteration')}" if failure.get("iteration") else "")
-    return f"its workers were lost in {where} ({failure.get('kind')}: {message}); waits until all of them have a place and begin again."
+    message = failure.message.split("\n", 1)[0][:300]
+    where = f"epoch {failure.epochs_done}" + (f", iteration {failure.iteration}" if failure.iteration else "")
+    return f"its workers were lost in {where} ({failure.kind}: {message}); waits until all of them have a place and begin again."
 
 
 def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:
@@ -223,13 +223,12 @@ def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:
     return found
 
 
-def _within_epoch(heartbeat: dict[str, Any], spec: RunSpec, done: int) -> tuple[str, float]:
-    """Phase and share of the epoch in flight; nothing when the last sign of life is of an epoch that is done."""
-    if not heartbeat or int(heartbeat.get("epoch", -1)) != done:
+def _within_epoch(heartbeat: Heartbeat, spec: RunSpec, done: int) -> tuple[str, float]:
+    """Phase and share of the epoch in flight; nothing when the last heartbeat is of an epoch that is done."""
+    if heartbeat.epoch != done:
         return "", 0.0
-    schedule = spec.schedule
-    phase = str(heartbeat.get("phase", ""))
-    iterations = int(heartbeat.get("iteration", 0)) + (schedule.train_iterations if phase == "val" else 0)
+    schedule, phase = spec.schedule, heartbeat.phase
+    iterations = heartbeat.iteration + (schedule.train_iterations if phase == "val" else 0)
     whole = schedule.train_iterations + schedule.val_iterations
     steps = int(min(1.0, iterations / whole) / FINEST_FRACTION + 1e-9)
     return phase, round(steps * FINEST_FRACTION, 3)

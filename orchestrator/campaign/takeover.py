@@ -8,7 +8,6 @@ from typing import Literal
 
 from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.problems import Problems
-from orchestrator.run.activity import stop_request
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.run.progress import Stage, progress_of
@@ -17,6 +16,7 @@ from trainers.contract.errors import ConfigError
 from trainers.contract.fencing import newest_token
 from trainers.contract.files import create_exclusive, write_atomic
 from trainers.contract.plans import load_plans
+from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
@@ -72,7 +72,7 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
             elif present != spec:
                 write_atomic(folder.spec_file, spec.model_dump_json(indent=1).encode())
         if job is not None:
-            was_stopping = stop_request(folder) is not None
+            was_stopping = read_stop_request(folder) is not None
             folder.stop_file.unlink(missing_ok=True)
             return Acquired(spec, "adopt", was_stopping)
         stage: Stage = "validates" if only_validate else progress_of(spec).stage

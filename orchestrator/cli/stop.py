@@ -6,11 +6,12 @@ import typer
 
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Run, cluster_option
+from trainers.contract.states import RunState
 
 
 def stop(
     run: Run,
-    now: Annotated[bool, typer.Option("--now", help="At once, giving up the epoch in flight; else after this epoch.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="At once, giving up the epoch in flight; else after it.")] = False,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
@@ -27,5 +28,7 @@ def stop(
         say(status_line(item))
     if any(item.state in TRAINS for item in statuses) and not now:
         note(f"The run ends after the epoch in flight. See it: nnfleet status --watch{cluster_option(cluster)}")
+    elif any(item.state is RunState.VALIDATING for item in statuses) and not now:
+        note(f"The run ends after the cases in work. See it: nnfleet status --watch{cluster_option(cluster)}")
     elif any(not item.state.is_final for item in statuses):
         note(f"The run ends now. See it: nnfleet status --watch{cluster_option(cluster)}")

@@ -30,9 +30,11 @@ from orchestrator.drill.dataset import CONFIGURATION, write_drill_dataset
 from orchestrator.drill.order import EVENT_PREFIX, OUTAGE_S, Order, Part, Report, Strike, differences
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError, TrackingError
 from orchestrator.experiment.model import FOLDERS, Experiment, single_training
-from orchestrator.run.activity import owner_of, read_heartbeat
+from orchestrator.run.activity import owner_of
 from orchestrator.run.status import RunStatus
 from trainers.contract.commits import Committed, committed_position, newest_committed
+from trainers.contract.fencing import claims_seen
+from trainers.contract.records import TokenClaim, read_heartbeat
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -176,7 +178,7 @@ class Drill:
     def _strike(self, part: Part, folder: RunFolder, epoch: int) -> Strike:
         await_(lambda: committed_position(folder)[0] >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
         time.sleep(0.3 * reached(folder).history[-1].epoch_s)
-        before, fencing_token = reached(folder), read_heartbeat(folder).get("attempt", 0)
+        before, fencing_token = reached(folder), read_heartbeat(folder).fencing_token
         moment = f"in epoch {before.epochs_done} of {self.order.epochs}"
         what = self._kill(part, folder)
         struck, struck_unix = time.monotonic(), time.time()
@@ -185,10 +187,10 @@ class Drill:
             return self._outage(folder, before, what, moment, struck)
         while time.monotonic() - struck < PATIENCE_S:
             now = read_heartbeat(folder)
-            if int(now.get("attempt", 0)) > int(fencing_token):
+            if now.fencing_token > fencing_token:
                 lost = "" if reached(folder).position >= before.position else f"a committed state: {before.position}"
-                redone = max(0, before.epochs_done - int(now.get("epoch", 0)) + 1)
-                seconds = max(0.0, float(now["unix"]) - struck_unix)
+                redone = max(0, before.epochs_done - now.epoch + 1)
+                seconds = max(0.0, now.unix - struck_unix)
                 return Strike(part=part, what=what, moment=moment, recovery_s=seconds, epochs_redone=redone, lost=lost)
             time.sleep(POLL_S)
         return Strike(part=part, what=what, moment=moment, lost=f"no training step within {PATIENCE_S:.0f} s")
@@ -202,11 +204,11 @@ class Drill:
                 return kill_tracking(self.order)
             case "worker" | "driver":
                 claim = newest_claim(folder, "workers" if part == "worker" else "driver")
-                return str(on_node(str(claim["node"]), kill_process, int(claim["pid"]), job.job))
+                return str(on_node(claim.node, kill_process, claim.pid, job.job))
             case "node":
                 claim = newest_claim(folder, "workers")
-                check_node(str(claim["node"]))
-                return str(on_node(str(claim["node"]), kill_raylet, job.job, self.order.is_sure))
+                check_node(claim.node)
+                return str(on_node(claim.node, kill_raylet, job.job, self.order.is_sure))
 
     def _outage(self, folder: RunFolder, before: Committed, what: str, moment: str, struck: float) -> Strike:
         """Training goes on; recovered is what MLflow has again."""
@@ -321,10 +323,9 @@ def kill_tracking(order: Order) -> str:
     return f"MLflow server {order.mlflow.pid}, {len(found)} processes"
 
 
-def newest_claim(folder: RunFolder, role: str) -> dict[str, Any]:
-    """The newest attempt that a driver, or rank 0 of its workers, has claimed."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("[0-9]*.json"))]
-    return dict([claim for claim in found if claim.get("role") == role][-1])
+def newest_claim(folder: RunFolder, role: str) -> TokenClaim:
+    """The newest claim of a driver, or of rank 0 of its workers."""
+    return [claim for claim in claims_seen(folder) if claim.role == role][-1]
 
 
 def reached(folder: RunFolder) -> Committed:
@@ -338,7 +339,7 @@ def reached(folder: RunFolder) -> Committed:
 def is_under_way(folder: RunFolder) -> bool:
     """True when the workers of the newest start train."""
     owner = owner_of(folder)
-    return owner is not None and int(read_heartbeat(folder).get("attempt", 0)) >= owner.fencing_token
+    return owner is not None and read_heartbeat(folder).fencing_token >= owner.fencing_token
 
 
 def await_(condition: Callable[[], bool], what: str) -> None:

@@ -16,7 +16,7 @@ from orchestrator.errors import CheckpointError, DataError, TrackingError
 from orchestrator.tracking.binding import Address, address_of
 from orchestrator.tracking.records import class_names, job_tags
 from orchestrator.tracking.shared_files import shared_files
-from trainers.contract.commits import Committed, EpochRow, Manifest, newest_committed
+from trainers.contract.commits import Committed, EpochRow, Manifest, newest_commit_file, newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.files import link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.run_folder import RunFolder
@@ -87,7 +87,7 @@ class Delivery:
 
     def committed(self) -> Committed | None:
         """The newest commit; parsed again only when the file has changed."""
-        newest = max(self.folder.state.glob("e*_a*.json"), default=None)
+        newest = newest_commit_file(self.folder)
         try:
             mark = None if newest is None else (newest.name, newest.stat().st_mtime_ns)
         except FileNotFoundError:

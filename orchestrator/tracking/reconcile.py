@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.queue.registry import Registry
-from orchestrator.run.activity import FRESH_S, newest_stamp
+from orchestrator.run.activity import newest_stamp
+from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.status import Names, meant
@@ -37,8 +38,6 @@ RESULTS_VARIABLE = "nnUNet_results"
 LINE_PREFIX = "NNFLEET-SYNC "
 """Begins the lines by which a job on the cluster tells what it did."""
 GONE = "its job is gone; `nnfleet resume` continues it."
-VALIDATION_SIGN_S = 900.0
-"""A full validation on a cluster that this one does not know shows its life by finished cases: a large one takes minutes."""
 
 
 class Synced(Frozen):
@@ -212,7 +211,7 @@ def is_alive(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], now_un
     own = [job for job in jobs if job.run_key == spec.run_key and job.kind in ("train", "validate")]
     if final_state(read_outcome(folder)) is not None:
         return False
-    if not own and now_unix - _newest_case_unix(folder) < VALIDATION_SIGN_S:
+    if not own and now_unix - _newest_case_unix(folder) < VALIDATION_FRESH_S:
         return True
     stamp = newest_stamp(folder)
     is_of_dead_job = bool(own) and stamp <= max(job.ended_unix or 0.0 for job in own)

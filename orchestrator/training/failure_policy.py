@@ -18,9 +18,10 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision, F
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
+from orchestrator.run.failure import Failure
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS
 from orchestrator.training.failures import MESSAGE_CHARACTERS, Blame, RankError, blame, write_failure
-from orchestrator.training.retry_budgets import Failure, verdict
+from orchestrator.training.retry_budgets import verdict
 from trainers.contract.commits import committed_position
 from trainers.contract.errors import NnfleetError
 from trainers.contract.fencing import newest_token_of

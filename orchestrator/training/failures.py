@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from orchestrator.run.failure import Failure, FailureKind, failure_files
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState
-from orchestrator.training.retry_budgets import Failure, FailureKind
 from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
@@ -169,9 +169,8 @@ def write_failure(folder: RunFolder, failure: Failure) -> None:
         if not folder.own.is_dir():
             return
         path = folder.failures / f"{failure.fencing_token:04d}.json"
-        beside = len(
-            list(folder.failures.glob(f"{failure.fencing_token:04d}*.json"))
-        )  # a start that died before it had a number of its own
+        of_token = (path.stem, f"{path.stem}_")  # with a suffix: a start that died before it had a token of its own
+        beside = sum(other.stem == of_token[0] or other.stem.startswith(of_token[1]) for other in failure_files(folder))
         write_atomic(path.with_stem(f"{path.stem}_{beside:03d}") if beside else path, failure.model_dump_json(indent=1).encode())
     except (OSError, StorageError) as err:  # the error that is being recorded says more
         log.error("the failure of attempt %d is not stored: %s", failure.fencing_token, err)
@@ -181,7 +180,7 @@ def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]
     """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are passed over with a warning."""
     found: list[Failure] = []
     try:
-        paths = sorted(folder.failures.glob("[0-9]*.json"), key=lambda path: path.stem)
+        paths = failure_files(folder)
     except OSError as err:
         log.warning("%s cannot be listed: %s", folder.failures, err)
         return []

@@ -5,46 +5,11 @@ look like one. Failures of the cluster are put up with as long as the run makes 
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
-from pydantic import Field
+from orchestrator.run.failure import Failure, FailureKind
 
-from orchestrator.run.outcome import EndState
-from trainers.contract.run_spec import Frozen
-
-FailureKind = Literal["user", "superseded", "code", "memory", "cluster", "preemption"]
 STARTS_WITHOUT_PROGRESS: dict[FailureKind, int] = {"user": 1, "superseded": 1, "code": 2, "memory": 2, "cluster": 5}
 """Failed starts of one kind, with no commit in between, that end the job. Preemptions have no limit."""
-
-
-class Failure(Frozen):
-    """One failed start of a run's workers (`failures/<attempt>.json`)."""
-
-    driver: str
-    fencing_token: int = Field(alias="attempt")
-    """Number of the start."""
-    kind: FailureKind
-    state: EndState
-    """How the run ends if it is not tried again."""
-    epochs_done: int
-    iteration: int
-    """Where the newest commit stood: epochs, and training iterations of the next one."""
-    message: str
-    evidence: str
-    rank: int | None = None
-    """Global rank that is to blame; None when it is not known."""
-    unix: float = 0.0
-    is_final: bool = False
-    """True when the job ended by it."""
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """Where the newest commit stood."""
-        return self.epochs_done, self.iteration
-
-    def record(self) -> dict[str, str]:
-        """Its part of the outcome of the job that ended by it."""
-        return {"state": self.state, "message": self.message, "evidence": self.evidence}
 
 
 def verdict(failures: Sequence[Failure], position: tuple[int, int]) -> Failure | None:

@@ -11,15 +11,14 @@ from ray.train.v2._internal.execution.callback import ControllerCallback  # the 
 from ray.train.v2._internal.execution.controller.state import ResizingState
 
 from trainers.contract.commits import newest_committed
-from trainers.contract.files import write_json_atomic
-from trainers.contract.requests import is_requested, withdraw
+from trainers.contract.requests import complete_save, is_save_open, request_save, withdraw_save
 from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 SAVE_WAIT_S = 30.0
 SAVE_POLL_S = 0.1
 SEEN_WITHIN_S = 2.0
-"""After so long without an answer to a wish that is no longer open it was refused: the state comes before the wish goes."""
+"""A request that is no longer open, without a state that answers it for so long, was refused: the state comes before the request goes."""
 
 
 class SaveBeforeResize(ControllerCallback):
@@ -39,12 +38,12 @@ class SaveBeforeResize(ControllerCallback):
 
 
 def _saved(folder: RunFolder) -> None:
-    """Ask for a state and wait until the one that answers is durable, or the wish was refused; one that was being written is no answer."""
+    """Ask for a state and wait until the one that answers is durable, or the request is refused; a state in the making is no answer."""
     before = newest_committed(folder)
-    write_json_atomic(folder.save_file, {"why": "the number of workers changes"})
+    request_save(folder, "the number of workers changes")
     asked = seen_open = now = time.monotonic()
     while now < min(asked + SAVE_WAIT_S, seen_open + SEEN_WITHIN_S):
-        if is_requested(folder.save_file) or is_requested(folder.accepted_save_file):  # in this order: the first becomes the second
+        if is_save_open(folder):
             seen_open = now
         else:
             newest = newest_committed(folder)
@@ -52,6 +51,6 @@ def _saved(folder: RunFolder) -> None:
                 return
         time.sleep(SAVE_POLL_S)
         now = time.monotonic()
-    withdraw(folder.save_file)
-    withdraw(folder.accepted_save_file)
+    withdraw_save(folder)
+    complete_save(folder)
     log.warning("%s saved no state within %.0f s: it continues from the one before", folder.root, now - asked)

@@ -1,6 +1,5 @@
-"""What a full validation has to do: which checkpoints, which cases, how large they are; and whether somebody wants it to stop."""
+"""What a full validation has to do: which checkpoints, which cases, how large they are."""
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """Somebody asked this run to stop now."""
+    """Somebody asked this run to stop."""
 
 
 def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[CheckpointName]:
@@ -83,11 +82,3 @@ def remove_leftovers(folder: RunFolder, name: CheckpointName) -> None:
     """Delete what killed workers left half written."""
     for part in folder.validation(name).glob(".part-*"):
         shutil.rmtree(part, ignore_errors=True)
-
-
-def is_stop_asked(folder: RunFolder) -> bool:
-    """True when somebody asked this run to stop at once; the wish to stop after an epoch does not concern a validation."""
-    try:
-        return bool(json.loads(folder.stop_file.read_text()).get("now"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False

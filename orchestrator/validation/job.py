@@ -84,12 +84,12 @@ def delivered(folder: RunFolder, outcome: Outcome, reports: Sequence[Report], wa
     undelivered = deliver_all(folder, reports, ())
     if undelivered is None:
         return stored(folder, outcome)
-    told = stored(folder, _lacking(outcome, undelivered))
+    early = stored(folder, _lacking(outcome, undelivered))
     try:
         undelivered = deliver_all(folder, reports, waits_s)
     except KeyboardInterrupt:
-        return told
-    return stored(folder, _lacking(outcome, undelivered)) if read_outcome(folder) == told else told
+        return early
+    return stored(folder, _lacking(outcome, undelivered)) if read_outcome(folder) == early else early
 
 
 def deliver_all(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[float]) -> str | None:

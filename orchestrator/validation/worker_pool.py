@@ -1,7 +1,7 @@
 """The workers of a full validation: Ray actors, each with the network loaded once and one case in flight.
 
-An actor that dies, or whose case takes for ever, is replaced and the case tried again. One at a sick place (`case_queue.py`) is set aside,
-holding what it has reserved so that no replacement lands there, and gets cases again only when nobody else is left.
+An actor that dies, or whose case takes for ever, is replaced and the case tried again. One at an unhealthy place (`case_queue.py`) is
+quarantined, holding what it has reserved so that no replacement lands there, and gets cases again only when nobody else is left.
 """
 
 import logging
@@ -18,9 +18,10 @@ from orchestrator.run.activity import report_cases
 from orchestrator.run.status import CasesDone
 from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
-from orchestrator.validation.cases import Stopped, case_sizes, is_stop_asked
+from orchestrator.validation.cases import Stopped, case_sizes
 from trainers.contract.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.contract.files import check_takes, write_atomic
+from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import is_of_storage, retry_storage
@@ -114,7 +115,7 @@ class PendingCall:
 
 @dataclass
 class Pool:
-    """Actors of one checkpoint and the cases in flight on them. `run` returns when every case is done or given up."""
+    """Actors of one checkpoint and the cases in flight on them. `run` returns when every case is done or its retries are exhausted."""
 
     folder: RunFolder
     spec: RunSpec
@@ -126,8 +127,10 @@ class Pool:
     evidence: list[str] = field(default_factory=list)
     _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
-    _aside: list[tuple[Any, str]] = field(default_factory=list)
-    """Actors at sick places, with these; "" where the network did not load, and the actor only holds the room."""
+    _quarantined: list[tuple[Any, str]] = field(default_factory=list)
+    """Actors at unhealthy places, with these; "" where the network did not load, and the actor only holds the room."""
+    _is_stopping: bool = False
+    """Somebody asked for a stop after the cases in work."""
     _loading_losses: int = 0
     _slowest_s: float = 0.0
     _done: int = 0
@@ -142,21 +145,33 @@ class Pool:
         self._done = len(self.spec.val_cases) - len(self.queue.waiting)
         self._report_cases()
         try:
-            for _ in range(count):
+            self._look_for_stop()
+            for _ in range(0 if self._is_stopping else count):
                 self._start_worker()
-            while self._pending and (self.queue.waiting or self._is_case_in_work()):  # else all that fly are workers that nobody needs
+            while self._pending and (self._has_more_to_give() or self._is_case_in_work()):  # else nobody needs the workers that load
                 ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_S)
-                if is_stop_asked(self.folder):
-                    raise Stopped
+                self._look_for_stop()
                 for call in ready:
                     self._on_result(call)
                 self._end_overdue()
-                if self.queue.waiting and self._aside and self._nobody_works():
+                if self._has_more_to_give() and self._quarantined and self._nobody_works():
                     self._take_back()
                 last_heartbeat = time.monotonic() if ready else self._report_waiting(last_heartbeat)
+            if self._is_stopping and self.queue.waiting:
+                raise Stopped
         finally:
-            for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._aside)]:
+            for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._quarantined)]:
                 ray.kill(actor)
+
+    def _look_for_stop(self) -> None:
+        """Raise Stopped if somebody wants that at once; take note if after the cases in work."""
+        request = stop_request_seen(self.folder)
+        if request is not None and request.is_now:
+            raise Stopped
+        self._is_stopping = self._is_stopping or request is not None
+
+    def _has_more_to_give(self) -> bool:
+        return bool(self.queue.waiting) and not self._is_stopping
 
     def _start_worker(self) -> None:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
@@ -198,9 +213,9 @@ class Pool:
     def _give_next(self, actor: Any, place: str) -> None:
         if self.queue.is_unhealthy(place) and self._pending:
             log.warning("cases fail at %s that others can do: its worker gets no more while there are others", place)
-            self._aside.append((actor, place))
+            self._quarantined.append((actor, place))
             return
-        case_id = self.queue.next()
+        case_id = self.queue.next() if self._has_more_to_give() else None
         if case_id is None:
             ray.kill(actor)  # its memory and GPU are free for others while the last cases run
             return
@@ -210,14 +225,14 @@ class Pool:
         return any(pending.case_id is not None for pending in self._pending.values())
 
     def _nobody_works(self) -> bool:
-        """True when no case is in work and whoever was started has not come, perhaps for want of what those set aside hold."""
+        """True when no case is in work and whoever was started has not come, perhaps for want of what those in quarantine hold."""
         long_ago = time.monotonic() - WAIT_REPORT_S
         return not self._is_case_in_work() and all(pending.started < long_ago for pending in self._pending.values())
 
     def _take_back(self) -> None:
-        """Nobody else is left: the sick places have to do, and what fails there counts."""
-        aside, self._aside = self._aside, []
-        for actor, place in aside:
+        """Nobody else is left: the unhealthy places have to do, and what fails there counts."""
+        quarantined, self._quarantined = self._quarantined, []
+        for actor, place in quarantined:
             if not place:
                 ray.kill(actor)  # whoever waits in its stead may try there
                 continue
@@ -233,7 +248,7 @@ class Pool:
             return
         is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
         if is_of_files:
-            self._aside.append((pending.actor, ""))
+            self._quarantined.append((pending.actor, ""))
             loaded(self.folder, self.name, self.digest, "cpu")  # raises if they are so from here too; else it is its node
         else:
             ray.kill(pending.actor)
@@ -243,7 +258,7 @@ class Pool:
         log.warning("a worker of %s was lost while it loaded the network: %s", self.name, str(cause)[-500:])
         if self._loading_losses <= self.queue.tries:
             self._replace()
-        elif not self._pending and not any(place for _, place in self._aside):
+        elif not self._pending and not any(place for _, place in self._quarantined):
             advice = (
                 "Mount the shared folder on all nodes, at the same place."
                 if is_of_files
@@ -294,11 +309,13 @@ class Pool:
 
     def _entry(self, case_id: str, failure: CaseFailure, error: object) -> None:
         again = self.queue.failed(case_id, failure)
-        log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "given up", failure.reason)
+        log.warning(
+            "case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "retries exhausted", failure.reason
+        )
         self.evidence.append(f"{case_id}, {failure.place}: {click.unstyle(str(error))}"[-3000:])
 
     def _replace(self) -> None:
-        if self.queue.waiting:
+        if self._has_more_to_give():
             self._start_worker()
 
     def _report_waiting(self, last_heartbeat: float) -> float:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from benchmarks.kill_saving import Reader, kill_saving, table, tensors_of
+from orchestrator.run.failure import Failure
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.tracking.delivery import Delivery
 from orchestrator.training.failures import write_failure
-from orchestrator.training.retry_budgets import Failure
 from tests.fake_run import FakeRun
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import MlflowServer

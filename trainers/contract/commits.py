@@ -8,7 +8,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -17,7 +17,7 @@ from trainers.contract.run_spec import CheckpointName, Frozen
 from trainers.contract.storage import reading
 
 log = logging.getLogger(__name__)
-_told: deque[Path] = deque(maxlen=256)
+_reported: deque[Path] = deque(maxlen=256)
 """Damaged commits that this process has warned of: whoever waits for a state looks at them many times a second."""
 
 
@@ -114,30 +114,50 @@ class Committed(Frozen):
         return self.epochs_done, self.in_flight.iteration if self.in_flight else 0
 
     @property
+    def order(self) -> "Order":
+        """Its place among the states of the run."""
+        return Order(*self.position, self.fencing_token)
+
+    @property
     def stem(self) -> str:
         """File name of both halves without ending."""
         return state_stem(self.epochs_done, self.fencing_token, self.position[1])
 
 
 def state_stem(epochs_done: int, fencing_token: int, iteration: int = 0) -> str:
-    """`e<epochs done>_a<attempt>`, within an epoch `e<epochs done>i<iterations done>_a<attempt>`: sorts by position, then attempt."""
+    """`e<epochs done>_a<fencing token>`, within an epoch `e<epochs done>i<iterations done>_a<fencing token>`; see `Order`."""
     within = f"i{iteration:06d}" if iteration else ""
     return f"e{epochs_done:05d}{within}_a{fencing_token:04d}"
 
 
-def token_named(path: Path) -> int:
-    """The attempt that made a state, a best checkpoint or the half-written beginning of one, from its file name; 0 if it names none."""
-    found = re.match(r"\.?e\d+(?:i\d+)?_a(\d+)", path.name)
-    return int(found[1]) if found else 0
+class Order(NamedTuple):
+    """What a state's file name says of its age: the greater, the newer. Names are not compared as text, since their numbers may outgrow
+    their zeros.
+    """
+
+    epochs_done: int = 0
+    iteration: int = 0
+    fencing_token: int = 0
+
+
+def order_of(path: Path) -> Order:
+    """The place of a state, a best checkpoint or the half-written beginning of one among the others; before all when it is none of them."""
+    found = re.match(r"\.?e([0-9]+)(?:i([0-9]+))?_a([0-9]+)", path.name)
+    return Order(int(found[1]), int(found[2] or 0), int(found[3])) if found else Order()
 
 
 def commit_files(folder: RunFolder) -> list[Path]:
     """The JSON halves of all commits of a run, newest first. Raises StorageError or OSError where a folder that is there is not listed."""
     try:
         with reading(folder.state):
-            return sorted((path for path in folder.state.iterdir() if path.match("e*_a*.json")), reverse=True)
+            return sorted((path for path in folder.state.iterdir() if path.match("e*_a*.json")), key=order_of, reverse=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def newest_commit_file(folder: RunFolder) -> Path | None:
+    """The JSON half of the newest commit, unread; None when there is none. Raises as `commit_files`."""
+    return next(iter(commit_files(folder)), None)
 
 
 def newest_first(folder: RunFolder) -> Iterator[Committed]:
@@ -176,7 +196,7 @@ def read_committed(path: Path) -> Committed | None:
     except FileNotFoundError:
         return None  # pruned between listing and reading
     except ValidationError as err:
-        if path not in _told:
-            _told.append(path)
+        if path not in _reported:
+            _reported.append(path)
             log.warning("state %s is damaged and is passed over: %s", path, err)
         return None

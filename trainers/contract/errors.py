@@ -8,7 +8,7 @@ NnfleetError
 ├── CheckpointError   a checkpoint or state is missing, truncated or does not match its digest
 ├── ClusterError      the Ray cluster cannot be reached or refuses
 ├── TrackingError     the MLflow server cannot be reached or refuses
-└── Superseded        a newer attempt owns this run: whoever sees it stops writing at once
+└── Superseded        somebody has acquired a newer fencing token of this run: whoever sees it stops writing at once
 
 A message answers four questions: what is wrong, where, what was found, what to do.
 """
@@ -63,6 +63,6 @@ class TrackingError(NnfleetError):
 
 
 class Superseded(NnfleetError):
-    """A newer attempt has claimed this run; the one that raises this has to stop without writing."""
+    """Somebody has acquired a newer fencing token of this run; whoever raises this has to stop without writing."""
 
     exit_code = 7

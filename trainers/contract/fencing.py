@@ -1,26 +1,26 @@
-"""Attempts of a run and the fences between them.
+"""Fencing tokens of a run and the fences that go by them.
 
-Workers of a dead head node go on for a minute, so two attempts of one run can be alive at once. The training driver and every start of
-its workers claim a number each, by an exclusively created file. The number is in every file that an attempt writes; only the newest
-attempt may commit, and only the newest driver may publish.
+Workers of a dead head node go on for a minute, so two drivers of one run, or two starts of its workers, can be alive at once. Each acquires
+a token, by an exclusively created file. The token is in the name of every file that its holder writes; only the newest holder may commit,
+and only the newest driver may publish. Users know a token as an attempt of the run.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainers.contract.errors import DataError, StorageError, Superseded
-from trainers.contract.files import create_exclusive, read_json
+from trainers.contract.errors import Superseded
+from trainers.contract.files import create_exclusive
+from trainers.contract.records import TokenClaim, claim_seen, read_claim
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.storage import reading
 
 
 def fencing_tokens(folder: RunFolder) -> list[int]:
-    """The attempt numbers that were claimed, lowest first.
+    """The tokens that were acquired, lowest first.
 
-    Raises StorageError or OSError where the folder is there and is not listed: a newer attempt that is not seen would pass every fence.
+    Raises StorageError or OSError where the folder is there and is not listed: a newer token that is not seen would pass every fence.
     """
     try:
         with reading(folder.tokens):
@@ -30,29 +30,34 @@ def fencing_tokens(folder: RunFolder) -> list[int]:
 
 
 def newest_token(folder: RunFolder) -> int:
-    """The highest attempt number that was claimed; 0 when none was. Raises as `fencing_tokens`."""
+    """The highest token that was acquired; 0 when none was. Raises as `fencing_tokens`."""
     return max(fencing_tokens(folder), default=0)
 
 
 def newest_token_of(folder: RunFolder, driver: str) -> int:
-    """The highest attempt number that `driver` claimed, for itself or for its workers; 0 when none."""
-    return next((n for n in reversed(fencing_tokens(folder)) if _driver(folder, n) == driver), 0)
+    """The highest token that `driver` acquired, for itself or for its workers; 0 when none. Raises as `read_claim`."""
+    return next((token for token in reversed(fencing_tokens(folder)) if read_claim(folder, token).driver == driver), 0)
+
+
+def claims_seen(folder: RunFolder) -> list[TokenClaim]:
+    """Who acquired the tokens, lowest first; nobody where that cannot be read. Raises as `fencing_tokens`."""
+    return [claim_seen(folder, token) for token in fencing_tokens(folder)]
 
 
 def acquire_token(folder: RunFolder, driver: str, info: dict[str, Any] | None = None, least: int = 1) -> int:
-    """Claim the next attempt number, at least `least`, for a job or worker group of `driver`; every older attempt is fenced off then.
+    """Acquire the next token, at least `least`, for a driver or a start of its workers; every older token is fenced off then.
 
-    `driver` names the training driver that the attempt belongs to (its Ray job's submission id).
+    `driver` names the training driver that the token belongs to; `info` are further fields of `TokenClaim`.
     """
     while True:
-        number = max(newest_token(folder) + 1, least)
-        content = {"attempt": number, "driver": driver, "claimed_unix": time.time(), **(info or {})}
-        if create_exclusive(folder.tokens / f"{number:04d}.json", json.dumps(content, indent=1).encode()):
-            return number
+        token = max(newest_token(folder) + 1, least)
+        claim = TokenClaim(fencing_token=token, driver=driver, claimed_unix=time.time(), **(info or {}))
+        if create_exclusive(folder.token_file(token), claim.model_dump_json(indent=1, exclude_unset=True).encode()):
+            return token
 
 
 def check_fence(folder: RunFolder, fencing_token: int) -> None:
-    """Raise Superseded when a newer attempt than `attempt` was claimed by anyone: asked before each commit of a state."""
+    """Raise Superseded when anyone acquired a newer token than this: asked before each commit of a state."""
     newest = newest_token(folder)
     if newest > fencing_token:
         raise Superseded(
@@ -62,7 +67,7 @@ def check_fence(folder: RunFolder, fencing_token: int) -> None:
 
 @contextlib.contextmanager
 def gone_when_superseded(folder: RunFolder, fencing_token: int) -> Iterator[None]:
-    """A file that is found gone inside becomes Superseded when there is a newer attempt: those clear away what older ones have begun."""
+    """A file that is found gone inside becomes Superseded when there is a newer token: its holder clears away what was begun."""
     try:
         yield
     except FileNotFoundError:
@@ -71,31 +76,17 @@ def gone_when_superseded(folder: RunFolder, fencing_token: int) -> Iterator[None
 
 
 def check_driver_fence(folder: RunFolder, fencing_token: int) -> None:
-    """Raise Superseded when another driver than the one of `attempt` claimed the newest attempt: asked before each publishing."""
+    """Raise Superseded when another driver than the one of this token acquired the newest: asked before each publishing."""
     newest = newest_token(folder)
-    if newest > fencing_token and _driver(folder, newest) != _driver(folder, fencing_token):
+    if newest > fencing_token and read_claim(folder, newest).driver != read_claim(folder, fencing_token).driver:
         raise Superseded(
             f"the driver of attempt {fencing_token} of the run in {folder.root} was superseded by attempt {newest}: it stops publishing."
         )
 
 
 def count_drivers(folder: RunFolder) -> int:
-    """How many training drivers the run has had: how often its job was started. Numbers that workers claimed are not counted.
+    """How many training drivers the run has had: how often its job was started. Tokens of workers are not counted.
 
     Only people read it, so a claim that cannot be read is passed over.
     """
-    drivers = set()
-    for number in fencing_tokens(folder):
-        with contextlib.suppress(DataError, StorageError):
-            drivers.add(_driver(folder, number))
-    return len(drivers)
-
-
-def _driver(folder: RunFolder, fencing_token: int) -> str:
-    path = folder.tokens / f"{fencing_token:04d}.json"
-    claim = read_json(path, "attempt")
-    if not isinstance(claim, dict) or "driver" not in claim:
-        raise DataError(
-            f"attempt: {path} does not say which driver claimed it. Restore the file, or delete it if nothing of the run lives."
-        )
-    return str(claim["driver"])
+    return len({claim.driver for claim in claims_seen(folder) if claim.driver})

@@ -1,27 +1,95 @@
-"""Wishes to a training in progress: files in the run folder that rank 0 looks for between two steps.
+"""Requests to a run: somebody asks it to stop, or to save a state within the epoch. Each is a file in its folder.
 
-No disk may end the training there. A share that is away wishes nothing; the thread that writes states is the one that waits for it.
+One meaning for every reader: a file that is there is a request, and one whose content is not understood asks for the gentle stop. A reader
+that can come back later calls `read_...`, which raises OSError where the disk gives no answer. Whoever is between two training steps or two
+cases calls `..._seen`, which never raises: no disk may end the work there, and a share that is away asks for nothing.
 """
 
 import contextlib
 import os
 from pathlib import Path
+from typing import TypeVar
 
+from pydantic import Field, ValidationError
+
+from trainers.contract.files import write_json_atomic
+from trainers.contract.records import Record
 from trainers.contract.run_folder import RunFolder
 
 
-def is_requested(request: Path) -> bool:
-    """Whether somebody wishes what this file stands for."""
-    return os.path.exists(request)  # Path.exists raises where a share is away
+class StopRequest(Record):
+    """`stop.json`: somebody asks the run to stop, a training after its epoch and a validation after the cases in work, or at once."""
+
+    is_now: bool = Field(False, alias="now")
 
 
-def withdraw(request: Path) -> None:
-    """Remove a wish, if it is there."""
+class SaveRequest(Record):
+    """`save.json`: somebody asks for a state within the epoch."""
+
+    why: str = ""
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def request_stop(folder: RunFolder, *, is_now: bool) -> None:
+    """Ask a run to stop. Raises StorageError."""
+    write_json_atomic(folder.stop_file, StopRequest(is_now=is_now).model_dump())
+
+
+def read_stop_request(folder: RunFolder) -> StopRequest | None:
+    """Whether somebody asks the run to stop. Raises OSError where the disk gives no answer: that is no request."""
+    return _read(folder.stop_file, StopRequest)
+
+
+def stop_request_seen(folder: RunFolder) -> StopRequest | None:
+    """Whether a stop request is seen from here, now; never raises."""
     with contextlib.suppress(OSError):
-        request.unlink()
+        return read_stop_request(folder)
+    return None
+
+
+def request_save(folder: RunFolder, why: str) -> None:
+    """Ask a training for a state within the epoch. Raises StorageError."""
+    write_json_atomic(folder.save_file, SaveRequest(why=why).model_dump())
+
+
+def save_request_seen(folder: RunFolder) -> SaveRequest | None:
+    """Whether a request for a state is seen that none answers yet; never raises."""
+    with contextlib.suppress(OSError):
+        return _read(folder.save_file, SaveRequest)
+    return None
+
+
+def is_save_open(folder: RunFolder) -> bool:
+    """Whether a state was asked for that is not durable yet; never raises."""
+    return any(map(os.path.exists, (folder.save_file, folder.accepted_save_file)))  # in this order: the first becomes the second
 
 
 def acknowledge_save(folder: RunFolder) -> None:
-    """Take note, before a state is copied, that it answers the wish for one: so no second state does, and whoever waits sees it as open."""
+    """Say, before a state is copied, that it answers the request: no second state does, and whoever waits sees it as open; never raises."""
     with contextlib.suppress(OSError):
         os.replace(folder.save_file, folder.accepted_save_file)
+
+
+def complete_save(folder: RunFolder) -> None:
+    """Say that the state which answers the acknowledged request is durable; never raises."""
+    with contextlib.suppress(OSError):
+        folder.accepted_save_file.unlink()
+
+
+def withdraw_save(folder: RunFolder) -> None:
+    """Remove a request for a state that nobody has acknowledged; never raises."""
+    with contextlib.suppress(OSError):
+        folder.save_file.unlink()
+
+
+def _read(path: Path, kind: type[_R]) -> _R | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError:
+        return kind()

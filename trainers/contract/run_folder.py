@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.contract.errors import DataError, StorageError
+from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.files import read_json
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import check_dataset_is_there
@@ -32,12 +32,16 @@ class RunFolder:
 
     @property
     def tokens(self) -> Path:
-        """One exclusively created file per attempt: 0001.json, 0002.json, ..."""
+        """One exclusively created file per fencing token: 0001.json, 0002.json, ..."""
         return self.own / "attempts"
+
+    def token_file(self, fencing_token: int) -> Path:
+        """Who acquired a fencing token; exclusively created."""
+        return self.tokens / f"{fencing_token:04d}.json"
 
     @property
     def state(self) -> Path:
-        """Committed states: e<epochs done>_a<attempt>.pth and .json; the .json is the commit."""
+        """Committed states: e<epochs done>_a<fencing token>.pth and .json; the .json is the commit."""
         return self.own / "state"
 
     @property
@@ -82,7 +86,7 @@ class RunFolder:
 
     @property
     def failures(self) -> Path:
-        """One file per failed start of the workers, by its attempt: what the retry budgets are charged with."""
+        """One file per failed start of the workers, by its fencing token: what the retry budgets are charged with."""
         return self.own / "failures"
 
     @property
@@ -122,6 +126,19 @@ class RunFolder:
                 f"results: {self.spec_file} is of a run in {spec.run_folder}: the folder was moved or copied. "
                 "Bring it back, or submit its experiment with this nnUNet_results."
             )
+
+    def spec_of(self, run_key: str, verb: str) -> RunSpec:
+        """As `spec`, of the run that somebody means by this folder; with an empty key whatever run it is of.
+
+        Raises ConfigError, which begins with `verb`, when the folder belongs to another run by now.
+        """
+        spec = self.spec()
+        if run_key not in ("", spec.run_key):
+            raise ConfigError(
+                f"{verb}: {self.root} belongs to the run {spec.run_key} now, not to {run_key}; nothing was done. "
+                f"Bring the folder of {run_key} back, or name the run {spec.run_key} if that one is meant."
+            )
+        return spec
 
     def living_spec(self) -> RunSpec:
         """As `spec`, for a job of the run on whatever node; its driver has found run and dataset.

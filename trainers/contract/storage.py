@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 STORAGE_RETRY_S = 300.0
 """How long a commit waits for its disk; below the time after which the other ranks give up their collectives."""
-LONGEST_WAIT_S = 20.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
 _T = TypeVar("_T")
 
 _AWAY = {
@@ -120,9 +120,9 @@ def free_space(place: Path) -> str:
     return "no folder of that path is there"
 
 
-def wait_s(failures: int) -> float:
-    """How long to wait after so many failures in a row: half a second, doubled each time, at most 20 s."""
-    return min(LONGEST_WAIT_S, 0.5 * 2.0 ** min(failures - 1, 10))
+def backoff_s(failures: int, first_s: float, longest_s: float) -> float:
+    """How long to wait after so many failures in a row: `first_s` after the first, doubled each time, at most `longest_s`."""
+    return min(longest_s, first_s * 2.0 ** min(failures - 1, 30))  # the bound keeps a long outage from overflowing
 
 
 def retry_storage(
@@ -132,7 +132,7 @@ def retry_storage(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """Call `act`, again and again with longer waits while the disk does not bear it; told once when that begins and once when it ends.
+    """Call `act`, again and again with longer waits while storage is unavailable; logged once when that begins and once when it ends.
 
     `act` must be able to run again after it failed at any point. Raises StorageError after `limit_s`; other errors at once.
     """
@@ -146,7 +146,7 @@ def retry_storage(
             now = clock()
             if failures == 0:
                 began = now
-                log.warning("%s is held up since %s: %s It is tried again for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
+                log.warning("%s: storage is unavailable since %s: %s Retrying for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
             failures += 1
             left = began + limit_s - now
             if left <= 0:
@@ -154,8 +154,8 @@ def retry_storage(
                     f"{err} {what} was tried {failures} times in {now - began:.0f} s. What was committed before is whole: "
                     "when the storage works again, submit the experiment again or resume it."
                 ) from err
-            sleep(min(wait_s(failures), left))
+            sleep(min(backoff_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S), left))
         else:
             if failures:
-                log.warning("%s went well now, after %.0f s and %d failures.", what, clock() - began, failures)
+                log.warning("%s: storage recovered after %.0f s and %d failures.", what, clock() - began, failures)
             return result

@@ -1,7 +1,7 @@
 """The training loop: restore; for each epoch: train, validate, gather, decide, save.
 
 Every rank runs this code and calls every collective; only rank 0 decides what is stored and writes it. There is one collective per
-epoch of ours (counts, losses and the wish to stop in one small vector) beside those of DDP and of a batch Dice, and a flag between the
+epoch of ours (counts, losses and the stop request in one small vector) beside those of DDP and of a batch Dice, and a flag between the
 CPUs every few iterations (`trainers/training/mid_epoch.py`).
 
 Shapes: B batch of this rank, C class, Z Y X voxels.
@@ -11,14 +11,16 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.errors import DivergedError
 from trainers.contract.files import write_heartbeat
-from trainers.contract.requests import is_requested
+from trainers.contract.records import HEARTBEAT_S
+from trainers.contract.records import Heartbeat as HeartbeatRecord
+from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.data.batches import BatchSource, SplitName
@@ -30,7 +32,6 @@ from trainers.training.state import TrainingProgress
 from trainers.training.world import World
 
 log = logging.getLogger(__name__)
-HEARTBEAT_S = 2.0
 PATIENCE_EPOCHS = 3
 """Epochs in a row without a loss that is a number, after which a run has diverged though its weights have not."""
 End = Literal["TRAINED", "STOPPED"]
@@ -38,7 +39,7 @@ End = Literal["TRAINED", "STOPPED"]
 
 @dataclass(frozen=True)
 class EpochTotals:
-    """One epoch over all ranks: losses as means over its global batches, pseudo-Dice per class, and whether rank 0 wants to stop."""
+    """One epoch over all ranks: losses as means over its global batches, pseudo-Dice per class, and whether rank 0 saw a stop request."""
 
     train_loss: float
     val_loss: float
@@ -60,18 +61,18 @@ def train(
     `mid_epoch` saves within epochs and holds the writer of states, which is there on rank 0 only. Returns how training ended; the newest
     committed state says how far it came.
     """
-    heart, writer = Heartbeat(folder, world, learner.fencing_token), mid_epoch.writer
+    heartbeats, writer = Heartbeats(folder, world, learner.fencing_token), mid_epoch.writer
     is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
-    is_stopping = is_between and world.main_decides(world.is_main and is_requested(folder.stop_file))
+    is_stopping = is_between and world.main_decides(world.is_main and stop_request_seen(folder) is not None)
     while reached.epochs_done < spec.schedule.epochs and not is_stopping:
         epoch, clock = reached.epochs_done, Clock(source, reached)
         learning_rate = learner.start_epoch(epoch)
 
-        train_loss = train_epoch(learner, source, reached, heart, mid_epoch)
+        train_loss = train_epoch(learner, source, reached, heartbeats, mid_epoch)
         clock.lap("train")
-        val_loss, counts_3C = validate_epoch(learner, source, epoch, heart)
+        val_loss, counts_3C = validate_epoch(learner, source, epoch, heartbeats)
         clock.lap("val")
-        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_asked=world.is_main and is_requested(folder.stop_file))
+        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_requested=world.is_main and stop_request_seen(folder) is not None)
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
@@ -87,7 +88,7 @@ def train(
 
 
 def train_epoch(
-    learner: Learner, source: BatchSource, reached: TrainingProgress, heart: "Heartbeat", mid_epoch: MidEpochSaver
+    learner: Learner, source: BatchSource, reached: TrainingProgress, heartbeats: "Heartbeats", mid_epoch: MidEpochSaver
 ) -> torch.Tensor:
     """One optimizer step per batch that is left of the epoch in flight.
 
@@ -99,13 +100,13 @@ def train_epoch(
     for iteration, batch in enumerate(source.batches("train", epoch, start), start):
         learner.start_iteration(epoch, iteration)
         loss_sum += learner.step(batch)
-        heart.heartbeat("train", epoch, iteration)
-        mid_epoch.save_if_requested(iteration + 1, loss_sum)
+        heartbeats.send("train", epoch, iteration)
+        mid_epoch.save_if_due(iteration + 1, loss_sum)
     return loss_sum
 
 
 @torch.no_grad()
-def validate_epoch(learner: Learner, source: BatchSource, epoch: int, heart: "Heartbeat") -> tuple[torch.Tensor, torch.Tensor]:
+def validate_epoch(learner: Learner, source: BatchSource, epoch: int, heartbeats: "Heartbeats") -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and counts on validation patches. Returns the sum of this rank's losses and its counts (3, C): tp, fp, fn in voxels."""
     learner.network.eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=learner.device)
@@ -114,15 +115,15 @@ def validate_epoch(learner: Learner, source: BatchSource, epoch: int, heart: "He
         loss, logits_BCZYX, target = learner.evaluate(batch)
         loss_sum += loss
         counts_3C += batch_counts(logits_BCZYX, target, learner.labels)
-        heart.heartbeat("val", epoch, iteration)
+        heartbeats.send("val", epoch, iteration)
     return loss_sum, counts_3C
 
 
 def gather(
-    learner: Learner, train_loss: torch.Tensor, val_loss: torch.Tensor, counts_3C: torch.Tensor, *, is_stop_asked: bool
+    learner: Learner, train_loss: torch.Tensor, val_loss: torch.Tensor, counts_3C: torch.Tensor, *, is_stop_requested: bool
 ) -> EpochTotals:
-    """The one collective of an epoch: counts, losses and rank 0's wish to stop, summed over the ranks."""
-    request = torch.tensor(float(is_stop_asked), dtype=torch.float64, device=learner.device)
+    """The one collective of an epoch: counts, losses and the stop request that rank 0 has seen, summed over the ranks."""
+    request = torch.tensor(float(is_stop_requested), dtype=torch.float64, device=learner.device)
     counts_3C, sums = gather_epoch(counts_3C, torch.stack([train_loss, val_loss, request]))
     schedule, ranks = learner.schedule, learner.world_size
     train_sum, val_sum, is_stopping = sums.tolist()
@@ -158,10 +159,13 @@ def check_finite(totals: EpochTotals, learner: Learner, reached: TrainingProgres
 
 
 class Clock:
-    """Wall-clock seconds of the parts of one epoch, and of the waiting in it; work on it before a restart is counted in."""
+    """Wall-clock seconds of the parts of one epoch, and of the waiting in it; work on it before a restart is counted in.
+
+    The beginning of an epoch that goes on after a restart is dated back by that work: nnU-Net takes its seconds from the stamps.
+    """
 
     def __init__(self, source: BatchSource, reached: TrainingProgress) -> None:
-        self.started_unix = time.time()
+        self.started_unix = time.time() - reached.elapsed_s
         self._source, self._waited_before = source, source.wait_s
         self._last = self._start = time.perf_counter() - reached.elapsed_s
         self.laps: dict[str, float] = {}
@@ -228,8 +232,8 @@ def describe(row: EpochRow, is_best: bool) -> str:
     )
 
 
-class Heartbeat:
-    """Rank 0's sign of life: `progress.json`, rewritten at most every two seconds."""
+class Heartbeats:
+    """Rank 0's heartbeats: `progress.json`, rewritten at most every HEARTBEAT_S."""
 
     def __init__(self, folder: RunFolder, world: World, fencing_token: int) -> None:
         self._path = folder.progress_file if world.is_main else None
@@ -237,23 +241,17 @@ class Heartbeat:
         self._last = 0.0
         self._is_mute = False
 
-    def heartbeat(self, phase: SplitName, epoch: int, iteration: int) -> None:
+    def send(self, phase: SplitName, epoch: int, iteration: int) -> None:
         """Say where training is: `iteration` of `phase` in `epoch` is done."""
         now = time.monotonic()
         if self._path is None or now - self._last < HEARTBEAT_S:
             return
         self._last = now
-        heartbeat: dict[str, Any] = {
-            "epoch": epoch,
-            "iteration": iteration,
-            "phase": phase,
-            "unix": time.time(),
-            "attempt": self._fencing_token,
-        }
+        heartbeat = HeartbeatRecord(epoch=epoch, iteration=iteration, phase=phase, unix=time.time(), fencing_token=self._fencing_token)
         try:
-            write_heartbeat(self._path, heartbeat, self._fencing_token)
+            write_heartbeat(self._path, heartbeat.model_dump(), self._fencing_token)
             self._is_mute = False
         except OSError as err:
             if not self._is_mute:
-                log.warning("no sign of life in %s for now: %s", self._path, err)
+                log.warning("no heartbeat is written to %s for now: %s", self._path, err)
             self._is_mute = True

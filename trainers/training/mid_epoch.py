@@ -1,7 +1,7 @@
 """Saving within an epoch: every few minutes, at the notice that a node will be taken away, or when somebody asks.
 
-Rank 0 wishes, all ranks agree on the iteration, each tells the sum of its losses so far, rank 0 commits. A start from such a state goes
-on with the next iteration and ends with the same bits.
+Rank 0 decides that a state is due, all ranks agree on the iteration, each sends the sum of its losses so far, rank 0 commits. A start from
+such a state goes on with the next iteration and ends with the same bits.
 """
 
 import logging
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from trainers.contract.commits import InFlight
-from trainers.contract.requests import is_requested, withdraw
+from trainers.contract.requests import save_request_seen, withdraw_save
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.network.learner import Learner
@@ -21,14 +21,14 @@ from trainers.training.world import World
 
 log = logging.getLogger(__name__)
 AGREEMENTS_PER_EPOCH = 25
-"""How often within an epoch rank 0's wish is passed on; at nnU-Net's 250 iterations every tenth."""
+"""How often within an epoch rank 0's decision is broadcast; at nnU-Net's 250 iterations every tenth."""
 LEAVING_S = 20.0
 """While a node is about to be taken away, a state is saved so often."""
 
 
-def save_is_due(since_save_s: float, every_s: float | None, *, is_asked: bool, is_leaving: bool, saved_since_notice: bool) -> bool:
-    """Whether rank 0 wishes a state within the epoch now; pure. `since_save_s`: since the newest one, within or at the end of an epoch."""
-    if is_asked or (is_leaving and (not saved_since_notice or since_save_s >= LEAVING_S)):
+def save_is_due(since_save_s: float, every_s: float | None, *, is_requested: bool, is_leaving: bool, saved_since_notice: bool) -> bool:
+    """Whether a state within the epoch is due now; pure. `since_save_s`: since the newest one, within or at the end of an epoch."""
+    if is_requested or (is_leaving and (not saved_since_notice or since_save_s >= LEAVING_S)):
         return True
     return every_s is not None and since_save_s >= every_s
 
@@ -56,7 +56,7 @@ class MidEpochSaver:
         self._epoch_started = now - reached.elapsed_s
         return torch.tensor(self._own_share(reached.in_flight), dtype=torch.float64, device=self.learner.device)
 
-    def save_if_requested(self, iteration: int, loss_sum: torch.Tensor) -> None:
+    def save_if_due(self, iteration: int, loss_sum: torch.Tensor) -> None:
         """To be called by every rank after every training step; `iteration` steps of the epoch are done."""
         stride = max(1, self.spec.schedule.train_iterations // AGREEMENTS_PER_EPOCH)
         if iteration % stride or not self.world.main_decides(self.world.is_main and self._is_due()):
@@ -76,19 +76,19 @@ class MidEpochSaver:
     def _refuse(self, iteration: int) -> None:
         """Weights that are no numbers replace no sound state; the end of the epoch decides what becomes of the run."""
         self._has_refused = True
-        withdraw(self.folder.save_file)
+        withdraw_save(self.folder)
         epoch = self._reached.epochs_done
         log.warning("epoch %d: not saved after %d iterations, nor later within it: weights hold NaN or infinity", epoch, iteration)
 
     def _is_due(self) -> bool:
         if self._has_refused:
-            withdraw(self.folder.save_file)
+            withdraw_save(self.folder)
             return False
         minutes = self.spec.checkpoint.every_minutes
         return save_is_due(
             time.monotonic() - self._saved_at,
             None if minutes is None else minutes * 60,
-            is_asked=is_requested(self.folder.save_file),
+            is_requested=save_request_seen(self.folder) is not None,
             is_leaving=self.is_leaving(),
             saved_since_notice=self._saved_since_notice,
         )

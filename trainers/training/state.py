@@ -1,6 +1,6 @@
 """The resume stream: save a state durably without holding up training, find the newest valid one, restore from it.
 
-One commit is two files below `nnfleet/state/`: e<epochs done>_a<attempt>.pth, a complete nnU-Net checkpoint, and the .json beside it,
+One commit is two files below `nnfleet/state/`: e<epochs done>_a<fencing token>.pth, a complete nnU-Net checkpoint, and the .json beside it,
 whose appearance is the commit (`trainers/contract/commits.py`). A state may also be saved within an epoch; nnU-Net's names are then left
 where they are. Order of one commit, in a thread of rank 0:
 
@@ -29,15 +29,16 @@ from trainers.contract.commits import (
     EpochRow,
     InFlight,
     Manifest,
+    Order,
     commit_files,
     newest_first,
+    order_of,
     state_stem,
-    token_named,
 )
 from trainers.contract.errors import CheckpointError, StorageError
 from trainers.contract.fencing import check_fence, gone_when_superseded, newest_token
 from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
-from trainers.contract.requests import acknowledge_save, withdraw
+from trainers.contract.requests import acknowledge_save, complete_save
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.storage import STORAGE_RETRY_S, free_space, reading, retry_storage
@@ -80,7 +81,7 @@ class TrainingProgress:
 
 @dataclass
 class StateWriter:
-    """Commits states of one attempt on rank 0, one at a time, in a thread of its own.
+    """Commits states of one start of the workers on rank 0, one at a time, in a thread of its own.
 
     `fixed` is the constant part of every checkpoint (`trainers.network.checkpoint.describe`), `total_epochs` tells when
     a state is the final one.
@@ -106,7 +107,7 @@ class StateWriter:
         """Snapshot `tensors()` (network_weights, optimizer_state, grad_scaler_state) and write the commit in the background.
 
         Waits for the commit before, so at most one is in memory; an error of that one (Superseded, StorageError) is raised here.
-        Whoever wishes for a state is answered by this one, once it is durable.
+        Whoever asked for a state is answered by this one, once it is durable.
         """
         started = time.perf_counter()
         self.drain()
@@ -128,7 +129,7 @@ class StateWriter:
     def start_from(self, committed: Committed | None) -> None:
         """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it.
 
-        Raises Superseded when a newer attempt has the run already.
+        Raises Superseded when somebody has acquired a newer token already.
         """
         self._best = committed.best if committed else None
         with gone_when_superseded(self.folder, self.fencing_token):
@@ -142,7 +143,7 @@ class StateWriter:
             what = f"the state after {describe_position(reached)}"
             with gone_when_superseded(self.folder, self.fencing_token):
                 committed = retry_storage(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
-                withdraw(self.folder.accepted_save_file)
+                complete_save(self.folder)
                 left_s = max(0.0, began + self.patience_s - time.monotonic())
                 retry_storage(lambda: self._tidy(committed), f"nnU-Net's names for {what}", left_s)
         except BaseException as err:  # handed to the training thread by the next commit or drain
@@ -187,7 +188,7 @@ class StateWriter:
     def _check_presence(self) -> None:
         """Where a share is not mounted, writing would make the folders on the disk below, out of everybody's sight."""
         if newest_token(self.folder) < self.fencing_token:
-            found = f"{self.folder.tokens} lacks attempt {self.fencing_token}, so it is not the folder that this attempt began in"
+            found = f"{self.folder.tokens} lacks attempt {self.fencing_token}, so it is not the folder that this start began in"
             raise StorageError(f"storage: {found}; {free_space(self.folder.root)}. Mount the shared folder again.")
 
     def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: TrainingProgress) -> Manifest:
@@ -283,15 +284,15 @@ def _copy(source: Path, stream: IO[bytes]) -> None:
 def quarantine_newer(folder: RunFolder, committed: Committed | None, fencing_token: int) -> None:
     """Rename damaged commits above the restored one, so that nothing takes them for the newest, and delete what kills left half written.
 
-    What to touch is listed before the fence is asked, so nothing of an attempt newer than `attempt` is, however long this one stalls.
+    What to touch is listed before the fence is asked, so nothing of a newer start is, however long this one stalls.
     """
     places = ((folder.state, ".*.part"), (folder.best, ".*.part"), (folder.root, ".checkpoint_*.part"))
-    half_written = [path for place, pattern in places for path in place.glob(pattern) if token_named(path) <= fencing_token]
-    commits = [path for path in commit_files(folder) if token_named(path) <= fencing_token]
+    half_written = [path for place, pattern in places for path in place.glob(pattern) if order_of(path).fencing_token <= fencing_token]
+    commits = [path for path in commit_files(folder) if order_of(path).fencing_token <= fencing_token]
     check_fence(folder, fencing_token)
     for path in commits:
-        if committed is not None and path.stem > committed.stem:
-            with contextlib.suppress(FileNotFoundError):  # another start has set it aside
+        if committed is not None and order_of(path) > committed.order:
+            with contextlib.suppress(FileNotFoundError):  # another start has renamed it
                 path.rename(path.with_suffix(".json.damaged"))
     for path in half_written:
         path.unlink(missing_ok=True)
@@ -300,12 +301,12 @@ def quarantine_newer(folder: RunFolder, committed: Committed | None, fencing_tok
 def prune(folder: RunFolder, fencing_token: int) -> None:
     """Delete all but the commits that are kept (see KEEP_STATES) and the best checkpoints that they name.
 
-    Files of commits in the making stay, and all of a newer attempt: as in `quarantine_newer`, the fence is asked after the listing.
+    Files of commits in the making stay, and all of a newer start: as in `quarantine_newer`, the fence is asked after the listing.
     Reads only what is kept; where that cannot be read, raises StorageError and deletes nothing.
     """
     states = newest_first(folder)
     kept = list(islice(states, KEEP_STATES))
-    newest = [state.stem for state in kept]
+    newest = [state.order for state in kept]
     if all(state.in_flight for state in kept):
         kept += islice((state for state in states if state.in_flight is None), 1)
     stems = {state.stem for state in kept}
@@ -313,12 +314,12 @@ def prune(folder: RunFolder, fencing_token: int) -> None:
     old = [
         path
         for path in (*commit_files(folder), *folder.state.glob("e*.pth"))
-        if path.stem not in stems and path.stem < min(newest, default="")
+        if path.stem not in stems and Order() < order_of(path) < min(newest, default=Order())
     ]
     old += [
         path
         for path in folder.best.glob("e*.pth")
-        if str(path.relative_to(folder.root)) not in named and path.stem < max(newest, default="")
+        if str(path.relative_to(folder.root)) not in named and Order() < order_of(path) < max(newest, default=Order())
     ]
     check_fence(folder, fencing_token)
     for path in old:

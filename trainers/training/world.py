@@ -32,11 +32,11 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
-    def main_decides(self, request: bool) -> bool:
-        """Rank 0's wish, on every rank: a collective between CPUs, which waits for no GPU."""
+    def main_decides(self, decision: bool) -> bool:
+        """Rank 0's decision, on every rank: a collective between CPUs, which waits for no GPU."""
         if self.world_size == 1:
-            return request
-        box = torch.tensor(float(request))
+            return decision
+        box = torch.tensor(float(decision))
         dist.broadcast(box, src=0)
         return bool(box.item())
 

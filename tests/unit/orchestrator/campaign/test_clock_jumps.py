@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.campaign.next_step import BUDGET
-from orchestrator.campaign.run_watch import SILENT_S
+from orchestrator.run.failure import Failure
+from orchestrator.run.heartbeat import SILENT_S
 from orchestrator.run.job_record import JobRecord
+from orchestrator.training.failures import write_failure
 from tests.fake_campaign import Stage, look, states
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
@@ -118,8 +120,8 @@ def test_a_run_that_waits_for_its_workers_says_why(stage: Stage) -> None:
     look(campaign)
     stage.cluster.workers_begin(run)
     look(campaign)
-    failure = {"attempt": 1, "kind": "cluster", "message": "rank 1 died\nmore", "epochs_done": 3, "iteration": 0}
-    write_json_atomic(folder.failures / "0001.json", failure)
+    failed = {"kind": "cluster", "state": "FAILED_CLUSTER", "message": "rank 1 died\nmore", "evidence": ""}
+    write_failure(folder, Failure(driver="d", fencing_token=1, epochs_done=3, iteration=0, **failed))  # type: ignore[arg-type]
     look(campaign)
     assert states(campaign) == ["RECOVERING"]
     reason = "its workers were lost in epoch 3 (cluster: rank 1 died); waits until all of them have a place and begin again."
@@ -159,7 +161,7 @@ def test_silence_is_told_by_this_machines_own_clock(stage: Stage) -> None:
     stage.clock.sleep(SILENT_S)
     look(campaign)
     assert campaign.runs["key0"].state is RunState.RUNNING
-    assert "no sign of life since" in campaign.runs["key0"].status().reason
+    assert "sent no heartbeat since" in campaign.runs["key0"].status().reason
 
 
 def test_a_validation_that_finishes_cases_before_it_dies_is_not_given_up(stage: Stage) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.control_job import stop
+from orchestrator.campaign import job
+from orchestrator.campaign.control_job import main, stop
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.run.activity import StopRequest, stop_request
+from orchestrator.errors import ConfigError
 from tests.fake_campaign import Stage, look
+from trainers.contract.requests import StopRequest, read_stop_request
 from trainers.contract.run_folder import RunFolder
 
 
@@ -18,21 +20,43 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return made
 
 
-def test_a_gentle_stop_ends_a_validation_and_leaves_a_training_its_epoch(stage: Stage) -> None:
+def test_a_gentle_stop_leaves_a_training_its_epoch_and_a_validation_its_cases_in_work(stage: Stage) -> None:
     run, other = stage.run(0), stage.run(1)
     folder = RunFolder(run.run_folder)
     look(stage.campaign(run, other))
     stage.cluster.kill_campaign("c1")
-    stop(folder, is_now=False)
-    assert stage.cluster.stopped == []
-    assert stop_request(folder) == StopRequest(is_now=False)
+    stop(folder, run.run_key, is_now=False)
+    assert read_stop_request(folder) == StopRequest(is_now=False)
     stage.cluster.training_ends(run)
-    stop(folder, is_now=False)
-    assert stage.cluster.stopped == ["validate-key0-a1"]
+    stop(folder, run.run_key, is_now=False)
+    assert stage.cluster.stopped == []
 
 
-def test_a_stop_at_once_ends_the_training(stage: Stage) -> None:
+def test_a_stop_at_once_ends_the_training_and_the_validation(stage: Stage) -> None:
     run = stage.run(0)
     look(stage.campaign(run))
     stop(RunFolder(run.run_folder), is_now=True)
     assert stage.cluster.stopped == ["train-key0-a1"]
+    stage.cluster.training_ends(run)
+    stop(RunFolder(run.run_folder), is_now=True)
+    assert stage.cluster.stopped == ["train-key0-a1", "validate-key0-a1"]
+
+
+def test_a_stop_of_a_run_whose_folder_is_another_runs_now_stops_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    moved, run = stage.run(0), stage.run(0).model_copy(update={"run_key": "another"})
+    look(stage.campaign(run))
+    arguments = ["stop", str(run.run_folder), "--now", "--run-key"]
+    assert main([*arguments, moved.run_key]) == ConfigError.exit_code
+    assert "belongs to the run another now, not to key0; nothing was done. Bring the folder of key0 back" in capsys.readouterr().out
+    assert read_stop_request(RunFolder(run.run_folder)) is None
+    assert stage.cluster.stopped == []
+    assert main([*arguments, run.run_key]) == 0
+    assert stage.cluster.stopped == ["train-another-a1"]
+
+
+def test_a_validation_of_a_run_whose_folder_is_another_runs_now_is_refused(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    moved, run = stage.run(0), stage.run(0).model_copy(update={"run_key": "another"})
+    look(stage.campaign(run))
+    assert job.main(["--validate", str(run.run_folder), "--run-key", moved.run_key]) == ConfigError.exit_code
+    assert "validate: " in (told := capsys.readouterr().out)
+    assert "belongs to the run another now, not to key0" in told

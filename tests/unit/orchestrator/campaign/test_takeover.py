@@ -144,9 +144,9 @@ def test_a_run_that_another_cluster_trains_now_is_refused(stage: Stage) -> None:
     stage.cluster = FakeCluster()
     for second in range(2, 400, 2):
         stage.clock.after(second, lambda: heartbeat(run, stage.clock.unix()))
-    with pytest.raises(ConfigError, match=r"signs of life .* from attempt 1 of train-key0-a1"):
+    with pytest.raises(ConfigError, match=r"workers of attempt 1 of train-key0-a1 .* send heartbeats"):
         stage.campaign(run, name="elsewhere")
-    assert "waits until they have been silent for 60 s" in stage.said[0]
+    assert "Waiting until they have sent no heartbeat for 60 s" in stage.said[0]
 
 
 def test_workers_that_a_dead_head_left_behind_are_waited_for(stage: Stage) -> None:
@@ -186,7 +186,7 @@ def test_a_clock_that_is_wrong_hides_no_living_worker(stage: Stage, ahead_s: flo
     stage.cluster = FakeCluster()
     for second in range(2, 400, 2):
         stage.clock.after(second, lambda: heartbeat(run, stage.clock.unix() + ahead_s))
-    with pytest.raises(ConfigError, match="signs of life"):
+    with pytest.raises(ConfigError, match="send heartbeats"):
         stage.campaign(run, name="elsewhere")
 
 

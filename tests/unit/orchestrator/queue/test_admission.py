@@ -5,10 +5,10 @@ import pytest
 from orchestrator.campaign.next_step import BUDGET, EndJob, Facts, Finish, Stay, Train, Validate, next_step
 from orchestrator.queue.admission import Waiting, decide, growth, ledger, ordered
 from orchestrator.queue.gang_fit import NodeResources, Reservation
-from orchestrator.run.activity import StopRequest
 from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome
 from trainers.contract.errors import DataError
+from trainers.contract.requests import StopRequest
 from trainers.contract.run_spec import WorkerSpec
 from trainers.contract.states import RunState
 
@@ -211,10 +211,14 @@ def test_a_wish_to_stop(facts: Facts, expected: RunState) -> None:
     assert step.state is expected
 
 
-@pytest.mark.parametrize("stop", [LATER, NOW])
-def test_a_stop_ends_a_validation_and_one_that_has_not_begun(stop: StopRequest) -> None:
+def test_a_stop_at_once_ends_a_validation_and_a_gentle_one_leaves_it_the_cases_in_work() -> None:
     validating = job("validate")
-    assert next_step(Facts(jobs=(validating,), stop=stop), RunState.VALIDATING) == EndJob(validating, RunState.VALIDATING)
+    assert next_step(Facts(jobs=(validating,), stop=NOW), RunState.VALIDATING) == EndJob(validating, RunState.VALIDATING)
+    assert next_step(Facts(jobs=(validating,), stop=LATER), RunState.VALIDATING) == Stay(RunState.VALIDATING)
+
+
+@pytest.mark.parametrize("stop", [LATER, NOW])
+def test_a_stop_ends_a_run_whose_validation_has_no_job(stop: StopRequest) -> None:
     for outcome in (ended("TRAINED"), ended("STOPPED", "validation"), ended("FAILED_CLUSTER", "validation")):
         end = next_step(Facts(outcome=outcome, stop=stop), RunState.VALIDATING)
         assert isinstance(end, Finish)

@@ -18,10 +18,10 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from orchestrator.run.failure import Failure
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.training.failure_policy import BudgetPolicy
 from orchestrator.training.failures import keep_evidence, read_failures, write_failure
-from orchestrator.training.retry_budgets import Failure
 from tests.fake_run import FakeRun
 from trainers.contract.errors import DataError
 from trainers.contract.fencing import acquire_token

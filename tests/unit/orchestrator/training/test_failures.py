@@ -8,6 +8,7 @@ import pytest
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from orchestrator.run.failure import Failure, FailureKind, newest_failure
 from orchestrator.run.outcome import EndState
 from orchestrator.training.failures import (
     RankError,
@@ -20,7 +21,7 @@ from orchestrator.training.failures import (
     read_failures,
     write_failure,
 )
-from orchestrator.training.retry_budgets import Failure, FailureKind, verdict
+from orchestrator.training.retry_budgets import verdict
 from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.contract.run_folder import RunFolder
 
@@ -169,6 +170,15 @@ def test_every_failed_start_has_a_record_even_those_that_died_before_they_had_a_
     write_failure(folder, failure("code", fencing_token=3))
     assert [(f.fencing_token, f.kind) for f in read_failures(folder)] == [(2, "code"), (2, "cluster"), (3, "code")]
     assert read_failures(folder, "another driver") == []
+
+
+def test_failed_starts_are_ordered_by_number_beyond_four_digits(folder: RunFolder) -> None:
+    for token in (10_000, 9_999, 1_000, 1_000):
+        write_failure(folder, failure("code", fencing_token=token))
+    assert [f.fencing_token for f in read_failures(folder)] == [1_000, 1_000, 9_999, 10_000]
+    assert (newest := newest_failure(folder)) is not None
+    assert newest.fencing_token == 10_000
+    assert (folder.failures / "1000.json").is_file()
 
 
 def test_a_damaged_record_is_passed_over(folder: RunFolder) -> None:

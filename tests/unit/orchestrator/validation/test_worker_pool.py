@@ -14,6 +14,7 @@ from orchestrator.run.activity import cases_done
 from orchestrator.run.status import CasesDone
 from orchestrator.validation import worker_pool
 from orchestrator.validation.case_queue import CaseQueue
+from orchestrator.validation.cases import Stopped
 from orchestrator.validation.worker_pool import Pool
 from tests.fake_run import FakeRun
 from trainers.contract.errors import ClusterError, DataError, StorageError
@@ -131,6 +132,42 @@ def test_the_pool_says_how_many_cases_of_the_fold_are_done(start: Start) -> None
     assert cases_done(pool.folder, 4) is None, "of another attempt"
     pool.folder.validating_file.write_text('{"attempt": 3, "checkpoint": "../best", "done": 3, "cases": 4}')
     assert cases_done(pool.folder, 3) is None
+
+
+@pytest.mark.parametrize(("content", "done"), [('{"now": false}', ["case_2"]), ("", ["case_2"]), ('{"now": true}', [])])
+def test_a_stop_ends_a_validation_after_the_cases_in_work_or_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, content: str, done: list[str]
+) -> None:
+    """Somebody asks while the first case is given to the worker."""
+    ray, pool = start(["a"])
+    answer = ray.get
+
+    def asked_meanwhile(call: Call) -> Any:
+        if call.case_id is None:
+            pool.folder.stop_file.write_text(content)
+        return answer(call)
+
+    monkeypatch.setattr(ray, "get", asked_meanwhile)
+    with pytest.raises(Stopped):
+        pool.run(1)
+    assert ray.done == done
+    assert len(ray.killed) == 1
+    with pytest.raises(Stopped):
+        Pool(pool.folder, pool.spec, "final", "0" * 64, CaseQueue.of(["case_2"], tries=2), fencing_token=3).run(1)
+    assert len(ray.killed) == 1, "for the next checkpoint no worker is started"
+
+
+def test_a_stop_while_the_last_case_is_in_work_lets_the_validation_succeed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, pool = start(["a"], ["case_2"])
+    answer = ray.get
+
+    def asked_meanwhile(call: Call) -> Any:
+        pool.folder.stop_file.write_text('{"now": false}')
+        return answer(call)
+
+    monkeypatch.setattr(ray, "get", asked_meanwhile)
+    pool.run(1)
+    assert ray.done == ["case_2"]
 
 
 def test_a_case_in_work_is_waited_for_when_no_other_waits(start: Start) -> None:

@@ -26,7 +26,7 @@ from trainers.contract.errors import CheckpointError, DataError, StorageError
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import check_takes, create_exclusive, link_atomic, read_json, sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.storage import find_outage, is_of_storage, reading, retry_storage, storing, wait_s
+from trainers.contract.storage import backoff_s, find_outage, is_of_storage, reading, retry_storage, storing
 from trainers.network.checkpoint import read_checkpoint
 from trainers.training.assemble import newest_everywhere
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
@@ -91,15 +91,20 @@ def reached(epochs: int) -> TrainingProgress:
 # ---- the policy ------------------------------------------------------------------------------------------------------
 
 
+def test_back_off_doubles_from_the_first_wait_to_the_longest() -> None:
+    assert [backoff_s(failures, 1.0, 60.0) for failures in (1, 2, 3, 7, 500)] == [1, 2, 4, 60, 60]
+    assert [backoff_s(failures, 0.5, 20.0) for failures in (1, 6, 7)] == [0.5, 16, 20]
+
+
 def test_a_full_disk_is_waited_for_and_told_once_at_each_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     with caplog.at_level(logging.INFO):
         assert retry_storage(Disk(6).store, "the state", sleep=clock.sleep, clock=clock) == "stored"
-    assert clock.now == sum(wait_s(n) for n in range(1, 7)) == 0.5 + 1 + 2 + 4 + 8 + 16
+    assert clock.now == 0.5 + 1 + 2 + 4 + 8 + 16
     began, ended = [record.getMessage() for record in caplog.records]
-    assert "the state is held up since" in began
+    assert "the state: storage is unavailable since" in began
     assert "the disk's words" in began
-    assert ended == "the state went well now, after 32 s and 6 failures."
+    assert ended == "the state: storage recovered after 32 s and 6 failures."
 
 
 def test_patience_ends_with_an_error_that_says_what_is_kept_and_what_to_do() -> None:

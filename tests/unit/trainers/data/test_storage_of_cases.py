@@ -170,7 +170,7 @@ def test_a_loader_whose_dataset_is_unmounted_waits_for_it_and_opens_it_anew(spec
     back.start()
     assert np.array_equal(loader.make("train", 0, 0).images, expected.images)
     back.join()
-    assert "batch 0 of train in epoch 0 went well now" in caplog.text
+    assert "batch 0 of train in epoch 0: storage recovered" in caplog.text
 
 
 def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
@@ -187,8 +187,8 @@ def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, cap
     back.join()
     assert all(np.array_equal(one.images, other.images) for one, other in zip(before, after, strict=True))
     assert [record.getMessage()[:44] for record in caplog.records if record.name == "trainers.contract.storage"] == [
-        "batch 0 of train in epoch 0 is held up since",
-        "batch 0 of train in epoch 0 went well now, a",
+        "batch 0 of train in epoch 0: storage is unav",
+        "batch 0 of train in epoch 0: storage recover",
     ]
 
 

@@ -16,21 +16,29 @@ from tests.toy import toy_spec
 from tests.unit.trainers.network.test_learner import ALONE, batch
 from tests.unit.trainers.training.test_fenced_writes import PATIENCE_S, Gate
 from tests.unit.trainers.training.test_state import FIXED, row
-from trainers.contract.commits import committed_states, newest_committed, state_stem
-from trainers.contract.files import write_json_atomic
-from trainers.contract.requests import acknowledge_save, is_requested, withdraw
+from trainers.contract.commits import Committed, InFlight, committed_states, newest_committed, state_stem
+from trainers.contract.files import write_atomic, write_json_atomic
+from trainers.contract.requests import (
+    acknowledge_save,
+    complete_save,
+    is_save_open,
+    save_request_seen,
+    stop_request_seen,
+    withdraw_save,
+)
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, Schedule
 from trainers.data.batches import Batch, SplitName, requests_from
+from trainers.network.checkpoint import training_part
 from trainers.network.learner import Learner
 from trainers.training.assemble import assemble, model_config
 from trainers.training.loop import train
 from trainers.training.mid_epoch import LEAVING_S, MidEpochSaver, save_is_due
-from trainers.training.state import StateWriter, TrainingProgress
+from trainers.training.state import KEEP_STATES, StateWriter, TrainingProgress, prune, quarantine_newer
 
 
 def due(since: float, every: float | None = None, asked: bool = False, leaving: bool = False, saved: bool = False) -> bool:
-    return save_is_due(since, every, is_asked=asked, is_leaving=leaving, saved_since_notice=saved)
+    return save_is_due(since, every, is_requested=asked, is_leaving=leaving, saved_since_notice=saved)
 
 
 def test_by_default_nothing_is_saved_within_an_epoch() -> None:
@@ -52,10 +60,52 @@ def test_whoever_asks_gets_a_state() -> None:
     assert due(0.0, asked=True)
 
 
-def test_states_sort_by_position_then_attempt() -> None:
-    in_order = [state_stem(2, 9), state_stem(3, 1), state_stem(3, 2), state_stem(3, 1, 7), state_stem(3, 1, 10), state_stem(3, 2, 10)]
-    assert in_order == sorted(in_order)
-    assert sorted([state_stem(4, 1), *in_order])[-1] == state_stem(4, 1)
+AT_LAST = 10**5, 10**6, 10**4
+"""The first epoch, iteration and token whose number has more digits than a state's name has zeros for."""
+
+
+@pytest.mark.parametrize(
+    "in_order",
+    [
+        [(2, 0, 9), (3, 0, 1), (3, 0, 2), (3, 7, 1), (3, 10, 1), (3, 10, 2), (4, 0, 1)],
+        [(AT_LAST[0] + n, 0, 1) for n in range(-3, 3)],
+        [(3, AT_LAST[1] + n, 1) for n in range(-3, 3)],
+        [(3, 0, AT_LAST[2] + n) for n in range(-3, 3)],
+    ],
+    ids=["small numbers", "epochs", "iterations", "tokens"],
+)
+def test_states_sort_by_the_numbers_in_their_names_and_the_newest_are_kept(tmp_path: Path, in_order: list[tuple[int, int, int]]) -> None:
+    folder = RunFolder(tmp_path)
+    for epochs, iteration, token in in_order:
+        committed = state_of(epochs, iteration, token)
+        for place in (folder.state, folder.best):
+            write_atomic(place / f"{committed.stem}.pth", b"tensors")
+        write_atomic(folder.state / f"{committed.stem}.json", committed.model_dump_json().encode())
+    newest = newest_committed(folder)
+    assert newest is not None
+    assert [(*state.position, state.fencing_token) for state in committed_states(folder)] == in_order[::-1]
+    prune(folder, in_order[-1][2])
+    whole = [state_stem(epochs, token, iteration) for epochs, iteration, token in in_order if not iteration][-1:]
+    kept = {state_stem(epochs, token, iteration) for epochs, iteration, token in in_order[-KEEP_STATES:]}
+    assert {path.stem for path in folder.state.glob("*.pth")} == {path.stem for path in folder.state.glob("*.json")} >= kept
+    assert len(list(folder.state.glob("*.json"))) == len(kept.union(whole))
+    assert newest.stem in {path.stem for path in folder.best.iterdir()}, "what a newer commit will name stays"
+
+
+def state_of(epochs: int, iteration: int, token: int) -> Committed:
+    """A commit without history."""
+    in_flight = InFlight(iteration=iteration, train_loss_sums=(0.5,), elapsed_s=1.0) if iteration else None
+    return Committed(
+        run_key="key", epochs_done=epochs, fencing_token=token, history=(), in_flight=in_flight, state_sha256="0" * 64, state_size_bytes=7
+    )
+
+
+def test_a_damaged_state_whose_number_outgrew_its_zeros_is_set_aside(tmp_path: Path) -> None:
+    folder, sound, damaged = RunFolder(tmp_path), state_of(AT_LAST[0] - 1, 0, 1), state_of(AT_LAST[0], 0, 1)
+    for committed in (sound, damaged):
+        write_atomic(folder.state / f"{committed.stem}.json", committed.model_dump_json().encode())
+    quarantine_newer(folder, sound, 1)
+    assert sorted(path.name for path in folder.state.iterdir()) == ["e100000_a0001.json.damaged", "e99999_a0001.json"]
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
@@ -89,15 +139,15 @@ class Training:
 
     def step(self, iteration: int) -> None:
         """What the loop does after a training step."""
-        self.mid_epoch.save_if_requested(iteration, torch.tensor(0.5, dtype=torch.float64))
+        self.mid_epoch.save_if_due(iteration, torch.tensor(0.5, dtype=torch.float64))
 
     def ask(self) -> None:
-        """Somebody wishes a state."""
+        """Somebody asks for a state."""
         self.folder.save_file.write_text("{}")
 
     def is_open(self) -> bool:
         """Whether who waits for it goes on waiting."""
-        return is_requested(self.folder.save_file) or is_requested(self.folder.accepted_save_file)
+        return is_save_open(self.folder)
 
     def states(self) -> list[tuple[int, int]]:
         """Positions that are committed, newest first."""
@@ -221,6 +271,25 @@ def test_before_a_resize_the_state_that_was_asked_for_is_waited_for(tmp_path: Pa
     assert found == [(2, 3)]
 
 
+# ---- an epoch that goes on after a restart --------------------------------------------------------------------------------
+
+
+def test_the_seconds_of_an_epoch_before_its_restart_are_in_nnunets_log(toys: Toys, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    spec = toy_spec(toys("labels"), schedule=Schedule(epochs=2, train_iterations=2, val_iterations=1))
+    plan = model_config(spec)
+    learner = assemble(spec, plan, ALONE, fencing_token=1)
+    writer = StateWriter(run.folder, spec.run_key, 1, FIXED, 2)
+    reached = TrainingProgress((row(0, 0.5),), in_flight=InFlight(iteration=1, train_loss_sums=(0.5,), elapsed_s=1000.0))
+    source, mid_epoch = Batches(batch(0, plan.labels), spec.schedule), MidEpochSaver(spec, run.folder, ALONE, learner, writer)
+    assert train(spec, run.folder, ALONE, learner, source, mid_epoch, reached) == "TRAINED"
+    committed = newest_committed(run.folder)
+    assert committed is not None
+    logged = training_part(committed.history, committed.best_policy)["logging"]
+    assert logged["epoch_end_timestamps"][1] - logged["epoch_start_timestamps"][1] >= 1000
+    assert committed.history[1].epoch_s >= 1000
+
+
 # ---- a share that is away --------------------------------------------------------------------------------------------------
 
 
@@ -242,9 +311,9 @@ def test_a_share_that_does_not_answer_ends_no_training_and_wishes_nothing(toys: 
     away = RunFolder(tmp_path / ("x" * 300))
     with pytest.raises(OSError, match="File name too long"):
         away.stop_file.exists()
-    assert not is_requested(away.stop_file)
-    withdraw(away.save_file)
-    acknowledge_save(away)
+    assert (stop_request_seen(away), save_request_seen(away), is_save_open(away)) == (None, None, False)
+    for note in (acknowledge_save, complete_save, withdraw_save):
+        note(away)
     spec = toy_spec(toys("labels"), schedule=Schedule(epochs=1, train_iterations=1, val_iterations=1))
     plan = model_config(spec)
     learner = assemble(spec, plan, ALONE, fencing_token=1)

@@ -1,0 +1,115 @@
+"""Records that the processes of a run leave for each other in its folder, and the one place that reads each.
+
+They read across versions: a key that is not known is ignored, one that is missing has its default. They inform; what cannot be read counts
+as not there. Only the fences need a sure answer: `read_claim` raises.
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainers.contract.errors import DataError
+from trainers.contract.files import read_json
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName
+
+HEARTBEAT_S = 2.0
+"""Rank 0 writes a heartbeat at most so often."""
+
+
+class Record(BaseModel):
+    """A value that is checked on construction and never changes; as JSON it has the keys of the version before."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+    )
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+class Heartbeat(Record):
+    """`progress.json`: where rank 0 is. With its defaults it is nobody's."""
+
+    epoch: int = -1
+    iteration: int = 0
+    phase: str = ""
+    """`train` or `val`."""
+    unix: float = 0.0
+    """By the clock of rank 0's node."""
+    fencing_token: int = Field(0, alias="attempt")
+
+
+class TokenClaim(Record):
+    """`attempts/<fencing token>.json`: who acquired the token."""
+
+    fencing_token: int = Field(0, alias="attempt")
+    driver: str = ""
+    """The training driver that the token belongs to."""
+    claimed_unix: float = 0.0
+    job: str = ""
+    """Submission id of the driver's job; empty if it did not say, and for its workers."""
+    cluster: str = ""
+    """Address of the cluster that the job is of. Empty if it did not say."""
+    role: str = ""
+    """`driver` or `workers`."""
+    pid: int = 0
+    """Process of the driver, or of rank 0."""
+    node: str = ""
+    """Ray's id of its node."""
+    world_size: int = 0
+    """Of a start of the workers: how many there are."""
+
+
+class ValidationHeartbeat(Record):
+    """`validating.json`: how far the full validation of a checkpoint is."""
+
+    fencing_token: int = Field(alias="attempt")
+    """Of the training whose checkpoint this is."""
+    checkpoint: CheckpointName
+    done: int
+    cases: int
+
+
+def read_record(path: Path, kind: type[_R]) -> _R | None:
+    """What a file holds; None when it is not there, is no such record, or the disk gives no answer."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def read_heartbeat(folder: RunFolder) -> Heartbeat:
+    """The last heartbeat of rank 0; nobody's when there is none."""
+    return read_record(folder.progress_file, Heartbeat) or Heartbeat()
+
+
+def read_validation_heartbeat(folder: RunFolder) -> ValidationHeartbeat | None:
+    """How far the validation job said it is; None while it has said nothing."""
+    return read_record(folder.validating_file, ValidationHeartbeat)
+
+
+def read_claim(folder: RunFolder, fencing_token: int) -> TokenClaim:
+    """Who acquired a token. Raises DataError when the file is missing, broken or names no driver, StorageError when its disk is away."""
+    path = folder.token_file(fencing_token)
+    content = read_json(path, "attempt")
+    try:
+        claim = TokenClaim.model_validate(content)
+    except ValidationError as err:
+        raise DataError(f"attempt: {path} is no claim of a fencing token: {err}. Restore the file.") from err
+    if not claim.driver:
+        raise DataError(
+            f"attempt: {path} does not say which driver claimed it. Restore the file, or delete it if nothing of the run lives."
+        )
+    return claim
+
+
+def claim_seen(folder: RunFolder, fencing_token: int) -> TokenClaim:
+    """Who acquired a token; nobody when that cannot be read."""
+    return read_record(folder.token_file(fencing_token), TokenClaim) or TokenClaim()
