@@ -28,11 +28,13 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_enable_metrics_collection": "0",  # its thread reads the environment while others write it, which may kill a worker (ray#62028)
+    "RAY_enable_open_telemetry": "0",  # each of the two switches alone leaves such a thread
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "DO_NOT_TRACK": "true",
 }
-"""Nothing calls home, and lines of different ranks are not folded into one."""
+"""Nothing calls home, lines of different ranks are not folded into one, and no process of Ray exports metrics (to Prometheus)."""
 LOGIN_VARIABLES = frozenset(
     f"MLFLOW_TRACKING_{name}"
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "CLIENT_CERT_PATH", "SERVER_CERT_PATH")

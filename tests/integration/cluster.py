@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+SHORT = os.environ.get("NNFLEET_RING_FOLDER", "/tmp")
+"""Where Ray's temporary folders lie: unix sockets below them allow no long path. `tests.rings` reads the logs there of what dies."""
 
 
 def free_port(low: int = 20000, high: int = 32000) -> int:
@@ -25,7 +27,7 @@ def local_ray(num_cpus: int = 2) -> Iterator[None]:
     """Ray in this process with `num_cpus` CPUs and its dashboard; the packages of this checkout are importable in its workers."""
     import ray
 
-    temporary = tempfile.mkdtemp(prefix="nnf", dir="/tmp")  # unix sockets below it allow no long path
+    temporary = tempfile.mkdtemp(prefix="nnf", dir=SHORT)
     before = dict(os.environ)
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"})
     try:

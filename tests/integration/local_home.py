@@ -12,6 +12,7 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.experiment.model import Experiment, single_training
+from tests.integration.cluster import SHORT
 from tests.toy import Toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def services_of_its_own(num_cpus: int = 2) -> Iterator[tuple[Home, Services]]:
     """Services that `api` and `Jobs` find as the local ones; gone at the end. Jobs may import this repository's tests."""
     before = dict(os.environ)
-    folder = Path(tempfile.mkdtemp(prefix="nnf-", dir="/tmp"))  # short: Ray's unix sockets
+    folder = Path(tempfile.mkdtemp(prefix="nnf-", dir=SHORT))
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     os.environ |= {"NNFLEET_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

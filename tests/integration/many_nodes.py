@@ -24,6 +24,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from orchestrator.cluster.local_services import _LOOPBACK, _environment, _get
 from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
+from tests.integration.cluster import SHORT
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 200 << 20
@@ -195,7 +196,7 @@ class ManyNodes:
 
     def _launch(self, kind: str, command: list[str], cpus: int) -> Node:
         self._started += 1
-        self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir="/tmp"))  # unix sockets below it allow no long path
+        self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir=SHORT))
         command = [*command, f"--temp-dir={self._temporary[-1]}"]  # of its own: nodes would unpack code over each other's
         environment = {
             **_environment(),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Toys
+from tests.integration.cluster import SHORT
 
 REPOSITORY = Path(__file__).parents[2]
 ISOLATE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -43,7 +44,7 @@ def why_not() -> str | None:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="nnf", dir="/tmp"))  # unix sockets below it allow no long path
+    folder = Path(tempfile.mkdtemp(prefix="nnf", dir=SHORT))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

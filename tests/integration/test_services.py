@@ -19,14 +19,15 @@ from orchestrator.cluster.home import LONGEST_RAY_TEMP, Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
 from orchestrator.errors import ClusterError
+from tests.integration.cluster import SHORT
 
-UP = "import sys; from pathlib import Path; from orchestrator import services; from orchestrator.cluster.home import Home\n"
-UP += "print(services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
+UP = "import sys; from pathlib import Path; from orchestrator.cluster import local_services; from orchestrator.cluster.home import Home\n"
+UP += "print(local_services.up(Home(Path(sys.argv[1])), num_cpus=1).model_dump_json())"
 
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
-    with tempfile.TemporaryDirectory(prefix="nnf-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="nnf-", dir=SHORT) as folder:
         place = Home(Path(folder) / "home")
         yield place
         local_services.down(place)
@@ -78,6 +79,16 @@ def test_the_control_store_asks_for_the_token(home: Home, started: Services, tmp
     assert asked.stdout.strip() == told
     assert (asked.returncode == 0) == bool(told), asked.stderr[-2000:]
     assert told or "auth" in asked.stderr.lower(), asked.stderr[-2000:]
+
+
+def test_no_process_of_the_head_exports_metrics(home: Home, started: Services) -> None:
+    switches = {name: value for name, value in local_services.QUIET.items() if name.startswith("RAY_enable_")}
+    assert switches == {"RAY_enable_metrics_collection": "0", "RAY_enable_open_telemetry": "0"}
+    seen = [(process.name(), process.environ()) for process in family(started.ray)]
+    assert {"raylet", "gcs_server"} <= {name for name, _ in seen}
+    assert [name for name, environment in seen if not switches.items() <= environment.items()] == []
+    (port,) = (home.ray_temp / "session_latest").glob("metrics_export_port_*")
+    assert port.read_text() == "-1"  # what a node writes that collects none
 
 
 def test_no_secret_reaches_a_log_or_the_terminal(home: Home, started: Services, tmp_path: Path) -> None:

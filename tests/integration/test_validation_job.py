@@ -21,6 +21,7 @@ from orchestrator.validation import case_queue
 from orchestrator.validation.job import run_validation
 from tests.away import OnlyHere
 from tests.conftest import Toys
+from tests.integration.cluster import SHORT
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import free_port
 from tests.random_model import EMA, random_run
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 def cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs inside this process's session, with a temporary folder of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    temp = Path("/tmp") / f"nnv{os.getpid()}"  # short: Ray puts unix sockets below it
+    temp = Path(SHORT) / f"nnv{os.getpid()}"
     for tries_left in (2, 1, 0):
         try:
             ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(temp), object_store_memory=100_000_000)
