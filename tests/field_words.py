@@ -31,7 +31,7 @@ FIELD_WORDS = {
     r"pardon(?:s|ed)?": "reinstate",
     r"sets? aside": "quarantine",
     r"in vain": "without progress",
-    r"lost(?=:)": "orphaned",
+    r"(?<!was )(?<!be )lost(?=:)": "orphaned",
     r"g(?:ive|ives|iven|ave) up": "retries exhausted, times out",
     r"sweep(?:s|ing)?": "reconcile",
     r"look(?:s|ed|ing)? after": "refresh",
