@@ -23,6 +23,7 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster import local_services
+from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import staged
 from orchestrator.cluster.home import Home
@@ -200,10 +201,17 @@ class Jobs:
             try:
                 self._client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
             except RuntimeError as err:
-                if "already exists" not in str(err):
+                if f"Job with submission_id {submission_id} already exists" not in str(err) or not self._knows(submission_id):
                     raise
                 log.info("%s was submitted before", submission_id)
         return submission_id
+
+    def _knows(self, submission_id: str) -> bool:
+        """Whether the server has a job of this id: the text of its refusal alone may quote anything."""
+        try:
+            return record_of(self._client.get_job_info(submission_id)) is not None
+        except RuntimeError:  # the server's "does not exist"
+            return False
 
     @contextlib.contextmanager
     def _code(self, files: Mapping[str, str]) -> Iterator[str]:
@@ -266,14 +274,22 @@ def _connect(address: str, token: str | None) -> JobSubmissionClient:
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Of a dashboard's URL, or of a GCS address as Ray gives it to a job. Raises ConfigError for anything else."""
-    url = urlsplit(address if "://" in address else f"gcs://{address}")
-    port = {"http": 80, "https": 443}.get(url.scheme)
-    with contextlib.suppress(ValueError):
-        port = url.port or port
-    if url.scheme not in ("http", "https", "gcs") or not url.hostname or port is None:
-        raise ConfigError(f"cluster: {address!r} is no address. Name the dashboard, as `ray job submit` takes it: http://HOST:8265.")
-    return url.hostname, port
+    """Of a dashboard's URL, or of a GCS address as Ray gives it to a job. Raises ConfigError for anything else, without repeating it."""
+    if holds_credentials(address):
+        raise ConfigError(
+            "cluster: its address holds a user, a password or a query (which may hold a token). Addresses are shown in logs and lists of "
+            "jobs: name the dashboard without them. Ray finds a token by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH; the login of a "
+            "proxy before it belongs into ~/.netrc."
+        )
+    try:
+        if "://" in address and urlsplit(address).scheme not in DEFAULT_PORTS:
+            raise ValueError("a scheme that the job server does not speak")
+        return host_and_port(address)
+    except ValueError:
+        raise ConfigError(
+            "cluster: what names the cluster (--cluster, RAY_API_SERVER_ADDRESS or RAY_ADDRESS) is no address of a job server. Name the "
+            "dashboard, as `ray job submit` takes it: http://HOST:8265."
+        ) from None
 
 
 def _reach(host: str, port: int, address: str) -> None:

@@ -4,13 +4,11 @@
 """
 
 import contextlib
-import fcntl
 import http.client
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,10 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
+from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError
 from trainers.contract.files import write_atomic
 
 START_TIMEOUT_S = 180.0
+LOCK_TIMEOUT_S = 5 * START_TIMEOUT_S
+"""How long `up` and `down` wait for another one, which may start both services twice."""
 SESSIONS_KEPT = 3
 """Folders of earlier Ray heads that stay, for their logs."""
 QUIET = {
@@ -84,7 +85,7 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
     """
     home = home or Home.default()
     home.create()
-    with _locked(home):
+    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         _ensure_token(home.token_file)
         found = [record for record in _recorded(home).values() if record.is_alive]
         try:
@@ -112,7 +113,7 @@ def down(home: Home | None = None) -> None:
     home = home or Home.default()
     if not home.root.is_dir():
         return
-    with _locked(home):
+    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         for record in _recorded(home).values():
             end(record)
         home.services_file.unlink(missing_ok=True)
@@ -273,10 +274,3 @@ def _get(port: int, path: str, headers: dict[str, str] | None = None) -> int | N
         return None
     finally:
         connection.close()
-
-
-@contextlib.contextmanager
-def _locked(home: Home) -> Iterator[None]:
-    with home.lock_file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -121,6 +121,8 @@ def _tracking_uri(value: str) -> str:
 class Tracking(Frozen):
     """Where measurements and models go in MLflow."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
+
     uri: Annotated[str, AfterValidator(_tracking_uri)] = ""
     """MLflow server (http or https) as the cluster's head node reaches it, without credentials; empty: the one that `nnfleet up` starts."""
     experiment: Annotated[str, AfterValidator(_printable)] = ""
@@ -135,7 +137,7 @@ class Experiment(Schedule):
     The schedule (`epochs`, `train_iterations`, ...) stands among the other keys of the file, hence the base class.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, hide_input_in_errors=True)  # `config_error` shows what may be shown
 
     name: Annotated[str, AfterValidator(_printable)] = Field("", max_length=NAME_LENGTH)
     """Name of the experiment in lists; empty: the file's name."""
