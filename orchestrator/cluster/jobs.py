@@ -45,7 +45,7 @@ JOB_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a gang waits for its room in rounds; each looks anew how many fit
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a gang waits for its nodes in rounds; each counts anew how many fit
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
@@ -142,7 +142,7 @@ class Jobs:
     def submit_validation(
         self, folder: RunFolder, spec: RunSpec, job_number: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
     ) -> str:
-        """Start the full-validation job of a run after training attempt `attempt`, the `retry`-th again; returns its submission id."""
+        """Start the full-validation job of a run after the training `job_number`, the `retry`-th again; returns its submission id."""
         carried = _carried(folder, spec, job_number, campaign, mlflow_run_id)
         name = f"validate-{spec.run_key}-a{job_number}" + (f"-r{retry}" if retry else "")
         arguments = [str(folder.root), "--attempt", str(job_number)]
@@ -231,7 +231,7 @@ class Jobs:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a limit on every request (without one a silent host holds the caller for ever) and patience with a busy server.
+    """Ray's client with a limit on every request (without one a silent host blocks the caller for ever) and retries for a busy server.
 
     Every request of ours may be repeated: packages are stored by content, and a submission id is taken once.
     """

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
-from orchestrator.tracking.address import check_tracking_uri
+from orchestrator.tracking.address import check_tracking_uri, holds_secret
 from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
@@ -288,7 +288,7 @@ def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as err:
-        raise config_error(err, Experiment, source, root) from err
+        raise config_error(err, Experiment, source, root) from (None if holds_secret(err) else err)  # a traceback prints the cause too
     except RecursionError as err:
         raise ConfigError(f"{source}: a YAML alias contains itself. Write the values out.") from err
 

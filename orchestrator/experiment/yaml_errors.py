@@ -97,7 +97,7 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     path: KeyPath = fault["loc"]
     line = _line_of(root, path)
     where = f"{source}:{line}" if line else source
-    key = ".".join(map(str, path)) or "the file"
+    key = ".".join(masked(str(part)) for part in path) or "the file"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         return f"{where}: {key}: unknown key.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
@@ -126,7 +126,7 @@ def _written_out(node: yaml.Node | None, known: dict[int, float] | None = None) 
 
 
 def _short(value: Any) -> str:
-    text = masked(_SHORT.repr(value))  # no password in a terminal or log
+    text = masked(_SHORT.repr(value))  # no password in a terminal or log; before it is cut, as an `@` may be cut off
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -45,10 +45,10 @@ class TrackedRun:
 
 
 def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
-    """Raise ConfigError when the MLflow run that would be adopted records another training than the one in the run folder.
+    """Raise ConfigError when the MLflow run that `track` would take records another training than the one in the run folder.
 
-    The caller knows that no job of the run lives on its cluster. A recorded folder without a committed epoch frees the MLflow run once it
-    has ended: `track` then records it from here.
+    The caller knows that no job of the run is alive on its cluster. A recorded folder without a committed epoch frees the MLflow run once
+    it has ended: `track` then records it from here.
     """
     folder, known = RunFolder(spec.run_folder), tracker.known_run(spec.run_key)
     if known is None:
@@ -63,8 +63,8 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
     committed = newest_committed(folder)
     if MARKER_METRIC in known.metrics and (committed is None or committed.run_key != spec.run_key):
         raise ConfigError(
-            f"mlflow: {spec.run_key} has epochs in MLflow, but {folder.root} holds none: it would start from epoch 0 and mix its epochs "
-            f"with the old ones. Bring the run folder back to continue; or {way_out}"
+            f"mlflow: {spec.run_key} has epochs in MLflow, but {folder.root} holds none: it would start at epoch 0, and "
+            f"its epochs would be mixed with the old ones. Bring the run folder back to continue; or {way_out}"
         )
 
 

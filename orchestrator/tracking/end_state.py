@@ -17,7 +17,7 @@ REFUSALS = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INV
 
 
 def is_refusal(error: TrackingError) -> bool:
-    """True when the tracking server answered and said no; False when it is away."""
+    """True when the tracking server answered and refused; False when it is away."""
     return getattr(error.__cause__, "error_code", "") in REFUSALS
 
 

@@ -118,7 +118,7 @@ class FilesChannel:
         return committed is None or not checkpoints_due(committed, self._held or {}, 0.0, 0.0, closing=True)
 
     def send_checkpoints(self, tracker: "Tracker", run_id: str, closing: bool) -> None:
-        """Publish the checkpoints that are due. Raises as `send_files`; one damaged file keeps back no other."""
+        """Publish the checkpoints that are due. Raises as `send_files`; one damaged file delays no other."""
         from orchestrator.tracking.checkpoint_store import published
 
         committed = self._destination.committed()

@@ -101,7 +101,7 @@ def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
 
 
 def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
-    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one. A run's trouble stops no other."""
+    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one. An error of one run stops no other."""
     for folder in folders:
         try:
             spec = folder.spec()

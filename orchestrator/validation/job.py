@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Validate the run of a run folder; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--attempt", type=int, default=1, help="number of this validation of the run, for its outcome")
+    parser.add_argument("--attempt", type=int, default=1, help="fencing token of the training that is validated")
     parser.add_argument("--address", default=None, help="Ray cluster; inside a Ray job its own")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
@@ -161,7 +161,7 @@ class RetriesExhausted:
 
 
 def worst(failures: Sequence[RetriesExhausted]) -> EndState:
-    """How a job ends whose checkpoints failed so: what the user can repair is said first."""
+    """How a job ends whose checkpoints failed so: what the user can repair comes first."""
     states: tuple[EndState, ...] = ("FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER")
     return min((failure.state for failure in failures), key=states.index)
 
@@ -169,7 +169,7 @@ def worst(failures: Sequence[RetriesExhausted]) -> EndState:
 def validate_checkpoint(
     folder: RunFolder, spec: RunSpec, name: CheckpointName, fencing_token: int
 ) -> tuple[RetriesExhausted | None, list[CaseResult]]:
-    """Bring the results of one checkpoint up to date; returns them in the split's order unless cases were given up."""
+    """Bring the results of one checkpoint up to date; returns them in the split's order unless retries of a case were exhausted."""
     digest = digest_of_named(folder, name)
     remove_leftovers(folder, name)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]

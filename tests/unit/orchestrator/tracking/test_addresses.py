@@ -62,6 +62,8 @@ def test_a_refused_address_is_never_repeated(address: str, tmp_path: Path) -> No
         "user:hunter2@host",
         "{uri: 'http://u:hunter/2@host'}",
         "{url: 'http://u:hunter2@host'}",
+        "{'http://u:hunter2@host': x}",
+        "{'u:hunter2@host': x}",
         "{experiment: ['http://u:hunter2@host']}",
     ],
 )
