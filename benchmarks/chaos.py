@@ -25,6 +25,7 @@ from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.binding import noted_run_id
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.records import class_names, epoch_metrics
 from tests.integration.digests import reached, weights_digest
@@ -382,9 +383,8 @@ def unlike(have: dict[str, Points], committed: dict[str, Points], *, was_cut: bo
 def mlflow_differences(folder: RunFolder, uri: str, *, was_cut: bool) -> list[str]:
     """Where MLflow does not hold exactly what was committed (see `unlike`)."""
     from orchestrator.tracking.checkpoint_store import published
-    from trainers.contract.files import read_json
 
-    tracker, run_id = Tracker(uri), str(read_json(folder.mlflow_file, "MLflow run")["run_id"])
+    tracker, run_id = Tracker(uri), noted_run_id(folder)
     wanted: dict[str, Points] = {}
     for record in epoch_metrics(reached(folder).history, class_names(folder.spec())):
         for key, value in record.values.items():

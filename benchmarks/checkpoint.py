@@ -25,7 +25,7 @@ import torch
 
 from orchestrator.tracking.checkpoint_store import download_checkpoint, published
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.publisher import deliver
+from orchestrator.tracking.publisher import deliver_run
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord, newest_committed
@@ -122,7 +122,7 @@ def measure(base: Path, server: MlflowServer, epochs: int, epoch_s: float, megab
     publisher.wait()
     writer.drain()
     behind = not published_equals_committed(tracker, run_id, run.folder, base / "a.pth")
-    deliver(run.folder, 120.0)
+    deliver_run(run.folder, run.fencing_token, 120.0)
     caught_up = published_equals_committed(tracker, run_id, run.folder, base / "b.pth")
     started = time.perf_counter()
     torch.save(state, base / "plain.pth")

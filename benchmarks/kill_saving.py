@@ -38,11 +38,11 @@ from orchestrator.errors import CheckpointError, TrackingError
 from orchestrator.tracking import checkpoint_store
 from orchestrator.tracking.checkpoint_store import download_checkpoint, published
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.publisher import Publisher, deliver
+from orchestrator.tracking.publisher import Publisher, deliver_run
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord, Committed, InFlight, Manifest, newest_committed
-from trainers.contract.fencing import acquire_token
+from trainers.contract.fencing import acquire_token, newest_token
 from trainers.contract.files import sha256_of, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.training import state
@@ -397,7 +397,7 @@ def look(folder: RunFolder, highest: float, findings: Findings) -> float:
 
 def finish(folder: RunFolder, tracker: Tracker, run_id: str, target: Path, newest: Committed | None, findings: Findings) -> None:
     """What is left when all is quiet: one best in three places, no half files, no more uploads than the newest two."""
-    delivered = deliver(folder, 120.0)
+    delivered = deliver_run(folder, newest_token(folder), 120.0)
     manifest = newest.best if newest else None
     if newest is None or manifest is None or not delivered:
         findings.violations.append(f"at the end: nothing valid or not delivered ({newest is not None}, {delivered})")

@@ -87,7 +87,8 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
 
     experiment = load_experiment(experiment_file)
     if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
-        tracking = experiment.tracking.model_copy(update={"uri": check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""))})
+        uri = check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""), "MLFLOW_TRACKING_URI")
+        tracking = experiment.tracking.model_copy(update={"uri": uri})
         experiment = experiment.model_copy(update={"tracking": tracking})
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
     specs = expand(experiment)

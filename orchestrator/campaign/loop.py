@@ -24,7 +24,7 @@ from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, validations
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.status import RunStatus
-from orchestrator.tracking.binding import Tracking, lacks_scores, refuse_mixture, track
+from orchestrator.tracking.binding import TrackingServer, lacks_scores, refuse_mixture, track
 from trainers.contract.errors import ClusterError, NnfleetError, StorageError, TrackingError
 from trainers.contract.fencing import newest_token
 from trainers.contract.run_folder import RunFolder
@@ -61,7 +61,7 @@ class Campaign:
         nodes: Callable[[], Sequence[NodeResources]],
         registry: Registry,
         emit: Callable[[Event], None],
-        tracker: Tracking | None = None,
+        tracker: TrackingServer | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.campaign = campaign

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from orchestrator.campaign.orphan_workers import wait_for_orphan_workers
 from orchestrator.campaign.resume import Found
 from orchestrator.campaign.takeover import refuse
+from orchestrator.cluster.address import host_and_port
 from orchestrator.dataset.preflight import problems_of
 from orchestrator.dataset.problems import Problems
 from orchestrator.run.clock import Clock
@@ -62,7 +63,6 @@ def with_reachable_server(run: Found, local_uri: str) -> Found:
 
 def _listens(uri: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        url = urlsplit(uri)
-        socket.create_connection((url.hostname or "", url.port or 80), timeout=REACH_TIMEOUT_S).close()
+        socket.create_connection(host_and_port(uri), timeout=REACH_TIMEOUT_S).close()
         return True
     return False

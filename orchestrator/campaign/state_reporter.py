@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from orchestrator.campaign.run_watch import RunWatch
-from orchestrator.tracking.binding import Tracking
+from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.end_state import is_refusal
 from orchestrator.tracking.records import shared_reason
 from trainers.contract.errors import TrackingError
@@ -22,7 +22,7 @@ PATIENCE_S = 600.0
 class StateReporter:
     """The states that MLflow does not know yet."""
 
-    def __init__(self, campaign: str, tracker: Tracking | None, warn: Callable[[str], None]) -> None:
+    def __init__(self, campaign: str, tracker: TrackingServer | None, warn: Callable[[str], None]) -> None:
         self._campaign = campaign
         self._tracker = tracker
         self._warn = warn

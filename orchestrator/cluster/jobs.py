@@ -23,6 +23,7 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster import local_services
+from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import staged
 from orchestrator.cluster.home import Home
@@ -44,7 +45,7 @@ JOB_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a gang waits for its room in rounds; each looks anew how many fit
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a gang waits for its nodes in rounds; each counts anew how many fit
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
@@ -141,7 +142,7 @@ class Jobs:
     def submit_validation(
         self, folder: RunFolder, spec: RunSpec, job_number: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
     ) -> str:
-        """Start the full-validation job of a run after training attempt `attempt`, the `retry`-th again; returns its submission id."""
+        """Start the full-validation job of a run after the training `job_number`, the `retry`-th again; returns its submission id."""
         carried = _carried(folder, spec, job_number, campaign, mlflow_run_id)
         name = f"validate-{spec.run_key}-a{job_number}" + (f"-r{retry}" if retry else "")
         arguments = [str(folder.root), "--attempt", str(job_number)]
@@ -200,10 +201,17 @@ class Jobs:
             try:
                 self._client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
             except RuntimeError as err:
-                if "already exists" not in str(err):
+                if f"Job with submission_id {submission_id} already exists" not in str(err) or not self._knows(submission_id):
                     raise
                 log.info("%s was submitted before", submission_id)
         return submission_id
+
+    def _knows(self, submission_id: str) -> bool:
+        """Whether the server has a job of this id: the text of its refusal alone may quote anything."""
+        try:
+            return record_of(self._client.get_job_info(submission_id)) is not None
+        except RuntimeError:  # the server's "does not exist"
+            return False
 
     @contextlib.contextmanager
     def _code(self, files: Mapping[str, str]) -> Iterator[str]:
@@ -223,7 +231,7 @@ class Jobs:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a limit on every request (without one a silent host holds the caller for ever) and patience with a busy server.
+    """Ray's client with a limit on every request (without one a silent host blocks the caller for ever) and retries for a busy server.
 
     Every request of ours may be repeated: packages are stored by content, and a submission id is taken once.
     """
@@ -266,14 +274,22 @@ def _connect(address: str, token: str | None) -> JobSubmissionClient:
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Of a dashboard's URL, or of a GCS address as Ray gives it to a job. Raises ConfigError for anything else."""
-    url = urlsplit(address if "://" in address else f"gcs://{address}")
-    port = {"http": 80, "https": 443}.get(url.scheme)
-    with contextlib.suppress(ValueError):
-        port = url.port or port
-    if url.scheme not in ("http", "https", "gcs") or not url.hostname or port is None:
-        raise ConfigError(f"cluster: {address!r} is no address. Name the dashboard, as `ray job submit` takes it: http://HOST:8265.")
-    return url.hostname, port
+    """Of a dashboard's URL, or of a GCS address as Ray gives it to a job. Raises ConfigError for anything else, without repeating it."""
+    if holds_credentials(address):
+        raise ConfigError(
+            "cluster: its address holds a user, a password or a query (which may hold a token). Addresses are shown in logs and lists of "
+            "jobs: name the dashboard without them. Ray finds a token by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH; the login of a "
+            "proxy before it belongs into ~/.netrc."
+        )
+    try:
+        if "://" in address and urlsplit(address).scheme not in DEFAULT_PORTS:
+            raise ValueError("a scheme that the job server does not speak")
+        return host_and_port(address)
+    except ValueError:
+        raise ConfigError(
+            "cluster: what names the cluster (--cluster, RAY_API_SERVER_ADDRESS or RAY_ADDRESS) is no address of a job server. Name the "
+            "dashboard, as `ray job submit` takes it: http://HOST:8265."
+        ) from None
 
 
 def _reach(host: str, port: int, address: str) -> None:

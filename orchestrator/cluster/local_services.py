@@ -4,13 +4,11 @@
 """
 
 import contextlib
-import fcntl
 import http.client
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,10 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
+from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError
 from trainers.contract.files import write_atomic
 
 START_TIMEOUT_S = 180.0
+LOCK_TIMEOUT_S = 5 * START_TIMEOUT_S
+"""How long `up` and `down` wait for another one, which may start both services twice."""
 SESSIONS_KEPT = 3
 """Folders of earlier Ray heads that stay, for their logs."""
 QUIET = {
@@ -39,7 +40,7 @@ LOGIN_VARIABLES = frozenset(
     f"MLFLOW_TRACKING_{name}"
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "CLIENT_CERT_PATH", "SERVER_CERT_PATH")
 )
-"""How MLflow's client is told who it is and whom to trust; the jobs of the local head use it for an MLflow server of the user's own."""
+"""Login and trusted certificates of MLflow's client; the jobs of the local head use it for an MLflow server of the user's own."""
 _LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray sets on macOS: the node's address is 127.0.0.1, and every server binds there only
     "AUTOSCALER_METRIC_PORT": "0",  # any free one: the fixed ports collide with another head on this machine
@@ -86,7 +87,7 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
     """
     home = home or Home.default()
     home.create()
-    with _locked(home):
+    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         _ensure_token(home.token_file)
         found = [record for record in _recorded(home).values() if record.is_alive]
         try:
@@ -114,7 +115,7 @@ def down(home: Home | None = None) -> None:
     home = home or Home.default()
     if not home.root.is_dir():
         return
-    with _locked(home):
+    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         for record in _recorded(home).values():
             end(record)
         home.services_file.unlink(missing_ok=True)
@@ -275,10 +276,3 @@ def _get(port: int, path: str, headers: dict[str, str] | None = None) -> int | N
         return None
     finally:
         connection.close()
-
-
-@contextlib.contextmanager
-def _locked(home: Home) -> Iterator[None]:
-    with home.lock_file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -12,7 +12,7 @@ def cluster_nodes() -> list[NodeResources]:
     import ray
     from ray._private import state
 
-    untyped: Any = (ray.nodes, state.available_resources_per_node)  # no public call tells what is free on each node
+    untyped: Any = (ray.nodes, state.available_resources_per_node)  # no public call lists what is free on each node
     nodes, free_by_node = untyped
     try:
         if not ray.is_initialized():

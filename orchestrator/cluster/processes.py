@@ -26,7 +26,7 @@ one of which could be taken between our choice and the server's start seconds la
 PORT_S = 5.0
 """How long a port that is taken is tried again."""
 EXEC_S = 1.0
-"""Longest time in which a started process shows no environment yet: the kernel lays it out after the caller has been told of success."""
+"""Longest time in which a started process shows no environment yet: the kernel lays it out after it has reported success to the caller."""
 _CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
 """Those that this process started: kept so that they can be reaped; they live on when it ends."""
 

@@ -32,9 +32,10 @@ from orchestrator.errors import ClusterError, ConfigError, NnfleetError, Trackin
 from orchestrator.experiment.model import FOLDERS, Experiment, single_training
 from orchestrator.run.activity import owner_of
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.commits import Committed, committed_position, newest_committed
 from trainers.contract.fencing import claims_seen
-from trainers.contract.records import TokenClaim, read_heartbeat
+from trainers.contract.records import TokenClaim, read_heartbeat, read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -137,8 +138,9 @@ class Drill:
 
     def _tracking_uri(self) -> str:
         for path in self.folder.glob("nnUNet_results/*/*/*/nnfleet/mlflow.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                return str(json.loads(path.read_text())["tracking_uri"])
+            with contextlib.suppress(OSError, NnfleetError):
+                if bound := read_mlflow_run(RunFolder(path.parents[1])):
+                    return bound.tracking_uri
         return ""
 
     def _submitted(self, dataset: str) -> str:
@@ -216,7 +218,7 @@ class Drill:
 
         time.sleep(OUTAGE_S)
         emit("mend", part="tracking")  # whoever asked for the drill starts the server again
-        run_id = str(json.loads(folder.mlflow_file.read_text())["run_id"])
+        run_id = noted_run_id(folder)
         while time.monotonic() - struck < PATIENCE_S:
             with contextlib.suppress(TrackingError):
                 if len(Tracker(self.order.tracking_uri).logged_epochs(run_id)) > before.epochs_done:
@@ -234,12 +236,12 @@ class Drill:
         return Report(strikes=tuple(strikes), differences=tuple(found), weights_sha256=digests[0])
 
     def _missing_in_mlflow(self, folder: RunFolder) -> list[str]:
-        if not folder.mlflow_file.exists():
+        bound = read_mlflow_run(folder)
+        if bound is None:
             return []
         from orchestrator.tracking.client import Tracker
 
-        place = json.loads(folder.mlflow_file.read_text())
-        have = Tracker(str(place["tracking_uri"])).logged_epochs(str(place["run_id"]))
+        have = Tracker(bound.tracking_uri).logged_epochs(bound.run_id)
         missing = [row.epoch for row in reached(folder).history if row.epoch not in have]
         return [f"MLflow lacks epochs {missing}"] if missing else []
 

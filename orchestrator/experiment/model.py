@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
-from orchestrator.tracking.address import check_tracking_uri
+from orchestrator.tracking.address import check_tracking_uri, holds_secret
 from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
@@ -121,6 +121,8 @@ def _tracking_uri(value: str) -> str:
 class Tracking(Frozen):
     """Where measurements and models go in MLflow."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
+
     uri: Annotated[str, AfterValidator(_tracking_uri)] = ""
     """MLflow server (http or https) as the cluster's head node reaches it, without credentials; empty: the one that `nnfleet up` starts."""
     experiment: Annotated[str, AfterValidator(_printable)] = ""
@@ -135,7 +137,7 @@ class Experiment(Schedule):
     The schedule (`epochs`, `train_iterations`, ...) stands among the other keys of the file, hence the base class.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, hide_input_in_errors=True)  # `config_error` shows what may be shown
 
     name: Annotated[str, AfterValidator(_printable)] = Field("", max_length=NAME_LENGTH)
     """Name of the experiment in lists; empty: the file's name."""
@@ -286,7 +288,7 @@ def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as err:
-        raise config_error(err, Experiment, source, root) from err
+        raise config_error(err, Experiment, source, root) from (None if holds_secret(err) else err)  # a traceback prints the cause too
     except RecursionError as err:
         raise ConfigError(f"{source}: a YAML alias contains itself. Write the values out.") from err
 

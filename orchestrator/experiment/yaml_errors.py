@@ -1,7 +1,6 @@
 """From what pydantic and the YAML parser report to sentences with file, line, key, what was found and what to do."""
 
 import math
-import re
 import reprlib
 from collections.abc import Hashable, Sequence
 from itertools import accumulate
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import ConfigError
+from orchestrator.tracking.address import masked
 from trainers.contract.names import nearest
 
 KeyPath = tuple[int | str, ...]
@@ -97,7 +97,7 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     path: KeyPath = fault["loc"]
     line = _line_of(root, path)
     where = f"{source}:{line}" if line else source
-    key = ".".join(map(str, path)) or "the file"
+    key = ".".join(masked(str(part)) for part in path) or "the file"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         return f"{where}: {key}: unknown key.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
@@ -106,6 +106,8 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     if not path and not isinstance(fault["input"], dict):
         return f"{where}: the file must hold keys and values (such as `dataset: 17`), got {_short(fault['input'])}."
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
+    if "uri" in path or path == ("tracking",):  # a refused address may hold a password in any form
+        return f"{where}: {key}: {message}."
     return f"{where}: {key}: got {_short(fault['input'])}: {message}."
 
 
@@ -124,7 +126,7 @@ def _written_out(node: yaml.Node | None, known: dict[int, float] | None = None) 
 
 
 def _short(value: Any) -> str:
-    text = re.sub(r"://[^/@\s]*@", "://...@", _SHORT.repr(value))  # no password in a terminal or log
+    text = masked(_SHORT.repr(value))  # no password in a terminal or log; before it is cut, as an `@` may be cut off
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -4,7 +4,6 @@ Campaign jobs run on the head node, so a folder there is enough. The notes of ca
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -17,6 +16,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from orchestrator.queue.admission import RegistryRecord, Waiting
+from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError
 from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.run_spec import WorkerSpec
@@ -24,6 +24,9 @@ from trainers.contract.run_spec import WorkerSpec
 log = logging.getLogger(__name__)
 GROWTH_LIMITS_FRESH_S = 60.0
 """What the campaigns leave to elastic runs holds so long; after that no campaign lives, and nobody waits."""
+
+LOCK_TIMEOUT_S = 600.0
+"""How long a campaign waits for another one: its requests to a job server that hangs end after minutes."""
 
 
 class HeldWorkers(RegistryRecord):
@@ -60,12 +63,11 @@ class Registry:
 
     @contextlib.contextmanager
     def locked(self, what: Literal["admission", "opening"] = "admission") -> Iterator[None]:
-        """Hold one of the two locks of the cluster's campaigns.
+        """Hold one of the two locks of the cluster's campaigns. Raises ClusterError when another one holds it for LOCK_TIMEOUT_S.
 
-        admission: decide and submit inside it, so that no two campaigns see the same free GPUs. opening: take possession of runs.
+        admission: decide and submit inside it, so that no two campaigns see the same free GPUs. opening: acquire runs.
         """
-        with (self.folder / f"{what}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / f"{what}.lock", f"campaign: {what}", LOCK_TIMEOUT_S):
             yield
 
     def post(self, campaign: str, note: Entry) -> None:

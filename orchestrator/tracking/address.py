@@ -1,10 +1,11 @@
-"""What may be the address of an MLflow server, checked where it is written, before anything runs; and what of it nobody may read."""
+"""What may be the address of an MLflow server, checked where it is written, before anything runs; and which parts of texts are secret."""
 
 import os
 import re
 import traceback
 from urllib.parse import urlsplit
 
+from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
 from orchestrator.errors import ConfigError
 
 WHERE_CREDENTIALS_GO = (
@@ -13,36 +14,39 @@ WHERE_CREDENTIALS_GO = (
 )
 
 
-def check_tracking_uri(uri: str) -> str:
-    """`uri` if it is http(s)://host[:port][/path] or empty. Raises ConfigError otherwise, never repeating a password."""
+def check_tracking_uri(uri: str, source: str = "tracking.uri") -> str:
+    """`uri` if it is http(s)://host[:port][/path] or empty. Raises ConfigError otherwise, naming `source` and never repeating the address:
+    what is refused may hold a password in any place."""
     if not uri:
         return uri
-    refuse_credentials(uri)
+    refuse_credentials(uri, source)
     if not _is_server(uri):
         raise ConfigError(
-            f"tracking.uri: {uri!r} is not the address of an MLflow server (http://HOST:PORT or https://...). Files and databases "
-            "are refused: artifacts would end in a job's temporary folder. Leave it out for the server that `nnfleet up` starts."
+            f"{source}: it is not the address of an MLflow server. Write http://HOST:PORT or https://HOST/PATH, without a query. Files and "
+            "databases are refused: artifacts would end in a job's temporary folder. Leave it out for the server that `nnfleet up` starts."
         )
     return uri
 
 
-def refuse_credentials(uri: str) -> None:
-    """Raise ConfigError when a tracking URI holds a user or password: it is stored with every run and shown in lists of jobs."""
-    if "@" in uri.split("/", 3)[2] if uri.count("/") > 1 else "@" in uri:
-        raise ConfigError(f"tracking.uri: it holds a user or password. {WHERE_CREDENTIALS_GO}.")
+def refuse_credentials(uri: str, source: str = "tracking.uri") -> None:
+    """Raise ConfigError when a tracking URI holds a user, a password or, in a query or fragment, a token: it is stored with every run and
+    shown in lists of jobs."""
+    if holds_credentials(uri):
+        raise ConfigError(f"{source}: it holds a user, a password or a query (which may hold a token). {WHERE_CREDENTIALS_GO}.")
 
 
 def _is_server(uri: str) -> bool:
     try:
-        url = urlsplit(uri)
-        return uri.isprintable() and " " not in uri and url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # brackets that do not match, or a port that is none
+        host_and_port(uri)
+    except ValueError:
         return False
+    return uri.isprintable() and " " not in uri and urlsplit(uri).scheme in DEFAULT_PORTS
 
 
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _SECRETS = (
     (re.compile(r"(\w+://)[^\s/@'\"]+@"), r"\1***@"),
+    (re.compile(r"[^\s/@'\":]{1,100}:[^\s@'\"]{0,200}@"), "***@"),  # without a scheme, or with a slash in the password
     (re.compile(r"\b(Basic|Bearer)\s+[\w+/=.~-]{6,}", re.IGNORECASE), r"\1 ***"),
     (re.compile(r"([?&](?:[\w-]*(?:token|signature|sig|credential|password|secret|key))=)[^&\s'\")]+", re.IGNORECASE), r"\1***"),
 )
@@ -61,5 +65,5 @@ def masked(text: str) -> str:
 
 def holds_secret(error: BaseException) -> bool:
     """True when a traceback of `error`, with its causes, would print a secret."""
-    told = "".join(part for line in traceback.TracebackException.from_exception(error).format(chain=True) for part in line)
-    return masked(told) != told
+    printed = "".join(part for line in traceback.TracebackException.from_exception(error).format(chain=True) for part in line)
+    return masked(printed) != printed

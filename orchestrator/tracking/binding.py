@@ -1,20 +1,26 @@
 """Which MLflow run a run folder belongs to, and what may not be mixed in it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.records import MARKER_METRIC, STATE_TAG, KnownRun, OpenRun
-from trainers.contract.commits import newest_committed
+from orchestrator.tracking.address import masked
+from orchestrator.tracking.records import MARKER_METRIC, STATE_TAG, KnownRun, OpenRun, job_tags
+from trainers.contract.commits import Committed, commit_files, newest_committed
 from trainers.contract.errors import ConfigError, DataError, StorageError
-from trainers.contract.files import read_json, write_json_atomic
+from trainers.contract.fencing import check_driver_fence
+from trainers.contract.records import MlflowRun, read_mlflow_run, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import Tracker
 
-class Tracking(Protocol):
+
+class TrackingServer(Protocol):
     """What a campaign needs of the tracking server; `orchestrator.tracking.client.Tracker` is it."""
 
     uri: str
@@ -38,11 +44,11 @@ class TrackedRun:
     url: str = ""
 
 
-def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
-    """Raise ConfigError when the MLflow run that would be adopted records another training than the one in the run folder.
+def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
+    """Raise ConfigError when the MLflow run that `track` would take records another training than the one in the run folder.
 
-    The caller knows that no job of the run lives on its cluster. A recorded folder in which no epoch was kept gives the MLflow run away
-    once it has ended: `track` then records it from here.
+    The caller knows that no job of the run is alive on its cluster. A recorded folder without a committed epoch frees the MLflow run once
+    it has ended: `track` then records it from here.
     """
     folder, known = RunFolder(spec.run_folder), tracker.known_run(spec.run_key)
     if known is None:
@@ -57,13 +63,13 @@ def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
     committed = newest_committed(folder)
     if MARKER_METRIC in known.metrics and (committed is None or committed.run_key != spec.run_key):
         raise ConfigError(
-            f"mlflow: {spec.run_key} has epochs in MLflow, but {folder.root} holds none: it would start anew and its epochs would be "
-            f"mixed with the old ones. Bring the run folder back to continue; or {way_out}"
+            f"mlflow: {spec.run_key} has epochs in MLflow, but {folder.root} holds none: it would start at epoch 0, and "
+            f"its epochs would be mixed with the old ones. Bring the run folder back to continue; or {way_out}"
         )
 
 
 def _keeps(folder: RunFolder, known: KnownRun) -> bool:
-    """True when the folder that an MLflow run is recorded from has something to lose: a kept epoch, or a run that has not ended.
+    """True when the folder that an MLflow run is recorded from has something to lose: a committed epoch, or a run that has not ended.
 
     One that cannot be looked into belongs to somebody else.
     """
@@ -80,29 +86,33 @@ def experiment_of(spec: RunSpec) -> str:
     return spec.mlflow_experiment or spec.dataset
 
 
-def track(spec: RunSpec, tracker: Tracking | None) -> TrackedRun:
-    """Create or adopt the MLflow run and note it in the run folder. Raises TrackingError."""
+def track(spec: RunSpec, tracker: TrackingServer | None) -> TrackedRun:
+    """Get or create the MLflow run and record it in the run folder. Raises TrackingError."""
     if tracker is None:
         return TrackedRun()
     folder = RunFolder(spec.run_folder)
     experiment_id = tracker.ensure_experiment(experiment_of(spec))
     run_id = tracker.get_or_create_run(experiment_id, spec)
-    place = {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": tracker.uri}
-    if not folder.mlflow_file.exists() or read_json(folder.mlflow_file, "MLflow run of the run folder") != place:
-        write_json_atomic(folder.mlflow_file, place)
+    bound = MlflowRun(run_id=run_id, experiment_id=experiment_id, tracking_uri=tracker.uri)
+    if _recorded(folder) != bound:
+        write_mlflow_run(folder, bound)
     return TrackedRun(run_id, tracker.run_url(run_id))
 
 
 def noted_run_id(folder: RunFolder) -> str:
-    """The MLflow run that `track` noted in a run folder; empty when there is none, or none that can be read."""
+    """The MLflow run that `track` recorded in a run folder; empty when there is none, or none that can be read."""
+    recorded = _recorded(folder)
+    return recorded.run_id if recorded is not None else ""
+
+
+def _recorded(folder: RunFolder) -> MlflowRun | None:
     try:
-        content = read_json(folder.mlflow_file, "MLflow run of the run folder")
+        return read_mlflow_run(folder)
     except DataError:
-        return ""
-    return str(content.get("run_id", "")) if isinstance(content, dict) else ""
+        return None
 
 
-def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: Tracking | None) -> bool:
+def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: TrackingServer | None) -> bool:
     """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost."""
     if tracker is None:
         return False
@@ -110,22 +120,58 @@ def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: Tracking | None) -
     return not all(any(key.startswith(f"full/{name}/") for key in known) for name in spec.validation.checkpoints)
 
 
-@dataclass(frozen=True)
-class Address:
-    """Which MLflow run a run folder belongs to."""
-
-    tracking_uri: str
-    run_id: str
-
-
-def address_of(folder: RunFolder, spec: RunSpec) -> Address | None:
-    """The run's place in MLflow; None for a run that is not tracked. Raises TrackingError while it has not been made yet."""
-    if not folder.mlflow_file.exists():
-        if not spec.tracking_uri:
-            return None
+def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:
+    """The MLflow run of a run folder; None for a run that is not tracked. Raises TrackingError while it has not been made yet."""
+    bound = read_mlflow_run(folder)
+    if bound is None and spec.tracking_uri:
         raise TrackingError(
             f"mlflow: {folder.mlflow_file} does not exist: no MLflow run was made for {spec.run_key} yet. "
-            f"The campaign makes it when {spec.tracking_uri} can be reached."
+            f"The campaign makes it when {masked(spec.tracking_uri)} can be reached."
         )
-    content = read_json(folder.mlflow_file, "MLflow run of the run folder")
-    return Address(str(content["tracking_uri"]), str(content["run_id"]))
+    return bound
+
+
+class Destination:
+    """Where one run folder is delivered to: its MLflow run, opened when it is first needed. Not shared between threads."""
+
+    def __init__(self, folder: RunFolder, fencing_token: int) -> None:
+        self.folder, self.fencing_token, self.spec = folder, fencing_token, folder.spec()
+        self._opened: tuple[Tracker, str] | None = None
+        self._committed: Committed | None = None
+        self._committed_mark: tuple[str, int] | None = None
+
+    def open(self) -> "tuple[Tracker, str] | None":
+        """The server and the id of the run there; None for a run that is not tracked. Raises TrackingError, Superseded.
+
+        When it is opened, the MLflow run is tagged with the job and the fencing token that deliver it.
+        """
+        if self._opened is None:
+            bound = bound_run(self.folder, self.spec)
+            if bound is None:
+                return None
+            from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
+
+            tracker = Tracker(bound.tracking_uri)
+            self.check_fence()
+            tracker.set_tags(bound.run_id, job_tags(os.environ.get("NNFLEET_SUBMISSION_ID", ""), self.fencing_token))
+            self._opened = tracker, bound.run_id
+        return self._opened
+
+    def forget(self) -> None:
+        """Ask anew which MLflow run this is: the server failed, and may come back with another database."""
+        self._opened = None
+
+    def check_fence(self) -> None:
+        """Raise Superseded when another driver owns the run: asked before each change in MLflow."""
+        check_driver_fence(self.folder, self.fencing_token)
+
+    def committed(self) -> Committed | None:
+        """The newest commit; parsed again only when the file has changed."""
+        newest = next(iter(commit_files(self.folder)), None)
+        try:
+            mark = None if newest is None else (newest.name, newest.stat().st_mtime_ns)
+        except FileNotFoundError:
+            mark = None
+        if mark is None or mark != self._committed_mark:
+            self._committed, self._committed_mark = newest_committed(self.folder), mark
+        return self._committed

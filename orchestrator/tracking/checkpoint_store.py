@@ -44,7 +44,7 @@ def published(tracker: Tracker, run_id: str, name: CheckpointName) -> Published 
             raise ValueError(f"names another checkpoint than {name}")
         return record
     except ValueError:
-        log.warning("tag %s of run %s is not readable and is passed over: %.200s", published_tag(name), run_id, value)
+        log.warning("tag %s of run %s is not readable and is ignored: %.200s", published_tag(name), run_id, value)
         return None
 
 
@@ -66,7 +66,7 @@ def publish_checkpoint(
     if arrived != manifest.size_bytes:
         raise TrackingError(
             f"mlflow: {record.file} of run {run_id} has {arrived} bytes on the server, {manifest.size_bytes} were sent. "
-            "The upload is repeated; if this goes on, look at the server's log and free disk space."
+            "The upload is repeated; if this persists, look at the server's log and free disk space."
         )
     tracker.upload_bytes(run_id, manifest.model_dump_json(indent=1).encode(), f"{record.directory}/manifest.json")
     before_commit()
@@ -76,7 +76,7 @@ def publish_checkpoint(
 
 
 def _delete_others(tracker: Tracker, run_id: str, name: CheckpointName, kept: set[str]) -> None:
-    """Also clears what killed uploads left behind. The commit is done, so trouble here is only told."""
+    """Also clears what killed uploads left behind. The commit is done, so an error here is only logged."""
     try:
         for directory, size in tracker.list_files(run_id, f"checkpoints/{name}").items():
             if size is None and directory not in kept:

@@ -55,7 +55,7 @@ from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.states import RunState
 
 log = logging.getLogger(__name__)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line per retry; an outage is told once, by the publisher
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line per retry; an outage is logged once, by the publisher
 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
@@ -126,8 +126,8 @@ class Tracker:
         except Exception as err:  # what is no MLflow answer (HTML, half of a JSON document) fails anywhere inside MLflow's client
             cause = masked(_reason(err))[:500]
             advice = LOST_RUN if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" else UNREACHABLE
-            told = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice}")
-            raise told from (None if holds_secret(err) else err)  # a traceback prints the cause too
+            failure = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice}")
+            raise failure from (None if holds_secret(err) else err)  # a traceback prints the cause too
 
     # ---- experiments and runs ---------------------------------------------------------------------------------------
 
@@ -159,8 +159,8 @@ class Tracker:
     def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str:
         """Id of the MLflow run with this run key: the oldest one of all experiments if there is any, else a new one in `experiment_id`.
 
-        The caller holds the claim of the run folder; should two callers create a run at the same moment nevertheless, both end up with
-        the older one. A run that was made in another experiment stays there: its curves and checkpoints cannot be moved.
+        The caller owns the run folder; should two callers create a run at the same moment nevertheless, both end up with the older one.
+        A run that was made in another experiment stays there: its curves and checkpoints cannot be moved.
         """
         with self._speaking(f"open run {spec.run_key}"):
             run = self._oldest_run(spec.run_key)
@@ -185,7 +185,7 @@ class Tracker:
             return str(run.info.run_id)
 
     def known_run(self, run_key: str) -> KnownRun | None:
-        """The MLflow run that `get_or_create_run` would adopt, if there is one."""
+        """The MLflow run that `get_or_create_run` would return, if there is one."""
         with self._speaking(f"look up run {run_key}"):
             run = self._oldest_run(run_key)
         return None if run is None else KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics))
@@ -214,7 +214,7 @@ class Tracker:
             self._client.log_inputs(run_id, datasets=_dataset_inputs(spec))
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run (Ray job ids, attempt, ...)."""
+        """Set tags of a run (Ray job ids, fencing token, ...)."""
         with self._speaking(f"tag run {run_id}"):
             self._client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
@@ -250,7 +250,7 @@ class Tracker:
     ) -> frozenset[int]:
         """Send the epochs of a whole committed history that MLflow lacks; returns all epochs that it has then.
 
-        `logged`: what `logged_epochs` said, if known. The first version of an epoch stays: a point cannot be deleted in MLflow.
+        `logged`: what `logged_epochs` returned, if known. The first version of an epoch stays: a point cannot be deleted in MLflow.
         """
         present = set(self.logged_epochs(run_id) if logged is None else logged)
         batch: list[Metric] = []
@@ -337,7 +337,7 @@ class Tracker:
             get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(directory)
 
     def record_model(self, run_id: str, entry: ModelEntry) -> str:
-        """Make one READY model of a run, unless it is there already, and return its id. What a killed attempt left PENDING is removed."""
+        """Make one READY model of a run, unless it is there already, and return its id. What a killed job left PENDING is removed."""
         with self._speaking(f"record the model of run {run_id}"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
             for model in self._client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
@@ -370,7 +370,7 @@ class Tracker:
             return [RunName(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get("nnfleet.address", "")) for r in runs]
 
     def open_runs(self) -> list[OpenRun]:
-        """All runs of nnfleet on the server whose state says that something will still happen with them."""
+        """All runs of nnfleet that the server shows as not ended."""
         with self._speaking("list runs"):
             experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
             clause = f"tags.`{RUN_KEY_TAG}` != '' AND attributes.status = 'RUNNING'"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import CheckpointError, ConfigError, DataError
+from orchestrator.tracking.address import refuse_credentials
 from orchestrator.tracking.checkpoint_store import download_checkpoint, published
 from orchestrator.tracking.client import Tracker
 from trainers.contract.files import read_json
@@ -28,6 +29,7 @@ def export_model(run: str, target: Path, tracking_uri: str) -> Path:
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"export: {target} exists and is not an empty folder. Name a folder that does not exist yet.")
+    refuse_credentials(tracking_uri, "export: --tracking-uri")
     tracker = Tracker(tracking_uri)
     tracker.ping()
     run_id = tracker.find_run(run)

@@ -79,7 +79,7 @@ def _draw_times(panel: "Axes", epochs: Sequence[int], history: Sequence[EpochRow
     panel.plot(epochs, [row.wait_data_s for row in history], color="tab:orange", label="of that: waiting for data", lw=2, **marks)
     restarts = [row.epoch for before, row in pairwise(history) if row.fencing_token != before.fencing_token]
     for number, epoch in enumerate(restarts):
-        panel.axvline(epoch - 0.5, color="gray", ls="--", lw=1, label="resumed by a new attempt" if number == 0 else None)
+        panel.axvline(epoch - 0.5, color="gray", ls="--", lw=1, label="resumed" if number == 0 else None)
     panel.set_ylabel("seconds")
     panel.set_ylim(0, 1.3 * max([row.epoch_s for row in history], default=1.0) or 1.0)  # room for the legend
     panel.legend(loc="upper right", ncols=3)

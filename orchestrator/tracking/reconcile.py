@@ -16,15 +16,16 @@ from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.status import Names, meant
-from orchestrator.tracking.binding import address_of, noted_run_id, refuse_mixture, track
-from orchestrator.tracking.delivery import CHECKPOINTS, Delivery, epochs_missing
+from orchestrator.tracking.binding import noted_run_id, refuse_mixture, track
 from orchestrator.tracking.end_state import final_state, is_refusal
+from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
+from orchestrator.tracking.metrics_channel import MetricsChannel, epochs_missing
 from orchestrator.tracking.records import STATE_TAG, shared_reason
-from orchestrator.tracking.validation_report import deliver as deliver_reports
-from orchestrator.tracking.validation_report import stored_reports
+from orchestrator.tracking.validation_report import deliver_reports, stored_reports
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
 from trainers.contract.fencing import newest_token
+from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.states import RunState
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 RESULTS_VARIABLE = "nnUNet_results"
 LINE_PREFIX = "NNFLEET-SYNC "
-"""Begins the lines by which a job on the cluster tells what it did."""
+"""Begins the lines by which a job on the cluster reports what it did."""
 GONE = "its job is gone; `nnfleet resume` continues it."
 
 
@@ -80,9 +81,9 @@ def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Ite
 
 
 def read_lines(log_text: str) -> list[Synced]:
-    """What a job on the cluster has told."""
-    told = [line for line in log_text.splitlines() if line.startswith(LINE_PREFIX)]
-    return [Synced.model_validate_json(line.removeprefix(LINE_PREFIX)) for line in told]
+    """What a job on the cluster has reported."""
+    lines = [line for line in log_text.splitlines() if line.startswith(LINE_PREFIX)]
+    return [Synced.model_validate_json(line.removeprefix(LINE_PREFIX)) for line in lines]
 
 
 def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
@@ -99,7 +100,7 @@ def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
 
 
 def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
-    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one. A run's trouble stops no other."""
+    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one. An error of one run stops no other."""
     for folder in folders:
         try:
             spec = folder.spec()
@@ -115,12 +116,12 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
     delivered: list[str] = []
     lacking = ""
     try:
-        folder.check_is_own(spec)  # of a copy, the MLflow run that it notes is the original's
+        folder.check_is_own(spec)  # of a copy, the MLflow run that it names is the original's
         if is_alive(folder, spec, jobs, time.time()):
             return Synced(
                 run_key=spec.run_key,
                 run_folder=folder.root,
-                note="a job of it lives and delivers; `nnfleet sync` after its end looks again",
+                note="a job of it is alive and delivers; run `nnfleet sync` again after its end",
             )
         _deliver(folder, spec, delivered)
     except (NnfleetError, OSError) as err:
@@ -136,43 +137,42 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
     from orchestrator.tracking.checkpoint_store import published
     from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
 
-    uri = address_of(folder, spec).tracking_uri if folder.mlflow_file.exists() else spec.tracking_uri  # type: ignore[union-attr]
-    tracker = Tracker(uri)
+    bound = read_mlflow_run(folder)
+    tracker = Tracker(bound.tracking_uri if bound is not None else spec.tracking_uri)
     tracker.ping()
     run_id, is_new = _run_of(folder, spec, tracker)
     if is_new:
         delivered.append("a new MLflow run")
-    delivery = Delivery(folder, newest_token(folder))
-    committed = delivery.committed()
+    fencing_token, committed = newest_token(folder), newest_committed(folder)
     missing = [] if committed is None else epochs_missing(committed.history, tracker.logged_epochs(run_id))
     before = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
-    delivery.send_metrics(closing=True)
+    MetricsChannel(folder, fencing_token).send(closing=True)
     if missing:
         delivered.append(f"{len(missing)} epochs")
     reports = stored_reports(folder, spec, tracker.metrics(run_id))
     if reports:
-        if (failure := deliver_reports(folder, spec, reports, waits_s=())) is not None:
+        if (failure := deliver_reports(folder, spec, reports, fencing_token, waits_s=())) is not None:
             raise TrackingError(failure)
         delivered.extend(f"full validation of {report.name}" for report in reports)
-    delivery.send_files(closing=True)
+    FilesChannel(folder, fencing_token).send_files(closing=True)
     for name in CHECKPOINTS:
         after = published(tracker, run_id, name)
         if after is not None and after != before[name]:
             delivered.append(f"checkpoint {name} of epoch {after.manifest.epoch}")
-    told = publish_state(tracker, run_id, folder, spec)
-    if told is not None:
-        delivered.append(f"state {told}")
+    state = publish_state(tracker, run_id, folder, spec)
+    if state is not None:
+        delivered.append(f"state {state}")
 
 
 def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:
-    """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the noted one."""
-    noted = noted_run_id(folder)
-    if noted:
+    """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the recorded one."""
+    recorded = noted_run_id(folder)
+    if recorded:
         try:
-            tracker.tags(noted)
-            if newest_committed(folder) is None:  # then another folder may have taken the MLflow run over
+            tracker.tags(recorded)
+            if newest_committed(folder) is None:  # then the MLflow run may have been reassigned to another folder
                 refuse_mixture(spec, tracker)
-            return noted, False
+            return recorded, False
         except TrackingError as err:
             if getattr(err.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -184,7 +184,7 @@ def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, 
 
 
 def publish_state(tracker: "Tracker", run_id: str, folder: RunFolder, spec: RunSpec) -> RunState | None:
-    """Give a run without living job the state that its folder tells; returns it, or None when MLflow has it already."""
+    """Give a run without a living job the state that its folder shows; returns it, or None when MLflow has it already."""
     outcome = read_outcome(folder)
     due = state_due(tracker.tags(run_id).get(STATE_TAG, ""), outcome)
     if due is None:
@@ -196,7 +196,7 @@ def publish_state(tracker: "Tracker", run_id: str, folder: RunFolder, spec: RunS
 
 
 def state_due(shown: str, outcome: Outcome | None) -> RunState | None:
-    """The state that MLflow has to be told of a run without living job; None when what it shows is right. Pure."""
+    """The state that MLflow has to get for a run without a living job; None when what it shows is right. Pure."""
     end = final_state(outcome)
     if end is not None:
         return None if shown == end.value else end
@@ -205,7 +205,7 @@ def state_due(shown: str, outcome: Outcome | None) -> RunState | None:
 
 
 def is_alive(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], now_unix: float) -> bool:
-    """True when a job of the run lives on this cluster, or its folder shows fresh life from another one."""
+    """True when a job of the run lives on this cluster, or its folder shows recent activity from another one."""
     if living_job(spec, jobs) is not None:
         return True
     own = [job for job in jobs if job.run_key == spec.run_key and job.kind in ("train", "validate")]
@@ -223,18 +223,18 @@ def _newest_case_unix(folder: RunFolder) -> float:
 
 
 def end_orphaned_runs(tracker: "Tracker", jobs: Sequence[JobRecord], registry: Registry) -> list[str]:
-    """End in MLflow what died unnoticed: runs shown as going on whose folder is seen here and of which nothing lives; returns their keys.
+    """End orphaned runs in MLflow: those shown as running whose folder is seen here and of which no job is alive; returns their keys.
 
-    A run that waits for its next job lives as long as its campaign, which names it on `registry`. The caller holds the lock of openings: no
-    campaign takes up a run meanwhile. A server that is away, or one run's trouble, is only logged.
+    A run that waits for its next job is alive as long as its campaign, which names it in `registry`. The caller holds the lock `opening`,
+    so no campaign acquires a run meanwhile. A server that is away, or an error of one run, is only logged.
     """
     ended: list[str] = []
     living = {job.campaign for job in jobs if job.is_live and job.kind == "campaign"}
-    held = {run_key for note in registry.entries(living).values() for run_key in note.runs}
+    held = {run_key for entry in registry.entries(living).values() for run_key in entry.runs}
     try:
         open_runs = tracker.open_runs()
     except TrackingError as err:
-        log.warning("runs that died unnoticed were not looked for: %s", err)
+        log.warning("orphaned runs were not looked for in MLflow: %s", err)
         return ended
     for shown in open_runs:
         folder = RunFolder(Path(shown.run_folder))
@@ -248,7 +248,7 @@ def end_orphaned_runs(tracker: "Tracker", jobs: Sequence[JobRecord], registry: R
             if publish_state(tracker, shown.run_id, folder, spec) is not None:
                 ended.append(shown.run_key)
         except (NnfleetError, OSError) as err:
-            log.warning("%s: its state was not looked after: %s", shown.run_key, err)
+            log.warning("%s: its state in MLflow was not reconciled: %s", shown.run_key, err)
             if isinstance(err, TrackingError) and not is_refusal(err):
                 break  # the server is away, and each further run would wait for it as long
     return ended

@@ -1,6 +1,6 @@
-"""What MLflow is told of a run, as plain values: names of metrics, parameters, tags. Nothing here speaks to MLflow.
+"""What MLflow gets of a run, as plain values: names of metrics, parameters, tags. Nothing here speaks to MLflow.
 
-Parameters cannot change in MLflow, so only what the run key fixes is a parameter; what may differ between attempts is a tag.
+Parameters cannot change in MLflow, so only what the run key fixes is a parameter; what may differ between starts is a tag.
 """
 
 import logging
@@ -95,7 +95,7 @@ def metric_name(text: str) -> str:
 
 
 def metric_names(texts: Sequence[str]) -> list[str]:
-    """Metric names for several classes; two that become equal are told apart by a number."""
+    """Metric names for several classes; two that become equal are distinguished by a number."""
     taken: dict[str, int] = {}
     names = []
     for text in texts:
@@ -217,7 +217,7 @@ def shared_reason(spec: RunSpec, reason: str) -> str:
 
 
 def tags_of(spec: RunSpec) -> dict[str, str]:
-    """MLflow tags of a run: its names, and what may differ between attempts (workers, loader, validation, kernels, versions)."""
+    """MLflow tags of a run: its names, and what may differ between starts (workers, loader, validation, kernels, versions)."""
     tags = {
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
@@ -236,7 +236,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
 
 
 def job_tags(submission_id: str, fencing_token: int) -> dict[str, str]:
-    """Which attempt of a run, and which Ray job, MLflow was told by last; the id is that of `nnfleet logs` and of Ray's dashboard."""
+    """The fencing token and the Ray job that published last; the id is that of `nnfleet logs` and of Ray's dashboard."""
     kind = {"train": "training", "validate": "validation"}.get(submission_id.split("-", 1)[0])
     return {"nnfleet.attempt": str(fencing_token)} | ({f"nnfleet.ray_job.{kind}": submission_id} if kind else {})
 

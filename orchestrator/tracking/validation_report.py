@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import DataError, TrackingError
-from orchestrator.tracking.binding import address_of
+from orchestrator.errors import DataError, Superseded, TrackingError
+from orchestrator.tracking.binding import bound_run
 from trainers.contract.commits import newest_committed
+from trainers.contract.fencing import check_driver_fence
 from trainers.contract.files import read_json, write_atomic
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """A finished full validation with one checkpoint, as it goes to the tracking server."""
 
     name: CheckpointName
@@ -56,7 +57,7 @@ def picture_file(folder: RunFolder, name: CheckpointName, case_id: str) -> Path:
     return folder.own / "overlays" / name / f"{case_id}.png"
 
 
-def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: CheckpointName, results: Sequence[CaseResult]) -> Report:
+def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: CheckpointName, results: Sequence[CaseResult]) -> ValidationReport:
     """Write summary.json and validation_<name>.json into the run folder, atomically; files that would not change are left alone."""
     summary = summarise(results, labels)
     summary_file = folder.validation(name) / "summary.json"
@@ -71,7 +72,7 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
     if salt is not None:
         summary_file = folder.own / "pseudonyms" / name / "summary.json"
         _write_if_changed(summary_file, summary_bytes(without_case_ids(summary, results, salt)))
-    return Report(
+    return ValidationReport(
         name=name,
         metrics=tracked_metrics(extended),
         table=table_rows(results, labels, name, salt),
@@ -107,28 +108,37 @@ def minus_ema(dice_mean: float, ema_pseudo_dice: float | None) -> float | None:
 
 
 def ema_of(folder: RunFolder, name: CheckpointName, checkpoint_sha256: str) -> float | None:
-    """The smoothed pseudo-Dice of the weights in this checkpoint, from the newest committed state; None when it tells of other weights."""
+    """The smoothed pseudo-Dice of the weights in this checkpoint, from the newest committed state; None when that names other weights."""
     committed = newest_committed(folder)
     manifest = None if committed is None else committed.best if name == "best" else committed.final
     if manifest is None or manifest.sha256 != checkpoint_sha256:
-        log.warning("no committed state tells of %s: its Dice is not compared with the pseudo-Dice", folder.checkpoint(name))
+        log.warning("no committed state names %s: its Dice is not compared with the pseudo-Dice", folder.checkpoint(name))
         return None
     return manifest.ema_pseudo_dice
 
 
-def deliver(folder: RunFolder, spec: RunSpec, reports: Sequence[Report], waits_s: Sequence[float] = (1, 2, 4, 8, 15, 30, 60)) -> str | None:
+def deliver_reports(
+    folder: RunFolder,
+    spec: RunSpec,
+    reports: Sequence[ValidationReport],
+    fencing_token: int,
+    waits_s: Sequence[float] = (1, 2, 4, 8, 15, 30, 60),
+) -> str | None:
     """Send reports to the MLflow run of this folder, trying again after each of `waits_s`. Returns None, or why it was not delivered.
 
-    A run that is not tracked has nothing to deliver. May be called again at any time: the same report sent twice changes nothing.
+    A run that is not tracked has nothing to deliver. May be called again at any time: the same report sent twice changes nothing. Of a
+    driver that was superseded nothing is sent.
     """
     for wait_s in (*waits_s, None):
         try:
-            _send(folder, spec, reports)
+            _send(folder, spec, reports, fencing_token)
         except TrackingError as err:
             if wait_s is None:
                 return str(err)
             log.warning("the tracking server did not take the validation; next try in %.0f s: %s", wait_s, err)
             time.sleep(wait_s)
+        except Superseded as err:
+            return str(err)
         except Exception as err:  # results are safe on disk: no fault of delivery may fail the validation
             log.exception("delivery of the validation failed")
             return f"{type(err).__name__}: {err}"
@@ -137,7 +147,7 @@ def deliver(folder: RunFolder, spec: RunSpec, reports: Sequence[Report], waits_s
     raise AssertionError("unreachable")
 
 
-def stored_reports(folder: RunFolder, spec: RunSpec, held: Collection[str]) -> list[Report]:
+def stored_reports(folder: RunFolder, spec: RunSpec, held: Collection[str]) -> list[ValidationReport]:
     """Reports of full validations whose every case lies in the run folder and whose scores are not among the metrics `held` by MLflow."""
     found = []
     for name in spec.validation.checkpoints:
@@ -150,18 +160,19 @@ def stored_reports(folder: RunFolder, spec: RunSpec, held: Collection[str]) -> l
     return found
 
 
-def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[Report]) -> None:
-    address = address_of(folder, spec)
-    if address is None:
+def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[ValidationReport], fencing_token: int) -> None:
+    bound = bound_run(folder, spec)
+    if bound is None:
         return
     from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
 
-    tracker = Tracker(address.tracking_uri)
+    tracker = Tracker(bound.tracking_uri)
     tracker.ping()
     for report in reports:
-        tracker.log_validation(address.run_id, report.name, report.metrics, report.table, report.summary_file)
+        check_driver_fence(folder, fencing_token)
+        tracker.log_validation(bound.run_id, report.name, report.metrics, report.table, report.summary_file)
         for path, file in report.pictures.items():
-            tracker.upload_file(address.run_id, file, *split_path(path))
+            tracker.upload_file(bound.run_id, file, *split_path(path))
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -19,8 +19,8 @@ import ray
 
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.tracking.end_state import publish_end
-from orchestrator.tracking.publisher import deliver as deliver_rest
-from orchestrator.tracking.validation_report import Report, deliver, read_result, write_report
+from orchestrator.tracking.publisher import deliver_run
+from orchestrator.tracking.validation_report import ValidationReport, deliver_reports, read_result, write_report
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import Stopped, case_sizes, checkpoints_to_validate, digest_of_named, is_done, remove_leftovers
 from orchestrator.validation.worker_pool import Pool
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Validate the run of a run folder; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--attempt", type=int, default=1, help="number of this validation of the run, for its outcome")
+    parser.add_argument("--attempt", type=int, default=1, help="fencing token of the training that is validated")
     parser.add_argument("--address", default=None, help="Ray cluster; inside a Ray job its own")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_validation(folder: RunFolder, fencing_token: int = 1, delivery_waits_s: Sequence[float] = DELIVERY_WAITS_S) -> Outcome:
     """Validate every checkpoint that the run asks for on the connected cluster, report, and store and return how it ended."""
-    reports: list[Report] | None = None
+    reports: list[ValidationReport] | None = None
     try:
         outcome, reports = validate(folder, fencing_token)
     except (Stopped, KeyboardInterrupt):  # Ray ends a job that is stopped with SIGINT
@@ -75,33 +75,36 @@ def run_validation(folder: RunFolder, fencing_token: int = 1, delivery_waits_s: 
     return delivered(folder, outcome, reports, delivery_waits_s)
 
 
-def delivered(folder: RunFolder, outcome: Outcome, reports: Sequence[Report], waits_s: Sequence[float]) -> Outcome:
+def delivered(folder: RunFolder, outcome: Outcome, reports: Sequence[ValidationReport], waits_s: Sequence[float]) -> Outcome:
     """Deliver what the validation found and store its outcome, in this order: whoever sees the end finds the scores in MLflow.
 
-    While the server is away the outcome comes first: from then on the campaign counts the run as ended and its room as free, and all that
-    this job still does is to deliver.
+    While the server is away the outcome comes first: from then on the campaign counts the run as ended and its reservation as released, and
+    all that this job still does is to deliver.
     """
-    undelivered = deliver_all(folder, reports, ())
+    undelivered = deliver_all(folder, outcome.fencing_token, reports, ())
     if undelivered is None:
         return stored(folder, outcome)
-    early = stored(folder, _lacking(outcome, undelivered))
+    first = stored(folder, _lacking(outcome, undelivered))
     try:
-        undelivered = deliver_all(folder, reports, waits_s)
+        undelivered = deliver_all(folder, outcome.fencing_token, reports, waits_s)
     except KeyboardInterrupt:
-        return early
-    return stored(folder, _lacking(outcome, undelivered)) if read_outcome(folder) == early else early
+        return first
+    return stored(folder, _lacking(outcome, undelivered)) if read_outcome(folder) == first else first
 
 
-def deliver_all(folder: RunFolder, reports: Sequence[Report], waits_s: Sequence[float]) -> str | None:
-    """Send the reports, and with them what the training job had left, to MLflow. Returns None, or why not all was delivered."""
-    undelivered = deliver(folder, folder.spec(), reports, waits_s)
-    if undelivered is None and not deliver_rest(folder, REST_DELIVERY_S):
+def deliver_all(folder: RunFolder, fencing_token: int, reports: Sequence[ValidationReport], waits_s: Sequence[float]) -> str | None:
+    """Send the reports, and with them what the training job had left, to MLflow. Returns None, or why not all was delivered.
+
+    `fencing_token`: of the training that was validated. Once another driver owns the run, nothing more of this one is sent.
+    """
+    undelivered = deliver_reports(folder, folder.spec(), reports, fencing_token, waits_s)
+    if undelivered is None and not deliver_run(folder, fencing_token, REST_DELIVERY_S):
         undelivered = "what the training job had left; the next job of this run or `nnfleet sync` sends it"
     return undelivered
 
 
 def stored(folder: RunFolder, outcome: Outcome) -> Outcome:
-    """Store an outcome and tell MLflow of it, unless a newer attempt has the run; returns it."""
+    """Store an outcome and publish it to MLflow, unless the run was reassigned to another driver; returns it."""
     if write_outcome(folder, outcome):
         publish_end(folder, outcome)
     return outcome
@@ -124,7 +127,7 @@ def _outcome(state: Any, fencing_token: int, message: str, error: BaseException 
     )
 
 
-def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Report] | None]:
+def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[ValidationReport] | None]:
     """Validate and write the summaries. Those of complete checkpoints are kept, to be delivered, even if another one fails; None where
     there is nothing to validate."""
     spec = retry_storage(folder.living_spec, f"the validation of {folder.root}")
@@ -133,7 +136,7 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Repor
     if not spec.val_cases:
         return _outcome("SUCCEEDED", fencing_token, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
-    reports: list[Report] = []
+    reports: list[ValidationReport] = []
     failures: list[RetriesExhausted] = []
     for name in checkpoints_to_validate(folder, spec):
         exhausted, results = validate_checkpoint(folder, spec, name, fencing_token)
@@ -158,7 +161,7 @@ class RetriesExhausted:
 
 
 def worst(failures: Sequence[RetriesExhausted]) -> EndState:
-    """How a job ends whose checkpoints failed so: what the user can repair is said first."""
+    """How a job ends whose checkpoints failed so: what the user can repair comes first."""
     states: tuple[EndState, ...] = ("FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER")
     return min((failure.state for failure in failures), key=states.index)
 
@@ -166,7 +169,7 @@ def worst(failures: Sequence[RetriesExhausted]) -> EndState:
 def validate_checkpoint(
     folder: RunFolder, spec: RunSpec, name: CheckpointName, fencing_token: int
 ) -> tuple[RetriesExhausted | None, list[CaseResult]]:
-    """Bring the results of one checkpoint up to date; returns them in the split's order unless cases were given up."""
+    """Bring the results of one checkpoint up to date; returns them in the split's order unless retries of a case were exhausted."""
     digest = digest_of_named(folder, name)
     remove_leftovers(folder, name)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]

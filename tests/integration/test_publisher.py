@@ -19,7 +19,7 @@ from orchestrator.tracking.checkpoint_store import directory_of, download_checkp
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.export import export_model
-from orchestrator.tracking.publisher import Publisher, deliver
+from orchestrator.tracking.publisher import Publisher, deliver_run
 from orchestrator.tracking.reconcile import end_orphaned_runs, sync
 from tests.fake_run import CLASSES, FakeRun
 from tests.integration.mlflow_server import MlflowServer
@@ -28,8 +28,8 @@ from trainers.contract.fencing import check_driver_fence
 from trainers.contract.states import RunState
 
 REPOSITORY = Path(__file__).parents[2]
-DELIVER = "import sys; from pathlib import Path; from orchestrator.tracking.publisher import deliver; "
-DELIVER += "from trainers.contract.run_folder import RunFolder; deliver(RunFolder(Path(sys.argv[1])), 60.0)"
+DELIVER = "import sys; from pathlib import Path; from orchestrator.tracking.publisher import deliver_run; "
+DELIVER += "from trainers.contract.run_folder import RunFolder; deliver_run(RunFolder(Path(sys.argv[1])), 1, 60.0)"
 BIG = 40_000_000
 """Bytes of a checkpoint whose upload can be hit in the middle."""
 
@@ -205,7 +205,7 @@ def test_what_a_dead_driver_left_is_delivered_by_the_next_one(
     run.resume()
     run.epoch()
     run.finish()
-    assert deliver(run.folder, 60)
+    assert deliver_run(run.folder, run.fencing_token, 60)
     assert_history_is_exact(tracker, run)
     assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
     told = {"nnfleet.attempt": str(run.fencing_token), "nnfleet.ray_job.training": "train-x-a2"}
@@ -231,7 +231,7 @@ def test_with_pseudonyms_no_file_that_names_cases_is_sent(server: MlflowServer, 
     (run.folder.root / "training_log_2026_11_24_12_00_00.txt").write_text("case_0")
     run.track(server.uri, tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec))
     run.epoch()
-    assert deliver(run.folder, 60)
+    assert deliver_run(run.folder, run.fencing_token, 60)
     sent = tracker.list_files(run_id(run))
     assert set(sent) == {"plans.json", "dataset.json", "progress.png", "checkpoints"}
     for name in ("plans.json", "dataset.json"):
@@ -243,7 +243,7 @@ def test_with_pseudonyms_no_file_that_names_cases_is_sent(server: MlflowServer, 
 def test_untracked_run_is_delivered_at_once_and_gets_its_picture(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.epoch()
-    assert deliver(run.folder, 30)
+    assert deliver_run(run.folder, run.fencing_token, 30)
     assert (run.folder.root / "progress.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -323,7 +323,7 @@ def test_upload_killed_at_any_moment_leaves_the_previous_best_and_the_next_publi
     moment: str, server: MlflowServer, tracker: Tracker, run: FakeRun, tmp_path: Path
 ) -> None:
     first = run.epoch().best
-    assert deliver(run.folder, 60)
+    assert deliver_run(run.folder, run.fencing_token, 60)
     second = run.epoch(BIG).best
     assert first is not None
     assert second is not None
@@ -341,7 +341,7 @@ def test_upload_killed_at_any_moment_leaves_the_previous_best_and_the_next_publi
     process.wait()
     record = download_checkpoint(tracker, run_id(run), "best", tmp_path / "after_kill.pth")
     assert record.manifest in ((first, second) if moment == "manifest there" else (first,))
-    assert deliver(run.folder, 60)
+    assert deliver_run(run.folder, run.fencing_token, 60)
     assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
     assert_history_is_exact(tracker, run)
 
@@ -368,7 +368,7 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     for _ in range(2):  # a validation that is repeated records the same
         rows = [{"case": "case_2", "dice": 0.9, "hd95_mm": float("nan")}]
         tracker.log_validation(run_id(run), "best", {"dice_mean": 0.9, "dice/left kidney": 0.9, "nsd": float("nan")}, rows, summary)
-        assert deliver(run.folder, 60)
+        assert deliver_run(run.folder, run.fencing_token, 60)
     assert points(tracker, run, "full/best/dice_mean") == [(0, 0.9)]
     assert points(tracker, run, "full/best/dice/left kidney") == [(0, 0.9)]
     table = json.loads(tracker.download(run_id(run), "fullval/best/per_case.json", tmp_path).read_text())
@@ -425,7 +425,7 @@ def test_sync_delivers_what_no_job_did_and_ends_the_run_once(tracker: Tracker, r
 def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     age(run)
     run.epoch()
-    assert deliver(run.folder, 60)
+    assert deliver_run(run.folder, run.fencing_token, 60)
     run.track(tracker.uri, "0" * 32)  # what a server with another database does not know
     tracker._client.delete_tag(tracker.find_run(run.spec.run_key), "nnfleet.run_key")
     with pytest.raises(TrackingError, match="nnfleet sync"):

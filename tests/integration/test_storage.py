@@ -12,7 +12,7 @@ import torch
 from benchmarks.kill_saving import Reader, kill_saving, table, tensors_of
 from orchestrator.run.failure import Failure
 from orchestrator.run.outcome import Outcome, write_outcome
-from orchestrator.tracking.delivery import Delivery
+from orchestrator.tracking.files_channel import FilesChannel
 from orchestrator.training.failures import write_failure
 from tests.fake_run import FakeRun
 from tests.integration.disks import Disk, small_disk
@@ -126,15 +126,15 @@ def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_st
     run = FakeRun(disk.folder)
     run.epoch()
     write_outcome(run.folder, Outcome(job="training", state="TRAINED", fencing_token=1, message="x" * 5000))
-    delivery = Delivery(run.folder, 1)
-    delivery.draw(closing=True)
+    files = FilesChannel(run.folder, 1)
+    files.draw(closing=True)
     before = {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()}
     run.epoch(size_bytes=100)
     before |= {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()}
     disk.fill()
     writers: list[Callable[[], object]] = [
         lambda: acquire_token(run.folder, "driver-2"),
-        lambda: delivery.draw(closing=True),
+        lambda: files.draw(closing=True),
     ]
     for write in writers:
         with pytest.raises(StorageError, match=r"cannot be written: the file system is full .*; 0\.0 of 24 MiB .*Free space there"):

@@ -1,7 +1,7 @@
 """Records that the processes of a run leave for each other in its folder, and the one place that reads each.
 
 They read across versions: a key that is not known is ignored, one that is missing has its default. They inform; what cannot be read counts
-as not there. Only the fences need a sure answer: `read_claim` raises.
+as not there. Only the fences and the MLflow run need a sure answer: `read_claim` and `read_mlflow_run` raise.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainers.contract.errors import DataError
-from trainers.contract.files import read_json
+from trainers.contract.files import read_json, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 
@@ -113,3 +113,55 @@ def read_claim(folder: RunFolder, fencing_token: int) -> TokenClaim:
 def claim_seen(folder: RunFolder, fencing_token: int) -> TokenClaim:
     """Who acquired a token; nobody when that cannot be read."""
     return read_record(folder.token_file(fencing_token), TokenClaim) or TokenClaim()
+
+
+class MlflowRun(Record):
+    """mlflow.json: the MLflow run that a run folder belongs to."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
+
+    run_id: str
+    experiment_id: str = ""
+    tracking_uri: str
+
+
+def read_mlflow_run(folder: RunFolder) -> MlflowRun | None:
+    """The MLflow run of a run folder; None while there is none. Raises DataError for a file that is no such record, StorageError."""
+    try:
+        return MlflowRun.model_validate(read_json(folder.mlflow_file, "MLflow run of the run folder"))
+    except ValidationError as err:
+        raise DataError(
+            f"MLflow run of the run folder: {folder.mlflow_file} does not name one: {err}. Restore the file, or remove it: the "
+            "next campaign or `nnfleet sync` writes it anew."
+        ) from err
+    except DataError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def write_mlflow_run(folder: RunFolder, run: MlflowRun) -> None:
+    """Record the MLflow run of a run folder. Raises StorageError."""
+    write_json_atomic(folder.mlflow_file, run.model_dump())
+
+
+class PublishedFiles(Record):
+    """published.json: which small files MLflow has; only spares uploads."""
+
+    run_id: str = ""
+    """Of the MLflow run that has them."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Artifact path -> SHA-256."""
+
+
+def read_published_files(folder: RunFolder) -> PublishedFiles:
+    """What earlier deliveries have recorded; nothing where no file can be read: then everything is sent again."""
+    try:
+        return PublishedFiles.model_validate(read_json(folder.published_file, "record of delivered files"))
+    except (DataError, ValidationError):
+        return PublishedFiles()
+
+
+def write_published_files(folder: RunFolder, published: PublishedFiles) -> None:
+    """Record which small files MLflow has. Raises StorageError."""
+    write_json_atomic(folder.published_file, published.model_dump())

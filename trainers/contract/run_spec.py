@@ -121,6 +121,8 @@ class ValidationSpec(Frozen):
 class RunSpec(Frozen):
     """One training of one dataset x plans x configuration x trainer x fold x seed, with its validation."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # a tracking address may hold a password
+
     run_key: str
     """Readable parts plus a digest of everything that determines the result; names this run everywhere."""
     dataset: str

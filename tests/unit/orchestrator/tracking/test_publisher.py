@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.tracking.checkpoint_store import published
-from orchestrator.tracking.delivery import PICTURE_INTERVAL_S, Delivery, checkpoints_due, epochs_missing, picture_due
-from orchestrator.tracking.publisher import LONGEST_WAIT_S, LONGEST_WAIT_WHEN_CLOSING_S, Outage, backoff_s
+from orchestrator.tracking.files_channel import PICTURE_INTERVAL_S, FilesChannel, checkpoints_due, picture_due
+from orchestrator.tracking.metrics_channel import epochs_missing
+from orchestrator.tracking.publisher import Outage
 from orchestrator.tracking.records import (
     MARKER_METRIC,
     MAX_CLASS_METRICS,
@@ -113,7 +114,7 @@ def test_a_run_that_lost_its_newest_state_takes_no_best_from_mlflow_before_it_ha
     tracker: Any = store
 
     def held_epoch() -> int:
-        Delivery(run.folder, run.fencing_token)._send_checkpoints(tracker, "r", closing=False)  # as the publisher of a new job
+        FilesChannel(run.folder, run.fencing_token).send_checkpoints(tracker, "r", closing=False)  # as the publisher of a new job
         record = published(tracker, "r", "best")
         assert record is not None
         return record.manifest.epoch
@@ -144,12 +145,7 @@ def test_picture_waits_for_its_interval_except_at_first_and_at_the_end() -> None
     assert not picture_due(2, 2, math.inf, True)
 
 
-def test_waits_grow_to_a_bound_that_is_shorter_when_the_time_is_short() -> None:
-    assert [backoff_s(n, False) for n in (1, 2, 3, 7, 500)] == [1, 2, 4, LONGEST_WAIT_S, LONGEST_WAIT_S]
-    assert backoff_s(500, True) == LONGEST_WAIT_WHEN_CLOSING_S
-
-
-def test_outage_is_told_once_with_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_is_logged_once_with_its_end(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage("metrics")
     for _ in range(3):
         outage.failed(ConfigError("away."))

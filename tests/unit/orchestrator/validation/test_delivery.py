@@ -22,7 +22,7 @@ class Server:
         self.stored: list[Outcome | None] = []
         self.takes_over: Outcome | None = None
 
-    def deliver_all(self, folder: RunFolder, reports: Any, waits_s: Sequence[float]) -> str | None:
+    def deliver_all(self, folder: RunFolder, fencing_token: int, reports: Any, waits_s: Sequence[float]) -> str | None:
         self.stored.append(read_outcome(folder))
         if len(self.stored) == 2 and self.takes_over is not None:
             write_outcome(folder, self.takes_over)
