@@ -1,11 +1,15 @@
 """Which MLflow run a run folder belongs to, and what may not be mixed in it."""
 
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.records import MARKER_METRIC, STATE_TAG, KnownRun, OpenRun
+from orchestrator.run.names import Names
+from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, STATE_TAG, KnownRun, OpenRun
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.files import read_json, write_json_atomic
@@ -48,7 +52,7 @@ def refuse_mixture(spec: RunSpec, tracker: Tracking) -> None:
     if known is None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
-    elsewhere = known.tags.get("nnfleet.run_folder", "")
+    elsewhere = known.tags.get(FOLDER_TAG, "")
     if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known):
         raise ConfigError(
             f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
@@ -100,6 +104,16 @@ def noted_run_id(folder: RunFolder) -> str:
     except DataError:
         return ""
     return str(content.get("run_id", "")) if isinstance(content, dict) else ""
+
+
+def owners_last(names: Sequence[Names]) -> list[Names]:
+    """The runs in the order given, but those last that their folder notes, where it is seen here and several runs name it."""
+    shared = {folder for folder, count in Counter(name.folder for name in names).items() if count > 1 and Path(folder).is_absolute()}
+    noted = {}
+    for folder in shared:
+        with suppress(StorageError):  # a disk that is away says nothing
+            noted[folder] = noted_run_id(RunFolder(Path(folder)))
+    return sorted(names, key=lambda name: noted.get(name.folder, "") == name.mlflow_run_id)
 
 
 def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: Tracking | None) -> bool:
