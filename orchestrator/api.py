@@ -1,7 +1,7 @@
 """The verbs of nnfleet for Python; the command line only renders what they return.
 
 Where a verb takes `cluster`, None means: the cluster that Ray's own variables name (RAY_API_SERVER_ADDRESS, then RAY_ADDRESS), else the
-local services. Every verb may raise ClusterError. A `run` is named as `orchestrator/run/names.py` says; ConfigError lists what is known.
+local services. Every verb may raise ClusterError. `orchestrator/run/names.py` holds how a `run` is named; ConfigError lists the known ones.
 """
 
 import os

@@ -84,7 +84,7 @@ def find_runs(results: Path) -> tuple[list[Found], list[str]]:
 def _found(path: Path) -> Found:
     folder = RunFolder(path.parents[1])
     spec = folder.spec()
-    folder.check_is_own(spec)  # a run.json sends nobody to another place than its own
+    folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
     own = RunFolder(spec.run_folder)
     return Found(spec, progress_of(spec), read_outcome(own), stop_request(own) is not None, noted_run_id(own))
 

@@ -32,5 +32,5 @@ ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help=
 
 
 def cluster_option(cluster: str | None) -> str:
-    """What a suggested command has to say to reach the same cluster: ` --cluster ADDRESS`, or nothing."""
+    """What a suggested command needs to reach the same cluster: ` --cluster ADDRESS`, or nothing."""
     return f" --cluster {shlex.quote(cluster)}" if cluster else ""

@@ -1,4 +1,4 @@
-"""`nnfleet status`: where every run stands."""
+"""`nnfleet status`: the state of every run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 2.0
 PAUSE_FACTOR = 4.0
-"""Where an answer takes long, as of campaigns with a long log, it is asked for less often: pause per second of waiting."""
+"""Seconds of pause per second that an answer took: campaigns with long logs are polled less often."""
 
 
 def status(
