@@ -65,7 +65,7 @@ def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster
             ended = api.withdraw(sent[0], cluster)
         except (NnfleetError, KeyboardInterrupt):
             note(
-                f"Campaign {sent[0]} may still run. See it, and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}"
+                f"Campaign {sent[0]} may still run. See it and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}"
             )
             raise
         note(f"Withdrawn: {', '.join(ended)}." if ended else "Withdrawn: no job of it was running yet.")

@@ -48,7 +48,7 @@ def show_plan(report: "PlanReport") -> None:
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":
-    """One row per run: what it is, what it asks for, when it fits; the reason stands in the row of a wide terminal, else below the table."""
+    """One row per run: what it is, what it asks for, when it fits; the reason stands in the row if the terminal is wide, else below."""
     from rich.console import Group
     from rich.text import Text
 
