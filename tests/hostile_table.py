@@ -20,10 +20,10 @@ from orchestrator.dataset.folder import find_dataset
 from orchestrator.errors import CheckpointError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import load_experiment, parse_experiment, single_training
+from orchestrator.run.names import resolve
 from orchestrator.tracking.address import check_tracking_uri
 from orchestrator.tracking.checkpoint_store import download_checkpoint
 from orchestrator.tracking.export import fold_in
-from orchestrator.tracking.records import match_run
 from tests.away import Away
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.commits import Manifest
@@ -786,7 +786,13 @@ ROWS: tuple[Row, ...] = (
         CheckpointError,
         ("tag nnfleet.fold is '../../x'", "Nothing was written"),
     ),
-    Row("MLflow", "a run nobody knows", lambda p: match_run("x\n'; --", []), ConfigError, ('no run in MLflow is called "x\\n\'; --"',)),
+    Row(
+        "MLflow",
+        "a run nobody knows",
+        lambda p: resolve("x\n'; --", [], "in MLflow"),
+        ConfigError,
+        ('there is no run "x\\n\'; --" in MLflow',),
+    ),
 )
 
 

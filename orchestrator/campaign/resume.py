@@ -1,21 +1,19 @@
-"""Which runs below a results folder `nnfleet resume` takes up: read from their folders alone, without the experiment that began them."""
+"""Which runs below a results folder `nnfleet resume` continues: read from their folders alone, without the experiment file."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.progress import Progress, progress_of
-from orchestrator.run.status import Names, RunStatus, meant
+from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
-
-log = logging.getLogger(__name__)
 
 RUN_FILE = "nnfleet/run.json"
 LEVELS = ("", "fold_*", "*/fold_*", "*/*/fold_*")
@@ -29,15 +27,24 @@ class Found:
     spec: RunSpec
     progress: Progress
     outcome: Outcome | None = None
-    """How its newest job ended; None when it ended without a word, or goes on."""
+    """How its newest job ended; None when it left no result, or goes on."""
     is_stopping: bool = False
-    """Somebody asked it to stop, and nobody took that back."""
+    """A stop request is pending."""
     mlflow_run_id: str = ""
+
+    @property
+    def names(self) -> Names:
+        """By what a user may name it."""
+        return Names(self.spec.run_key, self.spec.address, self.mlflow_run_id, str(self.spec.run_folder))
+
+    def __str__(self) -> str:
+        """As a sentence names it."""
+        return f"{self.spec.address} ({self.spec.run_key})"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a run is taken up, and why or why not."""
+    """Whether a run is continued, and why or why not."""
 
     is_taken: bool
     why: str
@@ -45,7 +52,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of everything that was found."""
+    """Which of the runs that were found are continued."""
 
     taken: tuple[Found, ...]
     left: tuple[str, ...]
@@ -77,13 +84,13 @@ def find_runs(results: Path) -> tuple[list[Found], list[str]]:
 def _found(path: Path) -> Found:
     folder = RunFolder(path.parents[1])
     spec = folder.spec()
-    folder.check_is_own(spec)  # a run.json sends nobody to another place than its own
+    folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
     own = RunFolder(spec.run_folder)
     return Found(spec, progress_of(spec), read_outcome(own), read_stop_request(own) is not None, noted_run_id(own))
 
 
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
-    """Whether `run` is taken up: pure. Whatever did not come to an end of its own is; what a person or an error ended, only by its name."""
+    """Whether `run` is continued: pure. Whatever was cut off is; what a person or an error ended, only by its name."""
     if run.progress.stage == "finished":
         return Verdict(False, "is finished.")
     state = run.outcome.state if run.outcome else ""
@@ -92,45 +99,31 @@ def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
     message = run.outcome.message.split("\n", 1)[0] if run.outcome else ""
     why = {
         "STOPPED": "was stopped",
-        "SUCCEEDED": "had succeeded, and files of it are gone since",
+        "SUCCEEDED": "had succeeded, but files of it are missing",
         "FAILED_CONFIG": f"needs another request or other data ({message})",
         "FAILED_CODE": f"failed by an error of the code ({message})",
     }.get(state, "was asked to stop")
-    return Verdict(False, f"{why}; by its name it is continued: nnfleet resume {run.spec.run_key}")
+    return Verdict(False, f"{why}. To continue it nevertheless: nnfleet resume {run.spec.run_key}")
 
 
 _ENDED = ("SUCCEEDED", "STOPPED", "FAILED_CONFIG", "FAILED_CODE")
 
 
 def choose(found: Sequence[Found], damaged: Sequence[str], names: Sequence[str], place: Path) -> Choice:
-    """The runs to take up among those found: the named ones, else all that are unfinished. Raises ConfigError for a name that fits none
-    or several.
+    """The runs to continue among those found: all that the names mean, else all that were cut off. Raises ConfigError for a name that
+    means none.
     """
-    if not names:
-        verdicts = [(run, verdict_on(run)) for run in found]
-        told = [f"{run.spec.address} ({run.spec.run_key}) {verdict.why}" for run, verdict in verdicts if not verdict.is_taken]
-        return Choice(tuple(run for run, verdict in verdicts if verdict.is_taken), (*told, *damaged))
-    wanted = [_named(name, found, place) for name in names]
-    chosen = list({run.spec.run_key: run for run in wanted}.values())
-    verdicts = [(run, verdict_on(run, is_named=True)) for run in chosen]
+    known = [run.names for run in found]
+    wanted = [found[i] for i in dict.fromkeys(i for name in names for i in resolve(name, known, f"below {place}"))] if names else found
+    verdicts = [(run, verdict_on(run, is_named=bool(names))) for run in wanted]
     return Choice(
         tuple(run for run, verdict in verdicts if verdict.is_taken),
-        tuple(f"{run.spec.address} ({run.spec.run_key}) {verdict.why}" for run, verdict in verdicts if not verdict.is_taken),
+        (*(f"{run} {verdict.why}" for run, verdict in verdicts if not verdict.is_taken), *(() if names else damaged)),
     )
 
 
-def _named(name: str, found: Sequence[Found], place: Path) -> Found:
-    indices = meant(name, [Names(run.spec.run_key, run.spec.address, run.mlflow_run_id) for run in found])
-    if len(indices) == 1:
-        return found[indices[0]]
-    listed = ", ".join(f"{run.spec.address} ({run.spec.run_key})" for run in ([found[i] for i in indices] or found)[:20]) or "none"
-    if not indices:
-        raise ConfigError(f"run: there is no run {name!r} below {place}. Found: {listed}.")
-    raise ConfigError(f"run: {name!r} may be any of {listed}. Name it by its run key.")
-
-
 def of_one_server(choice: Choice) -> Choice:
-    """A campaign speaks to one tracking server: the runs of the server that most of `choice` go to; the rest is left, and said."""
+    """A campaign has one tracking server: the runs of the server that most of `choice` use; each of the others is left, with the reason."""
     by_server: dict[str, list[Found]] = {}
     for run in choice.taken:
         by_server.setdefault(run.spec.tracking_uri, []).append(run)
@@ -138,8 +131,7 @@ def of_one_server(choice: Choice) -> Choice:
         return choice
     most = max(by_server, key=lambda uri: len(by_server[uri]))
     others = [
-        f"{run.spec.address} ({run.spec.run_key}) goes to {uri or 'no tracking server'}, the others to {most or 'none'}: "
-        f"continue it apart: nnfleet resume {run.spec.run_key}"
+        f"{run} goes to {uri or 'no tracking server'}, the others to {most or 'none'}: continue it apart: nnfleet resume {run.spec.run_key}"
         for uri, runs in by_server.items()
         if uri != most
         for run in runs
@@ -147,8 +139,14 @@ def of_one_server(choice: Choice) -> Choice:
     return Choice(tuple(by_server[most]), (*choice.left, *others))
 
 
-def lost(run: Found) -> RunStatus:
-    """How `status` shows a run that no campaign of the cluster knows and that did not come to an end of its own."""
+def orphaned_below(results: Path, known: Collection[str]) -> list[RunStatus]:
+    """The runs below `results` that were cut off and whose run keys are not among the `known` ones of the cluster."""
+    found, _ = find_runs(results)
+    return [status_of_orphan(run) for run in found if run.spec.run_key not in known and verdict_on(run).is_taken]
+
+
+def status_of_orphan(run: Found) -> RunStatus:
+    """The status of a run that was cut off and that no campaign of the cluster follows."""
     spec = run.spec
     return RunStatus(
         run_key=spec.run_key,
@@ -157,7 +155,7 @@ def lost(run: Found) -> RunStatus:
         state=RunState.FAILED_CLUSTER,
         epochs_done=run.progress.epochs_done,
         epochs=spec.schedule.epochs,
-        reason=f"lost: no campaign of this cluster knows it ({run.progress.text}); `nnfleet resume` continues it.",
+        reason=f"orphaned: no campaign of this cluster follows it ({run.progress.text}); `nnfleet resume` continues it.",
         mlflow_run_id=run.mlflow_run_id,
         run_folder=spec.run_folder,
     )

@@ -1,4 +1,4 @@
-"""What is checked of runs that are taken up without their experiment file: their data, their folder, their tracking server."""
+"""What is checked of runs that are continued without their experiment file: their data, their folder, their tracking server."""
 
 import contextlib
 import socket
@@ -22,11 +22,11 @@ REACH_TIMEOUT_S = 2.0
 
 
 def sound(
-    specs: Sequence[RunSpec], records: Callable[[], Sequence[JobRecord]], clock: Clock, say: Callable[[str], None], *, raises: bool
+    specs: Sequence[RunSpec], records: Callable[[], Sequence[JobRecord]], clock: Clock, on_wait: Callable[[str], None], *, raises: bool
 ) -> tuple[list[RunSpec], list[str]]:
-    """The runs that can go on, and for each of the others why not. With `raises` the others are one error instead.
+    """The runs that can continue, and for each of the others why not. With `raises` the others are one error instead.
 
-    Waits for workers of a dead cluster to fall silent. Raises ConfigError or DataError.
+    Waits until orphan workers of a dead cluster are inactive. Raises ConfigError or DataError.
     """
     problems = Problems()
     faults: dict[str, str] = {}
@@ -37,11 +37,11 @@ def sound(
             faults[spec.run_key] = "; ".join(map(str, found))
     if raises:
         problems.raise_if_any()
-    going_on = wait_for_orphan_workers([spec for spec in specs if spec.run_key not in faults], records, clock, say)
-    if raises and going_on:
-        raise ConfigError("\n".join(going_on.values()))
-    faults |= going_on
-    left = [f"{spec.address} ({spec.run_key}) cannot go on: {faults[spec.run_key]}" for spec in specs if spec.run_key in faults]
+    active = wait_for_orphan_workers([spec for spec in specs if spec.run_key not in faults], records, clock, on_wait)
+    if raises and active:
+        raise ConfigError("\n".join(active.values()))
+    faults |= active
+    left = [f"{spec.address} ({spec.run_key}) cannot continue: {faults[spec.run_key]}" for spec in specs if spec.run_key in faults]
     return [spec for spec in specs if spec.run_key not in faults], left
 
 
@@ -54,7 +54,7 @@ def _problems(spec: RunSpec, jobs: Sequence[JobRecord]) -> list[NnfleetError]:
 
 
 def with_reachable_server(run: Found, local_uri: str) -> Found:
-    """`run`, with `local_uri` for its MLflow server where that was one of this machine and answers no more: `up` took another port."""
+    """`run`, with `local_uri` for its MLflow server where that was one of this machine and does not answer: `up` took another port."""
     stored = run.spec.tracking_uri
     if not local_uri or stored == local_uri or urlsplit(stored).hostname not in LOOPBACK or _listens(stored):
         return run

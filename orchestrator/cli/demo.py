@@ -76,7 +76,7 @@ def _train(file: Path) -> None:
 
 
 def _show_links(statuses: list["RunStatus"], services: "Services") -> None:
-    """The commands and links with which the person goes on from here."""
+    """The next commands and links."""
     from orchestrator.tracking.saved_views import pages_of
 
     for pages in pages_of([item.mlflow_url for item in statuses], services.mlflow_uri):

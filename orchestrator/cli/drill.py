@@ -26,7 +26,7 @@ def drill(
         typer.Option("--folder", help="A folder that the cluster's nodes see; default: nnUNet_results.", show_default=False),
     ] = None,
     gpus: Annotated[bool, typer.Option("--gpus", help="One GPU per worker; else the toy run takes CPUs only.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; a node may die even if other people's work runs on it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; a node may be killed even if other people's work runs on it.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the toy run's folder and its MLflow experiment.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +66,7 @@ def _show(report: "Report") -> None:
         table.add_row(strike.part, strike.what, strike.moment, seconds, str(strike.epochs_redone), strike.lost or "nothing")
     out.print(table)
     for text in report.differences:
-        say(f"Not as undisturbed: {text}")
+        say(f"Differs from the undisturbed run: {text}")
     if report.is_nothing_lost:
         say(f"Nothing was lost: weights (SHA-256 {report.weights_sha256[:12]}) and curves equal those of the undisturbed run.")
     for text in report.stays:

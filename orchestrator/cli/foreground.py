@@ -42,14 +42,14 @@ def ask() -> Answer:
 
 
 def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: str) -> "Submission":
-    """Submit; `doing` is shown meanwhile. Ctrl-C ends what was sent already and says so: nothing goes on that nobody was told of."""
+    """Submit; `doing` is shown meanwhile. Ctrl-C withdraws what was sent already and reports it: no campaign stays unnoticed."""
     from orchestrator import api
 
     return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note), cluster, doing)
 
 
 def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster: str | None, doing: str) -> "Submission":
-    """What `send` submits, in the foreground likewise; it tells the campaign's id to its argument just before it is sent."""
+    """What `send` submits, in the foreground likewise; it calls its argument with the campaign's id just before that is sent."""
     from orchestrator import api
 
     sent: list[str] = []
@@ -64,9 +64,11 @@ def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster
         try:
             ended = api.withdraw(sent[0], cluster)
         except (NnfleetError, KeyboardInterrupt):
-            note(f"Campaign {sent[0]} may go on. See it, and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}")
+            note(
+                f"Campaign {sent[0]} may still run. See it and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}"
+            )
             raise
-        note(f"Withdrawn: {', '.join(ended)}." if ended else "Nothing of it was running yet.")
+        note(f"Withdrawn: {', '.join(ended)}." if ended else "Withdrawn: no job of it was running yet.")
         raise
 
 
@@ -84,7 +86,7 @@ def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus
                 statuses = watch.statuses or statuses
         answer = ask()
         if answer == "detach":
-            note(f"Detached: the runs go on. See them: nnfleet status --watch{cluster_option(cluster)}")
+            note(f"Detached: the runs continue. See them: nnfleet status --watch{cluster_option(cluster)}")
             return statuses
         if answer in ("stop", "now"):
             note(

@@ -1,11 +1,14 @@
 """`nnfleet logs`: what the jobs of a run print."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.output import note, write
 from orchestrator.cli.parameters import Cluster, Run
+
+if TYPE_CHECKING:
+    from orchestrator.run.status import RunStatus
 
 
 def logs(
@@ -16,16 +19,18 @@ def logs(
 ) -> None:
     """Print the log of a run's newest training job, then of its validation job."""
     from orchestrator import api
-    from orchestrator.run.status import match
 
-    if follow:
-        found = match(run, api.status(cluster))
-        if found.state == "QUEUED":
-            note(f"{found.address} is QUEUED: {found.reason or 'its campaign has not looked at it yet.'} Its log follows when it starts.")
+    statuses: list[RunStatus] = []
+
+    def found(status: "RunStatus") -> None:
+        statuses.append(status)
+        if follow and status.state == "QUEUED":
+            note(f"{status.address} is QUEUED: {status.reason or 'its campaign has not looked at it yet.'} Its log follows when it starts.")
+
     is_empty = True
-    for part in api.logs(run, cluster, follow, earlier):
+    for part in api.logs(run, cluster, follow, earlier, found):
         is_empty = False
         write(part)
     if is_empty:
-        found = match(run, api.status(cluster))
-        note(f"{found.address} is {found.state} and no job of it has printed anything here. {found.reason}".rstrip())
+        (status,) = [item for item in api.status(cluster) if item.run_key == statuses[0].run_key] if follow else statuses
+        note(f"{status.address} is {status.state} and no job of it has printed anything here. {status.reason}".rstrip())

@@ -1,4 +1,4 @@
-"""How every verb speaks: results on stdout, everything else on stderr, no control characters when nobody looks."""
+"""Output of every verb: results on stdout, everything else on stderr, no control characters into a pipe or file."""
 
 import json
 import os
@@ -19,7 +19,7 @@ EXIT_RUN_FAILED = 8
 EXIT_RUN_STOPPED = 9
 """A run that was waited for was stopped before its end."""
 EXIT_UNEXPECTED = 70
-"""An error that nnfleet did not foresee."""
+"""An unforeseen error."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C while nothing needed an answer."""
 
@@ -61,7 +61,7 @@ def write(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """One line on stderr that tells what is going on."""
+    """One line on stderr: progress, warnings, errors."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 def answering_interrupts(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb`, with what typer would turn into a silent or a failed end: Ctrl-C, and a reader of our output that leaves (`| head`)."""
+    """`verb`, with what typer would turn into a silent or a failed end: Ctrl-C, and a closed pipe (`| head`)."""
 
     @wraps(verb)
     def answered(*arguments: Any, **options: Any) -> None:

@@ -16,12 +16,21 @@ Cluster = Annotated[
     ),
 ]
 Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run key, a unique beginning of it, 17/3d_fullres/nnUNetTrainer/0, or an MLflow run id.")
+    str,
+    typer.Argument(metavar="RUN", help="Run key, a unique beginning of it, 17/3d_fullres/nnUNetTrainer/0, or an MLflow run id."),
+]
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...",
+        help="Only these: by run key, address or MLflow run id; 17, 17/3d_fullres or '17/*/nnUNetTrainerDA5' means all that match.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)]
 
 
 def cluster_option(cluster: str | None) -> str:
-    """What a suggested command has to say to reach the same cluster: ` --cluster ADDRESS`, or nothing."""
+    """What a suggested command needs to reach the same cluster: ` --cluster ADDRESS`, or nothing."""
     return f" --cluster {shlex.quote(cluster)}" if cluster else ""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment.plan import PlanReport
 
 WIDE = 120
-"""Columns of a terminal from which on every column of a plan has a place."""
+"""Terminal width from which on all columns of a plan are shown."""
 FIT_STYLES = {"now": "green", "later": "yellow", "never": "red"}
 
 
@@ -48,13 +48,13 @@ def show_plan(report: "PlanReport") -> None:
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":
-    """One row per run: what it is, what it asks for, when it fits; why stands in the row where there is room, else below the table."""
+    """One row per run: what it is, what it asks for, when it fits; the reason stands in the row if the terminal is wide, else below."""
     from rich.console import Group
     from rich.text import Text
 
     from orchestrator.cli.tables import plain_table
 
-    columns = ["run", ">seed", ">cases", ">epochs", ">workers", ">batch per rank", "resources", "standing", "fits"]
+    columns = ["run", ">seed", ">cases", ">epochs", ">workers", ">batch per rank", "resources", "progress", "fits"]
     shown = columns if width >= WIDE else ["run", ">workers", ">batch per rank", "resources", "fits"]
     table = plain_table(*shown, width=width, title=f"Plan of {report.experiment}")
     for row in report.rows:
@@ -67,7 +67,7 @@ def plan_table(report: "PlanReport", width: int) -> "RenderableType":
             ">workers": f"{row.workers}-{row.most_workers}" if row.most_workers else str(row.workers),
             ">batch per rank": " to ".join(batch_text(sizes) for sizes in (row.batch_per_rank, row.batch_per_rank_of_most) if sizes),
             "resources": row.resources,
-            "standing": row.progress.text,
+            "progress": row.progress.text,
             "fits": fits.append(f": {row.because}", style="default") if width >= WIDE else fits,
         }
         table.add_row(*[cells[column] for column in shown])

@@ -6,14 +6,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.output import note, print_json, say
-from orchestrator.cli.parameters import AsJson, Cluster, cluster_option
+from orchestrator.cli.parameters import AsJson, Cluster, Runs, cluster_option
 
-Runs = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RUN]...", help="Only these, stopped and failed ones too: by run key, a beginning of it, or address.", show_default=False
-    ),
-]
 Results = Annotated[
     Path | None,
     typer.Option("--results", metavar="FOLDER", help="Where the runs are. Default: nnUNet_results, here or on a named cluster's head."),
@@ -21,7 +15,9 @@ Results = Annotated[
 
 
 def resume(runs: Runs = None, results: Results = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
-    """Continue every run that did not come to an end of its own, from its folder alone: the experiment file is not needed."""
+    """Continue every run that was cut off, from its folder alone: the experiment file is not needed. Named runs are continued even if
+    they were stopped or have failed.
+    """
     import json
 
     from orchestrator import api

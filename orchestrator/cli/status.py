@@ -1,13 +1,12 @@
-"""`nnfleet status`: where every run stands."""
+"""`nnfleet status`: the state of every run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.output import console, note, print_json, say
-from orchestrator.cli.parameters import AsJson, Cluster
+from orchestrator.cli.parameters import AsJson, Cluster, Runs
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,17 +14,19 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 2.0
 PAUSE_FACTOR = 4.0
-"""Where an answer takes long, as of campaigns with a long log, it is asked for less often: pause per second of waiting."""
+"""Seconds of pause per second that an answer took: campaigns with long logs are polled less often."""
 
 
 def status(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Only these runs.", show_default=False)] = None,
+    runs: Runs = None,
     cluster: Cluster = None,
     campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="Only the runs of this campaign.")] = None,
     results: Annotated[
         Path | None,
         typer.Option(
-            "--results", metavar="FOLDER", help="Show unfinished runs below it that the cluster knows nothing of. Default: nnUNet_results."
+            "--results",
+            metavar="FOLDER",
+            help="Show orphaned runs below it: cut off, and followed by no campaign. Default: nnUNet_results.",
         ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, with live progress bars, until every run has ended.")] = False,
@@ -35,23 +36,21 @@ def status(
     from orchestrator import api
 
     if watch and as_json:
-        raise ConfigError("status: --json prints one document and ends, --watch stays. Name one of them; a script asks again and again.")
+        raise ConfigError("status: --json prints one document and ends, --watch stays. Name one of them; a script polls with --json.")
     if watch:
-        _watch(cluster, campaign, runs or ())
+        _watch(cluster, campaign, runs or [])
         return
-    statuses = api.status(cluster, campaign)
-    if campaign is None:
-        statuses = [*statuses, *api.lost(cluster, results)]
-    statuses = _named(statuses, runs or ())
-    if outage := api.tracking_outage(cluster):
-        note(outage)
+    seen = api.snapshot(cluster, campaign, results)
+    statuses = _named([*seen.statuses, *seen.orphaned], runs or [])
+    if seen.outage:
+        note(seen.outage)
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
     elif not statuses:
         say(
-            "The cluster knows of no runs: nothing was submitted since it started, or it is down. Finished runs are in MLflow "
-            "(`nnfleet ui`) and in nnUNet_results. `nnfleet resume` continues what was cut off, `nnfleet resume RUN` or the experiment "
-            "submitted again also what was stopped or has failed."
+            "The cluster has no runs: nothing was submitted since it started, or it is down. Finished runs are in MLflow "
+            "(`nnfleet ui`) and in nnUNet_results. `nnfleet resume` continues what was cut off; `nnfleet resume RUN`, or the experiment "
+            "submitted again, also what was stopped or has failed."
         )
     else:
         from orchestrator.cli.tables import result_table
@@ -64,14 +63,14 @@ def status(
             out.print(result_table(validated, out.width))
 
 
-def _named(statuses: "list[RunStatus]", runs: Sequence[str]) -> "list[RunStatus]":
-    """Those of these names, in their order; all if there are no names. Raises ConfigError for a name that none or several have."""
-    from orchestrator.run.status import match
+def _named(statuses: "list[RunStatus]", runs: list[str]) -> "list[RunStatus]":
+    """The runs of these names, in their order; all if there are no names. Raises ConfigError for a name that means none."""
+    from orchestrator.run.status import match_all
 
-    return [match(run, statuses) for run in runs] if runs else statuses
+    return match_all(runs, statuses) if runs else statuses
 
 
-def _watch(cluster: str | None, campaign: str | None, runs: Sequence[str]) -> None:
+def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:
     import time
 
     from orchestrator import api
@@ -79,9 +78,10 @@ def _watch(cluster: str | None, campaign: str | None, runs: Sequence[str]) -> No
     from orchestrator.cli.watch import Watch
 
     with Watch() as watch:
+        looks = api.looks(cluster, campaign)
         while True:
             began = time.monotonic()
-            watch(_named(api.status(cluster, campaign), runs))
+            watch(_named(next(looks), runs))
             if all(item.state.is_final for item in watch.statuses):
                 break
             time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))

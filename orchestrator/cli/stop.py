@@ -1,4 +1,4 @@
-"""`nnfleet stop`: end a run, keeping what it has reached."""
+"""`nnfleet stop`: end a run and keep its checkpoints."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from trainers.contract.states import RunState
 
 def stop(
     run: Run,
-    now: Annotated[bool, typer.Option("--now", help="At once, giving up the epoch in flight; else after it.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="At once, dropping the epoch in flight; else after this epoch.")] = False,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`nnfleet submit`: hand an experiment to the cluster; the laptop may leave."""
+"""`nnfleet submit`: hand an experiment to the cluster; the laptop may disconnect."""
 
 from orchestrator.cli.output import print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile, cluster_option

@@ -11,7 +11,9 @@ from orchestrator.errors import TrackingError
 
 
 def sync(
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Only this run: run key, its beginning, address or MLflow run id.")] = "",
+    run: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="Only these: run key, address or MLflow run id; 17 or 17/3d_fullres means all below it.")
+    ] = "",
     results: Annotated[
         Path | None,
         typer.Option("--results", metavar="FOLDER", help="nnUNet_results of the runs. Default: the shell's, or the named cluster's."),

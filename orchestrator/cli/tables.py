@@ -34,7 +34,7 @@ def dice(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds as a person says them: 3.1 s, 2:05, 1:02:03; `-` where unknown."""
+    """Seconds for people: 3.1 s, 2:05, 1:02:03; `-` where unknown."""
     if value is None or not math.isfinite(value):
         return "-"
     if value < 60:

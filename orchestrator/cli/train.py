@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.api import Submission
     from trainers.contract.run_spec import WorkerSpec
 
-SPOKEN = {
+OPTIONS = {
     "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
     "Ask for less under `workers`": "Ask for less (--num-workers, --cpus, --cpu)",
     "workers.count": "--num-workers",
@@ -85,32 +85,32 @@ def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | No
 
     if cluster is None and api.is_local():
         machine = api.this_machine().total
-        workers, told = fitted(workers, WorkerSpec(), int(machine["CPU"]), int(machine["GPU"]))
-        if told:
-            note(told)
+        workers, changes = fitted(workers, WorkerSpec(), int(machine["CPU"]), int(machine["GPU"]))
+        if changes:
+            note(changes)
     experiment = single_training(**(named | ({"workers": workers} if workers else {})))
     return submit_in_foreground(experiment, cluster, "Checking data, starting services ...")
 
 
 def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) -> tuple[dict[str, int], str]:
-    """The workers that were asked for, with what was left open chosen for a machine, and a line that says what differs from usual. Pure.
+    """The workers that were asked for, with what was left open chosen for a machine, and a line with what differs from usual. Pure.
 
     A machine without GPU trains on CPUs unless a number of workers, each with a GPU, was asked for.
     """
-    chosen, told = dict(asked), []
+    chosen, changes = dict(asked), []
     if gpus == 0 and "gpus" not in asked and "count" not in asked:
         chosen["gpus"] = 0
-        told.append("it has no GPU, so training runs on CPUs")
+        changes.append("it has no GPU, so training runs on CPUs")
     each = max(1, cores // asked.get("count", usual.count))
     if "cpus" not in asked and each < usual.cpus:
         chosen["cpus"] = each
-        told.append(f"{each} CPU core{'s' if each > 1 else ''} per worker instead of {usual.cpus}")
-    return chosen, f"Fitted to this machine: {'; '.join(told)}." if told else ""
+        changes.append(f"{each} CPU core{'s' if each > 1 else ''} per worker instead of {usual.cpus}")
+    return chosen, f"Fitted to this machine: {'; '.join(changes)}." if changes else ""
 
 
 def in_words_of_the_command_line(text: str) -> str:
     """An error about keys of the experiment file as one about the options of this command."""
-    for key, words in SPOKEN.items():
+    for key, words in OPTIONS.items():
         place = re.escape(key) if key[-1] != ":" else rf"{re.escape(key[:-1])}(\.\d+)?:"  # `folds.0:` is the first of the folds
         text = re.sub(rf"(?<![\w./-]){place}", words, text)
     return text

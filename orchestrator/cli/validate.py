@@ -1,5 +1,7 @@
 """`nnfleet validate`: the full validation of a run, by hand."""
 
+import shlex
+
 from orchestrator.cli.output import print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Run, cluster_option
 
@@ -13,4 +15,4 @@ def validate(run: Run, cluster: Cluster = None, as_json: AsJson = False) -> None
     if as_json:
         print_json({"submission_id": submission_id})
     else:
-        say(f"Submitted as job {submission_id}. Follow it: nnfleet logs -f {run}{cluster_option(cluster)}")
+        say(f"Submitted as job {submission_id}. Follow it: nnfleet logs -f {shlex.quote(run)}{cluster_option(cluster)}")

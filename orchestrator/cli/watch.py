@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 18
 WIDE, MEDIUM = 110, 84
-"""Columns of a terminal from which on all, or most, of the numbers have a place."""
+"""Terminal widths from which on all, or most, of the numbers are shown."""
 
 
 def done_fraction(status: "RunStatus") -> float:

@@ -26,7 +26,6 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import staged
-from orchestrator.cluster.home import Home
 from orchestrator.run.job_record import JobKind, JobRecord, record_of
 from trainers.contract.errors import ClusterError, ConfigError
 from trainers.contract.run_folder import RunFolder
@@ -86,15 +85,6 @@ class Jobs:
         self._inherited = dict(inherited or {})
         self._modules = modules or Modules()
         self._client = _connect(address, token)
-
-    @classmethod
-    def of(cls, cluster: str | None = None, home: Home | None = None) -> "Jobs":
-        """The jobs of a named cluster, else of the one that Ray's own variables name, else of the local services (started if need be)."""
-        named = cluster or named_by_environment()
-        if named is None:
-            local = local_services.up(home)
-            return cls(local.ray_address, local.token)
-        return cls(named, _local_token(named, home))
 
     @classmethod
     def inside_job(cls, modules: Modules | None = None) -> "Jobs":
@@ -311,12 +301,6 @@ def _hidden(*names: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
-
-
-def _local_token(address: str, home: Home | None) -> str | None:
-    """The local services' token when it is them that `address` names; for any other cluster Ray finds the user's own."""
-    local = local_services.running(home)
-    return local.token if local and address.rstrip("/") == local.ray_address else None
 
 
 def _carried(folder: RunFolder, spec: RunSpec, job_number: int, campaign: str, mlflow_run_id: str) -> dict[str, str]:

@@ -6,10 +6,10 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from orchestrator.experiment.model import Experiment
 from orchestrator.queue.admission import Waiting, schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
 from orchestrator.run.progress import Progress, progress_of
@@ -17,6 +17,9 @@ from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import load_plans
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.split_batch import rank_sizes
+
+if TYPE_CHECKING:
+    from orchestrator.experiment.model import Experiment
 
 
 class PlanRow(Frozen):
@@ -82,7 +85,7 @@ class Queue:
 
 
 def plan_report(
-    experiment: Experiment,
+    experiment: "Experiment",
     specs: Sequence[RunSpec],
     nodes: Sequence[NodeResources],
     queue: Queue | None = None,

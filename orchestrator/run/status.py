@@ -1,17 +1,15 @@
-"""What a user sees of a run, and how a user names one."""
+"""What a user sees of a run."""
 
-import contextlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainers.contract.errors import ConfigError
-from trainers.contract.names import canonical_trainer, nearest
+from orchestrator.run.names import Names, resolve, resolve_one
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.states import RunState
+
+PLACE = "on this cluster"
 
 
 class CasesDone(BaseModel):
@@ -60,53 +58,18 @@ class RunStatus(BaseModel):
     """Mean foreground Dice over whole cases per checkpoint (`best`, `final`), once validated."""
     run_folder: Path
 
-
-class Names(NamedTuple):
-    """What a run is called."""
-
-    run_key: str
-    address: str
-    mlflow_run_id: str
-
-
-def meant(wanted: str, names: Sequence[Names]) -> list[int]:
-    """Which of the runs may be called `wanted`, as indices: those of this run key or MLflow run id, else of this address, else those whose
-    key or id begins so. Raises ConfigError for an empty name, which would mean every run.
-    """
-    if not wanted.strip(" /"):
-        raise ConfigError("run: its name is empty. Name the run by its run key, a beginning of it, its address or its MLflow run id.")
-    address = canonical_address(wanted)
-    return (
-        [i for i, name in enumerate(names) if wanted in (name.run_key, name.mlflow_run_id)]
-        or [i for i, name in enumerate(names) if name.address == address]
-        or [i for i, name in enumerate(names) if name.run_key.startswith(wanted) or name.mlflow_run_id.startswith(wanted)]
-    )
-
-
-def canonical_address(text: str) -> str:
-    """An address as `RunSpec.address` writes it, from what people write: `017/...`, `Dataset017_X/...`, `da5` for the trainer, `fold_0`."""
-    parts = text.strip(" /").split("/")
-    if len(parts) != 4:
-        return text.strip(" /")
-    dataset, configuration, trainer, fold = parts
-    number = re.fullmatch(r"(?:Dataset)?(\d+)(?:_.*)?", dataset)
-    with contextlib.suppress(ConfigError):
-        trainer = canonical_trainer(trainer)
-    return "/".join([str(int(number[1])) if number else dataset, configuration, trainer, fold.removeprefix("fold_")])
+    @property
+    def names(self) -> Names:
+        """By what a user may name it."""
+        return Names(self.run_key, self.address, self.mlflow_run_id, str(self.run_folder))
 
 
 def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
-    """The one run called `wanted` (see `meant`).
+    """The one run called `wanted` (see `resolve`). Raises ConfigError with the candidates for none or several."""
+    return statuses[resolve_one(wanted, [status.names for status in statuses], PLACE)]
 
-    Raises ConfigError with the candidates when none or several are meant.
-    """
-    found = [statuses[i] for i in meant(wanted, [Names(s.run_key, s.address, s.mlflow_run_id) for s in statuses])]
-    keys = list(dict.fromkeys(s.run_key for s in found))
-    if len(keys) == 1:
-        return found[-1]
-    if keys:
-        raise ConfigError(f"run: {wanted!r} may be any of {', '.join(keys)}. Name it by its run key.")
-    known = list(dict.fromkeys(s.run_key for s in statuses))
-    listed = ", ".join(f"{s.address} ({s.run_key})" for s in statuses[:20]) or "none"
-    hint = nearest(wanted, [*known, *(s.address for s in statuses)])
-    raise ConfigError(f"run: there is no run {wanted!r} on this cluster.{hint} Known: {listed}.")
+
+def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus]) -> list[RunStatus]:
+    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none."""
+    names = [status.names for status in statuses]
+    return [statuses[i] for i in dict.fromkeys(i for name in wanted for i in resolve(name, names, PLACE))]

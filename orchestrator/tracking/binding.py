@@ -1,13 +1,17 @@
 """Which MLflow run a run folder belongs to, and what may not be mixed in it."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import TrackingError
+from orchestrator.run.names import Names
 from orchestrator.tracking.address import masked
-from orchestrator.tracking.records import MARKER_METRIC, STATE_TAG, KnownRun, OpenRun, job_tags
+from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, STATE_TAG, KnownRun, OpenRun, job_tags
 from trainers.contract.commits import Committed, commit_files, newest_committed
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.fencing import check_driver_fence
@@ -54,7 +58,7 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
     if known is None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
-    elsewhere = known.tags.get("nnfleet.run_folder", "")
+    elsewhere = known.tags.get(FOLDER_TAG, "")
     if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known):
         raise ConfigError(
             f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
@@ -110,6 +114,16 @@ def _recorded(folder: RunFolder) -> MlflowRun | None:
         return read_mlflow_run(folder)
     except DataError:
         return None
+
+
+def owners_last(names: Sequence[Names]) -> list[Names]:
+    """The runs in the order given, but those last that their folder notes, where it is seen here and several runs name it."""
+    shared = {folder for folder, count in Counter(name.folder for name in names).items() if count > 1 and Path(folder).is_absolute()}
+    noted = {}
+    for folder in shared:
+        with suppress(StorageError):  # a disk that is away says nothing
+            noted[folder] = noted_run_id(RunFolder(Path(folder)))
+    return sorted(names, key=lambda name: noted.get(name.folder, "") == name.mlflow_run_id)
 
 
 def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: TrackingServer | None) -> bool:

@@ -30,18 +30,20 @@ from mlflow.utils.rest_utils import http_request
 
 from orchestrator.cluster.code_identity import code_tags
 from orchestrator.errors import NnfleetError, TrackingError
+from orchestrator.run.names import Names, resolve_one
 from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, masked, refuse_credentials
+from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.records import (
+    ADDRESS_TAG,
     DIGEST_LENGTH,
+    FOLDER_TAG,
     MARKER_METRIC,
     RUN_KEY_TAG,
     STATE_TAG,
     KnownRun,
     ModelEntry,
     OpenRun,
-    RunName,
     epoch_metrics,
-    match_run,
     metric_path,
     note_of,
     params_of,
@@ -359,15 +361,17 @@ class Tracker:
     # ---- lookup and links -------------------------------------------------------------------------------------------
 
     def find_run(self, text: str) -> str:
-        """Id of the run called `text`: run id, run key, a unique beginning of either, or address. Raises ConfigError with candidates."""
-        return match_run(text, self.run_names()).run_id
+        """Id of the one run called `text` (see `orchestrator/run/names.py`). Raises ConfigError with candidates."""
+        names = owners_last(self.run_names())
+        return names[resolve_one(text, names, f"in MLflow at {self.uri}")].mlflow_run_id
 
-    def run_names(self) -> list[RunName]:
-        """Names of all runs of nnfleet on the server."""
+    def run_names(self) -> list[Names]:
+        """Names of all runs of nnfleet on the server, the one that was started last at the end."""
         with self._speaking("list runs"):
             experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
             runs = _pages(self._client.search_runs, experiments, f"tags.`{RUN_KEY_TAG}` != ''")
-            return [RunName(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get("nnfleet.address", "")) for r in runs]
+            named = [(r.info.run_id, r.data.tags) for r in sorted(runs, key=lambda r: r.info.start_time or 0)]
+            return [Names(tags[RUN_KEY_TAG], tags.get(ADDRESS_TAG, ""), run_id, tags.get(FOLDER_TAG, "")) for run_id, tags in named]
 
     def open_runs(self) -> list[OpenRun]:
         """All runs of nnfleet that the server shows as not ended."""
@@ -375,7 +379,7 @@ class Tracker:
             experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
             clause = f"tags.`{RUN_KEY_TAG}` != '' AND attributes.status = 'RUNNING'"
             return [
-                OpenRun(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get(STATE_TAG, ""), r.data.tags.get("nnfleet.run_folder", ""))
+                OpenRun(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get(STATE_TAG, ""), r.data.tags.get(FOLDER_TAG, ""))
                 for r in _pages(self._client.search_runs, experiments, clause)
             ]
 

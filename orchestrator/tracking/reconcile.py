@@ -14,8 +14,8 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import newest_stamp
 from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_job
+from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.run.status import Names, meant
 from orchestrator.tracking.binding import noted_run_id, refuse_mixture, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
@@ -67,7 +67,7 @@ def run_folders(results: Path) -> list[RunFolder]:
 
 
 def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Iterator[Synced]:
-    """`sync` of every run below a results folder (by default nnUNet_results), or of the one called `run` if it is not empty.
+    """`sync` of every run below a results folder (by default nnUNet_results), or of those called `run` if it is not empty.
 
     Raises ConfigError.
     """
@@ -77,7 +77,7 @@ def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Ite
             f"sync: {RESULTS_VARIABLE} is not set here. Export it (on a cluster where its head starts), or use --results FOLDER."
         )
     folders = run_folders(place.absolute())
-    return sync(called(run, folders) if run else folders, jobs)
+    return sync(called(run, folders, place) if run else folders, jobs)
 
 
 def read_lines(log_text: str) -> list[Synced]:
@@ -86,17 +86,11 @@ def read_lines(log_text: str) -> list[Synced]:
     return [Synced.model_validate_json(line.removeprefix(LINE_PREFIX)) for line in lines]
 
 
-def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
-    """The one run folder among `folders` that is called `run`. Raises ConfigError with the candidates."""
+def called(run: str, folders: Sequence[RunFolder], place: Path) -> list[RunFolder]:
+    """Those of the run folders below `place` whose runs are called `run`. Raises ConfigError with what is known when there is none."""
     readable = list(_readable(folders))
-    names = [Names(spec.run_key, spec.address, noted_run_id(folder)) for folder, spec in readable]
-    found = [readable[i] for i in meant(run, names)]
-    if len(found) == 1:
-        return [found[0][0]]
-    keys = ", ".join(sorted(spec.run_key for _, spec in (found or readable))[:10]) or "none"
-    if found:
-        raise ConfigError(f"run: {run!r} fits {len(found)} runs: {keys}. Give more of the run key.")
-    raise ConfigError(f"run: no run folder here belongs to {run!r}. Known: {keys}. Name another nnUNet_results by --results.")
+    names = [Names(spec.run_key, spec.address, noted_run_id(folder), str(folder.root)) for folder, spec in readable]
+    return [readable[i][0] for i in resolve(run, names, f"below {place}")]
 
 
 def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Synced]:

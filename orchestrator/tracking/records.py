@@ -16,9 +16,8 @@ from typing import Any
 
 from pydantic import Field
 
-from orchestrator.run.status import Names, meant
 from trainers.contract.commits import EpochRow, Manifest
-from trainers.contract.errors import ConfigError, NnfleetError
+from trainers.contract.errors import NnfleetError
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_spec import Frozen, RunSpec
@@ -28,6 +27,7 @@ log = logging.getLogger(__name__)
 RUN_KEY_TAG = "nnfleet.run_key"
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
+FOLDER_TAG = "nnfleet.run_folder"
 MARKER_METRIC = "time/epoch_s"
 """Logged for every epoch, always finite: the epochs that MLflow has are the steps of this metric."""
 MAX_CLASS_METRICS = 60
@@ -78,15 +78,6 @@ class OpenRun:
     state: str
     run_folder: str
     """As a tag says; whoever may write tags chooses it."""
-
-
-@dataclass(frozen=True)
-class RunName:
-    """The names by which a user may call a run."""
-
-    run_id: str
-    run_key: str
-    address: str
 
 
 def metric_name(text: str) -> str:
@@ -223,7 +214,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         ADDRESS_TAG: spec.address,
         "nnfleet.kind": "run",
         "nnfleet.variant": f"{spec.configuration}__{spec.trainer}__{spec.plans}",
-        "nnfleet.run_folder": str(spec.run_folder),
+        FOLDER_TAG: str(spec.run_folder),
         "nnfleet.images": str(spec.images),
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",
         **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "fold", "seed")},
@@ -278,17 +269,3 @@ def note_of(spec: RunSpec, run_id: str) -> str:
         f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"
         f"![Losses, pseudo-Dice, times and learning rate](get-artifact?path=progress.png&run_uuid={run_id})"
     )
-
-
-def match_run(text: str, names: Sequence[RunName]) -> RunName:
-    """The one run that `text` means, by the rule of `run_status.meant`.
-
-    Raises ConfigError, with the candidates, when none or several fit.
-    """
-    fitting = [names[i] for i in meant(text, [Names(n.run_key, n.address, n.run_id) for n in names])]
-    if len(fitting) == 1:
-        return fitting[0]
-    candidates = ", ".join(sorted(n.run_key for n in (fitting or names))[:10]) or "none"
-    if not fitting:
-        raise ConfigError(f"run: no run in MLflow is called {text!r}. Give a run key, an address or a run id. Known: {candidates}.")
-    raise ConfigError(f"run: {text!r} fits {len(fitting)} runs: {candidates}. Give more of the run key.")

@@ -81,7 +81,7 @@ def place(local: Services, toys: Toys, tmp_path: Path, monkeypatch: pytest.Monke
     for name, value in environment(toy.base).items():
         monkeypatch.setenv(name, value)
     jobs = Jobs(local.ray_address, local.token, modules=STUBS)
-    monkeypatch.setattr(Jobs, "of", lambda cluster=None, home=None: jobs)
+    monkeypatch.setattr("orchestrator.cluster.target.Jobs", lambda address, token=None: jobs)
     return Place(toy, tmp_path / "results", jobs, next(SEEDS))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.cluster.jobs import Jobs, Modules
 from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.target import reach
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.run.job_record import JobRecord
 from tests.integration.local_home import services_of_its_own
@@ -96,11 +97,11 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_rays_variables_name_the_cluster_but_never_override_a_named_one(local: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1 "):
-        Jobs.of(None)
-    assert Jobs.of(local.ray_address).records() is not None
+        reach(None)
+    assert reach(local.ray_address).jobs.records() is not None
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     monkeypatch.setenv("RAY_ADDRESS", local.ray_address)
-    assert Jobs.of(None).address == local.ray_address
+    assert reach(None).jobs.address == local.ray_address
 
 
 def test_an_unknown_job_is_an_error(local: Services) -> None:

@@ -97,8 +97,16 @@ def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker
 def test_a_run_that_another_experiment_has_is_taken_up_there(tracker: Tracker, run: FakeRun, caplog: pytest.LogCaptureFixture) -> None:
     other = tracker.ensure_experiment("renamed")
     assert tracker.get_or_create_run(other, run.spec) == run_id(run)
-    assert [n.run_id for n in tracker.run_names() if n.run_key == run.spec.run_key] == [run_id(run)]
+    assert [n.mlflow_run_id for n in tracker.run_names() if n.run_key == run.spec.run_key] == [run_id(run)]
     assert [m for m in caplog.messages if "stays in MLflow's experiment 'Dataset901_Toy'" in m]
+
+
+def test_of_two_runs_at_one_address_the_one_that_owns_the_folder_is_meant(tracker: Tracker, run: FakeRun) -> None:
+    failed = run.spec.model_copy(update={"run_key": f"{run.spec.run_key}-failed", "fold": 7})
+    owner = failed.model_copy(update={"run_key": f"{run.spec.run_key}-owner"})
+    experiment = tracker.ensure_experiment("Dataset901_Toy")
+    ids = [tracker.get_or_create_run(experiment, spec) for spec in (failed, owner)]
+    assert [tracker.find_run(name) for name in (failed.run_key, owner.address)] == ids
 
 
 def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.resume import choose, find_runs, lost, of_one_server, results_folder
+from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder, status_of_orphan
 from orchestrator.errors import ConfigError
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
@@ -77,13 +77,13 @@ def test_damaged_and_moved_runs_are_told_and_stop_no_other(stage: Stage) -> None
     assert any("was moved or copied" in text for text in choice.left)
 
 
-def test_a_name_that_fits_no_run_or_several_is_an_error(stage: Stage) -> None:
-    claimed(stage, 0)
-    claimed(stage, 1)
+def test_a_name_means_all_runs_that_match_and_one_that_means_none_is_an_error(stage: Stage) -> None:
+    for fold in range(3):
+        claimed(stage, fold, "STOPPED")
+    assert taken(stage, "1", "key2") == taken(stage, "1/3d/*/?") == taken(stage, "key") == ["key0", "key1", "key2"]
+    assert taken(stage, "1/*/default/[01]") == ["key0", "key1"]
     with pytest.raises(ConfigError, match=r"there is no run 'nonsense' below .* 1/3d/nnUNetTrainer/0 \(key0\)"):
         taken(stage, "nonsense")
-    with pytest.raises(ConfigError, match="may be any of"):
-        taken(stage, "key")
 
 
 def test_a_folder_below_nnunet_results_will_do(stage: Stage) -> None:
@@ -115,8 +115,8 @@ def test_a_campaign_of_what_was_found_continues_it(stage: Stage) -> None:
     stage.cluster.workers_begin(run)
     stage.cluster.jobs.clear()  # the head is new
     (found,) = choose(*find_runs(stage.base / "results"), (), stage.base).taken
-    assert lost(found).state is RunState.FAILED_CLUSTER
-    assert "`nnfleet resume` continues it" in lost(found).reason
+    assert status_of_orphan(found).state is RunState.FAILED_CLUSTER
+    assert "`nnfleet resume` continues it" in status_of_orphan(found).reason
     look(again := stage.campaign(found.spec, name="c2"))
     assert states(again) == ["RUNNING"]
     assert stage.cluster.live_jobs() == ["train-key0-a2"]

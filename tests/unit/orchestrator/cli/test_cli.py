@@ -94,7 +94,7 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.runs: list[RunStatus] = [run_status()]
-        self.lost_runs: list[RunStatus] = []
+        self.orphans: list[RunStatus] = []
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
@@ -145,8 +145,13 @@ class FakeApi:
             on_wait("workers may still be at work")
         return self._sent(on_submit)
 
-    def lost(self, cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
-        return self.lost_runs
+    def snapshot(self, cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Any:
+        self._ask("snapshot", cluster, campaign, results)
+        return SimpleNamespace(statuses=self.runs, orphaned=self.orphans if campaign is None else [], outage=self.outage)
+
+    def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
+        while True:
+            yield self.status(cluster, campaign)
 
     def _sent(self, on_submit: Callable[[str], None] | None) -> Any:
         if on_submit and not self.interrupted_early:
@@ -186,8 +191,9 @@ class FakeApi:
         self.runs = [run_status(state=RunState.STOPPED)]
         return self.runs
 
-    def logs(self, run: str, cluster: str | None = None, follow: bool = False, earlier: bool = False) -> Iterator[str]:
+    def logs(self, run: str, cluster: str | None, follow: bool, earlier: bool, on_found: Callable[[RunStatus], None]) -> Iterator[str]:
         self._ask("logs", run, follow, earlier)
+        on_found(self.runs[0])
         if all(item.state != RunState.QUEUED for item in self.runs):
             yield "\x1b[36mline\x1b[0m one\n"
             yield "line two\n"
@@ -271,13 +277,13 @@ def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) 
     assert "Submitted as campaign c1" in nnfleet("submit", "e.yaml")[1]
 
 
-def test_status_shows_lost_runs_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
+def test_status_shows_orphaned_runs_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.runs = []
-    api.lost_runs = [run_status(state=RunState.FAILED_CLUSTER, reason="lost: `nnfleet resume` continues it.")]
+    api.orphans = [run_status(state=RunState.FAILED_CLUSTER, reason="orphaned: `nnfleet resume` continues it.")]
     _, out, _ = nnfleet("status")
     assert "`nnfleet resume` continues it" in out
     _, out, _ = nnfleet("status", "--campaign", "c1")
-    assert "lost:" not in out
+    assert "orphaned:" not in out
 
 
 def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -285,6 +291,9 @@ def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) 
     out = nnfleet("status", "4/2d/nnUNetTrainer/1", "--json")[1]
     assert [item["run_key"] for item in json.loads(out)] == ["other"]
     assert nnfleet("status", "--watch", "other")[0] == 0, "it has ended, the other one is not waited for"
+    api.runs.append(done(run_key="third", address="4/2d/nnUNetTrainer/2", run_folder=Path("/results/fold_2")))
+    out = nnfleet("status", "4/2d", "other", "--json")[1]
+    assert [item["run_key"] for item in json.loads(out)] == ["other", "third"], "all that match, each once"
     code, _, err = nnfleet("status", "nobody")
     assert code == ConfigError.exit_code
     assert "there is no run 'nobody'" in err
@@ -426,7 +435,7 @@ def test_ctrl_c_elsewhere_is_said(nnfleet: Nnfleet, api: FakeApi) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    api.status = interrupted  # type: ignore[assignment, method-assign]
+    api.snapshot = interrupted  # type: ignore[method-assign]
     code, _, err = nnfleet("status")
     assert code == output.EXIT_INTERRUPTED
     assert "Interrupted." in err
@@ -442,7 +451,8 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.orchestrator.cli.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "orchestrator.api = types.SimpleNamespace(status=lambda *a: runs, lost=lambda *a: [], tracking_outage=lambda *a: '')\n"
+        "seen = types.SimpleNamespace(statuses=runs, orphaned=[], outage='')\n"
+        "orchestrator.api = types.SimpleNamespace(snapshot=lambda *a: seen)\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"
         "main()"

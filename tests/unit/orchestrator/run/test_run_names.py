@@ -1,37 +1,102 @@
-"""How a user names a run."""
+"""How a user names runs."""
 
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.run.status import RunStatus, match
+from orchestrator.run.names import Names, resolve, resolve_one
+from orchestrator.run.status import RunStatus, match, match_all
+
+RUNS = [
+    Names("d017-3d-0-abc", "17/3d_fullres/nnUNetTrainer/0", "aaa1", "/r/3d/fold_0"),
+    Names("d017-3d-1-abd", "17/3d_fullres/nnUNetTrainer/1", "bbb2", "/r/3d/fold_1"),
+    Names("d017-2d-1-fff", "17/2d/nnUNetTrainerDA5/1", "ccc3", "/r/2d/fold_1"),
+    Names("d170-2d-all-eee", "170/2d/nnUNetTrainer/all", "", "/r/2d/fold_all"),
+]
 
 
-def named(key: str, address: str, mlflow_run_id: str = "") -> RunStatus:
-    return RunStatus(run_key=key, address=address, campaign="c", epochs=1, mlflow_run_id=mlflow_run_id, run_folder=Path("/r"))
+def meant(wanted: str, names: list[Names] = RUNS) -> list[str]:
+    return [names[i].run_key for i in resolve(wanted, names, "here")]
 
 
-@pytest.mark.parametrize("wanted", ["aa-1", "aa", "1/3d/t/0", "mlflow-id"])
-def test_a_run_is_found_by_any_of_its_names(wanted: str) -> None:
-    assert match(wanted, [named("aa-1", "1/3d/t/0", "mlflow-id"), named("bb-1", "1/3d/t/1")]).run_key == "aa-1"
-
-
-@pytest.mark.parametrize("wanted", ["b", "1/3d/t/0", "zz"])
-def test_an_ambiguous_or_unknown_name_lists_the_candidates(wanted: str) -> None:
-    with pytest.raises(ConfigError, match="b-1"):
-        match(wanted, [named("b-1", "1/3d/t/0"), named("b-2", "1/3d/t/0")])
+def one(wanted: str, names: list[Names] = RUNS) -> str:
+    return names[resolve_one(wanted, names, "here")].run_key
 
 
 @pytest.mark.parametrize(
-    "wanted", ["017/3d_fullres/da5/0", "Dataset017_BTCV/3d_fullres/nnUNetTrainerDA5/fold_0", "17/3d_fullres/nnUNetTrainerDA5/0/"]
+    "wanted", ["d017-2d-1-fff", "d017-2d", "ccc3", "cc", "17/2d/nnUNetTrainerDA5/1", "17/2d", "d017-2d*", "*/2d/*/[0-9]"]
 )
-def test_an_address_is_understood_as_people_write_it(wanted: str) -> None:
-    others = [named("b", "17/3d_fullres/nnUNetTrainer/0"), named("c", "1/3d_fullres/nnUNetTrainerDA5/0")]
-    assert match(wanted, [named("a", "17/3d_fullres/nnUNetTrainerDA5/0"), *others]).run_key == "a"
+def test_a_run_is_found_by_any_of_its_names(wanted: str) -> None:
+    assert one(wanted) == "d017-2d-1-fff"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["017/2d/da5/1", "Dataset017_BTCV/2d/nnUNetTrainerDA5/fold_1", "17/2d/nnUNetTrainerDA5/1/", "Dataset017_BTCV/2d", "017/2d/da5"],
+)
+def test_an_address_and_its_beginning_are_understood_as_people_write_them(wanted: str) -> None:
+    assert one(wanted) == "d017-2d-1-fff"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("17", ["d017-3d-0-abc", "d017-3d-1-abd", "d017-2d-1-fff"]),
+        ("17/3d_fullres", ["d017-3d-0-abc", "d017-3d-1-abd"]),
+        ("17/*/nnUNetTrainerDA5", ["d017-2d-1-fff"]),
+        ("*/*/*/1", ["d017-3d-1-abd", "d017-2d-1-fff"]),
+        ("17*", [name.run_key for name in RUNS]),
+        ("d017-3d", ["d017-3d-0-abc", "d017-3d-1-abd"]),
+        ("*-fff", ["d017-2d-1-fff"]),
+    ],
+)
+def test_a_beginning_and_a_pattern_mean_all_that_match(wanted: str, found: list[str]) -> None:
+    assert meant(wanted) == found
+
+
+def test_a_part_of_an_address_is_compared_as_a_whole() -> None:
+    with pytest.raises(ConfigError, match="no run '17/3d'"):
+        meant("17/3d")
+
+
+def test_a_name_of_several_runs_lists_them_where_one_is_needed() -> None:
+    with pytest.raises(ConfigError, match=r"'17/3d_fullres' means 2 runs here: 17/3d_fullres/nnUNetTrainer/0 \(d017-3d-0-abc\), .*run key"):
+        one("17/3d_fullres")
+
+
+def test_an_unknown_name_lists_what_is_known_and_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no run 'd017-2d-1-ffx' here\. Did you mean 'd017-2d-1-fff'\? Known: .*\(d017-3d-0-abc\)"):
+        meant("d017-2d-1-ffx")
+    with pytest.raises(ConfigError, match="Known: none"):
+        meant("x", [])
 
 
 @pytest.mark.parametrize("wanted", ["", " ", "/"])
 def test_an_empty_name_means_no_run(wanted: str) -> None:
     with pytest.raises(ConfigError, match="its name is empty"):
-        match(wanted, [named("a", "1/3d/t/0")])
+        meant(wanted)
+
+
+def test_of_two_runs_at_one_address_the_owner_of_the_folder_is_meant_and_the_other_has_its_key() -> None:
+    failed = Names("d017-3d-0-aaa", "17/3d_fullres/nnUNetTrainer/0", "old", "/r/3d/fold_0")
+    names = [failed, *RUNS]
+    assert one("17/3d_fullres/nnUNetTrainer/0", names) == one("d017-3d-0", names) == "d017-3d-0-abc"
+    assert meant("17/3d_fullres", names) == ["d017-3d-0-abc", "d017-3d-1-abd"]
+    assert one("d017-3d-0-aaa", names) == one("d017-3d-0-aa", names) == one("old", names) == "d017-3d-0-aaa"
+
+
+@pytest.mark.parametrize("folder", ["", "/elsewhere/fold_0"])
+def test_two_runs_at_one_address_in_different_folders_are_not_told_apart_by_it(folder: str) -> None:
+    names = [RUNS[0]._replace(folder=folder), RUNS[0]._replace(run_key="d017-3d-0-other", folder=folder and "/r")]
+    with pytest.raises(ConfigError, match="means 2 runs"):
+        one("17/3d_fullres/nnUNetTrainer/0", names)
+
+
+def test_statuses_are_found_by_the_same_names() -> None:
+    statuses = [
+        RunStatus(run_key=n.run_key, address=n.address, campaign="c", epochs=1, mlflow_run_id=n.mlflow_run_id, run_folder=Path(n.folder))
+        for n in RUNS
+    ]
+    assert match("cc", statuses).run_key == "d017-2d-1-fff"
+    assert [s.run_key for s in match_all(["ccc3", "17/2d", "17/3d_fullres/default/0"], statuses)] == ["d017-2d-1-fff", "d017-3d-0-abc"]

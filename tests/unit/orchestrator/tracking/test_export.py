@@ -8,11 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.run.names import Names, resolve
 from orchestrator.tracking import export
+from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.checkpoint_store import directory_of
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.export import _fill, _published_names, export_model, fold_in
 from orchestrator.tracking.records import Published
+from tests.away import BROKEN
 from tests.fake_run import FakeRun
 from trainers.contract.commits import Manifest
 
@@ -71,3 +74,18 @@ def test_a_published_directory_of_another_form_is_refused(directory: str, tmp_pa
 def test_the_directory_that_we_write_is_accepted(tmp_path: Path) -> None:
     best = best_of(tmp_path)
     assert Published(directory=directory_of(best), manifest=best).file.endswith("/checkpoint_best.pth")
+
+
+def test_of_two_runs_at_one_address_the_one_that_their_folder_notes_comes_last(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    address, folder = run.spec.address, str(run.folder.root)
+    older, newer = Names("901-old", address, "aaa1", folder), Names("901-new", address, "bbb2", folder)
+    elsewhere = Names("901-other", address, "ccc3", "/nowhere/fold_0")
+    names = [older, newer, elsewhere]
+    assert owners_last(names) == names, "the folder notes none: the newest owns it"
+    run.track("http://127.0.0.1:9", "aaa1")
+    assert owners_last(names) == [newer, elsewhere, older]
+    assert resolve("901-old", owners_last(names), "here") == [2]
+    run.folder.mlflow_file.unlink()
+    run.folder.mlflow_file.symlink_to(BROKEN)
+    assert owners_last(names) == names, "a disk that does not answer says nothing"

@@ -14,9 +14,7 @@ from orchestrator.tracking.publisher import Outage
 from orchestrator.tracking.records import (
     MARKER_METRIC,
     MAX_CLASS_METRICS,
-    RunName,
     epoch_metrics,
-    match_run,
     metric_name,
     metric_names,
     metric_path,
@@ -184,23 +182,3 @@ def test_class_names_become_names_that_mlflow_takes() -> None:
     assert metric_name("tumour (100%)/core") == "tumour _100__ _core".replace(" _core", "_core")
     assert metric_names(["a+", "a*", "a"]) == ["a_", "a__2", "a"]
     assert metric_path("full/best/dice/left#1") == "full/best/dice/left_1"
-
-
-NAMES = [
-    RunName("aaa1", "017-3d-0-abc", "17/3d_fullres/nnUNetTrainer/0"),
-    RunName("bbb2", "017-3d-0-abd", "17/3d_fullres/nnUNetTrainer/0"),
-    RunName("ccc3", "017-2d-1-fff", "17/2d/nnUNetTrainer/1"),
-]
-
-
-@pytest.mark.parametrize("text", ["ccc3", "017-2d-1-fff", "17/2d/nnUNetTrainer/1", "017-2d", "cc"])
-def test_run_is_found_by_any_of_its_names(text: str) -> None:
-    assert match_run(text, NAMES).run_id == "ccc3"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("017-3d", "017-3d-0-abc, 017-3d-0-abd"), ("17/3d_fullres/nnUNetTrainer/0", "fits 2"), ("x", "Known: 017-2d")]
-)
-def test_unclear_run_is_refused_with_the_candidates(text: str, expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        match_run(text, NAMES)

@@ -183,11 +183,14 @@ def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monke
     first, second = FakeRun(tmp_path), FakeRun(tmp_path, run_key="901-toy-1", fold=1)
     folders = run_folders(tmp_path / "results")
     assert folders == [first.folder, second.folder]
-    assert called("901-toy-1", folders) == [second.folder]
-    assert called("901/3d_fullres/default/0", folders) == [first.folder]
-    for name, told in (("901-toy", "fits 2"), ("x", "Known: 901-toy-0"), (" ", "empty")):
-        with pytest.raises(ConfigError, match=told):
-            called(name, folders)
+    place = tmp_path / "results"
+    assert called("901-toy-1", folders, place) == [second.folder]
+    assert called("901/3d_fullres/default/0", folders, place) == [first.folder]
+    for several in ("901", "901-toy", "901/*/default"):
+        assert called(several, folders, place) == folders, several
+    for name, message in (("x", rf"no run 'x' below {place}.*\(901-toy-0\)"), (" ", "empty")):
+        with pytest.raises(ConfigError, match=message):
+            called(name, folders, place)
     second.folder.spec_file.write_text("{")
     entries = [done.note or done.lacking for done in sync(folders, [])]
     assert entries[0] == "not tracked"

@@ -1,0 +1,202 @@
+"""What a laptop knows of campaigns and their runs: the job server's list, and what campaigns report in their logs."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from orchestrator.campaign.events import EVENT_PREFIX, CampaignLog
+from orchestrator.campaign.next_step import death
+from orchestrator.errors import ClusterError, ConfigError, NnfleetError
+from orchestrator.experiment.plan import PlanReport
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.status import RunStatus
+
+LOG_CHARACTERS_PER_S = 2e6
+"""A long log is asked for less often: Ray gives it as a whole each time."""
+MAX_SILENCE_S = 60.0
+"""How long a cluster may not answer, or a stopped job may take to end, before it is given up."""
+TAIL = 2000
+"""Characters of a dead job's message that an error shows."""
+
+
+class JobServer(Protocol):
+    """What is asked of a cluster here; `orchestrator.cluster.jobs.Jobs` is it."""
+
+    address: str
+
+    def records(self) -> list[JobRecord]: ...
+    def find(self, submission_id: str) -> JobRecord: ...
+    def logs(self, submission_id: str) -> str: ...
+    def stop(self, submission_id: str) -> None: ...
+
+
+class Follower:
+    """Follows the campaigns of one cluster over one connection. Every method raises ClusterError when the cluster does not answer."""
+
+    def __init__(self, jobs: JobServer, *, poll_s: float = 1.0, first_poll_s: float = 0.3) -> None:
+        """`first_poll_s`: pause while something is expected at any moment; `poll_s`: while it may take hours."""
+        self._jobs = jobs
+        self._poll_s = poll_s
+        self._first_poll_s = first_poll_s
+        self._logs: dict[str, CampaignLog] = {}
+        self._complete: set[str] = set()
+        """Campaigns that have ended and whose log was read since."""
+
+    def statuses(self, campaign: str | None = None) -> list[RunStatus]:
+        """One status of each run, or of those of one campaign: from a living campaign that still follows it, else the newest.
+
+        They stand in the order in which campaigns took them up last: of several runs in one folder the last one owns it. Raises
+        ConfigError for an unknown campaign.
+        """
+        records = self._jobs.records()
+        if campaign is not None and not any(job.campaign == campaign for job in records):
+            raise ConfigError(
+                f"campaign: there is no campaign {campaign!r} on {self._jobs.address}. `nnfleet status` shows those that are."
+            )
+        ranks: dict[str, tuple[bool, int, float]] = {}
+        newest: dict[str, RunStatus] = {}
+        for job in records:
+            if job.kind != "campaign" or campaign not in (None, job.campaign):
+                continue
+            for key, status in self._log_of(job).statuses.items():
+                rank = (job.is_live and not status.state.is_final, status.num_drivers, status.since_unix)  # clocks jump, drivers only grow
+                before = newest.pop(key, None)
+                if before is None or rank >= ranks[key]:
+                    ranks[key] = rank
+                    before = status if job.is_live or status.state.is_final else _without_campaign(status, job)
+                newest[key] = before
+        return list(newest.values())
+
+    def first_plan(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> PlanReport:
+        """The plan that a campaign reports once it owns its runs. Raises the campaign's own error."""
+        plan = self.first_report(submission_id, on_wait).plan
+        if plan is None:
+            raise NnfleetError(f"campaign: {submission_id} runs another version of nnfleet than this one. Update the older of the two.")
+        return plan
+
+    def first_report(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> CampaignLog:
+        """A campaign's log as soon as it holds a plan or a state. `on_wait` gets each reason why that takes long.
+
+        Raises the campaign's own error, or ClusterError when it dies before.
+        """
+        log, reason = CampaignLog(), ""
+        while True:
+            job = self._jobs.find(submission_id)
+            log.update(self._jobs.logs(submission_id))
+            if on_wait is not None and log.waits != reason:
+                reason = log.waits
+                on_wait(reason)
+            if log.error is not None:
+                raise log.error
+            if log.plan is not None or log.statuses:
+                return log
+            if not job.is_live:
+                raise _death_of(job)
+            time.sleep(self._first_poll_s)
+
+    def wait(self, campaign_id: str, on_status: Callable[[list[RunStatus]], None] | None = None) -> list[RunStatus]:
+        """Return when every run of a campaign has ended; `on_status` gets each new list of states. A cluster may be away for a minute.
+
+        Raises the campaign's own error, or ClusterError when it died.
+        """
+        submission_id, log = f"campaign-{campaign_id}", CampaignLog()
+        shown: list[RunStatus] = []
+        silent_since: float | None = None
+        while True:
+            try:
+                job, text = self._jobs.find(submission_id), self._jobs.logs(submission_id)
+                silent_since = None
+            except ClusterError:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > MAX_SILENCE_S:
+                    raise
+                time.sleep(self._poll_s)
+                continue
+            current = list(log.update(text).statuses.values())
+            if on_status is not None and current != shown:
+                on_status(current)
+                shown = current
+            if log.error is not None:
+                raise log.error
+            if log.exit_code is not None:
+                return current
+            if not job.is_live:
+                raise _death_of(job)
+            time.sleep(self._poll_s + len(text) / LOG_CHARACTERS_PER_S)
+
+    def logs(self, run_key: str, campaign: str, *, follow: bool = False, earlier: bool = False) -> Iterator[str]:
+        """Text, in whole lines, of a run's newest training job (else of its first job) and of what came after it; see `api.logs`."""
+        printed: dict[str, int] = {}
+        first = ""
+        while True:
+            own = [job for job in self._jobs.records() if job.run_key == run_key and job.kind in ("train", "validate")]
+            trainings = [job.submission_id for job in own if job.kind == "train"]
+            first = first or (trainings[-1] if trainings and not earlier else "")
+            begin = next((i for i, job in enumerate(own) if job.submission_id == first), 0)
+            for job in own[begin:]:
+                text = self._jobs.logs(job.submission_id)
+                end = text.rfind("\n") + 1 if follow and job.is_live else len(text)
+                if end > (start := printed.get(job.submission_id, 0)):
+                    printed[job.submission_id] = end
+                    if earlier and not start:
+                        yield f"--- {job.submission_id} ({job.state})\n"
+                    yield text[start:end]
+            if not follow or (not any(job.is_live for job in own) and not self._goes_on(run_key, campaign)):
+                return
+            time.sleep(self._poll_s)
+
+    def finish(self, submission_id: str) -> None:
+        """Wait for a control job. Raises ClusterError with its message when it fails."""
+        while (job := self._jobs.find(submission_id)).is_live:
+            time.sleep(self._first_poll_s)
+        if job.state != "SUCCEEDED":
+            raise ClusterError(f"control: {submission_id} failed. {job.message[-TAIL:]}")
+
+    def withdraw(self, campaign_id: str) -> list[str]:
+        """End a campaign, then every job that it has started; returns the submission ids of those that were alive."""
+        ended: list[str] = []
+        for kinds in (("campaign",), ("train", "validate")):  # the campaign first, else it would start again what has ended
+            own = [job for job in self._jobs.records() if job.campaign == campaign_id and job.kind in kinds]
+            living = [job.submission_id for job in own if job.is_live]
+            for submission_id in living:
+                self._jobs.stop(submission_id)
+            deadline = time.monotonic() + MAX_SILENCE_S
+            while any(self._jobs.find(submission_id).is_live for submission_id in living) and time.monotonic() < deadline:
+                time.sleep(self._first_poll_s)
+            ended += living
+        return ended
+
+    def _log_of(self, job: JobRecord) -> CampaignLog:
+        """A campaign's log; that of one that has ended is read once."""
+        log = self._logs.setdefault(job.submission_id, CampaignLog())
+        if job.submission_id not in self._complete:
+            log.update(self._jobs.logs(job.submission_id))
+            if not job.is_live:
+                self._complete.add(job.submission_id)
+        return log
+
+    def _goes_on(self, run_key: str, campaign: str) -> bool:
+        """True while a living campaign has not brought a run to its end."""
+        job = self._jobs.find(f"campaign-{campaign}")
+        status = self._log_of(job).statuses.get(run_key)
+        return job.is_live and status is not None and not status.state.is_final
+
+
+def _without_campaign(status: RunStatus, job: JobRecord) -> RunStatus:
+    """The last status of a run whose campaign is dead."""
+    reason = f"its campaign {job.campaign} {_end_of(job)}; this is its last report. `nnfleet resume` continues it."
+    return status.model_copy(update={"reason": reason, "seconds_left": None})
+
+
+def _end_of(job: JobRecord) -> str:
+    if job.state == "STOPPED":
+        return "was stopped"
+    lines = [line.strip() for line in job.message.splitlines() if line.strip() and not line.startswith(EVENT_PREFIX)]
+    return f"died ({death(job)}{f': {lines[-1][-200:]}' if job.has_failed_by_itself and lines else ''})"
+
+
+def _death_of(job: JobRecord) -> ClusterError:
+    return ClusterError(
+        f"campaign: {job.submission_id} {'was stopped' if job.state == 'STOPPED' else 'died'}. Its jobs continue; "
+        f"`nnfleet resume`, or the experiment submitted again, follows them.\n{job.message[-TAIL:]}"
+    )

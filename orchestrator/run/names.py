@@ -1,0 +1,85 @@
+"""How a user names runs: the one resolver of names, for statuses, run folders and MLflow alike."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from trainers.contract.errors import ConfigError
+from trainers.contract.names import canonical_trainer, nearest, shown
+
+MAX_LISTED = 20
+LONGEST_SHOWN = 200
+
+
+class Names(NamedTuple):
+    """What a run is called."""
+
+    run_key: str
+    address: str
+    mlflow_run_id: str = ""
+    folder: str = ""
+    """Its run folder; empty where that is not known."""
+
+
+def resolve(wanted: str, names: Sequence[Names], place: str) -> list[int]:
+    """The runs called `wanted`, as indices, at least one: those of this run key or MLflow run id; else those at or below this address;
+    else those whose key or id begins so. `*`, `?` and `[...]` stand for any text within a part of an address, or within a key.
+
+    `names`: of several runs in one folder the last one owns it; it is meant, the others are named by their keys. `place`: where was
+    looked, as in `on this cluster`. Raises ConfigError with what is known when there is none.
+    """
+    if not wanted.strip(" /"):
+        raise ConfigError("run: its name is empty. Name the run by its run key, a beginning of it, its address or its MLflow run id.")
+    owner = {}
+    for i in (matching := _matching(wanted, names)):
+        owner[names[i].folder or i] = i  # where the folder is unknown, each is its own
+    if owner:
+        return [i for i in matching if i in owner.values()]
+    hint = nearest(wanted, [text for name in names for text in (name.run_key, name.address)])
+    raise ConfigError(f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_listed(names)}.")
+
+
+def resolve_one(wanted: str, names: Sequence[Names], place: str) -> int:
+    """The one run called `wanted`, as `resolve` finds it. Raises ConfigError with the candidates when several are."""
+    found = resolve(wanted, names, place)
+    if len(found) == 1:
+        return found[0]
+    candidates = _listed([names[i] for i in found])
+    raise ConfigError(f"run: {shown(wanted, LONGEST_SHOWN)} means {len(found)} runs {place}: {candidates}. Name one by its run key.")
+
+
+def _matching(wanted: str, names: Sequence[Names]) -> list[int]:
+    parts = canonical_address(wanted).split("/")
+    key = wanted if re.search(r"[*?[]", wanted) else f"{wanted}*"
+    return (
+        [i for i, name in enumerate(names) if wanted in (name.run_key, name.mlflow_run_id)]
+        or [i for i, name in enumerate(names) if _is_below(name.address.split("/"), parts)]
+        or [i for i, name in enumerate(names) if fnmatchcase(name.run_key, key) or fnmatchcase(name.mlflow_run_id, key)]
+    )
+
+
+def _is_below(address: Sequence[str], parts: Sequence[str]) -> bool:
+    return len(parts) <= len(address) and all(map(fnmatchcase, address, parts))
+
+
+def canonical_address(text: str) -> str:
+    """An address, or its beginning, as `RunSpec.address` writes it, from what people write: `017/...`, `Dataset017_X/...`, `da5` for the
+    trainer, `fold_0`.
+    """
+    parts = text.strip(" /").split("/")
+    if number := re.fullmatch(r"(?:Dataset)?0*(\d+)(?:_.*)?", parts[0], re.ASCII):
+        parts[0] = number[1]
+    with contextlib.suppress(IndexError, ConfigError):
+        parts[2] = canonical_trainer(parts[2])
+    if len(parts) > 3:
+        parts[3] = parts[3].removeprefix("fold_")
+    return "/".join(parts)
+
+
+def _listed(names: Sequence[Names]) -> str:
+    """`address (run key)` of each, cut."""
+    texts = [f"{name.address} ({name.run_key})" for name in names]
+    more = len(texts) - MAX_LISTED
+    return ", ".join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "") or "none"

@@ -1,0 +1,116 @@
+"""What the verbs ask of a cluster, and how often; what they show of runs that no campaign follows."""
+
+from pathlib import Path
+
+import pytest
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+from orchestrator import api
+from orchestrator.cluster import local_services
+from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.processes import ProcessRecord
+from orchestrator.run.status import RunStatus
+from tests.fake_campaign import Stage
+from tests.unit.orchestrator.campaign.test_follower import FakeJobs
+from trainers.contract.states import RunState
+
+
+class Machine:
+    """This machine with local services and a job server; counts how often each is asked for."""
+
+    def __init__(self, base: Path) -> None:
+        alive = ProcessRecord(name="Ray head", pid=2**22 + 1, started_unix=0.0, mark="none", port=8265)
+        token = base / "token"
+        token.write_text("secret")
+        self.services = Services(ray=alive, mlflow=alive, token_file=token)
+        self.jobs = FakeJobs()
+        self.connections: list[str] = []
+        self.looks_for_services = 0
+        self.health: int | None = 200
+
+    def running(self) -> Services:
+        self.looks_for_services += 1
+        return self.services
+
+    def connect(self, address: str, token: str | None = None) -> FakeJobs:
+        self.connections.append(address)
+        return self.jobs
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    here = Machine(tmp_path)
+    monkeypatch.setattr(local_services, "running", here.running)
+    monkeypatch.setattr(local_services, "_get", lambda port, path: here.health)
+    monkeypatch.setattr("orchestrator.cluster.target.Jobs", here.connect)
+    return here
+
+
+def test_one_status_connects_and_lists_the_jobs_once(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    machine.jobs.campaign("c1", "RUNNING", RunState.RUNNING, 1)
+    seen = api.snapshot()
+    assert [item.run_key for item in (*seen.statuses, *seen.orphaned)] == ["r", run.run_key]
+    assert machine.connections == ["http://127.0.0.1:8265"]
+    assert machine.jobs.reads == ["list", "campaign-c1"]
+    assert machine.looks_for_services == 1
+
+
+def test_looking_again_keeps_the_connection_and_the_logs_of_ended_campaigns(machine: Machine) -> None:
+    machine.jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 1)
+    looks = api.looks()
+    assert [len(next(looks)) for _ in range(3)] == [1, 1, 1]
+    assert len(machine.connections) == 1
+    assert machine.jobs.reads.count("campaign-ended") == 1
+
+
+def test_orphaned_runs_are_those_that_no_campaign_of_the_cluster_follows(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path)
+    run, known = stage.run(0), stage.run(1)
+    stage.campaign(run, known)
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1, run_key=known.run_key)
+    assert api.orphaned() == [], "no folder is known"
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    (orphan,) = api.orphaned()
+    assert orphan.run_key == run.run_key
+    assert orphan.reason.startswith("orphaned: no campaign of this cluster follows it")
+    assert api.orphaned("http://head:8265") == [], "of another machine"
+    assert [item.run_key for item in api.orphaned("http://head:8265", tmp_path / "results")] == [run.run_key]
+    assert [item.run_key for item in api.orphaned("http://127.0.0.1:8265/")] == [run.run_key], "this machine by its address"
+    assert api.snapshot(campaign="c").orphaned == []
+
+
+def test_the_log_of_the_run_that_owns_the_folder_is_meant_by_its_address(machine: Machine) -> None:
+    machine.jobs.campaign("first", "SUCCEEDED", RunState.FAILED_CONFIG, 5, run_key="old-1")
+    machine.jobs.campaign("second", "RUNNING", RunState.RUNNING, 9, run_key="new-1")
+    machine.jobs.add("train-old-1-a1", "train", "FAILED", "old\n", run_key="old-1")
+    machine.jobs.add("train-new-1-a1", "train", "RUNNING", "new\n", run_key="new-1")
+    found: list[RunStatus] = []
+    assert "".join(api.logs("1/3d/t/0", on_found=found.append)) == "new\n"
+    assert [item.run_key for item in found] == ["new-1"]
+    assert "".join(api.logs("old-1")) == "old\n"
+
+
+def test_this_machine_offers_what_ray_would_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert api.this_machine().total["GPU"] == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert api.this_machine().total["GPU"] == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert api.this_machine().total["GPU"] == 4
+
+
+@pytest.mark.parametrize(("health", "outage"), [(200, ""), (None, "MLflow is down")])
+def test_a_server_that_answers_is_not_called_down_though_its_supervisor_died(machine: Machine, health: int | None, outage: str) -> None:
+    machine.health = health
+    for told in (api.tracking_outage(), api.snapshot().outage):
+        assert told.startswith(outage)
+        assert bool(told) == bool(outage)
+    assert api.tracking_outage("http://head:8265") == api.snapshot("http://head:8265").outage == ""
