@@ -100,10 +100,8 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
 
 def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:
     """Everything that can be checked without a worker; a problem here never takes a GPU and, unless a disk is away, is never retried."""
-    from orchestrator.dataset.preflight import check_run
-
     try:
-        problems = retry_storage(lambda: check_run(spec), f"the check of {spec.preprocessed_folder}")
+        problems = retry_storage(lambda: found_problems(spec), f"the check of {spec.preprocessed_folder}")
     except StorageError as err:
         return Outcome(job="training", state="FAILED_CLUSTER", fencing_token=fencing_token, message=str(err))
     except NnfleetError as err:
@@ -111,6 +109,17 @@ def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:
     if not problems:
         return None
     return Outcome(job="training", state="FAILED_CONFIG", fencing_token=fencing_token, message="; ".join(problems))
+
+
+def found_problems(spec: RunSpec) -> list[str]:
+    """Problems of a run's data; without any, of its network, unless it has trained before. Raises NnfleetError."""
+    from orchestrator.dataset.preflight import check_run
+    from orchestrator.training.network_check import network_problem
+
+    if problems := check_run(spec):
+        return problems
+    problem = "" if newest_committed(RunFolder(spec.run_folder)) else network_problem(spec)
+    return [problem] if problem else []
 
 
 def hand_over(folder: RunFolder, spec: RunSpec, fencing_token: int) -> None:
