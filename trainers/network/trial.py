@@ -5,6 +5,7 @@ of stdout. The meta device loads 150 MB of torch's compiler, which whoever asks 
 """
 
 import pydoc
+import re
 import sys
 
 import torch
@@ -32,7 +33,7 @@ def verdict(trial: NetworkTrial) -> NetworkVerdict:
         return NetworkVerdict(unknown=f"{type(err).__name__}: {err}")
     except Exception as err:
         text = f"{type(err).__name__}: {err}"
-        if "meta" in text.lower():  # it asked for numbers, which this device has not
+        if re.search(r"\bmeta\b", text, re.IGNORECASE):  # it asked for numbers, which this device has not
             return NetworkVerdict(unknown=text)
         return NetworkVerdict(refusal=f"the network does not take a patch of {patch} voxels in a batch of {trial.batch}: {text}. {_ADVICE}")
     shapes = [tuple(output.shape[1:]) for output in outputs]
