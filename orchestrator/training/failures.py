@@ -37,7 +37,8 @@ _LOST_NEIGHBOUR = re.compile(
 )
 """How messages of torch's collectives begin, which under gloo have no type of their own; a path within a text says nothing."""
 _OUT_OF_MEMORY = re.compile(
-    r"\b(CUDA|HIP|XPU|MPS backend)( error:)? out of memory\b|Allocator: (can't allocate|not enough) memory\b|\bcannot allocate memory \(12\)",
+    r"\b(CUDA|HIP|XPU|MPS)( backend| error:)? out of memory\b"
+    r"|Allocator: (can't allocate|not enough) memory\b|\bcannot allocate memory \(12\)",
     re.IGNORECASE,
 )
 _KILLED_FOR_MEMORY = re.compile(r"\bkilled due to (memory pressure|the node running low on memory)\b|\bNODE_OUT_OF_MEMORY\b")
