@@ -714,7 +714,7 @@ ROWS: tuple[Row, ...] = (
         "no voxels to draw from",
         lambda p: p.locations({"spacing": (1.0,)}),
         DataError,
-        ("c.pkl tells of no voxels", "no class_locations"),
+        ("c.pkl holds no voxels", "no class_locations"),
     ),
     Row(
         "pkl",

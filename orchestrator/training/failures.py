@@ -1,7 +1,7 @@
 """Failed starts of a run's workers: what kind of failure an error is, and the files that remember it (`failures/<attempt>.json`).
 
 A worker that fails raises its error with the last lines of its log; Ray Train's controller, which also sees the workers that died
-without a word, decides by it and writes it down (`failure_policy.py`).
+without an error, decides by it and writes it down (`failure_policy.py`).
 """
 
 import copy
@@ -183,14 +183,14 @@ def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
         return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
     if _is_from("ray", error, "OutOfMemoryError") or _KILLED_FOR_MEMORY.search(cause):
         advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
-        return "memory", "FAILED_CONFIG", f"was ended for want of memory on its node. {advice} Ray says: {cause}"
+        return "memory", "FAILED_CONFIG", f"was ended because its node ran out of memory. {advice} Ray says: {cause}"
     return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
 
 
 def write_failure(folder: RunFolder, failure: Failure) -> None:
-    """Store why a start failed, in a file of its own. A disk that does not take it is only told: the budgets do not depend on it.
+    """Store why a start failed, in a file of its own. A disk that does not take it is only logged: the budgets do not depend on it.
 
-    Does nothing where the run folder is not to be seen: a folder made there would hide that it is not shared.
+    Does nothing where the run folder cannot be seen: a folder made there would hide that it is not shared.
     """
     try:
         if not folder.own.is_dir():
@@ -205,7 +205,7 @@ def write_failure(folder: RunFolder, failure: Failure) -> None:
 
 
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:
-    """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are passed over with a warning."""
+    """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are skipped with a warning."""
     found: list[Failure] = []
     try:
         paths = sorted(folder.failures.glob("[0-9]*.json"), key=lambda path: path.stem)
@@ -216,5 +216,5 @@ def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]
         try:
             found.append(Failure.model_validate_json(path.read_bytes()))
         except (OSError, ValidationError) as err:
-            log.warning("%s is not readable and is passed over: %s", path, err)
+            log.warning("%s cannot be read and is skipped: %s", path, err)
     return [failure for failure in found if driver in (None, failure.driver)]

@@ -24,7 +24,7 @@ def network_problem(spec: RunSpec) -> str:
     """Why the network of a run's plans cannot be trained, in words; empty when it can, and when that could not be found out."""
     found = _verdict(spec)
     if found is None or found.unknown:
-        why = found.unknown if found else "the process that should tell ended without an answer"
+        why = found.unknown if found else "the checking process ended without an answer"
         log.warning("whether the network of %s takes its patch is not known before a worker starts: %s", spec.run_key, why[:500])
     if found is None or not found.refusal:
         return ""

@@ -1,4 +1,4 @@
-"""What of a configuration's network cannot be, told from its plans alone: pure functions, without torch.
+"""What of a configuration's network cannot be, by its plans alone: pure functions, without torch.
 
 nnU-Net builds U-Nets of dynamic_network_architectures: stage i of the encoder divides its input by `strides[i]`, and the decoder joins each
 stage with the one below, enlarged by the same strides. So every axis of the patch must be divisible by the product of its strides.
@@ -49,9 +49,9 @@ class NetworkVerdict(Frozen):
     """What came of it."""
 
     refusal: str = ""
-    """Why no training with this network can work; empty: it can, as far as shapes tell."""
+    """Why no training with this network can work; empty: it can, as far as shapes show."""
     unknown: str = ""
-    """Why the meta device could not tell."""
+    """Why the meta device could not decide it."""
 
 
 def fault_of_architecture(architecture: Any, patch: Sequence[int] | None) -> str:
@@ -141,7 +141,7 @@ def _fault_of_patch(arguments: Mapping[str, Any], patch: Sequence[int]) -> str:
 
 
 def _rows(arguments: Mapping[str, Any], key: str, axes: int) -> list[list[int]]:
-    """One list of `axes` numbers per stage; empty where the plans do not tell."""
+    """One list of `axes` numbers per stage; empty where the plans do not say."""
     value = arguments.get(key, [])
     stages = value if isinstance(value, list) else [value] * int(arguments.get("n_stages", 1))
     return [entry if isinstance(entry, list) else [entry] * axes for entry in stages]

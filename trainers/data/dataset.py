@@ -210,7 +210,7 @@ def _read_locations(folder: Path, case_id: str) -> ClassLocations:
         return {key: _compact(np.asarray(voxels)) for key, voxels in found.items()}
     except ValueError as err:
         raise DataError(
-            f"preprocessed data: {folder / f'{case_id}.pkl'} tells of no voxels to draw from: {err}. Run {PREPROCESS_COMMAND} again."
+            f"preprocessed data: {folder / f'{case_id}.pkl'} holds no voxels to draw from: {err}. Run {PREPROCESS_COMMAND} again."
         ) from err
 
 
