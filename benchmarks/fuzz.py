@@ -318,7 +318,9 @@ images: true
 
 
 def _plans_document() -> bytes:
-    layers = {"n_stages": 2, "strides": [[1, 1, 1], [2, 2, 2]], "conv_op": "torch.nn.modules.conv.Conv3d", "nonlin": "torch.nn.LeakyReLU"}
+    stages = {"n_stages": 2, "strides": [[1, 1, 1], [2, 2, 2]], "kernel_sizes": [[3, 3, 3], [3, 3, 3]], "features_per_stage": [4, 8]}
+    blocks = {"n_conv_per_stage": [2, 2], "n_conv_per_stage_decoder": [2]}
+    layers = {**stages, **blocks, "conv_op": "torch.nn.modules.conv.Conv3d", "nonlin": "torch.nn.LeakyReLU"}
     network = {"network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet", "arch_kwargs": layers}
     whole = {**CONFIGURATIONS["3d_fullres"], "architecture": {**network, "_kw_requires_import": ["conv_op", "nonlin"]}}
     small = {"inherits_from": "3d_fullres", "batch_size": 4}

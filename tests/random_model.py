@@ -14,7 +14,7 @@ from trainers.contract.files import write_json_atomic
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.network.checkpoint import describe
+from trainers.network.checkpoint import checkpoint_header
 from trainers.network.model import build_network, mirroring_axes
 
 EMA = 0.5
@@ -30,7 +30,7 @@ def random_run(toy: Toy, results: Path, configuration: str = "toy_3d", **overrid
     write_json_atomic(model_folder / "plans.json", plans.content)
     shutil.copy(toy.preprocessed / "dataset.json", model_folder / "dataset.json")
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
-    fixed = describe(spec, plans.content, dataset_json, mirroring_axes(plans.configuration(configuration)))
+    fixed = checkpoint_header(spec, plans.content, dataset_json, mirroring_axes(plans.configuration(configuration)))
     manifests = {name: random_checkpoint(spec, folder, name, fixed, seed) for seed, name in enumerate(spec.validation.checkpoints)}
     commit(spec, folder, manifests)
     return spec, folder

@@ -16,7 +16,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
 
-def differences(present: RunSpec, wanted: RunSpec) -> str:
+def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     """What makes two runs of one folder different, in words: `epochs (1, now 2)`. Pure."""
     found = [
         f"{name} ({getattr(present.schedule, name)}, now {getattr(wanted.schedule, name)})"
@@ -33,7 +33,7 @@ def differences(present: RunSpec, wanted: RunSpec) -> str:
 def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
     """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans.
 
-    A fold that was claimed before is not compared with the model folder again: its run key says that it is the same run.
+    A fold that was acquired before is not compared with the model folder again: its run key says that it is the same run.
     """
     folder = RunFolder(spec.run_folder)
     escape = "Move the folder away or name another nnUNet_results."
@@ -46,7 +46,7 @@ def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
             return [
                 ConfigError(
                     f"results: {folder.root} belongs to the run {present.run_key}, which differs from {spec.run_key} "
-                    f"in {differences(present, spec)}. {escape}"
+                    f"in {run_differences(present, spec)}. {escape}"
                 )
             ]
         strange = [] if any(folder.state.glob("e*_a*.json")) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))

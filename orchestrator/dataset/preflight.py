@@ -26,6 +26,9 @@ from trainers.contract.plans import (
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes, split_dependence
 
+_NEEDED = ("data_identifier", "batch_size", "patch_size", "spacing", "use_mask_for_norm", "batch_dice", "architecture")
+"""What training and validation read of a configuration."""
+
 
 def check_run(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> list[str]:
     """Problems that would stop `spec`, as texts; empty when it can start. For a process of the cluster: it also opens every case.
@@ -60,6 +63,7 @@ def problems_of(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) ->
     found = [
         *_split_problems(spec, data_folder),
         *_batch_problems(spec, configuration),
+        *_channel_problems(spec, configuration, dataset_json),
         *_case_file_problems(spec, data_folder, cases),
         *label_problems(folder, {case: labels[case] for case in cases if case in labels}, known_labels),
         *model_folder_problems(spec, plans),
@@ -90,7 +94,7 @@ def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
             f"configurations: {name!r} of {plans.path} is a cascade (it needs predictions of {configuration['previous_stage']!r}), "
             f"which nnfleet does not train yet. Choose one of {', '.join(alternatives)}."
         )
-    missing = [key for key in ("data_identifier", "batch_size", "patch_size", "architecture") if key not in configuration]
+    missing = [key for key in _NEEDED if key not in configuration]
     if missing:
         raise DataError(
             f"plans: configuration {name!r} of {plans.path} lacks {', '.join(missing)}. "
@@ -173,6 +177,19 @@ def _batch_problems(spec: RunSpec, configuration: Mapping[str, Any]) -> list[Nnf
             )
         ]
     return []
+
+
+def _channel_problems(spec: RunSpec, configuration: Mapping[str, Any], dataset_json: dict[str, Any]) -> list[NnfleetError]:
+    """Settings that the plans hold for each channel, for another number of channels than dataset.json names."""
+    channels = num_input_channels(dataset_json)
+    return [
+        DataError(
+            f"plans: configuration {spec.configuration!r} of {spec.plans} has {len(configuration[key])} entries in {key}, and dataset.json "
+            f"of {spec.dataset} names {channels} channels. Run {PREPROCESS_COMMAND} again."
+        )
+        for key in ("use_mask_for_norm", "normalization_schemes")
+        if len(configuration.get(key, [0] * channels)) != channels
+    ]
 
 
 def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> list[NnfleetError]:

@@ -1,4 +1,4 @@
-"""Problems that are found on the way and told all at once."""
+"""Problems that are collected on the way and reported all at once."""
 
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 

@@ -41,7 +41,7 @@ def _listed(value: Any) -> Any:
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = sorted({str(v) for v in values if values.count(v) > 1})
     if twice:
-        raise ValueError(f"{', '.join(twice)} stands there more than once; name each once")
+        raise ValueError(f"{', '.join(twice)} is listed more than once; list each once")
     return values
 
 
@@ -102,7 +102,7 @@ _Name = Annotated[str, Field(min_length=1), AfterValidator(lambda name: _plain(n
 _Folder = Annotated[Path, AfterValidator(_folder)]
 _NAME = {"type": "string", "minLength": 1}
 _SEED = {"type": "integer", "minimum": 0}
-Names = Annotated[tuple[_Name, ...], *_axis(_NAME)]
+NameList = Annotated[tuple[_Name, ...], *_axis(_NAME)]
 Trainers = Annotated[tuple[Annotated[str, BeforeValidator(_trainer)], ...], *_axis(_NAME)]
 Folds = Annotated[
     tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis({"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}]})
@@ -149,9 +149,9 @@ class Experiment(Schedule):
     """nnU-Net's folder of preprocessed datasets, as the cluster's nodes see it; default: the environment variable of this name."""
     nnUNet_results: _Folder | None = None
     """nnU-Net's folder of trained models, shared by the cluster's nodes; default: the environment variable of this name."""
-    plans: Names = ("nnUNetPlans",)
+    plans: NameList = ("nnUNetPlans",)
     """One or several plans, by file name without `.json`; nnU-Net: nnUNetPlans."""
-    configurations: Names
+    configurations: NameList
     """One or several configurations of the plans, such as `3d_fullres`."""
     trainers: Trainers = ("nnUNetTrainer",)
     """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; nnU-Net: nnUNetTrainer."""

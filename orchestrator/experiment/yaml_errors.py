@@ -25,7 +25,7 @@ _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxoth
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its users read it: `017` is seventeen (YAML 1.1 says octal), and a key that stands twice is an error."""
+    """YAML as its users read it: `017` is seventeen (YAML 1.1 says octal), and a duplicate key is an error."""
 
     def construct_yaml_int(self, node: Any) -> int:
         text = str(self.construct_scalar(node)).replace("_", "")
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is a duplicate", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -81,8 +81,8 @@ def config_error(err: ValidationError, model: type[BaseModel], source: str, root
     """One ConfigError that lists every fault of a document, each with its place."""
     faults = err.errors(include_url=False)
     unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
-    told = [fault for fault in faults if not any(_explains(other, fault, model) for other in unknown)]
-    return ConfigError("\n".join(dict.fromkeys(_sentence(fault, model, source, root) for fault in told)))
+    reported = [fault for fault in faults if not any(_explains(other, fault, model) for other in unknown)]
+    return ConfigError("\n".join(dict.fromkeys(_sentence(fault, model, source, root) for fault in reported)))
 
 
 def _explains(unknown: Any, fault: Any, model: type[BaseModel]) -> bool:

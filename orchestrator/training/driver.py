@@ -1,6 +1,6 @@
 """The training job: `python -m orchestrator.training.driver RUN_FOLDER`, one Ray job per run.
 
-Driver (head node): claim an attempt, check everything, start the publisher, let Ray Train run the workers, deliver what is left,
+Driver (head node): acquire a fencing token, check everything, start the publisher, let Ray Train run the workers, deliver what is left,
 hand over to the full-validation job, write how it ended. Workers (anywhere): the loop of `trainers/training/loop.py`, nothing else.
 Ray restarts the workers whenever one dies, as long as our budgets allow it (`failure_policy.py`); each start continues from the newest
 state in the run folder, not from a checkpoint of Ray's.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
 RESIZE_LOOK_S = 60.0
-"""How often an elastic run looks for room for more workers: each growth restarts all of them."""
+"""How often an elastic run looks for capacity for more workers: each growth restarts all of them."""
 DELIVERY_S = 60.0
 """How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
 
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = True) -> Outcome:
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
-    attempt is claimed; before, raises DataError (its run.json is broken) or StorageError (run or dataset are not to be seen, or the disk
-    takes no claim, for minutes)."""
+    token is acquired; before, raises DataError (its run.json is broken) or StorageError (run or dataset cannot be seen, or the disk does
+    not take the token, for minutes)."""
     from orchestrator.tracking.end_state import publish_end
     from orchestrator.tracking.publisher import Publisher
 
@@ -75,7 +75,7 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
         "pid": os.getpid(),
         "node": this_node(),
     }
-    fencing_token = retry_storage(lambda: acquire_token(folder, driver, info, least_token), f"the claim of {folder.root}")
+    fencing_token = retry_storage(lambda: acquire_token(folder, driver, info, least_token), f"acquiring {folder.root}")
     job = WorkerJob(str(folder.root), driver, fencing_token)
     outcome = preflight(spec, job.fencing_token)
     if outcome is not None:
@@ -85,8 +85,8 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
     publisher = Publisher(folder, job.fencing_token)
     publisher.start()
     try:
-        outcome = fit(spec, folder, job)
-        if not write_outcome(folder, outcome):  # before anything that may take long: whoever asks shall know
+        outcome = run_workers(spec, folder, job)
+        if not write_outcome(folder, outcome):  # before anything that may take long, for whoever asks
             outcome = outcome.model_copy(update={"state": "SUPERSEDED"})
         if outcome.state == "TRAINED" and hands_over:
             hand_over(folder, spec, job.fencing_token)
@@ -100,10 +100,8 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
 
 def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:
     """Everything that can be checked without a worker; a problem here never takes a GPU and, unless a disk is away, is never retried."""
-    from orchestrator.dataset.preflight import check_run
-
     try:
-        problems = retry_storage(lambda: check_run(spec), f"the check of {spec.preprocessed_folder}")
+        problems = retry_storage(lambda: found_problems(spec), f"the check of {spec.preprocessed_folder}")
     except StorageError as err:
         return Outcome(job="training", state="FAILED_CLUSTER", fencing_token=fencing_token, message=str(err))
     except NnfleetError as err:
@@ -111,6 +109,17 @@ def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:
     if not problems:
         return None
     return Outcome(job="training", state="FAILED_CONFIG", fencing_token=fencing_token, message="; ".join(problems))
+
+
+def found_problems(spec: RunSpec) -> list[str]:
+    """Problems of a run's data; without any, of its network, unless it has trained before. Raises NnfleetError."""
+    from orchestrator.dataset.preflight import check_run
+    from orchestrator.training.network_check import network_problem
+
+    if problems := check_run(spec):
+        return problems
+    problem = "" if newest_committed(RunFolder(spec.run_folder)) else network_problem(spec)
+    return [problem] if problem else []
 
 
 def hand_over(folder: RunFolder, spec: RunSpec, fencing_token: int) -> None:
@@ -126,8 +135,8 @@ def hand_over(folder: RunFolder, spec: RunSpec, fencing_token: int) -> None:
         log.warning("the validation job was not submitted from here: %s", err)
 
 
-def fit(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
-    """Let Ray Train run the workers and say how that ended."""
+def run_workers(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> Outcome:
+    """Let Ray Train run the workers and report how that ended."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
@@ -179,7 +188,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
     from orchestrator.training.failure_policy import BudgetPolicy
     from orchestrator.training.gang_trainer import GangTrainer
     from orchestrator.training.save_before_resize import SaveBeforeResize
-    from orchestrator.training.scaling_policy import Allowance, FreeRoom
+    from orchestrator.training.scaling_policy import Allowance, FreeCapacity
 
     resources = {"CPU": float(spec.workers.cpus)}
     if spec.workers.gpus:
@@ -194,7 +203,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
     )
     policies: dict[str, Any] = {"failure_policy": BudgetPolicy(folder, job.driver, job.fencing_token)}
     if spec.workers.is_elastic:
-        policies["scaling_policy"] = FreeRoom(scaling, Allowance.on_this_cluster(spec.run_key))
+        policies["scaling_policy"] = FreeCapacity(scaling, Allowance.on_this_cluster(spec.run_key))
     return GangTrainer(
         train_worker,
         train_loop_config=asdict(job),

@@ -2,14 +2,14 @@
 whether there was progress in between.
 
 Runs in the controller, on the head node, once per failed start. What it counts is in its memory; the files are for people, and for the
-driver, which tells how the job ended.
+driver, which reports how the job ended.
 """
 
 import logging
 import time
 from typing import Any
 
-from ray.train.v2._internal.exceptions import (  # Ray's marks of workers that are gone or find no room
+from ray.train.v2._internal.exceptions import (  # Ray's marks of workers that are gone or find no capacity
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class BudgetPolicy(FailurePolicy):
-    """Starts the workers again as long as the budgets allow it (`budgets.verdict`)."""
+    """Starts the workers again as long as the budgets allow it (`retry_budgets.verdict`)."""
 
     def __init__(self, folder: RunFolder, driver: str, fencing_token: int) -> None:
         super().__init__(FailureConfig())
@@ -40,17 +40,17 @@ class BudgetPolicy(FailurePolicy):
         self._failures: list[Failure] = []
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
-        """RETRY or RAISE. A gang that finds no room in time is no failure: it waits on.
+        """RETRY or RAISE. A gang that finds no capacity in time is no failure: it keeps waiting.
 
-        An error of the controller's own ends the job, also a rank's death while the gang is set up: Ray 2.60 then keeps the room of the
-        half-started gang for ever, from the next one too. The end of the controller frees it, and the campaign starts another job.
+        An error of the controller's own ends the job, also a rank's death while the gang is set up: Ray 2.60 then keeps the resources
+        of the half-started gang for ever, from the next one too. The end of the controller frees it, and the campaign starts another job.
         """
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
-            log.warning("no room for the workers yet, they wait on: %s", cause)
+            log.warning("no capacity for the workers yet, they wait: %s", cause)
             return FailureDecision.RETRY
         found = blame_of(training_failed_error)
-        self._look()
+        self._update_position()
         failure = Failure(
             driver=self._driver,
             fencing_token=self._fencing_token,
@@ -70,8 +70,8 @@ class BudgetPolicy(FailurePolicy):
         log.warning("%s: %s", "the workers start again" if final is None else "the job ends", failure.message)
         return FailureDecision.RETRY if final is None else FailureDecision.RAISE
 
-    def _look(self) -> None:
-        """Number of the start and how far training has come; where the disk does not tell, they are what they were."""
+    def _update_position(self) -> None:
+        """Number of the start and how far training has come; where the disk cannot be read, they stay what they were."""
         try:
             self._position = committed_position(self._folder)
             self._fencing_token = newest_token_of(self._folder, self._driver) or self._fencing_token

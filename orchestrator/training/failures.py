@@ -1,10 +1,11 @@
 """Failed starts of a run's workers: what kind of failure an error is, and the files that remember it (`failures/<attempt>.json`).
 
 A worker that fails raises its error with the last lines of its log; Ray Train's controller, which also sees the workers that died
-without a word, decides by it and writes it down (`failure_policy.py`).
+without an error, decides by it and writes it down (`failure_policy.py`).
 """
 
 import copy
+import errno
 import logging
 import pickle
 import re
@@ -26,9 +27,22 @@ log = logging.getLogger(__name__)
 RECENT_LINES = 40
 MESSAGE_CHARACTERS = 2000
 _EVIDENCE = "nnfleet_evidence"
-_LOST_NEIGHBOUR = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket Timeout", re.IGNORECASE)
-_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
-_KILLED_FOR_MEMORY = re.compile(r"memory pressure|running low on memory|NODE_OUT_OF_MEMORY")  # Ray's own words; every death "may" be an OOM
+_LOST_NEIGHBOUR = re.compile(
+    r"""\A(\w+Error:[ ])?(
+        \[[^]]*\bgloo/[\w./-]+\.(cc|h):\d+\]  # gloo names the line of its own source
+        |gloo\b(?!/) | NCCL\b | application[ ]timeout[ ]caused[ ]pair[ ]closure
+        |(\[[^]]*\][ ])?(connection[ ](closed|reset|refused)|broken[ ]pipe|socket[ ]timeout)\b
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""How messages of torch's collectives begin, which under gloo have no type of their own; a path within a text says nothing."""
+_OUT_OF_MEMORY = re.compile(
+    r"\b(CUDA|HIP|XPU|MPS)( backend| error:)? out of memory\b"
+    r"|Allocator: (can't allocate|not enough) memory\b|\bcannot allocate memory \(12\)",
+    re.IGNORECASE,
+)
+_KILLED_FOR_MEMORY = re.compile(r"\bkilled due to (memory pressure|the node running low on memory)\b|\bNODE_OUT_OF_MEMORY\b")
+"""Ray's own words for the death of an actor; every other death "may" be one for want of memory."""
 
 
 class RecentLog(logging.Handler):
@@ -72,8 +86,14 @@ class Blame:
 def keep_evidence(error: BaseException, where: str, log_text: str) -> None:
     """Attach to an error, where it was raised, its traceback and the end of the log: on its way to the controller the former is lost."""
     trace = "".join(traceback.format_exception(error))
-    log_lines = f"Last lines of its log:\n{log_text}\n" if log_text else ""
-    setattr(error, _EVIDENCE, f"{where}. {log_lines}{trace[-max(0, EVIDENCE_CHARACTERS - len(where) - len(log_lines)) :]}")
+    log_lines = f"Last lines of its log:\n{_tail(log_text, EVIDENCE_CHARACTERS // 2)}\n" if log_text else ""
+    head = f"{where}. {log_lines}"
+    setattr(error, _EVIDENCE, head + _tail(trace, EVIDENCE_CHARACTERS - len(head)))
+
+
+def _tail(text: str, characters: int) -> str:
+    """The end of a text; of length 0 it is empty, where `text[-0:]` would be all."""
+    return text[max(0, len(text) - max(0, characters)) :]
 
 
 def can_be_sent(error: BaseException) -> bool:
@@ -96,20 +116,27 @@ def kind_of(error: BaseException) -> tuple[FailureKind, EndState]:
             return "user", "FAILED_CODE"
     if is_of_storage(error):
         return "cluster", "FAILED_CLUSTER"
-    if type(error).__module__.startswith("ray.exceptions"):  # a loader of the rank's is gone
+    if _is_from("ray", error):  # a loader of the rank's is gone
         return kind_of_death(error)[:2]
     if is_out_of_memory(error):
         return "user", "FAILED_CONFIG"
-    lost = any("Dist" in kind.__name__ and kind.__module__.startswith("torch") for kind in type(error).__mro__)
-    if lost or (isinstance(error, RuntimeError | OSError) and _LOST_NEIGHBOUR.search(str(error))):
+    is_lost = isinstance(error, ConnectionError) or _is_from("torch", error, "DistError")
+    if is_lost or (isinstance(error, RuntimeError) and _LOST_NEIGHBOUR.search(str(error))):
         return "cluster", "FAILED_CLUSTER"  # another rank went away and took this one's connections with it
     return "code", "FAILED_CODE"
 
 
+def _is_from(package: str, error: BaseException, name: str = "") -> bool:
+    """True for an error of a class (called `name`, if given) that is defined in `package`, which need not be loaded here."""
+    return any(kind.__module__.split(".")[0] == package and name in ("", kind.__name__) for kind in type(error).__mro__)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for a GPU or a host that has no memory left for what the run asks of it."""
-    named = any(kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch") for kind in type(error).__mro__)
-    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    is_told = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return is_told or isinstance(error, MemoryError) or _is_from("torch", error, "OutOfMemoryError")
 
 
 def message_of(error: BaseException) -> str:
@@ -154,16 +181,16 @@ def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
     cause = " ".join(str(error).split())
     if getattr(error, "preempted", False):
         return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
-    if _KILLED_FOR_MEMORY.search(cause):
+    if _is_from("ray", error, "OutOfMemoryError") or _KILLED_FOR_MEMORY.search(cause):
         advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
-        return "memory", "FAILED_CONFIG", f"was ended for want of memory on its node. {advice} Ray says: {cause}"
+        return "memory", "FAILED_CONFIG", f"was ended because its node ran out of memory. {advice} Ray says: {cause}"
     return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
 
 
 def write_failure(folder: RunFolder, failure: Failure) -> None:
-    """Store why a start failed, in a file of its own. A disk that does not take it is only told: the budgets do not depend on it.
+    """Store why a start failed, in a file of its own. A disk that does not take it is only logged: the budgets do not depend on it.
 
-    Does nothing where the run folder is not to be seen: a folder made there would hide that it is not shared.
+    Does nothing where the run folder cannot be seen: a folder made there would hide that it is not shared.
     """
     try:
         if not folder.own.is_dir():
@@ -177,7 +204,7 @@ def write_failure(folder: RunFolder, failure: Failure) -> None:
 
 
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:
-    """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are passed over with a warning."""
+    """Failed starts by their number; of one driver only, if it is named. Records that cannot be read are skipped with a warning."""
     found: list[Failure] = []
     try:
         paths = failure_files(folder)
@@ -188,5 +215,5 @@ def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]
         try:
             found.append(Failure.model_validate_json(path.read_bytes()))
         except (OSError, ValidationError) as err:
-            log.warning("%s is not readable and is passed over: %s", path, err)
+            log.warning("%s cannot be read and is skipped: %s", path, err)
     return [failure for failure in found if driver in (None, failure.driver)]

@@ -1,6 +1,6 @@
 """Batches prepared ahead by Ray actors that call the pure function of `trainers/data/samples.py`: nothing forks, nothing is left to chance.
 
-Any actor may prepare any batch, so a batch goes to the actor with the least to do, and one that an actor took to its grave is prepared
+Any actor may prepare any batch, so a batch goes to the actor with the least to do, and one that was lost with its actor is prepared
 again, bit for bit, when Ray has restarted it. Actors take no CPU of Ray's accounting (`num_cpus=0`): the worker that owns them has
 reserved their cores. They stay on its node where they can.
 """

@@ -1,7 +1,7 @@
 """Retry budgets: may a run's workers start again after what has failed? Pure, over records of failures.
 
-The user's own errors are never repeated: the same files would fail again. An error of the code is tried once more, since a sick node can
-look like one. Failures of the cluster are put up with as long as the run makes progress in between. A preemption costs nothing.
+The user's own errors are never repeated: the same files would fail again. An error of the code is tried once more, since an unhealthy
+node can look like one. Failures of the cluster are retried as long as the run makes progress in between. A preemption costs nothing.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ def verdict(failures: Sequence[Failure], position: tuple[int, int]) -> Failure |
             continue
         alike = [f for f in failures if f.kind == failure.kind and (f.position == position or STARTS_WITHOUT_PROGRESS[f.kind] == 1)]
         if len(alike) >= STARTS_WITHOUT_PROGRESS[failure.kind]:
-            return told(alike)
+            return _counted(alike)
     return None
 
 
-def told(alike: Sequence[Failure]) -> Failure:
-    """The last of failures of one kind, saying how often it was tried."""
+def _counted(alike: Sequence[Failure]) -> Failure:
+    """The last of the failures of one kind; its message says how often it was tried."""
     last = alike[-1]
     if len(alike) == 1:
         return last
     where = f"epoch {last.epochs_done}" + (f", iteration {last.iteration}" if last.iteration else "")
-    return last.model_copy(update={"message": f"{last.message} ({len(alike)} starts in a row failed so in {where}.)"})
+    return last.model_copy(update={"message": f"{last.message} ({len(alike)} starts in a row failed like this in {where}.)"})

@@ -1,8 +1,8 @@
-"""How many workers an elastic run gets: Ray Train's elastic policy, told what is free at this moment and what the queue leaves to the run.
+"""How many workers an elastic run gets: Ray Train's elastic policy, given what is free now and the queue's growth limit.
 
 Ray's own policy counts what its training coordinator has promised to the run: whole nodes, whatever else runs on them, looked at every
-20 s. Twice that ends badly: after the death of a node it starts as many workers as before and waits for them in vain, and it ends healthy
-workers for more than there is room for. Here living nodes are asked, and healthy workers are never restarted to become fewer.
+20 s. Twice that ends badly: after the death of a node it starts as many workers as before and never gets them, and it ends healthy
+workers for more than there is capacity for. Here living nodes are asked, and healthy workers are never restarted to become fewer.
 """
 
 import logging
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state  # no public call tells what is free on each node, or which nodes will be taken away
+from ray._private import state  # no public call returns what is free on each node, or which nodes will be taken away
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.util import placement_group_table
 
@@ -55,7 +55,7 @@ class Allowance:
             return None
 
 
-class FreeRoom(ElasticScalingPolicy):
+class FreeCapacity(ElasticScalingPolicy):
     """Decides in Ray Train's controller, on the head node. Still asks Ray's autoscaler for nodes for the most workers."""
 
     def __init__(self, scaling_config: Any, allowance: Allowance) -> None:
@@ -66,7 +66,7 @@ class FreeRoom(ElasticScalingPolicy):
         self._seen: dict[str, dict[str, float]] | None = None
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """More workers where there is room and the queue leaves it; never fewer."""
+        """More workers where there is capacity and the growth limit allows it; never fewer."""
         self._gang = worker_group_state.placement_group_handle.placement_group
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         is_smaller = isinstance(decision, ResizeDecision) and decision.num_workers <= worker_group_state.num_workers
@@ -78,10 +78,10 @@ class FreeRoom(ElasticScalingPolicy):
         return possible if allowed is None else min(possible, allowed)
 
     def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
-        """Room by node: what is free on those that live and stay, with what the run's own workers hold there."""
+        """Capacity by node: what is free on those that live and stay, with what the run's own workers hold there."""
         if time.monotonic() - self._looked_at >= LOOK_S:
             try:
-                self._seen = room_by_node(self._gang)
+                self._seen = capacity_by_node(self._gang)
             except Exception:  # an error here would end the run; without an answer nothing is decided
                 log.exception("the cluster's free resources are not known; asked again")
                 self._seen = None
@@ -104,16 +104,16 @@ def answering(nodes: Sequence[Mapping[str, Any]]) -> set[str]:
         return {node["NodeID"] for node, is_there in zip(nodes, threads.map(answers, nodes), strict=True) if is_there}
 
 
-def room_by_node(gang: Any) -> dict[str, dict[str, float]]:
+def capacity_by_node(gang: Any) -> dict[str, dict[str, float]]:
     """What is free on every node that lives and is not about to be taken away, with what the placement group `gang` holds there."""
     untyped: Any = (ray.nodes, state.available_resources_per_node, state.state.get_draining_nodes)
     nodes, free_by_node, leaving = untyped
     going = leaving()
     living = answering([node for node in nodes() if node["Alive"] and node["NodeID"] not in going])
-    room = {node: dict(free) for node, free in free_by_node().items() if node in living}
+    capacity = {node: dict(free) for node, free in free_by_node().items() if node in living}
     table: Mapping[str, Any] = placement_group_table(gang) if gang is not None else {}
     if table.get("state") != "REMOVED":
         for index, node in table.get("bundles_to_node_id", {}).items():
-            for kind, amount in table["bundles"][index].items() if node in room else ():
-                room[node][kind] = room[node].get(kind, 0.0) + amount
-    return room
+            for kind, amount in table["bundles"][index].items() if node in capacity else ():
+                capacity[node][kind] = capacity[node].get(kind, 0.0) + amount
+    return capacity

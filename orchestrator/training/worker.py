@@ -1,4 +1,4 @@
-"""One worker of a training, in Ray Train's worker group: claims a number for this start, restores, trains, and returns how it ended."""
+"""One worker of a training, in Ray Train's worker group: acquires a fencing token, restores, trains, and returns how it ended."""
 
 import logging
 import os
@@ -26,11 +26,11 @@ class WorkerJob:
     run_folder: str
     driver: str
     fencing_token: int
-    """The driver's own number: its workers start only while no other driver has claimed a later one."""
+    """The driver's own number: its workers start only while no other driver has acquired a later one."""
 
 
 def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
-    """One worker: claim a number for this start, restore, train, and return how it ended."""
+    """One worker: acquire a fencing token for this start, restore, train, and return how it ended."""
     job = WorkerJob(**config)
     folder = RunFolder(Path(job.run_folder))
     recent = RecentLog()
@@ -41,8 +41,8 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
 
         spec = retry_storage(folder.living_spec, f"the start of {folder.root}")
         world = current_world(spec.workers.gpus)
-        what = f"the claim of a start of {folder.root}"
-        fencing_token = world.from_main(retry_storage(lambda: claimed(folder, job, world.world_size), what) if world.is_main else 0)
+        what = f"acquiring a start of {folder.root}"
+        fencing_token = world.from_main(retry_storage(lambda: acquire_start(folder, job, world.world_size), what) if world.is_main else 0)
         return train_here(spec, folder, world, fencing_token)
     except Exception as err:
         sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
@@ -52,8 +52,8 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
         logging.getLogger().removeHandler(recent)
 
 
-def claimed(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
-    """A number for this start of the workers. Raises Superseded when another driver has taken the run: its workers are left alone."""
+def acquire_start(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
+    """A fencing token for this start of the workers. Raises Superseded when another driver has taken the run, whose workers go on."""
     check_driver_fence(folder, job.fencing_token)
     return acquire_token(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
 
@@ -64,7 +64,7 @@ def this_node() -> str:
 
 
 def is_leaving() -> bool:
-    """True once Ray has told this worker that a node of the run will be taken away. `ray.train.get_preemption_info` would be a barrier."""
+    """True once a node of the run is to be taken away, as Ray has notified this worker. `get_preemption_info` would be a barrier."""
     from ray.train.v2._internal.execution.context import get_train_context
 
     return get_train_context().preemption_context.preemption_info is not None

@@ -1,4 +1,4 @@
-"""Which case is validated next, when a case is given up and when a place is sick: a policy of values, without Ray or clock.
+"""Which case is validated next, when its retries are exhausted and when a place is unhealthy: a policy of values, without Ray or clock.
 
 A place is what a worker runs on: a node, or a GPU of one. Where different cases fail in a row while other places do well, the place is
 to blame and not the cases: their tries there do not count.
@@ -29,10 +29,10 @@ def is_finished(result: CaseResult | None, checkpoint_sha256: str, surface_toler
     )
 
 
-FailureKind = Literal["data", "lost", "code"]
+CaseFailureKind = Literal["data", "lost", "code"]
 """The case's files are at fault (never tried again), the worker or what it needs went away, or an error was raised."""
-SICK_AFTER = 2
-"""Different cases that fail in a row at one place, after which it is held to be sick, if another place has finished a case."""
+UNHEALTHY_AFTER = 2
+"""Different cases that fail in a row at one place, after which it counts as unhealthy, if another place has finished a case."""
 LEAST_LIMIT_S = 4 * 3600.0
 TIMES_THE_SLOWEST = 10.0
 
@@ -46,14 +46,14 @@ def case_limit_s(slowest_s: float) -> float:
 class CaseFailure:
     """One try of a case that came to nothing."""
 
-    kind: FailureKind
+    kind: CaseFailureKind
     reason: str
     place: str = ""
 
 
 @dataclass
 class CaseQueue:
-    """Cases that wait, and how each failed. A case that fails goes to the end; after `attempts` failures that count it is given up."""
+    """Cases that wait, and how each failed. A case that fails goes to the end, until `tries` failures count."""
 
     waiting: deque[str]
     tries: int
@@ -75,7 +75,7 @@ class CaseQueue:
         return self.waiting.popleft() if self.waiting else None
 
     def done(self, place: str = "") -> None:
-        """A case was finished at `place`: it is well, and others may turn out to be sick, whose cases then wait again."""
+        """A case was finished at `place`: it is healthy, and others may turn out not to be, whose cases then wait again."""
         self._streaks.pop(place, None)
         self._proven.add(place)
         for case in [case for case in self.exhausted if not self._is_too_often(case)]:
@@ -95,10 +95,10 @@ class CaseQueue:
 
     def is_unhealthy(self, place: str) -> bool:
         """True where cases fail though others are finished elsewhere."""
-        return len(self._streaks.get(place, ())) >= SICK_AFTER and bool(self._proven - {place})
+        return len(self._streaks.get(place, ())) >= UNHEALTHY_AFTER and bool(self._proven - {place})
 
     def reinstate(self, place: str) -> None:
-        """Take a sick place back, because there is no other: what failed there counts from now on."""
+        """Reinstate an unhealthy place, because there is no other: what failed there counts from now on."""
         self._streaks.pop(place, None)
 
     def _is_too_often(self, case_id: str) -> bool:
@@ -107,7 +107,7 @@ class CaseQueue:
 
 
 def end_of(failures: Sequence[Sequence[CaseFailure]]) -> EndState:
-    """How a validation ends whose given-up cases failed so: bad data outweigh all; the cluster is to blame only where nothing else is."""
+    """How a validation ends whose exhausted cases failed so: bad data outweigh all; the cluster is to blame only where nothing else is."""
     kinds = {failure.kind for tries in failures for failure in tries}
     if "data" in kinds:
         return "FAILED_CONFIG"
@@ -115,10 +115,10 @@ def end_of(failures: Sequence[Sequence[CaseFailure]]) -> EndState:
 
 
 def failure_message(name: CheckpointName, failures: Mapping[str, Sequence[CaseFailure]], total: int) -> str:
-    """What the user reads when cases were given up."""
+    """What the user reads when the retries of cases are exhausted."""
     listed = "; ".join(f"{case} (tried {_times(len(tries))}): {tries[-1].reason}" for case, tries in sorted(failures.items()))
     return (
-        f"full validation ({name}): {len(failures)} of {total} cases were given up: {listed} "
+        f"full validation ({name}): {len(failures)} of {total} cases failed: {listed} "
         "The other cases are done and kept: repair these and validate again."
     )
 

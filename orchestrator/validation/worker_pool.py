@@ -1,7 +1,7 @@
-"""The workers of a full validation: Ray actors, each with the network loaded once and one case in flight.
+"""The workers of a full validation: Ray actors, each with the network loaded once and one pending call.
 
-An actor that dies, or whose case takes for ever, is replaced and the case tried again. One at an unhealthy place (`case_queue.py`) is
-quarantined, holding what it has reserved so that no replacement lands there, and gets cases again only when nobody else is left.
+An actor that dies, or whose case never ends, is replaced and the case tried again. One at an unhealthy place (`case_queue.py`) is
+quarantined: it holds what it has reserved, so that no replacement lands there, and gets cases again only when nobody else is left.
 """
 
 import logging
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 POLL_S = 1.0
 WAIT_REPORT_S = 60.0
-"""After this long without a free worker the log says what is waited for, and again after each such span."""
+"""After this long without a free worker the log reports what is waited for, and again after each such span."""
 
 
 def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "") -> "CasePredictor":
@@ -115,7 +115,7 @@ class PendingCall:
 
 @dataclass
 class Pool:
-    """Actors of one checkpoint and the cases in flight on them. `run` returns when every case is done or its retries are exhausted."""
+    """Actors of one checkpoint and their pending calls. `run` returns when every case is done or its retries are exhausted."""
 
     folder: RunFolder
     spec: RunSpec
@@ -128,7 +128,7 @@ class Pool:
     _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
     _quarantined: list[tuple[Any, str]] = field(default_factory=list)
-    """Actors at unhealthy places, with these; "" where the network did not load, and the actor only holds the room."""
+    """Actors at unhealthy places, with these; "" where the network did not load, and the actor only holds its resources."""
     _is_stopping: bool = False
     """Somebody asked for a stop after the cases in work."""
     _loading_losses: int = 0
@@ -141,22 +141,22 @@ class Pool:
 
         Raises Stopped, CheckpointError (the network does not load), StorageError (a disk is away from here too) or ClusterError.
         """
-        last_heartbeat = time.monotonic()
+        last_report = time.monotonic()
         self._done = len(self.spec.val_cases) - len(self.queue.waiting)
         self._report_cases()
         try:
             self._look_for_stop()
             for _ in range(0 if self._is_stopping else count):
                 self._start_worker()
-            while self._pending and (self._has_more_to_give() or self._is_case_in_work()):  # else nobody needs the workers that load
+            while self._pending and (self._has_more_to_give() or self._is_case_in_work()):  # else nobody needs the workers that still load
                 ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=POLL_S)
                 self._look_for_stop()
                 for call in ready:
                     self._on_result(call)
                 self._end_overdue()
                 if self._has_more_to_give() and self._quarantined and self._nobody_works():
-                    self._take_back()
-                last_heartbeat = time.monotonic() if ready else self._report_waiting(last_heartbeat)
+                    self._reinstate()
+                last_report = time.monotonic() if ready else self._report_waiting(last_report)
             if self._is_stopping and self.queue.waiting:
                 raise Stopped
         finally:
@@ -212,7 +212,7 @@ class Pool:
 
     def _give_next(self, actor: Any, place: str) -> None:
         if self.queue.is_unhealthy(place) and self._pending:
-            log.warning("cases fail at %s that others can do: its worker gets no more while there are others", place)
+            log.warning("cases fail at %s that others can do: its worker is quarantined while there are others", place)
             self._quarantined.append((actor, place))
             return
         case_id = self.queue.next() if self._has_more_to_give() else None
@@ -225,12 +225,12 @@ class Pool:
         return any(pending.case_id is not None for pending in self._pending.values())
 
     def _nobody_works(self) -> bool:
-        """True when no case is in work and whoever was started has not come, perhaps for want of what those in quarantine hold."""
+        """True when no case is in work and whoever was started has not loaded, perhaps for want of what the quarantined hold."""
         long_ago = time.monotonic() - WAIT_REPORT_S
         return not self._is_case_in_work() and all(pending.started < long_ago for pending in self._pending.values())
 
-    def _take_back(self) -> None:
-        """Nobody else is left: the unhealthy places have to do, and what fails there counts."""
+    def _reinstate(self) -> None:
+        """Nobody else is left: the unhealthy places are reinstated, and what fails there counts."""
         quarantined, self._quarantined = self._quarantined, []
         for actor, place in quarantined:
             if not place:
@@ -240,7 +240,7 @@ class Pool:
             self._give_next(actor, place)
 
     def _loading_failed(self, pending: PendingCall, cause: BaseException) -> None:
-        """A worker did not come to work: it is replaced some times, then done without. An error of ours that nobody escapes is raised."""
+        """A worker did not come to work: it is replaced some times, then left out. An error of ours that nobody escapes is raised."""
         if getattr(cause, "preempted", False):  # its node was taken away, which says nothing of the others
             log.warning("the node on which a worker of %s loaded the network was taken away: another worker takes its place", self.name)
             ray.kill(pending.actor)
@@ -278,7 +278,7 @@ class Pool:
             self.folder.living_spec()
             case_sizes(self.spec, [case_id])
         kind = "data" if is_data else "lost" if is_of_disk else "code"
-        self._entry(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", pending.place), error)  # type: ignore[arg-type]
+        self._note(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", pending.place), error)  # type: ignore[arg-type]
         if is_data:
             self._give_next(pending.actor, pending.place)
         else:
@@ -291,7 +291,7 @@ class Pool:
             self.queue.waiting.appendleft(case_id)
         else:
             reason = "its worker died, often for want of memory; see the Ray log of the node."
-            self._entry(case_id, CaseFailure("lost", reason, pending.place), error)
+            self._note(case_id, CaseFailure("lost", reason, pending.place), error)
         self._replace()
 
     def _end_overdue(self) -> None:
@@ -304,23 +304,21 @@ class Pool:
             del self._pending[call]
             ray.kill(pending.actor)
             reason = f"it was not done after {limit_s / 3600:.1f} h, so its worker was ended."
-            self._entry(pending.case_id, CaseFailure("lost", reason, pending.place), reason)
+            self._note(pending.case_id, CaseFailure("lost", reason, pending.place), reason)
             self._replace()
 
-    def _entry(self, case_id: str, failure: CaseFailure, error: object) -> None:
+    def _note(self, case_id: str, failure: CaseFailure, error: object) -> None:
         again = self.queue.failed(case_id, failure)
-        log.warning(
-            "case %s of %s failed (%s): %s", case_id, self.name, "it is tried again" if again else "retries exhausted", failure.reason
-        )
+        log.warning("case %s of %s failed (%s): %s", case_id, self.name, "it is retried" if again else "retries exhausted", failure.reason)
         self.evidence.append(f"{case_id}, {failure.place}: {click.unstyle(str(error))}"[-3000:])
 
     def _replace(self) -> None:
         if self._has_more_to_give():
             self._start_worker()
 
-    def _report_waiting(self, last_heartbeat: float) -> float:
-        if time.monotonic() - last_heartbeat < WAIT_REPORT_S:
-            return last_heartbeat
+    def _report_waiting(self, last_report: float) -> float:
+        if time.monotonic() - last_report < WAIT_REPORT_S:
+            return last_report
         loading = sum(pending.case_id is None for pending in self._pending.values())
         running = [pending.case_id for pending in self._pending.values() if pending.case_id is not None]
         workers = self.spec.workers

@@ -57,7 +57,7 @@ class Training(threading.Thread):
 
     def run(self) -> None:
         job = WorkerJob(str(self.folder.root), "driver", acquire_token(self.folder, "driver"))
-        self.outcome = driver.fit(self.folder.spec(), self.folder, job)
+        self.outcome = driver.run_workers(self.folder.spec(), self.folder, job)
 
     @property
     def rows(self) -> tuple[EpochRow, ...]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from orchestrator.run.outcome import Outcome
-from orchestrator.training.driver import fit
+from orchestrator.training.driver import run_workers
 from orchestrator.training.failures import read_failures
 from orchestrator.training.worker import WorkerJob
 from tests.conftest import Toys
@@ -63,7 +63,7 @@ def folder_of(toy: Toy, base: Path, **overrides: Any) -> RunFolder:
 
 
 def train(folder: RunFolder, driver: str = "first") -> Outcome:
-    return fit(folder.spec(), folder, WorkerJob(str(folder.root), driver, acquire_token(folder, driver)))
+    return run_workers(folder.spec(), folder, WorkerJob(str(folder.root), driver, acquire_token(folder, driver)))
 
 
 def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:

@@ -217,7 +217,7 @@ def test_a_case_that_kills_its_worker_fails_alone(toys: Toys, tmp_path: Path) ->
     assert outcome.state == "FAILED_CLUSTER"
     done = {path.stem for path in folder.cases("best").glob("*.json")}
     (failed,) = set(spec.val_cases) - done
-    assert f"1 of 2 cases were given up: {failed} (tried once): its worker died" in outcome.message
+    assert f"1 of 2 cases failed: {failed} (tried once): its worker died" in outcome.message
     assert not (folder.validation("best") / "summary.json").exists()
 
 
@@ -264,7 +264,7 @@ def test_a_corrupt_case_fails_alone_and_is_named(toys: Toys, tmp_path: Path) -> 
     broken.write_bytes(b"\x00" * 1000)
     outcome = run_validation(folder, delivery_waits_s=())
     assert outcome.state == "FAILED_CONFIG"
-    assert f"1 of 2 cases were given up: {corrupt} (tried once): DataError: preprocessed" in outcome.message
+    assert f"1 of 2 cases failed: {corrupt} (tried once): DataError: preprocessed" in outcome.message
     assert str(broken.parent) in outcome.message
     assert "blosc2" in outcome.evidence
     assert "\x1b" not in outcome.evidence

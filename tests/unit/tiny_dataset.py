@@ -11,14 +11,15 @@ import blosc2
 import nibabel
 import numpy as np
 
+_COMMON = {"spacing": [1.0, 1.0, 1.0], "use_mask_for_norm": [False], "batch_dice": False}
 CONFIGURATIONS: dict[str, Any] = {
-    "2d": {"data_identifier": "nnUNetPlans_2d", "batch_size": 12, "patch_size": [8, 8], "architecture": {"arch_kwargs": {}}},
+    "2d": {**_COMMON, "data_identifier": "nnUNetPlans_2d", "batch_size": 12, "patch_size": [8, 8], "architecture": {"arch_kwargs": {}}},
     "3d_fullres": {
+        **_COMMON,
         "data_identifier": "nnUNetPlans_3d_fullres",
         "batch_size": 3,
         "patch_size": [8, 8, 8],
         "architecture": {"arch_kwargs": {"n_stages": 2}},
-        "batch_dice": False,
     },
     "small": {"inherits_from": "3d_fullres", "batch_size": 2},
     "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},

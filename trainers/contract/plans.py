@@ -4,24 +4,20 @@ Sources for the formats: nnunetv2/utilities/plans_handling/plans_handler.py (inh
 nnunetv2/utilities/label_handling/label_handling.py (labels, regions, ignore label), nnU-Net's documentation of dataset_format.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from trainers.contract.architecture import MAX_SIZE, fault_of_architecture, is_size
 from trainers.contract.errors import ConfigError, DataError
 from trainers.contract.files import read_json
 from trainers.contract.names import LONGEST_CASE, Fold, fault_of_case, fault_of_name, nearest, shown
 
 PREPROCESS_COMMAND = "nnUNetv2_plan_and_preprocess"
-MAX_SIZE = 100_000
-"""Largest batch and longest axis of a patch that plans may ask for."""
-_BUILDABLE = re.compile(
-    r"dynamic_network_architectures\.(architectures|building_blocks)(\.[a-z_]\w*)?\.[A-Z]\w*|torch\.nn(\.modules(\.[a-z_]\w*)?)?\.[A-Z]\w*",
-    re.ASCII,
-)
-"""Classes that plans may name. nnU-Net imports and calls whatever stands there; a longer path reaches functions that load code."""
 
 
 @dataclass(frozen=True)
@@ -72,39 +68,23 @@ def fault_of_configuration(settings: dict[str, Any]) -> str:
     identifier = settings.get("data_identifier", "")
     if "data_identifier" in settings and (not isinstance(identifier, str) or (fault := fault_of_name(identifier, LONGEST_CASE))):
         return f"data_identifier {shown(identifier)} {fault if isinstance(identifier, str) else 'is no text'}"
-    if "batch_size" in settings and not _is_size(settings["batch_size"]):
+    if "batch_size" in settings and not is_size(settings["batch_size"]):
         return f"batch_size must be a whole number from 1 to {MAX_SIZE}, got {shown(settings['batch_size'])}"
     patch = settings.get("patch_size")
-    if "patch_size" in settings and not (isinstance(patch, list) and len(patch) in (2, 3) and all(map(_is_size, patch))):
+    if "patch_size" in settings and not (isinstance(patch, list) and len(patch) in (2, 3) and all(map(is_size, patch))):
         return f"patch_size must be two or three whole numbers from 1 to {MAX_SIZE}, got {shown(patch)}"
-    if (masks := settings.get("use_mask_for_norm", [])) is not None and not isinstance(masks, list):
-        return f"use_mask_for_norm must be a list, got {shown(masks)}"
-    fault = _fault_of_architecture(settings["architecture"]) if "architecture" in settings else ""
-    if fault or "architecture" not in settings or patch is None:
-        return fault
-    strides = settings["architecture"].get("arch_kwargs", {}).get("strides", [])
-    if not isinstance(strides, list) or not all(
-        _is_size(s) or (isinstance(s, list) and len(s) == len(patch) and all(map(_is_size, s))) for s in strides
-    ):
-        return f"strides must be whole numbers from 1, or lists of {len(patch)} of them, got {shown(strides)}"
-    return ""
+    if "spacing" in settings and not _is_spacing(settings["spacing"], 3 if patch is None else len(patch)):
+        return f"spacing must be a positive number of mm for each axis of patch_size, got {shown(settings['spacing'])}"
+    for key in ("use_mask_for_norm", "normalization_schemes"):
+        if not isinstance(settings.get(key, []), list):
+            return f"{key} must be a list with an entry per channel, got {shown(settings[key])}"
+    return fault_of_architecture(settings["architecture"], patch) if "architecture" in settings else ""
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_SIZE
-
-
-def _fault_of_architecture(architecture: Any) -> str:
-    """nnU-Net imports and calls what an architecture names: only networks of its own library and layers of torch are let through."""
-    arguments = architecture.get("arch_kwargs", {}) if isinstance(architecture, dict) else None
-    imported = architecture.get("_kw_requires_import", []) if isinstance(arguments, dict) else None
-    if not isinstance(arguments, dict) or not isinstance(imported, list) or not all(isinstance(key, str) for key in imported):
-        return "architecture must hold arch_kwargs (an object) and _kw_requires_import (a list of its keys)"
-    named = [architecture.get("network_class_name"), *(arguments.get(key) for key in imported)]
-    for name in named:
-        if name is not None and not (isinstance(name, str) and _BUILDABLE.fullmatch(name)):
-            return f"architecture names {shown(name)}, and nnfleet builds from classes of dynamic_network_architectures and torch.nn alone"
-    return ""
+def _is_spacing(value: Any, axes: int) -> bool:
+    """One length per axis; for patches of slices nnU-Net also takes three (nnunetv2/preprocessing/preprocessors)."""
+    lengths = value if isinstance(value, list) else []
+    return len(lengths) in {axes, 3} and all(type(mm) in (int, float) and 0 < mm < math.inf for mm in lengths)
 
 
 def load_plans(dataset_folder: Path, plans_name: str) -> Plans:
@@ -130,6 +110,10 @@ def load_plans(dataset_folder: Path, plans_name: str) -> Plans:
     reader = content.get("image_reader_writer", "SimpleITKIO")
     if not isinstance(reader, str) or not re.fullmatch(r"[A-Z]\w*", reader, re.ASCII):
         raise DataError(f"plans: image_reader_writer of {path} must be the name of a reader of nnU-Net's, got {shown(reader)}. Repair it.")
+    for key in ("transpose_forward", "transpose_backward"):
+        axes = content.get(key, [0, 1, 2])
+        if not isinstance(axes, list) or tuple(axes) not in permutations(range(3)):
+            raise DataError(f"plans: {key} of {path} must name each of the axes 0, 1, 2 once, got {shown(axes)}. Repair it.")
     return Plans(plans_name, path, content)
 
 

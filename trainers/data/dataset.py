@@ -9,14 +9,14 @@ import functools
 import logging
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cached
 
 from trainers.contract.errors import ConfigError, DataError
 from trainers.contract.names import Recipe
@@ -89,29 +89,13 @@ def target_scales(configuration: Mapping[str, Any]) -> tuple[tuple[float, ...], 
     return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[:-1]
 
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 
-@dataclass
-class _Recent(Generic[K, V]):
-    """The values used last, as many as fit into `limit` (in the unit of `size`, at least one)."""
-
-    make: Callable[[K], V]
-    size: Callable[[V], int]
-    limit: int
-    held: "OrderedDict[K, V]" = field(default_factory=OrderedDict)
-    total: int = 0
-
-    def __call__(self, key: K) -> V:
-        if key in self.held:
-            self.held.move_to_end(key)
-            return self.held[key]
-        value = self.held[key] = self.make(key)
-        self.total += self.size(value)
-        while self.total > self.limit and len(self.held) > 1:
-            self.total -= self.size(self.held.popitem(last=False)[1])
-        return value
+def recent(make: Callable[[str], V], size: Callable[[V], int], limit: int) -> Callable[[str], V]:
+    """`make`, remembering the values used last: as many as fit into `limit` (in the unit of `size`), and always the last one."""
+    held: LRUCache[str, V] = LRUCache(limit, lambda value: min(size(value), limit))  # a larger one is not to be read again at once
+    return cached(held, key=str)(make)
 
 
 @dataclass(frozen=True)
@@ -193,8 +177,8 @@ def _opened(spec: RunSpec) -> TrainingData:
         scales=target_scales(configuration),
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
-        _arrays=_Recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),
-        _locations=_Recent(functools.partial(_read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
+        _arrays=recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),
+        _locations=recent(functools.partial(_read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
     )
 
 
@@ -226,7 +210,7 @@ def _read_locations(folder: Path, case_id: str) -> ClassLocations:
         return {key: _compact(np.asarray(voxels)) for key, voxels in found.items()}
     except ValueError as err:
         raise DataError(
-            f"preprocessed data: {folder / f'{case_id}.pkl'} tells of no voxels to draw from: {err}. Run {PREPROCESS_COMMAND} again."
+            f"preprocessed data: {folder / f'{case_id}.pkl'} holds no voxels to draw from: {err}. Run {PREPROCESS_COMMAND} again."
         ) from err
 
 

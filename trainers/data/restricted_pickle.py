@@ -204,7 +204,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def _finished(value: Any, depth: int, known: dict[int, Any]) -> Any:
-    """`value` with every array complete. What stands there twice is finished once: memory stays that of the file."""
+    """`value` with every array complete. What is there twice is finished once: memory stays that of the file."""
     if isinstance(value, str | bytes | bool | int | float | complex | np.generic | np.ndarray) or value is None:
         return value
     if depth > MAX_DEPTH:

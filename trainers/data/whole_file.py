@@ -1,4 +1,4 @@
-"""Is an image file as long as its header says? SimpleITK reads a NIfTI file that was cut without a word, with zeros for what is missing."""
+"""Is an image file as long as its header says? SimpleITK silently reads a NIfTI file that was cut, with zeros for what is missing."""
 
 import gzip
 import math

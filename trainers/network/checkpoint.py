@@ -23,7 +23,9 @@ from trainers.contract.storage import find_outage
 Checkpoint = dict[str, Any]
 
 
-def describe(spec: RunSpec, plans: dict[str, Any], dataset_json: dict[str, Any], mirroring_axes: tuple[int, ...] | None) -> Checkpoint:
+def checkpoint_header(
+    spec: RunSpec, plans: dict[str, Any], dataset_json: dict[str, Any], mirroring_axes: tuple[int, ...] | None
+) -> Checkpoint:
     """The part of a checkpoint that stays the same over a run: what nnU-Net needs to build the network and to predict."""
     return {
         "trainer_name": checkpoint_trainer_name(spec.trainer),

@@ -17,7 +17,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
 from trainers.contract.storage import retry_storage
-from trainers.network.checkpoint import Checkpoint, describe, read_checkpoint
+from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint
 from trainers.network.learner import Learner, as_list, sgd
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
@@ -153,7 +153,7 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
 def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:
     """The writer of rank 0, standing where the restored state stands."""
     dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
-    fixed: Checkpoint = describe(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
+    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
     writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs)
     writer.start_from(restored)
     return writer

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
-from orchestrator.dataset.preflight import check_run
+from orchestrator.dataset.preflight import check_run, usable_configuration
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import single_training
 from tests.away import Away
 from tests.conftest import Toys
-from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset
+from tests.nnunet_beside import configuration
+from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.files import write_json_atomic
+from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.split_batch import split_dependence
@@ -45,6 +47,8 @@ def test_what_nnunet_preprocessed_passes(toys: Toys, tmp_path: Path, kind: str) 
     specs = [expand(single_training(toy.name, "toy_3d", fold, workers={"gpus": 0}, **folders))[0] for fold in (0, "all")]
     assert [check_run(spec) for spec in specs] == [[], []]
     assert set(specs[0].train_cases) | set(specs[0].val_cases) == set(specs[1].train_cases)
+    plans = load_plans(toy.preprocessed, "nnUNetPlans")
+    assert {"2d", "3d_fullres", "toy_aniso"} <= {name for name in plans.configurations if usable_configuration(plans, name)}
 
 
 def _remove(path: Path) -> None:
@@ -63,7 +67,7 @@ BROKEN: list[tuple[str, Callable[[Tiny, RunSpec], object], str]] = [
     (
         "old plans",
         lambda t, s: t.write_plans(configurations={"3d_fullres": {"data_identifier": "x"}}),
-        "lacks batch_size, patch_size, architecture",
+        "lacks batch_size, patch_size, spacing, use_mask_for_norm, batch_dice, architecture",
     ),
     ("circular plans", lambda t, s: t.write_plans(configurations={"3d_fullres": {"inherits_from": "3d_fullres"}}), "inherits from itself"),
     ("no configuration", lambda t, s: t.write_plans(configurations={"3d_fulres": {}}), "Did you mean '3d_fulres'?"),
@@ -118,6 +122,25 @@ def test_bad_data_are_refused(tiny: Tiny, spec: RunSpec, name: str, damage: Call
     problems = check_run(spec)
     assert len(problems) == 1
     assert message in problems[0]
+
+
+def _with(tiny: Tiny, **settings: Any) -> None:
+    tiny.write_plans(configurations={"3d_fullres": {**CONFIGURATIONS["3d_fullres"], **settings}})
+
+
+def test_a_patch_that_its_strides_do_not_divide_is_refused_before_anything_is_submitted(tiny: Tiny) -> None:
+    network = configuration(3)["architecture"]
+    _with(tiny, architecture=network, patch_size=[20, 16, 16])
+    with pytest.raises(DataError, match=r"'3d_fullres' of .*nnUNetPlans.json: patch_size \[20, 16, 16\] must be divisible by \[8, 8, 8\]"):
+        expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+    _with(tiny, architecture=network, patch_size=[24, 16, 16])
+    assert len(expand(single_training(17, "3d_fullres", 0, **tiny.folders))) == 1
+
+
+def test_plans_for_another_number_of_channels_are_refused(tiny: Tiny) -> None:
+    _with(tiny, use_mask_for_norm=[False, True])
+    with pytest.raises(DataError, match=r"has 2 entries in use_mask_for_norm, and dataset.json of Dataset017_Tiny names 1 channels"):
+        expand(single_training(17, "3d_fullres", 0, **tiny.folders))
 
 
 def test_many_damaged_cases_are_one_problem(tiny: Tiny, spec: RunSpec) -> None:

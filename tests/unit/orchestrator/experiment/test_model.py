@@ -65,7 +65,7 @@ REFUSED = [
     ("dataset: 17\nconfigurations: [a/b]", "e.yaml:2: configurations.0: got 'a/b':"),
     ("dataset: 17\nconfigurations: 2d\ntrainers: DA6", "'DA6' is not a trainer of nnfleet. Did you mean 'da5'?"),
     ("dataset: 17\nconfigurations: 2d\ntrainers: nnUNetTrainerDA", "Did you mean 'nnUNetTrainerDA5'?"),
-    ("dataset: 17\nconfigurations: 2d\ntrainers: [default, nnUNetTrainer]", "nnUNetTrainer stands there more than once; name each once."),
+    ("dataset: 17\nconfigurations: 2d\ntrainers: [default, nnUNetTrainer]", "nnUNetTrainer is listed more than once; list each once."),
     (
         "dataset: 17\nconfigurations: 2d\nfolds: [0, -1]",
         "e.yaml:3: folds.1: got -1: a fold is `all` or must be a whole number from 0, got -1.",
@@ -86,7 +86,7 @@ REFUSED = [
         "dataset: 17\nconfigurations: 2d\nvalidation: {checkpoints: [latest]}",
         "validation.checkpoints.0: got 'latest': must be 'best' or 'final'.",
     ),
-    ("dataset: 17\ndataset: 18\nconfigurations: 2d", "e.yaml:2: not valid YAML: the key 'dataset' stands twice"),
+    ("dataset: 17\ndataset: 18\nconfigurations: 2d", "e.yaml:2: not valid YAML: the key 'dataset' is a duplicate"),
     ("dataset: [17", "not valid YAML"),
     ("- 17", "the file must hold keys and values (such as `dataset: 17`), got [17]."),
     ("", "e.yaml: the file is empty. It needs at least `dataset` and `configurations`."),

@@ -9,7 +9,7 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from orchestrator.run.failure import Failure, FailureKind, newest_failure
-from orchestrator.run.outcome import EndState
+from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState
 from orchestrator.training.failures import (
     RankError,
     blame,
@@ -24,6 +24,8 @@ from orchestrator.training.failures import (
 from orchestrator.training.retry_budgets import verdict
 from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.contract.run_folder import RunFolder
+
+GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp"
 
 
 class NodeDied(Exception):
@@ -75,10 +77,59 @@ def folder(tmp_path: Path) -> RunFolder:
         (OutOfMemoryError("Task was killed due to the node running low on memory."), "memory", "FAILED_CONFIG"),
         (RuntimeError("shape '[2]' is invalid"), "code", "FAILED_CODE"),
         (KeyError("gloomy"), "code", "FAILED_CODE"),
+        (
+            RuntimeError(f"[{GLOO}/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete"),
+            "cluster",
+            "FAILED_CLUSTER",
+        ),
+        (RuntimeError(f"[enforce fail at {GLOO}/device.cc:84] ifa != nullptr. Unable to find address"), "cluster", "FAILED_CLUSTER"),
+        (RuntimeError("Gloo connectFullMesh failed with [x] no error"), "cluster", "FAILED_CLUSTER"),
+        (RuntimeError("Application timeout caused pair closure"), "cluster", "FAILED_CLUSTER"),
+        (RuntimeError("DistNetworkError: Connection reset by peer"), "cluster", "FAILED_CLUSTER"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "cluster", "FAILED_CLUSTER"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "user", "FAILED_CONFIG"),
+        (RuntimeError("CUDA error: out of memory"), "user", "FAILED_CONFIG"),
     ],
 )
 def test_an_error_names_the_guilty_party(error: Exception, kind: str, state: str) -> None:
     assert kind_of(error) == (kind, state)
+
+
+class DistError(RuntimeError):
+    """Not torch's."""
+
+
+DistError.__module__ = "torchio.transforms"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cannot read /mnt/igloo/case_1.b2nd"),
+        RuntimeError("/mnt/gloo/case_1.b2nd: bad magic number"),
+        RuntimeError("gloo/case_1.b2nd is broken"),
+        RuntimeError("[/mnt/gloo/case_1.b2nd:12] is broken"),
+        RuntimeError("the plug-in gave 'Connection reset by peer' for the label of case_1"),
+        RuntimeError("no file /opt/NCCL/conf"),
+        RuntimeError("NCCL_TOPO_FILE names no file"),
+        RuntimeError("the room 'out of memory lane' has no label"),
+        RuntimeError("plans: not enough memory_gib for norm Instance"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/mnt/gloo/Connection reset"),
+        ValueError("Connection closed"),
+        DistError("odd"),
+    ],
+)
+def test_words_of_the_cluster_in_a_users_error_do_not_move_the_blame(error: Exception) -> None:
+    assert kind_of(error) == ("code", "FAILED_CODE")
+
+
+def test_only_rays_own_words_for_a_death_blame_the_memory() -> None:
+    assert kind_of_death(OutOfMemoryError("3 worker(s) were killed due to the node running low on memory."))[0] == "memory"
+    assert (
+        kind_of_death(NodeDied("The object cannot be reconstructed: its lineage has been evicted to reduce memory pressure."))[0]
+        == "cluster"
+    )
+    assert kind_of_death(NodeDied("class_name: NODE_OUT_OF_MEMORYLESS"))[0] == "cluster"
 
 
 def test_out_of_memory_says_what_to_change() -> None:
@@ -118,6 +169,18 @@ def test_what_a_rank_told_of_its_error_is_the_evidence() -> None:
     assert found.evidence.startswith("On node n. Last lines of its log:\nepoch 3\nTraceback")
     assert 'raise ValueError("odd")' in found.evidence
     assert (found.kind, found.state) == ("code", "FAILED_CODE")
+
+
+@pytest.mark.parametrize("log_characters", [0, 10, EVIDENCE_CHARACTERS // 2, EVIDENCE_CHARACTERS, 3 * EVIDENCE_CHARACTERS])
+def test_evidence_keeps_its_bound_and_the_end_of_the_traceback(log_characters: int) -> None:
+    try:
+        raise ValueError("odd" * EVIDENCE_CHARACTERS + "end")
+    except ValueError as err:
+        keep_evidence(err, "On node n", "x" * log_characters)
+        evidence = vars(err)["nnfleet_evidence"]
+    assert len(evidence) <= EVIDENCE_CHARACTERS
+    assert evidence.startswith("On node n. ")
+    assert evidence.endswith("oddend\n")
 
 
 class Unsendable(Exception):

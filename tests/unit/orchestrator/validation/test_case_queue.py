@@ -27,7 +27,7 @@ def test_a_case_whose_files_are_at_fault_is_not_tried_again() -> None:
     assert queue.exhausted == {"a": DATA}
 
 
-def test_a_sick_place_burns_no_tries() -> None:
+def test_an_unhealthy_place_burns_no_tries() -> None:
     """Node 2 fails whatever it gets, fast; node 1 works on one long case. Every case is done in the end, by node 1."""
     queue = CaseQueue.of([*"abcde"], tries=2)
     assert queue.next() == "a"  # node 1 works on it
@@ -46,7 +46,7 @@ def test_a_sick_place_burns_no_tries() -> None:
     assert done == [*"bcde"]
 
 
-def test_one_bad_case_makes_no_place_sick() -> None:
+def test_one_bad_case_makes_no_place_unhealthy() -> None:
     queue = CaseQueue.of(["a", "b"], tries=3)
     queue.done("node 1")
     for _ in range(3):
@@ -56,7 +56,7 @@ def test_one_bad_case_makes_no_place_sick() -> None:
     assert set(queue.exhausted) == {"a"}
 
 
-def test_bad_data_make_no_place_sick() -> None:
+def test_bad_data_make_no_place_unhealthy() -> None:
     queue = CaseQueue.of(["a", "b", "c"], tries=3)
     queue.done("node 1")
     for case in "abc":
@@ -65,7 +65,7 @@ def test_bad_data_make_no_place_sick() -> None:
 
 
 def test_a_pardoned_place_that_goes_on_failing_ends_the_case() -> None:
-    """Node 1 has done a case and is gone; node 2 is all there is: the rest fails there and is given up."""
+    """Node 1 has done a case and is gone; node 2 is all there is: the rest fails there until its retries are exhausted."""
     queue = CaseQueue.of(["a", "b"], tries=2)
     queue.done("node 1")
     tries = 0
@@ -97,7 +97,7 @@ def test_bad_data_outweigh_and_lost_workers_alone_are_the_clusters_fault() -> No
 
 def test_the_message_names_every_case_and_how_often_it_was_tried() -> None:
     message = failure_message("best", {"b": [code(reason="x"), code(reason="y.")], "a": [DATA]}, 5)
-    assert "2 of 5 cases were given up: a (tried once): DataError: not readable; b (tried 2 times): y." in message
+    assert "2 of 5 cases failed: a (tried once): DataError: not readable; b (tried 2 times): y." in message
 
 
 def test_the_time_limit_follows_the_slowest_case() -> None:

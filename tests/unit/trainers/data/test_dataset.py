@@ -4,9 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.conftest import Toys
 from tests.nnunet_reference import PATCHES, geometry_of_nnunet, trainer_class
 from tests.toy import PLANS, Toy, toy_spec
 from trainers.contract.errors import ConfigError, DataError
-from trainers.data.dataset import _Recent, geometry, open_dataset, target_scales
+from trainers.data.dataset import geometry, open_dataset, recent, target_scales
 from trainers.data.samples import make_batch
 
 
@@ -141,20 +141,32 @@ def test_the_older_npz_format_gives_the_same_samples(toys: Toys, tmp_path: Path,
 
 
 def test_recent_values_stay_within_their_limit() -> None:
-    made: list[int] = []
+    made: list[str] = []
 
-    def make(key: int) -> int:
+    def make(key: str) -> int:
         made.append(key)
-        return key
+        return int(key)
 
-    recent: Any = _Recent(make, lambda value: value, limit=10)
-    assert [recent(4), recent(5), recent(4)] == [4, 5, 4]
-    assert made == [4, 5]
-    recent(6)  # 4 + 5 + 6 > 10: the one used longest ago, 5, has to go
-    assert list(recent.held) == [4, 6]
-    recent(50)  # larger than the limit alone: kept, so that it is not read again at once
-    assert list(recent.held) == [50]
-    assert recent.total == 50
+    held = recent(make, lambda value: value, limit=10)
+    assert [held(key) for key in ("4", "5", "4")] == [4, 5, 4]
+    assert made == ["4", "5"]
+    held("6")  # 4 + 5 + 6 > 10: the one used longest ago, 5, has to go
+    assert [held(key) for key in ("4", "6")] == [4, 6]
+    assert made == ["4", "5", "6"]
+    held("50")  # larger than the limit alone: kept, so that it is not read again at once
+    assert [held("50"), held("4"), held("50")] == [50, 4, 50]  # beside it there is no room
+    assert made == ["4", "5", "6", "50", "4", "50"]
+
+
+def test_values_that_were_let_go_are_not_held_elsewhere() -> None:
+    class Large:
+        pass
+
+    held = recent(lambda key: Large(), lambda value: 6, limit=10)
+    first = weakref.ref(held("a"))
+    assert first() is not None
+    held("b")
+    assert first() is None
 
 
 def test_needs_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""Every row of the table of bad and hostile inputs is answered by its error, and nothing of any input is executed."""
+"""Nothing of any input is executed: what our code may not call, how commands are quoted, what is shipped."""
 
 import re
 import shlex
@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster.code_package import staged
-from tests.hostile_table import ROWS, Row, answered
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("row", ROWS, ids=[f"{row.area}: {row.what}" for row in ROWS])
-def test_a_hostile_input_is_answered_by_its_error(tmp_path: Path, row: Row) -> None:
-    error, executed = answered(row, tmp_path)
-    assert type(error) is row.error
-    assert not executed
-    assert [part for part in row.parts if part not in str(error)] == [], str(error)
 
 
 def test_nothing_of_ours_loads_a_pickle_that_may_run_code() -> None:

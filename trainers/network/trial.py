@@ -1,0 +1,54 @@
+"""Does a plan's network take one patch of zeros? Asked on torch's meta device, which computes shapes without memory or numbers.
+
+`python -m trainers.network.trial` is a process of its own: a `NetworkTrial` as JSON on stdin, a `NetworkVerdict` as JSON in the last line
+of stdout. The meta device loads 150 MB of torch's compiler, which whoever asks would hold for as long as its run trains.
+"""
+
+import pydoc
+import re
+import sys
+
+import torch
+
+from trainers.contract.architecture import NetworkTrial, NetworkVerdict
+from trainers.contract.errors import ConfigError, DataError
+from trainers.data.dataset import target_scales
+from trainers.network.learner import as_list
+from trainers.network.model import build_network
+
+_ADVICE = "Correct `architecture` or `patch_size` in the plans."
+
+
+def verdict(trial: NetworkTrial) -> NetworkVerdict:
+    """Build the network and give it zeros. Only an error of the network itself refuses it."""
+    patch = [int(size) for size in trial.configuration["patch_size"]]
+    try:
+        scales = target_scales(trial.configuration)
+        with torch.device("meta"), torch.no_grad():
+            network = build_network(trial.configuration, trial.channels, trial.heads)
+            outputs = as_list(network(torch.zeros((trial.batch, trial.channels, *patch))))
+    except (ConfigError, DataError) as err:
+        return NetworkVerdict(refusal=str(err))
+    except (NotImplementedError, ImportError, pydoc.ErrorDuringImport, MemoryError, OSError) as err:
+        return NetworkVerdict(unknown=f"{type(err).__name__}: {err}")
+    except Exception as err:
+        text = f"{type(err).__name__}: {err}"
+        if re.search(r"\bmeta\b", text, re.IGNORECASE):  # it asked for numbers, which this device has not
+            return NetworkVerdict(unknown=text)
+        return NetworkVerdict(refusal=f"the network does not take a patch of {patch} voxels in a batch of {trial.batch}: {text}. {_ADVICE}")
+    shapes = [tuple(output.shape[1:]) for output in outputs]
+    expected = [(trial.heads, *(round(size * share) for size, share in zip(patch, scale, strict=True))) for scale in scales]
+    if shapes != expected:
+        text = f"the network's outputs have the shapes {shapes}, and its strides make targets of {expected}"
+        return NetworkVerdict(refusal=f"{text}. {_ADVICE}")
+    return NetworkVerdict()
+
+
+def main() -> None:
+    """Read a trial, print its verdict."""
+    found = verdict(NetworkTrial.model_validate_json(sys.stdin.read()))
+    sys.stdout.write(f"\n{found.model_dump_json()}\n")
+
+
+if __name__ == "__main__":
+    main()
