@@ -89,7 +89,7 @@ ROWS: tuple[Row, ...] = (
         "a password in the server's address",
         lambda p: _experiment(p, MINIMAL + "tracking: {uri: 'http://me:secret@h'}"),
         ConfigError,
-        ("tracking.uri", "it holds a user or password", "export MLFLOW_TRACKING_USERNAME"),
+        ("tracking.uri", "it holds a user, a password", "export MLFLOW_TRACKING_USERNAME"),
     ),
     Row(
         "experiment",
