@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from orchestrator.campaign.events import EVENT_PREFIX, CampaignLog
+from orchestrator.campaign.events import CampaignLog
 from orchestrator.campaign.next_step import death
 from orchestrator.campaign.resume import find_runs, results_folder, verdict_on
 from orchestrator.campaign.resume import lost as lost_status
@@ -25,11 +25,12 @@ from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import FOLDERS, Experiment
 from orchestrator.experiment.plan import PlanReport, plan_report
+from orchestrator.run.events import EVENT_PREFIX, events_in
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.status import RunStatus, match
 
 if TYPE_CHECKING:
-    from orchestrator.drill.order import Report
+    from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.tracking.reconcile import Synced
 
 POLL_S = 1.0
@@ -188,14 +189,14 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
 
     `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
     """
-    from orchestrator.tracking.reconcile import read_lines, sync_below
+    from orchestrator.tracking.reconcile import SYNC_EVENTS, sync_below
 
     jobs = _running_jobs(cluster)
     if jobs is not None and (cluster is not None or not is_local()):
         arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
         submission_id = jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
         _finished(jobs, submission_id)
-        return read_lines(jobs.logs(submission_id))
+        return [event.synced for event in events_in(jobs.logs(submission_id), SYNC_EVENTS)]
     return list(sync_below(results, run, jobs.records() if jobs is not None else []))
 
 
@@ -207,7 +208,7 @@ def drill(
     gpus: bool = False,
     is_sure: bool = False,
     keeps: bool = False,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: Callable[["DrillEvent"], None] = lambda event: None,
 ) -> "Report":
     """Train a toy run on the cluster, kill `parts` of it (worker, node, driver, tracking; default worker and driver), say what was lost.
 
@@ -224,13 +225,13 @@ def drill(
     uri, mlflow = (here.mlflow_uri, here.mlflow) if here is not None else ("", None)
     order = order_of(parts, folder=place, tracking_uri=uri, mlflow=mlflow, gpus=int(gpus), is_sure=is_sure, keeps=keeps)
 
-    def told(event: dict[str, Any]) -> None:
-        if event.get("event") == "mend":
+    def mended(event: "DrillEvent") -> None:
+        if event.event == "mend":
             local_services.up()
         on_event(event)
 
     try:
-        return follow(jobs, order, told)
+        return follow(jobs, order, mended)
     finally:
         if "tracking" in order.parts:
             local_services.up()

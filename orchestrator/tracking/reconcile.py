@@ -8,10 +8,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter
 
 from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import FRESH_S, newest_stamp
+from orchestrator.run.events import Event
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.status import Names, meant
@@ -34,8 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULTS_VARIABLE = "nnUNet_results"
-LINE_PREFIX = "NNFLEET-SYNC "
-"""Begins the lines by which a job on the cluster tells what it did."""
 GONE = "its job is gone; `nnfleet resume` continues it."
 VALIDATION_SIGN_S = 900.0
 """A full validation on a cluster that this one does not know shows its life by finished cases: a large one takes minutes."""
@@ -59,6 +60,16 @@ class Synced(Frozen):
         return f"{self.run_key}: {done}" + (f"; LACKING: {self.lacking}" if self.lacking else "")
 
 
+class SyncedEvent(Event):
+    """A job on the cluster has synced a run."""
+
+    event: Literal["synced"] = "synced"
+    synced: Synced
+
+
+SYNC_EVENTS = TypeAdapter(SyncedEvent)
+
+
 def run_folders(results: Path) -> list[RunFolder]:
     """All run folders below an nnUNet_results. Raises ConfigError when that is no folder."""
     if not results.is_dir():
@@ -78,12 +89,6 @@ def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Ite
         )
     folders = run_folders(place.absolute())
     return sync(called(run, folders) if run else folders, jobs)
-
-
-def read_lines(log_text: str) -> list[Synced]:
-    """What a job on the cluster has told."""
-    told = [line for line in log_text.splitlines() if line.startswith(LINE_PREFIX)]
-    return [Synced.model_validate_json(line.removeprefix(LINE_PREFIX)) for line in told]
 
 
 def called(run: str, folders: Sequence[RunFolder]) -> list[RunFolder]:
