@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
 from orchestrator.cluster import local_services
@@ -18,10 +18,11 @@ from orchestrator.cluster.jobs import named_by_environment
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
 from orchestrator.errors import ConfigError
+from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match
 
 if TYPE_CHECKING:
-    from orchestrator.drill.order import Report
+    from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.queue.gang_fit import NodeResources
@@ -207,7 +208,7 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
 
     `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
     """
-    from orchestrator.tracking.reconcile import read_lines, sync_below
+    from orchestrator.tracking.reconcile import SYNC_EVENTS, sync_below
 
     meant = reach(cluster)
     if meant.is_here:
@@ -215,7 +216,7 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
     arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
     submission_id = meant.jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
     Follower(meant.jobs).finish(submission_id)
-    return read_lines(meant.jobs.logs(submission_id))
+    return [event.synced for event in events_in(meant.jobs.logs(submission_id), SYNC_EVENTS)]
 
 
 def drill(
@@ -226,7 +227,7 @@ def drill(
     gpus: bool = False,
     is_sure: bool = False,
     keeps: bool = False,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: Callable[["DrillEvent"], None] = lambda event: None,
 ) -> "Report":
     """Train a toy run on the cluster, kill `parts` of it (worker, node, driver, tracking; default worker and driver), report what was lost.
 
@@ -242,8 +243,8 @@ def drill(
         uri, mlflow = meant.local.mlflow_uri, meant.local.mlflow
     order = order_of(parts, folder=place, tracking_uri=uri, mlflow=mlflow, gpus=int(gpus), is_sure=is_sure, keeps=keeps)
 
-    def mended(event: dict[str, Any]) -> None:
-        if event.get("event") == "mend":
+    def mended(event: "DrillEvent") -> None:
+        if event.event == "mend":
             local_services.up()
         on_event(event)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.campaign.loop import Campaign, Event
+from orchestrator.campaign.events import CampaignEvent, StatusChanged, Warned
+from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.errors import ClusterError, Superseded, TrackingError
 from orchestrator.queue.gang_fit import NodeResources
@@ -14,8 +15,9 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
+from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun
-from trainers.contract.commits import Committed, Manifest
+from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
@@ -31,8 +33,8 @@ class FakeCluster:
         self.jobs: dict[str, JobRecord] = {}
         self.stopped: list[str] = []
         self.is_away = False
-        self.is_deaf = False
-        """It lists jobs but takes no orders."""
+        self.refuses: set[str] = set()
+        """Keys of runs of which it neither submits nor stops a job."""
         self.most_gpus = 0
         self.tracking: FakeTracking | None = None
         """Where validations deliver."""
@@ -55,8 +57,7 @@ class FakeCluster:
         return self._add(name, "validate", folder, spec, fencing_token, campaign)
 
     def stop(self, submission_id: str) -> None:
-        if self.is_deaf:
-            raise ClusterError("cluster: busy")
+        self._take_order(self.jobs[submission_id].run_key)
         self.stopped.append(submission_id)
 
     def nodes(self) -> list[NodeResources]:
@@ -70,6 +71,7 @@ class FakeCluster:
         return sum(held.values())
 
     def _add(self, name: str, kind: Any, folder: RunFolder, spec: RunSpec, job_number: int, campaign: str) -> str:
+        self._take_order(spec.run_key)
         record = JobRecord(
             submission_id=name,
             kind=kind,
@@ -84,6 +86,10 @@ class FakeCluster:
         self.jobs.setdefault(name, record)
         self.most_gpus = max(self.most_gpus, self.gpus_in_use)
         return name
+
+    def _take_order(self, run_key: str) -> None:
+        if self.is_away or run_key in self.refuses:
+            raise ClusterError(f"cluster: takes no order for {run_key}")
 
     # what happens to the jobs
 
@@ -223,7 +229,8 @@ class FakeTracking:
 
     def take_scores(self, run: RunSpec) -> None:
         """What a validation job delivers."""
-        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in run.validation.checkpoints}
+        due = checkpoints_due(run, newest_committed(RunFolder(run.run_folder)))
+        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in due}
 
     def lose_everything(self) -> None:
         """Its database is gone."""
@@ -277,7 +284,7 @@ class Stage:
         self.cluster.tracking = self.tracking
         self.clock = FakeClock()
         self.said: list[str] = []
-        self.events: list[Event] = []
+        self.events: list[CampaignEvent] = []
         self.data = base / "preprocessed" / "Dataset001_X"
         self.data.mkdir(parents=True)
         (self.data / "nnUNetPlans.json").write_text('{"configurations": {"3d": {}}}')
@@ -311,27 +318,37 @@ class Stage:
         made.open(specs)
         return made
 
-    def told(self, run: RunSpec) -> list[str]:
-        told = [e["status"] for e in self.events if e["event"] == "status" and e["status"]["run_key"] == run.run_key]
-        return [status["state"] for status in told if "state" in status]
+    def reported(self, run: RunSpec) -> list[str]:
+        reported = [event.status for event in self.events if isinstance(event, StatusChanged) and event.status["run_key"] == run.run_key]
+        return [status["state"] for status in reported if "state" in status]
+
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, Warned)]
 
 
 def look(campaign: Campaign) -> None:
     campaign.tick()
-    campaign.tell()
+    campaign.report()
 
 
 def states(campaign: Campaign) -> list[str]:
     return [run.state.value for run in campaign.runs.values()]
 
 
-def finish_on_disk(run: RunSpec, *, is_validated: bool = True) -> None:
-    """What a finished training, and validation, leave in the run folder."""
+def finish_on_disk(run: RunSpec, *, is_validated: bool = True, has_best: bool = True) -> None:
+    """What a finished training, and validation, leave in the run folder; `has_best`: an epoch had foreground."""
     folder = RunFolder(run.run_folder)
     final = Manifest(checkpoint="final", file="x", epoch=3, fencing_token=1, ema_pseudo_dice=None, sha256="0", size_bytes=1)
     committed = Committed(
-        run_key=run.run_key, epochs_done=4, fencing_token=1, history=(), final=final, state_sha256="0", state_size_bytes=1
+        run_key=run.run_key,
+        epochs_done=4,
+        fencing_token=1,
+        history=(),
+        best=final.model_copy(update={"checkpoint": "best"}) if has_best else None,
+        final=final,
+        state_sha256="0",
+        state_size_bytes=1,
     )
     write_json_atomic(folder.state / f"{committed.stem}.json", json.loads(committed.model_dump_json()))
-    for name in run.validation.checkpoints if is_validated else ():
+    for name in checkpoints_due(run, committed) if is_validated else ():
         write_json_atomic(folder.validation(name) / "summary.json", {})

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from orchestrator.run.events import emit
 from trainers.contract.errors import NnfleetError
 from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
@@ -37,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def synchronise(run: str, results: Path | None) -> None:
-    """Sync the runs below a results folder, by default this node's nnUNet_results; one line of JSON each."""
+    """Sync the runs below a results folder, by default this node's nnUNet_results; one event each."""
     from orchestrator.cluster.jobs import Jobs
-    from orchestrator.tracking.reconcile import LINE_PREFIX, sync_below
+    from orchestrator.tracking.reconcile import SyncedEvent, sync_below
 
     for done in sync_below(results, run, Jobs.inside_job().records()):
-        sys.stdout.write(f"{LINE_PREFIX}{done.model_dump_json()}\n")
+        emit(SyncedEvent(synced=done))
 
 
 def stop(folder: RunFolder, run_key: str = "", *, is_now: bool) -> None:

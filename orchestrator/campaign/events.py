@@ -1,18 +1,64 @@
-"""What a campaign has told so far, read back from its log: the laptop's only window onto runs whose folders it does not see."""
+"""The events of a campaign, and what they come to: the laptop's only window onto runs whose folders it does not see."""
 
-import contextlib
-import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator import errors
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.run.events import Event, events_in
 from orchestrator.run.status import RunStatus
 from trainers.contract.errors import NnfleetError
 
-EVENT_PREFIX = "NNFLEET "
+
+class Planned(Event):
+    """What the campaign runs; it has taken possession of the runs, unless it only plans."""
+
+    event: Literal["plan"] = "plan"
+    plan: PlanReport
+
+
+class StatusChanged(Event):
+    """A run has come further."""
+
+    event: Literal["status"] = "status"
+    status: dict[str, Any]
+    """`run_key` and the other fields of its RunStatus that are new."""
+
+
+class Waiting(Event):
+    """The campaign has not begun yet."""
+
+    event: Literal["waiting"] = "waiting"
+    message: str
+
+
+class Warned(Event):
+    """Something that the user should know and that stops no run."""
+
+    event: Literal["warning"] = "warning"
+    message: str
+
+
+class Failed(Event):
+    """The campaign ends by an error."""
+
+    event: Literal["error"] = "error"
+    error: str
+    """Name of the error in the tree of `orchestrator/errors.py`."""
+    message: str
+
+
+class Done(Event):
+    """Every run has come to its end."""
+
+    event: Literal["done"] = "done"
+    exit_code: int
+
+
+CampaignEvent = Planned | StatusChanged | Waiting | Warned | Failed | Done
+CAMPAIGN_EVENTS: TypeAdapter[CampaignEvent] = TypeAdapter(Annotated[CampaignEvent, Field(discriminator="event")])
 
 
 @dataclass
@@ -31,30 +77,33 @@ class CampaignLog:
     def update(self, text: str) -> "CampaignLog":
         """Take in what the log holds beyond what was read before; an unfinished last line is left for later."""
         end = text.rfind("\n") + 1
-        for line in text[self._read : end].splitlines():
-            if line.startswith(EVENT_PREFIX):
-                self._take(line.removeprefix(EVENT_PREFIX))
+        for event in events_in(text[self._read : end], CAMPAIGN_EVENTS):
+            self._take(event)
         self._read = max(self._read, end)
         return self
 
-    def _take(self, line: str) -> None:
-        # a line of another version, or one that is not the campaign's, says nothing to us
-        with contextlib.suppress(ValueError, ValidationError, KeyError, TypeError, OverflowError, RecursionError):
-            event: dict[str, Any] = json.loads(line)
-            match event["event"]:
-                case "status":
-                    before = self.statuses.get(event["status"]["run_key"])
-                    known = {} if before is None else before.model_dump()
-                    status = RunStatus.model_validate({**known, **event["status"]})
-                    self.statuses[status.run_key] = status
-                case "plan":
-                    self.plan = PlanReport.model_validate(event["plan"])
-                case "waiting":
-                    self.waits = str(event["message"])
-                case "error":
-                    self.error = error_named(str(event["error"]), str(event["message"]))
-                case "done":
-                    self.exit_code = int(event["exit_code"])
+    def _take(self, event: CampaignEvent) -> None:
+        match event:
+            case StatusChanged(status=changes):
+                self._merge(changes)
+            case Planned(plan=plan):
+                self.plan = plan
+            case Waiting(message=message):
+                self.waits = message
+            case Failed(error=error, message=message):
+                self.error = error_named(error, message)
+            case Done(exit_code=exit_code):
+                self.exit_code = exit_code
+            case Warned():
+                pass  # for whoever reads the log
+
+    def _merge(self, changes: dict[str, Any]) -> None:
+        before = self.statuses.get(str(changes.get("run_key")))
+        try:
+            status = RunStatus.model_validate({**(before.model_dump() if before else {}), **changes})
+        except ValidationError:
+            return  # of another version
+        self.statuses[status.run_key] = status
 
 
 def error_named(name: str, message: str) -> NnfleetError:

@@ -6,11 +6,10 @@ now, and follows every run to its end. All decisions are pure (`next_step.py`, `
 made from what the cluster and the run folders say, so a campaign may die at any moment: the next one takes up the running jobs. Two
 campaigns of the same runs both watch; submission ids that are the same for the same attempt keep them from starting anything twice.
 
-It speaks to its submitter by lines on stdout: `NNFLEET {"event": "plan" | "status" | "warning" | "error" | "done", ...}`.
+It speaks to its submitter by events on stdout (`events.py`).
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -20,16 +19,19 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.campaign.events import EVENT_PREFIX
-from orchestrator.campaign.loop import Campaign, Cluster, Event, reservations
+from orchestrator.campaign.events import Done, Failed, Planned, Waiting
+from orchestrator.campaign.loop import Campaign, Cluster
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
+from orchestrator.campaign.reserved import reservations, runs_at_work
 from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder
+from orchestrator.campaign.takeover import refuse
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.experiment.expansion import expand
-from orchestrator.experiment.plan import Queue, plan_of_runs, plan_report
+from orchestrator.experiment.plan import PlanReport, Queue, plan_of_runs, plan_report
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
-from orchestrator.run.job_record import JobRecord
+from orchestrator.run.events import emit
+from orchestrator.run.job_record import JobRecord, living_campaigns
 from orchestrator.tracking.address import check_tracking_uri
 from orchestrator.validation.cases import checkpoints_to_validate
 from trainers.contract.commits import newest_committed
@@ -43,11 +45,6 @@ UNTRACKED = (
     "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, "
     "and MLFLOW_TRACKING_URI is not set on the cluster's head node."
 )
-
-
-def print_event(event: Event) -> None:
-    """One event as one line on stdout."""
-    print(EVENT_PREFIX + json.dumps(event), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("campaign: name an experiment file.")
         return _train(campaign, options.experiment, plan_only=options.plan_only)
     except NnfleetError as err:
-        print_event({"event": "error", "error": type(err).__name__, "message": str(err)})
+        emit(Failed(error=type(err).__name__, message=str(err)))
         return err.exit_code
     except Exception as err:
         traceback.print_exc()
-        print_event({"event": "error", "error": "NnfleetError", "message": f"campaign: {type(err).__name__}: {err}. See its log."})
+        emit(Failed(error="NnfleetError", message=f"campaign: {type(err).__name__}: {err}. See its log."))
         return 1
 
 
@@ -94,18 +91,25 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     specs = expand(experiment)
     cluster = Jobs.inside_job()
     address = os.environ.get("RAY_ADDRESS", "")
-    queue = queue_of(cluster.records(), Registry.of_cluster(address))
-    report = plan_report(experiment, specs, cluster_nodes(), queue, cluster=address, warnings=warnings)
-    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    jobs, registry = cluster.records(), Registry.of_cluster(address)
+    if plan_only:  # else the opening does, under its lock
+        for spec in specs:
+            refuse(spec, jobs, runs_at_work(jobs, registry))
+    report = plan_report(experiment, specs, cluster_nodes(), queue_of(jobs, registry), cluster=address, warnings=warnings)
+    never = _never_fits(report)
     if never and not plan_only:
         raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
     runner = None if plan_only else _opened(campaign, cluster, specs)
-    print_event({"event": "plan", "plan": json.loads(report.to_json())})
+    emit(Planned(plan=report))
     return runner.run() if runner is not None else 0
 
 
+def _never_fits(report: PlanReport) -> list[str]:
+    return [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+
+
 def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str) -> int:
-    """Take up the unfinished runs below a results folder, or the named ones. A run that cannot go on is left, with the reason; when it
+    """Continue the unfinished runs below a results folder, or the named ones. A run that cannot go on is left, with the reason; when it
     was named, that is an error.
     """
     from orchestrator.campaign.resume_check import sound, with_reachable_server
@@ -119,7 +123,7 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     queue = queue_of(cluster.records(), Registry.of_cluster(address))
     left = [*choice.left, *faults]
     report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
-    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    never = _never_fits(report)
     if never and names:
         raise ClusterError("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
     if never:
@@ -127,25 +131,25 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
         left += [f"{text} It does not fit this cluster: submit its experiment with less." for text in never]
         report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
     runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
-    print_event({"event": "plan", "plan": json.loads(report.to_json())})
+    emit(Planned(plan=report))
     if runner is None:
-        print_event({"event": "done", "exit_code": 0})
+        emit(Done(exit_code=0))
         return 0
     return runner.run()
 
 
 def _report_waiting(text: str) -> None:
     log.warning("%s", text)
-    print_event({"event": "waiting", "message": text})
+    emit(Waiting(message=text))
 
 
 def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     """What all campaigns of the cluster hold and wait for at this moment."""
-    entries = registry.entries({job.campaign for job in jobs if job.kind == "campaign" and job.is_live}).values()
+    entries = registry.entries(living_campaigns(jobs)).values()
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     return Queue(
         reservations(jobs, entries, registry.room(time.time())),
-        [run for note in entries for run in note.waiting if run.run_key not in living],
+        [run for entry in entries for run in entry.waiting if run.run_key not in living],
         living,
     )
 
@@ -180,7 +184,7 @@ def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_v
     uri = specs[0].tracking_uri
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     tracker = Tracker(uri) if uri else None
-    runner = Campaign(campaign, cluster, cluster_nodes, registry, print_event, tracker)
+    runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
     runner.open(specs, only_validate=only_validate)
     if tracker is not None:
         with registry.locked("opening"):  # nobody is about to take up what is found dead

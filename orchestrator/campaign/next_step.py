@@ -10,15 +10,16 @@ from itertools import takewhile
 
 from orchestrator.run.job_record import JobKind, JobRecord
 from orchestrator.run.outcome import Outcome
+from orchestrator.run.progress import Action
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.contract.requests import StopRequest
 from trainers.contract.states import RunState
 
 BUDGET = 3
-"""Jobs of one kind in a row that may end without a result and without progress before a campaign gives a run up.
+"""Jobs of one kind in a row that may end without a result and without progress before a campaign ends the run.
 
 A training job that committed a state, or a validation job that finished a case, begins the count anew: a month on flaky nodes is no
-reason to give up. Errors of the user's making are not tried again at all, and preemptions never end a job.
+reason to end it. Errors of the user's making are not tried again at all, and preemptions never end a job.
 """
 
 
@@ -34,27 +35,27 @@ class Facts:
     stop: StopRequest | None = None
     earlier: frozenset[str] = frozenset()
     committed_token: int = 0
-    """Attempt that made the newest commit; 0 when there is none."""
+    """Fencing token of the newest commit; 0 when there is none."""
     has_validated: frozenset[str] = frozenset()
     """Validation jobs that finished a case."""
     trouble: str = ""
     """Why the run waits although a job of it lives; empty when all is well."""
     is_progress_fresh: bool = True
-    """The workers of the newest attempt have begun."""
+    """The workers of the newest fencing token have begun."""
     has_begun: bool = True
     """Workers of the living training job have begun."""
     owner: str = "another cluster"
-    """Who claimed the newest attempt."""
+    """Who acquired the newest fencing token."""
     reassigned_to: str = ""
-    """The run that the folder belongs to now: somebody moved this one's away while it waited."""
+    """The run that the folder belongs to now."""
 
     @property
     def is_superseded(self) -> bool:
-        """The last training job gave way to a driver elsewhere, and nothing of the run lives here."""
-        lost = self.ended("train")
-        has_yielded = bool(lost) and lost[-1].exit_code == Superseded.exit_code
-        is_reported = self.outcome is not None and self.outcome.state == "SUPERSEDED"
-        return (has_yielded or is_reported) and not any(job.is_live for job in self.jobs)
+        """The last training job was fenced off by a driver elsewhere, and nothing of the run lives here."""
+        trainings = self.ended("train")
+        has_yielded = bool(trainings) and trainings[-1].exit_code == Superseded.exit_code
+        is_recorded = self.outcome is not None and self.outcome.state == "SUPERSEDED"
+        return (has_yielded or is_recorded) and not any(job.is_live for job in self.jobs)
 
     def live(self, kind: JobKind) -> JobRecord | None:
         """The job of a kind that is at work, if any."""
@@ -68,62 +69,38 @@ class Facts:
 
     def without_progress(self, kind: JobKind) -> list[JobRecord]:
         """The last of these jobs that ended without any progress since."""
-        lost = self.ended(kind)
+        ended = self.ended(kind)
         if kind == "train":
-            return [job for job in lost if job.job_number > self.committed_token]
-        return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(lost)))))
+            return [job for job in ended if job.job_number > self.committed_token]
+        return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(ended)))))
 
 
 def _order(job: JobRecord) -> tuple[int, int, str]:
-    """By attempt, then by retry: `validate-KEY-a1` comes before `validate-KEY-a1-r1`, and that before `...-r10`."""
+    """By job number, then by retry: `validate-KEY-a1` comes before `validate-KEY-a1-r1`, and that before `...-r10`."""
     return job.job_number, len(job.submission_id), job.submission_id
 
 
 @dataclass(frozen=True)
-class Stay:
-    """A job of the run lives: nothing to do."""
+class Step:
+    """What a campaign does with a run after a look."""
 
+    action: Action
     state: RunState
+    """Where the run stands from now on; with TRAIN and VALIDATE until the job that it wants is submitted."""
     reason: str = ""
-    """Why nothing of it is at work, as far as is known."""
-
-
-@dataclass(frozen=True)
-class Train:
-    """The run wants a training job."""
-
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Validate:
-    """The run is trained, by `attempt`, and wants its full validation."""
-
-    fencing_token: int
-
-
-@dataclass(frozen=True)
-class EndJob:
-    """The run shall stop at once: its job is to be ended."""
-
-    job: JobRecord
-    state: RunState
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The run has come to its end."""
-
-    state: RunState
-    reason: str = ""
+    """Why the run waits, or how it ended."""
     evidence: str = ""
+    fencing_token: int = 0
+    """With VALIDATE: of the training that is validated."""
+    ends: JobRecord | None = None
+    """With FOLLOW: the living job, which has to be ended."""
     is_elsewhere: bool = False
-    """The run goes on under another driver, whose outcome is not touched."""
+    """With NOTHING: the run goes on under another driver, whose outcome is not touched."""
 
 
-Step = Stay | Train | Validate | EndJob | Finish
-STOPPED = Finish(RunState.STOPPED, "stopped on request.")
-VALIDATION_STOPPED = Finish(RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")
+STOPPED = Step(Action.NOTHING, RunState.STOPPED, "stopped on request.")
+VALIDATION_STOPPED = Step(Action.NOTHING, RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")
+STOPS = "stops on request."
 
 
 def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
@@ -135,39 +112,47 @@ def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
 
 def next_step(facts: Facts, before: RunState) -> Step:
     """What happens next with a run that was last seen in state `before`."""
-    is_now = facts.stop is not None and facts.stop.is_now
     if facts.reassigned_to:
-        job = facts.live("train") or facts.live("validate")
-        return EndJob(job, before) if job is not None else _reassigned(facts.reassigned_to)
+        return _reassigned(facts, before)
+    is_now = facts.stop is not None and facts.stop.is_now
     if (job := facts.live("validate")) is not None:
-        return EndJob(job, RunState.VALIDATING) if is_now else Stay(RunState.VALIDATING)
+        return _followed(job, RunState.VALIDATING, is_stopping=is_now)
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
-        is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the wish
-        return EndJob(job, state) if is_now or is_idle else Stay(state, facts.trouble)
+        is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the request
+        return _followed(job, state, facts.trouble, is_stopping=is_now or is_idle)
     outcome = facts.outcome
     if facts.is_superseded and (outcome is None or outcome.state != "SUCCEEDED"):
-        return Finish(RunState.STOPPED, f"taken over by {facts.owner}: it goes on there.", is_elsewhere=True)
+        return Step(Action.NOTHING, RunState.STOPPED, f"superseded by {facts.owner}: it goes on there.", is_elsewhere=True)
     if facts.stop is not None and (end := _stopped(outcome, is_now=is_now)) is not None:
         return end
     if outcome is not None and outcome.state in _FINAL:
-        return Finish(_FINAL[outcome.state], "" if outcome.state == "SUCCEEDED" else outcome.message, outcome.evidence)
-    return _validation(facts, outcome) if outcome is not None and _is_trained(outcome) else _training(facts)
+        reason = "" if outcome.state == "SUCCEEDED" else outcome.message
+        return Step(Action.NOTHING, _FINAL[outcome.state], reason, outcome.evidence)
+    return _validation(facts, outcome, before) if outcome is not None and _is_trained(outcome) else _training(facts, before)
 
 
-def _reassigned(owner: str) -> Finish:
-    reason = f"its folder belongs to the run {owner} now. Submit it again with another nnUNet_results, or when that one is moved away."
-    return Finish(RunState.STOPPED, reason)
+def _followed(job: JobRecord, state: RunState, trouble: str = "", *, is_stopping: bool) -> Step:
+    return Step(Action.FOLLOW, state, STOPS, ends=job) if is_stopping else Step(Action.FOLLOW, state, trouble)
+
+
+def _reassigned(facts: Facts, before: RunState) -> Step:
+    """The end of a run whose folder is another one's: a job of it that still lives would write there."""
+    whose = f"its folder belongs to the run {facts.reassigned_to} now"
+    if (job := facts.live("train") or facts.live("validate")) is not None:
+        return Step(Action.FOLLOW, before, f"stops: {whose}.", ends=job)
+    advice = "Submit it again with another nnUNet_results, or after that one's folder was moved away."
+    return Step(Action.NOTHING, RunState.STOPPED, f"{whose}. {advice}")
 
 
 def _is_trained(outcome: Outcome) -> bool:
     return outcome.state == "TRAINED" or outcome.job == "validation"
 
 
-def _stopped(outcome: Outcome | None, *, is_now: bool) -> Finish | None:
+def _stopped(outcome: Outcome | None, *, is_now: bool) -> Step | None:
     """The end of a run that somebody asked to stop and that has no living job; None when its jobs ended it in their own way.
 
-    With `is_now` it does not matter what a job says that was just ended.
+    With `is_now` it does not matter what a job recorded that was just ended.
     """
     if outcome is None:
         return STOPPED
@@ -184,61 +169,65 @@ _FINAL = {
     "FAILED_CONFIG": RunState.FAILED_CONFIG,
     "FAILED_CODE": RunState.FAILED_CODE,
 }
-"""Ends that no new job would change: the user's wish or the user's error."""
+"""Ends that no new job would change: the user's request or the user's error."""
 
 
-def _training(facts: Facts) -> Step:
-    lost = facts.ended("train")
-    if not lost:
-        return Train()
-    if lost[-1].state == "STOPPED":
-        return _stopped_from_outside(lost[-1])
-    if lost[-1].exit_code == DataError.exit_code and lost[-1].job_number > facts.committed_token:
-        return _could_not_begin(lost[-1])
+def _training(facts: Facts, before: RunState) -> Step:
+    ended = facts.ended("train")
+    state = RunState.RECOVERING if before is RunState.RUNNING else before
+    if not ended:
+        return Step(Action.TRAIN, state)
+    last = ended[-1]
+    if last.state == "STOPPED":
+        return _stopped_from_outside(last)
+    if last.exit_code == DataError.exit_code and last.job_number > facts.committed_token:
+        return _could_not_begin(last)
     without_progress = facts.without_progress("train")
     if len(without_progress) >= BUDGET:
         return _retries_exhausted(without_progress, facts.outcome, "training")
-    count = f" ({len(without_progress)} of {BUDGET} jobs lost in a row without progress)" if without_progress else ""
-    return Train(f"its job {lost[-1].submission_id} {death(lost[-1])}; the next one continues from the newest state{count}.")
+    count = f" ({len(without_progress)} of {BUDGET} jobs ended in a row without progress)" if without_progress else ""
+    reason = f"its job {last.submission_id} {death(last)}; the next one continues from the newest state{count}."
+    return Step(Action.TRAIN, state, reason)
 
 
-def _validation(facts: Facts, outcome: Outcome) -> Step:
-    lost = facts.ended("validate")
-    if lost and lost[-1].state == "STOPPED":
-        return _stopped_from_outside(lost[-1])
+def _validation(facts: Facts, outcome: Outcome, before: RunState) -> Step:
+    ended = facts.ended("validate")
+    if ended and ended[-1].state == "STOPPED":
+        return _stopped_from_outside(ended[-1])
     without_progress = facts.without_progress("validate")
     if len(without_progress) >= BUDGET:
         return _retries_exhausted(without_progress, outcome if outcome.job == "validation" else None, "full validation")
-    return Validate(outcome.fencing_token)
+    return Step(Action.VALIDATE, before, fencing_token=outcome.fencing_token)
 
 
 _OF_MACHINES = {ClusterError.exit_code, StorageError.exit_code}
-"""Exit codes by which a job says that machines or disks failed."""
+"""Exit codes by which a job reports that machines or disks failed."""
 
 
-def _stopped_from_outside(job: JobRecord) -> Finish:
+def _stopped_from_outside(job: JobRecord) -> Step:
     reason = f"its Ray job {job.submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it."
-    return Finish(RunState.STOPPED, reason)
+    return Step(Action.NOTHING, RunState.STOPPED, reason)
 
 
-def _could_not_begin(job: JobRecord) -> Finish:
-    """The end of a run whose folder or dataset is not what a job can work with: it said so before it could store an outcome."""
-    told = (job.message.strip().splitlines() or ["see its log."])[-1]
-    return Finish(RunState.FAILED_CONFIG, f"its job {job.submission_id} could not begin: {told}", job.message[-8000:])
+def _could_not_begin(job: JobRecord) -> Step:
+    """The end of a run whose folder or dataset is not what a job can work with: it failed before it could store an outcome."""
+    last_line = (job.message.strip().splitlines() or ["see its log."])[-1]
+    reason = f"its job {job.submission_id} could not begin: {last_line}"
+    return Step(Action.NOTHING, RunState.FAILED_CONFIG, reason, job.message[-8000:])
 
 
-def _retries_exhausted(lost: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Finish:
-    """The end of a run that lost too many jobs; the guilty party is the code when the last one ended by itself with an error."""
-    last = lost[-1]
+def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Step:
+    """The end of a run of which too many jobs ended; the guilty party is the code when the last one ended by itself with an error."""
+    last = ended[-1]
     own_error = outcome is None and last.has_failed_by_itself and last.exit_code not in _OF_MACHINES
     state = RunState.FAILED_CODE if own_error else RunState.FAILED_CLUSTER
-    told = f" {outcome.message}" if outcome is not None else ""
+    recorded = f" {outcome.message}" if outcome is not None else ""
     advice = "Mend what its log names" if own_error else "See in its log which node or disk failed, and mend that"
     reason = (
-        f"{what}: {len(lost)} jobs in a row were lost without progress, the last ({last.submission_id}) {death(last)}.{told} "
+        f"{what}: {len(ended)} jobs in a row ended without progress, the last ({last.submission_id}) {death(last)}.{recorded} "
         f"{advice}; then `nnfleet resume RUN` continues from the newest state."
     )
-    return Finish(state, reason, outcome.evidence if outcome is not None else last.message[-8000:])
+    return Step(Action.NOTHING, state, reason, outcome.evidence if outcome is not None else last.message[-8000:])
 
 
 def death(job: JobRecord) -> str:

@@ -94,11 +94,12 @@ def _active(
 def _unknown_owner(spec: RunSpec, jobs: Sequence[JobRecord]) -> Owner | None:
     """Who acquired the newest token of a run, unless that is a job that this cluster knows, or the run has a living job here."""
     owner = owner_of(RunFolder(spec.run_folder))
+    own = [job for job in jobs if job.run_key == spec.run_key or job.run_folder == str(spec.run_folder)]  # of a run that had the folder
     if owner is None or living_job(spec, jobs) is not None:
         return None
     if owner.cluster and owner.cluster != os.environ.get("RAY_ADDRESS", owner.cluster):  # its job is of the same name only
         return owner
-    return None if {job.submission_id for job in jobs if job.run_key == spec.run_key} & {owner.job, owner.driver} else owner
+    return None if {job.submission_id for job in own} & {owner.job, owner.driver} else owner
 
 
 def _waiting(active: Sequence[tuple[RunSpec, Owner]]) -> str:

@@ -1,34 +1,42 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
 import logging
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from orchestrator.dataset.model_folder import model_folder_problems
+from orchestrator.dataset.model_folder import belongs_to_another, model_folder_problems, other_plans
 from orchestrator.dataset.problems import Problems
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
-from orchestrator.run.progress import Stage, progress_of
+from orchestrator.run.progress import Action, progress_of
 from orchestrator.run.write_access import explained
-from trainers.contract.errors import ConfigError
+from orchestrator.tracking.binding import TrackingServer, has_ended, noted_run_id
+from orchestrator.tracking.end_state import final_state
+from trainers.contract.commits import commit_files
+from trainers.contract.errors import ConfigError, TrackingError
 from trainers.contract.fencing import newest_token
 from trainers.contract.files import create_exclusive, write_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
 
 log = logging.getLogger(__name__)
 
-Opening = Literal["adopt", "finished", "deliver", "validate", "train"]
-"""What a submission does with a run: follow its living job; nothing; bring its results to MLflow; validate it; train it."""
 
+@dataclass(frozen=True)
+class Replaced:
+    """A run that had kept nothing, whose folder is another's now."""
 
-def opening_of(stage: Stage) -> Opening:
-    """How a submission begins with a run that has no living job: pure. A result is kept; what is trained is only validated."""
-    return "finished" if stage == "finished" else "validate" if stage == "validates" else "train"
+    run_key: str
+    mlflow_run_id: str
+    end: RunState
+    """How it had ended; STOPPED when it died unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -37,49 +45,95 @@ class Acquired:
 
     spec: RunSpec
     """The specification that holds."""
-    opening: Opening
+    action: Action
+    """What its submission does with it."""
     was_stopping: bool = False
-    """Its living job had been asked to stop; the wish was taken back, but it may have been heard already."""
+    """Its living job had been asked to stop; the request was withdrawn, but the job may have seen it already."""
+    replaced: Replaced | None = None
 
 
-def refuse(spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
-    """Raise ConfigError or DataError for a run that cannot be taken possession of. Changes nothing."""
+def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = ()) -> None:
+    """Raise ConfigError or DataError for a run that cannot be taken possession of. Changes nothing.
+
+    `at_work`: keys of the runs that other campaigns have not brought to their end.
+    """
     _refuse_second_folder(spec, living_job(spec, jobs))
+    living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
         problems = Problems()
-        problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans)))
+        problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans), {*at_work, *living}))
         problems.raise_if_any()
 
 
 def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Acquired:
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
-    The same run key always continues; its other settings (workers, loader, tracking) are taken over unless a job of the run lives.
-    Raises ConfigError when the folder belongs to another run, DataError when it cannot be written.
+    The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives.
+    The folder of another run that has kept nothing becomes this one's. Raises ConfigError when it belongs to another run all the same,
+    DataError when it cannot be written.
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
     with explained(spec):
-        _share_model_files(spec)
-        if not create_exclusive(folder.spec_file, spec.model_dump_json(indent=1).encode()):
-            present = folder.spec()
-            if present.run_key != spec.run_key:
-                raise ConfigError(
-                    f"results: {folder.root} belongs to the run {present.run_key}, not to {spec.run_key}. "
-                    "Move the folder away or name another nnUNet_results."
-                )
-            if job is not None:
-                spec = present
-            elif present != spec:
-                write_atomic(folder.spec_file, spec.model_dump_json(indent=1).encode())
+        before = folder.spec() if folder.spec_file.exists() else None
+        is_new = before is None or before.run_key != spec.run_key
+        if before is not None and is_new and commit_files(folder):
+            raise belongs_to_another(folder, before, spec)
+        _share_model_files(spec, renews=is_new)
+        replaced = _set_aside(folder, before) if before is not None and is_new else None
+        create_exclusive(folder.spec_file, _content(spec))
+        present = folder.spec()
+        if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
+            raise belongs_to_another(folder, present, spec)
         if job is not None:
             was_stopping = read_stop_request(folder) is not None
             folder.stop_file.unlink(missing_ok=True)
-            return Acquired(spec, "adopt", was_stopping)
-        stage: Stage = "validates" if only_validate else progress_of(spec).stage
-        opening = opening_of(stage)
-        if opening != "finished":
-            reset(folder, opening)
-    return Acquired(spec, opening)
+            return Acquired(present, Action.FOLLOW, was_stopping)
+        if present != spec:
+            write_atomic(folder.spec_file, _content(spec))
+        action = Action.VALIDATE if only_validate else progress_of(spec).action
+        if action is not Action.NOTHING:
+            reset(folder, action)
+    return Acquired(spec, action, replaced=replaced)
+
+
+def _content(spec: RunSpec) -> bytes:
+    return spec.model_dump_json(indent=1).encode()
+
+
+def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
+    """Keep what tells of a run that has kept nothing under other names, its run.json last, and remove its requests.
+
+    Its fencing tokens stay, and the failures that name them: the new run's are higher, so what may be left of the old one is fenced off.
+    """
+    end = final_state(read_outcome(folder)) or RunState.STOPPED
+    replaced = Replaced(present.run_key, noted_run_id(folder), end)
+    log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
+    for request in (folder.stop_file, folder.save_file, folder.accepted_save_file, folder.published_file):
+        request.unlink(missing_ok=True)
+    for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):
+        if file.exists():
+            os.replace(file, _aside(file, present.run_key))
+    return replaced
+
+
+def _aside(file: Path, run_key: str) -> Path:
+    """`run.json` of the run KEY as `run.KEY.json`."""
+    key = re.sub(r"[^\w.-]", "_", run_key)[:200]
+    return file.with_name(f"{file.stem}.{key}{file.suffix}")
+
+
+def end_replaced(acquired: Acquired, tracker: TrackingServer | None) -> None:
+    """End in MLflow the run that had the folder before, if nobody has: no folder leads to it any more. A failure is only logged."""
+    old = acquired.replaced
+    if tracker is None or old is None:
+        return
+    try:
+        known = tracker.known_run(old.run_key)
+        if known is not None and known.run_id == old.mlflow_run_id and not has_ended(known):
+            tracker.set_state(known.run_id, old.end)
+            tracker.set_tags(known.run_id, {"nnfleet.reason": f"its folder belongs to the run {acquired.spec.run_key} now."})
+    except TrackingError as err:
+        log.warning("%s, whose folder is another run's now, was not ended in MLflow: %s", old.run_key, err)
 
 
 def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
@@ -91,10 +145,10 @@ def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
         )
 
 
-def reset(folder: RunFolder, opening: Opening) -> None:
+def reset(folder: RunFolder, action: Action) -> None:
     """Forget how the run ended before: it was submitted again."""
     folder.stop_file.unlink(missing_ok=True)
-    if opening == "train":
+    if action is Action.TRAIN:
         folder.outcome_file.unlink(missing_ok=True)
         return
     before = read_outcome(folder)
@@ -105,11 +159,18 @@ def reset(folder: RunFolder, opening: Opening) -> None:
     write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=fencing_token, message="trained before; validated again"))
 
 
-def _share_model_files(spec: RunSpec) -> None:
-    """nnU-Net's files of a model folder, shared by its folds: made once, never changed. `refuse` has compared them."""
+def _share_model_files(spec: RunSpec, *, renews: bool) -> None:
+    """nnU-Net's files of a model folder, shared by its folds: made once.
+
+    `renews`: those of other plans are replaced; `refuse` has made sure that no fold has kept anything by them.
+    """
+    is_outdated = renews and bool(other_plans(spec, load_plans(spec.preprocessed_folder, spec.plans)))
     for name, source in (("plans", spec.plans), ("dataset", "dataset"), ("dataset_fingerprint", "dataset_fingerprint")):
         file, target = spec.preprocessed_folder / f"{source}.json", spec.model_folder / f"{name}.json"
-        if target.exists() or (name == "dataset_fingerprint" and not file.is_file()):
+        if name == "dataset_fingerprint" and not file.is_file():
             continue
-        if create_exclusive(target, file.read_bytes()):
-            shutil.copymode(file, target)
+        if is_outdated:
+            write_atomic(target, file.read_bytes())
+        elif target.exists() or not create_exclusive(target, file.read_bytes()):
+            continue
+        shutil.copymode(file, target)

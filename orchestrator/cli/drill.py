@@ -1,7 +1,7 @@
 """`nnfleet drill`: kill parts of a toy training on the user's own cluster and see that nothing is lost."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,7 @@ from orchestrator.cli.output import console, note, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
 
 if TYPE_CHECKING:
-    from orchestrator.drill.order import Report
+    from orchestrator.drill.order import DrillEvent, Report
 
 EXIT_LOST = 8
 """Something was lost."""
@@ -36,7 +36,7 @@ def drill(
     wanted = parts or []
     if "node" in wanted and not yes:
         typer.confirm("A whole node will be killed, with everything of Ray's that runs on it. Go on?", abort=True, err=True)
-    report = api.drill(wanted, cluster, folder, gpus=gpus, is_sure=yes, keeps=keep, on_event=_tell)
+    report = api.drill(wanted, cluster, folder, gpus=gpus, is_sure=yes, keeps=keep, on_event=_note)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -45,14 +45,14 @@ def drill(
         raise typer.Exit(EXIT_LOST)
 
 
-def _tell(event: dict[str, Any]) -> None:
-    match event.get("event"):
+def _note(event: "DrillEvent") -> None:
+    match event.event:
         case "phase":
-            note(f"{event['text'].capitalize()} ...")
+            note(f"{event.text.capitalize()} ...")
         case "struck":
-            note(f"Killed: {event['part']}, {event['what']}.")
+            note(f"Killed: {event.part}, {event.what}.")
         case "strike":
-            seconds = event["strike"]["recovery_s"]
+            seconds = event.strike.recovery_s
             note("It did not recover in time." if seconds is None else f"Recovered after {seconds:.1f} s.")
 
 

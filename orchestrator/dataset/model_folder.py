@@ -1,19 +1,20 @@
 """Whether nnU-Net's model folder of a run may hold it: whose it is, and which plans lie there."""
 
 import json
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from orchestrator.dataset.digest import model_parts
 from orchestrator.dataset.folder import file_names
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError, NnfleetError
-from trainers.contract.plans import (
-    Plans,
-    load_dataset_json,
-    load_plans,
-)
+from trainers.contract.commits import commit_files
+from trainers.contract.plans import Plans, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+
+ESCAPE = "Move the folder away or name another nnUNet_results."
 
 
 def run_differences(present: RunSpec, wanted: RunSpec) -> str:
@@ -30,36 +31,64 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     return ", ".join(found) or "the recipe's version"
 
 
-def model_folder_problems(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
-    """The folder of a run belongs to it alone: refuse what nnU-Net or another run wrote there, and a model folder of other plans.
+def model_folder_problems(spec: RunSpec, plans: Plans, at_work: Collection[str] = ()) -> list[NnfleetError]:
+    """The folder of a run belongs to it alone: refuse what nnU-Net or another run keeps there, and a model folder of other plans.
 
+    A run that has kept nothing and is not `at_work` (run keys) leaves its folder, and the plans if no other fold needs them, to the next.
     A fold that was acquired before is not compared with the model folder again: its run key says that it is the same run.
     """
     folder = RunFolder(spec.run_folder)
-    escape = "Move the folder away or name another nnUNet_results."
     if folder.spec_file.exists():
         try:
             present = folder.spec()
         except DataError as err:
-            return [DataError(f"{err} {escape}")]
-        if present.run_key != spec.run_key:
-            return [
-                ConfigError(
-                    f"results: {folder.root} belongs to the run {present.run_key}, which differs from {spec.run_key} "
-                    f"in {run_differences(present, spec)}. {escape}"
-                )
-            ]
-        strange = [] if any(folder.state.glob("e*_a*.json")) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
-        return [_not_ours(folder, strange, escape)] if strange else []
-    foreign = sorted(file_names(folder.root) - {folder.own.name})
-    return [_not_ours(folder, foreign, escape)] if foreign else _other_plans(spec, plans, escape)
+            return [DataError(f"{err} {ESCAPE}")]
+        if present.run_key in at_work and present.run_key != spec.run_key:
+            return [_is_at_work(folder, present)]
+        if present.run_key != spec.run_key and commit_files(folder):
+            return [belongs_to_another(folder, present, spec)]
+        strange = [] if commit_files(folder) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
+        if strange or present.run_key == spec.run_key:
+            return [_not_ours(folder, strange)] if strange else []
+    elif foreign := sorted(file_names(folder.root) - {folder.own.name}):
+        return [_not_ours(folder, foreign)]
+    return [] if _needs_no_plans(spec.model_folder, at_work) else other_plans(spec, plans)
 
 
-def _not_ours(folder: RunFolder, names: list[str], escape: str) -> ConfigError:
-    return ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {listed(names)}) and is never overwritten. {escape}")
+def belongs_to_another(folder: RunFolder, present: RunSpec, wanted: RunSpec) -> ConfigError:
+    """The refusal of a folder in which another run has kept something."""
+    return ConfigError(
+        f"results: {folder.root} belongs to the run {present.run_key}, which differs from {wanted.run_key} "
+        f"in {run_differences(present, wanted)}. {ESCAPE}"
+    )
 
 
-def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]:
+def _is_at_work(folder: RunFolder, present: RunSpec) -> ConfigError:
+    return ConfigError(
+        f"results: {folder.root} belongs to the run {present.run_key}, which has not ended. "
+        f"Stop it first (nnfleet stop {present.run_key}), or name another nnUNet_results."
+    )
+
+
+def _needs_no_plans(model_folder: Path, at_work: Collection[str]) -> bool:
+    """True for a model folder with folds of ours alone, none of which has kept anything or is at work."""
+    folds = [RunFolder(path) for path in model_folder.glob("fold_*")]
+    return bool(folds) and all(_has_kept_nothing(fold, at_work) for fold in folds)
+
+
+def _has_kept_nothing(fold: RunFolder, at_work: Collection[str]) -> bool:
+    try:
+        is_idle = fold.spec().run_key not in at_work
+    except DataError:
+        return False
+    return is_idle and not commit_files(fold) and not any(fold.root.glob("checkpoint_*.pth"))
+
+
+def _not_ours(folder: RunFolder, names: list[str]) -> ConfigError:
+    return ConfigError(f"results: {folder.root} was not made by nnfleet (it holds {listed(names)}) and is never overwritten. {ESCAPE}")
+
+
+def other_plans(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
     """Differences between the model folder's plans.json and dataset.json and the ones of this run, in what a run key covers."""
     path = spec.model_folder / "plans.json"
     if not path.is_file():
@@ -70,7 +99,7 @@ def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]
         dataset_json = load_dataset_json(spec.model_folder if there_json.is_file() else spec.preprocessed_folder)
         there = model_parts(load_plans(spec.model_folder, "plans"), spec.configuration, dataset_json)
     except (ConfigError, DataError, KeyError, TypeError) as err:
-        return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {escape}")]
+        return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {ESCAPE}")]
     settings = [{**parts.pop("configuration"), **parts.pop("plans"), **parts} for parts in (there, here)]
     differ = sorted(key for key in {*settings[0], *settings[1]} if _as_json(settings[0].get(key)) != _as_json(settings[1].get(key)))
     if not differ:
@@ -78,7 +107,7 @@ def _other_plans(spec: RunSpec, plans: Plans, escape: str) -> list[NnfleetError]
     return [
         ConfigError(
             f"results: {path} and dataset.json beside it differ from {plans.path} and its dataset.json in {', '.join(differ)} of "
-            f"{spec.configuration!r}: folds of one model folder must share one plan. {escape}"
+            f"{spec.configuration!r}: folds of one model folder must share one plan. {ESCAPE}"
         )
     ]
 

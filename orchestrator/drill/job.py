@@ -7,7 +7,6 @@ drill's own training job: never to anything else.
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -27,10 +26,24 @@ from orchestrator.campaign.events import CampaignLog
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.cluster.processes import family
 from orchestrator.drill.dataset import CONFIGURATION, write_drill_dataset
-from orchestrator.drill.order import EVENT_PREFIX, OUTAGE_S, Order, Part, Report, Strike, differences
+from orchestrator.drill.order import (
+    OUTAGE_S,
+    Mend,
+    Order,
+    Part,
+    Phase,
+    Recovered,
+    Refused,
+    Report,
+    Reported,
+    Strike,
+    Struck,
+    differences,
+)
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError, TrackingError
 from orchestrator.experiment.model import FOLDERS, Experiment, single_training
 from orchestrator.run.activity import owner_of
+from orchestrator.run.events import emit
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.commits import Committed, committed_position, newest_committed
@@ -45,11 +58,6 @@ POLL_S = 0.2
 HEAD_RESOURCE = "node:__internal_head__"
 
 
-def emit(event: str, **values: Any) -> None:
-    """One event as one line on stdout."""
-    print(EVENT_PREFIX + json.dumps({"event": event, **values}), flush=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the job; its report is its last event."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -62,9 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         folder = place_of(order)
         with contextlib.closing(Drill(order, folder, Jobs.inside_job())) as drill:
             report = drill.run()
-        emit("report", report=json.loads(report.model_copy(update={"stays": tuple(drill.stays)}).model_dump_json()))
+        emit(Reported(report=report.model_copy(update={"stays": tuple(drill.stays)})))
     except NnfleetError as err:
-        emit("refused", message=str(err))
+        emit(Refused(message=str(err)))
         return err.exit_code
     return 0
 
@@ -94,17 +102,17 @@ class Drill:
 
     def run(self) -> Report:
         """Reference, struck run, comparison."""
-        emit("phase", text="writing a toy dataset")
+        emit(Phase(text="writing a toy dataset"))
         for dataset in (REFERENCE, DRILLED):
             write_drill_dataset(self.folder / "nnUNet_preprocessed", dataset)
-        emit("phase", text="training it undisturbed")
+        emit(Phase(text="training it undisturbed"))
         reference = self._ended(self._submitted(REFERENCE))
-        emit("phase", text="training it again")
+        emit(Phase(text="training it again"))
         campaign = self._submitted(DRILLED)
         strikes = []
         for index, part in enumerate(self.order.parts):
             strikes.append(self._strike(part, self._folder_of(campaign), self.order.epoch_of(index)))
-            emit("strike", strike=json.loads(strikes[-1].model_dump_json()))
+            emit(Recovered(strike=strikes[-1]))
         if any(strike.recovery_s is None for strike in strikes):
             return Report(strikes=tuple(strikes), differences=("the struck run did not go on: " + self._why(campaign),))
         return self._report(strikes, reference, self._ended(campaign))
@@ -149,24 +157,24 @@ class Drill:
         self.jobs.submit_campaign(campaign, experiment_of(self.order, self.folder, dataset, self._experiment_name).to_yaml())
         return campaign
 
-    def _told(self, campaign: str) -> CampaignLog:
-        told = CampaignLog().update(self.jobs.logs(f"campaign-{campaign}"))
-        if told.error is not None:
-            raise told.error
-        return told
+    def _log_of(self, campaign: str) -> CampaignLog:
+        log_so_far = CampaignLog().update(self.jobs.logs(f"campaign-{campaign}"))
+        if log_so_far.error is not None:
+            raise log_so_far.error
+        return log_so_far
 
     def _folder_of(self, campaign: str) -> RunFolder:
-        """The folder of a campaign's one run, once it has told its plan."""
-        await_(lambda: bool(self._told(campaign).statuses), f"campaign {campaign} tells nothing")
-        (status,) = self._told(campaign).statuses.values()
+        """The folder of a campaign's one run, once its status is known."""
+        await_(lambda: bool(self._log_of(campaign).statuses), f"campaign {campaign} emits no status")
+        (status,) = self._log_of(campaign).statuses.values()
         return RunFolder(status.run_folder)
 
     def _ended(self, campaign: str) -> RunStatus:
         """The one run of a campaign at its end. Raises ClusterError unless it succeeded."""
         while True:
-            told = self._told(campaign)
-            if told.exit_code is not None:
-                (status,) = told.statuses.values()
+            log_so_far = self._log_of(campaign)
+            if log_so_far.exit_code is not None:
+                (status,) = log_so_far.statuses.values()
                 if status.state is not RunState.SUCCEEDED:
                     raise ClusterError(f"drill: its toy run ended as {status.state}: {status.reason}")
                 return status
@@ -175,7 +183,7 @@ class Drill:
             time.sleep(1)
 
     def _why(self, campaign: str) -> str:
-        return "; ".join(f"{status.state}: {status.reason or 'no reason told'}" for status in self._told(campaign).statuses.values())
+        return "; ".join(f"{status.state}: {status.reason or 'no reason given'}" for status in self._log_of(campaign).statuses.values())
 
     def _strike(self, part: Part, folder: RunFolder, epoch: int) -> Strike:
         await_(lambda: committed_position(folder)[0] >= epoch and is_under_way(folder), f"epoch {epoch} of the toy run is not reached")
@@ -184,7 +192,7 @@ class Drill:
         moment = f"in epoch {before.epochs_done} of {self.order.epochs}"
         what = self._kill(part, folder)
         struck, struck_unix = time.monotonic(), time.time()
-        emit("struck", part=part, what=what)
+        emit(Struck(part=part, what=what))
         if part == "tracking":
             return self._outage(folder, before, what, moment, struck)
         while time.monotonic() - struck < PATIENCE_S:
@@ -200,7 +208,7 @@ class Drill:
     def _kill(self, part: Part, folder: RunFolder) -> str:
         job = owner_of(folder)
         if job is None or not job.job:
-            raise ClusterError(f"drill: nobody claims the run in {folder.root}")
+            raise ClusterError(f"drill: no driver has acquired the run in {folder.root}")
         match part:
             case "tracking":
                 return kill_tracking(self.order)
@@ -217,7 +225,7 @@ class Drill:
         from orchestrator.tracking.client import Tracker
 
         time.sleep(OUTAGE_S)
-        emit("mend", part="tracking")  # whoever asked for the drill starts the server again
+        emit(Mend())  # whoever asked for the drill starts the server again
         run_id = noted_run_id(folder)
         while time.monotonic() - struck < PATIENCE_S:
             with contextlib.suppress(TrackingError):
@@ -301,7 +309,7 @@ def kill_raylet(job: str, is_sure: bool) -> str:
             if title.startswith("ray::") and "IDLE" not in title and owner != job and process.pid != os.getpid():
                 others.append(f"{title.removeprefix('ray::')} {f'of {owner}' if owner else ''}".strip())
     if others and not is_sure:
-        raise ConfigError(f"drill: other work runs on that node and would be lost: {', '.join(others[:5])}. Say --yes if that may be.")
+        raise ConfigError(f"drill: other work runs on that node and would be lost: {', '.join(others[:5])}. Use --yes to accept that.")
     raylet.kill()
     return f"raylet {raylet.pid} with the workers of {job}"
 
@@ -349,7 +357,7 @@ def await_(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
-            raise ClusterError(f"drill: {what} within {PATIENCE_S:.0f} s. Is there room on the cluster? nnfleet status tells.")
+            raise ClusterError(f"drill: {what} within {PATIENCE_S:.0f} s. Is there room on the cluster? See nnfleet status.")
         time.sleep(POLL_S)
 
 

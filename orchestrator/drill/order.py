@@ -3,24 +3,23 @@
 What is asked and what is found, as plain values, and the following of the job that does it (`orchestrator/drill/job.py`).
 """
 
-import json
 import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter
 
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.cluster.processes import ProcessRecord
 from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.run.events import Event, events_in
 from trainers.contract.commits import EpochRow
 from trainers.contract.run_spec import Frozen
 
 Part = Literal["worker", "node", "driver", "tracking"]
 PARTS: tuple[Part, ...] = ("worker", "node", "driver", "tracking")
-EVENT_PREFIX = "NNFLEET-DRILL "
 EPOCHS_PER_STRIKE = 3
 POLL_S = 0.5
 OUTAGE_S = 5.0
@@ -84,6 +83,52 @@ class Report(Frozen):
         return not self.differences and all(strike.recovery_s is not None and not strike.lost for strike in self.strikes)
 
 
+class Phase(Event):
+    """The drill begins something else."""
+
+    event: Literal["phase"] = "phase"
+    text: str
+
+
+class Struck(Event):
+    """A part was killed."""
+
+    event: Literal["struck"] = "struck"
+    part: Part
+    what: str
+
+
+class Mend(Event):
+    """The killed tracking server may be started again, by whoever asked for the drill."""
+
+    event: Literal["mend"] = "mend"
+
+
+class Recovered(Event):
+    """What came of a strike."""
+
+    event: Literal["strike"] = "strike"
+    strike: Strike
+
+
+class Reported(Event):
+    """The drill is over."""
+
+    event: Literal["report"] = "report"
+    report: Report
+
+
+class Refused(Event):
+    """The drill cannot be done here."""
+
+    event: Literal["refused"] = "refused"
+    message: str
+
+
+DrillEvent = Phase | Struck | Mend | Recovered | Reported | Refused
+DRILL_EVENTS: TypeAdapter[DrillEvent] = TypeAdapter(Annotated[DrillEvent, Field(discriminator="event")])
+
+
 def order_of(parts: Sequence[str], **more: Any) -> Order:
     """A checked order; no part named means a worker and the driver. Raises ConfigError.
 
@@ -116,8 +161,8 @@ def differences(ours: Iterable[EpochRow], theirs: Iterable[EpochRow], our_weight
     return found
 
 
-def follow(jobs: Jobs, order: Order, on_event: Callable[[dict[str, Any]], None]) -> Report:
-    """Run the drill's job and return its report; `on_event` is told what happens. An interrupt ends the job, which cleans up.
+def follow(jobs: Jobs, order: Order, on_event: Callable[[DrillEvent], None]) -> Report:
+    """Run the drill's job and return its report; `on_event` gets what happens meanwhile. An interrupt ends the job, which cleans up.
 
     Raises ClusterError when the job dies, ConfigError when it refuses.
     """
@@ -126,26 +171,18 @@ def follow(jobs: Jobs, order: Order, on_event: Callable[[dict[str, Any]], None])
     try:
         while True:
             job = jobs.find(submission_id)
-            lines = [line for line in jobs.logs(submission_id).splitlines() if line.startswith(EVENT_PREFIX)]
-            for line in lines[read:]:
-                event = _parsed(line)
-                match event.get("event"):
-                    case "report":
-                        return Report.model_validate(event["report"])
-                    case "refused":
-                        raise ConfigError(str(event.get("message")))
+            events = list(events_in(jobs.logs(submission_id), DRILL_EVENTS))
+            for event in events[read:]:
+                match event:
+                    case Reported():
+                        return event.report
+                    case Refused():
+                        raise ConfigError(event.message)
                 on_event(event)
-            read = len(lines)
+            read = len(events)
             if not job.is_live:
                 raise ClusterError(f"drill: its job {submission_id} died. {job.message[-2000:]}")
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         jobs.stop(submission_id)
         raise
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line.removeprefix(EVENT_PREFIX)))
-    except (ValueError, ValidationError):
-        return {}

@@ -66,7 +66,7 @@ def schedule(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserve
         others = [r for r in held if r.run_key != run.run_key]
         outcome = fit(run.workers, nodes, others)
         if outcome.when != "never" and front and run.run_key not in holding:
-            outcome = Fit("later", f"waits its turn behind {front}.")
+            outcome = Fit("later", f"queued behind {front}.")
         elif outcome.when == "later":
             front = front or run.address
         elif outcome.when == "now":

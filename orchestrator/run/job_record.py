@@ -78,3 +78,8 @@ def record_of(details: Any) -> JobRecord | None:
 def living_job(spec: RunSpec, jobs: Sequence[JobRecord]) -> JobRecord | None:
     """The job of a run that lives on this cluster."""
     return next((job for job in jobs if job.is_live and job.run_key == spec.run_key and job.kind in ("train", "validate")), None)
+
+
+def living_campaigns(jobs: Sequence[JobRecord]) -> set[str]:
+    """Ids of the campaigns that live on this cluster."""
+    return {job.campaign for job in jobs if job.kind == "campaign" and job.is_live}

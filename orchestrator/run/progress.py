@@ -1,13 +1,29 @@
-"""What a run's folder already holds: nothing, some epochs, a trained model, a finished run."""
+"""What a run's folder already holds (nothing, some epochs, a trained model, a finished run), and so what happens next with the run."""
 
+import json
+from enum import StrEnum
 from typing import Literal
 
 from orchestrator.run.outcome import read_outcome
-from trainers.contract.commits import newest_committed
+from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
 Stage = Literal["new", "continues", "validates", "finished"]
+"""What plans in JSON call it."""
+
+
+class Action(StrEnum):
+    """What happens next with a run: when it is submitted, and each time that its campaign looks."""
+
+    FOLLOW = "follow"
+    """A job of it lives: it is followed to its end."""
+    TRAIN = "train"
+    VALIDATE = "validate"
+    DELIVER = "deliver"
+    """It is finished, and its results go to MLflow, which lacks them."""
+    NOTHING = "nothing"
+    """It has come to its end."""
 
 
 class Progress(Frozen):
@@ -16,6 +32,11 @@ class Progress(Frozen):
     stage: Stage
     """new; continues (after `epochs_done`); validates (trained, its full validation remains); finished (nothing is left to do)."""
     epochs_done: int = 0
+
+    @property
+    def action(self) -> Action:
+        """What a submission does with a run of which no job lives. A result is kept; what is trained is only validated."""
+        return {"new": Action.TRAIN, "continues": Action.TRAIN, "validates": Action.VALIDATE, "finished": Action.NOTHING}[self.stage]
 
     @property
     def text(self) -> str:
@@ -38,6 +59,28 @@ def progress_of(spec: RunSpec) -> Progress:
     if done < spec.schedule.epochs or committed.final is None:
         return Progress(stage="continues", epochs_done=done)
     outcome = read_outcome(folder)
-    validated = outcome is not None and outcome.state == "SUCCEEDED"
-    validated = validated and all((folder.validation(name) / "summary.json").is_file() for name in spec.validation.checkpoints)
-    return Progress(stage="finished" if validated else "validates", epochs_done=done)
+    has_summaries = all((folder.validation(name) / "summary.json").is_file() for name in checkpoints_due(spec, committed))
+    is_validated = outcome is not None and outcome.state == "SUCCEEDED" and has_summaries
+    return Progress(stage="finished" if is_validated else "validates", epochs_done=done)
+
+
+def checkpoints_due(spec: RunSpec, committed: Committed | None) -> tuple[CheckpointName, ...]:
+    """The checkpoints that a run has to have validated before it is finished, pure: those that its experiment asks for.
+
+    A run whose every epoch lacked foreground has no best one, and a fold without validation cases has nothing to validate.
+    """
+    if not spec.val_cases:
+        return ()
+    has_no_best = committed is not None and committed.best is None and committed.epochs_done >= spec.schedule.epochs
+    return tuple(name for name in spec.validation.checkpoints if not (name == "best" and has_no_best))
+
+
+def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:
+    """Mean foreground Dice over whole cases of each checkpoint that was validated (nan-mean over cases, then over classes)."""
+    found: dict[str, float] = {}
+    for name in spec.validation.checkpoints:
+        try:
+            found[name] = float(json.loads((folder.own / f"validation_{name}.json").read_text())["dice_mean"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found

@@ -1,5 +1,6 @@
 """Which MLflow run a run folder belongs to, and what may not be mixed in it."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import TrackingError
 from orchestrator.run.names import Names
+from orchestrator.run.progress import checkpoints_due, full_dice
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, STATE_TAG, KnownRun, OpenRun, job_tags
 from trainers.contract.commits import Committed, commit_files, newest_committed
@@ -59,7 +61,7 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
     elsewhere = known.tags.get(FOLDER_TAG, "")
-    if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known):
+    if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known, spec.run_key):
         raise ConfigError(
             f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
             f"hold both. Name the nnUNet_results of that folder to continue there; or {way_out}"
@@ -72,17 +74,23 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
         )
 
 
-def _keeps(folder: RunFolder, known: KnownRun) -> bool:
+def _keeps(folder: RunFolder, known: KnownRun, run_key: str) -> bool:
     """True when the folder that an MLflow run is recorded from has something to lose: a committed epoch, or a run that has not ended.
 
-    One that cannot be looked into belongs to somebody else.
+    One that another run has now keeps nothing of this one; one that cannot be looked into belongs to somebody else.
     """
-    state = known.tags.get(STATE_TAG, "")
-    has_ended = state in RunState.__members__ and RunState(state).is_final
     try:
-        return folder.spec_file.exists() and (not has_ended or newest_committed(folder) is not None)
-    except (OSError, StorageError):
+        if not folder.spec_file.exists() or folder.spec().run_key != run_key:
+            return False
+        return not has_ended(known) or newest_committed(folder) is not None
+    except (OSError, DataError, StorageError):
         return True
+
+
+def has_ended(known: KnownRun) -> bool:
+    """True when MLflow shows the run as ended."""
+    state = known.tags.get(STATE_TAG, "")
+    return state in RunState.__members__ and RunState(state).is_final
 
 
 def experiment_of(spec: RunSpec) -> str:
@@ -127,11 +135,16 @@ def owners_last(names: Sequence[Names]) -> list[Names]:
 
 
 def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: TrackingServer | None) -> bool:
-    """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost."""
+    """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost.
+
+    A checkpoint whose every score is NaN, since no case had foreground, has no score to lack.
+    """
     if tracker is None:
         return False
-    known = tracker.metrics(tracked.run_id)
-    return not all(any(key.startswith(f"full/{name}/") for key in known) for name in spec.validation.checkpoints)
+    folder, known = RunFolder(spec.run_folder), tracker.metrics(tracked.run_id)
+    dice = full_dice(folder, spec)
+    scored = [name for name in checkpoints_due(spec, newest_committed(folder)) if not math.isnan(dice.get(name, 0.0))]
+    return not all(any(key.startswith(f"full/{name}/") for key in known) for name in scored)
 
 
 def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:

@@ -8,10 +8,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter
 
 from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import newest_stamp
+from orchestrator.run.events import Event
 from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.names import Names, resolve
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULTS_VARIABLE = "nnUNet_results"
-LINE_PREFIX = "NNFLEET-SYNC "
-"""Begins the lines by which a job on the cluster reports what it did."""
 GONE = "its job is gone; `nnfleet resume` continues it."
 
 
@@ -59,6 +60,16 @@ class Synced(Frozen):
         return f"{self.run_key}: {done}" + (f"; LACKING: {self.lacking}" if self.lacking else "")
 
 
+class SyncedEvent(Event):
+    """A job on the cluster has synced a run."""
+
+    event: Literal["synced"] = "synced"
+    synced: Synced
+
+
+SYNC_EVENTS = TypeAdapter(SyncedEvent)
+
+
 def run_folders(results: Path) -> list[RunFolder]:
     """All run folders below an nnUNet_results. Raises ConfigError when that is no folder."""
     if not results.is_dir():
@@ -78,12 +89,6 @@ def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Ite
         )
     folders = run_folders(place.absolute())
     return sync(called(run, folders, place) if run else folders, jobs)
-
-
-def read_lines(log_text: str) -> list[Synced]:
-    """What a job on the cluster has reported."""
-    lines = [line for line in log_text.splitlines() if line.startswith(LINE_PREFIX)]
-    return [Synced.model_validate_json(line.removeprefix(LINE_PREFIX)) for line in lines]
 
 
 def called(run: str, folders: Sequence[RunFolder], place: Path) -> list[RunFolder]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
+from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.validation_report import read_result
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.commits import newest_committed
@@ -24,21 +25,19 @@ class Stopped(Exception):
 
 
 def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[CheckpointName]:
-    """The checkpoints that the run asks for. A run whose every epoch lacked foreground has no best one: that is said and passed over.
+    """The checkpoints that the run has to have validated (see `checkpoints_due`); one that has no best one is warned of.
 
     Raises ConfigError when one is missing that should be there.
     """
     committed = newest_committed(folder)
-    present: list[CheckpointName] = []
-    for name in spec.validation.checkpoints:
-        if folder.checkpoint(name).is_file():
-            present.append(name)
-        elif name == "best" and committed is not None and committed.best is None and committed.epochs_done >= spec.schedule.epochs:
-            log.warning("no epoch of this run saw foreground, so it has no best checkpoint: only the others are validated")
-        else:
+    due = list(checkpoints_due(spec, committed))
+    if spec.val_cases and "best" in spec.validation.checkpoints and "best" not in due:
+        log.warning("no epoch of this run saw foreground, so it has no best checkpoint: only the others are validated")
+    for name in due:
+        if not folder.checkpoint(name).is_file():
             done = f"{committed.epochs_done} of {spec.schedule.epochs} epochs are done" if committed else "no epoch is done"
             raise ConfigError(f"checkpoint: {folder.checkpoint(name)} does not exist; {done}. Resume the training, then validate again.")
-    return present
+    return due
 
 
 def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:

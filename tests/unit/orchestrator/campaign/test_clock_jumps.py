@@ -1,4 +1,4 @@
-"""Clocks that are wrong, differ between nodes, or are set while a campaign runs: no run is lost, repeated, given up or locked out."""
+"""Clocks that are wrong, differ between nodes, or are set while a campaign runs: no run is orphaned, repeated, ended or locked out."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_gentle_stop_waits_for_workers_whose_clock_is_behind(stage: Stage) -> 
     workers_begin(stage, run, -HOUR_S)
     write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
     look(campaign)
-    assert stage.cluster.stopped == [], "its workers see the wish themselves"
+    assert stage.cluster.stopped == [], "its workers see the request themselves"
 
 
 def test_a_clock_that_jumps_back_between_two_campaigns_starts_nothing_twice(stage: Stage) -> None:
@@ -124,7 +124,7 @@ def test_a_run_that_waits_for_its_workers_says_why(stage: Stage) -> None:
     write_failure(folder, Failure(driver="d", fencing_token=1, epochs_done=3, iteration=0, **failed))  # type: ignore[arg-type]
     look(campaign)
     assert states(campaign) == ["RECOVERING"]
-    reason = "its workers were lost in epoch 3 (cluster: rank 1 died); waits until all of them have a place and begin again."
+    reason = "its workers failed in epoch 3 (cluster: rank 1 died); restarts them once resources for all are free."
     assert campaign.runs["key0"].status().reason == reason
     acquire_token(folder, "train-key0-a1")
     look(campaign)
@@ -135,7 +135,7 @@ def test_a_run_that_waits_for_its_workers_says_why(stage: Stage) -> None:
     assert campaign.runs["key0"].status().reason == ""
 
 
-def test_a_killed_driver_and_lack_of_room_are_told_together(stage: Stage) -> None:
+def test_a_killed_driver_and_lack_of_room_are_shown_together(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
@@ -144,12 +144,12 @@ def test_a_killed_driver_and_lack_of_room_are_told_together(stage: Stage) -> Non
     stage.cluster.gpus = 0
     look(campaign)
     assert states(campaign) == ["RECOVERING"]
-    told = campaign.runs["key0"].status().reason
-    assert "its job train-key0-a1 was killed by signal 9" in told
-    assert "It waits:" in told
+    reason = campaign.runs["key0"].status().reason
+    assert "its job train-key0-a1 was killed by signal 9" in reason
+    assert "It waits:" in reason
 
 
-def test_silence_is_told_by_this_machines_own_clock(stage: Stage) -> None:
+def test_silence_is_measured_by_this_machines_own_clock(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
@@ -161,10 +161,10 @@ def test_silence_is_told_by_this_machines_own_clock(stage: Stage) -> None:
     stage.clock.sleep(SILENT_S)
     look(campaign)
     assert campaign.runs["key0"].state is RunState.RUNNING
-    assert "sent no heartbeat since" in campaign.runs["key0"].status().reason
+    assert "no heartbeat from its workers since" in campaign.runs["key0"].status().reason
 
 
-def test_a_validation_that_finishes_cases_before_it_dies_is_not_given_up(stage: Stage) -> None:
+def test_a_validation_that_finishes_cases_before_it_dies_is_tried_again(stage: Stage) -> None:
     run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
     campaign = stage.campaign(run)
     look(campaign)

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign import run_watch
-from orchestrator.campaign.events import CampaignLog
-from orchestrator.campaign.loop import MIN_REPORT_INTERVAL_S, Campaign, is_news, reservations
+from orchestrator.campaign import observe
+from orchestrator.campaign.events import CampaignLog, Done, StatusChanged
+from orchestrator.campaign.loop import Campaign
+from orchestrator.campaign.render import MIN_REPORT_INTERVAL_S, Reading, is_news
+from orchestrator.campaign.reserved import reservations
 from orchestrator.errors import ClusterError
 from orchestrator.queue.registry import GROWTH_LIMITS_FRESH_S, Registry
 from orchestrator.run.activity import report_cases
+from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
-from orchestrator.run.status import CasesDone, RunStatus
+from orchestrator.run.progress import progress_of
+from orchestrator.run.status import CasesDone
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.errors import StorageError
@@ -47,9 +51,9 @@ def test_runs_go_one_after_the_other_through_training_and_validation(stage: Stag
     stage.cluster.training_ends(second)
     stage.cluster.validation_ends(second)
     assert campaign.run(poll_s=0) == 0
-    assert stage.told(first) == ["RUNNING", "VALIDATING", "SUCCEEDED"]
-    assert stage.told(second)[0] == "QUEUED"
-    assert stage.events[-1] == {"event": "done", "exit_code": 0}
+    assert stage.reported(first) == ["RUNNING", "VALIDATING", "SUCCEEDED"]
+    assert stage.reported(second)[0] == "QUEUED"
+    assert stage.events[-1] == Done(exit_code=0)
     assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.VALIDATING, RunState.SUCCEEDED]
 
 
@@ -77,10 +81,10 @@ def test_a_killed_driver_is_replaced_and_its_place_kept(stage: Stage) -> None:
     stage.cluster.workers_begin(run)
     look(campaign)
     assert states(campaign) == ["RUNNING", "QUEUED"]
-    assert stage.told(run) == ["RUNNING", "RECOVERING", "RUNNING"]
+    assert stage.reported(run) == ["RUNNING", "RECOVERING", "RUNNING"]
 
 
-def test_a_run_that_keeps_dying_is_given_up(stage: Stage) -> None:
+def test_a_run_that_keeps_dying_is_ended(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     for _ in range(3):
@@ -133,21 +137,21 @@ def test_stop_at_once_ends_the_job(stage: Stage) -> None:
     assert states(campaign) == ["STOPPED"]
 
 
-def test_a_stop_that_the_cluster_did_not_take_is_asked_for_again(stage: Stage) -> None:
+def test_a_stop_that_the_cluster_refuses_is_tried_again(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
     write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
-    stage.cluster.is_deaf = True
-    with pytest.raises(ClusterError, match="busy"):
-        look(campaign)
-    stage.cluster.is_deaf = False
+    stage.cluster.refuses = {"key0"}
+    look(campaign)
+    assert campaign.runs["key0"].reason == "stops on request. Refused, and tried again: cluster: takes no order for key0"
+    stage.cluster.refuses.clear()
     look(campaign)
     look(campaign)
     assert stage.cluster.stopped == ["train-key0-a1"]
 
 
-def test_a_validation_that_waits_for_the_tracking_server_holds_up_no_run(stage: Stage) -> None:
+def test_a_validation_that_waits_for_the_tracking_server_delays_no_run(stage: Stage) -> None:
     first, second = stage.run(0), stage.run(1)
     campaign = stage.campaign(first, second)
     look(campaign)
@@ -183,6 +187,88 @@ def test_a_restarted_campaign_takes_up_the_running_jobs(stage: Stage) -> None:
     assert stage.cluster.live_jobs() == ["validate-key0-a1"]
 
 
+def test_a_run_whose_job_the_cluster_refuses_keeps_no_other_back(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    refused, second, third = stage.run(0), stage.run(1), stage.run(2)
+    campaign = stage.campaign(refused, second, third)
+    stage.cluster.refuses = {"key0"}
+    look(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED"], "the only GPU goes to the next"
+    assert campaign.runs["key0"].reason == "Refused, and tried again: cluster: takes no order for key0"
+    look(campaign)
+    assert caplog.text.count("key0: refused") == 1
+    stage.cluster.refuses.clear()
+    stage.cluster.training_ends(second)
+    stage.cluster.validation_ends(second)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "SUCCEEDED", "QUEUED"], "and it is the first to be tried again"
+
+
+def test_a_validation_that_the_cluster_refuses_waits_and_keeps_its_place(stage: Stage) -> None:
+    refused, other = stage.run(0), stage.run(1)
+    campaign = stage.campaign(refused, other)
+    look(campaign)
+    stage.cluster.training_ends(refused, hands_over=False)
+    stage.cluster.refuses = {"key0"}
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED"]
+    assert "takes no order" in campaign.runs["key0"].reason
+    stage.cluster.refuses.clear()
+    look(campaign)
+    assert states(campaign) == ["VALIDATING", "QUEUED"]
+
+
+def test_a_refused_stop_delays_no_other_run(stage: Stage) -> None:
+    stopping, other = stage.run(0), stage.run(1)
+    campaign = stage.campaign(stopping, other)
+    look(campaign)
+    write_json_atomic(RunFolder(stopping.run_folder).stop_file, {"now": True})
+    stage.cluster.refuses = {"key0"}
+    stage.cluster.gpus = 3
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING"]
+    assert "Refused" in campaign.runs["key0"].reason
+
+
+def test_other_campaigns_do_not_queue_behind_a_run_that_is_refused(stage: Stage) -> None:
+    first, second = stage.campaign(stage.run(0)), stage.campaign(stage.run(1), name="c2")
+    stage.cluster.refuses = {"key0"}
+    for _ in range(2):
+        look(first)
+        look(second)
+    assert states(second) == ["RUNNING"]
+
+
+def test_a_cluster_that_goes_away_while_jobs_are_submitted_is_one_trouble_for_all(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    campaign = stage.campaign(stage.run(0), stage.run(1))
+    orders: list[str] = []
+
+    def goes_away(folder: RunFolder, *_: object, **__: object) -> str:
+        orders.append(folder.root.name)
+        stage.cluster.is_away = True
+        raise ClusterError("cluster: the connection broke off")
+
+    stage.cluster.submit_training = goes_away  # type: ignore[method-assign, assignment]
+    with pytest.raises(ClusterError, match="away"):
+        campaign.tick()
+    assert orders == ["fold_0"], "nobody else is tried"
+    assert states(campaign) == ["QUEUED", "QUEUED"]
+
+
+def test_a_folder_that_fails_while_its_job_is_submitted_keeps_no_other_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = stage.campaign(stage.run(0), stage.run(1))
+    real = observe.Observer.next_job_number
+
+    def away(observer: observe.Observer, jobs: list[JobRecord]) -> int:
+        if observer.spec.run_key == "key0":
+            raise StorageError("storage: away.")
+        return real(observer, jobs)
+
+    monkeypatch.setattr(observe.Observer, "next_job_number", away)
+    look(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING"]
+
+
 def finished(stage: Stage) -> tuple[RunSpec, Campaign]:
     """A run whose jobs have all ended well, and its campaign, which has not looked since."""
     run = stage.run(0)
@@ -200,6 +286,44 @@ def test_a_finished_run_is_not_repeated(stage: Stage) -> None:
     assert again.run(poll_s=0) == 0
     assert states(again) == ["SUCCEEDED"]
     assert [name for name in stage.cluster.jobs if name.startswith("train")] == ["train-key0-a1"]
+
+
+def test_a_run_without_foreground_has_no_best_checkpoint_and_is_finished_all_the_same(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    finish_on_disk(run, has_best=False)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+    again = stage.campaign(run, name="c2")
+    look(again)
+    assert states(again) == ["SUCCEEDED"]
+    assert stage.cluster.live_jobs() == []
+    assert progress_of(run).stage == "finished"
+
+
+def test_a_fold_without_validation_cases_is_finished_once_it_is_trained(stage: Stage) -> None:
+    run = stage.run(0).model_copy(update={"val_cases": ()})
+    campaign = stage.campaign(run)
+    look(campaign)
+    finish_on_disk(run)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    look(campaign)
+    look(again := stage.campaign(run, name="c2"))
+    assert states(again) == ["SUCCEEDED"]
+    assert stage.cluster.live_jobs() == []
+
+
+def test_scores_that_are_all_nan_are_not_delivered_again_and_again(stage: Stage) -> None:
+    run, _ = finished(stage)
+    for name in ("best", "final"):
+        write_json_atomic(RunFolder(run.run_folder).own / f"validation_{name}.json", {"dice_mean": float("nan")})
+    stage.tracking.scores.clear()
+    look(again := stage.campaign(run, name="c2"))
+    assert states(again) == ["SUCCEEDED"]
+    assert stage.cluster.live_jobs() == []
 
 
 def test_a_validation_gets_a_name_that_no_other_folder_of_the_same_run_has_taken(stage: Stage) -> None:
@@ -316,10 +440,10 @@ def test_a_share_that_is_away_is_waited_for(stage: Stage, caplog: pytest.LogCapt
     assert campaign.run(poll_s=0) == 0
     assert caplog.text.count("left as it is until its folder can be read: key0") == 1
     assert "Bring back the disk" in caplog.text
-    assert stage.told(run) == ["RUNNING", "SUCCEEDED"]
+    assert stage.reported(run) == ["RUNNING", "SUCCEEDED"]
 
 
-def test_one_folder_that_cannot_be_read_holds_no_other_run_up(stage: Stage) -> None:
+def test_one_folder_that_cannot_be_read_delays_no_other_run(stage: Stage) -> None:
     first, second = stage.run(0), stage.run(1)
     campaign = stage.campaign(first, second)
     look(campaign)
@@ -335,20 +459,20 @@ def test_one_folder_that_cannot_be_read_holds_no_other_run_up(stage: Stage) -> N
     assert states(campaign) == ["FAILED_CONFIG", "RUNNING"]
 
 
-def test_a_campaign_does_not_end_before_it_has_told_the_end_of_every_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_campaign_does_not_end_before_it_has_reported_the_end_of_every_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     run, campaign = finished(stage)
-    real, failures = run_watch.RunWatch._read_status, iter(range(3))
+    real, failures = observe.Observer.reading, iter(range(3))
 
-    def away_at_first(watch: run_watch.RunWatch) -> RunStatus:
+    def away_at_first(observer: observe.Observer, state: RunState) -> Reading:
         if next(failures, None) is not None:
             raise StorageError("storage: away.")
-        return real(watch)
+        return real(observer, state)
 
-    monkeypatch.setattr(run_watch.RunWatch, "_read_status", away_at_first)
+    monkeypatch.setattr(observe.Observer, "reading", away_at_first)
     assert campaign.run(poll_s=0) == 0
-    told = [event["status"] for event in stage.events if event["event"] == "status"]
-    assert [status["reason"] for status in told if "reason" in status][-2:] == ["its folder cannot be read: storage: away.", ""]
-    assert stage.told(run)[-1] == "SUCCEEDED"
+    reported = [event.status for event in stage.events if isinstance(event, StatusChanged)]
+    assert [status["reason"] for status in reported if "reason" in status][-2:] == ["its folder cannot be read: storage: away.", ""]
+    assert stage.reported(run)[-1] == "SUCCEEDED"
 
 
 def test_a_waiting_run_whose_folder_was_given_to_another_one_is_left(stage: Stage) -> None:
@@ -367,12 +491,23 @@ def test_a_waiting_run_whose_folder_was_given_to_another_one_is_left(stage: Stag
     assert states(beside) == ["QUEUED"]
 
 
+def test_a_running_run_whose_folder_was_reassigned_says_why_it_stops(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    run.run_folder.rename(run.run_folder.with_name("moved_away"))
+    stage.campaign(run.model_copy(update={"run_key": "other"}), name="c2")
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1"]
+    assert campaign.runs["key0"].status().reason == "stops: its folder belongs to the run other now."
+
+
 def test_what_has_ended_is_not_read_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     _, campaign = finished(stage)
     look(campaign)
     assert states(campaign) == ["SUCCEEDED"]
     before = campaign.runs["key0"].status()
-    monkeypatch.setattr(run_watch, "full_dice", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(observe, "full_dice", lambda *_: pytest.fail("read again"))
     assert campaign.runs["key0"].status() == before
 
 
@@ -392,40 +527,42 @@ def test_cases_that_are_done_anew_are_progress(stage: Stage) -> None:
     assert states(campaign) == ["VALIDATING"]
 
 
-def test_a_note_of_a_newer_version_is_read_as_far_as_it_is_known(stage: Stage) -> None:
+def test_an_entry_of_a_newer_version_is_read_as_far_as_it_is_known(stage: Stage) -> None:
     campaign = stage.campaign(stage.run(0), stage.run(1))
     look(campaign)
     look(campaign)
     registry = Registry(stage.base / "board")
     known = registry.entries(["c1"])["c1"]
-    note = json.loads(known.model_dump_json()) | {"of tomorrow": 1}
-    for told in ("waiting", "holding"):
-        note[told][0]["of tomorrow"] = 2
-    write_json_atomic(registry.folder / "c1.json", note)
+    entry = json.loads(known.model_dump_json()) | {"of tomorrow": 1}
+    for part in ("waiting", "holding"):
+        entry[part][0]["of tomorrow"] = 2
+    write_json_atomic(registry.folder / "c1.json", entry)
     assert registry.entries(["c1"]) == {"c1": known}
 
 
-def test_the_log_gives_back_what_the_campaign_told(stage: Stage) -> None:
+def test_the_log_gives_back_what_the_campaign_emitted(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
     stage.cluster.training_ends(run)
     look(campaign)
-    assert "address" not in stage.events[-1]["status"], "only what is new is said again"
-    lines = "".join(f"NNFLEET {json.dumps(event)}\nsomething else\n" for event in stage.events)
-    told = CampaignLog().update(lines + 'NNFLEET {"event": "err')
-    assert told.statuses["key0"] == campaign.runs["key0"].status()
-    told.update(lines + 'NNFLEET {"event": "error", "error": "DataError", "message": "m"}\n')
-    assert type(told.error).__name__ == "DataError"
+    last = stage.events[-1]
+    assert isinstance(last, StatusChanged)
+    assert "address" not in last.status, "only what is new is emitted again"
+    lines = "".join(f"{line_of(event)}\nsomething else\n" for event in stage.events)
+    log = CampaignLog().update(lines + 'NNFLEET {"event": "err')
+    assert log.statuses["key0"] == campaign.runs["key0"].status()
+    log.update(lines + 'NNFLEET {"event": "error", "error": "DataError", "message": "m"}\n')
+    assert type(log.error).__name__ == "DataError"
 
 
 def test_a_run_is_in_the_status_before_the_first_look(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     campaign.announce()
-    assert stage.told(run) == ["QUEUED"]
+    assert stage.reported(run) == ["QUEUED"]
     look(campaign)
-    assert stage.told(run) == ["QUEUED", "RUNNING"]
+    assert stage.reported(run) == ["QUEUED", "RUNNING"]
 
 
 def test_a_validation_shows_how_far_it_is_while_it_runs(stage: Stage) -> None:
@@ -446,7 +583,7 @@ def test_a_validation_shows_how_far_it_is_while_it_runs(stage: Stage) -> None:
     assert campaign.runs["key0"].status().validation is None
 
 
-def test_progress_within_an_epoch_is_told_at_most_every_few_seconds(stage: Stage) -> None:
+def test_progress_within_an_epoch_is_emitted_at_most_every_few_seconds(stage: Stage) -> None:
     campaign = stage.campaign(stage.run(0))
     before = campaign.runs["key0"].status()
     further = before.model_copy(update={"fraction_of_epoch": 0.5})
@@ -462,8 +599,8 @@ def test_the_campaign_and_the_jobs_import_no_torch() -> None:
         "import orchestrator.tracking.client, orchestrator.experiment.plan, orchestrator.campaign.control_job\n"
         "print(sorted({'torch', 'nnunetv2'} & set(sys.modules)))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_elastic_run_may_grow_only_while_nobody_waits(stage: Stage) -> None:
@@ -477,11 +614,11 @@ def test_an_elastic_run_may_grow_only_while_nobody_waits(stage: Stage) -> None:
     assert registry.room(time.time()) == {"key0": 3}
     large = stage.campaign(stage.run(1, gpus=2), stage.run(2, gpus=2), name="c2")
     look(large)
-    assert registry.room(time.time()) == {"key0": 1}, "what was left to it is taken back"
+    assert registry.room(time.time()) == {"key0": 1}, "its growth limit is taken back"
     look(large)
     assert states(large) == ["RUNNING", "QUEUED"]
     assert registry.room(time.time()) == {"key0": 1}
-    assert registry.room(time.time() + 2 * GROWTH_LIMITS_FRESH_S) == {}, "no campaign lives that could say it"
+    assert registry.room(time.time() + 2 * GROWTH_LIMITS_FRESH_S) == {}, "no campaign lives that could set it"
 
 
 def test_an_elastic_run_holds_what_its_workers_have(stage: Stage) -> None:

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from orchestrator.campaign.job import check_trained, queue_of
+from orchestrator.campaign.takeover import acquire
 from orchestrator.errors import ConfigError, DataError, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
@@ -56,7 +57,7 @@ def test_other_plans_in_the_model_folder_are_refused(stage: Stage) -> None:
         stage.campaign(stage.run(1), name="c2")
 
 
-def test_other_workers_are_taken_over_unless_a_job_lives(stage: Stage) -> None:
+def test_other_workers_become_the_runs_unless_a_job_lives(stage: Stage) -> None:
     run = stage.run(0)
     wider = run.model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)})
     first = stage.campaign(run)
@@ -115,7 +116,7 @@ def test_mlflow_runs_of_a_submission_that_failed_half_way_are_ended(stage: Stage
     assert stage.tracking.states == {"id-key0": [RunState.STOPPED]}
 
 
-def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(stage: Stage) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(stage: Stage) -> None:
     run = stage.run(0)
     run.model_folder.parent.mkdir(parents=True)
     run.model_folder.write_text("a file where a folder should be")
@@ -132,6 +133,113 @@ def test_a_waiting_run_whose_workers_another_submission_changed_reserves_what_it
     (job,) = (stage.cluster.jobs[name] for name in stage.cluster.live_jobs())
     assert job.reserved == WorkerSpec(count=2, gpus=1, cpus=1)
     assert states(first) == ["RUNNING", "QUEUED"]
+
+
+# ---- a folder in which nothing was kept ----------------------------------------------------------------------------------
+
+
+def failed_before_its_first_epoch(stage: Stage, run: RunSpec) -> None:
+    """Its plans were at fault: its driver acquired a fencing token and ended."""
+    look(campaign := stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(campaign)
+    assert states(campaign) == ["FAILED_CONFIG"]
+
+
+def mended(stage: Stage, run: RunSpec) -> RunSpec:
+    """The run that the same experiment makes of other plans."""
+    change_plans(stage, '{"configurations": {"3d": {"batch_size": 9}}}')
+    return run.model_copy(update={"run_key": f"{run.run_key}-mended", "data_digest": "1" * 64})
+
+
+def test_the_folder_of_a_run_that_failed_before_its_first_epoch_is_the_next_ones(stage: Stage) -> None:
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    failed_before_its_first_epoch(stage, run)
+    next_run = mended(stage, run)
+    look(campaign := stage.campaign(next_run, name="c2"))
+    assert states(campaign) == ["RUNNING"]
+    assert folder.spec() == next_run
+    assert RunSpec.model_validate_json((folder.own / "run.key0.json").read_bytes()) == run
+    assert "FAILED_CONFIG" in (folder.own / "outcome.key0.json").read_text()
+    assert (run.model_folder / "plans.json").read_bytes() == (stage.data / "nnUNetPlans.json").read_bytes()
+    assert stage.cluster.live_jobs() == ["train-key0-mended-a2"], "above every fencing token of the old one"
+    assert json.loads(folder.mlflow_file.read_text())["run_id"] == "id-key0-mended"
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.FAILED_CONFIG], "its MLflow run stays as it ended"
+    stage.cluster.training_ends(next_run)
+    stage.cluster.validation_ends(next_run)
+    assert campaign.run(poll_s=0) == 0
+
+
+def test_all_folds_of_plans_that_were_at_fault_are_submitted_again(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    runs = [stage.run(0), stage.run(1)]
+    look(campaign := stage.campaign(*runs))
+    for run in runs:
+        stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(campaign)
+    look(again := stage.campaign(*(mended(stage, run) for run in runs), name="c2"))
+    assert states(again) == ["RUNNING", "RUNNING"]
+
+
+def test_a_run_that_died_unnoticed_is_ended_in_mlflow_when_its_folder_is_another_ones(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_driver(run)
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
+    stage.campaign(mended(stage, run), name="c2")
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.STOPPED]
+
+
+def test_an_untracked_run_takes_no_mlflow_run_over_with_the_folder(stage: Stage) -> None:
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    failed_before_its_first_epoch(stage, run)
+    acquire(mended(stage, run), stage.cluster.records())
+    assert not folder.mlflow_file.exists()
+
+
+def test_a_folder_in_which_another_run_has_kept_an_epoch_is_refused(stage: Stage) -> None:
+    run = stage.run(0)
+    failed_before_its_first_epoch(stage, run)
+    finish_on_disk(run, is_validated=False)
+    with pytest.raises(ConfigError, match="belongs to the run key0, which differs from key0-mended in labels, plans or dataset.json"):
+        stage.campaign(mended(stage, run), name="c2")
+    assert RunFolder(run.run_folder).spec() == run
+
+
+@pytest.mark.parametrize("has_started", [True, False])
+def test_a_folder_of_a_run_that_has_not_ended_is_refused(stage: Stage, has_started: bool) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    if has_started:
+        look(campaign)
+        stage.cluster.kill_campaign("c1")
+    with pytest.raises(ConfigError, match="belongs to the run key0, which has not ended. Stop it first"):
+        stage.campaign(mended(stage, run), name="c2")
+
+
+def test_plans_by_which_another_fold_has_kept_an_epoch_are_not_replaced(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    stage.cluster.gpus = 2
+    look(campaign := stage.campaign(run, other))
+    for each in (run, other):
+        stage.cluster.training_ends(each, "FAILED_CONFIG")
+    finish_on_disk(other, is_validated=False)
+    look(campaign)
+    with pytest.raises(ConfigError, match="must share one plan"):
+        stage.campaign(mended(stage, run), name="c2")
+    assert RunFolder(run.run_folder).spec() == run
+
+
+def test_a_run_whose_folder_is_another_ones_may_start_in_another_results_folder(stage: Stage) -> None:
+    run = stage.run(0)
+    failed_before_its_first_epoch(stage, run)
+    next_run = mended(stage, run)
+    stage.campaign(next_run, name="c2")
+    finish_on_disk(next_run)
+    look(third := stage.campaign(run.model_copy(update={"model_folder": stage.base / "elsewhere"}), name="c3"))
+    assert third.runs["key0"].state in (RunState.QUEUED, RunState.RUNNING)
 
 
 # ---- two clusters that share nnUNet_results -----------------------------------------------------------------------------
@@ -195,7 +303,7 @@ def heartbeat(run: RunSpec, unix: float) -> None:
     write_json_atomic(RunFolder(run.run_folder).progress_file, {"epoch": 0, "iteration": 1, "phase": "train", "unix": unix, "attempt": 1})
 
 
-def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage: Stage) -> None:
+def test_a_superseded_run_ends_here_and_keeps_the_winners_outcome(stage: Stage) -> None:
     run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
     look(campaign := stage.campaign(run))
     stage.cluster.workers_begin(run)
@@ -204,7 +312,7 @@ def test_a_run_that_was_taken_over_ends_here_and_keeps_the_winners_outcome(stage
     write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=2, message="by the winner"))
     stage.cluster.gives_way(run)
     assert campaign.run(poll_s=0) == 0
-    assert campaign.runs["key0"].reason == "taken over by attempt 2 of winner: it goes on there."
+    assert campaign.runs["key0"].reason == "superseded by attempt 2 of winner: it goes on there."
     outcome = read_outcome(folder)
     assert outcome is not None
     assert outcome.message == "by the winner"
@@ -318,7 +426,7 @@ def test_only_a_run_trained_to_its_end_with_its_checkpoints_is_validated_by_hand
     stage.cluster.kill_driver(run)
     with pytest.raises(ConfigError, match="is not trained to its end: no epoch is done"):
         check_trained(folder, run, stage.cluster.records())
-    finish_on_disk(run)
+    finish_on_disk(run, has_best=False)
     with pytest.raises(ConfigError, match=r"checkpoint_final.pth does not exist; 4 of 4 epochs are done"):
         check_trained(folder, run, stage.cluster.records())
     folder.checkpoint("final").touch()

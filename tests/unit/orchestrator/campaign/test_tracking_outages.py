@@ -1,10 +1,11 @@
-"""What a campaign tells MLflow, and what it does when MLflow is away, refuses, or has lost everything."""
+"""What a campaign reports to MLflow, and what it does when MLflow is away, refuses, or has lost everything."""
 
 import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.campaign.state_reporter import PATIENCE_S, REFRESH_S, RETRY_S
 from orchestrator.errors import TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.tracking.reconcile import end_orphaned_runs
@@ -56,20 +57,21 @@ def test_a_run_that_mlflow_refuses_keeps_neither_the_others_nor_the_campaign(sta
         stage.cluster.validation_ends(run)
     assert campaign.run(poll_s=0) == 0
     assert stage.tracking.states["id-key1"][-1] is RunState.SUCCEEDED
-    assert any("refuses" in event["message"] for event in stage.events if event["event"] == "warning")
+    assert any("refuses" in warning for warning in stage.warnings())
 
 
-def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.campaign.state_reporter.PATIENCE_S", 0.0)
+def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     look(campaign)
     stage.tracking.is_away = True
     stage.cluster.training_ends(run)
     stage.cluster.validation_ends(run)
-    assert campaign.run(poll_s=0) == 0
-    (warning,) = [event["message"] for event in stage.events if event["event"] == "warning"]
-    assert "key0 (SUCCEEDED). `nnfleet sync` tells it." in warning
+    began_s = stage.clock.now_s
+    assert campaign.run(poll_s=10) == 0
+    assert PATIENCE_S <= stage.clock.now_s - began_s <= PATIENCE_S + 20
+    (warning,) = stage.warnings()
+    assert "key0 (SUCCEEDED). `nnfleet sync` delivers it." in warning
 
 
 def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage: Stage) -> None:
@@ -79,8 +81,7 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_starts(stage:
     assert not stage.cluster.live_jobs()
 
 
-def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.campaign.state_reporter.RETRY_S", 0.0)
+def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: Stage) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
     stage.tracking.is_away = True
@@ -88,14 +89,17 @@ def test_a_tracking_server_that_goes_away_later_only_delays_the_states(stage: St
     assert states(campaign) == ["RUNNING"]
     stage.tracking.is_away = False
     look(campaign)
+    assert "id-key0" not in stage.tracking.states, "it is asked again after a while"
+    stage.clock.sleep(RETRY_S)
+    look(campaign)
     assert stage.tracking.states["id-key0"] == [RunState.RUNNING]
 
 
 def test_a_tracking_server_that_hangs_is_not_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its port is open and nobody answers: a ping gives up within seconds, every other call after minutes, in the campaign's loop."""
-    monkeypatch.setattr("orchestrator.campaign.state_reporter.LOOK_S", 0.0)
     run = stage.run(0)
     campaign = stage.campaign(run)
+    stage.clock.sleep(REFRESH_S)
     pings: list[float] = []
 
     def gives_up() -> None:
@@ -129,8 +133,8 @@ def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> Non
     assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
 
 
-def test_a_run_that_another_cluster_has_taken_for_dead_is_told_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows neither the campaign's board nor its jobs."""
+def test_a_run_that_another_cluster_has_taken_for_dead_is_reported_again(stage: Stage) -> None:
+    """It knows neither the campaign's registry nor its jobs."""
     runs = [stage.run(0), stage.run(1), stage.run(2)]
     campaign = stage.campaign(*runs)
     look(campaign)
@@ -138,12 +142,12 @@ def test_a_run_that_another_cluster_has_taken_for_dead_is_told_again(stage: Stag
     end_orphaned_runs(stage.tracking, [], elsewhere)  # type: ignore[arg-type]
     look(campaign)
     assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED]
-    monkeypatch.setattr("orchestrator.campaign.state_reporter.LOOK_S", 0.0)
     stage.tracking.deleted = {"id-key2"}
     for _ in range(3):
+        stage.clock.sleep(REFRESH_S)
         look(campaign)
     assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED, RunState.QUEUED]
-    assert len([event for event in stage.events if event["event"] == "warning"]) == 1, "what is refused is not told again"
+    assert len(stage.warnings()) == 1, "what is refused is not sent again"
     stage.tracking.is_away = True
     look(campaign)
 

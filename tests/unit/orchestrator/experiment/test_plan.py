@@ -268,7 +268,7 @@ def test_a_run_waits_its_turn_behind_an_earlier_one(tiny: Tiny) -> None:
     second = expand(experiment_of(tiny, folds=1))
     report = plan_report(experiment_of(tiny), [*first, *second], [node(2, free_cpus=1)])
     assert [row.fits for row in report.rows] == ["later", "later"]
-    assert report.rows[1].because == "waits its turn behind 17/3d_fullres/nnUNetTrainer/0."
+    assert report.rows[1].because == "queued behind 17/3d_fullres/nnUNetTrainer/0."
 
 
 def test_what_a_run_holds_itself_and_a_living_job_do_not_stand_in_its_way(tiny: Tiny) -> None:
@@ -284,7 +284,7 @@ def test_runs_of_other_campaigns_that_wait_go_first(tiny: Tiny) -> None:
     specs = expand(experiment_of(tiny))
     other = Waiting(run_key="o", address="1/x/t/0", campaign="c", workers=gang(1, gpus=0, cpus=2), since_unix=5.0)
     report = plan_report(experiment_of(tiny), specs, [node(2, free_cpus=1)], Queue(waiting=[other]))
-    assert [(row.fits, row.because) for row in report.rows] == [("later", "waits its turn behind 1/x/t/0.")]
+    assert [(row.fits, row.because) for row in report.rows] == [("later", "queued behind 1/x/t/0.")]
 
 
 def test_cases_in_both_parts_of_a_fold_are_a_warning(tiny: Tiny) -> None:

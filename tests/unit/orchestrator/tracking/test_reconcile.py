@@ -15,7 +15,7 @@ from orchestrator.tracking.address import masked
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import Publisher
-from orchestrator.tracking.reconcile import LINE_PREFIX, Synced, called, is_alive, read_lines, run_folders, state_due, sync, sync_below
+from orchestrator.tracking.reconcile import Synced, called, is_alive, run_folders, state_due, sync, sync_below
 from tests.away import BROKEN
 from tests.fake_run import FakeRun
 from tests.serving import serving
@@ -200,7 +200,6 @@ def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monke
         sync_below(None, "", [])
 
 
-def test_lines_of_a_control_job_are_read_back() -> None:
+def test_a_synced_run_in_one_line() -> None:
     done = Synced(run_key="k", run_folder=Path("/r"), delivered=("3 epochs",), lacking="away")
-    assert read_lines(f"noise\n{LINE_PREFIX}{done.model_dump_json()}\nmore") == [done]
     assert done.line == "k: 3 epochs; LACKING: away"

@@ -1,0 +1,68 @@
+"""One run of a campaign: where the campaign has brought it, and the observer that looks after its folder."""
+
+from dataclasses import dataclass, field
+
+from orchestrator.campaign.observe import Observer
+from orchestrator.campaign.render import with_reading
+from orchestrator.run.status import RunStatus
+from orchestrator.tracking.binding import TrackedRun
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+
+@dataclass
+class FollowedRun:
+    """A run with the state that this campaign last gave it."""
+
+    observer: Observer
+    campaign: str
+    tracked: TrackedRun = field(default_factory=TrackedRun)
+    state: RunState = RunState.QUEUED
+    reason: str = ""
+    changed_unix: float = 0.0
+    _end: RunStatus | None = field(default=None, repr=False)
+    """The status of a run that has ended: its folder is not read again."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """The specification that holds now."""
+        return self.observer.spec
+
+    @property
+    def key(self) -> str:
+        """The run's key."""
+        return self.observer.spec.run_key
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return self.observer.folder
+
+    def enter(self, state: RunState, reason: str = "") -> bool:
+        """Take note of a state; True if it is a new one."""
+        is_new = state is not self.state or not self.changed_unix
+        if is_new:
+            self.changed_unix = self.observer.clock.unix()
+        self.state, self.reason = state, reason
+        return is_new
+
+    def status(self) -> RunStatus:
+        """The run as users see it, read from its folder now; of one that has ended, read when it ended. Raises StorageError or OSError."""
+        if self._end is not None:
+            return self._end
+        known = RunStatus(
+            run_key=self.key,
+            address=self.spec.address,
+            campaign=self.campaign,
+            state=self.state,
+            epochs=self.spec.schedule.epochs,
+            reason=self.reason,
+            since_unix=round(self.changed_unix, 3),
+            mlflow_run_id=self.tracked.run_id,
+            mlflow_url=self.tracked.url,
+            run_folder=self.folder.root,
+        )
+        status = with_reading(known, self.spec, self.observer.reading(self.state))
+        self._end = status if self.state.is_final else None
+        return status

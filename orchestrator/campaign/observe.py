@@ -1,0 +1,157 @@
+"""What a campaign sees of one run: reads its folder and the list of jobs. Decides nothing (`next_step.py`), shows nothing (`render.py`)."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from orchestrator.campaign.next_step import Facts
+from orchestrator.campaign.render import Reading, workers_failed, workers_silent
+from orchestrator.run.activity import cases_done, owner_of
+from orchestrator.run.clock import Clock
+from orchestrator.run.failure import newest_failure
+from orchestrator.run.heartbeat import SILENT_S, ChangeWatch
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.outcome import read_outcome
+from orchestrator.run.progress import full_dice
+from trainers.contract.commits import Committed, newest_commit_file, newest_committed
+from trainers.contract.errors import DataError, StorageError
+from trainers.contract.fencing import count_drivers, newest_token
+from trainers.contract.records import Heartbeat, read_heartbeat
+from trainers.contract.requests import read_stop_request
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+
+@dataclass
+class Observer:
+    """Reads one run at each look. It remembers what need not be read again, and what a later look could not see any more."""
+
+    spec: RunSpec
+    earlier: frozenset[str] = frozenset()
+    """Jobs that had ended, or were ending, when the campaign began: they do not count as its failures."""
+    continues_after_stop: bool = False
+    """Submitted again while a job still ends on an earlier stop request: that end is not this campaign's."""
+    clock: Clock = field(default=Clock(), repr=False)
+    reassigned_to: str = ""
+    """The other run that has the folder now; nothing may be written there then."""
+    _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
+    _newest_commit: tuple[Path | None, Committed | None] = field(default=(None, None), repr=False)
+    _heard: ChangeWatch = field(default=ChangeWatch(), repr=False)
+    """The last heartbeat."""
+    _validated_token: int = field(default=0, repr=False)
+    """Fencing token of the training that is being validated."""
+    _cases: frozenset[tuple[str, int]] | None = field(default=None, repr=False)
+    """Results of cases, with the times of their files, when a validation job was last seen to have ended, or first seen to live."""
+    _has_validated: dict[str, bool] = field(default_factory=dict, repr=False)
+    """By validation job that has ended: whether it finished a case."""
+    _drivers: tuple[int, int] = field(default=(0, 0), repr=False)
+    """Newest fencing token, and how many drivers had acquired one by then."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.spec.run_folder)
+
+    def refresh_spec(self) -> None:
+        """Follow what run.json holds now: another campaign may have given the run other workers while no job of it lived, or may have
+        reassigned the folder to another run."""
+        with contextlib.suppress(OSError, DataError, StorageError):  # a folder that has gone is the affair of its jobs
+            stat = self.folder.spec_file.stat()
+            mark = (stat.st_ino, stat.st_mtime_ns)
+            if mark != self._spec_mark:
+                present = self.folder.spec()
+                self.reassigned_to = present.run_key if present.run_key != self.spec.run_key else ""
+                self.spec, self._spec_mark = self.spec if self.reassigned_to else present, mark
+
+    def facts(self, jobs: Sequence[JobRecord]) -> Facts:
+        """What `next_step` decides by. `jobs` were listed before this call: whatever a job wrote before it ended is then visible."""
+        here = (str(self.folder.root), self.spec.run_key)
+        own = tuple(job for job in jobs if (job.run_folder, job.run_key) == here and job.kind in ("train", "validate"))
+        if self.reassigned_to:
+            return Facts(jobs=own, reassigned_to=self.reassigned_to)
+        committed = self.committed()
+        facts = Facts(
+            jobs=own,
+            outcome=read_outcome(self.folder),
+            stop=read_stop_request(self.folder),
+            earlier=self.earlier,
+            committed_token=committed.fencing_token if committed is not None else 0,
+            has_validated=self._jobs_that_validated(own),
+        )
+        facts = self._past_the_stop(facts)
+        if facts.is_superseded:
+            facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
+        validation, training = facts.live("validate"), facts.live("train")
+        self._validated_token = validation.job_number if validation else 0
+        return facts if training is None else self._with_workers(facts, training)
+
+    def _past_the_stop(self, facts: Facts) -> Facts:
+        """Without the end of a job that had been asked to stop before the run was submitted again."""
+        if self.continues_after_stop and facts.stop is not None:
+            self.continues_after_stop = False  # somebody wants it stopped after all
+        if not self.continues_after_stop or facts.outcome is None or facts.outcome.state != "STOPPED":
+            return facts
+        is_trained = facts.outcome.job == "validation"
+        return replace(facts, outcome=facts.outcome.model_copy(update={"state": "TRAINED"}) if is_trained else None)
+
+    def _with_workers(self, facts: Facts, job: JobRecord) -> Facts:
+        """What the folder holds of the workers of a living training job. Fencing tokens decide, never time stamps."""
+        heartbeat, failure = read_heartbeat(self.folder), newest_failure(self.folder)
+        alive, failed = heartbeat.fencing_token, failure.fencing_token if failure is not None else 0
+        is_first = not facts.ended("train") and max(alive, failed) < job.job_number
+        is_fresh = is_first or (alive >= max(newest_token(self.folder), job.job_number) and failed < alive)
+        if not is_fresh:
+            trouble = workers_failed(failure) if failure is not None and failed >= job.job_number else ""
+        else:
+            trouble = self._silence(heartbeat) if alive >= job.job_number else ""
+        return replace(facts, is_progress_fresh=is_fresh, has_begun=alive >= job.job_number, trouble=trouble)
+
+    def _silence(self, heartbeat: Heartbeat) -> str:
+        """A sentence once the workers have sent no heartbeat for long."""
+        self._heard = self._heard.seen(heartbeat, self.clock)
+        return workers_silent(self._heard.since_unix, heartbeat) if self._heard.unchanged_s(self.clock) >= SILENT_S else ""
+
+    def _jobs_that_validated(self, own: Sequence[JobRecord]) -> frozenset[str]:
+        """Which validation jobs that have ended finished a case, as far as it was seen."""
+        validations = [job for job in own if job.kind == "validate" and job.submission_id not in self.earlier]
+        ended = [job.submission_id for job in validations if not job.is_live and job.submission_id not in self._has_validated]
+        if validations and (ended or self._cases is None):
+            cases = frozenset((str(path), path.stat().st_mtime_ns) for path in self.folder.own.glob("cases/*/*.json"))
+            for submission_id in ended:
+                self._has_validated[submission_id] = self._cases is not None and bool(cases - self._cases)
+            self._cases = cases
+        return frozenset(submission_id for submission_id, is_so in self._has_validated.items() if is_so)
+
+    def next_job_number(self, jobs: Sequence[JobRecord]) -> int:
+        """A number for the next training job, above those of its jobs and every fencing token: the same for everyone who looks now."""
+        submitted = [job.job_number for job in jobs if job.run_key == self.spec.run_key and job.kind == "train"]
+        return max([newest_token(self.folder), *submitted]) + 1
+
+    def reading(self, state: RunState) -> Reading:
+        """What the status of a run in `state` takes from its folder, read now. Raises StorageError or OSError."""
+        committed = None if self.reassigned_to else self.committed()
+        is_trained = committed is not None and committed.epochs_done >= self.spec.schedule.epochs
+        is_scored = (is_trained or state.is_final) and not self.reassigned_to
+        return Reading(
+            committed=committed,
+            heartbeat=read_heartbeat(self.folder) if state in (RunState.RUNNING, RunState.RECOVERING) else Heartbeat(),
+            num_drivers=self._count_drivers(),
+            validation=cases_done(self.folder, self._validated_token) if state is RunState.VALIDATING else None,
+            full_dice=full_dice(self.folder, self.spec) if is_scored else {},
+        )
+
+    def committed(self) -> Committed | None:
+        """The newest commit; a history of a thousand epochs is parsed only when there is a new one."""
+        newest = newest_commit_file(self.folder)
+        if newest != self._newest_commit[0]:
+            self._newest_commit = (newest, newest_committed(self.folder))
+        return self._newest_commit[1]
+
+    def _count_drivers(self) -> int:
+        """How many drivers the run has had; the tokens' files are read again only when there is a new one."""
+        newest = newest_token(self.folder)
+        if newest != self._drivers[0]:
+            self._drivers = (newest, count_drivers(self.folder))
+        return self._drivers[1]
