@@ -1,10 +1,10 @@
 """The campaign job: `python -m orchestrator.campaign.job EXPERIMENT.yaml`, one small Ray job per submission, without torch.
-`--resume FOLDER [--only=NAME ...]` takes up what is unfinished below a results folder instead, from the runs' own folders.
+`--resume FOLDER [--only=NAME ...]` continues what is unfinished below a results folder instead, from the runs' own folders.
 
 It expands the experiment, takes possession of the runs, keeps the queue, submits one training job for each run whose whole gang fits
 now, and follows every run to its end. All decisions are pure (`next_step.py`, `orchestrator/queue/admission.py`) and
-made from what the cluster and the run folders say, so a campaign may die at any moment: the next one takes up the running jobs. Two
-campaigns of the same runs both watch; submission ids that are the same for the same attempt keep them from starting anything twice.
+made from what the cluster and the run folders say, so a campaign may die at any moment: the next one follows the running jobs. Two
+campaigns of the same runs both watch; submission ids that are the same for the same job number keep them from starting anything twice.
 
 It speaks to its submitter by events on stdout (`events.py`).
 """
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
     parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
     parser.add_argument("--run-key", default="", help="with --validate: refuse when the folder is another run's")
-    parser.add_argument("--resume", metavar="FOLDER", help="take up unfinished runs below a results folder; empty: nnUNet_results")
+    parser.add_argument("--resume", metavar="FOLDER", help="continue unfinished runs below a results folder; empty: nnUNet_results")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
     parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
     options = parser.parse_args(arguments)
@@ -187,7 +187,7 @@ def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_v
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
     runner.open(specs, only_validate=only_validate)
     if tracker is not None:
-        with registry.locked("opening"):  # nobody is about to take up what is found dead
+        with registry.locked("opening"):  # nobody is about to acquire what is found dead
             end_orphaned_runs(tracker, cluster.records(), registry)
     runner.announce()
     return runner

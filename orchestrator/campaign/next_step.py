@@ -27,7 +27,7 @@ reason to end it. Errors of the user's making are not tried again at all, and pr
 class Facts:
     """What is known of one run. `jobs` are its own; those in `earlier` ended before this campaign and are not its affair.
 
-    No time stamp decides: clocks jump. Jobs are told apart by their ids and ordered by their numbers.
+    No time stamp decides: clocks jump. Jobs are distinguished by their ids and ordered by their numbers.
     """
 
     jobs: tuple[JobRecord, ...] = ()

@@ -76,9 +76,10 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
     with explained(spec):
         before = folder.spec() if folder.spec_file.exists() else None
         is_new = before is None or before.run_key != spec.run_key
-        if before is not None and is_new and commit_files(folder):
+        has_kept = bool(commit_files(folder))
+        if before is not None and is_new and has_kept:
             raise belongs_to_another(folder, before, spec)
-        _share_model_files(spec, renews=is_new)
+        _share_model_files(spec, renews=not has_kept)
         replaced = _set_aside(folder, before) if before is not None and is_new else None
         create_exclusive(folder.spec_file, _content(spec))
         present = folder.spec()
@@ -101,7 +102,7 @@ def _content(spec: RunSpec) -> bytes:
 
 
 def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
-    """Keep what tells of a run that has kept nothing under other names, its run.json last, and remove its requests.
+    """Keep the records of a run that has kept nothing under other names, its run.json last, and remove its requests.
 
     Its fencing tokens stay, and the failures that name them: the new run's are higher, so what may be left of the old one is fenced off.
     """

@@ -35,7 +35,7 @@ def model_folder_problems(spec: RunSpec, plans: Plans, at_work: Collection[str] 
     """The folder of a run belongs to it alone: refuse what nnU-Net or another run keeps there, and a model folder of other plans.
 
     A run that has kept nothing and is not `at_work` (run keys) leaves its folder, and the plans if no other fold needs them, to the next.
-    A fold that was acquired before is not compared with the model folder again: its run key says that it is the same run.
+    A fold that has kept something is not compared with the model folder again: its run key says that it is the same run.
     """
     folder = RunFolder(spec.run_folder)
     if folder.spec_file.exists():
@@ -43,13 +43,13 @@ def model_folder_problems(spec: RunSpec, plans: Plans, at_work: Collection[str] 
             present = folder.spec()
         except DataError as err:
             return [DataError(f"{err} {ESCAPE}")]
-        if present.run_key in at_work and present.run_key != spec.run_key:
+        is_its_own = present.run_key == spec.run_key
+        if commit_files(folder):
+            return [] if is_its_own else [belongs_to_another(folder, present, spec)]
+        if present.run_key in at_work and not is_its_own:
             return [_is_at_work(folder, present)]
-        if present.run_key != spec.run_key and commit_files(folder):
-            return [belongs_to_another(folder, present, spec)]
-        strange = [] if commit_files(folder) else sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
-        if strange or present.run_key == spec.run_key:
-            return [_not_ours(folder, strange)] if strange else []
+        if strange := sorted(path.name for path in folder.root.glob("checkpoint_*.pth")):
+            return [_not_ours(folder, strange)]
     elif foreign := sorted(file_names(folder.root) - {folder.own.name}):
         return [_not_ours(folder, foreign)]
     return [] if _needs_no_plans(spec.model_folder, at_work) else other_plans(spec, plans)

@@ -80,7 +80,7 @@ def _changed_data(spec: RunSpec, plans: Plans, dataset_json: dict[str, Any], lab
     return [
         DataError(
             f"dataset: plans, dataset.json or label files of {spec.preprocessed_folder} changed since {spec.run_key} was planned. "
-            "Restore them to continue this run, or submit again: that makes a new run (in another nnUNet_results)."
+            "Restore them to continue this run, or submit again: a new run (once an epoch was kept, in another nnUNet_results)."
         )
     ]
 

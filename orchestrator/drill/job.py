@@ -321,7 +321,7 @@ def check_node(node: str) -> None:
         raise ConfigError("drill: the worker runs on the head node, which is not killed: the cluster would end. Drill on more nodes.")
     rest = sum(float(entry["Resources"].get("CPU", 0)) for key, entry in nodes.items() if key != node)
     if rest < 2:
-        raise ConfigError("drill: without that node the cluster has no room for two workers: nothing could recover. Add a node.")
+        raise ConfigError("drill: without that node the cluster has no resources for two workers: nothing could recover. Add a node.")
 
 
 def kill_tracking(order: Order) -> str:
@@ -357,7 +357,7 @@ def await_(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
-            raise ClusterError(f"drill: {what} within {PATIENCE_S:.0f} s. Is there room on the cluster? See nnfleet status.")
+            raise ClusterError(f"drill: {what} within {PATIENCE_S:.0f} s. Are resources free on the cluster? See nnfleet status.")
         time.sleep(POLL_S)
 
 

@@ -1,6 +1,6 @@
 """Which run starts next: pure policies over plain values, without clock, files or Ray.
 
-Order and room are two questions: `ordered` says who is first (the one place for priorities and dependencies), `decide` starts from the
+Order and capacity are two questions: `ordered` says who is first (the one place for priorities and dependencies), `decide` starts from the
 front whatever fits whole. A run that does not fit holds back everything behind it, so that a large gang is never starved by small ones.
 An elastic run starts with its fewest workers; `growth` gives it more only while nobody waits, and what it has been given it holds.
 """
@@ -16,7 +16,7 @@ from trainers.contract.run_spec import Frozen, WorkerSpec
 
 
 class RegistryRecord(Frozen):
-    """What campaigns tell each other: of a newer version's, what this one does not know is passed over."""
+    """What campaigns publish for each other: of a newer version's, what this one does not know is passed over."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -33,7 +33,7 @@ class Waiting(RegistryRecord):
     position: int = 0
     """Place in its campaign."""
     is_resuming: bool = False
-    """It had its place already and lost its job: it goes before everything new."""
+    """It had started already, and its job died: it goes before everything new."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Decision:
 
 
 def ordered(waiting: Iterable[Waiting]) -> list[Waiting]:
-    """Who is first: runs that lost their job, then first in, first out. A run that two campaigns want stands once, at its better place."""
+    """Who is first: runs whose job died, then first in, first out. A run that two campaigns want stands once, at its better place."""
     queue = sorted(waiting, key=lambda w: (not w.is_resuming, w.since_unix, w.campaign, w.position))
     best: dict[str, Waiting] = {}
     for run in queue:
@@ -56,7 +56,7 @@ def ordered(waiting: Iterable[Waiting]) -> list[Waiting]:
 def schedule(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> dict[str, Fit]:
     """When each of the runs starts that wait on the cluster, in their order, and why not now.
 
-    What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node was lost) holds nobody back.
+    What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node died) holds nobody back.
     """
     held = list(reserved)
     holding = {r.run_key for r in reserved}
@@ -78,7 +78,7 @@ def schedule(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserve
 def decide(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], mine: Collection[str]) -> Decision:
     """Which of the runs in `mine` start now, among everything that waits on the cluster.
 
-    Runs of other campaigns are left to their own campaign, but keep their place and their room.
+    Runs of other campaigns are left to their own campaign, but keep their place and their resources.
     """
     found = schedule(waiting, nodes, reserved)
     start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
@@ -104,8 +104,8 @@ def growth(
 def ledger(
     jobs: Iterable[JobRecord], begun: Collection[str], holding: Iterable[Reservation], sizes: Mapping[str, int] | None = None
 ) -> list[Reservation]:
-    """Everything that is held on the cluster, one reservation per run: by living jobs, and by runs that a living campaign says it holds
-    (those between their training and their validation, or whose job was lost).
+    """Everything that is held on the cluster, one reservation per run: by living jobs, and by runs that a living campaign holds
+    (those between their training and their validation, or whose job died).
 
     `begun`: keys of runs whose workers hold their resources in Ray already. `sizes`: how many workers elastic trainings have or may take
     at any moment; a validation holds the fewest.

@@ -1,6 +1,6 @@
-"""Where the campaigns of one cluster meet: one lock, and a note of each campaign about what it waits for and holds.
+"""Where the campaigns of one cluster meet: its locks, and an entry of each campaign with what it waits for and holds.
 
-Campaign jobs run on the head node, so a folder there is enough. The notes of campaigns that live no more are passed over.
+Campaign jobs run on the head node, so a folder there is enough. The entries of campaigns that live no more are passed over.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from trainers.contract.run_spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 GROWTH_LIMITS_FRESH_S = 60.0
-"""What the campaigns leave to elastic runs holds so long; after that no campaign lives, and nobody waits."""
+"""For how long a growth limit of elastic runs holds; after that no campaign lives, and nobody waits."""
 
 LOCK_TIMEOUT_S = 600.0
 """How long a campaign waits for another one: its requests to a job server that hangs end after minutes."""
@@ -37,7 +37,7 @@ class HeldWorkers(RegistryRecord):
 
 
 class Entry(RegistryRecord):
-    """What one campaign tells the others."""
+    """What one campaign publishes for the others."""
 
     waiting: tuple[Waiting, ...] = ()
     holding: tuple[HeldWorkers, ...] = ()
@@ -57,7 +57,7 @@ class Registry:
 
     @classmethod
     def of_cluster(cls, address: str) -> "Registry":
-        """The board of the cluster with this GCS address, on its head node."""
+        """The registry of the cluster with this GCS address, on its head node."""
         digest = hashlib.sha256(address.encode()).hexdigest()[:12]
         return cls(Path(tempfile.gettempdir()) / f"nnfleet-campaigns-{os.getuid()}-{digest}")
 
@@ -70,10 +70,10 @@ class Registry:
         with locked(self.folder / f"{what}.lock", f"campaign: {what}", LOCK_TIMEOUT_S):
             yield
 
-    def post(self, campaign: str, note: Entry) -> None:
-        """Say what `campaign` waits for and holds."""
+    def post(self, campaign: str, entry: Entry) -> None:
+        """Publish what `campaign` waits for and holds."""
         path = self.folder / f"{campaign}.json"
-        content = note.model_dump_json().encode()
+        content = entry.model_dump_json().encode()
         if not path.exists() or path.read_bytes() != content:
             write_atomic(path, content)
 
@@ -82,28 +82,28 @@ class Registry:
         (self.folder / f"{campaign}.json").unlink(missing_ok=True)
 
     def entries(self, living: Collection[str]) -> dict[str, Entry]:
-        """What the campaigns in `living` say."""
+        """The entries of the campaigns in `living`."""
         found = {}
         for campaign in living:
             try:
                 found[campaign] = Entry.model_validate_json((self.folder / f"{campaign}.json").read_bytes())
             except FileNotFoundError:
-                continue  # it has not said anything yet
+                continue  # it has not published anything yet
             except ValidationError as err:
-                log.warning("the note of campaign %s is of another version and is passed over: %s", campaign, err)
+                log.warning("the entry of campaign %s is of another version and is passed over: %s", campaign, err)
         return found
 
     def set_growth_limits(self, most: Mapping[str, int], now_unix: float) -> None:
-        """Say to how many workers each elastic training may grow. Any campaign may say it, under the admission lock."""
+        """Publish to how many workers each elastic training may grow. Any campaign may, under the admission lock."""
         if dict(most) != self.room(now_unix, GROWTH_LIMITS_FRESH_S / 4):
             write_json_atomic(self._room, {"unix": now_unix, "most": dict(most)})
 
     def room(self, now_unix: float, fresh_s: float = GROWTH_LIMITS_FRESH_S) -> dict[str, int]:
-        """To how many workers each elastic training may grow, by run key; empty when no campaign has said anything for a while."""
+        """To how many workers each elastic training may grow, by run key; empty when no campaign has published limits for a while."""
         try:
-            said = json.loads(self._room.read_bytes())
-            is_fresh = abs(now_unix - float(said["unix"])) < fresh_s
-            return {str(key): int(most) for key, most in said["most"].items()} if is_fresh else {}
+            limits = json.loads(self._room.read_bytes())
+            is_fresh = abs(now_unix - float(limits["unix"])) < fresh_s
+            return {str(key): int(most) for key, most in limits["most"].items()} if is_fresh else {}
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, KeyError, AttributeError) as err:

@@ -1,6 +1,6 @@
 """Events: how a job of ours speaks to whoever submitted it, one line of its stdout each: `NNFLEET {"event": "done", ...}`.
 
-One writer and one reader; each kind of job says in a union of its own which events there are (`campaign/events.py`, `drill/order.py`).
+One writer and one reader; each kind of job has a union of its own of the events that it emits (`campaign/events.py`, `drill/order.py`).
 """
 
 import json
@@ -16,7 +16,7 @@ EVENT_PREFIX = "NNFLEET "
 
 
 class Event(Frozen):
-    """One event; its subclasses tell each other apart by `event`. Of a newer version's, what this one does not know is passed over."""
+    """One event; its subclasses are distinguished by `event`. Of a newer version's, what this one does not know is passed over."""
 
     model_config = ConfigDict(extra="ignore")
 

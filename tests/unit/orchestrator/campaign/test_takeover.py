@@ -232,6 +232,21 @@ def test_plans_by_which_another_fold_has_kept_an_epoch_are_not_replaced(stage: S
     assert RunFolder(run.run_folder).spec() == run
 
 
+def test_folds_of_two_plans_never_come_into_one_model_folder(stage: Stage) -> None:
+    """Fold 1 failed by the old plans, fold 0 trains by the mended ones; then the old plans are brought back, and fold 1 submitted again."""
+    stage.cluster.gpus = 2
+    runs = [stage.run(0), stage.run(1)]
+    old_plans = (stage.data / "nnUNetPlans.json").read_text()
+    look(campaign := stage.campaign(*runs))
+    for run in runs:
+        stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(campaign)
+    look(stage.campaign(mended(stage, runs[0]), name="c2"))
+    change_plans(stage, old_plans)
+    with pytest.raises(ConfigError, match="must share one plan"):
+        stage.campaign(runs[1], name="c3")
+
+
 def test_a_run_whose_folder_is_another_ones_may_start_in_another_results_folder(stage: Stage) -> None:
     run = stage.run(0)
     failed_before_its_first_epoch(stage, run)

@@ -166,6 +166,8 @@ def test_a_folder_of_another_run_is_refused_and_ones_own_is_not(spec: RunSpec) -
     write_json_atomic(folder.root / "debug.json", {})
     assert check_run(spec) == []
     other = spec.model_copy(update={"run_key": "another-key"})
+    assert check_run(other) == [], "nothing was kept there"
+    write_json_atomic(folder.state / "e00001_a0001.json", {})
     (problem,) = check_run(other)
     assert f"{folder.root} belongs to the run {spec.run_key}" in problem
     assert "Move the folder away or name another nnUNet_results." in problem
