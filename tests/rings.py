@@ -37,7 +37,10 @@ SHOWN_LINES = 300
 LOG_LINES = 20
 LOGS = 6
 SLOWEST = 15
-LONGEST = ("test_no_network", "test_training", "test_world_size_math", "test_validation_job", "test_campaign", "test_main_job")
+LONGEST = (
+    *("test_training", "test_validation_job", "test_chaos", "test_campaign", "test_no_network", "test_main_job"),
+    *("test_world_size_math", "test_inference_parity", "test_publisher"),
+)
 """Started first, so that no long file runs alone at the end."""
 
 
@@ -131,7 +134,7 @@ class Running:
         logs = [
             path for path in self.folder.glob("**/session_2*/logs/*") if path.suffix in (".log", ".out", ".err") and path.stat().st_size
         ]
-        drivers_first = sorted(logs, key=lambda path: ("core-driver" not in path.name, -path.stat().st_mtime))
+        drivers_first = sorted(logs, key=lambda path: ("core-driver" not in path.name, "dashboard" in path.name, -path.stat().st_mtime))
         parts = [_end_of(self.folder / "output", SHOWN_LINES)]
         parts += [f"--- the end of Ray's {path.name}\n{_end_of(path, LOG_LINES)}" for path in drivers_first[:LOGS]]
         return "\n".join(parts)
@@ -171,6 +174,7 @@ def run(targets: Sequence[Path], arguments: Sequence[str], *, limit_s: float = L
     finally:
         for one in running:
             one.kill()
+            print(f"Interrupted: {', '.join(read_record(one.folder / 'record').unfinished) or one.name}", flush=True)
             shutil.rmtree(one.folder, ignore_errors=True)
     return over
 

@@ -117,12 +117,13 @@ def test_a_status_that_no_test_explains_is_a_failure() -> None:
 
 def test_an_interrupt_ends_what_was_started(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.rings", str(written(tmp_path, hangs=HANGS)[0])]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as runner:
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as runner:
         deadline = time.monotonic() + 60
         while len(started(tmp_path)) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
         runner.send_signal(signal.SIGINT)
-        assert runner.wait(60) == 130
+        assert runner.communicate(timeout=60)[0] == "Interrupted: test_hangs.py::test_hangs\n"
+        assert runner.returncode == 130
     assert started(tmp_path) == []
 
 
