@@ -85,12 +85,15 @@ def test_a_stop_request(facts: Facts, expected: RunState) -> None:
     assert step.state is expected
 
 
-@pytest.mark.parametrize("stop", [LATER, NOW])
-def test_a_stop_ends_a_validation_and_one_that_has_not_begun(stop: StopRequest) -> None:
+def test_a_stop_at_once_ends_a_validation_and_a_gentle_one_leaves_it_the_cases_in_work() -> None:
     validating = job("validate")
-    assert next_step(Facts(jobs=(validating,), stop=stop), RunState.VALIDATING) == Step(
-        Action.FOLLOW, RunState.VALIDATING, STOPS, ends=validating
-    )
+    ends = Step(Action.FOLLOW, RunState.VALIDATING, STOPS, ends=validating)
+    assert next_step(Facts(jobs=(validating,), stop=NOW), RunState.VALIDATING) == ends
+    assert next_step(Facts(jobs=(validating,), stop=LATER), RunState.VALIDATING) == Step(Action.FOLLOW, RunState.VALIDATING)
+
+
+@pytest.mark.parametrize("stop", [LATER, NOW])
+def test_a_stop_ends_a_run_whose_validation_has_no_job(stop: StopRequest) -> None:
     for outcome in (ended("TRAINED"), ended("STOPPED", "validation"), ended("FAILED_CLUSTER", "validation")):
         end = next_step(Facts(outcome=outcome, stop=stop), RunState.VALIDATING)
         assert end.action is Action.NOTHING
