@@ -222,7 +222,7 @@ def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what
     own_error = outcome is None and last.has_failed_by_itself and last.exit_code not in _OF_MACHINES
     state = RunState.FAILED_CODE if own_error else RunState.FAILED_CLUSTER
     recorded = f" {outcome.message}" if outcome is not None else ""
-    advice = "Mend what its log names" if own_error else "See in its log which node or disk failed, and mend that"
+    advice = "Fix what its log names" if own_error else "See in its log which node or disk failed, and repair that"
     reason = (
         f"{what}: {len(ended)} jobs in a row ended without progress, the last ({last.submission_id}) {death(last)}.{recorded} "
         f"{advice}; then `nnfleet resume RUN` continues from the newest state."

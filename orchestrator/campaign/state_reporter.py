@@ -90,5 +90,5 @@ class StateReporter:
         if now_s - self._all_ended_s < PATIENCE_S:
             return False
         missing = ", ".join(f"{key} ({run.state})" for key, run in self._unreported.items())
-        self._warn(f"MLflow was away for {PATIENCE_S / 60:.0f} minutes and lacks the end of {missing}. `nnfleet sync` delivers it.")
+        self._warn(f"MLflow was unavailable for {PATIENCE_S / 60:.0f} minutes and lacks the end of {missing}. `nnfleet sync` delivers it.")
         return True

@@ -25,7 +25,7 @@ def logs(
     def found(status: "RunStatus") -> None:
         statuses.append(status)
         if follow and status.state == "QUEUED":
-            note(f"{status.address} is QUEUED: {status.reason or 'its campaign has not looked at it yet.'} Its log follows when it starts.")
+            note(f"{status.address} is QUEUED: {status.reason or 'its campaign has not read it yet.'} Its log follows when it starts.")
 
     is_empty = True
     for part in api.logs(run, cluster, follow, earlier, found):

@@ -110,7 +110,7 @@ def end(record: ProcessRecord, grace_s: float = 15.0) -> None:
     left = _left(record, known, 20.0)
     if left:
         listed = ", ".join(str(process.pid) for process in left)
-        raise ClusterError(f"{record.name}: processes {listed} do not end. Look at them with `ps`, then run `nnfleet down` again.")
+        raise ClusterError(f"{record.name}: processes {listed} do not end. Inspect them with `ps`, then run `nnfleet down` again.")
 
 
 def family(record: ProcessRecord) -> list[psutil.Process]:

@@ -179,7 +179,7 @@ class Drill:
                     raise ClusterError(f"drill: its toy run ended as {status.state}: {status.reason}")
                 return status
             if not self.jobs.find(f"campaign-{campaign}").is_live:
-                raise ClusterError(f"drill: campaign-{campaign} died. Look at its log: ray job logs campaign-{campaign}")
+                raise ClusterError(f"drill: campaign-{campaign} died. Read its log: ray job logs campaign-{campaign}")
             time.sleep(1)
 
     def _why(self, campaign: str) -> str:

@@ -47,7 +47,7 @@ def _wait(lock: FileLock, path: Path, purpose: str, timeout_s: float) -> None:
         lock.acquire(timeout=max(timeout_s - NOTICE_S, 0.0))
     except Timeout:
         raise ClusterError(
-            f"{purpose}: {path} has been locked for {timeout_s:.0f} s, by {_holder_of(path)}. Look at what that process waits for, or "
+            f"{purpose}: {path} has been locked for {timeout_s:.0f} s, by {_holder_of(path)}. Check what that process waits for, or "
             "end it; then try again."
         ) from None
 

@@ -90,7 +90,7 @@ class Registry:
             except FileNotFoundError:
                 continue  # it has not published anything yet
             except ValidationError as err:
-                log.warning("the entry of campaign %s is of another version and is passed over: %s", campaign, err)
+                log.warning("the entry of campaign %s is of another version and is ignored: %s", campaign, err)
         return found
 
     def set_growth_limits(self, most: Mapping[str, int], now_unix: float) -> None:
@@ -107,5 +107,5 @@ class Registry:
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, KeyError, AttributeError) as err:
-            log.warning("%s is of another version and is passed over: %s", self._room, err)
+            log.warning("%s is of another version and is ignored: %s", self._room, err)
             return {}

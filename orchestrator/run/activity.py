@@ -23,7 +23,7 @@ class Owner:
 
     def __str__(self) -> str:
         """As a sentence names it."""
-        return f"attempt {self.fencing_token} of {self.driver}"
+        return f"{self.driver} (fencing token {self.fencing_token})"
 
 
 def owner_of(folder: RunFolder) -> Owner | None:

@@ -71,7 +71,7 @@ def record_of(details: Any) -> JobRecord | None:
             **ours,
         )
     except ValidationError as err:
-        log.warning("job %s carries metadata of another version and is passed over: %s", details.submission_id, err)
+        log.warning("job %s carries metadata of another version and is ignored: %s", details.submission_id, err)
         return None
 
 

@@ -51,12 +51,18 @@ def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
         if not folder.spec_file.is_file():
             raise StorageError(f"storage: {folder.spec_file} is not there on this node. Mount the shared folder.")
         if not is_newest(folder, outcome.fencing_token):
-            told = "attempt %d of the run in %s was superseded: its end (%s) is not recorded"
+            told = "the job with fencing token %d of the run in %s was superseded: its end (%s) is not recorded"
             log.warning(told, outcome.fencing_token, folder.root, outcome.state)
             return False
         write_atomic(folder.outcome_file, outcome.model_dump_json(indent=1).encode())
     except (StorageError, OSError) as err:
-        log.error("the end of attempt %d (%s: %s) is not stored: %s", outcome.fencing_token, outcome.state, outcome.message, err)
+        log.error(
+            "the end of the job with fencing token %d (%s: %s) is not stored: %s",
+            outcome.fencing_token,
+            outcome.state,
+            outcome.message,
+            err,
+        )
     return True
 
 

@@ -66,7 +66,7 @@ def publish_checkpoint(
     if arrived != manifest.size_bytes:
         raise TrackingError(
             f"mlflow: {record.file} of run {run_id} has {arrived} bytes on the server, {manifest.size_bytes} were sent. "
-            "The upload is repeated; if this persists, look at the server's log and free disk space."
+            "The upload is repeated; if this persists, read the server's log and free disk space."
         )
     tracker.upload_bytes(run_id, manifest.model_dump_json(indent=1).encode(), f"{record.directory}/manifest.json")
     before_commit()

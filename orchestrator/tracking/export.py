@@ -62,7 +62,7 @@ def fold_in(tags: Mapping[str, str]) -> str:
     fold = tags.get("nnfleet.fold", "0")
     if not re.fullmatch(r"\d+|all", fold, re.ASCII):
         raise CheckpointError(
-            f"export: the run's tag nnfleet.fold is {fold!r}, neither a number nor `all`. Nothing was written; mend the tag."
+            f"export: the run's tag nnfleet.fold is {fold!r}, neither a number nor `all`. Nothing was written; correct the tag."
         )
     return fold
 

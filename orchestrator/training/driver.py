@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the run of a run folder; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--attempt", type=int, default=1, help="the least number that the attempt gets: of its Ray job")
+    parser.add_argument("--attempt", type=int, default=1, help="job number: the least fencing token that the driver acquires")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run_folder)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)

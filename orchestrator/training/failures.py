@@ -183,7 +183,7 @@ def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
         return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
     if _is_from("ray", error, "OutOfMemoryError") or _KILLED_FOR_MEMORY.search(cause):
         advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
-        return "memory", "FAILED_CONFIG", f"was ended because its node ran out of memory. {advice} Ray says: {cause}"
+        return "memory", "FAILED_CONFIG", f"was ended because its node ran out of memory. {advice} Ray reports: {cause}"
     return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
 
 
@@ -200,7 +200,7 @@ def write_failure(folder: RunFolder, failure: Failure) -> None:
         beside = sum(other.stem == of_token[0] or other.stem.startswith(of_token[1]) for other in failure_files(folder))
         write_atomic(path.with_stem(f"{path.stem}_{beside:03d}") if beside else path, failure.model_dump_json(indent=1).encode())
     except (OSError, StorageError) as err:  # the error that is being recorded says more
-        log.error("the failure of attempt %d is not stored: %s", failure.fencing_token, err)
+        log.error("the failure of the start with fencing token %d is not stored: %s", failure.fencing_token, err)
 
 
 def read_failures(folder: RunFolder, driver: str | None = None) -> list[Failure]:

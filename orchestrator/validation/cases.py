@@ -56,7 +56,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
             f"checkpoint: {named} is not what the newest state names ({name} of epoch {manifest.epoch}), and that one is damaged or lost. "
             f"Put it in its place, from a backup or by `nnfleet export`: SHA-256 {manifest.sha256[:16]}..."
         )
-    log.warning("%s was not of epoch %d, as the newest state says: it is now", named, manifest.epoch)
+    log.warning("%s was not of epoch %d, as the newest state records: it is now", named, manifest.epoch)
     link_atomic(own, named)
     return manifest.sha256
 

@@ -290,7 +290,7 @@ class Pool:
             log.warning("the node that worked on case %s of %s was taken away: the case is done elsewhere", case_id, self.name)
             self.queue.waiting.appendleft(case_id)
         else:
-            reason = "its worker died, often for want of memory; see the Ray log of the node."
+            reason = "its worker died, often because memory ran out; see the Ray log of the node."
             self._note(case_id, CaseFailure("lost", reason, pending.place), error)
         self._replace()
 

@@ -154,7 +154,7 @@ def test_a_full_disk_is_a_clear_error_of_every_small_writer_and_the_old_files_st
         ),
     )
     assert "STOPPED: yyy" in caplog.text
-    assert "the failure of attempt 1 is not stored: storage: " in caplog.text
+    assert "the failure of the start with fencing token 1 is not stored: storage: " in caplog.text
     assert {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()} == before
     disk.make_room()
     assert acquire_token(run.folder, "driver-1") == 2

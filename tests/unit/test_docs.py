@@ -119,7 +119,6 @@ def test_documents_use_the_words_of_the_field() -> None:
     assert found_in_documents() == {}
 
 
-@pytest.mark.xfail(strict=True, reason="the texts of the code are being reworded; remove this mark once it passes")
 def test_texts_of_the_code_use_the_words_of_the_field() -> None:
     assert found_in_code() == {}
 

@@ -198,5 +198,5 @@ def read_committed(path: Path) -> Committed | None:
     except ValidationError as err:
         if path not in _reported:
             _reported.append(path)
-            log.warning("state %s is damaged and is passed over: %s", path, err)
+            log.warning("state %s is damaged and is skipped: %s", path, err)
         return None

@@ -61,7 +61,7 @@ def check_fence(folder: RunFolder, fencing_token: int) -> None:
     newest = newest_token(folder)
     if newest > fencing_token:
         raise Superseded(
-            f"attempt {fencing_token} of the run in {folder.root} was superseded by attempt {newest}: it stops without writing."
+            f"fencing token {fencing_token} of the run in {folder.root} was superseded by token {newest}: it stops without writing."
         )
 
 
@@ -80,7 +80,8 @@ def check_driver_fence(folder: RunFolder, fencing_token: int) -> None:
     newest = newest_token(folder)
     if newest > fencing_token and read_claim(folder, newest).driver != read_claim(folder, fencing_token).driver:
         raise Superseded(
-            f"the driver of attempt {fencing_token} of the run in {folder.root} was superseded by attempt {newest}: it stops publishing."
+            f"the driver with fencing token {fencing_token} of the run in {folder.root} was superseded by token "
+            f"{newest}: it stops publishing."
         )
 
 

@@ -23,7 +23,7 @@ def pseudonym_salt(results: Path) -> str:
             create_exclusive(file, secrets.token_hex(32).encode(), mode=0o600)
         salt = file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as err:
-        raise DataError(f"pseudonyms: {file} cannot be read: {err}. Whoever made the first run of this dataset owns it.") from err
+        raise DataError(f"pseudonyms: {file} cannot be read: {err}. The user who made the first run of this dataset owns it.") from err
     if not re.fullmatch("[0-9a-f]{64}", salt):
         raise DataError(f"pseudonyms: {file} does not hold 64 hexadecimal digits. Restore it; if it is removed, cases get new pseudonyms.")
     return salt

@@ -98,14 +98,14 @@ def read_validation_heartbeat(folder: RunFolder) -> ValidationHeartbeat | None:
 def read_claim(folder: RunFolder, fencing_token: int) -> TokenClaim:
     """Who acquired a token. Raises DataError when the file is missing, broken or names no driver, StorageError when its disk is away."""
     path = folder.token_file(fencing_token)
-    content = read_json(path, "attempt")
+    content = read_json(path, "fencing token")
     try:
         claim = TokenClaim.model_validate(content)
     except ValidationError as err:
-        raise DataError(f"attempt: {path} is no claim of a fencing token: {err}. Restore the file.") from err
+        raise DataError(f"fencing token: {path} is no record of one: {err}. Restore the file.") from err
     if not claim.driver:
         raise DataError(
-            f"attempt: {path} does not say which driver claimed it. Restore the file, or delete it if nothing of the run lives."
+            f"fencing token: {path} does not name the driver that acquired it. Restore the file, or delete it if nothing of the run lives."
         )
     return claim
 

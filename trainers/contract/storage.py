@@ -34,7 +34,7 @@ _FAULTS: dict[int, tuple[str, str]] = {
     errno.EFBIG: ("a file of this size is not allowed", "Raise the limit of file sizes (ulimit -f)"),
     errno.EACCES: ("this user may not write", "Give the user of the Ray cluster the right to write there"),
     errno.EPERM: ("this user may not write", "Give the user of the Ray cluster the right to write there"),
-    **dict.fromkeys(_AWAY, ("the file system is away or broken", "Bring back the disk, or the server of the shared folder")),
+    **dict.fromkeys(_AWAY, ("the file system is unavailable or broken", "Bring back the disk, or the server of the shared folder")),
 }
 
 

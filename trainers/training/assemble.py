@@ -147,7 +147,9 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
     if committed is None:
         return
     learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))
-    log.info("%s continues in epoch %d after %d iterations, of attempt %d", committed.run_key, *committed.position, committed.fencing_token)
+    log.info(
+        "%s continues in epoch %d after %d iterations, of fencing token %d", committed.run_key, *committed.position, committed.fencing_token
+    )
 
 
 def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:

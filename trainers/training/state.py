@@ -188,7 +188,7 @@ class StateWriter:
     def _check_presence(self) -> None:
         """Where a share is not mounted, writing would make the folders on the disk below, out of everybody's sight."""
         if newest_token(self.folder) < self.fencing_token:
-            found = f"{self.folder.tokens} lacks attempt {self.fencing_token}, so it is not the folder that this start began in"
+            found = f"{self.folder.tokens} lacks fencing token {self.fencing_token}, so it is not the folder that this start began in"
             raise StorageError(f"storage: {found}; {free_space(self.folder.root)}. Mount the shared folder again.")
 
     def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: TrainingProgress) -> Manifest:
@@ -245,7 +245,7 @@ def newest_valid(folder: RunFolder) -> Committed | None:
         if digest == committed.state_sha256:
             return _with_best(folder, committed)
         problem = "missing" if digest is None else "not what its commit names"
-        log.warning("state %s is passed over: its tensors are %s", path, problem)
+        log.warning("state %s is skipped: its tensors are %s", path, problem)
     if commit_files(folder):
         raise CheckpointError(
             f"state: none of the commits in {folder.state} is whole, so the run cannot go on from any. "

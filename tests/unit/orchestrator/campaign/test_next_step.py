@@ -223,9 +223,9 @@ def test_a_superseded_job_does_not_end_the_run() -> None:
     "outcome", [None, ended("TRAINED", fencing_token=4), ended("STOPPED", fencing_token=4), ended("FAILED_CONFIG", fencing_token=4)]
 )
 def test_a_superseded_run_is_left_to_the_other_cluster(outcome: Outcome | None) -> None:
-    facts = Facts(jobs=(job(state="FAILED", code=7),), outcome=outcome, owner="attempt 4 of host-1")
+    facts = Facts(jobs=(job(state="FAILED", code=7),), outcome=outcome, owner="host-1 (fencing token 4)")
     end = next_step(facts, RunState.RUNNING)
-    assert end == Step(Action.NOTHING, RunState.STOPPED, "superseded by attempt 4 of host-1: it goes on there.", is_elsewhere=True)
+    assert end == Step(Action.NOTHING, RunState.STOPPED, "superseded by host-1 (fencing token 4): it goes on there.", is_elsewhere=True)
     assert next_step(Facts(outcome=ended("SUPERSEDED")), RunState.RUNNING) == Step(
         Action.NOTHING, RunState.STOPPED, "superseded by another cluster: it goes on there.", is_elsewhere=True
     )

@@ -267,7 +267,7 @@ def test_a_run_that_another_cluster_trains_now_is_refused(stage: Stage) -> None:
     stage.cluster = FakeCluster()
     for second in range(2, 400, 2):
         stage.clock.after(second, lambda: heartbeat(run, stage.clock.unix()))
-    with pytest.raises(ConfigError, match=r"workers of attempt 1 of train-key0-a1 .* send heartbeats"):
+    with pytest.raises(ConfigError, match=r"workers of train-key0-a1 \(fencing token 1\) .* send heartbeats"):
         stage.campaign(run, name="elsewhere")
     assert "Waiting until they have sent no heartbeat for 60 s" in stage.said[0]
 
@@ -327,7 +327,7 @@ def test_a_superseded_run_ends_here_and_keeps_the_winners_outcome(stage: Stage) 
     write_outcome(folder, Outcome(job="training", state="TRAINED", fencing_token=2, message="by the winner"))
     stage.cluster.gives_way(run)
     assert campaign.run(poll_s=0) == 0
-    assert campaign.runs["key0"].reason == "superseded by attempt 2 of winner: it goes on there."
+    assert campaign.runs["key0"].reason == "superseded by winner (fencing token 2): it goes on there."
     outcome = read_outcome(folder)
     assert outcome is not None
     assert outcome.message == "by the winner"

@@ -42,7 +42,7 @@ def test_a_share_that_is_away_is_named_and_no_attempts_are_none(tmp_path: Path, 
 
     with monkeypatch.context() as broken:
         broken.setattr(Path, "iterdir", stale)
-        with pytest.raises(StorageError, match="attempts cannot be read: the file system is away"):
+        with pytest.raises(StorageError, match="attempts cannot be read: the file system is unavailable"):
             check_fence(folder, 1)
     assert newest_token(folder) == 1
     assert newest_token(RunFolder(tmp_path / "fold_9")) == 0

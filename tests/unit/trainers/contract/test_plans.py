@@ -228,9 +228,9 @@ def test_attempts_count_up_and_the_older_ones_are_fenced_off(tmp_path: Path) -> 
     (folder.tokens / "0note.json").touch()
     assert newest_token(folder) == 2
     check_fence(folder, 2)
-    with pytest.raises(Superseded, match="attempt 1 of the run in .* was superseded by attempt 2"):
+    with pytest.raises(Superseded, match="fencing token 1 of the run in .* was superseded by token 2"):
         check_fence(folder, 1)
-    with pytest.raises(Superseded, match="the driver of attempt 1 of the run in .* was superseded by attempt 2"):
+    with pytest.raises(Superseded, match="the driver with fencing token 1 of the run in .* was superseded by token 2"):
         check_driver_fence(folder, 1)
     assert acquire_token(folder, "two") == 3
     check_driver_fence(folder, 2)  # its own workers were started again

@@ -52,7 +52,7 @@ def test_a_damaged_record_counts_as_not_there_but_passes_no_fence(folder: RunFol
     for path in (folder.progress_file, folder.validating_file, folder.token_file(1)):
         path.write_text(content)
     assert (read_heartbeat(folder), read_validation_heartbeat(folder), claim_seen(folder, 1)) == (Heartbeat(), None, TokenClaim())
-    with pytest.raises(DataError, match="attempt: "):
+    with pytest.raises(DataError, match="fencing token: "):
         read_claim(folder, 1)
 
 

@@ -125,8 +125,8 @@ def test_an_error_of_another_kind_is_not_waited_for() -> None:
         (errno.ENOSPC, "is full"),
         (errno.EDQUOT, "quota"),
         (errno.EROFS, "read-only"),
-        (errno.ESTALE, "away or broken"),
-        (errno.EIO, "away or broken"),
+        (errno.ESTALE, "unavailable or broken"),
+        (errno.EIO, "unavailable or broken"),
         (errno.EFBIG, "a file of this size is not allowed"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_file_whose_disk_is_away_is_the_clusters_affair_and_one_that_is_missin
         read_json(path, "plans")
     path.write_text("{}")
     away = Away(path)
-    with pytest.raises(StorageError, match=rf"storage: {path} cannot be read: the file system is away .*Bring back the disk"):
+    with pytest.raises(StorageError, match=rf"storage: {path} cannot be read: the file system is unavailable .*Bring back the disk"):
         read_json(path, "plans")
     away.come_back()
     assert read_json(path, "plans") == {}
@@ -382,7 +382,7 @@ def test_a_newest_commit_that_cannot_be_read_now_is_neither_passed_over_nor_lost
     before = newest_valid(folder)
     assert before is not None
     away = Away(folder.own / half)
-    with pytest.raises(StorageError, match=f"{half} cannot be read: the file system is away"):
+    with pytest.raises(StorageError, match=f"{half} cannot be read: the file system is unavailable"):
         newest_valid(folder)
     if half.endswith("json"):
         with pytest.raises(StorageError):
@@ -408,7 +408,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_broken(tmp_path: Pat
     folder = RunFolder(tmp_path / "fold_0")
     committed_epochs(folder, [0.1])
     Away(folder.state / "e00001_a0001.pth")
-    with pytest.raises(StorageError, match=r"e00001_a0001\.pth cannot be read: the file system is away"):
+    with pytest.raises(StorageError, match=r"e00001_a0001\.pth cannot be read: the file system is unavailable"):
         read_checkpoint(folder.state / "e00001_a0001.pth")
 
 

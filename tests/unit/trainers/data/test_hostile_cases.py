@@ -142,7 +142,7 @@ ROWS: tuple[Row, ...] = (
         "a disk that gives no bytes",
         lambda p: _opened(p, lambda f: Away(f / "c.b2nd")),
         StorageError,
-        ("c.b2nd cannot be read: the file system is away", "Bring back the disk"),
+        ("c.b2nd cannot be read: the file system is unavailable", "Bring back the disk"),
     ),
     Row(
         "case",

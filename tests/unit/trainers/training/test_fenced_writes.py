@@ -93,7 +93,7 @@ def test_a_start_that_a_newer_driver_overtook_touches_nothing(tmp_path: Path) ->
     committed_epochs(folder, [0.2, 0.5], driver="old")
     stalled, restored = StateWriter(folder, "key", acquire_token(folder, "old"), FIXED, 1000), newest_valid(folder)
     before = goes_on_as_newer(folder)
-    with pytest.raises(Superseded, match="attempt 2 .* superseded by attempt 3"):
+    with pytest.raises(Superseded, match="token 2 .* superseded by token 3"):
         stalled.start_from(restored)
     assert files_of(folder) == before
 
@@ -139,7 +139,7 @@ def test_a_writer_that_is_overtaken_after_its_commit_neither_links_nor_prunes(tm
     monkeypatch.setattr(state, "write_atomic", committed_then_overtaken)
     best = BestRecord(ema=0.9, score=0.9, best_epoch=2)
     old.commit(TrainingProgress((row(0, 0.2), row(1, 0.5), row(2, 0.9)), best), True, lambda: tensors(9.0))
-    with pytest.raises(Superseded, match="attempt 1 .* superseded by attempt 2"):
+    with pytest.raises(Superseded, match="token 1 .* superseded by token 2"):
         old.drain()
     assert {path: digest for path, digest in files_of(folder).items() if path in before} == before
     assert [c.epochs_done for c in committed_states(folder)] == [3, 2, 1]

@@ -210,7 +210,7 @@ def test_a_superseded_attempt_commits_nothing(tmp_path: Path) -> None:
     old = committed_epochs(folder, [0.1])
     assert acquire_token(folder, "another driver") == 2
     old.commit(TrainingProgress(history=(row(0, 0.1), row(1, 0.9))), True, lambda: tensors(9.0))
-    with pytest.raises(Superseded, match="attempt 1 .* superseded by attempt 2"):
+    with pytest.raises(Superseded, match="token 1 .* superseded by token 2"):
         old.drain()
     assert [c.epochs_done for c in committed_states(folder)] == [1]
     assert torch.load(folder.checkpoint("best"), weights_only=True)["network_weights"]["a.weight"][0, 0] == 0.0
