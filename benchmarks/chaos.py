@@ -31,7 +31,7 @@ from orchestrator.tracking.records import class_names, epoch_metrics
 from tests.integration.digests import reached, weights_digest
 from tests.integration.local_home import toy_experiment
 from tests.integration.many_nodes import ManyNodes
-from tests.integration.mlflow_server import MlflowServer
+from tests.integration.mlflow_server import MlflowServer, client_of
 from tests.toy import Toy, toy_dataset
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import newest_token
@@ -389,13 +389,13 @@ def mlflow_differences(folder: RunFolder, uri: str, *, was_cut: bool) -> list[st
     for record in epoch_metrics(reached(folder).history, class_names(folder.spec())):
         for key, value in record.values.items():
             wanted.setdefault(key, []).append((record.epoch, value))
-    have = {key: sorted((p.step, p.value) for p in tracker._client.get_metric_history(run_id, key)) for key in wanted}
+    have = {key: sorted((p.step, p.value) for p in client_of(tracker).get_metric_history(run_id, key)) for key in wanted}
     found = unlike(have, wanted, was_cut=was_cut)
     for name, committed in (("best", reached(folder).best), ("final", reached(folder).final)):
         there = published(tracker, run_id, name)  # type: ignore[arg-type]
         if committed is None or there is None or there.manifest.sha256 != committed.sha256:
             found.append(f"MLflow's {name} checkpoint is not the committed one")
-    run = tracker._client.get_run(run_id)
+    run = client_of(tracker).get_run(run_id)
     if run.info.status != "FINISHED" or run.data.tags.get("nnfleet.state") != "SUCCEEDED":
         found.append(f"MLflow's run is {run.info.status}, state {run.data.tags.get('nnfleet.state')}")
     return found

@@ -32,7 +32,7 @@ from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
-from trainers.data.batches import Batch, SplitName
+from trainers.data.batches import Batch, BatchSource, SplitName
 from trainers.network.learner import Learner
 from trainers.training.assemble import assemble, model_config, progress_from, state_writer, warm_up
 from trainers.training.loop import train
@@ -118,14 +118,14 @@ class NnunetSide:
 class InTurn:
     """A BatchSource around ours that lets nnU-Net train an epoch before each of ours, with the other side's loaders suspended."""
 
-    def __init__(self, inner: Any, loaders: list[int], writer: StateWriter, watch: Stopwatch, peer: NnunetSide) -> None:
+    def __init__(self, inner: BatchSource, loaders: list[int], writer: StateWriter, watch: Stopwatch, peer: NnunetSide) -> None:
         self._inner, self._loaders, self._writer, self.watch, self._peer = inner, loaders, writer, watch, peer
         self._started: float | None = None
         self._waited = 0.0
 
     @property
     def wait_s(self) -> float:
-        return float(self._inner.wait_s)
+        return self._inner.wait_s
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
         if split == "train":
@@ -185,7 +185,7 @@ def run_both(toy: Toy, schedule: Schedule) -> tuple[Stopwatch, Stopwatch]:
 
 def instrument(learner: Learner, writer: StateWriter, watch: Stopwatch) -> None:
     """Time the parts of our epoch; the hand-over is inside the step and taken out of it."""
-    hand_over = watch.timed("hand-over", learner._on_device)
+    hand_over = watch.timed("hand-over", learner.on_device)
     step = learner.step
 
     def timed_step(batch: Batch) -> torch.Tensor:
@@ -194,7 +194,7 @@ def instrument(learner: Learner, writer: StateWriter, watch: Stopwatch) -> None:
         watch.now["step"] += time.perf_counter() - started - (watch.now["hand-over"] - before)
         return loss
 
-    learner._on_device = hand_over  # type: ignore[method-assign]
+    learner.on_device = hand_over  # type: ignore[method-assign]
     learner.step = timed_step  # type: ignore[method-assign]
     writer.commit = watch.timed("saving", writer.commit)  # type: ignore[method-assign]
 

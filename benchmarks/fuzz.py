@@ -46,7 +46,7 @@ from trainers.contract.records import read_heartbeat
 from trainers.contract.requests import read_stop_request, stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.data.case_files import read_properties
-from trainers.data.dataset import _read_locations, target_scales
+from trainers.data.dataset import read_locations, target_scales
 from trainers.network.checkpoint import read_checkpoint
 
 SLOW_S = 10
@@ -169,7 +169,7 @@ def targets(base: Path) -> dict[str, Target]:
             lambda p, b: read_label_files({"c": base / "none.nii"}, "SimpleITKIO", p),
         ),
         "pkl": Target("c.pkl", _pickles(base), lambda p, b: read_properties(base, "c")),
-        "class_locations": Target("c.pkl", _pickles(base), lambda p, b: _read_locations(base, "c")),
+        "class_locations": Target("c.pkl", _pickles(base), lambda p, b: read_locations(base, "c")),
         "checkpoint": Target("c.pth", _checkpoints(base), lambda p, b: read_checkpoint(p)),
         "MLflow tag": Target("tag", [_tag()], lambda p, b: published(Answers(b.decode("utf-8", "replace")), "r", "best")),  # type: ignore[arg-type]
         "campaign log": Target("log", _logs(), lambda p, b: CampaignLog().update(b.decode("utf-8", "replace"))),

@@ -115,7 +115,7 @@ def watch_publisher(phase: Phase) -> None:
     }
     for method, name in names.items():
         setattr(Tracker, method, phase.during(name, getattr(Tracker, method), thread="checkpoints"))
-    checkpoint_store._check = phase.during(lambda *_: "upload: digest", checkpoint_store._check, thread="checkpoints")
+    checkpoint_store.check_file = phase.during(lambda *_: "upload: digest", checkpoint_store.check_file, thread="checkpoints")
 
 
 # ---- the children ----------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def write(folder: RunFolder, run_key: str, seed: int, phase_file: Path) -> None:
             if is_best:
                 best = BestRecord(ema=score, score=score, best_epoch=epoch)
             reached = TrainingProgress((*reached.history, epoch_row(epoch, score, writer.fencing_token)), best)
-        writer.commit(reached, is_best, lambda score=score: tensors_of(score))
+        writer.commit(reached, is_best, functools.partial(tensors_of, score))
 
 
 def publish(folder: RunFolder, phase_file: Path) -> None:

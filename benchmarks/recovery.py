@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ["OMP_NUM_THREADS"] = "1"
 STEP = "first training step"
@@ -98,7 +98,7 @@ def empty_worker(config: dict[str, Any]) -> None:
         time.sleep(0.05)
 
 
-def our_worker(config: dict[str, Any]) -> dict[str, Any]:
+def our_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
     """The product's worker; rank 0 notes when its parts return."""
     marks = Marks(Path(config.pop("marks")))
     if not is_rank_zero():
@@ -117,7 +117,7 @@ def our_worker(config: dict[str, Any]) -> dict[str, Any]:
     note_return(marks, assemble, "assemble", "network built")
     note_return(marks, assemble, "restore", "state restored")
     note_return(marks, assemble, "warm_up", "warmed up")
-    note_return(marks, loader_pool.LoaderPool, "_arrived", "first batch")
+    note_return(marks, loader_pool.LoaderPool, "arrived", "first batch")
     note_return(marks, learner.Learner, "step", STEP)
     return worker.train_worker(config)
 

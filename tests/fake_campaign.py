@@ -4,18 +4,18 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from orchestrator.campaign.events import CampaignEvent, StatusChanged, Warned
-from orchestrator.campaign.loop import Campaign
+from orchestrator.campaign.loop import Campaign, Cluster
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.errors import ClusterError, Superseded, TrackingError
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
-from orchestrator.run.job_record import JobRecord
+from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.progress import checkpoints_due
+from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
@@ -25,7 +25,7 @@ from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
 from trainers.contract.states import RunState
 
 
-class FakeCluster:
+class FakeCluster(Cluster):
     """One head node's worth of jobs; tests say what happens to them."""
 
     def __init__(self, gpus: int = 1) -> None:
@@ -38,6 +38,10 @@ class FakeCluster:
         self.most_gpus = 0
         self.tracking: FakeTracking | None = None
         """Where validations deliver."""
+        self.ahead_s = 0.0
+        """How far the clock is ahead by which it stamps the jobs that start."""
+        self.on_submit: Callable[[JobRecord], None] = lambda job: None
+        """Sees every job that is asked for, before it is there."""
         self._delivering: set[str] = set()
 
     # what a campaign asks for
@@ -70,7 +74,7 @@ class FakeCluster:
         held = {job.run_key: job.reserved.count * job.reserved.gpus for job in at_work if job.reserved}
         return sum(held.values())
 
-    def _add(self, name: str, kind: Any, folder: RunFolder, spec: RunSpec, job_number: int, campaign: str) -> str:
+    def _add(self, name: str, kind: JobKind, folder: RunFolder, spec: RunSpec, job_number: int, campaign: str) -> str:
         self._take_order(spec.run_key)
         record = JobRecord(
             submission_id=name,
@@ -81,8 +85,9 @@ class FakeCluster:
             job_number=job_number,
             reserved=spec.workers,
             run_folder=str(folder.root),
-            started_unix=time.time(),
+            started_unix=time.time() + self.ahead_s,
         )
+        self.on_submit(record)
         self.jobs.setdefault(name, record)
         self.most_gpus = max(self.most_gpus, self.gpus_in_use)
         return name
@@ -99,7 +104,7 @@ class FakeCluster:
         )
 
     def kill_campaign(self, campaign: str) -> None:
-        self._end(f"campaign-{campaign}", "FAILED", 137)
+        self.kill(f"campaign-{campaign}")
 
     def workers_begin(self, run: RunSpec) -> None:
         fencing_token = acquire_token(RunFolder(run.run_folder), self.living(run))
@@ -131,7 +136,7 @@ class FakeCluster:
         self._delivering.add(name)
 
     def kill_driver(self, run: RunSpec) -> None:
-        self._end(self.living(run), "FAILED", 137)
+        self.kill(self.living(run))
 
     def gives_way(self, run: RunSpec) -> None:
         """The training job ends because another driver has claimed the run."""
@@ -143,11 +148,15 @@ class FakeCluster:
     def live_jobs(self) -> list[str]:
         return [name for name, job in self.jobs.items() if job.is_live and job.kind != "campaign"]
 
+    def kill(self, name: str) -> None:
+        """SIGKILL to a job of whatever kind."""
+        self._end(name, "FAILED", 137)
+
     def ends(self, name: str) -> None:
         """A job of whatever folder has done its work."""
         self._end(name, "SUCCEEDED", 0)
 
-    def _end(self, name: str, state: Any, code: int | None) -> None:
+    def _end(self, name: str, state: JobState, code: int) -> None:
         self.jobs[name] = self.jobs[name].model_copy(update={"state": state, "exit_code": code, "ended_unix": time.time()})
 
 
@@ -157,7 +166,7 @@ class Refused(Exception):
     error_code = "INVALID_PARAMETER_VALUE"
 
 
-class FakeTracking:
+class FakeTracking(TrackingServer):
     """Remembers the states of runs; can be away."""
 
     uri = "http://mlflow"

@@ -93,19 +93,19 @@ def nnunet_weights(num_outputs: int) -> np.ndarray:
     """Deep-supervision weights as in nnUNetTrainer._build_loss of a single process."""
     weights = np.array([1 / (2**i) for i in range(num_outputs)])
     weights[-1] = 0
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def nnunet_loss(labels: Labels, batch_dice: bool, num_outputs: int) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
     """The loss of nnUNetTrainer._build_loss of a single process, without torch.compile."""
     dice = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": False}
     kind = MemoryEfficientSoftDiceLoss
-    loss: nn.Module
     if labels.has_regions:
         loss = DC_and_BCE_loss({}, {**dice, "do_bg": True}, use_ignore_label=labels.ignore_label is not None, dice_class=kind)
     else:
         loss = DC_and_CE_loss({**dice, "do_bg": False}, {}, weight_ce=1, weight_dice=1, ignore_label=labels.ignore_label, dice_class=kind)
-    return DeepSupervisionWrapper(loss, nnunet_weights(num_outputs))
+    whole: Callable[[list[Tensor], list[Tensor]], Tensor] = DeepSupervisionWrapper(loss, nnunet_weights(num_outputs))
+    return whole
 
 
 def nnunet_counts(output: Tensor, target: Tensor, labels: Labels) -> np.ndarray:

@@ -41,7 +41,7 @@ LOGIN_VARIABLES = frozenset(
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "CLIENT_CERT_PATH", "SERVER_CERT_PATH")
 )
 """Login and trusted certificates of MLflow's client; the jobs of the local head use it for an MLflow server of the user's own."""
-_LOOPBACK = {
+LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray sets on macOS: the node's address is 127.0.0.1, and every server binds there only
     "AUTOSCALER_METRIC_PORT": "0",  # any free one: the fixed ports collide with another head on this machine
     "DASHBOARD_METRIC_PORT": "0",
@@ -88,7 +88,7 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
     home = home or Home.default()
     home.create()
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
-        _ensure_token(home.token_file)
+        ensure_token(home.token_file)
         found = [record for record in _recorded(home).values() if record.is_alive]
         try:
             return _brought_up(home, num_cpus)
@@ -100,10 +100,10 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
 
 def _brought_up(home: Home, num_cpus: int | None) -> Services:
     before = _recorded(home)
-    ray = _reused(before.get("ray")) or _start_ray(home, num_cpus)
-    _write_record(home, {**before, "ray": ray})
-    mlflow = _reused(before.get("mlflow")) or _start_mlflow(home)
-    _write_record(home, {"ray": ray, "mlflow": mlflow})
+    ray = _reused(before.get("ray")) or start_ray(home, num_cpus)
+    write_record(home, {**before, "ray": ray})
+    mlflow = _reused(before.get("mlflow")) or start_mlflow(home)
+    write_record(home, {"ray": ray, "mlflow": mlflow})
     wait_until_up(ray, lambda: _ray_answers(ray.port, read_token(home.token_file)), home.ray_log, START_TIMEOUT_S)
     wait_until_up(mlflow, lambda: _mlflow_answers(mlflow.port), home.mlflow_log, START_TIMEOUT_S)
     _write_private(home.ports_file, _Ports(ray=ray.port, mlflow=mlflow.port).model_dump_json())
@@ -143,7 +143,8 @@ def read_token(path: Path) -> str:
         raise ClusterError(f"token: {path} cannot be read: {err}. `nnfleet down`, then `nnfleet up` makes a new one.") from err
 
 
-def _start_ray(home: Home, num_cpus: int | None) -> ProcessRecord:
+def start_ray(home: Home, num_cpus: int | None) -> ProcessRecord:
+    """Start a Ray head and return at once; `up` waits until it answers."""
     _prune_sessions(home.ray_temp)
     port = free_port(_last_ports(home).ray)
     command = [
@@ -154,7 +155,7 @@ def _start_ray(home: Home, num_cpus: int | None) -> ProcessRecord:
         *(f"--temp-dir={home.ray_temp}", f"--object-store-memory={_object_store_bytes()}"),
         *([] if num_cpus is None else [f"--num-cpus={num_cpus}"]),
     ]
-    environment = {**_environment(), **_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.token_file)}
+    environment = {**service_environment(), **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.token_file)}
     return start_detached("Ray head", command, environment, home.ray_log, port)
 
 
@@ -165,17 +166,18 @@ def _prune_sessions(ray_temp: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _start_mlflow(home: Home) -> ProcessRecord:
+def start_mlflow(home: Home) -> ProcessRecord:
+    """Start an MLflow server and return at once; `up` waits until it answers."""
     port = free_port(_last_ports(home).mlflow)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home.mlflow_db}", "--serve-artifacts", "--artifacts-destination", str(home.artifacts)),
         *("--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"),
     ]
-    return start_detached("MLflow server", command, _environment(), home.mlflow_log, port)
+    return start_detached("MLflow server", command, service_environment(), home.mlflow_log, port)
 
 
-def _environment() -> dict[str, str]:
+def service_environment() -> dict[str, str]:
     """This process's environment with our interpreter first on PATH, quiet, and without the address of any other cluster.
 
     A login to an MLflow server of the user's own stays (MLFLOW_TRACKING_USERNAME and so on). nnU-Net's folders go: each submission
@@ -227,7 +229,8 @@ class _Recorded(BaseModel):
     records: dict[str, ProcessRecord]
 
 
-def _write_record(home: Home, records: dict[str, ProcessRecord]) -> None:
+def write_record(home: Home, records: dict[str, ProcessRecord]) -> None:
+    """Note which processes are the services, by `ray` and `mlflow`: what `running`, `up` and `down` go by."""
     _write_private(home.services_file, _Recorded(records=records).model_dump_json(indent=1))
 
 
@@ -243,7 +246,7 @@ def _last_ports(home: Home) -> _Ports:
         return _Ports()
 
 
-def _ensure_token(path: Path) -> None:
+def ensure_token(path: Path) -> None:
     """Make the token file with mode 0600 from the start; never widen one that exists, nor replace it unless it is empty.
 
     An empty one is what a crash or a full disk leaves; with it Ray would demand nothing.

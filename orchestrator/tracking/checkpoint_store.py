@@ -59,7 +59,7 @@ def publish_checkpoint(
     before = published(tracker, run_id, manifest.checkpoint)
     if before is not None and before.manifest.sha256 == manifest.sha256:
         return before
-    _check(file, manifest, str(file))
+    check_file(file, manifest, str(file))
     record = Published(directory=directory_of(manifest), manifest=manifest)
     tracker.upload_file(run_id, file, record.directory, Path(record.file).name)
     arrived = tracker.list_files(run_id, record.directory).get(record.file)
@@ -114,14 +114,14 @@ def _download(tracker: Tracker, run_id: str, name: CheckpointName, target: Path)
                     f"expected {record.manifest.size_bytes}. It is not used."
                 )
             local = tracker.download(run_id, record.file, Path(folder))
-            _check(local, record.manifest, f"{record.file} of run {run_id}")
+            check_file(local, record.manifest, f"{record.file} of run {run_id}")
         except TrackingError as err:
             raise CheckpointError(f"checkpoint: {record.file} of run {run_id} could not be fetched: {err}") from err
         shutil.move(local, target)
     return record
 
 
-def _check(file: Path, manifest: Manifest, where: str) -> None:
+def check_file(file: Path, manifest: Manifest, where: str) -> None:
     """Raise CheckpointError unless `file` holds exactly the bytes that `manifest` names."""
     if not file.is_file():
         raise CheckpointError(f"checkpoint: {where} does not exist (epoch {manifest.epoch}, {manifest.size_bytes} bytes were expected).")

@@ -19,7 +19,7 @@ from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.tracking.binding import noted_run_id, refuse_mixture, track
+from orchestrator.tracking.binding import TrackingServer, noted_run_id, refuse_mixture, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
 from orchestrator.tracking.metrics_channel import MetricsChannel, epochs_missing
@@ -139,7 +139,7 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
     bound = read_mlflow_run(folder)
     tracker = Tracker(bound.tracking_uri if bound is not None else spec.tracking_uri)
     tracker.ping()
-    run_id, is_new = _run_of(folder, spec, tracker)
+    run_id, is_new = mlflow_run_of(folder, spec, tracker)
     if is_new:
         delivered.append("a new MLflow run")
     fencing_token, committed = newest_token(folder), newest_committed(folder)
@@ -163,7 +163,7 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
         delivered.append(f"state {state}")
 
 
-def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:
+def mlflow_run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:
     """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the recorded one."""
     recorded = noted_run_id(folder)
     if recorded:
@@ -182,7 +182,7 @@ def _run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, 
     return track(spec, tracker).run_id, True
 
 
-def publish_state(tracker: "Tracker", run_id: str, folder: RunFolder, spec: RunSpec) -> RunState | None:
+def publish_state(tracker: TrackingServer, run_id: str, folder: RunFolder, spec: RunSpec) -> RunState | None:
     """Give a run without a living job the state that its folder shows; returns it, or None when MLflow has it already."""
     outcome = read_outcome(folder)
     due = state_due(tracker.tags(run_id).get(STATE_TAG, ""), outcome)
@@ -221,7 +221,7 @@ def _newest_case_unix(folder: RunFolder) -> float:
     return max((folder.cases(name).stat().st_mtime for name in CHECKPOINTS if folder.cases(name).is_dir()), default=0.0)
 
 
-def end_orphaned_runs(tracker: "Tracker", jobs: Sequence[JobRecord], registry: Registry) -> list[str]:
+def end_orphaned_runs(tracker: TrackingServer, jobs: Sequence[JobRecord], registry: Registry) -> list[str]:
     """End orphaned runs in MLflow: those shown as running whose folder is seen here and of which no job is alive; returns their keys.
 
     A run that waits for its next job is alive as long as its campaign, which names it in `registry`. The caller holds the lock `opening`,

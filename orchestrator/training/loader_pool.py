@@ -41,7 +41,8 @@ class Loader:
         torch.set_num_threads(1)
         self._run_folder = Path(run_folder)
         self._positions = list(positions)
-        self._opened: tuple[RunSpec, TrainingData] | None = None
+        self.opened: tuple[RunSpec, TrainingData] | None = None
+        """The run and its data; while None, the next batch opens them."""
 
     def make(self, split: SplitName, epoch: int, iteration: int) -> Batch:
         """The samples of this worker's positions in one global batch. A disk that is away is waited for."""
@@ -51,14 +52,14 @@ class Loader:
         from trainers.data.dataset import open_dataset
         from trainers.data.samples import make_batch
 
-        if self._opened is None:  # here and not at the start, where an error in the data would look like the death of the actor
+        if self.opened is None:  # here and not at the start, where an error in the data would look like the death of the actor
             spec = RunFolder(self._run_folder).living_spec()
-            self._opened = spec, open_dataset(spec)
-        spec, data = self._opened
+            self.opened = spec, open_dataset(spec)
+        spec, data = self.opened
         try:
             return make_batch(data, spec, split, epoch, iteration, self._positions)
         except StorageError:
-            self._opened = None  # files that were open when the disk went away may stay unreadable when it is back
+            self.opened = None  # files that were open when the disk went away may stay unreadable when it is back
             raise
 
 
@@ -97,12 +98,13 @@ class LoaderPool:
             request, ref = self._waiting.popleft()
             if request != (split, epoch, iteration):
                 raise AssertionError(f"batches are prepared in training order: next is {request}, asked {(split, epoch, iteration)}")
-            batch = self._arrived(request, ref)
+            batch = self.arrived(request, ref)
             self._unfinished.pop(ref, None)
             self._fill()
             yield batch
 
-    def _arrived(self, request: Request, ref: Any) -> Batch:
+    def arrived(self, request: Request, ref: Any) -> Batch:
+        """The batch of a request once it is there; raises what its loader raised."""
         started = time.perf_counter()
         try:
             while not ray.wait([ref], timeout=SLOW_S)[0]:

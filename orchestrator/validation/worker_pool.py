@@ -55,12 +55,13 @@ class CaseWorker:
 
     def __init__(self, root: str, name: CheckpointName, digest: str) -> None:
         self._folder, self._name, self._digest = RunFolder(Path(root)), name, digest
-        self._predictor: CasePredictor | None = None
+        self.predictor: CasePredictor | None = None
+        """None until `load`."""
 
     def load(self) -> str:
         """Load the network and return the place where it is. A disk that is away is waited for. Raises as `loaded`."""
         what = f"loading {self._folder.checkpoint(self._name)}"
-        self._predictor = retry_storage(lambda: loaded(self._folder, self._name, self._digest), what)
+        self.predictor = retry_storage(lambda: loaded(self._folder, self._name, self._digest), what)
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
@@ -71,17 +72,17 @@ class CaseWorker:
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
         result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}")
-        if self._predictor and self._predictor.spec.images:
+        if self.predictor and self.predictor.spec.images:
             self._draw(result)
         return result.dice_mean
 
     def _validated(self, case_id: str) -> CaseResult:
         from trainers.validation.one_case import validate_case
 
-        assert self._predictor is not None
+        assert self.predictor is not None
         check_takes(self._folder.own)  # before the long work
         try:
-            return validate_case(self._predictor, self._folder, self._name, case_id)
+            return validate_case(self.predictor, self._folder, self._name, case_id)
         except Exception:
             check_takes(self._folder.own)  # libraries hide a full disk behind errors of their own, or write half a file
             raise
@@ -90,11 +91,11 @@ class CaseWorker:
         """Write the picture of a case; a fault in it is logged and costs the picture alone."""
         from trainers.validation.one_case import case_picture
 
-        assert self._predictor is not None
+        assert self.predictor is not None
         try:
             from orchestrator.tracking.pictures import overlay
 
-            shown = case_picture(self._predictor, result.case_id, Path(result.prediction_file))
+            shown = case_picture(self.predictor, result.case_id, Path(result.prediction_file))
             title = f"{self._name}, mean Dice {result.dice_mean:.3f}"
             volumes = (shown.image_ZYX, shown.truth_ZYX, shown.prediction_ZYX)
             png = overlay(*volumes, shown.value_names, title, shown.spacing_ZYX)

@@ -1,6 +1,7 @@
 """A real local Ray for one test module, started and ended by the module's fixture."""
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -37,7 +38,7 @@ def local_ray(num_cpus: int = 2) -> Iterator[None]:
             include_dashboard=True,
             dashboard_port=free_port(),
             _temp_dir=temporary,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
         )
         yield

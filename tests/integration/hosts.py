@@ -10,6 +10,7 @@ can be pulled; and a host dies with everything on it when the first process of i
 """
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -67,19 +68,24 @@ class Host:
             self.run(*command)
 
     @property
+    def is_up(self) -> bool:
+        """True from `boot` to `kill`."""
+        return self._init is not None
+
+    @property
     def pid(self) -> int:
         """The host's first process, as the machine outside counts."""
         assert self._init is not None, f"{self.name} is not up"
-        return self._init.pid
+        return int(self._init.pid)
 
     def run(self, *command: str) -> str:
         """Run a short command on the host; its output."""
-        return _run(*self._enter, *command)
+        return _run(*self.enter, *command)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> "subprocess.Popen[bytes]":
         """Start a process on the host, output appended to `log_file`. Ending the handle does not end the process: `kill` the host."""
         with log_file.open("ab") as stream:
-            return subprocess.Popen([*self._enter, *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=dict(environment))
+            return subprocess.Popen([*self.enter, *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=dict(environment))
 
     def cut(self) -> None:
         """Pull the cable: nothing goes in or out, and neither side is told."""
@@ -112,7 +118,8 @@ class Host:
         return any(pid_there == _own_pid(process.pid) for process in self.processes(title))
 
     @property
-    def _enter(self) -> tuple[str, ...]:
+    def enter(self) -> tuple[str, ...]:
+        """What a command begins with that runs on the host."""
         return ("nsenter", "--target", str(self.pid), "--net", "--mount", "--uts", "--pid", "--")
 
 
@@ -146,7 +153,7 @@ class Hosts:
 
     def holder_of(self, pid_there: int, title: str) -> Host:
         """The host on which the process lives that calls itself `pid_there`."""
-        (host,) = [host for host in self if host._init is not None and host.has(pid_there, title)]
+        (host,) = [host for host in self if host.is_up and host.has(pid_there, title)]
         return host
 
 
@@ -188,7 +195,7 @@ class RayHosts:
 
     def ask(self, code: str) -> str:
         """What `code` prints in a Python on the head."""
-        command = [*self.head._enter, sys.executable, "-c", code]
+        command = [*self.head.enter, sys.executable, "-c", code]
         return subprocess.run(command, env=self._environment, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
     def wait_for_cpus(self, count: int, timeout_s: float = 120.0) -> None:
@@ -228,7 +235,7 @@ def main() -> int:
     from trainers.contract.run_folder import RunFolder
 
     os.environ.update({name: value for name, value in JOB_ENVIRONMENT.items() if name not in os.environ})
-    ray.init(logging_level="warning", runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}})
+    ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}})
     outcome = run_training(RunFolder(Path(sys.argv[1])), hands_over=False)
     print(outcome.model_dump_json())
     return int(outcome.state != "TRAINED")

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import requests
 from ray._private.authentication_test_utils import reset_auth_token_state
 
-from orchestrator.cluster.local_services import _LOOPBACK, _environment, _get
+from orchestrator.cluster.local_services import LOOPBACK, service_environment
 from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
 from tests.integration.cluster import SHORT
 
@@ -96,7 +97,7 @@ class ManyNodes:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for _ in range(3):  # somebody who is impatient may interrupt this too
             with contextlib.suppress(KeyboardInterrupt):
                 for node in self._everyone:
@@ -130,7 +131,13 @@ class ManyNodes:
         ]
         self.head = self._launch("head", command, 0)
         token = {"Authorization": f"Bearer {self.token_file.read_text()}"}
-        answers = lambda: _get(self.dashboard_port, "/api/version", token) == 200  # noqa: E731
+
+        def answers() -> bool:
+            try:
+                return requests.get(f"{self.address}/api/version", headers=token, timeout=10).status_code == 200
+            except requests.RequestException:
+                return False
+
         wait_until_up(self.head.record, answers, self._log(self.head), _START_LIMIT_S)
 
     def start_node(self, cpus: int) -> Node:
@@ -177,7 +184,7 @@ class ManyNodes:
             with contextlib.suppress(psutil.Error):
                 for part in process.cmdline():
                     if part.startswith(("--node-id=", "--node_id=")):
-                        return part.split("=", 1)[1]
+                        return str(part.split("=", 1)[1])
         raise RuntimeError(f"{node.record.name} has no raylet")
 
     def log_tails(self, lines: int = 15) -> str:
@@ -199,8 +206,8 @@ class ManyNodes:
         self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir=SHORT))
         command = [*command, f"--temp-dir={self._temporary[-1]}"]  # of its own: nodes would unpack code over each other's
         environment = {
-            **_environment(),
-            **{name: value for name, value in _LOOPBACK.items() if name.endswith("_PORT")},  # the rest forbids a second node
+            **service_environment(),
+            **{name: value for name, value in LOOPBACK.items() if name.endswith("_PORT")},  # the rest forbids a second node
             **{
                 name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "NNFLEET_HOME", "PYTHONPATH", "OMP_NUM_THREADS")
             },

@@ -9,12 +9,21 @@ import time
 import urllib.request
 from pathlib import Path
 
+from mlflow import MlflowClient
+
+from orchestrator.tracking.client import Tracker
+
 
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def client_of(tracker: Tracker) -> MlflowClient:
+    """MLflow's own client of the same server: what it holds, seen past our code."""
+    return MlflowClient(tracker.uri)
 
 
 class MlflowServer:

@@ -1,12 +1,12 @@
 """Drills on local services and on a cluster of several nodes: whatever dies, nothing is lost, nothing is left behind."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from orchestrator import api
-from orchestrator.tracking.client import Tracker
+from orchestrator.drill.order import DrillEvent
 from tests.integration.local_home import services_of_its_own
 from tests.integration.many_nodes import ManyNodes
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 
 def test_a_drill_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[DrillEvent] = []
     with services_of_its_own(num_cpus=2) as (_, services):
         report = api.drill(["worker", "tracking", "driver"], folder=tmp_path, on_event=events.append)
         assert report.is_nothing_lost, (report, events)
@@ -22,12 +22,12 @@ def test_a_drill_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
         assert all(strike.epochs_redone <= 1 for strike in report.strikes)
         assert report.stays == ()
         assert list(tmp_path.iterdir()) == []
-        names = [found.name for found in Tracker(services.mlflow_uri)._client.search_experiments()]
+        names = [found.name for found in MlflowClient(services.mlflow_uri).search_experiments()]
         assert not any(name.startswith("nnfleet-drill") for name in names)
 
 
 def test_a_drill_that_kills_a_node_loses_nothing(tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[DrillEvent] = []
     with ManyNodes(tmp_path / "cluster", (2, 2)) as nodes:
         report = api.drill(["node"], nodes.address, tmp_path / "shared", is_sure=True, on_event=events.append)
         assert report.is_nothing_lost, (report, events, nodes.log_tails())

@@ -1,5 +1,6 @@
 """An elastic run on several Ray nodes of this machine: it goes on with fewer workers when a node is lost and grows when one comes back."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,13 +39,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch, toys: Toys) -> Iterator[Any]:
     try:
         ray.init(
             address=made.address,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
         )
         yield made
     finally:
         ray.shutdown()
-        made.shutdown()
+        made.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 class Training(threading.Thread):

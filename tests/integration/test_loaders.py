@@ -51,5 +51,5 @@ def test_an_error_of_a_loader_arrives_as_what_it_is(pool: LoaderPool) -> None:
         next(pool.batches("train", 0))
     assert (type(raised.value), can_be_sent(raised.value)) == (DataError, True)
     with pytest.raises(StorageError) as lost:
-        pool._arrived(("train", 0, 0), finds_no_disk.remote())
+        pool.arrived(("train", 0, 0), finds_no_disk.remote())
     assert (type(lost.value), can_be_sent(lost.value), kind_of(lost.value)) == (StorageError, True, ("cluster", "FAILED_CLUSTER"))

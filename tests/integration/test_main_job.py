@@ -22,6 +22,7 @@ from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
 from tests.integration.digests import reached
 from tests.integration.local_home import services_of_its_own, toy_experiment
+from tests.integration.mlflow_server import client_of
 from tests.toy import Toy
 from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
@@ -79,9 +80,9 @@ def test_mlflow_holds_every_epoch_once_the_committed_checkpoints_and_the_full_va
 ) -> None:
     _, status = main_job
     folder, tracker = RunFolder(status.run_folder), Tracker(local[1].mlflow_uri)
-    points = tracker._client.get_metric_history(status.mlflow_run_id, "train/loss")
+    points = client_of(tracker).get_metric_history(status.mlflow_run_id, "train/loss")
     assert sorted((p.step, p.value) for p in points) == [(row.epoch, row.train_loss) for row in reached(folder).history]
-    run = tracker._client.get_run(status.mlflow_run_id)
+    run = client_of(tracker).get_run(status.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["nnfleet.state"] == "SUCCEEDED"
     for name, committed in (("best", reached(folder).best), ("final", reached(folder).final)):
@@ -99,7 +100,7 @@ def test_mlflow_holds_every_epoch_once_the_committed_checkpoints_and_the_full_va
 def all_files(tracker: Tracker, run_id: str, below: str = "") -> list[str]:
     """Paths of all artifacts of a run."""
     found: list[str] = []
-    for item in tracker._client.list_artifacts(run_id, below or None):
+    for item in client_of(tracker).list_artifacts(run_id, below or None):
         found += all_files(tracker, run_id, item.path) if item.is_dir else [item.path]
     return found
 

@@ -75,7 +75,8 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -
 def claim_of(folder: RunFolder, role: str) -> dict[str, Any]:
     """The newest claim of a role."""
     claims = [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("*.json"))]
-    return [claim for claim in claims if claim.get("role") == role][-1]
+    newest: dict[str, Any] = [claim for claim in claims if claim.get("role") == role][-1]
+    return newest
 
 
 def gone(processes: list[psutil.Process], within_s: float = 40.0) -> None:

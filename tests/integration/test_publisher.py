@@ -22,7 +22,7 @@ from orchestrator.tracking.export import export_model
 from orchestrator.tracking.publisher import Publisher, deliver_run
 from orchestrator.tracking.reconcile import end_orphaned_runs, sync
 from tests.fake_run import CLASSES, FakeRun
-from tests.integration.mlflow_server import MlflowServer
+from tests.integration.mlflow_server import MlflowServer, client_of
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.states import RunState
@@ -61,7 +61,7 @@ def run_id(run: FakeRun) -> str:
 
 def points(tracker: Tracker, run: FakeRun, key: str) -> list[tuple[int, float]]:
     """Every stored point of a metric, by step."""
-    return sorted((p.step, p.value) for p in tracker._client.get_metric_history(run_id(run), key))
+    return sorted((p.step, p.value) for p in client_of(tracker).get_metric_history(run_id(run), key))
 
 
 def assert_history_is_exact(tracker: Tracker, run: FakeRun) -> None:
@@ -85,7 +85,7 @@ def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker
     moved = run.spec.model_copy(update={"workers": run.spec.workers.model_copy(update={"count": 4})})
     again = tracker.get_or_create_run(experiment, moved)
     assert again == run_id(run)
-    record = tracker._client.get_run(again)
+    record = client_of(tracker).get_run(again)
     assert record.data.tags["nnfleet.workers.count"] == "4"
     grouping = {"dataset": "Dataset901_Toy", "configuration": "3d_fullres", "trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
     expected = grouping | {"fold": "0", "seed": "0", "patch_size": "32 x 48 x 64", "spacing_mm": "3 x 1 x 1", "batch_size": "2"}
@@ -131,7 +131,7 @@ def test_state_is_a_tag_and_the_status(tracker: Tracker, run: FakeRun) -> None:
     shown = []
     for state in (RunState.RUNNING, RunState.STOPPED, RunState.QUEUED, RunState.FAILED_CODE, RunState.RUNNING, RunState.SUCCEEDED):
         tracker.set_state(run_id(run), state)
-        record = tracker._client.get_run(run_id(run))
+        record = client_of(tracker).get_run(run_id(run))
         shown.append((record.data.tags["nnfleet.state"], record.info.status))
     assert shown == [
         ("RUNNING", "RUNNING"),
@@ -244,7 +244,7 @@ def test_with_pseudonyms_no_file_that_names_cases_is_sent(server: MlflowServer, 
     assert set(sent) == {"plans.json", "dataset.json", "progress.png", "checkpoints"}
     for name in ("plans.json", "dataset.json"):
         assert "case_" not in tracker.download(run_id(run), name, tmp_path).read_text()
-    record = tracker._client.get_run(run_id(run)).to_dictionary()
+    record = client_of(tracker).get_run(run_id(run)).to_dictionary()
     assert "case_" not in json.dumps(record)
 
 
@@ -336,7 +336,7 @@ def test_upload_killed_at_any_moment_leaves_the_previous_best_and_the_next_publi
     assert first is not None
     assert second is not None
     directory = (
-        server.artifacts / tracker._client.get_run(run_id(run)).info.experiment_id / run_id(run) / "artifacts" / directory_of(second)
+        server.artifacts / client_of(tracker).get_run(run_id(run)).info.experiment_id / run_id(run) / "artifacts" / directory_of(second)
     )
     signs = {
         "file arrives": lambda: directory.exists(),
@@ -381,10 +381,10 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     assert points(tracker, run, "full/best/dice/left kidney") == [(0, 0.9)]
     table = json.loads(tracker.download(run_id(run), "fullval/best/per_case.json", tmp_path).read_text())
     assert table == {"columns": ["case", "dice", "hd95_mm"], "data": [["case_2", 0.9, None]]}
-    experiment = tracker._client.get_run(run_id(run)).info.experiment_id
-    [model] = tracker._client.search_logged_models([experiment], f"source_run_id = '{run_id(run)}'")
+    experiment = client_of(tracker).get_run(run_id(run)).info.experiment_id
+    [model] = client_of(tracker).search_logged_models([experiment], f"source_run_id = '{run_id(run)}'")
     assert str(model.status) == "READY"
-    assert [output.model_id for output in tracker._client.get_run(run_id(run)).outputs.model_outputs] == [model.model_id]
+    assert [output.model_id for output in client_of(tracker).get_run(run_id(run)).outputs.model_outputs] == [model.model_id]
     assert {m.key: m.value for m in model.metrics}["full/best/dice_mean"] == 0.9
     expected = {"plans.json", "dataset.json", "splits_final.json", "run.json", "progress.png", "checkpoints", "fullval"}
     assert expected <= set(tracker.list_files(run_id(run)))
@@ -435,7 +435,7 @@ def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracke
     run.epoch()
     assert deliver_run(run.folder, run.fencing_token, 60)
     run.track(tracker.uri, "0" * 32)  # what a server with another database does not know
-    tracker._client.delete_tag(tracker.find_run(run.spec.run_key), "nnfleet.run_key")
+    client_of(tracker).delete_tag(tracker.find_run(run.spec.run_key), "nnfleet.run_key")
     with pytest.raises(TrackingError, match="nnfleet sync"):
         tracker.tags(run_id(run))
     (done,) = sync([run.folder], [])
@@ -448,7 +448,7 @@ def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracke
 def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: MlflowServer, tracker: Tracker, run: FakeRun) -> None:
     age(run)
     run.epoch()
-    blocked = server.artifacts / str(tracker._client.get_run(run_id(run)).info.experiment_id) / run_id(run)
+    blocked = server.artifacts / str(client_of(tracker).get_run(run_id(run)).info.experiment_id) / run_id(run)
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_text("a file where the run's folder should be")
     (done,) = sync([run.folder], [])
@@ -470,6 +470,6 @@ def test_who_ends_last_tells_and_a_sweep_ends_what_died_unnoticed(tracker: Track
     outcome = Outcome(job="validation", state="SUCCEEDED", fencing_token=run.fencing_token, message="done")
     assert publish_end(run.folder, outcome)
     assert publish_end(run.folder, outcome)
-    assert tracker._client.get_run(run_id(run)).info.status == "FINISHED"
+    assert client_of(tracker).get_run(run_id(run)).info.status == "FINISHED"
     run.resume()
     assert not publish_end(run.folder, outcome.model_copy(update={"state": "FAILED_CODE"})), "another driver has the run"

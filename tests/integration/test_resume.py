@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from orchestrator import api
 from orchestrator.cluster import local_services
@@ -16,7 +17,6 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import family
 from orchestrator.experiment.model import Experiment
-from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.integration.local_home import services_of_its_own, toy_experiment
@@ -74,7 +74,7 @@ def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
     campaign, unbroken = begun(experiment_on(toys("labels"), tmp_path / "unbroken"))
     (reference,) = api.wait(campaign)
     assert reference.state is RunState.SUCCEEDED, reference.reason
-    Tracker(head.mlflow_uri)._client.delete_run(reference.mlflow_run_id)  # else it is refused to train the same run a second time
+    MlflowClient(head.mlflow_uri).delete_run(reference.mlflow_run_id)  # else it is refused to train the same run a second time
 
     results = tmp_path / "broken"
     campaign, folder = begun(experiment_on(toys("labels"), results))

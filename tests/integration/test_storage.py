@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_the_reader_of_these_kills_sees_what_must_not_be(tmp_path: Path) -> None
     folder = run.folder
     writer = StateWriter(folder, "key", run.fencing_token, FIXED, 1000)
     for epochs, score in ((1, 0.2), (2, 0.3)):
-        writer.commit(reached(epochs), True, lambda score=score: tensors_of(score))
+        writer.commit(reached(epochs), True, partial(tensors_of, score))
     writer.drain()
     reader = Reader(folder, None, "", tmp_path / "target")
     reader.commit()

@@ -66,7 +66,7 @@ def train(folder: RunFolder, driver: str = "first") -> Outcome:
     return run_workers(folder.spec(), folder, WorkerJob(str(folder.root), driver, acquire_token(folder, driver)))
 
 
-def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
+def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
     """Do `action` from a thread as soon as `condition` holds."""
 
     def watch() -> None:

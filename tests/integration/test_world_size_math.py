@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.nnunet_beside import (
@@ -26,6 +26,7 @@ from tests.nnunet_beside import (
     random_batch,
     seeded_network,
 )
+from trainers.contract.plans import Labels
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import deep_supervision_weights, freeze_dead_head, plain_state_dict
 from trainers.training.pseudo_dice import batch_counts, gather_epoch
@@ -98,10 +99,17 @@ def _our_course(case: Case, rank: int) -> Course:
     return Course((losses / world_size).tolist(), course.gradients, course.weights)
 
 
+def without_deep_supervision(labels: Labels) -> nn.Module:
+    """The seeded network with its finest output alone."""
+    network = seeded_network(CONFIGURATION, labels)
+    decoder: Any = network.decoder  # of dynamic_network_architectures, which is untyped
+    decoder.deep_supervision = False
+    return network
+
+
 def _counts_of_rank(split: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
     labels = labels_for("ignore")
-    network = seeded_network(CONFIGURATION, labels)
-    network.decoder.deep_supervision = False
+    network = without_deep_supervision(labels)
     images, targets = _global_batch("ignore", sum(split), 0)
     own = slice(sum(split[:rank]), sum(split[: rank + 1]))
     with torch.no_grad():
@@ -134,7 +142,7 @@ def gangs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[RankResult
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     for world_size in (2, 3):
         folder = tmp_path_factory.mktemp(f"world_{world_size}")
-        mp.spawn(_rank, (world_size, folder), nprocs=world_size)
+        spawn(_rank, (world_size, folder), nprocs=world_size)  # type: ignore[no-untyped-call] # torch leaves it untyped
         found[world_size] = [torch.load(folder / f"rank_{rank}.pth", weights_only=False) for rank in range(world_size)]
     return found
 
@@ -187,8 +195,7 @@ def test_a_global_batch_without_a_valid_voxel_has_loss_minus_one(
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_gathered_counts_are_those_of_the_whole_batch_on_every_rank(split: tuple[int, ...], gangs: dict[int, list[RankResult]]) -> None:
     labels = labels_for("ignore")
-    network = seeded_network(CONFIGURATION, labels)
-    network.decoder.deep_supervision = False
+    network = without_deep_supervision(labels)
     images, targets = _global_batch("ignore", sum(split), 0)
     with torch.no_grad():
         expected = nnunet_counts(network(images), targets[0], labels)

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from tests import rings
+from tests.ring_record import Record
 from tests.rings import REPOSITORY, Ended, files, run, summary
 
 PASSES = "def test_passes():\n    pass\n"
@@ -109,10 +110,10 @@ def test_the_status_says_whether_something_passed_and_nothing_failed(tmp_path: P
 
 
 def test_a_status_that_no_test_explains_is_a_failure() -> None:
-    assert rings._death(1, rings.Record()) == "ended with status 1"
-    assert rings._death(0, rings.Record(unfinished=["a"])) == "ended with status 0"
-    assert rings._death(1, rings.Record({"a": "failed"})) == rings._death(5, rings.Record()) == ""
-    assert Ended("f", 1.0, rings.Record({"a": "passed"}), "died by SIGSEGV").failures == ["CRASHED f (outside its tests): died by SIGSEGV"]
+    assert rings._death(1, Record()) == "ended with status 1"
+    assert rings._death(0, Record(unfinished=["a"])) == "ended with status 0"
+    assert rings._death(1, Record({"a": "failed"})) == rings._death(5, Record()) == ""
+    assert Ended("f", 1.0, Record({"a": "passed"}), "died by SIGSEGV").failures == ["CRASHED f (outside its tests): died by SIGSEGV"]
 
 
 def test_an_interrupt_ends_what_was_started(tmp_path: Path) -> None:

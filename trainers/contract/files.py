@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.storage import free_space, reading, storing
 
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """How file systems say that they do not make hard links."""
 
 
@@ -102,7 +102,7 @@ def link_atomic(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError as err:
-        if err.errno in _NO_LINKS:
+        if err.errno in NO_LINKS:
             with source.open("rb") as opened:
                 write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
             return

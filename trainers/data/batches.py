@@ -35,8 +35,10 @@ class Batch:
 class BatchSource(Protocol):
     """Batches of this rank in the order that training takes them, whoever prepares them."""
 
-    wait_s: float
-    """Seconds that the consumer has waited for batches since the source was made."""
+    @property
+    def wait_s(self) -> float:
+        """Seconds that the consumer has waited for batches since the source was made."""
+        ...
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
         """This rank's part of every global batch of one epoch, from an iteration on."""

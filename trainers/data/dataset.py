@@ -178,7 +178,7 @@ def _opened(spec: RunSpec) -> TrainingData:
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
         _arrays=recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),
-        _locations=recent(functools.partial(_read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
+        _locations=recent(functools.partial(read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
     )
 
 
@@ -201,7 +201,7 @@ def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> None:
         log.warning("%s holds packed npz files: every sample unpacks a whole case. %s writes the fast format.", folder, command)
 
 
-def _read_locations(folder: Path, case_id: str) -> ClassLocations:
+def read_locations(folder: Path, case_id: str) -> ClassLocations:
     """The class locations of a case without their channel column, in the smallest integers that hold them."""
     found = read_properties(folder, case_id).get("class_locations")
     try:

@@ -136,7 +136,7 @@ def _sample(data: TrainingData, steps: Pipeline, key: SampleKey, forced: bool) -
     """One transformed sample and the id of its case."""
     ids = data.cases[key.split]
     case_id = ids[np.random.RandomState(key.stream("case")).randint(len(ids))]
-    corner, crop = _location(data, steps.crop, key, case_id, forced), _in_3d(steps.crop)
+    corner, crop = location_of(data, steps.crop, key, case_id, forced), _in_3d(steps.crop)
     if steps.spatial is None:
         sample = _read(data, case_id, corner, crop)
     else:
@@ -154,7 +154,7 @@ def _sample(data: TrainingData, steps: Pipeline, key: SampleKey, forced: bool) -
     return case_id, sample
 
 
-def _location(data: TrainingData, crop: tuple[int, ...], key: SampleKey, case_id: str, forced: bool) -> list[int]:
+def location_of(data: TrainingData, crop: tuple[int, ...], key: SampleKey, case_id: str, forced: bool) -> list[int]:
     draw = np.random.RandomState(key.stream("location"))
     voxels = None
     if forced or data.annotated_key is not None:
@@ -174,11 +174,11 @@ def _check_annotated(data: TrainingData, case_id: str) -> None:
             "Run nnUNetv2_preprocess again."
         )
     if len(voxels) == 0:
-        _warn_unannotated(case_id)
+        warn_unannotated(case_id)
 
 
 @functools.cache
-def _warn_unannotated(case_id: str) -> None:
+def warn_unannotated(case_id: str) -> None:
     log.warning("case %s has no annotated voxel at all; its samples are cut anywhere.", case_id)
 
 

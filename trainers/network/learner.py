@@ -56,9 +56,9 @@ class Learner:
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step on this rank's part of a global batch. Returns the detached loss; its mean over ranks is the batch's loss."""
-        images_BCZYX, targets = self._on_device(batch)
+        images_BCZYX, targets = self.on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.autocast():
             loss = self.loss(self.network(images_BCZYX), targets)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -69,8 +69,8 @@ class Learner:
 
     def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss, full-resolution logits and their target for one validation batch. To be called without gradients."""
-        images_BCZYX, targets = self._on_device(batch)
-        with self._autocast():
+        images_BCZYX, targets = self.on_device(batch)
+        with self.autocast():
             outputs = as_list(self._inner()(images_BCZYX))
             loss = self.loss(outputs, targets)
         return loss.detach(), outputs[0], targets[0]
@@ -84,7 +84,7 @@ class Learner:
         self.network.train()
         buffers = {name: buffer.clone() for name, buffer in self.plain.named_buffers()}
         for _ in range(2):
-            with self._autocast():
+            with self.autocast():
                 loss = self.loss(self.network(images_BCZYX), targets)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.zero_grad(set_to_none=True)
@@ -122,10 +122,10 @@ class Learner:
     def _inner(self) -> nn.Module:
         return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
 
-    def _on_device(self, batch: Batch) -> tuple[torch.Tensor, Targets]:
+    def on_device(self, batch: Batch) -> tuple[torch.Tensor, Targets]:
         return to_device(batch.images, self.device), [to_device(target, self.device) for target in batch.targets]
 
 

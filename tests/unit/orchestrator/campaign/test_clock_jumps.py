@@ -25,19 +25,6 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def jobs_by_a_clock_that_is_off(stage: Stage, seconds: float) -> None:
-    """From now on the cluster stamps its jobs by this clock."""
-    real = stage.cluster._add
-
-    def stamped(*arguments: object) -> str:
-        name = real(*arguments)  # type: ignore[arg-type]
-        job = stage.cluster.jobs[name]
-        stage.cluster.jobs[name] = job.model_copy(update={"started_unix": job.started_unix + seconds})
-        return name
-
-    stage.cluster._add = stamped  # type: ignore[method-assign, assignment]
-
-
 def workers_begin(stage: Stage, run: RunSpec, ahead_s: float) -> None:
     """Workers on a node whose clock is off."""
     stage.cluster.workers_begin(run)
@@ -50,7 +37,7 @@ def workers_begin(stage: Stage, run: RunSpec, ahead_s: float) -> None:
 def test_deaths_are_counted_whatever_the_cluster_clock_says(stage: Stage, off_s: float) -> None:
     run = stage.run(0)
     campaign = stage.campaign(run)
-    jobs_by_a_clock_that_is_off(stage, off_s)
+    stage.cluster.ahead_s = off_s
     for _ in range(BUDGET):
         look(campaign)
         stage.cluster.kill_driver(run)
@@ -121,7 +108,7 @@ def test_a_run_that_waits_for_its_workers_says_why(stage: Stage) -> None:
     stage.cluster.workers_begin(run)
     look(campaign)
     failed = {"kind": "cluster", "state": "FAILED_CLUSTER", "message": "rank 1 died\nmore", "evidence": ""}
-    write_failure(folder, Failure(driver="d", fencing_token=1, epochs_done=3, iteration=0, **failed))  # type: ignore[arg-type]
+    write_failure(folder, Failure(driver="d", fencing_token=1, epochs_done=3, iteration=0, **failed))
     look(campaign)
     assert states(campaign) == ["RECOVERING"]
     reason = "its workers failed in epoch 3 (cluster: rank 1 died); restarts them once resources for all are free."
@@ -173,10 +160,10 @@ def test_a_validation_that_finishes_cases_before_it_dies_is_tried_again(stage: S
     for case in range(2 * BUDGET):
         write_json_atomic(folder.cases("final") / f"{case}.json", {})
         validating: list[JobRecord] = [job for job in stage.cluster.jobs.values() if job.kind == "validate" and job.is_live]
-        stage.cluster._end(validating[0].submission_id, "FAILED", 137)
+        stage.cluster.kill(validating[0].submission_id)
         look(campaign)
         assert states(campaign)[0] in ("VALIDATING", "RECOVERING")
     for _ in range(BUDGET):
-        stage.cluster._end(stage.cluster.living(run), "FAILED", 137)
+        stage.cluster.kill_driver(run)
         look(campaign)
     assert states(campaign) == ["FAILED_CLUSTER"]

@@ -248,7 +248,7 @@ def test_a_cluster_that_goes_away_while_jobs_are_submitted_is_one_trouble_for_al
         stage.cluster.is_away = True
         raise ClusterError("cluster: the connection broke off")
 
-    stage.cluster.submit_training = goes_away  # type: ignore[method-assign, assignment]
+    stage.cluster.submit_training = goes_away  # type: ignore[method-assign]
     with pytest.raises(ClusterError, match="away"):
         campaign.tick()
     assert orders == ["fold_0"], "nobody else is tried"

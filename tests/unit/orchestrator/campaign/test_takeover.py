@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError, DataError, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.reconcile import _run_of
+from orchestrator.tracking.reconcile import mlflow_run_of
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from trainers.contract.fencing import acquire_token
@@ -375,7 +375,7 @@ def test_a_run_that_failed_before_its_first_epoch_may_start_in_another_results_f
     assert states(second) == ["RUNNING"]
     assert stage.tracking.folders["id-key0"]["nnfleet.run_folder"] == str(elsewhere.run_folder)
     with pytest.raises(ConfigError, match="one MLflow run cannot hold both"):  # a sync of the first folder tells nothing of it any more
-        _run_of(RunFolder(run.run_folder), run, cast(Tracker, stage.tracking))
+        mlflow_run_of(RunFolder(run.run_folder), run, cast(Tracker, stage.tracking))
 
 
 def test_a_run_that_waits_for_its_turn_keeps_its_mlflow_run(stage: Stage) -> None:

@@ -123,13 +123,13 @@ def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> Non
     lost, queued = stage.run(0), stage.run(1)
     campaign = stage.campaign(lost, queued)
     registry = Registry(stage.base / "board")
-    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == []  # type: ignore[arg-type]
+    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == []
     look(campaign)
     stage.cluster.kill_driver(lost)
     assert stage.tracking.states == {"id-key0": [RunState.RUNNING], "id-key1": [RunState.QUEUED]}
-    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == []  # type: ignore[arg-type]
+    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == []
     stage.cluster.kill_campaign("c1")
-    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == ["key0", "key1"]  # type: ignore[arg-type]
+    assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == ["key0", "key1"]
     assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_another_cluster_has_taken_for_dead_is_reported_again(stage: 
     campaign = stage.campaign(*runs)
     look(campaign)
     elsewhere = Registry(stage.base / "board of another head")
-    end_orphaned_runs(stage.tracking, [], elsewhere)  # type: ignore[arg-type]
+    end_orphaned_runs(stage.tracking, [], elsewhere)
     look(campaign)
     assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED]
     stage.tracking.deleted = {"id-key2"}
@@ -158,11 +158,11 @@ def test_a_server_that_goes_away_is_asked_for_one_run_and_one_that_refuses_for_a
     stage.cluster.kill_driver(stage.run(0))
     tracking, registry = stage.tracking, Registry(stage.base / "board")
     tracking.goes_away_after(1)
-    assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == []  # type: ignore[arg-type]
+    assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == []
     assert tracking.turned_away == 1
     tracking.comes_back()
     tracking.deleted = {"id-key0"}
-    assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == ["key1", "key2"]  # type: ignore[arg-type]
+    assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == ["key1", "key2"]
 
 
 def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage) -> None:

@@ -431,11 +431,11 @@ def test_a_withdrawal_that_fails_tells_what_may_go_on(nnfleet: Nnfleet, api: Fak
     assert "nnfleet status --campaign c1" in err
 
 
-def test_ctrl_c_elsewhere_is_said(nnfleet: Nnfleet, api: FakeApi) -> None:
-    def interrupted(*_: Any) -> None:
+def test_ctrl_c_elsewhere_is_said(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
-    api.snapshot = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(api, "snapshot", interrupted)
     code, _, err = nnfleet("status")
     assert code == output.EXIT_INTERRUPTED
     assert "Interrupted." in err

@@ -29,7 +29,7 @@ def test_a_home_that_others_can_read_is_narrowed(tmp_path: Path, caplog: pytest.
 def test_an_empty_token_is_replaced(content: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(content)
-    local_services._ensure_token(token)
+    local_services.ensure_token(token)
     assert len(local_services.read_token(token)) == 64
     assert token.stat().st_mode & 0o777 == 0o600
 
@@ -38,7 +38,7 @@ def test_a_token_that_is_one_stays(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("mine")
     token.chmod(0o644)
-    local_services._ensure_token(token)
+    local_services.ensure_token(token)
     assert local_services.read_token(token) == "mine"
     assert token.stat().st_mode & 0o777 == 0o600
 
@@ -64,9 +64,9 @@ def test_a_head_that_is_found_alive_and_dies_is_started_anew(tmp_path: Path, mon
     home = Home(tmp_path / "home")
     home.create()
     dying = service(home, "ray", "import time; time.sleep(0.5)")
-    local_services._write_record(home, {"ray": dying})
-    monkeypatch.setattr(local_services, "_start_ray", lambda home, num_cpus: service(home, "ray", ANSWERS))
-    monkeypatch.setattr(local_services, "_start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
+    local_services.write_record(home, {"ray": dying})
+    monkeypatch.setattr(local_services, "start_ray", lambda home, num_cpus: service(home, "ray", ANSWERS))
+    monkeypatch.setattr(local_services, "start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
     try:
         started = local_services.up(home)
         assert started.ray.pid != dying.pid
@@ -83,8 +83,8 @@ def test_a_head_that_does_not_start_is_tried_once(tmp_path: Path, monkeypatch: p
         tries.append(service(home, "ray", "raise SystemExit(3)"))
         return tries[-1]
 
-    monkeypatch.setattr(local_services, "_start_ray", fails)
-    monkeypatch.setattr(local_services, "_start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
+    monkeypatch.setattr(local_services, "start_ray", fails)
+    monkeypatch.setattr(local_services, "start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
     try:
         with pytest.raises(ClusterError, match="ray: ended while starting"):
             local_services.up(home)

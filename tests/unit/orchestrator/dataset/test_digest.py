@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +130,13 @@ def tiny(tmp_path: Path) -> Tiny:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every label file whose bytes were really read."""
     seen: list[Path] = []
-    real: Callable[[Path, str], LabelFile] = label_files._read
-    monkeypatch.setattr(label_files, "_read", lambda path, reader: (seen.append(path), real(path, reader))[1])
+    real = label_files.voxel_values
+
+    def noted(path: Path, reader: str) -> tuple[float, ...]:
+        seen.append(path)
+        return real(path, reader)
+
+    monkeypatch.setattr(label_files, "voxel_values", noted)
     return seen
 
 

@@ -43,7 +43,7 @@ def test_a_good_run_has_no_problems(spec: RunSpec) -> None:
 @pytest.mark.parametrize("kind", ["labels", "regions", "ignore"])
 def test_what_nnunet_preprocessed_passes(toys: Toys, tmp_path: Path, kind: str) -> None:
     toy = toys(kind)
-    folders = {"nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": tmp_path}
+    folders: dict[str, Any] = {"nnUNet_preprocessed": toy.preprocessed.parent, "nnUNet_results": tmp_path}
     specs = [expand(single_training(toy.name, "toy_3d", fold, workers={"gpus": 0}, **folders))[0] for fold in (0, "all")]
     assert [check_run(spec) for spec in specs] == [[], []]
     assert set(specs[0].train_cases) | set(specs[0].val_cases) == set(specs[1].train_cases)

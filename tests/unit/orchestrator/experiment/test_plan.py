@@ -152,7 +152,7 @@ def test_an_existing_split_is_never_touched(tiny: Tiny) -> None:
 
 def test_keys_change_with_the_labels_and_not_with_the_workers(tiny: Tiny) -> None:
     (first,) = expand(experiment_of(tiny))
-    others = [
+    others: list[dict[str, Any]] = [
         {"workers": {"gpus": 0, "cpus": 2, "count": 2}},
         {"workers": {"gpus": 0, "cpus": 2, "min": 1, "max": 3}},
         {"loader": {"prefetch": 9}},

@@ -1,8 +1,7 @@
 """What a tracking server says is checked before it decides where a file goes."""
 
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 from pydantic import ValidationError
@@ -12,8 +11,7 @@ from orchestrator.run.names import Names, resolve
 from orchestrator.tracking import export
 from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.checkpoint_store import directory_of
-from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.export import _fill, _published_names, export_model, fold_in
+from orchestrator.tracking.export import export_model, fold_in
 from orchestrator.tracking.records import Published
 from tests.away import BROKEN
 from tests.fake_run import FakeRun
@@ -28,8 +26,28 @@ class HostileTracker:
     def __init__(self, tags: dict[str, str]) -> None:
         self._tags = tags
 
+    def ping(self) -> None:
+        """It answers."""
+
+    def find_run(self, run: str) -> str:
+        return "r"
+
     def tags(self, run_id: str) -> dict[str, str]:
         return self._tags
+
+
+Serve = Callable[[dict[str, str]], None]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """From now on every address is that of a server with these tags."""
+    return lambda tags: monkeypatch.setattr(export, "Tracker", lambda uri: HostileTracker(tags))
+
+
+def with_a_best(tmp_path: Path, **tags: str) -> dict[str, str]:
+    best = best_of(tmp_path)
+    return {"nnfleet.best": Published(directory=directory_of(best), manifest=best).model_dump_json(), **tags}
 
 
 def best_of(tmp_path: Path) -> Manifest:
@@ -39,22 +57,22 @@ def best_of(tmp_path: Path) -> Manifest:
 
 
 @pytest.mark.parametrize("fold", ["x/../../../victim/fold_0", "..", "", "0\n", "/tmp", "٣"])
-def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path) -> None:
-    hostile = cast(Tracker, HostileTracker({"nnfleet.fold": fold}))
+def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path, serve: Serve) -> None:
+    serve(with_a_best(tmp_path, **{"nnfleet.fold": fold}))
     with pytest.raises(CheckpointError, match=r"nnfleet\.fold"):
-        _fill(hostile, "r", ["best"], tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
+        export_model("key0", tmp_path / "place" / "model", "http://mlflow")
+    assert list((tmp_path / "place").iterdir()) == []
 
 
-def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage() -> None:
+def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage(tmp_path: Path, serve: Serve) -> None:
+    serve({})
     with pytest.raises(ConfigError, match=r"run key0 at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"):
-        _published_names(cast(Tracker, HostileTracker({})), "key0", "r")
+        export_model("key0", tmp_path / "model", "http://mlflow")
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, serve: Serve) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(export, "Tracker", lambda uri: SimpleNamespace(ping=lambda: None, find_run=lambda run: "r"))
-    monkeypatch.setattr(export, "_published_names", lambda *found: ["best"])
+    serve(with_a_best(tmp_path))
     with pytest.raises(ConfigError, match=r"file/deeper cannot be made: .* Name a folder that you may write"):
         export_model("key0", tmp_path / "file" / "deeper" / "model", "http://mlflow")
 

@@ -82,7 +82,7 @@ def test_a_dead_proxy_is_not_taken_for_the_server(monkeypatch: pytest.MonkeyPatc
 def test_a_file_that_cannot_be_uploaded_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(TrackingError, match=r"No such file or directory: '.*is_not_there'"),
-        Tracker("http://127.0.0.1:9")._speaking("upload"),
+        Tracker("http://127.0.0.1:9")._speaking("upload"),  # the file vanishes while MLflow's client reads it
     ):
         (tmp_path / "is_not_there").read_bytes()
 
@@ -105,7 +105,7 @@ def test_the_heads_environment_keeps_the_login_and_no_address_and_no_folders(mon
         "nnUNet_def_n_proc",
     ):
         monkeypatch.setenv(name, "x")
-    environment = local_services._environment()
+    environment = local_services.service_environment()
     assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_SERVER_CERT_PATH", "nnUNet_def_n_proc"} <= set(environment)
     assert {"MLFLOW_TRACKING_URI", "nnUNet_results"}.isdisjoint(environment)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ConfigError
+from orchestrator.tracking import client
 from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.files_channel import PICTURE_INTERVAL_S, FilesChannel, checkpoints_due, picture_due
 from orchestrator.tracking.metrics_channel import epochs_missing
@@ -103,12 +104,16 @@ class FakeStore:
     def upload_bytes(self, run_id: str, content: bytes, path: str) -> None:
         self.files[path] = len(content)
 
-    def list_files(self, run_id: str, directory: str) -> dict[str, int]:
+    def list_files(self, run_id: str, directory: str = "") -> dict[str, int]:
         return {path: size for path, size in self.files.items() if path.startswith(f"{directory}/")}
 
 
-def test_a_run_that_lost_its_newest_state_takes_no_best_from_mlflow_before_it_has_a_new_one(tmp_path: Path) -> None:
+def test_a_run_that_lost_its_newest_state_takes_no_best_from_mlflow_before_it_has_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, store = FakeRun(tmp_path), FakeStore()
+    run.track("http://mlflow", "r")
+    monkeypatch.setattr(client, "Tracker", lambda uri: store)
     tracker: Any = store
 
     def held_epoch() -> int:

@@ -20,7 +20,7 @@ from trainers.contract.run_spec import RunSpec
 
 @pytest.mark.parametrize(("state", "code"), [("TRAINED", 0), ("STOPPED", 0), ("FAILED_CODE", 1), ("FAILED_CLUSTER", 5), ("SUPERSEDED", 7)])
 def test_the_exit_code_tells_how_a_training_job_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: EndState, code: int) -> None:
-    monkeypatch.setattr(driver.ray, "init", lambda **options: None)
+    monkeypatch.setattr("ray.init", lambda **options: None)
     outcome = Outcome(job="training", state=state, fencing_token=1, message="")
     monkeypatch.setattr(driver, "run_training", lambda folder, fencing_token: outcome)
     assert driver.main([str(tmp_path)]) == code
@@ -29,7 +29,7 @@ def test_the_exit_code_tells_how_a_training_job_ended(monkeypatch: pytest.Monkey
 def test_a_job_whose_claim_the_disk_did_not_take_says_so_by_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(driver.ray, "init", lambda **options: None)
+    monkeypatch.setattr("ray.init", lambda **options: None)
 
     def full(folder: object, fencing_token: int) -> Outcome:
         raise StorageError("storage: the file system is full")
@@ -100,6 +100,6 @@ def test_a_check_that_fails_itself_refuses_no_run(
     (tmp_path / "python").write_text(f"#!{sys.executable}\n{code}\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(network_check, "LIMIT_S", 2.0)
-    monkeypatch.setattr(network_check.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert network_check.network_problem(planned(tmp_path)) == ""
     assert "is not known before a worker starts" in caplog.text

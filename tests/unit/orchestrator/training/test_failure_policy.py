@@ -63,7 +63,8 @@ def test_an_error_of_the_user_ends_the_job_at_the_first_failure_and_is_written_d
 
 
 def test_a_rank_that_does_not_answer_is_gone_and_one_on_a_node_that_was_taken_away_is_preempted(policy: BudgetPolicy, run: FakeRun) -> None:
-    policy.make_decision(WorkerGroupError("it hangs", {1: WorkerHealthCheckTimeoutError("no answer")}))
+    silent = WorkerHealthCheckTimeoutError("no answer")  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    policy.make_decision(WorkerGroupError("it hangs", {1: silent}))
     policy.make_decision(died(preempted=True))
     policy.make_decision(died())
     assert [f.kind for f in read_failures(run.folder)] == ["cluster", "preemption", "cluster"]

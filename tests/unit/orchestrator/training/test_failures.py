@@ -36,6 +36,9 @@ class NodeDied(Exception):
         self.preempted = preempted
 
 
+OUT_OF_MEMORY = OutOfMemoryError("Task was killed due to the node running low on memory.")  # type: ignore[no-untyped-call] # Ray's
+
+
 def failure(kind: FailureKind, position: tuple[int, int] = (3, 0), fencing_token: int = 2, state: EndState = "FAILED_CLUSTER") -> Failure:
     return Failure(
         driver="d",
@@ -74,7 +77,7 @@ def folder(tmp_path: Path) -> RunFolder:
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"), "cluster", "FAILED_CLUSTER"),
         (ConnectionResetError("Connection reset by peer"), "cluster", "FAILED_CLUSTER"),
         (RayActorError(error_msg="the loader died"), "cluster", "FAILED_CLUSTER"),
-        (OutOfMemoryError("Task was killed due to the node running low on memory."), "memory", "FAILED_CONFIG"),
+        (OUT_OF_MEMORY, "memory", "FAILED_CONFIG"),
         (RuntimeError("shape '[2]' is invalid"), "code", "FAILED_CODE"),
         (KeyError("gloomy"), "code", "FAILED_CODE"),
         (
@@ -124,7 +127,8 @@ def test_words_of_the_cluster_in_a_users_error_do_not_move_the_blame(error: Exce
 
 
 def test_only_rays_own_words_for_a_death_blame_the_memory() -> None:
-    assert kind_of_death(OutOfMemoryError("3 worker(s) were killed due to the node running low on memory."))[0] == "memory"
+    low = OutOfMemoryError("3 worker(s) were killed due to the node running low on memory.")  # type: ignore[no-untyped-call] # of Ray
+    assert kind_of_death(low)[0] == "memory"
     assert (
         kind_of_death(NodeDied("The object cannot be reconstructed: its lineage has been evicted to reduce memory pressure."))[0]
         == "cluster"

@@ -40,8 +40,8 @@ def test_an_unhealthy_place_burns_no_tries() -> None:
     assert queue.is_unhealthy("node 2")
     assert queue.exhausted == {}
     done = []
-    while (case := queue.next()) is not None:
-        done.append(case)
+    while (following := queue.next()) is not None:
+        done.append(following)
         queue.done("node 1")
     assert done == [*"bcde"]
 

@@ -48,7 +48,7 @@ class Predictor:
 def made(tmp_path: Path) -> tuple[CaseWorker, Predictor, FakeRun]:
     run = FakeRun(tmp_path)
     worker, predictor = CaseWorker(str(run.folder.root), "best", "0" * 64), Predictor(run, tmp_path)
-    worker._predictor = predictor  # type: ignore[assignment]
+    worker.predictor = predictor  # type: ignore[assignment]
     return worker, predictor, run
 
 

@@ -94,7 +94,7 @@ class FakeRay:
 
 
 def failed(cause: Exception) -> RayTaskError:
-    return RayTaskError("work", "its traceback", cause)
+    return RayTaskError("work", "its traceback", cause)  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 Start = Callable[..., tuple[FakeRay, Pool]]

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -150,6 +150,9 @@ def test_names_suggest_mend_and_translate() -> None:
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    def broken(stream: IO[bytes]) -> None:
+        raise ZeroDivisionError
+
     target = tmp_path / "sub" / "a.json"
     write_json_atomic(target, {"x": float("nan")})
     write_atomic(target, b'{"x": 1}')
@@ -157,7 +160,7 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -
     with pytest.raises(TypeError):
         write_json_atomic(target, {"x": object()})
     with pytest.raises(ZeroDivisionError):
-        files.write_through(target, lambda stream: 1 // 0)
+        files.write_through(target, broken)
     assert [p.name for p in target.parent.iterdir()] == ["a.json"]
     assert sha256_of(target) == hashlib.sha256(b'{"x": 1}').hexdigest()
 
@@ -204,7 +207,7 @@ def test_a_claim_whose_answer_was_lost_still_counts(tmp_path: Path, monkeypatch:
     assert (tmp_path / "claim").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("number", [None, *sorted(files._NO_LINKS)])
+@pytest.mark.parametrize("number", [None, *sorted(files.NO_LINKS)])
 def test_a_second_name_is_a_link_or_else_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None) -> None:
     (tmp_path / "a").write_bytes(b"new")
     (tmp_path / "b").write_bytes(b"old")

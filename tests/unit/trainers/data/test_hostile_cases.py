@@ -13,7 +13,7 @@ from orchestrator.errors import DataError, StorageError
 from tests.away import Away
 from tests.hostile import Evil, Place, Row, check
 from trainers.data.case_files import check_case, open_case, read_properties
-from trainers.data.dataset import _read_locations
+from trainers.data.dataset import read_locations
 
 
 def _case(place: Place, image: Any = None, labels: Any = None) -> Path:
@@ -50,13 +50,18 @@ def _properties(place: Place, content: bytes) -> object:
 def _locations(place: Place, value: Any) -> object:
     folder = _case(place)
     (folder / "c.pkl").write_bytes(pickle.dumps(value))
-    return _read_locations(folder, "c")
+    return read_locations(folder, "c")
 
 
 def _npz(folder: Path, **arrays: Any) -> None:
     for path in folder.glob("*.b2nd"):
         path.unlink()
     np.savez(folder / "c.npz", **arrays)
+
+
+def _broken_npz(folder: Path) -> None:
+    _npz(folder)
+    (folder / "c.npz").write_bytes(b"PK\x03\x04")
 
 
 ROWS: tuple[Row, ...] = (
@@ -133,7 +138,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "case",
         "broken npz",
-        lambda p: _opened(p, lambda f: (_npz(f), (f / "c.npz").write_bytes(b"PK\x03\x04"))),
+        lambda p: _opened(p, _broken_npz),
         DataError,
         ("cannot be read",),
     ),
@@ -154,7 +159,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "case",
         "a cut packed npz, before a worker starts",
-        lambda p: _checked(p, lambda f: (_npz(f), (f / "c.npz").write_bytes(b"PK\x03\x04"))),
+        lambda p: _checked(p, _broken_npz),
         DataError,
         ("case c in", "cannot be read"),
     ),

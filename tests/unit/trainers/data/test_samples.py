@@ -149,7 +149,7 @@ def test_samples_are_nnunets_for_the_same_location(toys: Toys, monkeypatch: pyte
     transforms = trainer_class("nnUNetTrainer").get_validation_transforms([[1, 1, 1], [0.5, 0.5, 0.5]], regions=[(1, 2, 3), (2, 3), 3])
     reference = loader_of_nnunet(spec, "val", transforms)
     batch = make_batch(data, spec, "val", 3, 5, range(2))
-    corners = [samples._location(data, data.geometry.patch, SampleKey(0, "val", 3, 5, j), batch.case_ids[j], j == 1) for j in range(2)]
+    corners = [samples.location_of(data, data.geometry.patch, SampleKey(0, "val", 3, 5, j), batch.case_ids[j], j == 1) for j in range(2)]
     boxes = iter([(corner, [c + 24 for c in corner]) for corner in corners])
     monkeypatch.setattr(reference, "get_indices", lambda: list(batch.case_ids))
     monkeypatch.setattr(reference, "get_bbox", lambda *_, **__: next(boxes))
@@ -270,7 +270,7 @@ def test_an_unannotated_case_is_cut_anywhere_and_said_once(toys: Toys, monkeypat
     data = open_dataset(spec)
     nothing = np.empty((0, 3), np.uint16)
     monkeypatch.setattr(TrainingData, "locations", lambda *_: {1: nothing, 2: nothing, (-1, 0, 1, 2): nothing})
-    samples._warn_unannotated.cache_clear()
+    samples.warn_unannotated.cache_clear()
     with caplog.at_level(logging.WARNING):
         for iteration in range(20):
             make_batch(data, spec, "train", 0, iteration, range(2))

@@ -165,7 +165,7 @@ def test_a_loader_whose_dataset_is_unmounted_waits_for_it_and_opens_it_anew(spec
     folder = RunFolder(spec.run_folder)
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
     loader, expected = Loader(str(folder.root), [0, 1]), Loader(str(folder.root), [0, 1]).make("train", 0, 0)
-    loader._opened = spec, open_dataset(spec)
+    loader.opened = spec, open_dataset(spec)
     back = threading.Timer(0.2, unmounted(spec))
     back.start()
     assert np.array_equal(loader.make("train", 0, 0).images, expected.images)
@@ -180,7 +180,7 @@ def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, cap
     loader = Loader(str(folder.root), [0, 1])
     before = [loader.make("train", 0, iteration) for iteration in range(4)]
     away = Away(file_of(spec, ".b2nd"))
-    loader._opened = None
+    loader.opened = None
     back = threading.Timer(0.2, away.come_back)
     back.start()
     after = [loader.make("train", 0, iteration) for iteration in range(4)]

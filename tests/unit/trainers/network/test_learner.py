@@ -110,14 +110,16 @@ def test_batch_statistics_and_dropout_leave_no_trace_and_draw_the_same_after_a_r
 def test_running_statistics_that_are_no_numbers_are_not_saved_and_part_no_ranks(made: tuple[RunSpec, ModelConfig]) -> None:
     """Each rank has its own, so no rank may raise by them where the others go on."""
     learner = learner_of(made)
-    learner.plain = torch.nn.Sequential(learner.plain, torch.nn.BatchNorm3d(2))
+    norm = torch.nn.BatchNorm3d(2)
+    learner.plain = torch.nn.Sequential(learner.plain, norm)
     assert learner.is_state_finite()
-    learner.plain[1].running_var[0] = torch.inf  # type: ignore[index, union-attr]
+    assert norm.running_var is not None
+    norm.running_var[0] = torch.inf
     assert not learner.is_state_finite()
     totals = EpochTotals(train_loss=0.5, val_loss=math.nan, pseudo_dice=(0.5,), is_stopping=False)
     check_finite(totals, learner, TrainingProgress())
     with torch.no_grad():
-        learner.plain[1].weight[0] = torch.nan  # type: ignore[index]
+        norm.weight[0] = torch.nan
     with pytest.raises(DivergedError, match="weights hold NaN"):
         check_finite(totals, learner, TrainingProgress())
 
@@ -169,7 +171,7 @@ def test_mixed_precision_gives_nearly_the_loss_of_full_precision(
     learner = learner_of(made)
     with torch.no_grad():
         full = float(learner.evaluate(batch(0, learner.labels))[0])
-        monkeypatch.setattr(Learner, "_autocast", lambda self: torch.autocast("cpu", dtype=torch.bfloat16))
+        monkeypatch.setattr(Learner, "autocast", lambda self: torch.autocast("cpu", dtype=torch.bfloat16))
         mixed, logits_BCZYX, _ = learner.evaluate(batch(0, learner.labels))
     assert logits_BCZYX.dtype == torch.bfloat16
     assert float(mixed) == pytest.approx(full, abs=0.02)

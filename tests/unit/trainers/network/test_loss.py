@@ -35,11 +35,11 @@ def test_value_and_gradients_are_those_of_nnunet(kind: str, shape: str, batch_di
     network = seeded_network(config, labels)
     images, targets = random_batch(config, labels, size=3, seed=1, blank=[1])
     theirs = nnunet_loss(labels, batch_dice, 3)(network(images), targets)
-    theirs.backward()
+    theirs.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
     expected = gradients(network)
     network.zero_grad(set_to_none=True)
     ours = SegmentationLoss(labels, batch_dice, WEIGHTS, global_batch=3)(network(images), targets)
-    ours.backward()
+    ours.backward()  # type: ignore[no-untyped-call]
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     assert_close(gradients(network), expected)
 
@@ -86,7 +86,7 @@ def test_a_batch_without_a_valid_voxel_moves_nothing(kind: str, batch_dice: bool
     images, targets = random_batch(config, labels, size=2, seed=1, blank=[0, 1])
     outputs = network(images)
     loss = SegmentationLoss(labels, batch_dice, WEIGHTS, global_batch=2)(outputs, targets)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(-1)  # cross entropy 0, Dice of nothing against nothing 1
     assert loss.item() == pytest.approx(nnunet_loss(labels, batch_dice, 3)(outputs, targets).item())
     assert all(not gradient.any() for gradient in gradients(network).values())

@@ -1,6 +1,7 @@
 """The network and its heads, beside what nnU-Net builds from the same plans."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,13 @@ def test_training_with_the_frozen_head_is_nnunets_training_without() -> None:
     initial = copy.deepcopy(plain_state_dict(ours))
     weights = deep_supervision_weights(3)
     freeze_dead_head(ours, weights)
-    for network, loss in [(ours, SegmentationLoss(labels, True, weights, 2)), (theirs, nnunet_loss(labels, True, 3))]:
+    losses: list[Callable[..., torch.Tensor]] = [SegmentationLoss(labels, True, weights, 2), nnunet_loss(labels, True, 3)]
+    for network, loss in zip((ours, theirs), losses, strict=True):
         optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
         for iteration in range(5):
             images, targets = random_batch(config, labels, 2, seed=iteration)
             optimizer.zero_grad(set_to_none=True)
-            loss(network(images), targets).backward()
+            loss(network(images), targets).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
             torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
             optimizer.step()
     for name, tensor in plain_state_dict(ours).items():
@@ -136,6 +138,7 @@ def test_training_with_the_frozen_head_is_nnunets_training_without() -> None:
 def test_names_reach_through_torch_compile() -> None:
     network = build_network(configuration(2), 1, 3)
     compiled = torch.compile(network)
+    assert isinstance(compiled, torch.nn.Module)  # torch types it as any callable
     assert any(key.startswith("_orig_mod.") for key in compiled.state_dict())
     assert unwrapped(compiled) is network
     assert list(plain_state_dict(compiled)) == list(network.state_dict())

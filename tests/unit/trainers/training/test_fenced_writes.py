@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.campaign.resume import choose, find_runs
+from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs, row, tensors
@@ -165,14 +165,14 @@ def test_names_that_an_older_writer_took_are_right_again_after_the_next_commit(t
     committed_epochs(folder, [0.2, 0.5], driver="old")
     overtaken = newest_valid(folder)
     goes_on_as_newer(folder)
-    assert overtaken is not None
-    link_for_nnunet(folder, overtaken)  # it stalled just behind the fence
     newest = newest_committed(folder)
+    assert overtaken is not None
     assert newest is not None
     assert newest.best is not None
-    assert sha256_of(folder.checkpoint("best")) != newest.best.sha256
     new = StateWriter(folder, "key", newest_token(folder), FIXED, 1000)
-    new._best = newest.best
+    new.start_from(newest)
+    link_for_nnunet(folder, overtaken)  # it stalled just behind the fence
+    assert sha256_of(folder.checkpoint("best")) != newest.best.sha256
     new.commit(TrainingProgress((*newest.history, row(3, 0.8)), newest.best_policy), False, lambda: tensors(8.0))
     new.drain()
     assert sha256_of(folder.checkpoint("best")) == newest.best.sha256
@@ -236,15 +236,13 @@ def test_many_drivers_that_claim_at_once_get_a_number_each(tmp_path: Path) -> No
 def watch_doubles(cluster: FakeCluster) -> list[str]:
     """Names of jobs that were started while another of the same run lived."""
     doubles: list[str] = []
-    real = cluster._add
 
-    def add(name: str, kind: Any, folder: RunFolder, spec: RunSpec, fencing_token: int, campaign: str) -> str:
-        others = [job.submission_id for job in cluster.records() if job.is_live and job.run_key == spec.run_key]
-        if any(other != name and other.startswith("train") == (kind == "train") for other in others):
-            doubles.append(name)
-        return real(name, kind, folder, spec, fencing_token, campaign)
+    def look(job: JobRecord) -> None:
+        others = [other for other in cluster.records() if other.is_live and (other.run_key, other.kind) == (job.run_key, job.kind)]
+        if any(other.submission_id != job.submission_id for other in others):
+            doubles.append(job.submission_id)
 
-    cluster._add = add  # type: ignore[method-assign]
+    cluster.on_submit = look
     return doubles
 
 

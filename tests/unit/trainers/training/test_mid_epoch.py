@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from orchestrator.training import save_before_resize
+from orchestrator.training.save_before_resize import SaveBeforeResize
 from tests.conftest import Toys
 from tests.fake_run import FakeRun
 from tests.toy import toy_spec
@@ -196,7 +199,7 @@ def test_before_a_resize_a_state_that_is_refused_is_not_waited_for(
     training.writer.drain()
     with torch.no_grad():
         training.plain.weight[0, 0] = torch.nan
-    resizing = threading.Thread(target=save_before_resize._saved, args=[training.folder], daemon=True)
+    resizing = threading.Thread(target=is_about_to_resize, args=[training.folder], daemon=True)
     resizing.start()
     while not training.folder.save_file.exists():
         time.sleep(0.001)
@@ -204,6 +207,12 @@ def test_before_a_resize_a_state_that_is_refused_is_not_waited_for(
     resizing.join(PATIENCE_S)
     assert not resizing.is_alive()
     assert "saved no state" in caplog.records[-1].message
+
+
+def is_about_to_resize(folder: RunFolder) -> None:
+    """What Ray's controller calls before it changes the number of workers."""
+    resizing = ResizingState(ResizeDecision(num_workers=2, resources_per_worker={"CPU": 1}))
+    SaveBeforeResize(folder).after_controller_state_update(None, resizing)
 
 
 def half_written(tmp_path: Path) -> tuple[Training, Gate]:
@@ -251,7 +260,7 @@ def test_before_a_resize_the_state_that_was_asked_for_is_waited_for(tmp_path: Pa
     found: list[tuple[int, int]] = []
 
     def resize() -> None:
-        save_before_resize._saved(training.folder)
+        is_about_to_resize(training.folder)
         newest = newest_committed(training.folder)
         assert newest is not None
         found.append(newest.position)

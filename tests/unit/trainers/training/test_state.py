@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def committed_epochs(folder: RunFolder, emas: list[float], total: int = 1000, dr
         if is_best:
             best = BestRecord(ema=ema, score=ema, best_epoch=epoch)
         reached = TrainingProgress(history=(*reached.history, row(epoch, ema)), best_policy=best)
-        writer.commit(reached, is_best, lambda epoch=epoch: tensors(float(epoch)))
+        writer.commit(reached, is_best, partial(tensors, float(epoch)))
     writer.drain()
     return writer
 
