@@ -56,11 +56,9 @@ def stop(folder: RunFolder, run_key: str = "", *, is_now: bool) -> None:
 
     spec = folder.spec_of(run_key, "stop")
     request_stop(folder, is_now=is_now)
-    if not is_now:
-        return
     jobs = Jobs.inside_job()
     for job in jobs.records():
-        if job.run_key == spec.run_key and job.is_live:
+        if job.run_key == spec.run_key and job.is_live and (is_now or not (job.kind == "train" or job.obeys_gentle_stop)):
             jobs.stop(job.submission_id)
 
 

@@ -175,7 +175,7 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
 
 
 def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False) -> Campaign:
-    """A campaign in possession of its runs. `is_quiet`: that no foreign worker trains them has been seen to before."""
+    """A campaign in possession of its runs. `is_quiet`: that no orphan workers train them was checked before."""
     from orchestrator.tracking.client import Tracker
     from orchestrator.tracking.reconcile import end_orphaned_runs
 
@@ -187,8 +187,11 @@ def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_v
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
     runner.open(specs, only_validate=only_validate)
     if tracker is not None:
-        with registry.locked("opening"):  # nobody is about to acquire what is found dead
-            end_orphaned_runs(tracker, cluster.records(), registry)
+        try:
+            with registry.locked("opening"):  # nobody is about to acquire what is found dead
+                end_orphaned_runs(tracker, cluster.records(), registry)
+        except (ClusterError, OSError) as err:  # the next campaign does it
+            log.warning("orphaned runs were not ended in MLflow: %s", err)
     runner.announce()
     return runner
 

@@ -18,7 +18,7 @@ from orchestrator.tracking.binding import TrackingServer, has_ended, noted_run_i
 from orchestrator.tracking.end_state import final_state
 from trainers.contract.commits import commit_files
 from trainers.contract.errors import ConfigError, TrackingError
-from trainers.contract.fencing import newest_token
+from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
 from trainers.contract.files import create_exclusive, write_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.requests import read_stop_request
@@ -80,7 +80,12 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if before is not None and is_new and has_kept:
             raise belongs_to_another(folder, before, spec)
         _share_model_files(spec, renews=not has_kept)
-        replaced = _set_aside(folder, before) if before is not None and is_new else None
+        replaced = None
+        if before is not None and is_new:
+            acquire_token(folder, f"takeover by {spec.run_key}", {"role": TAKEOVER})  # from here on nothing of the old run is committed
+            if commit_files(folder):
+                raise belongs_to_another(folder, before, spec)
+            replaced = _set_aside(folder, before)
         create_exclusive(folder.spec_file, _content(spec))
         present = folder.spec()
         if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
@@ -104,7 +109,8 @@ def _content(spec: RunSpec) -> bytes:
 def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     """Keep the records of a run that has kept nothing under other names, its run.json last, and remove its requests.
 
-    Its fencing tokens stay, and the failures that name them: the new run's are higher, so what may be left of the old one is fenced off.
+    Its fencing tokens stay, and the failures that name them. The caller has acquired a newer token: what may be left of the old run commits
+    and publishes nothing any more.
     """
     end = final_state(read_outcome(folder)) or RunState.STOPPED
     replaced = Replaced(present.run_key, noted_run_id(folder), end)

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 
 from orchestrator.run.status import CasesDone
-from trainers.contract.fencing import claims_seen, newest_token
+from trainers.contract.fencing import TAKEOVER, claims_seen, newest_token
 from trainers.contract.files import write_heartbeat
 from trainers.contract.records import TokenClaim, ValidationHeartbeat, claim_seen, read_heartbeat, read_validation_heartbeat
 from trainers.contract.run_folder import RunFolder
@@ -27,9 +27,9 @@ class Owner:
 
 
 def owner_of(folder: RunFolder) -> Owner | None:
-    """Who acquired the newest token; None while nobody has. Workers acquire theirs under the name of their driver."""
+    """Who acquired the newest token; None while no driver has. Workers acquire theirs under the name of their driver."""
     claims = claims_seen(folder)
-    if not claims:
+    if not claims or claims[-1].role == TAKEOVER:
         return None
     driver = claims[-1].driver
     own = next((claim for claim in claims if claim.driver == driver and claim.job), TokenClaim())

@@ -30,6 +30,8 @@ class JobRecord(Frozen):
     mlflow_run_id: str = ""
     code: str = ""
     """Version and commit of nnfleet that it runs."""
+    obeys_gentle_stop: bool = True
+    """False for the validation job of the version before, which a stop has to end."""
     message: str = ""
     exit_code: int | None = None
     """Of the entry point; 128 + n or -n when signal n killed it; None when the job never started or its supervisor died."""
@@ -58,7 +60,7 @@ def record_of(details: Any) -> JobRecord | None:
     if "kind" not in ours or not details.submission_id:
         return None
     reserved = ours.pop("reservation", None)
-    ours.pop("modules", None)
+    is_before = '"orchestrator.validation_job"' in ours.pop("modules", "")
     try:
         return JobRecord(
             submission_id=details.submission_id,
@@ -68,6 +70,7 @@ def record_of(details: Any) -> JobRecord | None:
             exit_code=details.driver_exit_code,
             started_unix=(details.start_time or 0) / 1000,
             ended_unix=details.end_time / 1000 if details.end_time else None,
+            obeys_gentle_stop=not is_before,
             **ours,
         )
     except ValidationError as err:

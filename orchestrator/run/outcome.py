@@ -67,7 +67,7 @@ def write_outcome(folder: RunFolder, outcome: Outcome) -> bool:
 
 
 def is_newest(folder: RunFolder, fencing_token: int) -> bool:
-    """True when the driver of `attempt` claimed the newest attempt too, or none was claimed.
+    """True when the driver of this fencing token acquired the newest one too, or none was acquired.
 
     A claim that cannot be read is no sign that another driver goes on, so it is taken for this one's.
     """

@@ -24,7 +24,7 @@ def explained(spec: RunSpec) -> Iterator[None]:
 def refuse_unwritable(spec: RunSpec) -> None:
     """Raise DataError when the run folder, or the nearest folder above it that exists, may not be written. Creates nothing.
 
-    What only an attempt shows (a full disk, a root user in /proc) passes here and is told by `claims.claim`.
+    What only an attempt shows (a full disk, a root user in /proc) passes here and is reported by `takeover.acquire`.
     """
     with explained(spec):
         nearest = next(path for path in (spec.run_folder, *spec.run_folder.parents) if path.exists())

@@ -1,4 +1,4 @@
-"""Failed starts of a run's workers: what kind of failure an error is, and the files that remember it (`failures/<attempt>.json`).
+"""Failed starts of a run's workers: what kind of failure an error is, and the files that remember it (`failures/<fencing token>.json`).
 
 A worker that fails raises its error with the last lines of its log; Ray Train's controller, which also sees the workers that died
 without an error, decides by it and writes it down (`failure_policy.py`).

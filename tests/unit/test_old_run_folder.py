@@ -187,6 +187,7 @@ def test_the_jobs_of_the_cluster_are_ours(tmp_path: Path) -> None:
     assert train.reserved is not None
     assert (train.reserved.count, train.reserved.gpus, train.reserved.cpus) == (1, 0, 1)
     assert (found["validate"].job_number, found["validate"].state) == (1, "STOPPED")
+    assert not found["validate"].obeys_gentle_stop, "the version before ends such a job"
 
 
 def test_a_status_is_read_and_written_as_it_was(tmp_path: Path) -> None:

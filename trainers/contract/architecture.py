@@ -120,9 +120,9 @@ def _is_per_axis(entry: Any, axes: int) -> bool:
 
 def _fault_of_patch(arguments: Mapping[str, Any], patch: Sequence[int]) -> str:
     """Kernels and strides with which the network's output is not of the patch's size, or that leave nothing to normalise."""
-    even = [size for size in _rows(arguments, "kernel_sizes", len(patch)) if any(length % 2 == 0 for length in size)]
+    even = [size for size in _rows(arguments, "kernel_sizes", len(patch))[:-1] if any(length % 2 == 0 for length in size)]
     if even:
-        return f"kernel_sizes must be odd, else each convolution cuts a voxel off, got {shown(even[0])}"
+        return f"kernel_sizes above the bottleneck must be odd, else each convolution cuts a voxel off, got {shown(even[0])}"
     strides = _rows(arguments, "strides", len(patch))
     if not strides:
         return ""

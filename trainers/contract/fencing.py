@@ -16,6 +16,9 @@ from trainers.contract.records import TokenClaim, claim_seen, read_claim
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.storage import reading
 
+TAKEOVER = "takeover"
+"""Role of a token that fences off the run that had the folder before; nobody trains under it."""
+
 
 def fencing_tokens(folder: RunFolder) -> list[int]:
     """The tokens that were acquired, lowest first.
@@ -90,4 +93,4 @@ def count_drivers(folder: RunFolder) -> int:
 
     Only people read it, so a claim that cannot be read is passed over.
     """
-    return len({claim.driver for claim in claims_seen(folder) if claim.driver})
+    return len({claim.driver for claim in claims_seen(folder) if claim.driver and claim.role != TAKEOVER})

@@ -90,6 +90,8 @@ def test_a_stop_at_once_ends_a_validation_and_a_gentle_one_leaves_it_the_cases_i
     ends = Step(Action.FOLLOW, RunState.VALIDATING, STOPS, ends=validating)
     assert next_step(Facts(jobs=(validating,), stop=NOW), RunState.VALIDATING) == ends
     assert next_step(Facts(jobs=(validating,), stop=LATER), RunState.VALIDATING) == Step(Action.FOLLOW, RunState.VALIDATING)
+    deaf = validating.model_copy(update={"obeys_gentle_stop": False})  # of the version before
+    assert next_step(Facts(jobs=(deaf,), stop=LATER), RunState.VALIDATING).ends == deaf
 
 
 @pytest.mark.parametrize("stop", [LATER, NOW])

@@ -8,14 +8,15 @@ import pytest
 
 from orchestrator.campaign.job import check_trained, queue_of
 from orchestrator.campaign.takeover import acquire
-from orchestrator.errors import ConfigError, DataError, TrackingError
+from orchestrator.errors import ConfigError, DataError, Superseded, TrackingError
 from orchestrator.queue.registry import Registry
+from orchestrator.run.activity import owner_of
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.reconcile import mlflow_run_of
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
-from trainers.contract.fencing import acquire_token
+from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
@@ -163,12 +164,25 @@ def test_the_folder_of_a_run_that_failed_before_its_first_epoch_is_the_next_ones
     assert RunSpec.model_validate_json((folder.own / "run.key0.json").read_bytes()) == run
     assert "FAILED_CONFIG" in (folder.own / "outcome.key0.json").read_text()
     assert (run.model_folder / "plans.json").read_bytes() == (stage.data / "nnUNetPlans.json").read_bytes()
-    assert stage.cluster.live_jobs() == ["train-key0-mended-a2"], "above every fencing token of the old one"
+    assert stage.cluster.live_jobs() == ["train-key0-mended-a3"], "above every fencing token of the old one and that of the takeover"
     assert json.loads(folder.mlflow_file.read_text())["run_id"] == "id-key0-mended"
     assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.FAILED_CONFIG], "its MLflow run stays as it ended"
     stage.cluster.training_ends(next_run)
     stage.cluster.validation_ends(next_run)
     assert campaign.run(poll_s=0) == 0
+
+
+def test_nothing_of_the_old_run_is_committed_once_its_folder_is_another_runs(stage: Stage) -> None:
+    """Its workers may live on, unseen: a queued run has no driver yet that would fence them off."""
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    failed_before_its_first_epoch(stage, run)
+    old = newest_token(folder)
+    acquire(mended(stage, run), stage.cluster.records())
+    with pytest.raises(Superseded):
+        check_fence(folder, old)
+    with pytest.raises(Superseded):
+        check_driver_fence(folder, old)
+    assert owner_of(folder) is None, "no driver has it yet"
 
 
 def test_all_folds_of_plans_that_were_at_fault_are_submitted_again(stage: Stage) -> None:

@@ -71,7 +71,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "kernel_sizes must be whole numbers from 1 to 100000, or lists of 3 of them, with one entry per",
     ),
     (changed(kernel_sizes=[[3, 3, 3]] * 3), "kernel_sizes has 3 entries, and n_stages: 4 needs 4"),
-    (changed(kernel_sizes=[[3, 4, 3]] * 4), "kernel_sizes must be odd, else each convolution cuts a voxel off, got [3, 4, 3]"),
+    (
+        changed(kernel_sizes=[[3, 4, 3]] * 4),
+        "kernel_sizes above the bottleneck must be odd, else each convolution cuts a voxel off, got [3, 4",
+    ),
     (changed(strides=[1, 2, 2]), "strides has 3 entries, and n_stages: 4 needs 4"),
     (changed(strides=2), "strides must be whole numbers from 1 to 100000, or lists of 3 of them, with one entry per stage, got 2"),
     (changed(strides=[1, 2, 2, 0]), "strides must be whole numbers from 1"),
