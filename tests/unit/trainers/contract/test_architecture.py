@@ -43,6 +43,7 @@ def test_every_topology_of_nnunets_planner_passes(dimensions: int) -> None:
         changed(2) | {"spacing": [3.0, 1.0, 1.0]},
         changed(patch=[8, 8, 8], norm_op="torch.nn.modules.batchnorm.BatchNorm3d"),
         changed(patch=[8, 8, 8], norm_op=None),
+        changed(kernel_sizes=[[3, 3, 3]] * 3 + [[2, 2, 2]]),  # the decoder does not use the bottleneck's
     ],
 )
 def test_sound_networks_pass(settings: dict[str, Any]) -> None:
