@@ -143,7 +143,7 @@ def test_a_campaign_that_dies_leaves_its_run_to_the_next_one(place: Place) -> No
     kill_entry_point(first.submission_id)
     until(lambda: not place.jobs.find(first.submission_id).is_live)
     assert "died" in one(first.campaign_id).reason
-    with pytest.raises(ClusterError, match="Its runs go on"):
+    with pytest.raises(ClusterError, match="Its jobs continue"):
         api.wait(first.campaign_id)
     second = api.submit(place.experiment([0]))
     until(lambda: is_in(second.campaign_id, RunState.RUNNING))
