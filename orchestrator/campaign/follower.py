@@ -16,6 +16,8 @@ LOG_CHARACTERS_PER_S = 2e6
 """A long log is asked for less often: Ray gives it as a whole each time."""
 MAX_SILENCE_S = 60.0
 """How long a cluster may not answer, or a stopped job may take to end, before it is given up."""
+PLAN_FOLLOWS_S = 10.0
+"""A campaign reports its runs just before its plan; one that has reported no plan so long after is of another version."""
 TAIL = 2000
 """Characters of a dead job's message that an error shows."""
 
@@ -70,17 +72,17 @@ class Follower:
 
     def first_plan(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> PlanReport:
         """The plan that a campaign reports once it owns its runs. Raises the campaign's own error."""
-        plan = self.first_report(submission_id, on_wait).plan
+        plan = self.first_report(submission_id, on_wait, PLAN_FOLLOWS_S).plan
         if plan is None:
             raise NnfleetError(f"campaign: {submission_id} runs another version of nnfleet than this one. Update the older of the two.")
         return plan
 
-    def first_report(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> CampaignLog:
-        """A campaign's log as soon as it holds a plan or a state. `on_wait` gets each reason why that takes long.
+    def first_report(self, submission_id: str, on_wait: Callable[[str], None] | None = None, plan_s: float = 0.0) -> CampaignLog:
+        """A campaign's log as soon as it holds a plan, or for `plan_s` seconds a state. `on_wait` gets each reason why that takes long.
 
         Raises the campaign's own error, or ClusterError when it dies before.
         """
-        log, reason = CampaignLog(), ""
+        log, reason, state_seen_s = CampaignLog(), "", 0.0
         while True:
             job = self._jobs.find(submission_id)
             log.update(self._jobs.logs(submission_id))
@@ -89,7 +91,9 @@ class Follower:
                 on_wait(reason)
             if log.error is not None:
                 raise log.error
-            if log.plan is not None or log.statuses:
+            if log.statuses:
+                state_seen_s = state_seen_s or time.monotonic()
+            if log.plan is not None or (state_seen_s and time.monotonic() - state_seen_s >= plan_s):
                 return log
             if not job.is_live:
                 raise _death_of(job)

@@ -20,6 +20,7 @@ from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.toy import Toy, toy_spec
+from tests.unit.old_folder import old_run_folder
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic
@@ -109,6 +110,34 @@ def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Call
     assert reached(killed).best is not None
     assert reached(unbroken).best is not None
     assert reached(killed).best.epoch == reached(unbroken).best.epoch  # type: ignore[union-attr]
+
+
+def keys_of(file: Path) -> list[str]:
+    return list(json.loads(file.read_text()))
+
+
+def test_a_run_folder_with_the_keys_of_the_version_before_trains_on_to_the_same_bits(
+    start: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    """Its JSON files have the very keys of a folder that the version before wrote; the tensors beside them never changed."""
+    schedule = Schedule(epochs=3, train_iterations=3, val_iterations=2)
+    settings = {"workers": WorkerSpec(count=1, gpus=0, cpus=1), "schedule": schedule}
+    unbroken, stopped = start("unbroken", **settings), start("stopped", **settings)
+    assert train(unbroken).state == "TRAINED"
+    stopped.stop_file.write_text('{"now": false}')
+    assert train(stopped).state == "STOPPED"
+    assert epochs_done(stopped) == 1
+
+    old = old_run_folder(tmp_path / "old")
+    for name in ("run.json", "progress.json", "attempts/0002.json", "state/e00001_a0002.json"):
+        assert keys_of(stopped.own / name) == keys_of(old.own / name), name
+    assert list(reached(stopped).history[0].model_dump()) == list(reached(old).history[0].model_dump())
+
+    stopped.stop_file.unlink()
+    assert train(stopped, "second").state == "TRAINED"
+    assert [row.fencing_token for row in reached(stopped).history] == [2, 4, 4]
+    assert curves(stopped) == curves(unbroken)
+    assert weights_digest(stopped) == weights_digest(unbroken)
 
 
 def test_a_run_killed_within_an_epoch_goes_on_from_the_iteration_with_the_same_bits(start: Callable[..., RunFolder]) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.campaign.events import Planned, StatusChanged
 from orchestrator.campaign.follower import Follower
 from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.experiment.plan import PlanReport
+from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.run.status import RunStatus, match
 from trainers.contract.states import RunState
@@ -145,6 +148,20 @@ def test_a_campaign_that_dies_before_its_plan_is_an_error_with_its_message(jobs:
     for ask in (lambda: Follower(jobs).first_plan("campaign-c1"), lambda: Follower(jobs).wait("c1")):
         with pytest.raises(ClusterError, match="(?s)campaign-c1 died.*no module"):
             ask()
+
+
+def test_a_plan_that_is_reported_a_moment_after_the_runs_is_waited_for(jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A campaign names its runs just before its plan, so a look may fall between the two."""
+    status = RunStatus(run_key="r", address=ADDRESS, campaign="c1", epochs=1, run_folder=Path("/r"))
+    plan = PlanReport(experiment="e", cluster="c", rows=(), n_now=0, n_later=0, n_never=0, n_finished=0)
+    first = line_of(StatusChanged(status=json.loads(status.model_dump_json()))) + "\n"
+    jobs.add("campaign-c1", "campaign", "RUNNING", first, campaign="c1")
+
+    def reports(seconds: float) -> None:
+        jobs.texts["campaign-c1"] = first + line_of(Planned(plan=plan)) + "\n"
+
+    monkeypatch.setattr("orchestrator.campaign.follower.time.sleep", reports)
+    assert Follower(jobs).first_plan("campaign-c1") == plan
 
 
 def test_the_log_of_a_run_is_that_of_its_newest_training_and_validation_or_of_all_its_jobs(jobs: FakeJobs) -> None:
