@@ -88,7 +88,7 @@ def writer_of(folder: RunFolder) -> StateWriter:
     [
         (Disk.fill, Disk.make_room, "the file system is full"),
         (Disk.make_read_only, Disk.make_writable, "the file system is read-only"),
-        (Disk.go_away, Disk.come_back, "it is not the folder that this attempt began in"),
+        (Disk.go_away, Disk.come_back, "it is not the folder that this start began in"),
     ],
     ids=["full", "read-only", "away"],
 )
