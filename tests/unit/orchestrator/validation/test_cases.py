@@ -26,7 +26,7 @@ def test_the_best_of_the_newest_commit_gets_nnunets_name_back(run: FakeRun, capl
     assert run.best is not None
     with caplog.at_level(logging.WARNING):
         assert digest_of_named(run.folder, "best") == run.best.sha256 == sha256_of(run.folder.checkpoint("best"))
-    assert "was not of epoch 1, as the newest state says: it is now" in caplog.text
+    assert "was not of epoch 1, as the newest state records: it is now" in caplog.text
     caplog.clear()
     assert digest_of_named(run.folder, "best") == run.best.sha256
     assert not caplog.text
