@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from orchestrator.run.job_record import JobKind, JobRecord
-from orchestrator.run.outcome import Outcome
+from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome
 from orchestrator.run.progress import Action
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.contract.requests import StopRequest
@@ -213,7 +213,7 @@ def _could_not_begin(job: JobRecord) -> Step:
     """The end of a run whose folder or dataset is not what a job can work with: it failed before it could store an outcome."""
     last_line = (job.message.strip().splitlines() or ["see its log."])[-1]
     reason = f"its job {job.submission_id} could not begin: {last_line}"
-    return Step(Action.NOTHING, RunState.FAILED_CONFIG, reason, job.message[-8000:])
+    return Step(Action.NOTHING, RunState.FAILED_CONFIG, reason, job.message[-EVIDENCE_CHARACTERS:])
 
 
 def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Step:
@@ -227,7 +227,7 @@ def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what
         f"{what}: {len(ended)} jobs in a row ended without progress, the last ({last.submission_id}) {death(last)}.{recorded} "
         f"{advice}; then `nnfleet resume RUN` continues from the newest state."
     )
-    return Step(Action.NOTHING, state, reason, outcome.evidence if outcome is not None else last.message[-8000:])
+    return Step(Action.NOTHING, state, reason, outcome.evidence if outcome is not None else last.message[-EVIDENCE_CHARACTERS:])
 
 
 def death(job: JobRecord) -> str:

@@ -14,7 +14,7 @@ from orchestrator.run.names import Names
 from orchestrator.run.progress import checkpoints_due, full_dice
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, STATE_TAG, KnownRun, OpenRun, job_tags
-from trainers.contract.commits import Committed, commit_files, newest_committed
+from trainers.contract.commits import Committed, newest_commit_file, newest_committed
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.records import MlflowRun, read_mlflow_run, write_mlflow_run
@@ -195,7 +195,7 @@ class Destination:
 
     def committed(self) -> Committed | None:
         """The newest commit; parsed again only when the file has changed."""
-        newest = next(iter(commit_files(self.folder)), None)
+        newest = newest_commit_file(self.folder)
         try:
             mark = None if newest is None else (newest.name, newest.stat().st_mtime_ns)
         except FileNotFoundError:

@@ -16,7 +16,7 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import newest_stamp
 from orchestrator.run.events import Event
 from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
-from orchestrator.run.job_record import JobRecord, living_job
+from orchestrator.run.job_record import JobRecord, living_campaigns, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.tracking.binding import TrackingServer, noted_run_id, refuse_mixture, track
@@ -228,7 +228,7 @@ def end_orphaned_runs(tracker: TrackingServer, jobs: Sequence[JobRecord], regist
     so no campaign acquires a run meanwhile. A server that is away, or an error of one run, is only logged.
     """
     ended: list[str] = []
-    living = {job.campaign for job in jobs if job.is_live and job.kind == "campaign"}
+    living = living_campaigns(jobs)
     held = {run_key for entry in registry.entries(living).values() for run_key in entry.runs}
     try:
         open_runs = tracker.open_runs()
