@@ -15,7 +15,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.home import Home
-from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
+from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, start_detached, wait_until_up
 from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError
 from trainers.contract.files import write_atomic
@@ -23,6 +23,8 @@ from trainers.contract.files import write_atomic
 START_TIMEOUT_S = 180.0
 LOCK_TIMEOUT_S = 5 * START_TIMEOUT_S
 """How long `up` and `down` wait for another one, which may start both services twice."""
+STARTS = 3
+"""How often `up` starts a service that was dying when it was found, or that lost its port while it started."""
 SESSIONS_KEPT = 3
 """Folders of earlier Ray heads that stay, for their logs."""
 QUIET = {
@@ -89,13 +91,20 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
     home.create()
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         ensure_token(home.token_file)
-        found = [record for record in _recorded(home).values() if record.is_alive]
-        try:
-            return _brought_up(home, num_cpus)
-        except ClusterError:
-            if all(record.is_alive for record in found):
-                raise
-        return _brought_up(home, num_cpus)  # a service that was found alive was dying
+        for _ in range(STARTS - 1):
+            found = [record for record in _recorded(home).values() if record.is_alive]
+            try:
+                return _brought_up(home, num_cpus)
+            except ClusterError:
+                was_dying = not all(record.is_alive for record in found)
+                if not (was_dying or any(_lost_its_port(record) for record in _recorded(home).values())):
+                    raise
+        return _brought_up(home, num_cpus)
+
+
+def _lost_its_port(record: ProcessRecord) -> bool:
+    """True if another process took the port between our choice and the bind of the service, seconds later, which ended it."""
+    return not record.is_alive and not is_free(record.port)
 
 
 def _brought_up(home: Home, num_cpus: int | None) -> Services:

@@ -21,8 +21,9 @@ from trainers.contract.errors import ClusterError
 
 MARK = "NNFLEET_SERVICE"
 SERVICE_PORTS = range(20000, 32000)
-"""Above Ray's default ports of workers, among which it refuses a dashboard; below the ports that the system gives to anybody who asks,
-one of which could be taken between our choice and the server's start seconds later."""
+"""Above Ray's default ports of workers, among which it refuses a dashboard; below the ports that most systems give to anybody who asks,
+one of which could be taken between our choice and the server's start seconds later. A system may have a wider range of those: see
+`local_services.up`."""
 PORT_S = 5.0
 """How long a port that is taken is tried again."""
 EXEC_S = 1.0
@@ -135,11 +136,18 @@ def free_port(wanted: int | None = None) -> int:
     deadline = time.monotonic() + PORT_S
     while True:
         port = wanted if wanted and time.monotonic() < deadline else secrets.choice(SERVICE_PORTS)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+        if is_free(port):
             return port
         time.sleep(0.05)
+
+
+def is_free(port: int) -> bool:
+    """True if a server could bind the port on loopback now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def log_tail(log_file: Path, lines: int = 20) -> str:
