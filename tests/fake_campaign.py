@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import CampaignEvent, StatusChanged, Warned
-from orchestrator.campaign.loop import Campaign, Cluster
+from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.errors import ClusterError, Superseded, TrackingError
 from orchestrator.queue.gang_fit import NodeResources
@@ -25,7 +26,7 @@ from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
 from trainers.contract.states import RunState
 
 
-class FakeCluster(Cluster):
+class FakeCluster(ClusterJobs):
     """One head node's worth of jobs; tests say what happens to them."""
 
     def __init__(self, gpus: int = 1) -> None:

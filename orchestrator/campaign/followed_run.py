@@ -11,6 +11,20 @@ from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What the cluster, or a disk, last refused one run."""
+
+    count: int
+    """How often in a row."""
+    again_s: float
+    """It is not asked again before, on the monotonic clock."""
+    because: str
+
+    def __str__(self) -> str:
+        return f"Refused{f' {self.count} times' if self.count > 1 else ''}, and tried again: {self.because}"
+
+
 @dataclass
 class FollowedRun:
     """A run with the state that this campaign last gave it."""
@@ -20,6 +34,8 @@ class FollowedRun:
     tracked: TrackedRun = field(default_factory=TrackedRun)
     state: RunState = RunState.QUEUED
     reason: str = ""
+    refusal: Refusal | None = None
+    """Of what was last asked for it; None once it was taken."""
     changed_unix: float = 0.0
     _end: RunStatus | None = field(default=None, repr=False)
     """The status of a run that has ended: its folder is not read again."""
@@ -57,7 +73,7 @@ class FollowedRun:
             campaign=self.campaign,
             state=self.state,
             epochs=self.spec.schedule.epochs,
-            reason=self.reason,
+            reason=f"{self.reason} {self.refusal or ''}".strip(),
             since_unix=round(self.changed_unix, 3),
             mlflow_run_id=self.tracked.run_id,
             mlflow_url=self.tracked.url,

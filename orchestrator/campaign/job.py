@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
-from orchestrator.campaign.loop import Campaign, Cluster
+from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.campaign.reserved import reservations, runs_at_work
 from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder
@@ -174,7 +175,9 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
     checkpoints_to_validate(folder, spec)
 
 
-def _opened(campaign: str, cluster: Cluster, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False) -> Campaign:
+def _opened(
+    campaign: str, cluster: ClusterJobs, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False
+) -> Campaign:
     """A campaign in possession of its runs. `is_quiet`: that no orphan workers train them was checked before."""
     from orchestrator.tracking.client import Tracker
     from orchestrator.tracking.reconcile import end_orphaned_runs

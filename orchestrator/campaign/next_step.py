@@ -10,7 +10,6 @@ from itertools import takewhile
 
 from orchestrator.run.job_record import JobKind, JobRecord
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome
-from orchestrator.run.progress import Action
 from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.contract.requests import StopRequest
 from trainers.contract.states import RunState
@@ -81,25 +80,58 @@ def _order(job: JobRecord) -> tuple[int, int, str]:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a campaign does with a run after a look."""
+class Follow:
+    """A job of the run lives, and all is as it should be."""
 
-    action: Action
     state: RunState
-    """Where the run stands from now on; with TRAIN and VALIDATE until the job that it wants is submitted."""
     reason: str = ""
-    """Why the run waits, or how it ended."""
+
+
+@dataclass(frozen=True)
+class StopJob:
+    """A job of the run lives and has to be ended."""
+
+    state: RunState
+    """Where the run stands until then."""
+    job: JobRecord
+    reason: str
+
+
+@dataclass(frozen=True)
+class Train:
+    """The run wants a training job."""
+
+    state: RunState
+    """Where it stands until the job is submitted."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Validate:
+    """The run is trained and wants a validation job."""
+
+    state: RunState
+    """Where it stands until the job is submitted."""
+    fencing_token: int
+    """Of the training that is validated."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class End:
+    """Nothing happens with the run any more."""
+
+    state: RunState
+    reason: str = ""
     evidence: str = ""
-    fencing_token: int = 0
-    """With VALIDATE: of the training that is validated."""
-    ends: JobRecord | None = None
-    """With FOLLOW: the living job, which has to be ended."""
     is_elsewhere: bool = False
-    """With NOTHING: the run goes on under another driver, whose outcome is not touched."""
+    """It goes on under another driver, whose outcome is not touched."""
 
 
-STOPPED = Step(Action.NOTHING, RunState.STOPPED, "stopped on request.")
-VALIDATION_STOPPED = Step(Action.NOTHING, RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")
+Step = Follow | StopJob | Train | Validate | End
+"""What a campaign does with a run after a look."""
+STOPPED = End(RunState.STOPPED, "stopped on request.")
+VALIDATION_STOPPED = End(RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")
 STOPS = "stops on request."
 
 
@@ -123,33 +155,33 @@ def next_step(facts: Facts, before: RunState) -> Step:
         return _followed(job, state, facts.trouble, is_stopping=is_now or is_idle)
     outcome = facts.outcome
     if facts.is_superseded and (outcome is None or outcome.state != "SUCCEEDED"):
-        return Step(Action.NOTHING, RunState.STOPPED, f"superseded by {facts.owner}: it goes on there.", is_elsewhere=True)
+        return End(RunState.STOPPED, f"superseded by {facts.owner}: it goes on there.", is_elsewhere=True)
     if facts.stop is not None and (end := _stopped(outcome, is_now=is_now)) is not None:
         return end
     if outcome is not None and outcome.state in _FINAL:
         reason = "" if outcome.state == "SUCCEEDED" else outcome.message
-        return Step(Action.NOTHING, _FINAL[outcome.state], reason, outcome.evidence)
+        return End(_FINAL[outcome.state], reason, outcome.evidence)
     return _validation(facts, outcome, before) if outcome is not None and _is_trained(outcome) else _training(facts, before)
 
 
-def _followed(job: JobRecord, state: RunState, trouble: str = "", *, is_stopping: bool) -> Step:
-    return Step(Action.FOLLOW, state, STOPS, ends=job) if is_stopping else Step(Action.FOLLOW, state, trouble)
+def _followed(job: JobRecord, state: RunState, trouble: str = "", *, is_stopping: bool) -> Follow | StopJob:
+    return StopJob(state, job, STOPS) if is_stopping else Follow(state, trouble)
 
 
 def _reassigned(facts: Facts, before: RunState) -> Step:
     """The end of a run whose folder is another one's: a job of it that still lives would write there."""
     whose = f"its folder belongs to the run {facts.reassigned_to} now"
     if (job := facts.live("train") or facts.live("validate")) is not None:
-        return Step(Action.FOLLOW, before, f"stops: {whose}.", ends=job)
+        return StopJob(before, job, f"stops: {whose}.")
     advice = "Submit it again with another nnUNet_results, or after that one's folder was moved away."
-    return Step(Action.NOTHING, RunState.STOPPED, f"{whose}. {advice}")
+    return End(RunState.STOPPED, f"{whose}. {advice}")
 
 
 def _is_trained(outcome: Outcome) -> bool:
     return outcome.state == "TRAINED" or outcome.job == "validation"
 
 
-def _stopped(outcome: Outcome | None, *, is_now: bool) -> Step | None:
+def _stopped(outcome: Outcome | None, *, is_now: bool) -> End | None:
     """The end of a run that somebody asked to stop and that has no living job; None when its jobs ended it in their own way.
 
     With `is_now` it does not matter what a job recorded that was just ended.
@@ -176,7 +208,7 @@ def _training(facts: Facts, before: RunState) -> Step:
     ended = facts.ended("train")
     state = RunState.RECOVERING if before is RunState.RUNNING else before
     if not ended:
-        return Step(Action.TRAIN, state)
+        return Train(state)
     last = ended[-1]
     if last.state == "STOPPED":
         return _stopped_from_outside(last)
@@ -187,7 +219,7 @@ def _training(facts: Facts, before: RunState) -> Step:
         return _retries_exhausted(without_progress, facts.outcome, "training")
     count = f" ({len(without_progress)} of {BUDGET} jobs ended in a row without progress)" if without_progress else ""
     reason = f"its job {last.submission_id} {death(last)}; the next one continues from the newest state{count}."
-    return Step(Action.TRAIN, state, reason)
+    return Train(state, reason)
 
 
 def _validation(facts: Facts, outcome: Outcome, before: RunState) -> Step:
@@ -197,26 +229,26 @@ def _validation(facts: Facts, outcome: Outcome, before: RunState) -> Step:
     without_progress = facts.without_progress("validate")
     if len(without_progress) >= BUDGET:
         return _retries_exhausted(without_progress, outcome if outcome.job == "validation" else None, "full validation")
-    return Step(Action.VALIDATE, before, fencing_token=outcome.fencing_token)
+    return Validate(before, outcome.fencing_token)
 
 
 _OF_MACHINES = {ClusterError.exit_code, StorageError.exit_code}
 """Exit codes by which a job reports that machines or disks failed."""
 
 
-def _stopped_from_outside(job: JobRecord) -> Step:
+def _stopped_from_outside(job: JobRecord) -> End:
     reason = f"its Ray job {job.submission_id} was stopped from outside. `nnfleet resume RUN` or a new submission continues it."
-    return Step(Action.NOTHING, RunState.STOPPED, reason)
+    return End(RunState.STOPPED, reason)
 
 
-def _could_not_begin(job: JobRecord) -> Step:
+def _could_not_begin(job: JobRecord) -> End:
     """The end of a run whose folder or dataset is not what a job can work with: it failed before it could store an outcome."""
     last_line = (job.message.strip().splitlines() or ["see its log."])[-1]
     reason = f"its job {job.submission_id} could not begin: {last_line}"
-    return Step(Action.NOTHING, RunState.FAILED_CONFIG, reason, job.message[-EVIDENCE_CHARACTERS:])
+    return End(RunState.FAILED_CONFIG, reason, job.message[-EVIDENCE_CHARACTERS:])
 
 
-def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what: str) -> Step:
+def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what: str) -> End:
     """The end of a run of which too many jobs ended; the guilty party is the code when the last one ended by itself with an error."""
     last = ended[-1]
     own_error = outcome is None and last.has_failed_by_itself and last.exit_code not in _OF_MACHINES
@@ -227,7 +259,7 @@ def _retries_exhausted(ended: Sequence[JobRecord], outcome: Outcome | None, what
         f"{what}: {len(ended)} jobs in a row ended without progress, the last ({last.submission_id}) {death(last)}.{recorded} "
         f"{advice}; then `nnfleet resume RUN` continues from the newest state."
     )
-    return Step(Action.NOTHING, state, reason, outcome.evidence if outcome is not None else last.message[-EVIDENCE_CHARACTERS:])
+    return End(state, reason, outcome.evidence if outcome is not None else last.message[-EVIDENCE_CHARACTERS:])
 
 
 def death(job: JobRecord) -> str:

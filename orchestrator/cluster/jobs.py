@@ -125,17 +125,17 @@ class Jobs:
             f"train-{spec.run_key}-a{job_number}",
             "train",
             self._modules.training,
-            [str(folder.root), "--attempt", str(job_number)],
+            [str(folder.root), "--job-number", str(job_number)],
             carried,
         )
 
     def submit_validation(
-        self, folder: RunFolder, spec: RunSpec, job_number: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
+        self, folder: RunFolder, spec: RunSpec, fencing_token: int, retry: int = 0, *, campaign: str = "", mlflow_run_id: str = ""
     ) -> str:
-        """Start the full-validation job of a run after the training `job_number`, the `retry`-th again; returns its submission id."""
-        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id)
-        name = f"validate-{spec.run_key}-a{job_number}" + (f"-r{retry}" if retry else "")
-        arguments = [str(folder.root), "--attempt", str(job_number)]
+        """Start the full-validation job of the training with this fencing token, the `retry`-th again; returns its submission id."""
+        carried = _carried(folder, spec, fencing_token, campaign, mlflow_run_id)
+        name = f"validate-{spec.run_key}-a{fencing_token}" + (f"-r{retry}" if retry else "")
+        arguments = [str(folder.root), "--fencing-token", str(fencing_token)]
         return self._submit(name, "validate", self._modules.validation, arguments, carried)
 
     def submit_drill(self, drill: str, arguments: list[str]) -> str:

@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the run of a run folder; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--attempt", type=int, default=1, help="job number: the least fencing token that the driver acquires")
+    parser.add_argument("--job-number", type=int, default=1, help="the least fencing token that the driver acquires")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run_folder)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     ray.init(logging_level=logging.WARNING)
     try:
-        outcome = run_training(folder, options.attempt)
+        outcome = run_training(folder, options.job_number)
     except NnfleetError as err:  # nothing of this job could be stored: its exit code and log have to do
         print(err)
         return err.exit_code

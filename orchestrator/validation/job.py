@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Validate the run of a run folder; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--attempt", type=int, default=1, help="fencing token of the training that is validated")
+    parser.add_argument("--fencing-token", type=int, default=1, help="fencing token of the training that is validated")
     parser.add_argument("--address", default=None, help="Ray cluster; inside a Ray job its own")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=options.address, logging_level=logging.WARNING)
-    outcome = run_validation(RunFolder(options.run_folder.absolute()), options.attempt)
+    outcome = run_validation(RunFolder(options.run_folder.absolute()), options.fencing_token)
     print(outcome.message)
     return outcome.exit_code
 

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from orchestrator.campaign import observe
+from orchestrator.campaign.dispatch import FIRST_PAUSE_S, STOP_AGAIN_S
 from orchestrator.campaign.events import CampaignLog, Done, StatusChanged
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.render import MIN_REPORT_INTERVAL_S, Reading, is_news
@@ -144,11 +146,28 @@ def test_a_stop_that_the_cluster_refuses_is_tried_again(stage: Stage) -> None:
     write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
     stage.cluster.refuses = {"key0"}
     look(campaign)
-    assert campaign.runs["key0"].reason == "stops on request. Refused, and tried again: cluster: takes no order for key0"
+    assert campaign.runs["key0"].status().reason == "stops on request. Refused, and tried again: cluster: takes no order for key0"
     stage.cluster.refuses.clear()
+    look(campaign)
+    assert stage.cluster.stopped == [], "not yet"
+    stage.clock.sleep(FIRST_PAUSE_S)
     look(campaign)
     look(campaign)
     assert stage.cluster.stopped == ["train-key0-a1"]
+
+
+def test_a_job_that_lives_on_after_its_stop_is_asked_again(stage: Stage) -> None:
+    """A job server that ends with its node answers a stop that it then forgets."""
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    look(campaign)
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1"]
+    stage.clock.sleep(STOP_AGAIN_S)
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1", "train-key0-a1"]
 
 
 def test_a_validation_that_waits_for_the_tracking_server_delays_no_run(stage: Stage) -> None:
@@ -192,15 +211,34 @@ def test_a_run_whose_job_the_cluster_refuses_keeps_no_other_back(stage: Stage, c
     campaign = stage.campaign(refused, second, third)
     stage.cluster.refuses = {"key0"}
     look(campaign)
-    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED"], "the only GPU goes to the next"
-    assert campaign.runs["key0"].reason == "Refused, and tried again: cluster: takes no order for key0"
+    assert states(campaign) == ["QUEUED", "QUEUED", "QUEUED"], "a server that hangs is not asked for all of them in one look"
     look(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED"], "the only GPU goes to the next"
+    assert campaign.runs["key0"].status().reason == "Refused, and tried again: cluster: takes no order for key0"
     assert caplog.text.count("key0: refused") == 1
     stage.cluster.refuses.clear()
+    stage.clock.sleep(FIRST_PAUSE_S)
     stage.cluster.training_ends(second)
     stage.cluster.validation_ends(second)
     look(campaign)
     assert states(campaign) == ["RUNNING", "SUCCEEDED", "QUEUED"], "and it is the first to be tried again"
+
+
+def test_what_is_refused_again_and_again_is_asked_ever_less_often(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    stage.cluster.refuses = {"key0"}
+    asked: list[float] = []
+    for _ in range(300):
+        before = campaign.runs["key0"].refusal
+        campaign.tick()
+        if campaign.runs["key0"].refusal is not before:
+            asked.append(stage.clock.now_s)
+        stage.clock.sleep(1)
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert pauses[:6] == [2, 4, 8, 16, 32, 60]
+    assert set(pauses[6:]) == {60}
+    assert "Refused 9 times" in campaign.runs["key0"].status().reason
 
 
 def test_a_validation_that_the_cluster_refuses_waits_and_keeps_its_place(stage: Stage) -> None:
@@ -211,8 +249,9 @@ def test_a_validation_that_the_cluster_refuses_waits_and_keeps_its_place(stage: 
     stage.cluster.refuses = {"key0"}
     look(campaign)
     assert states(campaign) == ["RUNNING", "QUEUED"]
-    assert "takes no order" in campaign.runs["key0"].reason
+    assert "takes no order" in campaign.runs["key0"].status().reason
     stage.cluster.refuses.clear()
+    stage.clock.sleep(FIRST_PAUSE_S)
     look(campaign)
     assert states(campaign) == ["VALIDATING", "QUEUED"]
 
@@ -226,7 +265,7 @@ def test_a_refused_stop_delays_no_other_run(stage: Stage) -> None:
     stage.cluster.gpus = 3
     look(campaign)
     assert states(campaign) == ["RUNNING", "RUNNING"]
-    assert "Refused" in campaign.runs["key0"].reason
+    assert "Refused" in campaign.runs["key0"].status().reason
 
 
 def test_other_campaigns_do_not_queue_behind_a_run_that_is_refused(stage: Stage) -> None:
@@ -265,6 +304,7 @@ def test_a_folder_that_fails_while_its_job_is_submitted_keeps_no_other_back(stag
         return real(observer, jobs)
 
     monkeypatch.setattr(observe.Observer, "next_job_number", away)
+    look(campaign)
     look(campaign)
     assert states(campaign) == ["QUEUED", "RUNNING"]
 

@@ -1,12 +1,16 @@
 """What a campaign reports to MLflow, and what it does when MLflow is away, refuses, or has lost everything."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from orchestrator.campaign.state_reporter import PATIENCE_S, REFRESH_S, RETRY_S
-from orchestrator.errors import TrackingError
+from orchestrator.errors import ClusterError, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
@@ -175,3 +179,23 @@ def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage)
     look(campaign)
     look(campaign)
     assert Registry(stage.base / "board").entries(["c1"])["c1"].runs == ("key1",)
+
+
+def test_a_campaign_that_cannot_open_leaves_no_run_that_waits_in_mlflow(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs are in MLflow already when another campaign holds the lock for too long."""
+    real, admissions = Registry.locked, count()
+
+    @contextlib.contextmanager
+    def held_by_another(registry: Registry, what: Literal["admission", "opening"] = "admission") -> Iterator[None]:
+        if what == "admission" and next(admissions) == 1:
+            raise ClusterError("campaign: admission: locked for 600 s")
+        with real(registry, what):
+            yield
+
+    monkeypatch.setattr(Registry, "locked", held_by_another)
+    with pytest.raises(ClusterError, match="locked for 600 s"):
+        stage.campaign(stage.run(0), stage.run(1))
+    assert {run_id: told[-1] for run_id, told in stage.tracking.states.items()} == {
+        "id-key0": RunState.STOPPED,
+        "id-key1": RunState.STOPPED,
+    }

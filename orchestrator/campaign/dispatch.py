@@ -1,0 +1,174 @@
+"""Submits the jobs that runs want, in the order of the queue of all campaigns, as soon as their whole gang fits; and has jobs ended."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from orchestrator.campaign.followed_run import FollowedRun, Refusal
+from orchestrator.campaign.next_step import Train, Validate
+from orchestrator.campaign.reserved import elastic_trainings, reservations
+from orchestrator.campaign.takeover import reset
+from orchestrator.queue.admission import Waiting, decide, growth
+from orchestrator.queue.gang_fit import NodeResources, Reservation
+from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord, living_campaigns, validations
+from orchestrator.run.progress import Action
+from trainers.contract.errors import ClusterError, StorageError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 60.0
+"""How long a run that the cluster, or a disk, has refused is left alone: twice as long after each refusal, up to this. There is no limit to
+their number: what refused may be repaired at any time, and the status shows it."""
+STOP_AGAIN_S = 60.0
+"""How long a job that was asked to end may take for it; more than the job server's own grace."""
+
+
+class ClusterJobs(Protocol):
+    """The jobs of a cluster; `orchestrator.cluster.jobs.Jobs` is it. Raises ClusterError when the cluster refuses or is away."""
+
+    def records(self) -> list[JobRecord]: ...
+    def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str, mlflow_run_id: str) -> str: ...
+    def submit_validation(
+        self, folder: RunFolder, spec: RunSpec, fencing_token: int, retry: int, *, campaign: str, mlflow_run_id: str
+    ) -> str: ...
+    def stop(self, submission_id: str) -> None: ...
+
+
+class Dispatcher:
+    """What one campaign asks of the cluster for its runs, and what was refused them."""
+
+    def __init__(
+        self,
+        campaign: str,
+        cluster: ClusterJobs,
+        nodes: Callable[[], Sequence[NodeResources]],
+        registry: Registry,
+        enter: Callable[[FollowedRun, RunState, str], None],
+        clock: Clock,
+    ) -> None:
+        self._campaign = campaign
+        self._cluster = cluster
+        self._nodes = nodes
+        self._registry = registry
+        self._enter = enter
+        self._clock = clock
+        self._since_unix = clock.unix()
+        self._stop_again_s: dict[str, float] = {}
+        """By job that was asked to end: when it is asked again, on the monotonic clock."""
+
+    def entry(self, runs: Sequence[FollowedRun], wanted: Collection[str] = ()) -> Entry:
+        """What this campaign waits for and holds; a run that has started keeps its place and its resources until its end.
+
+        `runs`: all of the campaign, in its order. `wanted`: keys of those that want a job; others do not queue behind what was refused.
+        """
+        unended = [run for run in runs if not run.state.is_final]
+        return Entry(
+            waiting=tuple(self._waiting(runs, [run.key for run in runs if run.key in wanted and run.refusal is None])),
+            holding=tuple(HeldWorkers(run_key=run.key, workers=run.spec.workers) for run in unended if run.state is not RunState.QUEUED),
+            runs=tuple(run.key for run in unended),
+        )
+
+    def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
+        """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission.
+
+        A refusal ends the look, since a server that hangs may take minutes for it; the next look decides without that run, so that it keeps
+        nobody back.
+        """
+        others = self._registry.entries(living_campaigns(jobs) - {self._campaign})
+        own = self.entry(runs, wanted)
+        self._registry.post(self._campaign, own)
+        growing = elastic_trainings(jobs)
+        if not wanted and not growing:
+            return
+        now_unix = self._clock.unix()
+        nodes = self._nodes()
+        held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
+        by_key = {run.key: run for run in runs}
+        due = [key for key in wanted if not self._pauses(by_key[key])]
+        waiting = [*(each for entry in others.values() for each in entry.waiting), *self._waiting(runs, due)]
+        decision = decide(waiting, nodes, held, due)
+        for key, because in decision.because.items():
+            if key in wanted:
+                run = by_key[key]
+                run.reason = f"{run.reason} It waits: {because}" if run.reason else because
+        started: list[str] = []
+        for key in decision.start:
+            if not self._is_submitted(by_key[key], wanted[key], jobs):
+                break
+            started.append(key)
+        if growing:
+            held += [Reservation(key, by_key[key].spec.workers) for key in started if key not in {r.run_key for r in held}]
+            queue = [each for each in waiting if each.run_key not in {*started, *growing}]
+            self._registry.set_growth_limits(growth(growing, queue, nodes, held), now_unix)
+
+    def stop(self, run: FollowedRun, submission_id: str) -> None:
+        """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""
+        if self._pauses(run) or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
+            return
+        with self._refusable(run):
+            self._cluster.stop(submission_id)
+            self._stop_again_s[submission_id] = self._clock.monotonic() + STOP_AGAIN_S
+
+    @contextlib.contextmanager
+    def _refusable(self, run: FollowedRun) -> Iterator[None]:
+        """What the cluster, or a disk, refuses in here is the trouble of this run alone: its status says so, and it is asked again later.
+
+        Raises ClusterError where the cluster does not even list its jobs: then it is away for all.
+        """
+        try:
+            yield
+        except (ClusterError, StorageError, OSError) as err:
+            if isinstance(err, ClusterError):
+                self._cluster.records()
+            count = run.refusal.count + 1 if run.refusal is not None else 1
+            pause_s = min(FIRST_PAUSE_S * 2 ** (count - 1), LONGEST_PAUSE_S)
+            run.refusal = Refusal(count, self._clock.monotonic() + pause_s, str(err))
+            log.warning("%s: refused, and tried again in %.0f s: %s", run.key, pause_s, err)
+        else:
+            run.refusal = None
+
+    def _pauses(self, run: FollowedRun) -> bool:
+        return run.refusal is not None and self._clock.monotonic() < run.refusal.again_s
+
+    def _is_submitted(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> bool:
+        with self._refusable(run):
+            self._submit(run, step, jobs)
+            return True
+        return False
+
+    def _submit(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> None:
+        carried = {"campaign": self._campaign, "mlflow_run_id": run.tracked.run_id}
+        if run.observer.continues_after_stop:  # the end that it continues after is no end of this campaign
+            reset(run.folder, Action.VALIDATE if isinstance(step, Validate) else Action.TRAIN)
+            run.observer.continues_after_stop = False
+        match step:
+            case Validate():
+                retry = len(validations(jobs, run.key, step.fencing_token))
+                self._cluster.submit_validation(run.folder, run.spec, step.fencing_token, retry, **carried)
+                self._enter(run, RunState.VALIDATING, "")
+            case Train():
+                self._cluster.submit_training(run.folder, run.spec, run.observer.next_job_number(jobs), **carried)
+                self._enter(run, RunState.RECOVERING if run.state is RunState.RECOVERING else RunState.RUNNING, step.reason)
+
+    def _waiting(self, runs: Sequence[FollowedRun], keys: Collection[str]) -> list[Waiting]:
+        """The place in the queue of each of these runs."""
+        return [
+            Waiting(
+                run_key=run.key,
+                address=run.spec.address,
+                campaign=self._campaign,
+                workers=run.spec.workers,
+                since_unix=self._since_unix,
+                position=position,
+                is_resuming=run.state is not RunState.QUEUED,
+            )
+            for position, run in enumerate(runs)
+            if run.key in keys
+        ]

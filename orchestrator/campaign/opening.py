@@ -1,0 +1,95 @@
+"""The opening of a campaign: it takes possession of every run of its submission, or of none."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.campaign.dispatch import ClusterJobs
+from orchestrator.campaign.followed_run import FollowedRun
+from orchestrator.campaign.observe import Observer
+from orchestrator.campaign.reserved import runs_at_work
+from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, refuse, reset
+from orchestrator.queue.registry import Registry
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
+from orchestrator.run.progress import Action
+from orchestrator.tracking.binding import TrackingServer, lacks_scores, refuse_mixture, track
+from trainers.contract.errors import TrackingError
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that the campaign owns from now on, and what it does with it first."""
+
+    run: FollowedRun
+    acquired: Acquired
+    action: Action
+    """As in `acquired`, but DELIVER for a finished run whose scores MLflow lacks."""
+
+
+@contextlib.contextmanager
+def opening(
+    specs: Sequence[RunSpec],
+    *,
+    campaign: str,
+    cluster: ClusterJobs,
+    registry: Registry,
+    tracker: TrackingServer | None,
+    clock: Clock,
+    only_validate: bool = False,
+) -> Iterator[list[Opened]]:
+    """Take possession of every run; `only_validate`: of trained ones, to validate them again.
+
+    Inside the block the lock of openings is held: the campaign publishes there what it owns. Raises ConfigError, DataError, ClusterError or
+    TrackingError; nothing has started then. Whatever fails, here or in the block, leaves no run that waits in MLflow for ever.
+    """
+    if tracker is not None:
+        tracker.ping()
+    with registry.locked("opening"):  # not the lock of admission: speaking to MLflow may take a while
+        if tracker is not None:
+            living = {job.run_key for job in cluster.records() if job.is_live}
+            for spec in specs:
+                if spec.run_key not in living:
+                    refuse_mixture(spec, tracker)
+        with registry.locked():  # no campaign submits a job meanwhile
+            jobs = cluster.records()
+            at_work = runs_at_work(jobs, registry, but=campaign)
+            for spec in specs:
+                refuse(spec, jobs, at_work)
+            acquired = [acquire(spec, jobs, only_validate=only_validate) for spec in specs]
+        opened: list[Opened] = []
+        try:
+            for each in acquired:
+                run = _followed(each, jobs, campaign, tracker, clock)
+                opened.append(Opened(run, each, each.action))
+                end_replaced(each, tracker)
+                if each.action is Action.NOTHING and lacks_scores(each.spec, run.tracked, tracker):
+                    opened[-1] = Opened(run, each, Action.DELIVER)
+            with registry.locked():
+                for one in opened:
+                    if one.action is Action.DELIVER:
+                        reset(one.run.folder, Action.VALIDATE)  # finished cases are kept; the validation job delivers everything
+            yield opened
+        except Exception:
+            for one in opened:
+                _end_in_mlflow(one, tracker)
+            raise
+
+
+def _followed(acquired: Acquired, jobs: Sequence[JobRecord], campaign: str, tracker: TrackingServer | None, clock: Clock) -> FollowedRun:
+    spec = acquired.spec
+    tracked = track(spec, tracker)
+    own = [job for job in jobs if job.run_key == spec.run_key]
+    earlier = frozenset(job.submission_id for job in own if acquired.was_stopping or not job.is_live)
+    return FollowedRun(Observer(spec, earlier, continues_after_stop=acquired.was_stopping, clock=clock), campaign, tracked)
+
+
+def _end_in_mlflow(opened: Opened, tracker: TrackingServer | None) -> None:
+    """End a run that no job follows, as far as the server lets it."""
+    if tracker is None or opened.action is Action.FOLLOW:
+        return
+    state = RunState.SUCCEEDED if opened.acquired.action is Action.NOTHING else RunState.STOPPED
+    with contextlib.suppress(TrackingError):
+        tracker.set_state(opened.run.tracked.run_id, state)
