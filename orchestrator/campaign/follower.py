@@ -11,6 +11,7 @@ from orchestrator.experiment.plan import PlanReport
 from orchestrator.run.events import EVENT_PREFIX
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.address import masked
 
 LOG_CHARACTERS_PER_S = 2e6
 """A long log is asked for less often: Ray gives it as a whole each time."""
@@ -197,11 +198,11 @@ def _end_of(job: JobRecord) -> str:
     if job.state == "STOPPED":
         return "was stopped"
     lines = [line.strip() for line in job.message.splitlines() if line.strip() and not line.startswith(EVENT_PREFIX)]
-    return f"died ({death(job)}{f': {lines[-1][-200:]}' if job.has_failed_by_itself and lines else ''})"
+    return f"died ({death(job)}{f': {masked(lines[-1])[-200:]}' if job.has_failed_by_itself and lines else ''})"
 
 
 def _death_of(job: JobRecord) -> ClusterError:
     return ClusterError(
         f"campaign: {job.submission_id} {'was stopped' if job.state == 'STOPPED' else 'died'}. Its jobs continue; "
-        f"`nnfleet resume`, or the experiment submitted again, follows them.\n{job.message[-TAIL:]}"
+        f"`nnfleet resume`, or the experiment submitted again, follows them.\n{masked(job.message)[-TAIL:]}"
     )

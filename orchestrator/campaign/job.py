@@ -33,7 +33,7 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
 from orchestrator.run.job_record import JobRecord, living_campaigns
-from orchestrator.tracking.address import check_tracking_uri
+from orchestrator.tracking.address import check_tracking_uri, masked
 from orchestrator.validation.cases import checkpoints_to_validate
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import ClusterError, ConfigError, NnfleetError
@@ -71,11 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("campaign: name an experiment file.")
         return _train(campaign, options.experiment, plan_only=options.plan_only)
     except NnfleetError as err:
-        emit(Failed(error=type(err).__name__, message=str(err)))
+        emit(Failed(error=type(err).__name__, message=masked(str(err))))
         return err.exit_code
     except Exception as err:
         traceback.print_exc()
-        emit(Failed(error="NnfleetError", message=f"campaign: {type(err).__name__}: {err}. See its log."))
+        emit(Failed(error="NnfleetError", message=masked(f"campaign: {type(err).__name__}: {err}. See its log.")))
         return 1
 
 
@@ -120,8 +120,9 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     found, damaged = find_runs(place)
     choice = of_one_server(choose([with_reachable_server(run, tracking_uri) for run in found], damaged, names, place))
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
-    specs, faults = sound([run.spec for run in choice.taken], cluster.records, Clock(), _report_waiting, raises=bool(names))
-    queue = queue_of(cluster.records(), Registry.of_cluster(address))
+    registry = Registry.of_cluster(address)
+    specs, faults = sound([run.spec for run in choice.taken], cluster.records, registry, Clock(), _report_waiting, raises=bool(names))
+    queue = queue_of(cluster.records(), registry)
     left = [*choice.left, *faults]
     report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
     never = _never_fits(report)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from orchestrator.campaign.orphan_workers import wait_for_orphan_workers
+from orchestrator.campaign.reserved import runs_at_work
 from orchestrator.campaign.resume import Found
 from orchestrator.campaign.takeover import refuse
 from orchestrator.cluster.address import host_and_port
 from orchestrator.dataset.preflight import problems_of
 from orchestrator.dataset.problems import Problems
+from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from trainers.contract.errors import ConfigError, NnfleetError
@@ -22,7 +24,13 @@ REACH_TIMEOUT_S = 2.0
 
 
 def sound(
-    specs: Sequence[RunSpec], records: Callable[[], Sequence[JobRecord]], clock: Clock, on_wait: Callable[[str], None], *, raises: bool
+    specs: Sequence[RunSpec],
+    records: Callable[[], Sequence[JobRecord]],
+    registry: Registry,
+    clock: Clock,
+    on_wait: Callable[[str], None],
+    *,
+    raises: bool,
 ) -> tuple[list[RunSpec], list[str]]:
     """The runs that can continue, and for each of the others why not. With `raises` the others are one error instead.
 
@@ -31,7 +39,7 @@ def sound(
     problems = Problems()
     faults: dict[str, str] = {}
     for spec in specs:
-        found = _problems(spec, records())
+        found = _problems(spec, records(), registry)
         problems.add(*found)
         if found:
             faults[spec.run_key] = "; ".join(map(str, found))
@@ -45,9 +53,9 @@ def sound(
     return [spec for spec in specs if spec.run_key not in faults], left
 
 
-def _problems(spec: RunSpec, jobs: Sequence[JobRecord]) -> list[NnfleetError]:
+def _problems(spec: RunSpec, jobs: Sequence[JobRecord], registry: Registry) -> list[NnfleetError]:
     try:
-        refuse(spec, jobs)
+        refuse(spec, jobs, runs_at_work(jobs, registry))
         return problems_of(spec)
     except NnfleetError as err:
         return [err]

@@ -10,6 +10,7 @@ from orchestrator.dataset.folder import file_names
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.commits import commit_files
+from trainers.contract.fencing import newest_token
 from trainers.contract.plans import Plans, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -71,7 +72,7 @@ def _is_at_work(folder: RunFolder, present: RunSpec) -> ConfigError:
 
 
 def _needs_no_plans(model_folder: Path, at_work: Collection[str]) -> bool:
-    """True for a model folder with folds of ours alone, none of which has kept anything or is at work."""
+    """True for a model folder with folds of ours alone, none of which has kept anything or may be at work, here or on another cluster."""
     folds = [RunFolder(path) for path in model_folder.glob("fold_*")]
     return bool(folds) and all(_has_kept_nothing(fold, at_work) for fold in folds)
 
@@ -81,7 +82,8 @@ def _has_kept_nothing(fold: RunFolder, at_work: Collection[str]) -> bool:
         is_idle = fold.spec().run_key not in at_work
     except DataError:
         return False
-    return is_idle and not commit_files(fold) and not any(fold.root.glob("checkpoint_*.pth"))
+    has_ended = fold.outcome_file.exists() or not newest_token(fold)  # without a driver it has not begun
+    return is_idle and has_ended and not commit_files(fold) and not any(fold.root.glob("checkpoint_*.pth"))
 
 
 def _not_ours(folder: RunFolder, names: list[str]) -> ConfigError:

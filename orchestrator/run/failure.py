@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from orchestrator.run.outcome import EndState
+from orchestrator.run.outcome import EndState, Outcome
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen
 
@@ -39,9 +39,14 @@ class Failure(Frozen):
         """Where the newest commit stood."""
         return self.epochs_done, self.iteration
 
-    def record(self) -> dict[str, str]:
-        """Its part of the outcome of the job that ended by it."""
-        return {"state": self.state, "message": self.message, "evidence": self.evidence}
+    @property
+    def where(self) -> str:
+        """The position, in words."""
+        return f"epoch {self.epochs_done}" + (f", iteration {self.iteration}" if self.iteration else "")
+
+    def outcome(self, fencing_token: int) -> Outcome:
+        """How the training job with this token ended, if it ended by this failure."""
+        return Outcome(job="training", state=self.state, fencing_token=fencing_token, message=self.message, evidence=self.evidence)
 
 
 def failure_files(folder: RunFolder) -> list[Path]:

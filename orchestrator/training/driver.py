@@ -155,7 +155,7 @@ def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
 
     final = [failure for failure in read_failures(folder, job.driver) if failure.is_final]
     if final:
-        return Outcome(job="training", fencing_token=job.fencing_token, **final[-1].record())
+        return final[-1].outcome(job.fencing_token)
     if isinstance(error, TrainingFailedError):  # the disk did not take the record
         found = blame_of(error)
         return Outcome(job="training", fencing_token=job.fencing_token, state=found.state, message=found.message, evidence=found.evidence)
@@ -211,7 +211,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
         scaling_config=scaling,
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(  # type: ignore[call-arg] # as above
-            name=f"a{job.fencing_token:04d}",  # of its own per attempt: Ray's stored state is never what we resume from
+            name=f"a{job.fencing_token:04d}",  # of its own per start of the job: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),
             callbacks=[SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
             worker_runtime_env=environment,

@@ -21,25 +21,28 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from orchestrator.run.failure import Failure
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS
 from orchestrator.training.failures import MESSAGE_CHARACTERS, Blame, RankError, blame, write_failure
-from orchestrator.training.retry_budgets import verdict
+from orchestrator.training.retry_budgets import STARTS_WITHOUT_PROGRESS, final_failure, starts_charged
 from trainers.contract.commits import committed_position
 from trainers.contract.errors import NnfleetError
 from trainers.contract.fencing import newest_token_of
 from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+WAITING_LOG_S = 600.0
 
 
 class BudgetPolicy(FailurePolicy):
-    """Starts the workers again as long as the budgets allow it (`retry_budgets.verdict`)."""
+    """Starts the workers again as long as the budgets allow it (`retry_budgets.final_failure`)."""
 
     def __init__(self, folder: RunFolder, driver: str, fencing_token: int) -> None:
         super().__init__(FailureConfig())
         self._folder, self._driver, self._fencing_token = folder, driver, fencing_token
         self._position = (0, 0)
         self._failures: list[Failure] = []
+        self._reported_s = float("-inf")
+        """When it was last logged that the workers wait for capacity, on the monotonic clock."""
 
-    def make_decision(self, training_failed_error: TrainingFailedError) -> Any:
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE. A gang that finds no capacity in time is no failure: it keeps waiting.
 
         An error of the controller's own ends the job, also a rank's death while the gang is set up: Ray 2.60 then keeps the resources
@@ -47,8 +50,9 @@ class BudgetPolicy(FailurePolicy):
         """
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
-            log.warning("no capacity for the workers yet, they wait: %s", cause)
+            self._report_waiting(cause)
             return FailureDecision.RETRY
+        self._reported_s = float("-inf")
         found = blame_of(training_failed_error)
         self._update_position()
         failure = Failure(
@@ -65,10 +69,22 @@ class BudgetPolicy(FailurePolicy):
         )
         self._failures.append(failure)
         is_rays = isinstance(training_failed_error, ControllerError)
-        final = failure if is_rays else verdict(self._failures, self._position)
+        final = failure if is_rays else final_failure(self._failures, self._position)
         write_failure(self._folder, failure if final is None else final.model_copy(update={"is_final": True}))
-        log.warning("%s: %s", "the workers start again" if final is None else "the job ends", failure.message)
+        limit = STARTS_WITHOUT_PROGRESS.get(failure.kind, "any number")
+        log.warning(
+            "%s: start %d failed in %s (%s failure, %d of %s without progress): %s\n%s",
+            *("the workers start again" if final is None else "the job ends", failure.fencing_token, failure.where, failure.kind),
+            *(starts_charged(self._failures, self._position), limit, failure.message, failure.evidence),
+        )
         return FailureDecision.RETRY if final is None else FailureDecision.RAISE
+
+    def _report_waiting(self, cause: Exception) -> None:
+        """Log that the workers wait when that begins, and now and then again: Ray asks in rounds of seconds."""
+        now_s = time.monotonic()
+        if now_s - self._reported_s >= WAITING_LOG_S:
+            self._reported_s = now_s
+            log.warning("no capacity for the workers yet, they wait: %s", cause)
 
     def _update_position(self) -> None:
         """Number of the start and how far training has come; where the disk cannot be read, they stay what they were."""

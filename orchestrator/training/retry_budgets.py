@@ -9,24 +9,23 @@ from collections.abc import Sequence
 from orchestrator.run.failure import Failure, FailureKind
 
 STARTS_WITHOUT_PROGRESS: dict[FailureKind, int] = {"user": 1, "superseded": 1, "code": 2, "memory": 2, "cluster": 5}
-"""Failed starts of one kind, with no commit in between, that end the job. Preemptions have no limit."""
+"""Failed starts of one kind, with no commit since, that end the job. Preemptions have no limit."""
 
 
-def verdict(failures: Sequence[Failure], position: tuple[int, int]) -> Failure | None:
-    """The failure that ends the job, or None when the workers may start again. `position`: where the newest commit stands now."""
-    for failure in reversed(failures):
-        if failure.kind == "preemption":
-            continue
-        alike = [f for f in failures if f.kind == failure.kind and (f.position == position or STARTS_WITHOUT_PROGRESS[f.kind] == 1)]
-        if len(alike) >= STARTS_WITHOUT_PROGRESS[failure.kind]:
-            return _counted(alike)
-    return None
+def starts_charged(failures: Sequence[Failure], position: tuple[int, int]) -> int:
+    """How many starts, with the last one, have failed in its way since training last came further. `position`: of the newest commit now."""
+    last = failures[-1]
+    return sum(failure.kind == last.kind and failure.position == position for failure in failures[:-1]) + 1
 
 
-def _counted(alike: Sequence[Failure]) -> Failure:
-    """The last of the failures of one kind; its message says how often it was tried."""
-    last = alike[-1]
-    if len(alike) == 1:
+def final_failure(failures: Sequence[Failure], position: tuple[int, int]) -> Failure | None:
+    """The last failure, with how often it happened, when it ends the job; None when the workers may start again.
+
+    Those before it were judged when they were the last: a position that has moved on since only takes from their number.
+    """
+    last, charged = failures[-1], starts_charged(failures, position)
+    if last.kind == "preemption" or charged < STARTS_WITHOUT_PROGRESS[last.kind]:
+        return None
+    if charged == 1:
         return last
-    where = f"epoch {last.epochs_done}" + (f", iteration {last.iteration}" if last.iteration else "")
-    return last.model_copy(update={"message": f"{last.message} ({len(alike)} starts in a row failed like this in {where}.)"})
+    return last.model_copy(update={"message": f"{last.message} ({charged} starts failed like this in {last.where}, without progress.)"})

@@ -89,8 +89,15 @@ def check_driver_fence(folder: RunFolder, fencing_token: int) -> None:
 
 
 def count_drivers(folder: RunFolder) -> int:
-    """How many training drivers the run has had: how often its job was started. Tokens of workers are not counted.
+    """How many training drivers the run has had: how often its job was started. Tokens of workers are not counted, nor those of a run that
+    had the folder before.
 
     Only people read it, so a claim that cannot be read is passed over.
     """
-    return len({claim.driver for claim in claims_seen(folder) if claim.driver and claim.role != TAKEOVER})
+    drivers: set[str] = set()
+    for claim in claims_seen(folder):
+        if claim.role == TAKEOVER:
+            drivers.clear()
+        elif claim.driver:
+            drivers.add(claim.driver)
+    return len(drivers)

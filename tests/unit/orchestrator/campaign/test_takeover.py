@@ -160,6 +160,7 @@ def test_the_folder_of_a_run_that_failed_before_its_first_epoch_is_the_next_ones
     next_run = mended(stage, run)
     look(campaign := stage.campaign(next_run, name="c2"))
     assert states(campaign) == ["RUNNING"]
+    assert campaign.runs[next_run.run_key].status().num_drivers == 0, "the old run's driver is not its own"
     assert folder.spec() == next_run
     assert RunSpec.model_validate_json((folder.own / "run.key0.json").read_bytes()) == run
     assert "FAILED_CONFIG" in (folder.own / "outcome.key0.json").read_text()
@@ -241,6 +242,20 @@ def test_plans_by_which_another_fold_has_kept_an_epoch_are_not_replaced(stage: S
         stage.cluster.training_ends(each, "FAILED_CONFIG")
     finish_on_disk(other, is_validated=False)
     look(campaign)
+    with pytest.raises(ConfigError, match="must share one plan"):
+        stage.campaign(mended(stage, run), name="c2")
+    assert RunFolder(run.run_folder).spec() == run
+
+
+def test_plans_by_which_another_fold_may_train_on_another_cluster_are_not_replaced(stage: Stage) -> None:
+    """Its driver has a token, and nothing says that it has ended."""
+    run, other = stage.run(0), stage.run(1)
+    stage.cluster.gpus = 2
+    look(campaign := stage.campaign(run, other))
+    stage.cluster.workers_begin(other)
+    stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(campaign)
+    stage.cluster.jobs.clear()  # of this cluster: nothing
     with pytest.raises(ConfigError, match="must share one plan"):
         stage.campaign(mended(stage, run), name="c2")
     assert RunFolder(run.run_folder).spec() == run

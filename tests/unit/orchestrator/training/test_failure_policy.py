@@ -75,7 +75,7 @@ def test_an_error_before_the_start_has_a_number_meets_its_budget_too(policy: Bud
     error = RuntimeError("local rank 1 needs GPU 1, but 1 GPUs are visible on this node.")
     assert [policy.make_decision(raised(error)) for _ in range(2)] == [RETRY, RAISE]
     assert [f.is_final for f in read_failures(run.folder)] == [False, True]
-    assert "2 starts in a row" in read_failures(run.folder)[-1].message
+    assert "2 starts failed like this in epoch 0, without progress" in read_failures(run.folder)[-1].message
 
 
 def test_deaths_end_the_job_only_without_progress_in_between(policy: BudgetPolicy, run: FakeRun) -> None:
@@ -85,9 +85,12 @@ def test_deaths_end_the_job_only_without_progress_in_between(policy: BudgetPolic
     assert [policy.make_decision(died()) for _ in range(5)] == [RETRY] * 4 + [RAISE]
 
 
-def test_a_gang_that_dies_half_started_ends_the_job_but_waiting_for_room_does_not(policy: BudgetPolicy, run: FakeRun) -> None:
+def test_a_gang_that_dies_half_started_ends_the_job_but_waiting_for_room_does_not(
+    policy: BudgetPolicy, run: FakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
     waits = ControllerError(WorkerGroupStartupTimeoutError(2))
     assert {policy.make_decision(waits) for _ in range(50)} == {RETRY}
+    assert caplog.text.count("no capacity for the workers yet") == 1, "Ray asks every 20 s, for days on a full cluster"
     assert read_failures(run.folder) == []
     fails = ControllerError(WorkerGroupStartupFailedError("the runtime environment could not be made"))
     assert policy.make_decision(fails) is RAISE
