@@ -13,7 +13,7 @@ import psutil
 
 from tests.integration.many_nodes import ManyNodes, Node
 from tests.integration.mlflow_server import MlflowServer
-from trainers.contract.commits import newest_commit_file
+from trainers.contract.commits import commit_files
 from trainers.contract.fencing import claims_seen
 from trainers.contract.run_folder import RunFolder
 
@@ -200,11 +200,10 @@ class Faults:
 
     def _truncate(self, folder: RunFolder, fraction: float) -> str:
         """Kill every rank, then cut the newest state or its commit short before the next start reads it."""
-        if newest_commit_file(folder) is None:
+        if not commit_files(folder):
             raise LookupError("no state yet")
         killed = self._kill(self._ranks(folder))
-        newest = newest_commit_file(folder)
-        assert newest is not None
+        newest = commit_files(folder)[0]
         path = newest if fraction < 0.5 else newest.with_suffix(".pth")
         size = path.stat().st_size
         own = path.with_name(f".{path.name}.cut")  # not through a second name of the same bytes

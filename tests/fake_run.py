@@ -4,13 +4,30 @@ import random
 from hashlib import sha256
 from pathlib import Path
 
+from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest, state_stem
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import CheckpointName, RunSpec, WorkerSpec
 
 CLASSES = ("left kidney", "tumour (solid)")
+
+
+def job_record(
+    kind: JobKind = "train", state: JobState = "RUNNING", *, n: int = 1, code: int | None = None, started: float = 10
+) -> JobRecord:
+    """The `n`-th job of the run `r`, which reserves a GPU."""
+    return JobRecord(
+        submission_id=f"{kind}-r-a{n}",
+        kind=kind,
+        state=state,
+        run_key="r",
+        job_number=n,
+        reserved=WorkerSpec(count=1, gpus=1, cpus=4),
+        exit_code=code,
+        started_unix=started,
+    )
 
 
 def epoch_row(epoch: int, ema: float | None = 0.5, fencing_token: int = 1, dice: tuple[float, ...] = (0.5, float("nan"))) -> EpochRow:

@@ -14,7 +14,7 @@ from trainers.contract.errors import ClusterError, DataError, StorageError, Supe
 from trainers.contract.requests import StopRequest
 from trainers.contract.states import RunState
 
-BUDGET = 3
+MAX_WITHOUT_PROGRESS = 3
 """Jobs of one kind in a row that may end without a result and without progress before a campaign ends the run.
 
 A training job that committed a state, or a validation job that finished a case, begins the count anew: a month on flaky nodes is no
@@ -215,9 +215,9 @@ def _training(facts: Facts, before: RunState) -> Step:
     if last.exit_code == DataError.exit_code and last.job_number > facts.committed_token:
         return _could_not_begin(last)
     without_progress = facts.without_progress("train")
-    if len(without_progress) >= BUDGET:
+    if len(without_progress) >= MAX_WITHOUT_PROGRESS:
         return _retries_exhausted(without_progress, facts.outcome, "training")
-    count = f" ({len(without_progress)} of {BUDGET} jobs ended in a row without progress)" if without_progress else ""
+    count = f" ({len(without_progress)} of {MAX_WITHOUT_PROGRESS} jobs ended in a row without progress)" if without_progress else ""
     reason = f"its job {last.submission_id} {death(last)}; the next one continues from the newest state{count}."
     return Train(state, reason)
 
@@ -227,7 +227,7 @@ def _validation(facts: Facts, outcome: Outcome, before: RunState) -> Step:
     if ended and ended[-1].state == "STOPPED":
         return _stopped_from_outside(ended[-1])
     without_progress = facts.without_progress("validate")
-    if len(without_progress) >= BUDGET:
+    if len(without_progress) >= MAX_WITHOUT_PROGRESS:
         return _retries_exhausted(without_progress, outcome if outcome.job == "validation" else None, "full validation")
     return Validate(before, outcome.fencing_token)
 

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from orchestrator.campaign.next_step import Facts
 from orchestrator.campaign.render import Reading, workers_failed, workers_silent
@@ -14,7 +13,7 @@ from orchestrator.run.heartbeat import SILENT_S, ChangeWatch
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.progress import full_dice
-from trainers.contract.commits import Committed, newest_commit_file, newest_committed
+from trainers.contract.commits import CommitReader, Committed
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import count_drivers, newest_token
 from trainers.contract.records import Heartbeat, read_heartbeat
@@ -37,7 +36,7 @@ class Observer:
     reassigned_to: str = ""
     """The other run that has the folder now; nothing may be written there then."""
     _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
-    _newest_commit: tuple[Path | None, Committed | None] = field(default=(None, None), repr=False)
+    _commits: CommitReader = field(init=False, repr=False)
     _heard: ChangeWatch = field(default=ChangeWatch(), repr=False)
     """The last heartbeat."""
     _validated_token: int = field(default=0, repr=False)
@@ -48,6 +47,9 @@ class Observer:
     """By validation job that has ended: whether it finished a case."""
     _drivers: tuple[int, int] = field(default=(0, 0), repr=False)
     """Newest fencing token, and how many drivers had acquired one by then."""
+
+    def __post_init__(self) -> None:
+        self._commits = CommitReader(self.folder)
 
     @property
     def folder(self) -> RunFolder:
@@ -143,11 +145,8 @@ class Observer:
         )
 
     def committed(self) -> Committed | None:
-        """The newest commit; a history of a thousand epochs is parsed only when there is a new one."""
-        newest = newest_commit_file(self.folder)
-        if newest != self._newest_commit[0]:
-            self._newest_commit = (newest, newest_committed(self.folder))
-        return self._newest_commit[1]
+        """The newest commit."""
+        return self._commits.newest()
 
     def _count_drivers(self) -> int:
         """How many drivers the run has had; the tokens' files are read again only when there is a new one."""

@@ -14,7 +14,7 @@ from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.run.progress import Action, progress_of
 from orchestrator.run.write_access import explained
-from orchestrator.tracking.binding import TrackingServer, has_ended, noted_run_id
+from orchestrator.tracking.binding import TrackingServer, noted_run_id
 from orchestrator.tracking.end_state import final_state
 from trainers.contract.commits import commit_files
 from trainers.contract.errors import ConfigError, TrackingError
@@ -136,7 +136,7 @@ def end_replaced(acquired: Acquired, tracker: TrackingServer | None) -> None:
         return
     try:
         known = tracker.known_run(old.run_key)
-        if known is not None and known.run_id == old.mlflow_run_id and not has_ended(known):
+        if known is not None and known.run_id == old.mlflow_run_id and not known.has_ended:
             tracker.set_state(known.run_id, old.end)
             tracker.set_tags(known.run_id, {"nnfleet.reason": f"its folder belongs to the run {acquired.spec.run_key} now."})
     except TrackingError as err:

@@ -61,6 +61,7 @@ class Modules:
     training: str = "orchestrator.training.driver"
     validation: str = "orchestrator.validation.job"
     control: str = "orchestrator.campaign.control_job"
+    drill: str = "orchestrator.drill.job"
 
 
 class Jobs:
@@ -139,11 +140,11 @@ class Jobs:
         return self._submit(name, "validate", self._modules.validation, arguments, carried)
 
     def submit_drill(self, drill: str, arguments: list[str]) -> str:
-        """Start the job of a drill (see `orchestrator/drill/job.py`); returns its submission id."""
-        return self._submit(f"drill-{drill}", "control", "orchestrator.drill.job", arguments, {})
+        """Start the job of a drill; returns its submission id."""
+        return self._submit(f"drill-{drill}", "control", self._modules.drill, arguments, {})
 
     def submit_control(self, name: str, arguments: list[str]) -> str:
-        """Start a small job that acts where the run folders are (see `orchestrator/campaign/control_job.py`); returns its submission id."""
+        """Start a small job that acts where the run folders are; returns its submission id."""
         return self._submit(f"control-{name}", "control", self._modules.control, arguments, {})
 
     def records(self) -> list[JobRecord]:

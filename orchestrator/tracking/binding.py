@@ -13,8 +13,8 @@ from orchestrator.errors import TrackingError
 from orchestrator.run.names import Names
 from orchestrator.run.progress import checkpoints_due, full_dice
 from orchestrator.tracking.address import masked
-from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, STATE_TAG, KnownRun, OpenRun, job_tags
-from trainers.contract.commits import Committed, newest_commit_file, newest_committed
+from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, KnownRun, OpenRun, job_tags
+from trainers.contract.commits import CommitReader, Committed, newest_committed
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.records import MlflowRun, read_mlflow_run, write_mlflow_run
@@ -83,15 +83,9 @@ def _keeps(folder: RunFolder, known: KnownRun, run_key: str) -> bool:
     try:
         if not folder.spec_file.exists() or folder.spec().run_key != run_key:
             return False
-        return not has_ended(known) or newest_committed(folder) is not None
+        return not known.has_ended or newest_committed(folder) is not None
     except (OSError, DataError, StorageError):
         return True
-
-
-def has_ended(known: KnownRun) -> bool:
-    """True when MLflow shows the run as ended."""
-    state = known.tags.get(STATE_TAG, "")
-    return state in RunState.__members__ and RunState(state).is_final
 
 
 def experiment_of(spec: RunSpec) -> str:
@@ -165,8 +159,7 @@ class Destination:
     def __init__(self, folder: RunFolder, fencing_token: int) -> None:
         self.folder, self.fencing_token, self.spec = folder, fencing_token, folder.spec()
         self._opened: tuple[Tracker, str] | None = None
-        self._committed: Committed | None = None
-        self._committed_mark: tuple[str, int] | None = None
+        self._commits = CommitReader(folder)
 
     def open(self) -> "tuple[Tracker, str] | None":
         """The server and the id of the run there; None for a run that is not tracked. Raises TrackingError, Superseded.
@@ -194,12 +187,5 @@ class Destination:
         check_driver_fence(self.folder, self.fencing_token)
 
     def committed(self) -> Committed | None:
-        """The newest commit; parsed again only when the file has changed."""
-        newest = newest_commit_file(self.folder)
-        try:
-            mark = None if newest is None else (newest.name, newest.stat().st_mtime_ns)
-        except FileNotFoundError:
-            mark = None
-        if mark is None or mark != self._committed_mark:
-            self._committed, self._committed_mark = newest_committed(self.folder), mark
-        return self._committed
+        """The newest commit."""
+        return self._commits.newest()

@@ -23,7 +23,7 @@ from orchestrator.tracking.binding import TrackingServer, noted_run_id, refuse_m
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
 from orchestrator.tracking.metrics_channel import MetricsChannel, epochs_missing
-from orchestrator.tracking.records import STATE_TAG, shared_reason
+from orchestrator.tracking.records import STATE_TAG, shared_reason, shows_end
 from orchestrator.tracking.validation_report import deliver_reports, stored_reports
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import ConfigError, DataError, NnfleetError, StorageError, TrackingError
@@ -199,8 +199,7 @@ def state_due(shown: str, outcome: Outcome | None) -> RunState | None:
     end = final_state(outcome)
     if end is not None:
         return None if shown == end.value else end
-    is_shown_ended = shown in RunState.__members__ and RunState(shown).is_final
-    return None if is_shown_ended else RunState.STOPPED
+    return None if shows_end(shown) else RunState.STOPPED
 
 
 def is_alive(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], now_unix: float) -> bool:

@@ -21,6 +21,7 @@ from trainers.contract.errors import NnfleetError
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.contract.states import RunState
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ MAX_CLASS_METRICS = 60
 DIGEST_LENGTH = 36
 """MLflow refuses longer dataset digests."""
 RECORDED_PACKAGES = ("nnfleet", "ray", "torch", "nnunetv2", "mlflow")
+
+
+def shows_end(state: str) -> bool:
+    """True for the value of STATE_TAG of a run that has ended; other versions may write states that are not known here."""
+    return state in RunState.__members__ and RunState(state).is_final
 
 
 class Published(Frozen):
@@ -67,6 +73,11 @@ class KnownRun:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     """The newest value of each."""
+
+    @property
+    def has_ended(self) -> bool:
+        """True when MLflow shows the run as ended."""
+        return shows_end(self.tags.get(STATE_TAG, ""))
 
 
 @dataclass(frozen=True)

@@ -155,11 +155,6 @@ def commit_files(folder: RunFolder) -> list[Path]:
         return []
 
 
-def newest_commit_file(folder: RunFolder) -> Path | None:
-    """The JSON half of the newest commit, unread; None when there is none. Raises as `commit_files`."""
-    return next(iter(commit_files(folder)), None)
-
-
 def newest_first(folder: RunFolder) -> Iterator[Committed]:
     """The commits of a run, newest first; a damaged one is skipped with a warning. Raises as `read_committed` when it comes to a file."""
     found = (read_committed(path) for path in commit_files(folder))
@@ -177,6 +172,26 @@ def newest_committed(folder: RunFolder) -> Committed | None:
     Raises as `read_committed`: what cannot be read now may be the newest, so an older one is no answer.
     """
     return next(newest_first(folder), None)
+
+
+class CommitReader:
+    """The newest commit of a run for whoever asks again and again: a history of a thousand epochs is parsed only when its file is new."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._committed: Committed | None = None
+        self._mark: tuple[str, int] | None = None
+
+    def newest(self) -> Committed | None:
+        """As `newest_committed`."""
+        try:
+            file = next(iter(commit_files(self._folder)), None)
+            mark = None if file is None else (file.name, file.stat().st_mtime_ns)
+        except FileNotFoundError:  # pruned between listing and asking
+            mark = None
+        if mark is None or mark != self._mark:
+            self._committed, self._mark = newest_committed(self._folder), mark
+        return self._committed
 
 
 def committed_position(folder: RunFolder) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """Where a run stands; a FAILED state names who has to act: the user's file, the user's code or data, or the cluster."""
+    """Where a run stands; a FAILED state names what has to be mended: experiment or data, the training's code, the cluster."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.next_step import BUDGET
+from orchestrator.campaign.next_step import MAX_WITHOUT_PROGRESS
 from orchestrator.run.failure import Failure
 from orchestrator.run.heartbeat import SILENT_S
 from orchestrator.run.job_record import JobRecord
@@ -38,7 +38,7 @@ def test_deaths_are_counted_whatever_the_cluster_clock_says(stage: Stage, off_s:
     run = stage.run(0)
     campaign = stage.campaign(run)
     stage.cluster.ahead_s = off_s
-    for _ in range(BUDGET):
+    for _ in range(MAX_WITHOUT_PROGRESS):
         look(campaign)
         stage.cluster.kill_driver(run)
     assert campaign.run(poll_s=0) == 1
@@ -92,7 +92,7 @@ def test_a_job_that_the_campaign_found_alive_counts_when_it_dies(stage: Stage) -
     run = stage.run(0)
     look(stage.campaign(run))
     campaign = stage.campaign(run, name="c2")
-    for _ in range(BUDGET):
+    for _ in range(MAX_WITHOUT_PROGRESS):
         look(campaign)
         stage.cluster.kill_driver(run)
     assert campaign.run(poll_s=0) == 1
@@ -157,13 +157,13 @@ def test_a_validation_that_finishes_cases_before_it_dies_is_tried_again(stage: S
     look(campaign)
     stage.cluster.training_ends(run)
     look(campaign)
-    for case in range(2 * BUDGET):
+    for case in range(2 * MAX_WITHOUT_PROGRESS):
         write_json_atomic(folder.cases("final") / f"{case}.json", {})
         validating: list[JobRecord] = [job for job in stage.cluster.jobs.values() if job.kind == "validate" and job.is_live]
         stage.cluster.kill(validating[0].submission_id)
         look(campaign)
         assert states(campaign)[0] in ("VALIDATING", "RECOVERING")
-    for _ in range(BUDGET):
+    for _ in range(MAX_WITHOUT_PROGRESS):
         stage.cluster.kill_driver(run)
         look(campaign)
     assert states(campaign) == ["FAILED_CLUSTER"]

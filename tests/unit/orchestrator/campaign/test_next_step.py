@@ -2,26 +2,12 @@
 
 import pytest
 
-from orchestrator.campaign.next_step import BUDGET, STOPS, End, Facts, Follow, StopJob, Train, Validate, next_step
-from orchestrator.run.job_record import JobKind, JobRecord, JobState
+from orchestrator.campaign.next_step import MAX_WITHOUT_PROGRESS, STOPS, End, Facts, Follow, StopJob, Train, Validate, next_step
 from orchestrator.run.outcome import EndState, Outcome
+from tests.fake_run import job_record as job
 from trainers.contract.errors import DataError
 from trainers.contract.requests import StopRequest
-from trainers.contract.run_spec import WorkerSpec
 from trainers.contract.states import RunState
-
-
-def job(kind: JobKind = "train", state: JobState = "RUNNING", *, n: int = 1, started: float = 10, code: int | None = None) -> JobRecord:
-    return JobRecord(
-        submission_id=f"{kind}-r-a{n}",
-        kind=kind,
-        state=state,
-        run_key="r",
-        job_number=n,
-        reserved=WorkerSpec(count=1, gpus=1, cpus=4),
-        exit_code=code,
-        started_unix=started,
-    )
 
 
 def validate(fencing_token: int, state: RunState = RunState.RUNNING) -> Validate:
@@ -136,7 +122,7 @@ def test_a_stop_at_once_ends_the_job() -> None:
 
 
 def test_a_killed_job_is_tried_again_until_the_budget_is_spent() -> None:
-    lost = [job(state="FAILED", n=n, code=137) for n in range(1, BUDGET + 1)]
+    lost = [job(state="FAILED", n=n, code=137) for n in range(1, MAX_WITHOUT_PROGRESS + 1)]
     again = next_step(Facts(jobs=tuple(lost[:-1])), RunState.RUNNING)
     assert isinstance(again, Train)
     assert "signal 9" in again.reason
@@ -146,14 +132,14 @@ def test_a_killed_job_is_tried_again_until_the_budget_is_spent() -> None:
 
 
 def test_the_code_is_blamed_when_the_last_job_ended_by_itself_with_an_error() -> None:
-    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(1, BUDGET + 1))
+    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(1, MAX_WITHOUT_PROGRESS + 1))
     end = next_step(Facts(jobs=lost), RunState.RUNNING)
     assert isinstance(end, End)
     assert end.state is RunState.FAILED_CODE
 
 
 def test_a_failure_of_the_cluster_is_tried_again_and_reported_in_its_own_words() -> None:
-    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(1, BUDGET + 1))
+    lost = tuple(job(state="FAILED", n=n, code=1) for n in range(1, MAX_WITHOUT_PROGRESS + 1))
     assert isinstance(next_step(Facts(jobs=lost[:1], outcome=ended("FAILED_CLUSTER")), RunState.RUNNING), Train)
     end = next_step(Facts(jobs=lost, outcome=ended("FAILED_CLUSTER")), RunState.RUNNING)
     assert isinstance(end, End)
@@ -162,7 +148,7 @@ def test_a_failure_of_the_cluster_is_tried_again_and_reported_in_its_own_words()
 
 
 def test_jobs_of_an_earlier_campaign_do_not_count_as_failures() -> None:
-    lost = tuple(job(state="FAILED", n=n, code=137) for n in range(1, BUDGET + 1))
+    lost = tuple(job(state="FAILED", n=n, code=137) for n in range(1, MAX_WITHOUT_PROGRESS + 1))
     assert next_step(Facts(jobs=lost, earlier=frozenset(j.submission_id for j in lost)), RunState.QUEUED) == Train(RunState.QUEUED)
 
 
@@ -171,11 +157,11 @@ def test_a_job_that_made_progress_begins_the_count_anew() -> None:
     assert isinstance(next_step(Facts(jobs=lost, committed_token=20), RunState.RUNNING), Train)
     few = next_step(Facts(jobs=lost, committed_token=16), RunState.RUNNING)
     assert isinstance(few, Train)
-    assert f"({BUDGET - 1} of {BUDGET} jobs ended in a row without progress)" in few.reason
+    assert f"({MAX_WITHOUT_PROGRESS - 1} of {MAX_WITHOUT_PROGRESS} jobs ended in a row without progress)" in few.reason
     end = next_step(Facts(jobs=lost, committed_token=14), RunState.RUNNING)
     assert isinstance(end, End)
     assert end.state is RunState.FAILED_CLUSTER
-    assert f"{BUDGET} jobs in a row ended without progress" in end.reason
+    assert f"{MAX_WITHOUT_PROGRESS} jobs in a row ended without progress" in end.reason
     assert "nnfleet resume" in end.reason
 
 
@@ -201,7 +187,7 @@ def test_a_validation_that_finishes_cases_is_tried_again() -> None:
 
 @pytest.mark.parametrize(("code", "state"), [(1, RunState.FAILED_CODE), (5, RunState.FAILED_CLUSTER), (11, RunState.FAILED_CLUSTER)])
 def test_jobs_whose_end_no_disk_took_end_the_run_by_their_exit_codes(code: int, state: RunState) -> None:
-    end = next_step(Facts(jobs=tuple(job(state="FAILED", n=n, code=code) for n in range(1, BUDGET + 1))), RunState.RUNNING)
+    end = next_step(Facts(jobs=tuple(job(state="FAILED", n=n, code=code) for n in range(1, MAX_WITHOUT_PROGRESS + 1))), RunState.RUNNING)
     assert isinstance(end, End)
     assert end.state is state
 
@@ -232,7 +218,7 @@ def test_a_superseded_run_is_left_to_the_other_cluster(outcome: Outcome | None) 
 
 def test_a_validation_has_a_budget_of_its_own() -> None:
     trainings = (job(state="FAILED", code=137), job(state="FAILED", n=2, code=137), job(state="SUCCEEDED", n=3, code=0))
-    lost = tuple(job("validate", "FAILED", n=3, code=137) for _ in range(BUDGET))
+    lost = tuple(job("validate", "FAILED", n=3, code=137) for _ in range(MAX_WITHOUT_PROGRESS))
     trained = ended("TRAINED", fencing_token=3)
     assert next_step(Facts(jobs=(*trainings, *lost[:-1]), outcome=trained), RunState.VALIDATING) == validate(3, RunState.VALIDATING)
     end = next_step(Facts(jobs=(*trainings, *lost), outcome=trained), RunState.VALIDATING)

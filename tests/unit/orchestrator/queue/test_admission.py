@@ -2,7 +2,7 @@
 
 from orchestrator.queue.admission import Waiting, decide, growth, ledger, ordered
 from orchestrator.queue.gang_fit import NodeResources, Reservation
-from orchestrator.run.job_record import JobKind, JobRecord, JobState
+from tests.fake_run import job_record as job
 from trainers.contract.run_spec import WorkerSpec
 
 GPU, TWO_GPUS, FOUR_GPUS = (WorkerSpec(count=n, gpus=1, cpus=4) for n in (1, 2, 4))
@@ -85,19 +85,6 @@ def test_another_campaigns_run_keeps_its_place_and_its_room() -> None:
 def test_a_run_that_two_campaigns_want_stands_once_at_its_better_place() -> None:
     waiting = [waits("r", since=0, campaign="a"), waits("s", since=1), waits("r", since=2, campaign="b")]
     assert [w.run_key for w in ordered(waiting)] == ["r", "s"]
-
-
-def job(kind: JobKind = "train", state: JobState = "RUNNING", *, n: int = 1, started: float = 10, code: int | None = None) -> JobRecord:
-    return JobRecord(
-        submission_id=f"{kind}-r-a{n}",
-        kind=kind,
-        state=state,
-        run_key="r",
-        job_number=n,
-        reserved=GPU,
-        exit_code=code,
-        started_unix=started,
-    )
 
 
 def test_the_ledger_holds_one_reservation_per_run_from_training_to_the_end_of_validation() -> None:

@@ -1,9 +1,10 @@
 """Recipes: the same transforms as nnU-Net's, structure, parameters and bits."""
 
 import itertools
+import pkgutil
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -199,3 +200,13 @@ def test_labels_are_resampled_as_by_the_library(crop: tuple[int, ...], patch: tu
             continue
         expected = transform._apply_to_segmentation(given, **parameters)
         assert torch.equal(resampled_labels(transform, given, parameters["grid"]), expected)
+
+
+def test_every_recipe_has_its_module_its_scales_and_a_trainer() -> None:
+    import trainers.data.recipes as package
+    from trainers.contract.names import TRAINERS, Recipe
+    from trainers.data.dataset import _SCALE_RANGE
+
+    named = set(get_args(Recipe))
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"stages"}
+    assert named == modules == set(_SCALE_RANGE) == set(TRAINERS.values())
