@@ -74,7 +74,8 @@ def test_a_job_that_is_stopped_gets_an_interrupt_first(local: Services, spec: Ru
         time.sleep(0.2)
     jobs.stop(name)
     assert ended(jobs, name).state == "STOPPED"
-    assert "interrupted" in jobs.logs(name)
+    printed = jobs.logs(name)
+    assert "interrupted" in printed, printed
     jobs.stop(name)
 
 
