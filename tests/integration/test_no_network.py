@@ -71,6 +71,7 @@ def test_an_experiment_runs_where_there_is_no_route_out(toys: Toys, tmp_path: Pa
         "val_iterations": 2,
         "workers": {"count": 1, "gpus": 0, "cpus": 1},
         "images": True,
+        "validation": {"checkpoints": ["best"]},
     }
     (tmp_path / "experiment.yaml").write_text(json.dumps(experiment), encoding="utf-8")  # JSON is YAML
     address = f"{int(toy.name[7:10])}/toy_3d/nnUNetTrainer/0"
@@ -88,6 +89,6 @@ def test_an_experiment_runs_where_there_is_no_route_out(toys: Toys, tmp_path: Pa
     assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}\n{ends_of_logs(home)}"
     (run,) = json.loads((tmp_path / "status.json").read_text())
     assert run["state"] == "SUCCEEDED"
-    assert set(run["full_dice"]) == {"best", "final"}
-    assert (Path(run["run_folder"]) / "validation" / "summary.json").is_file()
+    assert set(run["full_dice"]) == {"best"}
+    assert (Path(run["run_folder"]) / "validation_best" / "summary.json").is_file()
     assert (tmp_path / "exported" / "fold_0" / "checkpoint_best.pth").is_file()
