@@ -66,11 +66,12 @@ class Dispatcher:
     def entry(self, runs: Sequence[FollowedRun], wanted: Collection[str] = ()) -> Entry:
         """What this campaign waits for and holds; a run that has started keeps its place and its resources until its end.
 
-        `runs`: all of the campaign, in its order. `wanted`: keys of those that want a job; others do not queue behind what was refused.
+        `runs`: all of the campaign, in its order. `wanted`: keys of those that want a job; other campaigns do not queue behind one that
+        was refused and is not asked for at this moment.
         """
         unended = [run for run in runs if not run.state.is_final]
         return Entry(
-            waiting=tuple(self._waiting(runs, [run.key for run in runs if run.key in wanted and run.refusal is None])),
+            waiting=tuple(self._waiting(runs, [run.key for run in runs if run.key in wanted and not self._pauses(run)])),
             holding=tuple(HeldWorkers(run_key=run.key, workers=run.spec.workers) for run in unended if run.state is not RunState.QUEUED),
             runs=tuple(run.key for run in unended),
         )
@@ -97,6 +98,7 @@ class Dispatcher:
         for key, because in decision.because.items():
             if key in wanted:
                 run = by_key[key]
+                run.refusal = None  # it is the queue that it waits for now
                 run.reason = f"{run.reason} It waits: {because}" if run.reason else because
         started: list[str] = []
         for key in decision.start:

@@ -277,6 +277,26 @@ def test_other_campaigns_do_not_queue_behind_a_run_that_is_refused(stage: Stage)
     assert states(second) == ["RUNNING"]
 
 
+def test_a_run_that_was_refused_once_has_its_place_in_the_queue_again(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    large = stage.run(0, gpus=2)
+    first, second = stage.campaign(large), stage.campaign(stage.run(1), stage.run(2), name="c2")
+    stage.cluster.refuses = {"key0"}
+    look(first)
+    look(second)  # sees that it waits
+    look(first)
+    stage.cluster.gpus = 1
+    look(second)
+    assert states(second) == ["RUNNING", "QUEUED"]
+    stage.cluster.refuses.clear()
+    stage.cluster.gpus = 2
+    stage.clock.sleep(FIRST_PAUSE_S)
+    look(first)
+    assert first.runs["key0"].status().reason.startswith("needs 2")
+    look(second)
+    assert states(second) == ["RUNNING", "QUEUED"], "the small run does not overtake it"
+
+
 def test_a_cluster_that_goes_away_while_jobs_are_submitted_is_one_trouble_for_all(stage: Stage) -> None:
     stage.cluster.gpus = 2
     campaign = stage.campaign(stage.run(0), stage.run(1))
