@@ -279,8 +279,8 @@ def test_other_campaigns_do_not_queue_behind_a_run_that_is_refused(stage: Stage)
 
 def test_a_run_that_was_refused_once_has_its_place_in_the_queue_again(stage: Stage) -> None:
     stage.cluster.gpus = 2
-    large = stage.run(0, gpus=2)
-    first, second = stage.campaign(large), stage.campaign(stage.run(1), stage.run(2), name="c2")
+    large, small = stage.run(0, gpus=2), stage.run(1)
+    first, second = stage.campaign(large), stage.campaign(small, stage.run(2), name="c2")
     stage.cluster.refuses = {"key0"}
     look(first)
     look(second)  # sees that it waits
@@ -288,6 +288,7 @@ def test_a_run_that_was_refused_once_has_its_place_in_the_queue_again(stage: Sta
     stage.cluster.gpus = 1
     look(second)
     assert states(second) == ["RUNNING", "QUEUED"]
+    stage.cluster.workers_begin(small)
     stage.cluster.refuses.clear()
     stage.cluster.gpus = 2
     stage.clock.sleep(FIRST_PAUSE_S)
