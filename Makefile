@@ -2,12 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# The unit ring has passed for these very files: `make test` after `make check` does not run it again.
-UNIT_PASSED := .venv/.unit-passed
-FILES := $(shell find orchestrator trainers tests benchmarks deploy docs .ci $(wildcard *.md *.toml *.yaml *.txt) -type f -not -name '*.pyc')
+# What the unit ring last passed for: `make test` after `make check` does not run it again for the very same files.
+RINGS := -m tests.rings --unit-once=.venv/.unit-passed
 export OMP_NUM_THREADS := 1
 
-.PHONY: FORCE help install demo test test-long check bench clean
+.PHONY: help install demo test test-long check bench clean
 
 help:
 	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (10 minutes on 2 cores)"
@@ -34,14 +33,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory $(UNIT_PASSED)
+	$(BIN)/python $(RINGS) tests/unit $(ARGS)
 
-$(UNIT_PASSED): $(INSTALLED) $(FILES) $(if $(ARGS),FORCE)
-	$(BIN)/python -m tests.rings tests/unit $(ARGS)
-	@$(if $(ARGS),,touch $@)
-
-test: $(INSTALLED) $(if $(ARGS),,$(UNIT_PASSED))
-	$(BIN)/python -m tests.rings $(if $(ARGS),tests/unit) tests/integration -m "not long" $(ARGS)
+test: $(INSTALLED)
+	$(BIN)/python $(RINGS) tests/unit tests/integration -m "not long" $(ARGS)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m tests.rings --at-once=1 --limit-s=3600 tests/integration -m long $(ARGS)

@@ -36,6 +36,7 @@ class FakeCluster(ClusterJobs):
         self.is_away = False
         self.refuses: set[str] = set()
         """Keys of runs of which it neither submits nor stops a job."""
+        self.refusing_takes: Callable[[], None] = lambda: None
         self.most_gpus = 0
         self.tracking: FakeTracking | None = None
         """Where validations deliver."""
@@ -95,6 +96,7 @@ class FakeCluster(ClusterJobs):
 
     def _take_order(self, run_key: str) -> None:
         if self.is_away or run_key in self.refuses:
+            self.refusing_takes()
             raise ClusterError(f"cluster: takes no order for {run_key}")
 
     # what happens to the jobs

@@ -1,6 +1,8 @@
 """Runs the rings of tests: the unit ring on all its processes, then each integration file in a process of its own, two at a time.
 
-    python -m tests.rings [--limit-s=1500] [--at-once=2] [FOLDER or FILE ...] [arguments of pytest, such as -m "not long"]
+    python -m tests.rings [--limit-s=1500] [--at-once=2] [--unit-once=FILE] [FOLDER or FILE ...] [arguments of pytest, -m "not long"]
+
+With --unit-once the unit ring is not run again where FILE says that it has passed for the very same files, interpreter and packages.
 
 Ray does not stand being started again and again in one process (its metrics exporter leaves a thread behind each time, which may kill
 it), so no process sees more than one file. A file that crashes or hangs is one failure with a name, and the next one runs.
@@ -8,6 +10,7 @@ The last line is `N passed, N failed`, with `, N skipped` if there were any. The
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,11 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 
 import psutil
 
 from tests.ring_record import Record, read_record
+from trainers.contract.files import write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
 UNIT, INTEGRATION = REPOSITORY / "tests/unit", REPOSITORY / "tests/integration"
@@ -199,22 +204,55 @@ def files(targets: Sequence[Path]) -> list[Path]:
     return sorted(found, key=lambda path: (rank.get(path.stem, len(rank)), path))
 
 
+def fingerprint(folder: Path) -> str:
+    """Digest of everything that the unit ring depends on: the files below `folder`, the interpreter, the installed packages."""
+    digest = hashlib.sha256(sys.version.encode())
+    for name in sorted(f"{found.name}=={found.version}" for found in distributions()):
+        digest.update(name.encode())
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if name == ".ci" or not (name.startswith(".") or name.endswith(("__pycache__", "info")))
+        )
+        for name in sorted(names):
+            path = Path(place) / name
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def run_unit(arguments: Sequence[str], limit_s: float, at_once: int, passed_file: Path | None) -> list[Ended]:
+    """The unit ring on all its processes, unless `passed_file` says that it has passed as it is now; nothing then."""
+    before = fingerprint(REPOSITORY) if passed_file is not None else ""
+    if passed_file is not None and passed_file.is_file() and passed_file.read_text() == before:
+        print(f"{UNIT.relative_to(REPOSITORY)} has passed for these very files before: not run again ({passed_file})", flush=True)
+        return []
+    over = run([UNIT], ["-n", str(at_once), "--dist", "loadfile", "--max-worker-restart=0", *arguments], limit_s=limit_s)
+    if passed_file is not None and over[0].record.names("passed") and not over[0].failures:
+        write_atomic(passed_file, before.encode())
+    return over
+
+
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
     rest, limit_s, at_once, targets = list(arguments), LIMIT_S, 2, list[Path]()
-    while rest and (rest[0].startswith(("--limit-s=", "--at-once=")) or not rest[0].startswith("-")):
+    passed_file: Path | None = None
+    while rest and (rest[0].startswith(("--limit-s=", "--at-once=", "--unit-once=")) or not rest[0].startswith("-")):
         option, _, value = rest.pop(0).partition("=")
         if option == "--limit-s":
             limit_s = float(value)
         elif option == "--at-once":
             at_once = int(value)
+        elif option == "--unit-once":
+            passed_file = Path(value).absolute()
         else:
             targets.append(Path(option).resolve())
     targets = targets or [UNIT, INTEGRATION]
     over: list[Ended] = []
+    is_whole = rest in ([], ["-m", "not long"])  # with other arguments only a part of it may run
     if UNIT in targets:
-        parallel = ["-n", str(at_once), "--dist", "loadfile", "--max-worker-restart=0"]
-        over += run([UNIT], [*parallel, *rest], limit_s=limit_s)
+        over += run_unit(rest, limit_s, at_once, passed_file if is_whole else None)
+        if targets == [UNIT] and not over:
+            return 0
     over += run(files([target for target in targets if target != UNIT]), rest, limit_s=limit_s, at_once=at_once)
     print("\n".join(summary(over)), flush=True)
     return 0 if any(ended.record.names("passed") for ended in over) and not any(ended.failures for ended in over) else 1

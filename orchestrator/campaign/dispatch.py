@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from orchestrator.campaign.followed_run import FollowedRun, Refusal
+from orchestrator.campaign.followed_run import FollowedRun, Order, Refusal
 from orchestrator.campaign.next_step import Train, Validate
 from orchestrator.campaign.reserved import elastic_trainings, reservations
 from orchestrator.campaign.takeover import reset
@@ -19,6 +19,7 @@ from trainers.contract.errors import ClusterError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.contract.storage import backoff_s
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +61,18 @@ class Dispatcher:
         self._enter = enter
         self._clock = clock
         self._since_unix = clock.unix()
+        self._last_look_was_refused = False
         self._stop_again_s: dict[str, float] = {}
         """By job that was asked to end: when it is asked again, on the monotonic clock."""
 
     def entry(self, runs: Sequence[FollowedRun], wanted: Collection[str] = ()) -> Entry:
         """What this campaign waits for and holds; a run that has started keeps its place and its resources until its end.
 
-        `runs`: all of the campaign, in its order. `wanted`: keys of those that want a job; other campaigns do not queue behind one that
-        was refused and is not asked for at this moment.
+        `runs`: all of the campaign, in its order. `wanted`: keys of those that want a job.
         """
         unended = [run for run in runs if not run.state.is_final]
         return Entry(
-            waiting=tuple(self._waiting(runs, [run.key for run in runs if run.key in wanted and not self._pauses(run)])),
+            waiting=tuple(self._waiting(runs, wanted)),
             holding=tuple(HeldWorkers(run_key=run.key, workers=run.spec.workers) for run in unended if run.state is not RunState.QUEUED),
             runs=tuple(run.key for run in unended),
         )
@@ -79,8 +80,8 @@ class Dispatcher:
     def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
         """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission.
 
-        A refusal ends the look, since a server that hangs may take minutes for it; the next look decides without that run, so that it keeps
-        nobody back.
+        A refusal ends the look, since a server that hangs may take minutes for it. The next look asks for nothing that was refused before,
+        so that however long refusals take, they keep nobody back.
         """
         others = self._registry.entries(living_campaigns(jobs) - {self._campaign})
         own = self.entry(runs, wanted)
@@ -92,17 +93,18 @@ class Dispatcher:
         nodes = self._nodes()
         held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
         by_key = {run.key: run for run in runs}
-        due = [key for key in wanted if not self._pauses(by_key[key])]
-        waiting = [*(each for entry in others.values() for each in entry.waiting), *self._waiting(runs, due)]
-        decision = decide(waiting, nodes, held, due)
+        waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
+        decision = decide(waiting, nodes, held, wanted)
         for key, because in decision.because.items():
-            if key in wanted:
+            if key in wanted and not self._pauses(by_key[key]):
                 run = by_key[key]
                 run.refusal = None  # it is the queue that it waits for now
                 run.reason = f"{run.reason} It waits: {because}" if run.reason else because
+        self._last_look_was_refused = False
         started: list[str] = []
         for key in decision.start:
             if not self._is_submitted(by_key[key], wanted[key], jobs):
+                self._last_look_was_refused = True
                 break
             started.append(key)
         if growing:
@@ -112,14 +114,15 @@ class Dispatcher:
 
     def stop(self, run: FollowedRun, submission_id: str) -> None:
         """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""
-        if self._pauses(run) or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
+        is_paused = run.refusal is not None and run.refusal.order == "stop" and self._clock.monotonic() < run.refusal.again_s
+        if is_paused or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
             return
-        with self._refusable(run):
+        with self._refusable(run, "stop"):
             self._cluster.stop(submission_id)
             self._stop_again_s[submission_id] = self._clock.monotonic() + STOP_AGAIN_S
 
     @contextlib.contextmanager
-    def _refusable(self, run: FollowedRun) -> Iterator[None]:
+    def _refusable(self, run: FollowedRun, order: Order) -> Iterator[None]:
         """What the cluster, or a disk, refuses in here is the trouble of this run alone: its status says so, and it is asked again later.
 
         Raises ClusterError where the cluster does not even list its jobs: then it is away for all.
@@ -129,18 +132,19 @@ class Dispatcher:
         except (ClusterError, StorageError, OSError) as err:
             if isinstance(err, ClusterError):
                 self._cluster.records()
-            count = run.refusal.count + 1 if run.refusal is not None else 1
-            pause_s = min(FIRST_PAUSE_S * 2 ** (count - 1), LONGEST_PAUSE_S)
-            run.refusal = Refusal(count, self._clock.monotonic() + pause_s, str(err))
+            count = run.refusal.count + 1 if run.refusal is not None and run.refusal.order == order else 1
+            pause_s = backoff_s(count, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+            run.refusal = Refusal(order, count, self._clock.monotonic() + pause_s, str(err))
             log.warning("%s: refused, and tried again in %.0f s: %s", run.key, pause_s, err)
         else:
             run.refusal = None
 
     def _pauses(self, run: FollowedRun) -> bool:
-        return run.refusal is not None and self._clock.monotonic() < run.refusal.again_s
+        """True while a run whose job was refused is not asked for."""
+        return run.refusal is not None and (self._last_look_was_refused or self._clock.monotonic() < run.refusal.again_s)
 
     def _is_submitted(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> bool:
-        with self._refusable(run):
+        with self._refusable(run, "start"):
             self._submit(run, step, jobs)
             return True
         return False
@@ -170,6 +174,7 @@ class Dispatcher:
                 since_unix=self._since_unix,
                 position=position,
                 is_resuming=run.state is not RunState.QUEUED,
+                is_refused=self._pauses(run),
             )
             for position, run in enumerate(runs)
             if run.key in keys

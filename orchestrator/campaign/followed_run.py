@@ -1,6 +1,7 @@
 """One run of a campaign: where the campaign has brought it, and the observer that looks after its folder."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from orchestrator.campaign.observe import Observer
 from orchestrator.campaign.render import with_reading
@@ -10,11 +11,15 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
+Order = Literal["start", "stop"]
+"""What is asked of the cluster for a run: a job, or the end of one."""
+
 
 @dataclass(frozen=True)
 class Refusal:
     """What the cluster, or a disk, last refused one run."""
 
+    order: Order
     count: int
     """How often in a row."""
     again_s: float
@@ -61,6 +66,8 @@ class FollowedRun:
         if is_new:
             self.changed_unix = self.observer.clock.unix()
         self.state, self.reason = state, reason
+        if state.is_final:
+            self.refusal = None
         return is_new
 
     def status(self) -> RunStatus:

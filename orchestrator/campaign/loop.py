@@ -164,7 +164,7 @@ class Campaign:
             case Train() | Validate():
                 self._enter(run, step.state, step.reason)
             case Follow():
-                run.refusal = None  # another campaign has started it
+                run.refusal = None  # it was started all the same, here or by another campaign
                 is_same_wait = step.state is run.state is RunState.RECOVERING
                 self._enter(run, step.state, step.reason or (run.reason if is_same_wait else ""))
             case StopJob():

@@ -81,10 +81,11 @@ def _order(job: JobRecord) -> tuple[int, int, str]:
 
 @dataclass(frozen=True)
 class Follow:
-    """A job of the run lives, and all is as it should be."""
+    """A job of the run lives and is left to itself."""
 
     state: RunState
     reason: str = ""
+    """What keeps it from going on, if anything does."""
 
 
 @dataclass(frozen=True)

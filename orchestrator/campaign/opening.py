@@ -71,8 +71,10 @@ def opening(
                 for one in opened:
                     if one.action is Action.DELIVER:
                         reset(one.run.folder, Action.VALIDATE)  # finished cases are kept; the validation job delivers everything
+                    elif one.acquired.was_stopping:
+                        one.run.folder.stop_file.unlink(missing_ok=True)
             yield opened
-        except Exception:
+        except BaseException:  # a stop is an interrupt
             for one in opened:
                 _end_in_mlflow(one, tracker)
             raise

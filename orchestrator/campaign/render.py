@@ -68,8 +68,7 @@ def within_epoch(heartbeat: Heartbeat, spec: RunSpec, done: int) -> tuple[str, f
 def workers_failed(failure: Failure) -> str:
     """The newest failed start of the workers, in a sentence."""
     message = failure.message.split("\n", 1)[0][:300]
-    where = f"epoch {failure.epochs_done}" + (f", iteration {failure.iteration}" if failure.iteration else "")
-    return f"its workers failed in {where} ({failure.kind}: {message}); restarts them once resources for all are free."
+    return f"its workers failed in {failure.where} ({failure.kind}: {message}); restarts them once resources for all are free."
 
 
 def workers_silent(since_unix: float, heartbeat: Heartbeat) -> str:

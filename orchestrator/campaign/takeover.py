@@ -1,9 +1,11 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
+import contextlib
 import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,9 @@ from orchestrator.run.progress import Action, progress_of
 from orchestrator.run.write_access import explained
 from orchestrator.tracking.binding import TrackingServer, noted_run_id
 from orchestrator.tracking.end_state import final_state
+from orchestrator.tracking.reconcile import is_alive
 from trainers.contract.commits import commit_files
-from trainers.contract.errors import ConfigError, TrackingError
+from trainers.contract.errors import ConfigError, DataError, TrackingError
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
 from trainers.contract.files import create_exclusive, write_atomic
 from trainers.contract.plans import load_plans
@@ -48,7 +51,7 @@ class Acquired:
     action: Action
     """What its submission does with it."""
     was_stopping: bool = False
-    """Its living job had been asked to stop; the request was withdrawn, but the job may have seen it already."""
+    """Its living job has been asked to stop; whoever opens the campaign withdraws the request, which the job may have seen already."""
     replaced: Replaced | None = None
 
 
@@ -60,9 +63,23 @@ def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = 
     _refuse_second_folder(spec, living_job(spec, jobs))
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
+        busy = {*at_work, *living, *_active_siblings(spec, jobs)}
         problems = Problems()
-        problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans), {*at_work, *living}))
+        problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans), busy))
         problems.raise_if_any()
+
+
+def _active_siblings(spec: RunSpec, jobs: Sequence[JobRecord]) -> set[str]:
+    """Keys of the other folds of the model folder whose own folders show recent activity, maybe of another cluster."""
+    found = set()
+    for path in spec.model_folder.glob("fold_*"):
+        folder = RunFolder(path)
+        if path != spec.run_folder and folder.spec_file.is_file():
+            with contextlib.suppress(DataError):
+                sibling = folder.spec()
+                if is_alive(folder, sibling, jobs, time.time()):
+                    found.add(sibling.run_key)
+    return found
 
 
 def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Acquired:
@@ -91,9 +108,7 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
             raise belongs_to_another(folder, present, spec)
         if job is not None:
-            was_stopping = read_stop_request(folder) is not None
-            folder.stop_file.unlink(missing_ok=True)
-            return Acquired(present, Action.FOLLOW, was_stopping)
+            return Acquired(present, Action.FOLLOW, was_stopping=read_stop_request(folder) is not None)
         if present != spec:
             write_atomic(folder.spec_file, _content(spec))
         action = Action.VALIDATE if only_validate else progress_of(spec).action

@@ -15,16 +15,16 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.home import Home
-from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, start_detached, wait_until_up
+from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, start_detached, wait_until_up
 from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError
 from trainers.contract.files import write_atomic
 
 START_TIMEOUT_S = 180.0
-LOCK_TIMEOUT_S = 5 * START_TIMEOUT_S
-"""How long `up` and `down` wait for another one, which may start both services twice."""
 STARTS = 3
 """How often `up` starts a service that was dying when it was found, or that lost its port while it started."""
+LOCK_TIMEOUT_S = (2 * STARTS + 1) * START_TIMEOUT_S
+"""How long `up` and `down` wait for another one, which may start both services so often."""
 SESSIONS_KEPT = 3
 """Folders of earlier Ray heads that stay, for their logs."""
 QUIET = {
@@ -95,9 +95,10 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
             found = [record for record in _recorded(home).values() if record.is_alive]
             try:
                 return _brought_up(home, num_cpus)
-            except ClusterError:
+            except ClusterError as err:
                 was_dying = not all(record.is_alive for record in found)
-                if not (was_dying or any(_lost_its_port(record) for record in _recorded(home).values())):
+                lost_its_port = "address already in use" in str(err).lower()  # its log tells: the other process may be gone by now
+                if not (was_dying or lost_its_port or any(_lost_its_port(record) for record in _recorded(home).values())):
                     raise
         return _brought_up(home, num_cpus)
 
@@ -113,8 +114,9 @@ def _brought_up(home: Home, num_cpus: int | None) -> Services:
     write_record(home, {**before, "ray": ray})
     mlflow = _reused(before.get("mlflow")) or start_mlflow(home)
     write_record(home, {"ray": ray, "mlflow": mlflow})
-    wait_until_up(ray, lambda: _ray_answers(ray.port, read_token(home.token_file)), home.ray_log, START_TIMEOUT_S)
-    wait_until_up(mlflow, lambda: _mlflow_answers(mlflow.port), home.mlflow_log, START_TIMEOUT_S)
+    token = read_token(home.token_file)  # not for a stranger who has taken the port
+    wait_until_up(ray, lambda: is_listening(ray) and _ray_answers(ray.port, token), home.ray_log, START_TIMEOUT_S)
+    wait_until_up(mlflow, lambda: is_listening(mlflow) and _mlflow_answers(mlflow.port), home.mlflow_log, START_TIMEOUT_S)
     _write_private(home.ports_file, _Ports(ray=ray.port, mlflow=mlflow.port).model_dump_json())
     return Services(ray=ray, mlflow=mlflow, token_file=home.token_file)
 

@@ -150,6 +150,16 @@ def is_free(port: int) -> bool:
     return False
 
 
+def is_listening(record: ProcessRecord) -> bool:
+    """True if a process of the service itself listens on its port, and no stranger."""
+    for process in family(record):
+        with contextlib.suppress(psutil.Error, OSError):
+            connections = process.net_connections(kind="tcp")
+            if any(each.status == psutil.CONN_LISTEN and each.laddr.port == record.port for each in connections):
+                return True
+    return False
+
+
 def log_tail(log_file: Path, lines: int = 20) -> str:
     """The end of a log as part of an error text, with the path of the whole."""
     try:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from orchestrator.dataset.digest import model_parts
@@ -10,7 +9,6 @@ from orchestrator.dataset.folder import file_names
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.commits import commit_files
-from trainers.contract.fencing import newest_token
 from trainers.contract.plans import Plans, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -53,7 +51,7 @@ def model_folder_problems(spec: RunSpec, plans: Plans, at_work: Collection[str] 
             return [_not_ours(folder, strange)]
     elif foreign := sorted(file_names(folder.root) - {folder.own.name}):
         return [_not_ours(folder, foreign)]
-    return [] if _needs_no_plans(spec.model_folder, at_work) else other_plans(spec, plans)
+    return _problems_of_plans(spec, plans, at_work)
 
 
 def belongs_to_another(folder: RunFolder, present: RunSpec, wanted: RunSpec) -> ConfigError:
@@ -71,19 +69,23 @@ def _is_at_work(folder: RunFolder, present: RunSpec) -> ConfigError:
     )
 
 
-def _needs_no_plans(model_folder: Path, at_work: Collection[str]) -> bool:
-    """True for a model folder with folds of ours alone, none of which has kept anything or may be at work, here or on another cluster."""
-    folds = [RunFolder(path) for path in model_folder.glob("fold_*")]
-    return bool(folds) and all(_has_kept_nothing(fold, at_work) for fold in folds)
+def _problems_of_plans(spec: RunSpec, plans: Plans, at_work: Collection[str]) -> list[NnfleetError]:
+    """Other plans in the model folder are no problem if it has folds of ours alone, none of which has kept anything or is at work."""
+    problems = other_plans(spec, plans)
+    folds = [RunFolder(path) for path in spec.model_folder.glob("fold_*")]
+    if not problems or not folds or not all(_has_kept_nothing(fold) for fold in folds):
+        return problems
+    busy = [fold.spec().run_key for fold in folds if fold.spec().run_key in at_work]
+    advice = f"{listed(busy)} may be at work by them, here or on another cluster: stop it there first, or name another nnUNet_results."
+    return [ConfigError(str(problem).removesuffix(ESCAPE) + advice) for problem in problems] if busy else []
 
 
-def _has_kept_nothing(fold: RunFolder, at_work: Collection[str]) -> bool:
+def _has_kept_nothing(fold: RunFolder) -> bool:
     try:
-        is_idle = fold.spec().run_key not in at_work
+        fold.spec()
     except DataError:
         return False
-    has_ended = fold.outcome_file.exists() or not newest_token(fold)  # without a driver it has not begun
-    return is_idle and has_ended and not commit_files(fold) and not any(fold.root.glob("checkpoint_*.pth"))
+    return not commit_files(fold) and not any(fold.root.glob("checkpoint_*.pth"))
 
 
 def _not_ours(folder: RunFolder, names: list[str]) -> ConfigError:

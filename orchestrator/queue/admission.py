@@ -34,6 +34,8 @@ class Waiting(RegistryRecord):
     """Place in its campaign."""
     is_resuming: bool = False
     """It had started already, and its job died: it goes before everything new."""
+    is_refused: bool = False
+    """The cluster refused its job, and is not asked at this moment: it holds nobody back, but nobody grows into its place."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ def ordered(waiting: Iterable[Waiting]) -> list[Waiting]:
 def schedule(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> dict[str, Fit]:
     """When each of the runs starts that wait on the cluster, in their order, and why not now.
 
-    What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node died) holds nobody back.
+    What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node died), or is refused, holds
+    nobody back.
     """
     held = list(reserved)
     holding = {r.run_key for r in reserved}
     found: dict[str, Fit] = {}
     front = ""
-    for run in ordered(waiting):
+    for run in ordered(run for run in waiting if not run.is_refused):
         others = [r for r in held if r.run_key != run.run_key]
         outcome = fit(run.workers, nodes, others)
         if outcome.when != "never" and front and run.run_key not in holding:

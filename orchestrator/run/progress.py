@@ -14,16 +14,16 @@ Stage = Literal["new", "continues", "validates", "finished"]
 
 
 class Action(StrEnum):
-    """What happens next with a run: when it is submitted, and each time that its campaign looks."""
+    """What a submission does with a run."""
 
     FOLLOW = "follow"
-    """A job of it lives: it is followed to its end."""
+    """A job of it lives and is followed to its end."""
     TRAIN = "train"
     VALIDATE = "validate"
     DELIVER = "deliver"
     """It is finished, and its results go to MLflow, which lacks them."""
     NOTHING = "nothing"
-    """It has come to its end."""
+    """It is finished."""
 
 
 class Progress(Frozen):

@@ -28,6 +28,8 @@ from trainers.contract.fencing import newest_token_of
 from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+NEW_WAIT_S = 60.0
+"""A gang that waits again after so long had started in between."""
 WAITING_LOG_S = 600.0
 
 
@@ -39,8 +41,8 @@ class BudgetPolicy(FailurePolicy):
         self._folder, self._driver, self._fencing_token = folder, driver, fencing_token
         self._position = (0, 0)
         self._failures: list[Failure] = []
-        self._reported_s = float("-inf")
-        """When it was last logged that the workers wait for capacity, on the monotonic clock."""
+        self._waited_s = self._reported_s = float("-inf")
+        """When the workers last waited for capacity, and when that was last logged, on the monotonic clock."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE. A gang that finds no capacity in time is no failure: it keeps waiting.
@@ -52,7 +54,6 @@ class BudgetPolicy(FailurePolicy):
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             self._report_waiting(cause)
             return FailureDecision.RETRY
-        self._reported_s = float("-inf")
         found = blame_of(training_failed_error)
         self._update_position()
         failure = Failure(
@@ -69,20 +70,19 @@ class BudgetPolicy(FailurePolicy):
         )
         self._failures.append(failure)
         is_rays = isinstance(training_failed_error, ControllerError)
-        final = failure if is_rays else final_failure(self._failures, self._position)
+        final = failure if is_rays else final_failure(self._failures)
         write_failure(self._folder, failure if final is None else final.model_copy(update={"is_final": True}))
-        limit = STARTS_WITHOUT_PROGRESS.get(failure.kind, "any number")
-        log.warning(
-            "%s: start %d failed in %s (%s failure, %d of %s without progress): %s\n%s",
-            *("the workers start again" if final is None else "the job ends", failure.fencing_token, failure.where, failure.kind),
-            *(starts_charged(self._failures, self._position), limit, failure.message, failure.evidence),
-        )
+        decision = "the workers start again" if final is None else "the job ends"
+        charged = f"{starts_charged(self._failures)} of {STARTS_WITHOUT_PROGRESS.get(failure.kind, 'any number')} without progress"
+        start = f"start {failure.fencing_token} failed in {failure.where}"
+        log.warning("%s: %s (%s failure, %s): %s\n%s", decision, start, failure.kind, charged, failure.message, failure.evidence)
         return FailureDecision.RETRY if final is None else FailureDecision.RAISE
 
     def _report_waiting(self, cause: Exception) -> None:
-        """Log that the workers wait when that begins, and now and then again: Ray asks in rounds of seconds."""
+        """Log that the workers wait when that begins, and now and then again: Ray asks in rounds of 20 s."""
         now_s = time.monotonic()
-        if now_s - self._reported_s >= WAITING_LOG_S:
+        is_new, self._waited_s = now_s - self._waited_s >= NEW_WAIT_S, now_s
+        if is_new or now_s - self._reported_s >= WAITING_LOG_S:
             self._reported_s = now_s
             log.warning("no capacity for the workers yet, they wait: %s", cause)
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from orchestrator.run.failure import Failure, FailureKind, failure_files
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState
-from trainers.contract.errors import CheckpointError, ConfigError, DataError, DivergedError, StorageError, Superseded
+from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.storage import is_of_storage
@@ -110,7 +110,7 @@ def kind_of(error: BaseException) -> tuple[FailureKind, EndState]:
     match error:
         case Superseded():
             return "superseded", "SUPERSEDED"
-        case ConfigError() | DataError() | CheckpointError():
+        case ConfigError() | DataError():
             return "user", "FAILED_CONFIG"
         case DivergedError():
             return "user", "FAILED_CODE"

@@ -5,6 +5,7 @@ node can look like one. Failures of the cluster are retried as long as the run m
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from orchestrator.run.failure import Failure, FailureKind
 
@@ -12,18 +13,19 @@ STARTS_WITHOUT_PROGRESS: dict[FailureKind, int] = {"user": 1, "superseded": 1, "
 """Failed starts of one kind, with no commit since, that end the job. Preemptions have no limit."""
 
 
-def starts_charged(failures: Sequence[Failure], position: tuple[int, int]) -> int:
-    """How many starts, with the last one, have failed in its way since training last came further. `position`: of the newest commit now."""
+def starts_charged(failures: Sequence[Failure]) -> int:
+    """How many starts, with the last one, have failed in its way since the newest commit moved. Each knows where that stood."""
     last = failures[-1]
-    return sum(failure.kind == last.kind and failure.position == position for failure in failures[:-1]) + 1
+    since = takewhile(lambda failure: failure.position == last.position, reversed(failures))
+    return sum(failure.kind == last.kind for failure in since)
 
 
-def final_failure(failures: Sequence[Failure], position: tuple[int, int]) -> Failure | None:
+def final_failure(failures: Sequence[Failure]) -> Failure | None:
     """The last failure, with how often it happened, when it ends the job; None when the workers may start again.
 
-    Those before it were judged when they were the last: a position that has moved on since only takes from their number.
+    Those before it were judged when they were the last.
     """
-    last, charged = failures[-1], starts_charged(failures, position)
+    last, charged = failures[-1], starts_charged(failures)
     if last.kind == "preemption" or charged < STARTS_WITHOUT_PROGRESS[last.kind]:
         return None
     if charged == 1:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
-from trainers.contract.errors import CheckpointError
+from trainers.contract.errors import ConfigError
 from trainers.contract.fencing import acquire_token, check_driver_fence
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -87,7 +87,7 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     plan = model_config(spec)
     newest = newest_everywhere(folder, world)
     if newest is not None and newest.run_key != spec.run_key:
-        raise CheckpointError(f"state: {folder.state} holds states of {newest.run_key}, not of {spec.run_key}. Move them away.")
+        raise ConfigError(f"state: {folder.state} holds states of {newest.run_key}, not of {spec.run_key}. Move them away.")
     reached = progress_from(newest, spec.schedule)
     positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
     with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built

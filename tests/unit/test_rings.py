@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests import rings
 from tests.ring_record import Record
@@ -132,3 +133,33 @@ def test_long_files_start_first(tmp_path: Path) -> None:
     a, training = written(tmp_path, a=PASSES, training=PASSES)
     assert files([tmp_path]) == [training, a]
     assert set(rings.LONGEST) <= {path.stem for path in rings.INTEGRATION.glob("test_*.py")}
+
+
+def test_the_unit_ring_runs_again_when_anything_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "repository"
+    unit = repository / "tests" / "unit"
+    unit.mkdir(parents=True)
+    (test,) = written(unit, a=PASSES)
+    (repository / "code.py").write_text("a = 1")
+    monkeypatch.setattr(rings, "REPOSITORY", repository)
+    monkeypatch.setattr(rings, "UNIT", unit)
+    monkeypatch.setattr(rings, "run", lambda targets, arguments, limit_s: [Ended("unit", 0.0, Record({"a": "passed"}))])
+    passed = tmp_path / "passed"
+
+    def runs() -> int:
+        return len(rings.run_unit([], 60, 1, passed))
+
+    assert [runs(), runs()] == [1, 0]
+    assert "not run again" in capsys.readouterr().out
+    (repository / "code.py").write_text("a = 2")
+    assert [runs(), runs()] == [1, 0]
+    (repository / "code.py").rename(repository / "renamed.py")
+    assert [runs(), runs()] == [1, 0]
+    test.unlink()
+    assert [runs(), runs()] == [1, 0]
+    (repository / ".venv").mkdir()
+    (repository / ".venv" / "cache").write_text("")
+    assert runs() == 0
+    assert len(rings.run_unit([], 60, 1, None)) == 1

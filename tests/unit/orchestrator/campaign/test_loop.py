@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.campaign import observe
-from orchestrator.campaign.dispatch import FIRST_PAUSE_S, STOP_AGAIN_S
+from orchestrator.campaign.dispatch import FIRST_PAUSE_S, LONGEST_PAUSE_S, STOP_AGAIN_S
 from orchestrator.campaign.events import CampaignLog, Done, StatusChanged
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.render import MIN_REPORT_INTERVAL_S, Reading, is_news
@@ -253,6 +253,7 @@ def test_a_validation_that_the_cluster_refuses_waits_and_keeps_its_place(stage: 
     stage.cluster.refuses.clear()
     stage.clock.sleep(FIRST_PAUSE_S)
     look(campaign)
+    look(campaign)
     assert states(campaign) == ["VALIDATING", "QUEUED"]
 
 
@@ -275,6 +276,64 @@ def test_other_campaigns_do_not_queue_behind_a_run_that_is_refused(stage: Stage)
         look(first)
         look(second)
     assert states(second) == ["RUNNING"]
+
+
+def test_refusals_that_last_longer_than_their_pause_keep_nobody_back(stage: Stage) -> None:
+    stage.cluster.gpus = 8
+    campaign = stage.campaign(*(stage.run(fold) for fold in range(4)))
+    stage.cluster.refuses = {"key0", "key1", "key2"}
+    stage.cluster.refusing_takes = lambda: stage.clock.sleep(2 * LONGEST_PAUSE_S)
+    for _ in range(5):
+        look(campaign)
+    assert states(campaign) == ["QUEUED", "QUEUED", "QUEUED", "RUNNING"]
+
+
+def test_a_month_of_refusals_ends_no_campaign(stage: Stage) -> None:
+    campaign = stage.campaign(stage.run(0))
+    stage.cluster.refuses = {"key0"}
+    for _ in range(2500):
+        campaign.tick()
+        stage.clock.sleep(LONGEST_PAUSE_S)
+    assert "Refused 1250 times" in campaign.runs["key0"].status().reason
+
+
+def test_a_run_that_ends_is_not_said_to_be_tried_again(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    stage.cluster.refuses = {"key0"}
+    look(campaign)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
+    look(campaign)
+    assert campaign.runs["key0"].status().reason == "stopped on request."
+
+
+def test_a_stop_does_not_wait_for_the_pause_of_a_refused_submission(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    stage.cluster.refuses = {"key0"}
+    look(campaign)
+    stage.cluster.refuses.clear()
+    stage.cluster.submit_training(RunFolder(run.run_folder), run, 1, campaign="c1")  # it was taken all the same
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    look(campaign)
+    assert stage.cluster.stopped == ["train-key0-a1"]
+
+
+def test_nobody_grows_into_the_place_of_a_run_that_is_refused(stage: Stage) -> None:
+    stage.cluster.gpus = 3
+    elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
+    campaign = stage.campaign(elastic, stage.run(1, gpus=2))
+    stage.cluster.refuses = {"key1"}
+    look(campaign)
+    stage.cluster.workers_begin(elastic)
+    for _ in range(3):
+        look(campaign)
+    assert Registry(stage.base / "board").room(stage.clock.unix()).get("key0", 1) == 1
+    stage.cluster.refuses.clear()
+    stage.clock.sleep(FIRST_PAUSE_S)
+    look(campaign)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING"]
 
 
 def test_a_run_that_was_refused_once_has_its_place_in_the_queue_again(stage: Stage) -> None:

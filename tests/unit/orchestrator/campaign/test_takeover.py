@@ -256,9 +256,22 @@ def test_plans_by_which_another_fold_may_train_on_another_cluster_are_not_replac
     stage.cluster.training_ends(run, "FAILED_CONFIG")
     look(campaign)
     stage.cluster.jobs.clear()  # of this cluster: nothing
-    with pytest.raises(ConfigError, match="must share one plan"):
+    with pytest.raises(ConfigError, match=r"share one plan. key1 may be at work by them, here or on another cluster: stop it there first"):
         stage.campaign(mended(stage, run), name="c2")
     assert RunFolder(run.run_folder).spec() == run
+
+
+def test_a_fold_that_died_in_its_first_epoch_does_not_hold_the_plans(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    stage.cluster.gpus = 2
+    look(campaign := stage.campaign(run, other))
+    stage.cluster.workers_begin(other)
+    stage.cluster.training_ends(run, "FAILED_CONFIG")
+    look(campaign)
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_driver(other)
+    look(again := stage.campaign(mended(stage, run), name="c2"))
+    assert states(again) == ["RUNNING"]
 
 
 def test_folds_of_two_plans_never_come_into_one_model_folder(stage: Stage) -> None:
@@ -484,3 +497,16 @@ def test_a_plan_sees_what_other_campaigns_hold_and_wait_for(stage: Stage) -> Non
     assert [held.run_key for held in queue.reserved] == ["key0"]
     assert [waiting.run_key for waiting in queue.waiting] == ["key1"]
     assert queue.living == {"key0"}
+
+
+def test_a_submission_that_cannot_open_withdraws_no_stop_request(stage: Stage) -> None:
+    run = stage.run(0)
+    look(campaign := stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": False})
+    stage.tracking.unwanted = {"key1"}
+    with pytest.raises(TrackingError, match="no room"):
+        stage.campaign(run, stage.run(1), name="c2")
+    assert RunFolder(run.run_folder).stop_file.exists()
+    look(campaign)
+    assert states(campaign) == ["RUNNING"], "until its epoch has ended"

@@ -181,19 +181,22 @@ def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage)
     assert Registry(stage.base / "board").entries(["c1"])["c1"].runs == ("key1",)
 
 
-def test_a_campaign_that_cannot_open_leaves_no_run_that_waits_in_mlflow(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its runs are in MLflow already when another campaign holds the lock for too long."""
+@pytest.mark.parametrize("error", [ClusterError("campaign: admission: locked for 600 s"), KeyboardInterrupt()])
+def test_a_campaign_that_cannot_open_leaves_no_run_that_waits_in_mlflow(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Its runs are in MLflow already when another campaign holds the lock for too long, or its job is stopped."""
     real, admissions = Registry.locked, count()
 
     @contextlib.contextmanager
     def held_by_another(registry: Registry, what: Literal["admission", "opening"] = "admission") -> Iterator[None]:
         if what == "admission" and next(admissions) == 1:
-            raise ClusterError("campaign: admission: locked for 600 s")
+            raise error
         with real(registry, what):
             yield
 
     monkeypatch.setattr(Registry, "locked", held_by_another)
-    with pytest.raises(ClusterError, match="locked for 600 s"):
+    with pytest.raises(type(error)):
         stage.campaign(stage.run(0), stage.run(1))
     assert {run_id: told[-1] for run_id, told in stage.tracking.states.items()} == {
         "id-key0": RunState.STOPPED,

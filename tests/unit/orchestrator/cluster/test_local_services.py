@@ -33,7 +33,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 def test_a_service_whose_port_was_taken_while_it_started_gets_another(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))  # bound, but it answers nobody
+        other.bind(("127.0.0.1", 0))
+        other.listen()  # it would answer, and get the token
         taken = other.getsockname()[1]
         ports = [taken, free_port()]
         monkeypatch.setattr(local_services, "start_mlflow", lambda home: web_server("MLflow server", home.mlflow_log, ports.pop(0)))
@@ -44,6 +45,24 @@ def test_a_service_whose_port_was_taken_while_it_started_gets_another(home: Home
             assert ports == []
         finally:
             local_services.down(home)
+
+
+def test_a_port_that_was_taken_for_a_moment_only_is_told_by_the_log(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "raise SystemExit('[Errno 98] error while attempting to bind on address: address already in use')"
+    starts: list[int] = []
+
+    def unlucky_once(home: Home) -> ProcessRecord:
+        starts.append(1)
+        if len(starts) == 1:
+            return start_detached("MLflow server", [sys.executable, "-S", "-c", code], os.environ, home.mlflow_log, free_port())
+        return web_server("MLflow server", home.mlflow_log, free_port())
+
+    monkeypatch.setattr(local_services, "start_mlflow", unlucky_once)
+    try:
+        assert local_services.up(home).mlflow.is_alive
+        assert starts == [1, 1]
+    finally:
+        local_services.down(home)
 
 
 def test_a_service_that_ends_for_another_reason_is_started_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ def test_a_process_is_alive_from_its_first_moment(tmp_path: Path) -> None:
         for record in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, 9)
-    end(started[0], grace_s=0)
+        for record in started:
+            end(record, grace_s=0)
     assert not started[0].is_alive
 
 

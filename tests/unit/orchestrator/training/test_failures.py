@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> RunFolder:
     [
         (ConfigError("x"), "user", "FAILED_CONFIG"),
         (DataError("x"), "user", "FAILED_CONFIG"),
-        (CheckpointError("states of another run"), "user", "FAILED_CONFIG"),
+        (CheckpointError("no whole file on this node"), "code", "FAILED_CODE"),
         (DivergedError("x"), "user", "FAILED_CODE"),
         (StorageError("x"), "cluster", "FAILED_CLUSTER"),
         (OSError(errno.EIO, "Input/output error"), "cluster", "FAILED_CLUSTER"),
@@ -208,28 +208,28 @@ def test_a_death_on_a_node_that_was_taken_away_is_a_preemption_and_one_for_memor
 
 
 def test_the_users_error_is_never_tried_again_wherever_it_happened() -> None:
-    assert final_failure([failure("user", (1, 0))], (4, 0)) is not None
+    assert final_failure([failure("user", (1, 0))]) is not None
 
 
 @pytest.mark.parametrize(("kind", "starts"), [("code", 2), ("memory", 2), ("cluster", 5)])
 def test_other_failures_end_the_job_only_in_a_row_without_progress(kind: FailureKind, starts: int) -> None:
     row = [failure(kind, fencing_token=n) for n in range(starts)]
-    assert final_failure(row[:-1], (3, 0)) is None
-    ended = final_failure(row, (3, 0))
+    assert final_failure(row[:-1]) is None
+    ended = final_failure(row)
     assert ended is not None
     assert f"{starts} starts failed like this in epoch 3, without progress" in ended.message
-    assert final_failure(row, (3, 7)) is None  # an iteration further is progress
-    assert final_failure([failure(kind, (2, 0)), *row[1:]], (3, 0)) is None
+    assert final_failure([*row[:-1], failure(kind, (3, 7))]) is None  # an iteration further is progress
+    assert final_failure([failure(kind, (2, 0)), *row[1:]]) is None
 
 
 def test_preemptions_cost_nothing() -> None:
-    assert final_failure([failure("preemption", fencing_token=n) for n in range(100)], (3, 0)) is None
+    assert final_failure([failure("preemption", fencing_token=n) for n in range(100)]) is None
     mixed = [
         failure("cluster", fencing_token=1),
         *[failure("preemption", fencing_token=n) for n in range(2, 50)],
         failure("cluster", fencing_token=60),
     ]
-    assert final_failure(mixed, (3, 0)) is None
+    assert final_failure(mixed) is None
 
 
 def test_every_failed_start_has_a_record_even_those_that_died_before_they_had_a_number(folder: RunFolder) -> None:
