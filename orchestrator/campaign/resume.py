@@ -63,7 +63,10 @@ def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
     """The folder to look below: the named one, else the one that the environment names as nnU-Net knows it. Raises ConfigError."""
     folder = named or (Path(environment["nnUNet_results"]) if environment.get("nnUNet_results") else None)
     if folder is None:
-        raise ConfigError("results: no folder is named, and nnUNet_results is not set where the runs are. Name one: --results FOLDER.")
+        raise ConfigError(
+            "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "
+            "Set it (export nnUNet_results=...), or name the folder that holds the runs: nnfleet resume --results FOLDER."
+        )
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"results: {folder} is no folder on the cluster's head node. Name the folder that holds the runs: --results.")

@@ -122,7 +122,9 @@ def plan_of_runs(
         for n, s in enumerate(specs)
         if s.run_key not in fits
     ]
-    fits |= schedule([*queue.waiting, *wanted], nodes, queue.reserved)
+    asked = {spec.run_key: spec.workers for spec in specs}  # what a run that waits already will take once this is submitted
+    waiting = [each.model_copy(update={"workers": asked.get(each.run_key, each.workers)}) for each in queue.waiting]
+    fits |= schedule([*waiting, *wanted], nodes, queue.reserved)
     rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key]) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}

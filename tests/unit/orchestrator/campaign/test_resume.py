@@ -94,7 +94,7 @@ def test_a_folder_below_nnunet_results_will_do(stage: Stage) -> None:
 
 def test_the_folder_is_the_named_one_else_the_one_of_the_environment(tmp_path: Path) -> None:
     assert results_folder(None, {"nnUNet_results": str(tmp_path)}) == results_folder(tmp_path, {}) == tmp_path
-    with pytest.raises(ConfigError, match="Name one: --results"):
+    with pytest.raises(ConfigError, match=r"Set it \(export nnUNet_results"):
         results_folder(None, {})
     with pytest.raises(ConfigError, match="is no folder"):
         results_folder(tmp_path / "none", {})

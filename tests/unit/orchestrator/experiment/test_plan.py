@@ -280,6 +280,19 @@ def test_what_a_run_holds_itself_and_a_living_job_do_not_stand_in_its_way(tiny: 
     assert rows[0].because == "runs already: it is followed."
 
 
+def test_a_run_that_waits_already_is_planned_with_what_it_would_take_now(tiny: Tiny) -> None:
+    """Submitted again with other workers, it gets these; what it asked for before says nothing about them."""
+    (spec,) = expand(experiment_of(tiny))
+    waits = Waiting(run_key=spec.run_key, address=spec.address, campaign="c1", workers=WorkerSpec(count=1, gpus=0, cpus=1), since_unix=1)
+    with_gpu = spec.model_copy(update={"workers": WorkerSpec(count=1, gpus=1, cpus=1)})
+    (row,) = plan_report(experiment_of(tiny), [with_gpu], [node(2)], Queue(waiting=[waits])).rows
+    assert row.fits == "never"
+    on_cpus = spec.model_copy(update={"workers": WorkerSpec(count=1, gpus=0, cpus=1)})
+    waits_for_gpu = waits.model_copy(update={"workers": with_gpu.workers})
+    (row,) = plan_report(experiment_of(tiny), [on_cpus], [node(2)], Queue(waiting=[waits_for_gpu])).rows
+    assert row.fits == "now"
+
+
 def test_runs_of_other_campaigns_that_wait_go_first(tiny: Tiny) -> None:
     specs = expand(experiment_of(tiny))
     other = Waiting(run_key="o", address="1/x/t/0", campaign="c", workers=gang(1, gpus=0, cpus=2), since_unix=5.0)
