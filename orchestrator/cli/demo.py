@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from orchestrator.cli.output import console, note, say, working
 
 if TYPE_CHECKING:
     from orchestrator.cluster.local_services import Services
-    from orchestrator.demo import Progress
+    from orchestrator.demo import DemoPaths, Progress
     from orchestrator.run.status import RunStatus
 
 
@@ -35,7 +36,7 @@ def demo(
     file = write_demo_experiment(paths, **({} if epochs is None else {"epochs": epochs}))
     note(f"Dataset: {paths.preprocessed}   Experiment: {file}")
     if not data_only:
-        _train(file)
+        _train(file, paths)
 
 
 def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None) -> str:
@@ -51,7 +52,13 @@ def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None) -> str:
     return "-".join(["demo", *filter(None, parts)])
 
 
-def _train(file: Path) -> None:
+def environment_line(paths: "DemoPaths") -> str:
+    """What a shell needs before nnU-Net's and nnfleet's commands find the demo's data."""
+    folders = {"nnUNet_raw": paths.raw, "nnUNet_preprocessed": paths.preprocessed, "nnUNet_results": paths.results}
+    return " ".join(["export", *(f"{name}={quote(str(folder))}" for name, folder in folders.items())])
+
+
+def _train(file: Path, paths: "DemoPaths") -> None:
     from orchestrator import api
     from orchestrator.cli.foreground import submit_in_foreground, wait_in_foreground
     from orchestrator.cli.plan import show_plan
@@ -72,6 +79,9 @@ def _train(file: Path) -> None:
     say("")
     say(f"From submit to this table: {seconds(time.monotonic() - began)}")
     _show_links(statuses, services)
+    say("")
+    say("To continue with these data:")
+    say(environment_line(paths))
     raise typer.Exit(worst_exit_code(statuses))
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
@@ -14,11 +15,12 @@ from rich.console import Console
 
 import orchestrator
 from orchestrator.cli import VERBS, main, output
-from orchestrator.cli.demo import demo_folder_name
+from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
 from orchestrator.cli.watch import done_fraction, watch_view
+from orchestrator.demo import DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
@@ -628,6 +630,13 @@ def test_the_worst_state_decides_the_exit_code() -> None:
 def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
     assert demo_folder_name(10, 3.0, None) == "demo"
     assert demo_folder_name(20, 2.0, 3) == "demo-cases20-spacing2-epochs3"
+
+
+def test_the_demo_prints_the_line_that_a_shell_needs(tmp_path: Path) -> None:
+    paths = DemoPaths(tmp_path / "my data")
+    script = f'{environment_line(paths)}\nprintf "%s|" "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"'
+    printed = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed == f"{paths.raw}|{paths.preprocessed}|{paths.results}|"
 
 
 def test_worker_options_name_only_what_was_asked_for() -> None:
