@@ -264,6 +264,7 @@ def _interrupted(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGINT, _interrupted)  # what a shell starts in the background ignores it
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

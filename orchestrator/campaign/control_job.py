@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.run.events import emit
+from orchestrator.run.interrupts import obey_interrupts
 from trainers.contract.errors import NnfleetError
 from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
@@ -16,6 +17,7 @@ from trainers.contract.run_folder import RunFolder
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; an error of ours is printed and gives its exit code."""
+    obey_interrupts()
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     stopping = verbs.add_parser("stop", help="ask a run to stop")

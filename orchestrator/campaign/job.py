@@ -32,6 +32,7 @@ from orchestrator.experiment.plan import PlanReport, Queue, plan_of_runs, plan_r
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
+from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.job_record import JobRecord, living_campaigns
 from orchestrator.tracking.address import check_tracking_uri, masked
 from orchestrator.validation.cases import checkpoints_to_validate
@@ -50,6 +51,7 @@ UNTRACKED = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the job; whatever goes wrong becomes an `error` event and the error's exit code."""
+    obey_interrupts()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path, nargs="?", help="experiment file")
     parser.add_argument("--campaign", default="", help="id of this campaign")

@@ -75,6 +75,7 @@ def start_detached(name: str, command: Sequence[str], environment: Mapping[str, 
             env={**environment, MARK: mark},
             cwd=log_file.parent,
             start_new_session=True,
+            preexec_fn=_default_interrupts,
         )
     _CHILDREN[process.pid] = process
     try:
@@ -82,6 +83,11 @@ def start_detached(name: str, command: Sequence[str], environment: Mapping[str, 
     except psutil.NoSuchProcess:
         started = time.time()
     return ProcessRecord(name=name, pid=process.pid, started_unix=started, mark=mark, port=port)
+
+
+def _default_interrupts() -> None:
+    """Between fork and exec: a shell's background processes ignore SIGINT, and Ray's jobs, which are stopped by it, would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_up(record: ProcessRecord, answers: Callable[[], bool], log_file: Path, timeout_s: float) -> None:

@@ -44,6 +44,7 @@ from orchestrator.errors import ClusterError, ConfigError, NnfleetError, Trackin
 from orchestrator.experiment.model import FOLDERS, Experiment, single_training
 from orchestrator.run.activity import owner_of
 from orchestrator.run.events import emit
+from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.commits import Committed, committed_position, newest_committed
@@ -60,6 +61,7 @@ HEAD_RESOURCE = "node:__internal_head__"
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the job; its report is its last event."""
+    obey_interrupts()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--order", required=True, help="what to do, as JSON")
     order = Order.model_validate_json(parser.parse_args(arguments).order)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from orchestrator.training.failures import MESSAGE_CHARACTERS, read_failures
 from orchestrator.training.worker import WorkerJob, this_node, train_worker
@@ -43,6 +44,7 @@ DELIVERY_S = 60.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Train the run of a run folder; the exit code is 0 unless it failed."""
+    obey_interrupts()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--job-number", type=int, default=1, help="the least fencing token that the driver acquires")

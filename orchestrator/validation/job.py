@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import deliver_run
@@ -41,6 +42,7 @@ REST_DELIVERY_S = 120.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Validate the run of a run folder; the exit code is 0 unless it failed."""
+    obey_interrupts()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--fencing-token", type=int, default=1, help="fencing token of the training that is validated")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -28,6 +29,29 @@ def test_a_process_is_alive_from_its_first_moment(tmp_path: Path) -> None:
         for record in started:
             end(record, grace_s=0)
     assert not started[0].is_alive
+
+
+IGNORING = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""As a shell does for what it starts in the background."""
+
+
+def test_a_service_that_is_started_in_the_background_hears_interrupts(tmp_path: Path) -> None:
+    """Else no job of its head does, and a stop kills each after 20 s."""
+    told, log_file = tmp_path / "told", tmp_path / "log"
+    child = f"import signal; open({str(told)!r}, 'w').write(str(signal.getsignal(signal.SIGINT) is signal.default_int_handler))"
+    code = IGNORING + (
+        "import os, pathlib, sys\nfrom orchestrator.cluster.processes import start_detached\n"
+        f"command, log_file = [sys.executable, '-S', '-c', {child!r}], pathlib.Path({str(log_file)!r})\n"
+        "os.waitpid(start_detached('child', command, dict(os.environ), log_file, 1).pid, 0)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    assert told.read_text() == "True"
+
+
+def test_a_job_hears_interrupts_on_a_head_that_was_started_in_the_background() -> None:
+    code = IGNORING + "from orchestrator.run.interrupts import obey_interrupts\nobey_interrupts()\nsignal.raise_signal(signal.SIGINT)\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in ended.stderr
 
 
 def test_the_port_of_a_process_that_is_just_ending_is_waited_for() -> None:
