@@ -36,6 +36,8 @@ MARK = "NNFLEET_RING"
 FOLDER = "NNFLEET_RING_FOLDER"
 """Where the file's Ray clusters put their temporary folders: short, because of the unix sockets below it."""
 LIMIT_S = 1500.0
+LEFT_OUT = ("__pycache__", "build", "dist", "nnfleet-demo")
+"""Folders of the repository that no test depends on."""
 STACKS_S = 10.0
 """How long a process that is over its limit may take to print its stacks."""
 SHOWN_LINES = 300
@@ -206,15 +208,17 @@ def files(targets: Sequence[Path]) -> list[Path]:
 
 def fingerprint(folder: Path) -> str:
     """Digest of everything that the unit ring depends on: the files below `folder`, the interpreter, the installed packages."""
-    digest = hashlib.sha256(sys.version.encode())
+    digest = hashlib.sha256(f"{sys.version} {os.environ.get('PYTEST_ADDOPTS', '')}".encode())
     for name in sorted(f"{found.name}=={found.version}" for found in distributions()):
         digest.update(name.encode())
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(
-            name for name in folders if name == ".ci" or not (name.startswith(".") or name.endswith(("__pycache__", "info")))
+            name for name in folders if name == ".ci" or not (name.startswith(".") or name in LEFT_OUT or name.endswith(".egg-info"))
         )
         for name in sorted(names):
             path = Path(place) / name
+            if not path.is_file():  # a link that leads nowhere, as editors leave
+                continue
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(folder)} {content}\n".encode())
     return digest.hexdigest()
@@ -227,7 +231,8 @@ def run_unit(arguments: Sequence[str], limit_s: float, at_once: int, passed_file
         print(f"{UNIT.relative_to(REPOSITORY)} has passed for these very files before: not run again ({passed_file})", flush=True)
         return []
     over = run([UNIT], ["-n", str(at_once), "--dist", "loadfile", "--max-worker-restart=0", *arguments], limit_s=limit_s)
-    if passed_file is not None and over[0].record.names("passed") and not over[0].failures:
+    has_passed = bool(over[0].record.names("passed")) and not over[0].failures
+    if passed_file is not None and has_passed and fingerprint(REPOSITORY) == before:  # nobody has changed a file meanwhile
         write_atomic(passed_file, before.encode())
     return over
 

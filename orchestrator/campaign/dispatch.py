@@ -94,9 +94,10 @@ class Dispatcher:
         held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
         by_key = {run.key: run for run in runs}
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
-        decision = decide(waiting, nodes, held, wanted)
+        due = [key for key in wanted if not self._pauses(by_key[key])]  # also where another campaign, which was not refused, wants it too
+        decision = decide(waiting, nodes, held, due)
         for key, because in decision.because.items():
-            if key in wanted and not self._pauses(by_key[key]):
+            if key in due:
                 run = by_key[key]
                 run.refusal = None  # it is the queue that it waits for now
                 run.reason = f"{run.reason} It waits: {because}" if run.reason else because
@@ -110,7 +111,9 @@ class Dispatcher:
         if growing:
             held += [Reservation(key, by_key[key].spec.workers) for key in started if key not in {r.run_key for r in held}]
             queue = [each for each in waiting if each.run_key not in {*started, *growing}]
-            self._registry.set_growth_limits(growth(growing, queue, nodes, held), now_unix)
+            holding = {reservation.run_key for reservation in held}  # a training that only delivers holds nothing
+            limits = growth({key: size for key, size in growing.items() if key in holding}, queue, nodes, held)
+            self._registry.set_growth_limits(limits, now_unix)
 
     def stop(self, run: FollowedRun, submission_id: str) -> None:
         """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""
@@ -141,7 +144,9 @@ class Dispatcher:
 
     def _pauses(self, run: FollowedRun) -> bool:
         """True while a run whose job was refused is not asked for."""
-        return run.refusal is not None and (self._last_look_was_refused or self._clock.monotonic() < run.refusal.again_s)
+        if run.refusal is None or run.refusal.order == "stop":
+            return False
+        return self._last_look_was_refused or self._clock.monotonic() < run.refusal.again_s
 
     def _is_submitted(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> bool:
         with self._refusable(run, "start"):

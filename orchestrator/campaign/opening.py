@@ -8,7 +8,7 @@ from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.followed_run import FollowedRun
 from orchestrator.campaign.observe import Observer
 from orchestrator.campaign.reserved import runs_at_work
-from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, refuse, reset
+from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, refuse, reset, stop_mark
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
@@ -71,7 +71,7 @@ def opening(
                 for one in opened:
                     if one.action is Action.DELIVER:
                         reset(one.run.folder, Action.VALIDATE)  # finished cases are kept; the validation job delivers everything
-                    elif one.acquired.was_stopping:
+                    elif one.acquired.was_stopping and stop_mark(one.run.folder) == one.acquired.stop_mark:
                         one.run.folder.stop_file.unlink(missing_ok=True)
             yield opened
         except BaseException:  # a stop is an interrupt

@@ -50,9 +50,14 @@ class Acquired:
     """The specification that holds."""
     action: Action
     """What its submission does with it."""
-    was_stopping: bool = False
-    """Its living job has been asked to stop; whoever opens the campaign withdraws the request, which the job may have seen already."""
+    stop_mark: tuple[int, int] | None = None
+    """Which stop request its living job has; whoever opens the campaign withdraws that one, which the job may have seen already."""
     replaced: Replaced | None = None
+
+    @property
+    def was_stopping(self) -> bool:
+        """Its living job had been asked to stop."""
+        return self.stop_mark is not None
 
 
 def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = ()) -> None:
@@ -108,13 +113,22 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
             raise belongs_to_another(folder, present, spec)
         if job is not None:
-            return Acquired(present, Action.FOLLOW, was_stopping=read_stop_request(folder) is not None)
+            return Acquired(present, Action.FOLLOW, stop_mark(folder) if read_stop_request(folder) is not None else None)
         if present != spec:
             write_atomic(folder.spec_file, _content(spec))
         action = Action.VALIDATE if only_validate else progress_of(spec).action
         if action is not Action.NOTHING:
             reset(folder, action)
     return Acquired(spec, action, replaced=replaced)
+
+
+def stop_mark(folder: RunFolder) -> tuple[int, int] | None:
+    """Which stop request lies in the folder: a newer one is another file. None without one."""
+    try:
+        found = folder.stop_file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _content(spec: RunSpec) -> bytes:

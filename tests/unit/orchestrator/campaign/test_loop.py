@@ -20,13 +20,13 @@ from orchestrator.queue.registry import GROWTH_LIMITS_FRESH_S, Registry
 from orchestrator.run.activity import report_cases
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord
-from orchestrator.run.outcome import read_outcome
+from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import progress_of
 from orchestrator.run.status import CasesDone
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.errors import StorageError
-from trainers.contract.fencing import acquire_token
+from trainers.contract.fencing import acquire_token, newest_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
@@ -286,6 +286,46 @@ def test_refusals_that_last_longer_than_their_pause_keep_nobody_back(stage: Stag
     for _ in range(5):
         look(campaign)
     assert states(campaign) == ["QUEUED", "QUEUED", "QUEUED", "RUNNING"]
+
+
+def test_a_refused_run_that_two_campaigns_want_keeps_nobody_back(stage: Stage) -> None:
+    stage.cluster.gpus = 2
+    run, other = stage.run(0), stage.run(1)
+    first, second = stage.campaign(run, other), stage.campaign(run, name="c2")
+    stage.cluster.refuses = {"key0"}
+    look(second)  # its entry stays: it is blocked from here on
+    for _ in range(3):
+        look(first)
+    refusal = first.runs["key0"].refusal
+    assert refusal is not None
+    assert refusal.count == 1, "its pause has not passed"
+    assert states(first) == ["QUEUED", "RUNNING"]
+
+
+def test_a_refused_stop_does_not_delay_the_next_start(stage: Stage) -> None:
+    run = stage.run(0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    stage.cluster.refuses = {"key0"}
+    look(campaign)
+    stage.cluster.refuses.clear()
+    RunFolder(run.run_folder).stop_file.unlink()
+    stage.cluster.kill_driver(run)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+
+
+def test_an_elastic_training_that_only_delivers_ends_no_campaign(stage: Stage) -> None:
+    elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
+    first, second = stage.campaign(elastic), stage.campaign(stage.run(1), name="c2")
+    look(first)
+    stage.cluster.workers_begin(elastic)
+    folder = RunFolder(elastic.run_folder)
+    write_outcome(folder, Outcome(job="training", state="STOPPED", fencing_token=newest_token(folder), message="stopped"))
+    look(first)
+    look(second)
+    assert states(first) == ["STOPPED"]
 
 
 def test_a_month_of_refusals_ends_no_campaign(stage: Stage) -> None:

@@ -499,6 +499,23 @@ def test_a_plan_sees_what_other_campaigns_hold_and_wait_for(stage: Stage) -> Non
     assert queue.living == {"key0"}
 
 
+def test_a_stop_that_comes_while_a_campaign_opens_is_kept(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    folder = RunFolder(run.run_folder)
+    write_json_atomic(folder.stop_file, {"now": False})
+    real = stage.tracking.get_or_create_run
+
+    def slow(experiment_id: str, spec: RunSpec) -> str:
+        write_json_atomic(folder.stop_file, {"now": True})
+        return real(experiment_id, spec)
+
+    monkeypatch.setattr(stage.tracking, "get_or_create_run", slow)
+    stage.campaign(run, name="c2")
+    assert folder.stop_file.exists()
+
+
 def test_a_submission_that_cannot_open_withdraws_no_stop_request(stage: Stage) -> None:
     run = stage.run(0)
     look(campaign := stage.campaign(run))
