@@ -94,7 +94,9 @@ class Dispatcher:
         held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
         by_key = {run.key: run for run in runs}
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
-        due = [key for key in wanted if not self._pauses(by_key[key])]  # also where another campaign, which was not refused, wants it too
+        due = [
+            key for key in wanted if not self._pauses(by_key[key], "start")
+        ]  # also where another campaign, which was not refused, wants it too
         decision = decide(waiting, nodes, held, due)
         for key, because in decision.because.items():
             if key in due:
@@ -109,16 +111,14 @@ class Dispatcher:
                 break
             started.append(key)
         if growing:
-            held += [Reservation(key, by_key[key].spec.workers) for key in started if key not in {r.run_key for r in held}]
+            holding = {reservation.run_key for reservation in held}
+            held += [Reservation(key, by_key[key].spec.workers) for key in started if key not in holding]
             queue = [each for each in waiting if each.run_key not in {*started, *growing}]
-            holding = {reservation.run_key for reservation in held}  # a training that only delivers holds nothing
-            limits = growth({key: size for key, size in growing.items() if key in holding}, queue, nodes, held)
-            self._registry.set_growth_limits(limits, now_unix)
+            self._registry.set_growth_limits(growth(growing, queue, nodes, held), now_unix)
 
     def stop(self, run: FollowedRun, submission_id: str) -> None:
         """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""
-        is_paused = run.refusal is not None and run.refusal.order == "stop" and self._clock.monotonic() < run.refusal.again_s
-        if is_paused or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
+        if self._pauses(run, "stop") or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
             return
         with self._refusable(run, "stop"):
             self._cluster.stop(submission_id)
@@ -142,11 +142,11 @@ class Dispatcher:
         else:
             run.refusal = None
 
-    def _pauses(self, run: FollowedRun) -> bool:
-        """True while a run whose job was refused is not asked for."""
-        if run.refusal is None or run.refusal.order == "stop":
+    def _pauses(self, run: FollowedRun, order: Order) -> bool:
+        """True while what was refused for a run is not asked for."""
+        if run.refusal is None or run.refusal.order != order:
             return False
-        return self._last_look_was_refused or self._clock.monotonic() < run.refusal.again_s
+        return (order == "start" and self._last_look_was_refused) or self._clock.monotonic() < run.refusal.again_s
 
     def _is_submitted(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> bool:
         with self._refusable(run, "start"):
@@ -179,7 +179,7 @@ class Dispatcher:
                 since_unix=self._since_unix,
                 position=position,
                 is_resuming=run.state is not RunState.QUEUED,
-                is_refused=self._pauses(run),
+                is_refused=self._pauses(run, "start"),
             )
             for position, run in enumerate(runs)
             if run.key in keys

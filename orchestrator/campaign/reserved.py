@@ -25,18 +25,30 @@ def reservations(
 
     `growth_limits`: to how many workers each elastic training may grow at any moment.
     """
-    living = [job for job in jobs if job.is_live and job.run_folder]
-    at_work = [job for job in living if not only_delivers(job, _read(read_outcome, job, None))]
+    at_work = _at_work(jobs)
     begun = {job.run_key for job in at_work if _read(has_begun, job, False)}
     limits = growth_limits or {}
-    sizes = {key: max(now, limits.get(key, 0)) for key, now in elastic_trainings(at_work).items()}
+    sizes = {key: max(now, limits.get(key, 0)) for key, now in _elastic_sizes(at_work).items()}
     return ledger(at_work, begun, [Reservation(held.run_key, held.workers) for entry in entries for held in entry.holding], sizes)
 
 
 def elastic_trainings(jobs: Sequence[JobRecord]) -> dict[str, int]:
-    """Keys of the living trainings with an elastic number of workers, with the number that each has now."""
-    living = [job for job in jobs if job.is_live and job.kind == "train" and job.run_folder]
-    return {job.run_key: _read(workers_now, job, 0) for job in living if job.reserved and job.reserved.is_elastic}
+    """Keys of the trainings at work with an elastic number of workers, with the number that each has now: as `reservations` holds them."""
+    return _elastic_sizes(_at_work([job for job in jobs if _is_elastic(job)]))
+
+
+def _at_work(jobs: Sequence[JobRecord]) -> list[JobRecord]:
+    """The living jobs of runs, without those that only deliver."""
+    living = [job for job in jobs if job.is_live and job.run_folder]
+    return [job for job in living if not only_delivers(job, _read(read_outcome, job, None))]
+
+
+def _elastic_sizes(at_work: Sequence[JobRecord]) -> dict[str, int]:
+    return {job.run_key: _read(workers_now, job, 0) for job in at_work if _is_elastic(job)}
+
+
+def _is_elastic(job: JobRecord) -> bool:
+    return job.kind == "train" and job.reserved is not None and job.reserved.is_elastic
 
 
 def runs_at_work(jobs: Sequence[JobRecord], registry: Registry, *, but: str = "") -> set[str]:

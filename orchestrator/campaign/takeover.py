@@ -1,6 +1,5 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
-import contextlib
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from orchestrator.tracking.binding import TrackingServer, noted_run_id
 from orchestrator.tracking.end_state import final_state
 from orchestrator.tracking.reconcile import is_alive
 from trainers.contract.commits import commit_files
-from trainers.contract.errors import ConfigError, DataError, TrackingError
+from trainers.contract.errors import ConfigError, TrackingError
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
 from trainers.contract.files import create_exclusive, write_atomic
 from trainers.contract.plans import load_plans
@@ -68,23 +67,10 @@ def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = 
     _refuse_second_folder(spec, living_job(spec, jobs))
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
-        busy = {*at_work, *living, *_active_siblings(spec, jobs)}
+        plans = load_plans(spec.preprocessed_folder, spec.plans)
         problems = Problems()
-        problems.add(*model_folder_problems(spec, load_plans(spec.preprocessed_folder, spec.plans), busy))
+        problems.add(*model_folder_problems(spec, plans, {*at_work, *living}, lambda fold, run: is_alive(fold, run, jobs, time.time())))
         problems.raise_if_any()
-
-
-def _active_siblings(spec: RunSpec, jobs: Sequence[JobRecord]) -> set[str]:
-    """Keys of the other folds of the model folder whose own folders show recent activity, maybe of another cluster."""
-    found = set()
-    for path in spec.model_folder.glob("fold_*"):
-        folder = RunFolder(path)
-        if path != spec.run_folder and folder.spec_file.is_file():
-            with contextlib.suppress(DataError):
-                sibling = folder.spec()
-                if is_alive(folder, sibling, jobs, time.time()):
-                    found.add(sibling.run_key)
-    return found
 
 
 def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Acquired:

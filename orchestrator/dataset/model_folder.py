@@ -1,7 +1,7 @@
 """Whether nnU-Net's model folder of a run may hold it: whose it is, and which plans lie there."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from orchestrator.dataset.digest import model_parts
@@ -30,10 +30,13 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     return ", ".join(found) or "the recipe's version"
 
 
-def model_folder_problems(spec: RunSpec, plans: Plans, at_work: Collection[str] = ()) -> list[NnfleetError]:
+def model_folder_problems(
+    spec: RunSpec, plans: Plans, at_work: Collection[str] = (), is_active: Callable[[RunFolder, RunSpec], bool] = lambda folder, run: False
+) -> list[NnfleetError]:
     """The folder of a run belongs to it alone: refuse what nnU-Net or another run keeps there, and a model folder of other plans.
 
     A run that has kept nothing and is not `at_work` (run keys) leaves its folder, and the plans if no other fold needs them, to the next.
+    `is_active` is asked of the other folds where the plans depend on it: whether a fold's own folder shows work, maybe of another cluster.
     A fold that has kept something is not compared with the model folder again: its run key says that it is the same run.
     """
     folder = RunFolder(spec.run_folder)
@@ -51,7 +54,7 @@ def model_folder_problems(spec: RunSpec, plans: Plans, at_work: Collection[str] 
             return [_not_ours(folder, strange)]
     elif foreign := sorted(file_names(folder.root) - {folder.own.name}):
         return [_not_ours(folder, foreign)]
-    return _problems_of_plans(spec, plans, at_work)
+    return _problems_of_plans(spec, plans, at_work, is_active)
 
 
 def belongs_to_another(folder: RunFolder, present: RunSpec, wanted: RunSpec) -> ConfigError:
@@ -69,13 +72,16 @@ def _is_at_work(folder: RunFolder, present: RunSpec) -> ConfigError:
     )
 
 
-def _problems_of_plans(spec: RunSpec, plans: Plans, at_work: Collection[str]) -> list[NnfleetError]:
+def _problems_of_plans(
+    spec: RunSpec, plans: Plans, at_work: Collection[str], is_active: Callable[[RunFolder, RunSpec], bool]
+) -> list[NnfleetError]:
     """Other plans in the model folder are no problem if it has folds of ours alone, none of which has kept anything or is at work."""
     problems = other_plans(spec, plans)
     folds = [RunFolder(path) for path in spec.model_folder.glob("fold_*")]
     if not problems or not folds or not all(_has_kept_nothing(fold) for fold in folds):
         return problems
-    busy = [fold.spec().run_key for fold in folds if fold.spec().run_key in at_work]
+    runs = [(fold, fold.spec()) for fold in folds]
+    busy = sorted(run.run_key for fold, run in runs if run.run_key in at_work or (fold.root != spec.run_folder and is_active(fold, run)))
     advice = f"{listed(busy)} may be at work by them, here or on another cluster: stop it there first, or name another nnUNet_results."
     return [ConfigError(str(problem).removesuffix(ESCAPE) + advice) for problem in problems] if busy else []
 
