@@ -61,7 +61,9 @@ class Dispatcher:
         self._enter = enter
         self._clock = clock
         self._since_unix = clock.unix()
-        self._last_look_was_refused = False
+        self._refused_now: set[Order] = set()
+        self._refused_before: set[Order] = set()
+        """What was refused in this look, and in the one before it."""
         self._stop_again_s: dict[str, float] = {}
         """By job that was asked to end: when it is asked again, on the monotonic clock."""
 
@@ -77,12 +79,16 @@ class Dispatcher:
             runs=tuple(run.key for run in unended),
         )
 
-    def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
-        """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission.
+    def begin_look(self) -> None:
+        """From here on a refusal belongs to a new look.
 
-        A refusal ends the look, since a server that hangs may take minutes for it. The next look asks for nothing that was refused before,
-        so that however long refusals take, they keep nobody back.
+        A refusal ends the look for orders of its kind, since a server that hangs may take minutes for it under the lock of admission. The
+        next look asks for nothing that was refused before, so that however long refusals take, they keep nobody back.
         """
+        self._refused_before, self._refused_now = self._refused_now, set()
+
+    def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
+        """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission."""
         others = self._registry.entries(living_campaigns(jobs) - {self._campaign})
         own = self.entry(runs, wanted)
         self._registry.post(self._campaign, own)
@@ -103,11 +109,9 @@ class Dispatcher:
                 run = by_key[key]
                 run.refusal = None  # it is the queue that it waits for now
                 run.reason = f"{run.reason} It waits: {because}" if run.reason else because
-        self._last_look_was_refused = False
         started: list[str] = []
         for key in decision.start:
             if not self._is_submitted(by_key[key], wanted[key], jobs):
-                self._last_look_was_refused = True
                 break
             started.append(key)
         if growing:
@@ -118,7 +122,7 @@ class Dispatcher:
 
     def stop(self, run: FollowedRun, submission_id: str) -> None:
         """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""
-        if self._pauses(run, "stop") or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
+        if "stop" in self._refused_now or self._pauses(run, "stop") or self._clock.monotonic() < self._stop_again_s.get(submission_id, 0.0):
             return
         with self._refusable(run, "stop"):
             self._cluster.stop(submission_id)
@@ -137,6 +141,7 @@ class Dispatcher:
                 self._cluster.records()
             count = run.refusal.count + 1 if run.refusal is not None and run.refusal.order == order else 1
             pause_s = backoff_s(count, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+            self._refused_now.add(order)
             run.refusal = Refusal(order, count, self._clock.monotonic() + pause_s, str(err))
             log.warning("%s: refused, and tried again in %.0f s: %s", run.key, pause_s, err)
         else:
@@ -146,7 +151,7 @@ class Dispatcher:
         """True while what was refused for a run is not asked for."""
         if run.refusal is None or run.refusal.order != order:
             return False
-        return (order == "start" and self._last_look_was_refused) or self._clock.monotonic() < run.refusal.again_s
+        return order in self._refused_before or self._clock.monotonic() < run.refusal.again_s
 
     def _is_submitted(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> bool:
         with self._refusable(run, "start"):

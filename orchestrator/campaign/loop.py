@@ -112,6 +112,7 @@ class Campaign:
         Raises ClusterError where the cluster does not answer; what it, or a disk, refuses one run is that run's trouble alone.
         """
         with self._registry.locked():
+            self._dispatcher.begin_look()
             jobs = self._cluster.records()
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []

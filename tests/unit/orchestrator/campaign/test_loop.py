@@ -316,6 +316,28 @@ def test_a_refused_stop_does_not_delay_the_next_start(stage: Stage) -> None:
     assert stage.cluster.live_jobs() == ["train-key0-a2"]
 
 
+def test_stops_that_are_refused_hold_the_lock_of_admission_once_a_look(stage: Stage) -> None:
+    stage.cluster.gpus = 8
+    runs = [stage.run(fold) for fold in range(4)]
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    for run in runs:
+        write_json_atomic(RunFolder(run.run_folder).stop_file, {"now": True})
+    stage.cluster.refuses = {"key0", "key1", "key2"}
+    refusals: list[str] = []
+
+    def hang() -> None:
+        refusals.append("one")
+        stage.clock.sleep(2 * LONGEST_PAUSE_S)
+
+    stage.cluster.refusing_takes = hang
+    look(campaign)
+    assert len(refusals) == 1
+    for _ in range(3):
+        look(campaign)
+    assert stage.cluster.stopped == ["train-key3-a1"], "whoever was refused before keeps nobody back"
+
+
 def test_an_elastic_training_that_only_delivers_ends_no_campaign(stage: Stage) -> None:
     elastic = stage.run(0).model_copy(update={"workers": WorkerSpec(min=1, max=3, gpus=1, cpus=1)})
     first, second = stage.campaign(elastic), stage.campaign(stage.run(1), name="c2")
