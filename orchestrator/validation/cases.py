@@ -7,11 +7,11 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.run.progress import checkpoints_due
-from orchestrator.tracking.validation_report import read_result
+from orchestrator.tracking.validation_report import picture_file, read_result
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.commits import newest_committed
 from trainers.contract.errors import CheckpointError
-from trainers.contract.files import link_atomic, sha256_of
+from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
@@ -66,6 +66,33 @@ def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str
     result = read_result(folder, name, case_id)
     has_prediction = result is not None and Path(result.prediction_file).is_file()
     return is_finished(result, digest, spec.validation.surface_tolerance_mm, has_prediction)
+
+
+def share_results(folder: RunFolder, spec: RunSpec, name: CheckpointName, digest: str) -> None:
+    """Give a checkpoint the finished cases of the other one where both hold the weights of one epoch: they are predicted once."""
+    committed = newest_committed(folder)
+    best, final = (committed.best, committed.final) if committed else (None, None)
+    if best is None or final is None or (best.epoch, best.fencing_token) != (final.epoch, final.fencing_token):
+        return
+    other = best if name == "final" else final
+    for case in spec.val_cases:
+        if not is_done(folder, spec, name, case, digest) and is_done(folder, spec, other.checkpoint, case, other.sha256):
+            _share(folder, other.checkpoint, name, case, digest)
+
+
+def _share(folder: RunFolder, source: CheckpointName, name: CheckpointName, case_id: str, digest: str) -> None:
+    """Copy a case's prediction, what a writer puts beside it, its picture and, last, its result, which vouches for the rest."""
+    result = read_result(folder, source, case_id)
+    assert result is not None
+    prediction = Path(result.prediction_file)
+    folder.validation(name).mkdir(parents=True, exist_ok=True)
+    for file in (prediction, prediction.with_name(f"{case_id}.json")):  # TIFF: its spacing
+        if file.is_file():
+            link_atomic(file, folder.validation(name) / file.name)
+    if (picture := picture_file(folder, source, case_id)).is_file():
+        write_atomic(picture_file(folder, name, case_id), picture.read_bytes())
+    shared = result.model_copy(update={"checkpoint_sha256": digest, "prediction_file": str(folder.validation(name) / prediction.name)})
+    write_json_atomic(folder.cases(name) / f"{case_id}.json", shared.model_dump())
 
 
 def case_sizes(spec: RunSpec, cases: Sequence[str]) -> dict[str, int]:

@@ -1,16 +1,18 @@
 """The full-validation job: `python -m orchestrator.validation.job RUN_FOLDER`, one Ray job per run, after its training.
 
-For each checkpoint a pool of Ray actors, each with the network loaded once and one case in flight; the largest case goes first. A
-finished case is a file in the run folder, keyed by the checkpoint's SHA-256: a job that starts again does only what is missing. A case
-whose files are at fault, or that fails too often, fails alone, and at the end the job, naming it (`worker_pool.py`, `case_queue.py`).
+One checkpoint after the other by the same Ray actors, each with one case in flight; the largest case goes first. A finished case is a
+file in the run folder, keyed by the checkpoint's SHA-256: a job that starts again does only what is missing, and a checkpoint with the
+weights of another one takes that one's results. A case whose files are at fault, or that fails too often, fails alone, and at the end the
+job, naming it (`worker_pool.py`, `case_queue.py`).
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,15 @@ from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import deliver_run
 from orchestrator.tracking.validation_report import ValidationReport, deliver_reports, read_result, write_report
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
-from orchestrator.validation.cases import Stopped, case_sizes, checkpoints_to_validate, digest_of_named, is_done, remove_leftovers
+from orchestrator.validation.cases import (
+    Stopped,
+    case_sizes,
+    checkpoints_to_validate,
+    digest_of_named,
+    is_done,
+    remove_leftovers,
+    share_results,
+)
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from trainers.contract.files import check_takes
@@ -140,12 +150,14 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
     reports: list[ValidationReport] = []
     failures: list[RetriesExhausted] = []
-    for name in checkpoints_to_validate(folder, spec):
-        exhausted, results = validate_checkpoint(folder, spec, name, fencing_token)
-        if exhausted:
-            failures.append(exhausted)
-        else:
-            reports.append(write_report(folder, spec, labels, name, results))
+    names = checkpoints_to_validate(folder, spec)
+    with spare_workers() as spare:
+        for name in names:
+            exhausted, results = validate_checkpoint(folder, spec, name, fencing_token, spare, is_last=name == names[-1])
+            if exhausted:
+                failures.append(exhausted)
+            else:
+                reports.append(write_report(folder, spec, labels, name, results))
     if failures:
         evidence = "\n".join(failure.evidence for failure in failures)
         return _outcome(worst(failures), fencing_token, " ".join(failure.message for failure in failures), evidence=evidence), reports
@@ -168,19 +180,34 @@ def worst(failures: Sequence[RetriesExhausted]) -> EndState:
     return min((failure.state for failure in failures), key=states.index)
 
 
+@contextlib.contextmanager
+def spare_workers() -> Iterator[list[Any]]:
+    """A list of actors that have nothing to do; whoever is left in it at the end is ended."""
+    spare: list[Any] = []
+    try:
+        yield spare
+    finally:
+        for actor in spare:
+            ray.kill(actor)
+
+
 def validate_checkpoint(
-    folder: RunFolder, spec: RunSpec, name: CheckpointName, fencing_token: int
+    folder: RunFolder, spec: RunSpec, name: CheckpointName, fencing_token: int, spare: list[Any], *, is_last: bool
 ) -> tuple[RetriesExhausted | None, list[CaseResult]]:
-    """Bring the results of one checkpoint up to date; returns them in the split's order unless retries of a case were exhausted."""
+    """Bring the results of one checkpoint up to date; returns them in the split's order unless retries of a case were exhausted.
+
+    `spare`: actors that another checkpoint has left; taken from it and, unless this one `is_last`, left in it.
+    """
     digest = digest_of_named(folder, name)
     remove_leftovers(folder, name)
+    share_results(folder, spec, name, digest)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))
     if missing:
         for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
-        pool = Pool(folder, spec, name, digest, queue, fencing_token)
+        pool = Pool(folder, spec, name, digest, queue, fencing_token, spare, is_last)
         pool.run(min(spec.workers.least, len(missing)))
         if queue.exhausted:
             failures = {case: queue.failures[case] for case in queue.exhausted}

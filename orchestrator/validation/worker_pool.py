@@ -1,4 +1,4 @@
-"""The workers of a full validation: Ray actors, each with the network loaded once and one pending call.
+"""The workers of a full validation: Ray actors, each with one checkpoint loaded and one pending call.
 
 An actor that dies, or whose case never ends, is replaced and the case tried again. One at an unhealthy place (`case_queue.py`) is
 quarantined: it holds what it has reserved, so that no replacement lands there, and gets cases again only when nobody else is left.
@@ -51,17 +51,21 @@ def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "
 
 
 class CaseWorker:
-    """The actor: holds the network of one checkpoint and validates one case after the other."""
+    """The actor: holds the network of one checkpoint at a time and validates one case after the other."""
 
-    def __init__(self, root: str, name: CheckpointName, digest: str) -> None:
-        self._folder, self._name, self._digest = RunFolder(Path(root)), name, digest
+    def __init__(self, root: str) -> None:
+        self._folder = RunFolder(Path(root))
+        self._name: CheckpointName = "best"
         self.predictor: CasePredictor | None = None
         """None until `load`."""
 
-    def load(self) -> str:
-        """Load the network and return the place where it is. A disk that is away is waited for. Raises as `loaded`."""
-        what = f"loading {self._folder.checkpoint(self._name)}"
-        self.predictor = retry_storage(lambda: loaded(self._folder, self._name, self._digest), what)
+    def load(self, name: CheckpointName, digest: str) -> str:
+        """Load a checkpoint in place of the one before, and return the place where it is. A disk that is away is waited for.
+
+        Raises as `loaded`.
+        """
+        self._name, self.predictor = name, None  # the memory of the one before is free
+        self.predictor = retry_storage(lambda: loaded(self._folder, name, digest), f"loading {self._folder.checkpoint(name)}")
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
@@ -96,9 +100,8 @@ class CaseWorker:
             from orchestrator.tracking.pictures import overlay
 
             shown = case_picture(self.predictor, result.case_id, Path(result.prediction_file))
-            title = f"{self._name}, mean Dice {result.dice_mean:.3f}"
             volumes = (shown.image_ZYX, shown.truth_ZYX, shown.prediction_ZYX)
-            png = overlay(*volumes, shown.value_names, title, shown.spacing_ZYX)
+            png = overlay(*volumes, shown.value_names, f"mean Dice {result.dice_mean:.3f}", shown.spacing_ZYX)
             write_atomic(picture_file(self._folder, self._name, result.case_id), png)
         except Exception:
             log.warning("no picture of case %s", result.case_id, exc_info=True)
@@ -116,7 +119,7 @@ class PendingCall:
 
 @dataclass
 class Pool:
-    """Actors of one checkpoint and their pending calls. `run` returns when every case is done or its retries are exhausted."""
+    """Actors at work on one checkpoint, and their pending calls. `run` returns when every case is done or its retries are exhausted."""
 
     folder: RunFolder
     spec: RunSpec
@@ -125,6 +128,10 @@ class Pool:
     queue: CaseQueue
     fencing_token: int
     """Of the training whose checkpoint this is."""
+    spare: list[Any] = field(default_factory=list)
+    """Actors that the pool before has left; they are taken before new ones are started."""
+    is_last: bool = True
+    """No pool comes after: an actor ends as soon as it has nothing to do; else it is left in `spare`."""
     evidence: list[str] = field(default_factory=list)
     _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
@@ -160,6 +167,7 @@ class Pool:
                 last_report = time.monotonic() if ready else self._report_waiting(last_report)
             if self._is_stopping and self.queue.waiting:
                 raise Stopped
+            self._leave_loading_ones()
         finally:
             for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._quarantined)]:
                 ray.kill(actor)
@@ -178,8 +186,8 @@ class Pool:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class = ray.remote(CaseWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})
-        actor: Any = actor_class.remote(str(self.folder.root), self.name, self.digest)
-        self._pending[actor.load.remote()] = PendingCall(actor, None, "", time.monotonic())
+        actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root))
+        self._pending[actor.load.remote(self.name, self.digest)] = PendingCall(actor, None, "", time.monotonic())
 
     def _on_result(self, call: Any) -> None:
         """Take in one finished call and give its actor the next case, or replace the actor."""
@@ -218,9 +226,22 @@ class Pool:
             return
         case_id = self.queue.next() if self._has_more_to_give() else None
         if case_id is None:
-            ray.kill(actor)  # its memory and GPU are free for others while the last cases run
+            self._release(actor)
             return
         self._pending[actor.validate.remote(case_id)] = PendingCall(actor, case_id, place, time.monotonic())
+
+    def _release(self, actor: Any) -> None:
+        """Leave an actor to the pool after; without one, its memory and GPU are free for others while the last cases run."""
+        if self.is_last:
+            ray.kill(actor)
+        else:
+            self.spare.append(actor)
+
+    def _leave_loading_ones(self) -> None:
+        """Nobody needs them here; what they load is half of the way for the pool after."""
+        for pending in self._pending.values():
+            self._release(pending.actor)
+        self._pending.clear()
 
     def _is_case_in_work(self) -> bool:
         return any(pending.case_id is not None for pending in self._pending.values())

@@ -26,6 +26,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from orchestrator.cluster.local_services import LOOPBACK, service_environment
 from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
 from tests.integration.cluster import SHORT
+from trainers.contract.errors import ClusterError
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 200 << 20
@@ -141,10 +142,21 @@ class ManyNodes:
         wait_until_up(self.head.record, answers, self._log(self.head), _START_LIMIT_S)
 
     def start_node(self, cpus: int) -> Node:
-        """Start one more node; returns when it has joined."""
-        node = self._launch_node(cpus)
-        self.nodes.append(node)
-        self._await_joined(node)
+        """Start one more node; returns when it has joined.
+
+        Ray gives a node 30 s for its start, which a busy machine may exceed: it is started again, as whoever runs a cluster does.
+        """
+        for is_last in (False, False, True):
+            node = self._launch_node(cpus)
+            self.nodes.append(node)
+            try:
+                self._await_joined(node)
+                break
+            except ClusterError:
+                node.kill()
+                self.nodes.remove(node)
+                if is_last:
+                    raise
         return node
 
     def kill_head(self) -> None:

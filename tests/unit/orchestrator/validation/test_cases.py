@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.validation.cases import digest_of_named
+from orchestrator.tracking.validation_report import picture_file, read_result
+from orchestrator.validation.cases import digest_of_named, is_done, share_results
 from tests.fake_run import FakeRun
 from trainers.contract.errors import CheckpointError
-from trainers.contract.files import link_atomic, sha256_of
+from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
+from trainers.contract.run_spec import CheckpointName
+from trainers.contract.summary import CaseResult, ClassMetrics
 
 
 @pytest.fixture
@@ -39,3 +42,73 @@ def test_nothing_else_is_scored_where_the_best_itself_is_lost(run: FakeRun) -> N
     with pytest.raises(CheckpointError, match=r"is not what the newest state names \(best of epoch 1\), and that one is damaged or lost"):
         digest_of_named(run.folder, "best")
     assert sha256_of(run.folder.checkpoint("best")) == left
+
+
+def validated(run: FakeRun, name: CheckpointName, digest: str) -> CaseResult:
+    """A finished case, as a worker leaves it."""
+    prediction = run.folder.validation(name) / "case_2.tif"
+    for file in (prediction, prediction.with_suffix(".json"), picture_file(run.folder, name, "case_2")):
+        write_atomic(file, f"{file.name} by {digest}".encode())
+    result = CaseResult(
+        case_id="case_2",
+        checkpoint_sha256=digest,
+        reference_file="labels.tif",
+        prediction_file=str(prediction),
+        surface_tolerance_mm=run.spec.validation.surface_tolerance_mm,
+        metrics={"organ": ClassMetrics(tp=3, fp=1, fn=1, tn=9, dice=0.75, iou=0.6, hd95_mm=1.5, nsd=0.9)},
+        seconds=2.0,
+    )
+    write_json_atomic(run.folder.cases(name) / "case_2.json", result.model_dump())
+    return result
+
+
+def test_the_best_and_the_final_weights_of_one_epoch_are_predicted_once(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    run.finish()
+    assert run.best is not None
+    assert run.final is not None
+    of_best = validated(run, "best", run.best.sha256)
+    assert not is_done(run.folder, run.spec, "final", "case_2", run.final.sha256)
+    share_results(run.folder, run.spec, "final", run.final.sha256)
+    assert is_done(run.folder, run.spec, "final", "case_2", run.final.sha256)
+    of_final = read_result(run.folder, "final", "case_2")
+    assert of_final is not None
+    assert of_final.metrics == of_best.metrics
+    assert of_final.checkpoint_sha256 == run.final.sha256
+    shared = Path(of_final.prediction_file)
+    for file in (shared, shared.with_suffix(".json"), picture_file(run.folder, "final", "case_2")):
+        assert file.read_text() == f"{file.name} by {run.best.sha256}"
+        assert "final" in str(file) or file.parent == run.folder.validation("final")
+    assert is_done(run.folder, run.spec, "best", "case_2", run.best.sha256)
+
+
+def test_final_weights_of_another_epoch_or_training_than_the_best_are_predicted_themselves(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    run.epoch(is_best=False)
+    run.finish()
+    assert run.best is not None
+    assert run.final is not None
+    validated(run, "best", run.best.sha256)
+    share_results(run.folder, run.spec, "final", run.final.sha256)
+    assert read_result(run.folder, "final", "case_2") is None
+    again = FakeRun(tmp_path / "again")
+    again.epoch()
+    again.resume()
+    again.finish()
+    assert again.best is not None
+    assert again.final is not None
+    validated(again, "best", again.best.sha256)
+    share_results(again.folder, again.spec, "final", again.final.sha256)
+    assert read_result(again.folder, "final", "case_2") is None, "weights of one epoch, of two trainings of it"
+
+
+def test_results_of_older_weights_are_not_shared(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    run.finish()
+    assert run.final is not None
+    validated(run, "best", "1" * 64)
+    share_results(run.folder, run.spec, "final", run.final.sha256)
+    assert read_result(run.folder, "final", "case_2") is None

@@ -47,7 +47,7 @@ class Predictor:
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[CaseWorker, Predictor, FakeRun]:
     run = FakeRun(tmp_path)
-    worker, predictor = CaseWorker(str(run.folder.root), "best", "0" * 64), Predictor(run, tmp_path)
+    worker, predictor = CaseWorker(str(run.folder.root)), Predictor(run, tmp_path)
     worker.predictor = predictor  # type: ignore[assignment]
     return worker, predictor, run
 
@@ -105,7 +105,7 @@ def test_a_worker_whose_node_does_not_have_the_run_folder_yet_waits_for_it(made:
     away = run.folder.root.rename(run.folder.root.with_name("away"))
     timer = comes_back(lambda: away.rename(run.folder.root))
     with pytest.raises(CheckpointError, match=r"checkpoint_best\.pth cannot be read"):  # it came to look for it
-        worker.load()
+        worker.load("best", "0" * 64)
     timer.join()
 
 

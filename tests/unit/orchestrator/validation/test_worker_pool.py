@@ -29,10 +29,11 @@ class Call:
     """One call of an actor: loading (no case) or a case."""
 
     actor: "Actor"
+    is_load: bool
     case_id: str | None = None
 
-    def remote(self, *case: str) -> "Call":
-        return Call(self.actor, *case)
+    def remote(self, *what: str) -> "Call":
+        return Call(self.actor, self.is_load, None if self.is_load else what[0])
 
 
 @dataclass(eq=False)
@@ -43,9 +44,11 @@ class Actor:
 
     @property
     def load(self) -> Call:
-        return Call(self)
+        return Call(self, is_load=True)
 
-    validate = load
+    @property
+    def validate(self) -> Call:
+        return Call(self, is_load=False)
 
 
 @dataclass
@@ -174,6 +177,31 @@ def test_a_case_in_work_is_waited_for_when_no_other_waits(start: Start) -> None:
     ray, pool = start(["a", "b"], ["case_2", "case_3"])
     pool.run(2)
     assert sorted(ray.done) == ["case_2", "case_3"]
+
+
+def test_the_workers_of_a_checkpoint_go_on_with_the_next_one(start: Start) -> None:
+    """Node c's worker is still loading when the first checkpoint is done."""
+    ray, pool = start(["a", "b"])
+    spare: list[Any] = []
+    pool.spare, pool.is_last = spare, False
+    pool.run(3)
+    assert len(spare) == 3
+    assert not ray.killed
+    first, ray.done = ray.done, []
+    Pool(pool.folder, pool.spec, "final", "1" * 64, CaseQueue.of(first, tries=2), 3, spare).run(3)
+    assert sorted(ray.done) == sorted(first)
+    assert not spare
+    assert len(ray.killed) == 3, "the same ones"
+
+
+def test_a_spare_worker_that_has_died_is_replaced(start: Start) -> None:
+    ray, pool = start(["a", "b"], ["case_2"])
+    spare: list[Any] = []
+    pool.spare, pool.is_last = spare, False
+    pool.run(1)
+    ray.loadings.append(DIED)
+    Pool(pool.folder, pool.spec, "final", "1" * 64, CaseQueue.of(["case_2"], tries=2), 3, spare).run(1)
+    assert ray.done == ["case_2", "case_2"]
 
 
 def test_without_cases_nobody_is_waited_for(start: Start) -> None:
