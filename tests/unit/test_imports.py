@@ -41,6 +41,7 @@ EDGES: dict[str, set[str]] = {
     "experiment": {"dataset", "errors", "queue", "run", "tracking", "trainers.contract"},
     "training": {"cluster", "dataset", "queue", "run", "tracking", "trainers.contract", "trainers.data", "trainers.training"},
     "validation": {"errors", "run", "tracking", "trainers.contract", "trainers.validation"},
+    "compare": set(),
     "campaign": {"cluster", "dataset", "errors", "experiment", "queue", "run", "tracking", "validation", "trainers.contract"},
     "drill": {"campaign", "cluster", "errors", "experiment", "run", "tracking", "trainers.contract", "trainers.network"},
     "demo": {"errors", "trainers.contract"},
@@ -172,6 +173,23 @@ def test_help_loads_neither_ray_nor_torch_nor_mlflow(verb: str) -> None:
 @pytest.mark.parametrize("module", ["experiment.model", "experiment.plan", "cluster.local_services", "demo"])
 def test_planning_needs_no_torch_and_no_ray(module: str) -> None:
     assert loaded_by(f"import orchestrator.{module}", HEAVY) == set()
+
+
+def test_comparing_needs_numbers_only() -> None:
+    allowed = (
+        "collections.abc",
+        "dataclasses",
+        "functools",
+        "itertools",
+        "math",
+        "types",
+        "typing",
+        "numpy",
+        "scipy",
+        "orchestrator.compare",
+    )
+    found = {name for path in files("orchestrator/compare") for name in imports(path)}
+    assert found == forbidden(iter(found), allowed)
 
 
 def test_the_campaign_job_needs_no_torch() -> None:
