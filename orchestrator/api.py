@@ -18,18 +18,24 @@ from orchestrator.cluster.jobs import named_by_environment
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
 from orchestrator.errors import ConfigError
+from orchestrator.run.below import results_folder
 from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match
 
 if TYPE_CHECKING:
+    from orchestrator.compare.answer import Answer
+    from orchestrator.compare.choice import Compared
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.tracking.reconcile import Synced
+    from trainers.contract.run_spec import CheckpointName
 
 RESULTS = "nnUNet_results"
 """The environment variable by which nnU-Net knows where results are."""
+RAW = "nnUNet_raw"
+"""The same for raw datasets."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,6 @@ def resume(
     head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
     as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. Raises as `submit` does.
     """
-    from orchestrator.campaign.resume import results_folder
-
     meant = reach(cluster, starts=True)
     place, uri = str(results or ""), ""
     if meant.local is not None:
@@ -266,6 +270,35 @@ def export(run: str, target: Path, tracking_uri: str | None = None) -> Path:
     return export_model(run, target, uri)
 
 
+def compare(
+    runs: Sequence[str] = (),
+    results: Path | None = None,
+    checkpoint: "CheckpointName" = "final",
+    patients: str | None = None,
+    *,
+    is_forced: bool = False,
+) -> "Compared":
+    """Which of the models below `results` (default: nnUNet_results) is better, by their full validations; reads run folders alone.
+
+    `runs`: names of runs or of what holds several (`17/3d_fullres`), else all. `patients`: see `answer`. Raises ConfigError.
+    """
+    from orchestrator.compare.choice import compared
+
+    return compared(results_folder(results, os.environ), runs, checkpoint, patients, is_forced=is_forced)
+
+
+def write_report(answer: "Answer", target: Path) -> None:
+    """Write the report of a comparison as one HTML file. Raises ConfigError where it cannot be written."""
+    from orchestrator.compare.error_maps import error_maps
+    from orchestrator.compare.report import write_report
+
+    raw = os.environ.get(RAW)
+    try:
+        write_report(answer, error_maps(answer.models, Path(raw) if raw else None), target.absolute())
+    except OSError as err:
+        raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err
+
+
 def is_local() -> bool:
     """True if a verb that is given no cluster means this machine: Ray's own variables name none."""
     return named_by_environment() is None
@@ -301,7 +334,7 @@ def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":
 def _orphaned(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
     if results is None and not (meant.is_here and os.environ.get(RESULTS)):
         return []
-    from orchestrator.campaign.resume import orphaned_below, results_folder
+    from orchestrator.campaign.resume import orphaned_below
 
     try:
         place = results_folder(results, os.environ)

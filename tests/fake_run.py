@@ -111,7 +111,7 @@ class FakeRun:
 
     def finish(self, size_bytes: int = 10_000) -> Committed:
         """Write the final checkpoint."""
-        self.final = self._checkpoint("final", len(self.rows) - 1, None, size_bytes)
+        self.final = self._checkpoint("final", len(self.rows) - 1, self.rows[-1].ema_pseudo_dice if self.rows else None, size_bytes)
         return self.commit()
 
     def commit(self) -> Committed:

@@ -24,12 +24,13 @@ from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.campaign.reserved import reservations, runs_at_work
-from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder
+from orchestrator.campaign.resume import choose, find_runs, of_one_server
 from orchestrator.campaign.takeover import refuse
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.plan import PlanReport, Queue, plan_of_runs, plan_report
 from orchestrator.queue.registry import Registry
+from orchestrator.run.below import results_folder
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts

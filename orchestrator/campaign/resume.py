@@ -1,23 +1,20 @@
 """Which runs below a results folder `nnfleet resume` continues: read from their folders alone, without the experiment file."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
-from trainers.contract.errors import ConfigError, DataError, StorageError
+from trainers.contract.errors import DataError, StorageError
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
-
-RUN_FILE = "nnfleet/run.json"
-LEVELS = ("", "fold_*", "*/fold_*", "*/*/fold_*")
-"""Where fold folders lie below a fold's own folder, a model folder, a dataset's folder, and nnUNet_results."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +56,18 @@ class Choice:
     """One sentence for each run, or file, that is left as it is."""
 
 
-def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
-    """The folder to look below: the named one, else the one that the environment names as nnU-Net knows it. Raises ConfigError."""
-    folder = named or (Path(environment["nnUNet_results"]) if environment.get("nnUNet_results") else None)
-    if folder is None:
-        raise ConfigError(
-            "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "
-            "Set it (export nnUNet_results=...), or name the folder that holds the runs: nnfleet resume --results FOLDER."
-        )
-    folder = folder.expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(f"results: {folder} is no folder on the cluster's head node. Name the folder that holds the runs: --results.")
-    return folder
-
-
 def find_runs(results: Path) -> tuple[list[Found], list[str]]:
     """All runs of ours below `results`, and a sentence for each run.json that cannot be followed: damaged, or made for another place."""
     found, damaged = [], []
-    for path in sorted({path for level in LEVELS for path in results.glob(f"{level}/{RUN_FILE}" if level else RUN_FILE)}):
+    for folder in run_folders_below(results):
         try:
-            found.append(_found(path))
+            found.append(_found(folder))
         except (DataError, StorageError, OSError) as err:
             damaged.append(str(err))
     return found, damaged
 
 
-def _found(path: Path) -> Found:
-    folder = RunFolder(path.parents[1])
+def _found(folder: RunFolder) -> Found:
     spec = folder.spec()
     folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
     own = RunFolder(spec.run_folder)

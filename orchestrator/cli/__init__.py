@@ -14,7 +14,25 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import demo, down, drill, export, logs, plan, resume, schema, status, stop, submit, sync, train, ui, up, validate
+from orchestrator.cli import (
+    compare,
+    demo,
+    down,
+    drill,
+    export,
+    logs,
+    plan,
+    resume,
+    schema,
+    status,
+    stop,
+    submit,
+    sync,
+    train,
+    ui,
+    up,
+    validate,
+)
 from orchestrator.cli.output import EXIT_UNEXPECTED, answering_interrupts, note, terminal
 from orchestrator.errors import NnfleetError
 
@@ -36,6 +54,7 @@ VERBS: dict[str, Any] = {
     "stop": stop.stop,
     "resume": resume.resume,
     "validate": validate.validate,
+    "compare": compare.compare,
     "sync": sync.sync,
     "export": export.export,
     "ui": ui.ui,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.resume import choose, find_runs, of_one_server, results_folder, status_of_orphan
+from orchestrator.campaign.resume import choose, find_runs, of_one_server, status_of_orphan
 from orchestrator.errors import ConfigError
+from orchestrator.run.below import results_folder
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.fencing import acquire_token

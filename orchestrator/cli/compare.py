@@ -1,0 +1,78 @@
+"""`nnfleet compare`: which model is better, with the evidence."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from orchestrator.cli.output import console, note, print_json, say, working
+from orchestrator.cli.parameters import AsJson, Runs
+
+if TYPE_CHECKING:
+    from orchestrator.compare.answer import Answer
+    from orchestrator.compare.tables import TextTable
+
+NARROW_COLUMNS = ("model", "folds", "cases", "Dice", "HD95 mm", "missed")
+
+
+def compare(
+    runs: Runs = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FOLDER", help="Folder that holds the runs; default: nnUNet_results.")
+    ] = None,
+    checkpoint: Annotated[
+        Literal["final", "best"], typer.Option("--checkpoint", help="Whose full validation counts; `best` is optimistic.")
+    ] = "final",
+    patients: Annotated[
+        str | None,
+        typer.Option("--patients", metavar="REGEX", help="Patient of a case id (first group, else match); default: each case is one."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a report with pictures.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare models that are not alike; every output is marked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which of the trained models is better, paired by case, or that the data do not distinguish them."""
+    from orchestrator import api
+
+    with working("Reading results ..."):
+        found = api.compare(runs or (), results, checkpoint, patients, is_forced=force)
+    for sentence in found.left:
+        note(f"Left out: {sentence}")
+    if report is not None:
+        with working("Drawing ..."):
+            api.write_report(found.answer, report)
+        note(f"Report: {report.absolute()}")
+    if as_json:
+        from orchestrator.compare.tables import as_json as plain
+
+        print_json(plain(found.answer))
+    else:
+        show(found.answer)
+
+
+def show(answer: "Answer") -> None:
+    """Print the answer: the verdict first, then the models, then each pair."""
+    from orchestrator.compare.answer import whole
+    from orchestrator.compare.tables import models_table
+    from orchestrator.compare.verdict import sentence
+
+    say(answer.verdict)
+    for text in answer.notes:
+        say(text)
+    say("")
+    _print(models_table(answer), f"{answer.dataset}, {answer.checkpoint} checkpoints, full validation of whole cases")
+    if len(answer.of_the_leader) > 1:  # else the verdict is this very sentence
+        say("")
+        for found in answer.of_the_leader:
+            say(whole(sentence(found)))
+
+
+def _print(table: "TextTable", title: str) -> None:
+    from orchestrator.cli.tables import MEDIUM, plain_table
+
+    out = console()
+    kept = [place for place, name in enumerate(table.head) if out.width >= MEDIUM or name in NARROW_COLUMNS]
+    drawn = plain_table(*(table.head[place] if place < 2 else f">{table.head[place]}" for place in kept), width=out.width, title=title)
+    for row in table.rows:
+        drawn.add_row(*(row[place] for place in kept))
+    out.print(drawn)

@@ -1,0 +1,181 @@
+"""Which of these models is better: everything that the table, the report and scripts show, computed once."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.compare.models import TrainedModel, short_names
+from orchestrator.compare.pairs import Comparison, compare_all
+from orchestrator.compare.ranks import RankStability, Scheme, rank_stability
+from orchestrator.compare.seeds import Agreement, SeedSpread, agreement, seed_spread
+from orchestrator.compare.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
+from orchestrator.compare.unlike import differences
+from orchestrator.compare.verdict import leaders, leaders_sentence, sentence
+from orchestrator.errors import ConfigError
+from trainers.contract.run_spec import CheckpointName
+from trainers.contract.summary import CaseResult, nan_mean
+
+METRICS: tuple[Metric, ...] = (DICE, HD95, NSD)
+OPTIMISTIC = (
+    "These are the best checkpoints, each chosen on its own validation fold: their scores are optimistic. "
+    "The final checkpoints are the fair comparison."
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The comparison of models on one checkpoint."""
+
+    dataset: str
+    checkpoint: CheckpointName
+    models: tuple[TrainedModel, ...]
+    """Best mean Dice first."""
+    missing: Mapping[str, tuple[str, ...]]
+    """Model -> folds that another one of these models has and it has not."""
+    forced: tuple[str, ...]
+    """Why the models should not be compared, though somebody asked for it."""
+    table: ScoreTable
+    pooled: Mapping[str, tuple[Comparison, ...]]
+    """Metric -> every pair of models, pooled over classes. Seeds of one model count as one."""
+    per_class: Mapping[str, tuple[Comparison, ...]]
+    """Class -> every pair of models by Dice."""
+    stability: Mapping[Scheme, RankStability]
+    """By Dice, pooled; empty for one model, or where no case has a score of every model."""
+    spreads: Mapping[str, SeedSpread]
+    """Model -> spread of its mean Dice over seeds, where it has several."""
+    cheap: Agreement
+    """Between EMA pseudo-Dice and full Dice, over all folds of all models."""
+
+    @property
+    def verdict(self) -> str:
+        """The answer in one sentence."""
+        pairs = self.pooled[DICE.name]
+        if not pairs:
+            return f"{self.models[0].name} is the only model: there is nothing to compare it with."
+        return whole(sentence(pairs[0])) if len(pairs) == 1 else whole(leaders_sentence(leaders(pairs)))
+
+    @property
+    def of_the_leader(self) -> list[Comparison]:
+        """The pairs of the leading model by Dice, pooled."""
+        pairs = self.pooled[DICE.name]
+        best = leaders(pairs).best if pairs else ""
+        return [found for found in pairs if best in (found.a, found.b)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known beside the numbers."""
+        notes = [f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced]
+        notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
+        return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
+
+
+def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients: str | None = None, *, is_forced: bool = False) -> Answer:
+    """Compare models. `patients`: a regular expression over case ids, whose first group (else whose match) is the patient.
+
+    Raises ConfigError for models that cannot be compared, with what differs, unless `is_forced`; for an unfit pattern.
+    """
+    if not models:
+        raise ConfigError("compare: there is no model to compare.")
+    forced = differences(models)
+    unforceable = len({model.spec.dataset for model in models}) > 1
+    if forced and (unforceable or not is_forced):
+        way = "Name models of one dataset." if unforceable else "Name models that are alike, or compare them all the same: --force."
+        raise ConfigError(f"compare: {'; '.join(forced)}. {way}")
+    ordered = sorted(models, key=lambda model: -mean_dice(model))
+    table = table_of(_scores(ordered[::-1], patients))  # the better model of a pair comes second: most differences are positive
+    bases = short_names([model.spec for model in ordered[::-1]], with_seed=False)
+    bases = list(table.models) if len(set(bases)) == 1 else bases
+    dice = table.case_scores(DICE)
+    spreads = seed_spread(dice, bases)
+    merged = dice.averaged(bases)
+    return Answer(
+        dataset=ordered[0].spec.dataset,
+        checkpoint=checkpoint,
+        models=tuple(ordered),
+        missing=_missing_folds(ordered),
+        forced=tuple(forced),
+        table=table,
+        pooled={metric.name: _pairs(table.case_scores(metric).averaged(bases), metric, spreads) for metric in METRICS},
+        per_class={name: _pairs(table.case_scores(DICE, name).averaged(bases), DICE, {}) for name in table.classes},
+        stability=_stability(merged),
+        spreads=spreads,
+        cheap=_cheap(ordered),
+    )
+
+
+def whole(clause: str) -> str:
+    """A clause as a sentence. A name at its beginning keeps its letters."""
+    is_name = not clause.startswith(("the ", "so "))
+    return f"{clause if is_name else clause[0].upper() + clause[1:]}."
+
+
+def mean_dice(model: TrainedModel) -> float:
+    """nnU-Net's number: over the cases of all folds per class, then over the classes; -1 where there is none, to sort by."""
+    value = model.summary["dice_mean"]
+    assert isinstance(value, float)
+    return -1.0 if math.isnan(value) else value
+
+
+def _pairs(scores: CaseScores, metric: Metric, spreads: Mapping[str, SeedSpread]) -> tuple[Comparison, ...]:
+    return tuple(compare_all(scores, {name: spread.sd for name, spread in spreads.items()} if metric is DICE else {}))
+
+
+def _stability(scores: CaseScores) -> dict[Scheme, RankStability]:
+    try:
+        return rank_stability(scores) if len(scores.models) > 1 else {}
+    except ValueError:  # no case has a score of every model
+        return {}
+
+
+def _scores(models: Sequence[TrainedModel], patients: str | None) -> list[Score]:
+    pattern = _compiled(patients)
+    rows = []
+    for model in models:
+        for result in model.results:
+            patient = patient_of(result.case_id, pattern)
+            for name, metrics in result.metrics.items():
+                values = {DICE.name: metrics.dice, HD95.name: metrics.hd95_mm, NSD.name: metrics.nsd}
+                rows += [Score(model.name, patient, result.case_id, name, metric, value) for metric, value in values.items()]
+    return rows
+
+
+def patient_of(case_id: str, pattern: re.Pattern[str] | None) -> str:
+    """The patient of a case: the pattern's first group, else its match; the case itself without a pattern. Raises ConfigError."""
+    if pattern is None:
+        return case_id
+    found = pattern.search(case_id)
+    if found is None:
+        raise ConfigError(f"compare: --patients: {pattern.pattern!r} finds no patient in the case id {case_id!r}.")
+    return str(found[1] if pattern.groups else found[0])
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as err:
+        raise ConfigError(f"compare: --patients: {pattern!r} is no regular expression: {err}.") from err
+
+
+def _missing_folds(models: Sequence[TrainedModel]) -> dict[str, tuple[str, ...]]:
+    every = sorted({str(fold.spec.fold) for model in models for fold in model.folds})
+    return {model.name: tuple(sorted({*every} - {str(fold.spec.fold) for fold in model.folds})) for model in models}
+
+
+def _folds(names: Sequence[str]) -> str:
+    return f"fold {names[0]}" if len(names) == 1 else f"folds {', '.join(names)}"
+
+
+def _cheap(models: Sequence[TrainedModel]) -> Agreement:
+    cheap, full = {}, {}
+    for model in models:
+        for fold in model.folds:
+            name = f"{model.name} {fold.spec.fold}"
+            cheap[name] = math.nan if fold.ema_pseudo_dice is None else fold.ema_pseudo_dice
+            full[name] = fold_dice(fold.results)
+    return agreement(cheap, full)
+
+
+def fold_dice(results: Sequence[CaseResult]) -> float:
+    """Mean over the cases of one fold of their mean Dice; NaN without any."""
+    return nan_mean(result.dice_mean for result in results)

@@ -1,0 +1,54 @@
+"""Which runs are compared: those that were named, or all below a results folder, as far as they have been validated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.compare.answer import Answer, answer
+from orchestrator.compare.models import ValidatedFold, models_of, read_fold
+from orchestrator.errors import ConfigError
+from orchestrator.run.below import run_folders_below
+from orchestrator.run.names import Names, resolve
+from trainers.contract.errors import DataError
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An answer, and what is not in it."""
+
+    answer: Answer
+    left: tuple[str, ...]
+    """A sentence for each run that was left out, with the reason."""
+
+
+def compared(
+    results: Path, names: Sequence[str], checkpoint: CheckpointName, patients: str | None = None, *, is_forced: bool = False
+) -> Compared:
+    """Compare the models of the runs below `results`. Raises ConfigError where a name means none, or nothing is left to compare."""
+    runs, left = _runs(results)
+    known = [Names(spec.run_key, spec.address, folder=str(folder.root)) for folder, spec in runs]
+    wanted = [runs[i] for i in dict.fromkeys(i for name in names for i in resolve(name, known, f"below {results}"))] if names else runs
+    folds: list[ValidatedFold] = []
+    for folder, spec in wanted:
+        found = read_fold(folder, spec, checkpoint)
+        if isinstance(found, str):
+            left.append(f"{spec.address} ({spec.run_key}): {found}.")
+        else:
+            folds.append(found)
+    if not folds:
+        why = f" {' '.join(left[:3])}" if left else ""
+        raise ConfigError(f"compare: below {results} no run has a full validation of its {checkpoint} checkpoint.{why} Train first.")
+    return Compared(answer(models_of(folds), checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def _runs(results: Path) -> tuple[list[tuple[RunFolder, RunSpec]], list[str]]:
+    """All runs of ours, and a sentence for each folder whose run cannot be read."""
+    runs, damaged = [], []
+    for folder in run_folders_below(results):
+        try:
+            runs.append((folder, folder.spec()))
+        except DataError as err:
+            damaged.append(str(err))
+    return runs, damaged

@@ -1,0 +1,93 @@
+"""Trained models with their full validations: the folds of one model folder, read from the run folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.tracking.validation_report import ema_of, read_result
+from trainers.contract.commits import EpochRow, newest_committed
+from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.summary import CaseResult, extended_summary
+
+
+@dataclass(frozen=True)
+class ValidatedFold:
+    """A fold of which every case has been validated with one checkpoint."""
+
+    spec: RunSpec
+    results: tuple[CaseResult, ...]
+    """In the order of the split."""
+    ema_pseudo_dice: float | None
+    """Of these very weights; None where it is not known."""
+    history: tuple[EpochRow, ...]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The folds of one model folder: one dataset, plans, configuration, trainer and seed."""
+
+    name: str
+    folds: tuple[ValidatedFold, ...]
+
+    @property
+    def spec(self) -> RunSpec:
+        """Of its first fold: for what all folds share."""
+        return self.folds[0].spec
+
+    @property
+    def results(self) -> list[CaseResult]:
+        """Of all folds: each case is predicted by the fold that was not trained on it."""
+        return [result for fold in self.folds for result in fold.results]
+
+    @cached_property
+    def summary(self) -> dict[str, object]:
+        """Means over the cases of all folds, per class, then over the classes: nnU-Net's number for a cross-validation."""
+        model_folder = self.spec.model_folder
+        labels = labels_of(load_dataset_json(model_folder), str(model_folder / "dataset.json"))
+        return extended_summary(self.results, labels)
+
+
+def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> ValidatedFold | str:
+    """The full validation of a run, or the reason why it cannot be compared. Raises StorageError, OSError."""
+    if not spec.val_cases:
+        return f"fold {spec.fold} holds no case back, so that nothing was validated"
+    found = [result for case in spec.val_cases if (result := read_result(folder, checkpoint, case)) is not None]
+    if len(found) < len(spec.val_cases):
+        return f"{len(found)} of {len(spec.val_cases)} cases are validated with its {checkpoint} checkpoint"
+    digests = {result.checkpoint_sha256 for result in found}
+    if len(digests) > 1:
+        return f"its cases were validated with {len(digests)} different {checkpoint} checkpoints; `nnfleet validate` brings them up to date"
+    committed = newest_committed(folder)
+    history = () if committed is None else committed.history
+    return ValidatedFold(spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history)
+
+
+def models_of(folds: Sequence[ValidatedFold]) -> list[TrainedModel]:
+    """The models that folds belong to, in the order in which they first appear, with short names that distinguish them."""
+    by_folder: dict[str, list[ValidatedFold]] = {}
+    for fold in folds:
+        by_folder.setdefault(str(fold.spec.model_folder), []).append(fold)
+    groups = list(by_folder.values())
+    names = short_names([group[0].spec for group in groups])
+    return [
+        TrainedModel(name, tuple(sorted(group, key=lambda fold: str(fold.spec.fold)))) for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def short_names(specs: Sequence[RunSpec], *, with_seed: bool = True) -> list[str]:
+    """What distinguishes these models, of configuration, trainer, plans, seed and place: `3d_fullres nnUNetTrainerDA5`. Pure.
+
+    Trainers alone are named where nothing else differs; all of it where nothing differs.
+    """
+    parts = [_parts(spec, with_seed=with_seed) for spec in specs]
+    differing = [place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1] if parts else []
+    if not differing or all(place > 2 for place in differing):
+        differing = [0, 1, *differing]
+    return [" ".join(part[place] for place in differing if part[place]) for part in parts]
+
+
+def _parts(spec: RunSpec, *, with_seed: bool) -> tuple[str, ...]:
+    seed = f"seed {spec.seed}" if with_seed else ""
+    return spec.configuration, spec.trainer, spec.plans, seed, f"in {spec.model_folder.parents[1]}"

@@ -1,0 +1,163 @@
+"""The tables of a comparison as plain text cells, for the terminal, the report, LaTeX and CSV alike."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.compare.answer import Answer
+from orchestrator.compare.models import TrainedModel
+from orchestrator.compare.pairs import Comparison
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Cells of text under their heads; the first column names the row."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def csv(self) -> str:
+        """As CSV."""
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([self.head, *self.rows])
+        return stream.getvalue()
+
+    @property
+    def latex(self) -> str:
+        """As a LaTeX table with the rules of booktabs."""
+        lines = [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", _latex_row(self.head), r"\midrule"]
+        return "\n".join([*lines, *(_latex_row(row) for row in self.rows), r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex_row(cells: tuple[str, ...]) -> str:
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+
+def models_table(answer: Answer) -> TextTable:
+    """A row per model: folds, cases, Dice, HD95 and surface Dice over the cases of all folds; missed: classes that it did not find."""
+    head = ("model", "folds", "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false")
+    return TextTable(head, tuple(_model_row(model, answer) for model in answer.models))
+
+
+def _model_row(model: TrainedModel, answer: Answer) -> tuple[str, ...]:
+    summary, classes = model.summary, _classes(model)
+    folds = ", ".join(str(fold.spec.fold) for fold in model.folds)
+    lacking = answer.missing[model.name]
+    return (
+        model.name,
+        folds + (f" (without {', '.join(lacking)})" if lacking else ""),
+        str(len(model.results)),
+        number(summary["dice_mean"], 4),
+        number(summary["hd95_mm_mean"], 2),
+        number(summary["nsd_mean"], 4),
+        str(sum(int(values["n_missed"]) for values in classes.values())),
+        str(sum(int(values["n_invented"]) for values in classes.values())),
+    )
+
+
+def classes_table(answer: Answer) -> TextTable:
+    """A row per class: the mean Dice of each model, and in how many cases the class has one."""
+    head = ("class", *(model.name for model in answer.models), "cases")
+    rows = []
+    for name in answer.table.classes:
+        values = [_classes(model)[name] for model in answer.models]
+        counts = sorted({int(value["n_dice"]) for value in values})
+        rows.append((name, *(number(value["dice"], 4) for value in values), "-".join(map(str, {counts[0]: 0, counts[-1]: 0}))))
+    return TextTable(head, tuple(rows))
+
+
+def pairs_table(pairs: tuple[Comparison, ...]) -> TextTable:
+    """A row per pair: the difference with its interval, the test, and what could have been detected."""
+    head = ("pair", "patients", "mean difference", "95 % interval", "median", "wins / ties / losses", "p (Holm)", "detectable")
+    return TextTable(head, tuple(_pair_row(found) for found in pairs))
+
+
+def _pair_row(found: Comparison) -> tuple[str, ...]:
+    decimals = 2
+    low, high = found.mean_interval
+    return (
+        f"{found.b} minus {found.a}",
+        str(found.counts.patients),
+        number(found.mean, decimals),
+        f"[{number(low, decimals)}, {number(high, decimals)}]",
+        number(found.median, decimals),
+        f"{found.wins} / {found.ties} / {found.losses}",
+        f"{found.p_holm:.2g}",
+        number(found.detectable, decimals),
+    )
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """The answer for scripts: numbers as numbers, NaN where there is none."""
+    return {
+        "dataset": answer.dataset,
+        "checkpoint": answer.checkpoint,
+        "verdict": answer.verdict,
+        "notes": answer.notes,
+        "not_comparable": list(answer.forced),
+        "models": [
+            {
+                "name": model.name,
+                "folder": str(model.spec.model_folder),
+                "folds": [str(fold.spec.fold) for fold in model.folds],
+                "missing_folds": list(answer.missing[model.name]),
+                "cases": len(model.results),
+                **{key: model.summary[key] for key in ("dice_mean", "hd95_mm_mean", "nsd_mean", "classes")},
+            }
+            for model in answer.models
+        ],
+        "pairs": {metric: [_pair_json(found) for found in pairs] for metric, pairs in answer.pooled.items()},
+        "pairs_per_class": {name: [_pair_json(found) for found in pairs] for name, pairs in answer.per_class.items()},
+        "rank_shares": {
+            scheme: {model: [float(share) for share in shares] for model, shares in zip(found.models, found.shares, strict=True)}
+            for scheme, found in answer.stability.items()
+        },
+        "seed_spread_dice_points": {name: spread.sd for name, spread in answer.spreads.items()},
+        "ema_against_full_dice": answer.cheap._asdict(),
+    }
+
+
+def _pair_json(found: Comparison) -> dict[str, Any]:
+    low, high = (end if math.isfinite(end) else None for end in found.mean_interval)
+    return {
+        "a": found.a,
+        "b": found.b,
+        "unit": found.metric.unit,
+        **found.counts._asdict(),
+        "mean_b_better_by": found.mean,
+        "mean_interval": [low, high],
+        "median": found.median,
+        "wins": found.wins,
+        "ties": found.ties,
+        "losses": found.losses,
+        "p": found.test.p,
+        "p_holm": found.p_holm,
+        "comparisons": found.comparisons,
+        "rank_biserial": found.test.rank_biserial,
+        "detectable": found.detectable if math.isfinite(found.detectable) else None,
+    }
+
+
+def _classes(model: TrainedModel) -> Mapping[str, Mapping[str, float]]:
+    classes = model.summary["classes"]
+    assert isinstance(classes, dict)
+    return classes
+
+
+def number(value: object, decimals: int) -> str:
+    """`-` where there is none; infinite where nothing bounds it."""
+    assert isinstance(value, float)
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{decimals}f}" if math.isfinite(value) else ("∞" if value > 0 else "-∞")

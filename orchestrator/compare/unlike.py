@@ -1,0 +1,86 @@
+"""Whether models may be compared: the same dataset, classes, reference labels and splits; folds of one model trained in one way. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from orchestrator.compare.models import TrainedModel
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.summary import CaseResult, ClassMetrics
+
+MAX_LISTED = 3
+SHARED_BY_FOLDS = ("dataset", "plans", "configuration", "trainer", "seed", "schedule")
+
+
+def differences(models: Sequence[TrainedModel]) -> list[str]:
+    """Why these models cannot be compared, a sentence each; empty when they can."""
+    found = [sentence for model in models for sentence in (*_unlike_folds(model), *_cases_twice(model))]
+    for other in models[1:]:
+        found += _unlike_models(models[0], other)
+    return found
+
+
+def _unlike_folds(model: TrainedModel) -> Iterator[str]:
+    first = model.folds[0].spec
+    for fold in model.folds[1:]:
+        if differing := [name for name in SHARED_BY_FOLDS if getattr(first, name) != getattr(fold.spec, name)]:
+            yield f"{model.name}: fold {fold.spec.fold} differs from fold {first.fold} in {_settings(first, fold.spec, differing)}"
+
+
+def _settings(first: RunSpec, other: RunSpec, names: Sequence[str]) -> str:
+    texts = []
+    for name in names:
+        a, b = getattr(first, name), getattr(other, name)
+        if name == "schedule":
+            fields = [field for field in type(a).model_fields if getattr(a, field) != getattr(b, field)]
+            texts += [f"{field} ({getattr(b, field)} instead of {getattr(a, field)})" for field in fields]
+        else:
+            texts.append(f"{name} ({b} instead of {a})")
+    return ", ".join(texts)
+
+
+def _cases_twice(model: TrainedModel) -> Iterator[str]:
+    counts = Counter(result.case_id for result in model.results)
+    if twice := sorted(case for case, count in counts.items() if count > 1):
+        yield f"{model.name}: {_listed(twice)} validated in more than one fold"
+
+
+def _unlike_models(a: TrainedModel, b: TrainedModel) -> list[str]:
+    pair = f"{a.name} and {b.name}"
+    if a.spec.dataset != b.spec.dataset:
+        return [f"{pair} are of different datasets: {a.spec.dataset} and {b.spec.dataset}"]
+    classes = [list(model.results[0].metrics) for model in (a, b)]
+    if classes[0] != classes[1]:
+        return [f"{pair} have different classes: {', '.join(classes[0])} and {', '.join(classes[1])}"]
+    by_case = {result.case_id: result for result in b.results}
+    common = [(result, by_case[result.case_id]) for result in a.results if result.case_id in by_case]
+    if not common:
+        return [f"{pair} have no validated case in common"]
+    found = []
+    if other := sorted(mine.case_id for mine, theirs in common if not _same_reference(mine, theirs)):
+        found.append(f"{pair} were validated against different reference labels: {_listed(other)}")
+    tolerances = sorted({result.surface_tolerance_mm for model in (a, b) for result in model.results})
+    if len(tolerances) > 1:
+        found.append(f"{pair} have surface Dice at different tolerances: {' and '.join(f'{mm:g}' for mm in tolerances)} mm")
+    return found + _unlike_splits(a, b)
+
+
+def _same_reference(a: CaseResult, b: CaseResult) -> bool:
+    """The same voxels of every class in the reference, and the same number of voxels in all."""
+    return all(_reference(a.metrics[name]) == _reference(b.metrics[name]) for name in a.metrics)
+
+
+def _reference(metrics: ClassMetrics) -> tuple[int, int]:
+    return metrics.tp + metrics.fn, metrics.fp + metrics.tn
+
+
+def _unlike_splits(a: TrainedModel, b: TrainedModel) -> list[str]:
+    """A case that both validate must have been left out of the training of both together with the same other cases."""
+    splits = [{case: frozenset(fold.spec.train_cases) for fold in model.folds for case in fold.spec.val_cases} for model in (a, b)]
+    if other := sorted(case for case in splits[0].keys() & splits[1].keys() if splits[0][case] != splits[1][case]):
+        return [f"{a.name} and {b.name} were trained on different cases where they predict {_listed(other)}: the splits differ"]
+    return []
+
+
+def _listed(cases: Sequence[str]) -> str:
+    more = len(cases) - MAX_LISTED
+    return ", ".join(cases[:MAX_LISTED]) + (f" and {more} more cases" if more > 0 else "")

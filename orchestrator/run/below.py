@@ -1,0 +1,31 @@
+"""Which run folders lie below a folder of results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainers.contract.errors import ConfigError
+from trainers.contract.run_folder import RunFolder
+
+RUN_FILE = "nnfleet/run.json"
+LEVELS = ("", "fold_*", "*/fold_*", "*/*/fold_*")
+"""Where fold folders lie below a fold's own folder, a model folder, a dataset's folder, and nnUNet_results."""
+
+
+def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
+    """The folder to look below: the named one, else the one that the environment names as nnU-Net knows it. Raises ConfigError."""
+    folder = named or (Path(environment["nnUNet_results"]) if environment.get("nnUNet_results") else None)
+    if folder is None:
+        raise ConfigError(
+            "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "
+            "Set it (export nnUNet_results=...), or name the folder that holds the runs: --results FOLDER."
+        )
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"results: {folder} is no folder where nnfleet looks for it. Name the folder that holds the runs: --results.")
+    return folder
+
+
+def run_folders_below(results: Path) -> list[RunFolder]:
+    """Every folder below `results` that holds a run of ours, in the order of their paths; `results` may be one itself."""
+    found = {path for level in LEVELS for path in results.glob(f"{level}/{RUN_FILE}" if level else RUN_FILE)}
+    return [RunFolder(path.parents[1]) for path in sorted(found)]

@@ -1,0 +1,239 @@
+"""Comparisons of models whose folds lie in run folders: what is compared, what is refused, what the report holds."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.compare.choice import Compared, compared
+from orchestrator.compare.error_maps import shown_cases
+from orchestrator.compare.report import html
+from orchestrator.compare.tables import TextTable, as_json, classes_table, models_table
+from orchestrator.errors import ConfigError
+from tests.fake_run import CLASSES
+from tests.validated_model import metrics_of, validated_model
+from trainers.contract.files import read_json, write_json_atomic
+from trainers.contract.run_folder import RunFolder
+
+FOLDS = [[f"case_{fold}{number}" for number in range(6)] for fold in range(3)]
+DA5: dict[str, Any] = {"trainer": "nnUNetTrainerDA5"}
+
+
+def folder_of(base: Path, name: str) -> Path:
+    return base / "results" / "Dataset901_Toy" / name
+
+
+def noisy(shift: float, seed: int) -> Callable[[str, str], float]:
+    """Difficulty by case, and noise by model."""
+    own = random.Random(seed)
+    return lambda case, name: random.Random(f"{case}{name}").uniform(0.5, 0.8) + shift + own.gauss(0, 0.02)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Two trainers of three folds; DA5 is better by 0.1."""
+    validated_model(tmp_path, noisy(0, 1), FOLDS)
+    validated_model(tmp_path, noisy(0.1, 2), FOLDS, **DA5, model_folder=folder_of(tmp_path, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"))
+    return tmp_path
+
+
+def found(base: Path, *names: str, force: bool = False) -> Compared:
+    return compared(base / "results", names, "final", is_forced=force)
+
+
+def rewrite(folder: RunFolder, case: str, **changes: object) -> None:
+    path = folder.cases("final") / f"{case}.json"
+    write_json_atomic(path, {**read_json(path, "result"), **changes})
+
+
+def test_the_better_trainer_is_named_with_the_evidence(base: Path) -> None:
+    answer = found(base).answer
+    assert [model.name for model in answer.models] == ["nnUNetTrainerDA5", "nnUNetTrainer"]
+    assert answer.verdict.startswith("nnUNetTrainerDA5 is better than nnUNetTrainer by ")
+    assert "18 paired cases, p < 0.001 (one comparison)." in answer.verdict
+    assert not answer.notes
+
+
+def test_the_mean_is_nnunets_over_all_cases_and_then_over_classes(tmp_path: Path) -> None:
+    """Folds of 1 and 3 cases: the mean of fold means would be 0.55 for each class."""
+    validated_model(tmp_path, {"a": 0.8, "b": 0.2, "c": 0.3, "d": 0.4}, [["a"], ["b", "c", "d"]])
+    table = models_table(found(tmp_path).answer)
+    assert table.rows[0][:4] == ("3d_fullres nnUNetTrainer", "0, 1", "4", "0.4250")
+    assert found(tmp_path).answer.verdict == "3d_fullres nnUNetTrainer is the only model: there is nothing to compare it with."
+
+
+def test_a_class_that_was_missed_is_counted_and_makes_no_model_look_better(tmp_path: Path) -> None:
+    """The second model misses a class in one case: its mean HD95 is of the rest, so the count stands beside it."""
+    validated_model(tmp_path, {"a": 0.5, "b": 0.5}, [["a", "b"]])
+    validated_model(tmp_path, {"a": 0.0, "b": 0.9}, [["a", "b"]], **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    answer = found(tmp_path).answer
+    rows = {row[0]: row for row in models_table(answer).rows}
+    assert rows["nnUNetTrainerDA5"][4:] == ("1.00", "0.4500", "2", "0")
+    assert rows["nnUNetTrainer"][4:] == ("5.00", "0.5000", "0", "0")
+    hd95 = answer.pooled["hd95_mm"][0]
+    assert (hd95.counts.missed_by_a, hd95.counts.missed_by_b) in [(1, 0), (0, 1)]
+
+
+def test_seeds_of_one_model_count_as_one_and_their_spread_is_stated(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        validated_model(tmp_path, noisy(0.02 * seed, seed), FOLDS, seed=seed, model_folder=folder_of(tmp_path, f"base_{seed}"))
+        validated_model(
+            tmp_path, noisy(0.1 + 0.02 * seed, seed + 5), FOLDS, **DA5, seed=seed, model_folder=folder_of(tmp_path, f"da5_{seed}")
+        )
+    answer = found(tmp_path).answer
+    assert len(answer.models) == 4
+    assert [(pair.a, pair.b) for pair in answer.pooled["dice"]] == [("nnUNetTrainer", "nnUNetTrainerDA5")]
+    assert {name: spread.seeds for name, spread in answer.spreads.items()} == {"nnUNetTrainer": 2, "nnUNetTrainerDA5": 2}
+    assert "is better than" in answer.verdict
+
+
+def test_folds_that_are_missing_are_named(base: Path) -> None:
+    validated_model(base, noisy(0, 3), FOLDS, trained=[0, 1], configuration="2d", model_folder=folder_of(base, "2d"))
+    answer = found(base).answer
+    assert answer.notes == ["2d nnUNetTrainer lacks fold 2: those cases are left out of its pairs."]
+    assert "0, 1 (without 2)" in [row[1] for row in models_table(answer).rows]
+
+
+def test_a_run_without_its_full_validation_is_left_out_and_named(base: Path) -> None:
+    folder = RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_1")
+    (folder.cases("final") / "case_12.json").unlink()
+    result = found(base)
+    assert [sentence.split(": ", 1)[1] for sentence in result.left] == ["5 of 6 cases are validated with its final checkpoint."]
+    assert result.answer.missing["nnUNetTrainerDA5"] == ("1",)
+
+
+def test_models_are_chosen_by_name(base: Path) -> None:
+    assert len(found(base, "901/3d_fullres/nnUNetTrainerDA5").answer.models) == 1
+    with pytest.raises(ConfigError, match="there is no run '901/2d' below"):
+        found(base, "901/2d")
+
+
+def other_labels(base: Path) -> None:
+    metrics = {name: metrics_of(0.5).model_dump() | {"fn": 101} for name in CLASSES}
+    rewrite(RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_0"), "case_00", metrics=metrics)
+
+
+def other_split(base: Path) -> None:
+    validated_model(base, noisy(0, 4), [FOLDS[0][:3], FOLDS[0][3:]], configuration="2d", model_folder=folder_of(base, "2d"))
+
+
+def other_cases(base: Path) -> None:
+    validated_model(base, noisy(0, 4), [["x", "y"]], configuration="2d", model_folder=folder_of(base, "2d"))
+
+
+def a_fold_twice(base: Path) -> None:
+    validated_model(base, noisy(0, 4), [FOLDS[0], FOLDS[0]], configuration="2d", model_folder=folder_of(base, "2d"))
+
+
+def other_schedule(base: Path) -> None:
+    folder = RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_2")
+    content = read_json(folder.spec_file, "run")
+    write_json_atomic(folder.spec_file, {**content, "schedule": {**content["schedule"], "epochs": 7}})
+
+
+def other_tolerance(base: Path) -> None:
+    rewrite(RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_0"), "case_00", surface_tolerance_mm=2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (other_labels, "were validated against different reference labels: case_00"),
+        (other_split, "the splits differ"),
+        (other_cases, "have no validated case in common"),
+        (a_fold_twice, "case_00, case_01, case_02 and 3 more cases validated in more than one fold"),
+        (other_schedule, r"fold 2 differs from fold 0 in epochs \(7 instead of 1000\)"),
+        (other_tolerance, "have surface Dice at different tolerances: 1 and 2 mm"),
+    ],
+)
+def test_models_that_are_not_alike_are_refused_with_what_differs(base: Path, change: Callable[[Path], None], difference: str) -> None:
+    change(base)
+    with pytest.raises(ConfigError, match=difference):
+        found(base)
+
+
+def test_a_forced_comparison_says_so_in_every_output(base: Path) -> None:
+    other_labels(base)
+    answer = found(base, force=True).answer
+    page, plain = html(answer, {}), as_json(answer)
+    reason = "were validated against different reference labels: case_00"
+    assert reason in page
+    assert reason in plain["not_comparable"][0]
+    shown = CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--force"])
+    assert "NOT COMPARABLE, compared on request" in shown.output
+
+
+def test_the_best_checkpoints_are_called_optimistic(tmp_path: Path) -> None:
+    validated_model(tmp_path, {"a": 0.5, "b": 0.6}, [["a", "b"]], checkpoint="best")
+    assert "optimistic" in compared(tmp_path / "results", (), "best").answer.notes[0]
+    with pytest.raises(ConfigError, match="no run has a full validation of its final checkpoint"):
+        compared(tmp_path / "results", (), "final")
+
+
+def test_patients_are_found_in_case_ids(base: Path) -> None:
+    answer = compared(base / "results", (), "final", r"case_\d").answer
+    assert "18 paired cases of 3 patients" in answer.verdict
+    with pytest.raises(ConfigError, match="finds no patient in the case id 'case_"):
+        compared(base / "results", (), "final", "patient")
+    with pytest.raises(ConfigError, match="is no regular expression"):
+        compared(base / "results", (), "final", "(")
+
+
+def test_the_command_prints_the_verdict_and_writes_one_file_that_needs_no_network(base: Path) -> None:
+    target = base / "report.html"
+    shown = CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--report", str(target)])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("nnUNetTrainerDA5 is better than nnUNetTrainer by ")
+    assert f"Report: {target}" in shown.stderr
+    page = target.read_text()
+    assert "nnUNetTrainerDA5 is better than nnUNetTrainer by " in page
+    assert page.count("data:image/png;base64,") == 6
+    assert "http" not in page
+    assert r"\toprule" in page
+    assert len(page) < 2_000_000
+
+
+def test_the_json_holds_every_number(base: Path) -> None:
+    shown = CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--json"])
+    content = json.loads(shown.stdout)
+    assert content["verdict"].startswith("nnUNetTrainerDA5 is better")
+    pair = content["pairs"]["dice"][0]
+    assert pair["mean_interval"][0] < pair["mean_b_better_by"] < pair["mean_interval"][1]
+    assert pair["cases"] == 18
+    assert content["models"][0]["folds"] == ["0", "1", "2"]
+    assert math.isclose(sum(content["rank_shares"]["mean-then-rank"]["nnUNetTrainer"]), 1)
+
+
+def test_tables_are_latex_and_csv(base: Path) -> None:
+    assert TextTable(("a_b", "n"), (("x, 50 %", "1"),)).latex.splitlines()[2:5] == [r"a\_b & n \\", r"\midrule", r"x, 50 \% & 1 \\"]
+    assert TextTable(("a", "n"), (("x, y", "1"),)).csv == 'a,n\n"x, y",1\n'
+    assert [row[0] for row in classes_table(found(base).answer).rows] == list(CLASSES)
+
+
+def test_the_report_shows_where_the_worst_median_and_best_case_are_wrong(base: Path) -> None:
+    """With real label files: a cube, predicted shifted."""
+    answer = found(base).answer
+    shown = shown_cases(answer.models[0], answer.models[1:])
+    assert sorted(shown.values()) == ["best", "median", "worst"]
+    truth = np.zeros((12, 12, 12), dtype=np.uint8)
+    truth[3:8, 3:8, 3:8] = 1
+    for model in answer.models:
+        for result in model.results:
+            for path, values in ((result.reference_file, truth), (result.prediction_file, np.roll(truth, 1, axis=0))):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 3, 1])), path)
+    plans = answer.models[0].spec.model_folder / "plans.json"
+    write_json_atomic(plans, {**read_json(plans, "plans"), "image_reader_writer": "SimpleITKIO"})
+    target = base / "report.html"
+    CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--report", str(target)])
+    worst = next(case for case, what in shown.items() if what == "worst")
+    assert f"worst case of nnUNetTrainerDA5: {worst}" in target.read_text()
+    assert target.read_text().count("data:image/png;base64,") == 9
