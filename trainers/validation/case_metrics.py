@@ -23,13 +23,14 @@ Box = tuple[slice, ...]
 def case_metrics(
     reference_ZYX: Volume,
     prediction_ZYX: Volume,
-    spacing_ZYX: tuple[float, ...],
+    spacing_ZYX: tuple[float, ...] | None,
     labels: Labels,
     tolerance_mm: float,
 ) -> dict[str, ClassMetrics]:
     """Score every class of `labels.foreground`. Voxels whose reference is the ignore label count for nothing.
 
-    Both volumes hold label values. NaN policy: see `trainers/contract/summary.py`. Raises DataError when the shapes differ.
+    Both volumes hold label values. Without a spacing HD95 and surface Dice are NaN. NaN policy: see `trainers/contract/summary.py`.
+    Raises DataError when the shapes differ.
     """
     if reference_ZYX.shape != prediction_ZYX.shape:
         raise DataError(
@@ -69,7 +70,7 @@ def _class_metrics(
     values: tuple[int, ...],
     reference: npt.NDArray[np.int32],
     prediction: npt.NDArray[np.int32],
-    spacing: tuple[float, ...],
+    spacing: tuple[float, ...] | None,
     tolerance_mm: float,
     pairs: npt.NDArray[np.int64],
     total: int,
@@ -80,8 +81,8 @@ def _class_metrics(
     tp = int(pairs[np.ix_(own, own)].sum())
     fp, fn = in_prediction - tp, in_reference - tp
     nothing = tp + fp + fn == 0
-    hd95_mm, nsd = math.nan, math.nan if nothing else 0.0
-    if in_reference and in_prediction:
+    hd95_mm, nsd = math.nan, math.nan if nothing or spacing is None else 0.0
+    if in_reference and in_prediction and spacing is not None:
         box = union_box([side[value] for side in boxes for value in own])
         hd95_mm, nsd = surface_metrics(_mask(reference[box], own), _mask(prediction[box], own), spacing, tolerance_mm)
     return ClassMetrics(
