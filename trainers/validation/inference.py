@@ -62,8 +62,8 @@ class CasePredictor:
         self.dataset_json = load_dataset_json(model_folder)
         self.labels: Labels = labels_of(self.dataset_json, str(model_folder / "dataset.json"))
         plans = load_plans(model_folder, "plans")
-        plans.configuration(spec.configuration)  # checked before nnU-Net imports the classes that it names
-        self.plans = PlansManager(plans.content)
+        settings = plans.configuration(spec.configuration)  # checked before nnU-Net imports the classes that it names
+        self.plans = PlansManager({**plans.content, "configurations": {spec.configuration: settings}})
         self.configuration = self.plans.get_configuration(spec.configuration)
         if self.configuration.previous_stage_name is not None:
             raise ConfigError(f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not predict.")

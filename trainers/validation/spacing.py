@@ -26,7 +26,7 @@ def noted_spacing(properties: dict[str, Any], reader: str) -> Spacing:
     if reader == "Tiff3DIO" and noted == (1, 1, 1):  # a tuple: a .json would have made it a list
         return Spacing(
             None,
-            "no .json beside the TIFF images told nnU-Net's preprocessing their spacing; "
+            "nnU-Net's preprocessing found no .json with the spacing beside the TIFF images; "
             'write imagesTr/<case>.json as {"spacing": [z, y, x]} for each case, then plan and preprocess again',
         )
     try:

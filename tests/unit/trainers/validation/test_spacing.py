@@ -130,7 +130,7 @@ def test_labels_whose_header_differs_are_measured_in_the_images_millimetres(tmp_
     assert result.metrics["organ"].hd95_mm == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("reader", "ending", "why"), [("Tiff3DIO", ".tif", "no .json beside"), ("NaturalImage2DIO", ".png", "PNG")])
+@pytest.mark.parametrize(("reader", "ending", "why"), [("Tiff3DIO", ".tif", "found no .json"), ("NaturalImage2DIO", ".png", "PNG")])
 def test_no_distance_is_given_where_nobody_knows_the_spacing(tmp_path: Path, reader: str, ending: str, why: str) -> None:
     write_raw(tmp_path / "raw", ending, None)
     result, predictor = validated(tmp_path, reader, ending)
