@@ -97,8 +97,7 @@ def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in configuration]
     if missing:
         raise DataError(
-            f"plans: configuration {name!r} of {plans.path} lacks {', '.join(missing)}. "
-            f"Plans of older versions of nnU-Net are made anew by {PREPROCESS_COMMAND}."
+            f"plans: configuration {name!r} of {plans.path} lacks {', '.join(missing)}. Make the plans anew with {PREPROCESS_COMMAND}."
         )
     return configuration
 

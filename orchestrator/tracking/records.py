@@ -195,7 +195,7 @@ def _plan_params(spec: RunSpec) -> dict[str, str]:
         "spacing_mm": _times(plan.get("spacing")),
         "batch_dice": plan.get("batch_dice"),
         "normalization": ", ".join(map(str, plan.get("normalization_schemes") or ())),
-        "architecture": str(architecture.get("network_class_name") or plan.get("UNet_class_name") or "").rsplit(".", 1)[-1],
+        "architecture": str(architecture.get("network_class_name") or "").rsplit(".", 1)[-1],
         "features_per_stage": "-".join(map(str, arguments.get("features_per_stage") or ())),
         "num_classes": len(names),
         "classes": ", ".join(names),

@@ -66,6 +66,8 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
     difference = minus_ema(extended["dice_mean"], ema_of(folder, name, results[0].checkpoint_sha256))
     extended |= {"checkpoint": name, "checkpoint_sha256": results[0].checkpoint_sha256, "minus_ema_pseudo_dice": difference}
     extended["surface_tolerance_mm"] = spec.validation.surface_tolerance_mm
+    if extended["no_distances"]:
+        log.warning("no HD95 and no surface Dice for %s", extended["no_distances"])
     extended["cases"] = table_rows(results, labels, name, None)
     _write_if_changed(folder.own / f"validation_{name}.json", json.dumps(extended, indent=1).encode())
     salt = pseudonym_salt(folder.model_folder.parent) if spec.pseudonyms else None

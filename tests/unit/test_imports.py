@@ -143,9 +143,9 @@ def test_only_entry_points_and_the_loader_pool_import_ray() -> None:
     assert {place(path) for path in files("orchestrator") if forbidden(imports(path), ("ray",))} <= SPEAKS_RAY
 
 
-def test_nobody_imports_nnunets_trainer() -> None:
-    found = {path.name for package in ("orchestrator", "trainers") for path in files(package)
-             if forbidden(imports(path), (TRAINER_IMPORTS_NNUNET_TRAINER,))}  # fmt: skip
+@pytest.mark.parametrize("module", [TRAINER_IMPORTS_NNUNET_TRAINER, "monai"])
+def test_nobody_imports_what_only_tests_compare_with(module: str) -> None:
+    found = {path.name for package in ("orchestrator", "trainers") for path in files(package) if forbidden(imports(path), (module,))}
     assert not found
 
 

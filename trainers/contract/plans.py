@@ -12,10 +12,11 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from trainers.contract.architecture import MAX_SIZE, fault_of_architecture, is_size
+from trainers.contract.architecture import MAX_SIZE, MAX_STAGES, fault_of_architecture, is_size
 from trainers.contract.errors import ConfigError, DataError
 from trainers.contract.files import read_json
 from trainers.contract.names import LONGEST_CASE, Fold, fault_of_case, fault_of_name, nearest, shown
+from trainers.contract.old_network import fault_of_old_network, is_of_old_plans, with_architecture
 
 PREPROCESS_COMMAND = "nnUNetv2_plan_and_preprocess"
 
@@ -36,13 +37,14 @@ class Plans:
     def configuration(self, name: str) -> dict[str, Any]:
         """The settings of one configuration, `inherits_from` resolved (the child overrides the parent).
 
+        Of plans from before nnU-Net 2.4 the network's `architecture` is rebuilt, as nnU-Net does it.
         Raises ConfigError for an unknown name, DataError for a parent that does not exist, a circle, or a setting that cannot be.
         """
         known = self.content["configurations"]
         if name not in known:
             raise ConfigError(f"configurations: {name!r} is not in {self.path}.{nearest(name, known)} Known: {', '.join(known)}.")
-        resolved = self._resolved(name)
-        if fault := fault_of_configuration(resolved):
+        resolved, fault = _checked(self._resolved(name))
+        if fault:
             raise DataError(f"plans: configuration {name!r} of {self.path}: {fault}. Repair it or run {PREPROCESS_COMMAND}.")
         return resolved
 
@@ -61,6 +63,17 @@ class Plans:
             parent = known[parent].get("inherits_from")
         resolved.pop("inherits_from", None)
         return resolved
+
+
+def _checked(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A resolved configuration in the form of today's plans, and what of it cannot be; '' when all can."""
+    fault = fault_of_configuration(settings)
+    if fault or not is_of_old_plans(settings):
+        return settings, fault
+    if fault := fault_of_old_network(settings, MAX_SIZE, MAX_STAGES):
+        return settings, fault
+    rebuilt = with_architecture(settings)
+    return rebuilt, fault_of_configuration(rebuilt)
 
 
 def fault_of_configuration(settings: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Results of the full validation as plain values, and their summary in nnU-Net's form: pure functions without I/O.
 
 NaN policy. A class that is neither in the reference nor predicted has no Dice, IoU, HD95 or NSD in that case (NaN). A class that is in
-one of the two alone has Dice 0 and NSD 0, but no HD95, since no distance exists; `n_missed` and `n_invented` count such cases. Every mean
+one of the two alone has Dice 0 and NSD 0, but no HD95, since no distance exists; `n_missed` and `n_invented` count such cases. A case whose
+spacing in millimetres is not known has neither HD95 nor NSD, and `CaseResult.no_distances` says why. Every mean
 leaves NaN out: over the cases of a class, then over the classes. nnU-Net's `foreground_mean` is NaN when one class is absent everywhere;
 ours is the mean of the classes that have a value, and equals nnU-Net's wherever that one is a number.
 
@@ -45,6 +46,8 @@ class CaseResult(Frozen):
     reference_file: str
     prediction_file: str
     surface_tolerance_mm: float
+    no_distances: str = ""
+    """Why no class has HD95 and NSD in this case; empty where they are measured."""
     metrics: dict[str, ClassMetrics]
     """By class name, in the order of `Labels.foreground`."""
     seconds: float
@@ -102,9 +105,15 @@ def extended_summary(results: Sequence[CaseResult], labels: Labels) -> dict[str,
         "dice_mean": nan_mean(c["dice"] for c in classes.values()),
         "hd95_mm_mean": nan_mean(c["hd95_mm"] for c in classes.values()),
         "nsd_mean": nan_mean(c["nsd"] for c in classes.values()),
+        "no_distances": _no_distances(results),
         "seconds": math.fsum(r.seconds for r in results),
         "classes": classes,
     }
+
+
+def _no_distances(results: Sequence[CaseResult]) -> str:
+    without = [r for r in results if r.no_distances]
+    return f"{len(without)} of {len(results)} cases: {without[0].no_distances}" if without else ""
 
 
 def _class_summary(metrics: Sequence[ClassMetrics]) -> dict[str, float]:

@@ -84,7 +84,7 @@ def target_scales(configuration: Mapping[str, Any]) -> tuple[tuple[float, ...], 
     try:
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
     except KeyError as err:
-        raise DataError(f"plans: the configuration lacks {err}; plans from before nnU-Net 2.4 have to be made again.") from err
+        raise DataError(f"plans: the configuration lacks {err}. Run nnUNetv2_plan_experiment again.") from err
     per_axis = [[s] * len(configuration["patch_size"]) if isinstance(s, int) else s for s in strides]
     return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[:-1]
 

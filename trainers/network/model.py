@@ -111,7 +111,7 @@ def _architecture(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     architecture = configuration.get("architecture")
     if not isinstance(architecture, Mapping) or not {"network_class_name", "arch_kwargs", "_kw_requires_import"} <= set(architecture):
         raise ConfigError(
-            "plans: the configuration has no complete `architecture`: its plans were made before nnU-Net 2.4. "
+            "plans: the configuration has no complete `architecture` (network_class_name, arch_kwargs, _kw_requires_import). "
             "Run nnUNetv2_plan_experiment for this dataset again."
         )
     return architecture

@@ -1,12 +1,10 @@
 """Scores of one predicted case against its reference: nnU-Net's counts and Dice, and surface distances in millimetres.
 
 Z Y X voxels of the original grid, in the reader's axis order; spacing in the same order.
-Sources: nnunetv2/evaluation/evaluate_predictions.py (`compute_metrics`); MONAI's `compute_hausdorff_distance` and `compute_surface_dice`,
-the latter with surface elements weighted by their area as in Nikolov et al., 2018 (arXiv:1809.04430).
+Source: nnunetv2/evaluation/evaluate_predictions.py (`compute_metrics`).
 """
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,22 +14,23 @@ from scipy import ndimage
 from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels
 from trainers.contract.summary import ClassMetrics
+from trainers.validation.surfaces import Mask, surface_metrics
 
 Volume = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, ...]
 
 
 def case_metrics(
     reference_ZYX: Volume,
     prediction_ZYX: Volume,
-    spacing_ZYX: tuple[float, ...],
+    spacing_ZYX: tuple[float, ...] | None,
     labels: Labels,
     tolerance_mm: float,
 ) -> dict[str, ClassMetrics]:
     """Score every class of `labels.foreground`. Voxels whose reference is the ignore label count for nothing.
 
-    Both volumes hold label values. NaN policy: see `trainers/contract/summary.py`. Raises DataError when the shapes differ.
+    Both volumes hold label values. Without a spacing HD95 and surface Dice are NaN. NaN policy: see `trainers/contract/summary.py`.
+    Raises DataError when the shapes differ.
     """
     if reference_ZYX.shape != prediction_ZYX.shape:
         raise DataError(
@@ -60,15 +59,18 @@ def _whole_numbers(volume: Volume, num_values: int) -> npt.NDArray[np.int32]:
 
 
 def _pair_counts(reference: npt.NDArray[np.int32], prediction: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
-    """Voxels per (reference value, prediction value), shape (n, n): one pass for all classes."""
-    return np.bincount((reference * n + prediction).ravel(), minlength=n * n).reshape(n, n)
+    """Voxels per (reference value, prediction value), shape (n, n): one pass for all classes, slice by slice for the sake of memory."""
+    counts = np.zeros(n * n, np.int64)
+    for in_reference, in_prediction in zip(reference, prediction, strict=True):
+        counts += np.bincount((in_reference * n + in_prediction).ravel(), minlength=n * n)
+    return counts.reshape(n, n)
 
 
 def _class_metrics(
     values: tuple[int, ...],
     reference: npt.NDArray[np.int32],
     prediction: npt.NDArray[np.int32],
-    spacing: tuple[float, ...],
+    spacing: tuple[float, ...] | None,
     tolerance_mm: float,
     pairs: npt.NDArray[np.int64],
     total: int,
@@ -79,10 +81,10 @@ def _class_metrics(
     tp = int(pairs[np.ix_(own, own)].sum())
     fp, fn = in_prediction - tp, in_reference - tp
     nothing = tp + fp + fn == 0
-    hd95_mm, nsd = math.nan, math.nan if nothing else 0.0
-    if in_reference and in_prediction:
-        box = union_box([side[value] for side in boxes for value in own], reference.shape)
-        hd95_mm, nsd = surface_metrics(np.isin(reference[box], own), np.isin(prediction[box], own), spacing, tolerance_mm)
+    hd95_mm, nsd = math.nan, math.nan if nothing or spacing is None else 0.0
+    if in_reference and in_prediction and spacing is not None:
+        box = union_box([side[value] for side in boxes for value in own])
+        hd95_mm, nsd = surface_metrics(_mask(reference[box], own), _mask(prediction[box], own), spacing, tolerance_mm)
     return ClassMetrics(
         tp=tp,
         fp=fp,
@@ -95,26 +97,14 @@ def _class_metrics(
     )
 
 
-def union_box(boxes: list[Box | None], shape: tuple[int, ...], margin: int = 2) -> Box:
-    """The smallest box around all boxes, `margin` voxels wider where the volume allows: surface metrics inside equal those outside."""
+def union_box(boxes: list[Box | None]) -> Box:
+    """The smallest box around all boxes: outside of it nothing is set, so surface metrics inside are those of the whole volume."""
     present = [box for box in boxes if box is not None]
-    return tuple(
-        slice(max(min(b[axis].start for b in present) - margin, 0), min(max(b[axis].stop for b in present) + margin, size))
-        for axis, size in enumerate(shape)
-    )
+    return tuple(slice(min(side.start for side in axis), max(side.stop for side in axis)) for axis in zip(*present, strict=True))
 
 
-def surface_metrics(reference: Mask, prediction: Mask, spacing: tuple[float, ...], tolerance_mm: float) -> tuple[float, float]:
-    """HD95 in millimetres and normalised surface Dice of two non-empty masks of one shape. A single slice is scored in its plane."""
-    import torch
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
-
-    if reference.ndim == 3 and reference.shape[0] == 1:
-        reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
-    y, y_pred = torch.from_numpy(reference)[None, None], torch.from_numpy(prediction)[None, None]
-    spacing_mm = [float(s) for s in spacing]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)  # MONAI 1.6 calls itself by an old argument
-        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing_mm)
-        nsd = compute_surface_dice(y_pred, y, [tolerance_mm], include_background=True, spacing=spacing_mm, use_subvoxels=True)
-    return float(hd95[0, 0]), float(nsd[0, 0])
+def _mask(volume: npt.NDArray[np.int32], values: list[int]) -> Mask:
+    mask: Mask = volume == values[0]
+    for value in values[1:]:
+        mask |= volume == value
+    return mask

@@ -31,6 +31,7 @@ from trainers.data.case_files import damaged, open_case, read_properties
 from trainers.data.whole_file import check_whole
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
+from trainers.validation.spacing import Spacing, noted_spacing
 
 log = logging.getLogger(__name__)
 PART_PREFIX = ".part-"
@@ -39,7 +40,7 @@ PART_PREFIX = ".part-"
 
 @dataclass(frozen=True)
 class SegmentationFile:
-    """A label file as nnU-Net's reader gives it: values (Z, Y, X), spacing in millimetres in the same order."""
+    """A label file as nnU-Net's reader gives it: values (Z, Y, X), its own spacing in that order (not always the image's)."""
 
     values_ZYX: npt.NDArray[Any]
     spacing_ZYX: tuple[float, ...]
@@ -61,8 +62,8 @@ class CasePredictor:
         self.dataset_json = load_dataset_json(model_folder)
         self.labels: Labels = labels_of(self.dataset_json, str(model_folder / "dataset.json"))
         plans = load_plans(model_folder, "plans")
-        plans.configuration(spec.configuration)  # checked before nnU-Net imports the classes that it names
-        self.plans = PlansManager(plans.content)
+        settings = plans.configuration(spec.configuration)  # checked before nnU-Net imports the classes that it names
+        self.plans = PlansManager({**plans.content, "configurations": {spec.configuration: settings}})
         self.configuration = self.plans.get_configuration(spec.configuration)
         if self.configuration.previous_stage_name is not None:
             raise ConfigError(f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not predict.")
@@ -102,6 +103,11 @@ class CasePredictor:
     def reference_file(self, case_id: str) -> Path:
         """The original labels of a case, copied by nnU-Net's preprocessing."""
         return self.spec.preprocessed_folder / "gt_segmentations" / f"{case_id}{self.file_ending}"
+
+    def original_spacing(self, case_id: str) -> Spacing:
+        """Spacing of the case's original grid in the order of `read_segmentation`."""
+        folder = self.spec.preprocessed_folder / str(self.configuration.data_identifier)
+        return noted_spacing(read_properties(folder, case_id), type(self.reader).__name__)
 
     def image_and_properties(self, case_id: str) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """First channel (Z, Y, X) of the preprocessed case for pictures, and what preprocessing noted of its geometry.

@@ -34,8 +34,9 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
     except DataError as err:  # it was written a moment ago
         raise StorageError(f"storage: {prediction_file} was not stored whole: {err}") from err
     tolerance_mm = predictor.spec.validation.surface_tolerance_mm
+    spacing = predictor.original_spacing(case_id)
     try:
-        metrics = case_metrics(reference.values_ZYX, prediction.values_ZYX, reference.spacing_ZYX, predictor.labels, tolerance_mm)
+        metrics = case_metrics(reference.values_ZYX, prediction.values_ZYX, spacing.mm_ZYX, predictor.labels, tolerance_mm)
     except DataError as err:
         raise DataError(f"case {case_id} ({reference_file}): {err}") from err
     result = CaseResult(
@@ -44,6 +45,7 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
         reference_file=str(reference_file),
         prediction_file=str(prediction_file),
         surface_tolerance_mm=tolerance_mm,
+        no_distances=spacing.why_unknown,
         metrics=metrics,
         seconds=time.perf_counter() - started,
     )
@@ -77,7 +79,8 @@ def case_picture(predictor: CasePredictor, case_id: str, prediction_file: Path) 
     image = np.broadcast_to(original_slice(predictor, case_id, z), truth.shape)
     values = labels.regions_class_order or [v[0] for v in labels.foreground.values()]
     names = dict(zip(values, labels.foreground, strict=True))
-    return CasePicture(image, truth, prediction, [names.get(v, f"label {v}") for v in range(1, max(values) + 1)], reference.spacing_ZYX)
+    spacing = predictor.original_spacing(case_id).mm_ZYX or reference.spacing_ZYX
+    return CasePicture(image, truth, prediction, [names.get(v, f"label {v}") for v in range(1, max(values) + 1)], spacing)
 
 
 def original_slice(predictor: CasePredictor, case_id: str, z: int) -> npt.NDArray[np.float32]:

@@ -12,9 +12,7 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from batchgeneratorsv2.transforms.local.brightness_gradient import BrightnessGradientAdditiveTransform
 from batchgeneratorsv2.transforms.local.local_gamma import LocalGammaTransform
 from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.noise.median_filter import MedianFilterTransform
-from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
@@ -23,6 +21,7 @@ from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransfor
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking
+from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
 
 def training(inputs: Inputs) -> Pipeline:
@@ -80,7 +79,7 @@ def _axis_swaps(patch: tuple[int, ...]) -> tuple[Stage, ...]:
 
 def _intensities(inputs: Inputs) -> tuple[Stage, ...]:
     median = MedianFilterTransform((2, 8), p_same_for_each_channel=0, p_per_channel=0.5)
-    blur = GaussianBlurTransform((0.3, 1.5), synchronize_channels=False, synchronize_axes=True, p_per_channel=0.5)
+    blur = FittingBlur((0.3, 1.5), synchronize_channels=False, synchronize_axes=True, p_per_channel=0.5)
     noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
     brightness = BrightnessAdditiveTransform(mu=0, sigma=0.5, synchronize_channels=False, p_per_channel=0.5)
     low_resolution = SimulateLowResolutionTransform(
@@ -119,7 +118,7 @@ def _inverted_gamma() -> Any:
 
 def _local(patch: tuple[int, ...]) -> tuple[Stage, ...]:
     rectangles = BlankRectangleTransform(
-        rectangle_size=rectangle_sizes(patch),
+        rectangle_size=[[least, max(limit, least + 1)] for least, limit in rectangle_sizes(patch)],
         rectangle_value=torch.mean,
         num_rectangles=(1, 5),
         force_square=False,
@@ -134,7 +133,7 @@ def _local(patch: tuple[int, ...]) -> tuple[Stage, ...]:
         p_per_channel=0.5,
     )
     gamma = LocalGammaTransform(scale=kernel_width, loc=(-0.5, 1.5), gamma=local_gamma, same_for_all_channels=False, p_per_channel=0.5)
-    sharpening = SharpeningTransform(strength=(0.1, 1), p_same_for_each_channel=0, p_per_channel=0.5)
+    sharpening = FittingSharpening(strength=(0.1, 1), p_same_for_each_channel=0, p_per_channel=0.5)
     return (
         Stage("rectangles", RandomTransform(rectangles, apply_probability=0.4)),
         Stage("brightness_gradient", RandomTransform(gradient, apply_probability=0.3)),
@@ -144,13 +143,16 @@ def _local(patch: tuple[int, ...]) -> tuple[Stage, ...]:
 
 
 def rectangle_sizes(patch: tuple[int, ...]) -> list[list[int]]:
-    """Least and greatest side of a blanked rectangle for each axis, voxels."""
-    return [[max(1, size // 10), size // 3] for size in patch]
+    """Least and greatest side of a blanked rectangle for each axis, voxels; of an axis below 6 voxels one voxel.
+
+    Here the greatest is never drawn, so there must be one more; batchgenerators' draws it.
+    """
+    return [[max(1, size // 10), max(1, size // 3)] for size in patch]
 
 
 def kernel_width(shape: Sequence[int], axis: int) -> float:
-    """Width of a local Gaussian, voxels: log-uniform between a sixth of the axis and all of it."""
-    return float(np.exp(np.random.uniform(np.log(shape[axis] // 6), np.log(shape[axis]))))
+    """Width of a local Gaussian, voxels: log-uniform between a sixth of the axis (at least one voxel) and all of it."""
+    return float(np.exp(np.random.uniform(np.log(max(1, shape[axis] // 6)), np.log(shape[axis]))))
 
 
 def gradient_strength(_image: Any, _kernel: Any) -> float:

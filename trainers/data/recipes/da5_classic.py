@@ -160,7 +160,9 @@ def _local(patch: tuple[int, ...]) -> tuple[Stage, ...]:
     gamma = LocalGammaTransform(kernel_width, (-0.5, 1.5), local_gamma, same_for_all_channels=False, p_per_sample=0.3, p_per_channel=0.5)
     sharpening = SharpeningTransform(strength=(0.1, 1), same_for_each_channel=False, p_per_sample=0.2, p_per_channel=0.5)
     return (
-        Stage("rectangles", BatchOfOne(rectangles)),
+        *(
+            [] if 1 in patch else [Stage("rectangles", BatchOfOne(rectangles))]
+        ),  # batchgenerators finds them no place in an axis of one voxel
         Stage("brightness_gradient", BatchOfOne(gradient)),
         Stage("local_gamma", BatchOfOne(gamma)),
         Stage("sharpening", BatchOfOne(sharpening)),

@@ -6,13 +6,13 @@ from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrig
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking
+from trainers.data.thin_axes import FittingBlur
 
 
 def training(inputs: Inputs) -> Pipeline:
@@ -51,7 +51,7 @@ def _spatial(inputs: Inputs) -> Spatial:
 def _intensities(inputs: Inputs) -> tuple[Stage, ...]:
     # benchmark=True, which nnU-Net sets for the blur, would choose its algorithm by timing: other bits in every process
     noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
-    blur = GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5)
+    blur = FittingBlur(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5)
     brightness = MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1)
     contrast = ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1)
     low_resolution = SimulateLowResolutionTransform(

@@ -36,8 +36,9 @@ class Inputs:
 
     @property
     def low_resolution_ignores(self) -> tuple[int, ...] | None:
-        """Axes that the low-resolution transform leaves alone."""
-        return (0,) if self.geometry.dummy_2d else None
+        """Axes that the low-resolution transform leaves alone: thick slices, and what is one voxel long."""
+        patch = self.geometry.patch
+        return tuple(axis for axis, size in enumerate(patch) if size == 1 or (axis == 0 and self.geometry.dummy_2d)) or None
 
 
 def inputs_of(data: TrainingData) -> Inputs:

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.dataset import label_files
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.dataset.label_files import LabelFile, read_label_files, voxel_values
+from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_spec import Schedule
@@ -55,6 +56,13 @@ def test_the_key_of_a_fixed_run_never_changes() -> None:
     fixed = digest(plans=plans(configurations={"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres", **patch}}))
     assert fixed == "1c4bab6ff7af1244ace6ec86371ac3f2a055716ef52b00b0741ecf73b3cc3d07"
     assert key(data_digest=fixed) == "d017-3d_fullres-nnUNetTrainerDA5-nnUNetPlans-f0-s0-e609bfe4"
+
+
+def test_plans_from_before_nnunet_2_4_have_the_key_of_the_same_plans_of_today() -> None:
+    old = plans(configurations={"3d_fullres": old_configuration()})
+    today = plans(configurations={"3d_fullres": old.configuration("3d_fullres")})
+    assert "architecture" in today.content["configurations"]["3d_fullres"]
+    assert digest(plans=old) == digest(plans=today) == "256399fd0c48fe084c8b0eb01424b63209f873e98c2454ae097bd5b232d6c5d3"
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ class Predictor:
         read_json(path, "label file")
         return SegmentationFile(np.zeros((2, 2, 2)), (1.0, 1.0, 1.0))
 
+    def original_spacing(self, case_id: str) -> Any:
+        from trainers.validation.spacing import Spacing
+
+        return Spacing((1.0, 1.0, 1.0))
+
     def predict(self, case_id: str, output_folder: Path) -> Path:
         self.predicted += 1
         output_folder.mkdir(parents=True, exist_ok=True)

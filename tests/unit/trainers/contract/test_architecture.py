@@ -1,15 +1,19 @@
 """Networks that cannot be are told from their plans alone; everything that nnU-Net's own planner makes passes."""
 
 import json
+import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from tests.nnunet_beside import configuration
+from tests.unit.old_plans import old_configuration
 from trainers.contract.architecture import nearest_patch
-from trainers.contract.plans import fault_of_configuration
+from trainers.contract.errors import DataError
+from trainers.contract.plans import Plans, fault_of_configuration
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -19,6 +23,10 @@ def changed(dimensions: int = 3, patch: list[int] | None = None, lacking: str = 
     settings = configuration(dimensions, **arguments)
     settings["architecture"]["arch_kwargs"].pop(lacking, None)
     return {**settings, "patch_size": patch or settings["patch_size"]}
+
+
+def _lacking(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -108,6 +116,29 @@ def test_a_residual_encoder_needs_blocks_per_stage() -> None:
     assert fault_of_configuration(settings) == ""
     del settings["architecture"]["arch_kwargs"]["n_blocks_per_stage"]
     assert fault_of_configuration(settings) == "arch_kwargs of ResidualEncoderUNet lacks n_blocks_per_stage"
+
+
+OLD: list[tuple[dict[str, Any], str]] = [
+    (old_configuration(network="MyUNet"), "UNet_class_name is 'MyUNet', and of plans from before nnU-Net 2.4 only PlainConvUNet and"),
+    (old_configuration(network=["x"]), "UNet_class_name is ['x'], and of plans"),  # type: ignore[arg-type]
+    (_lacking(old_configuration(), "conv_kernel_sizes", "num_pool_per_axis"), "PlainConvUNet it lacks num_pool_per_axis, conv_kernel"),
+    (_lacking(old_configuration(), "patch_size", "spacing"), "it lacks patch_size"),
+    (old_configuration(UNet_base_num_features=True), "UNet_base_num_features must be a whole number from 1 to 100000, got True"),
+    (old_configuration(unet_max_num_features="many"), "unet_max_num_features must be a whole number"),
+    (old_configuration(n_conv_per_stage_encoder=2), "n_conv_per_stage_encoder must be a list of at most 100 whole numbers, got 2"),
+    (old_configuration(n_conv_per_stage_encoder=[1] * 200), "n_conv_per_stage_encoder must be a list of at most 100 whole"),
+    (old_configuration(patch_size=[8, 17, 16]), "patch_size [8, 17, 16] must be divisible by [2, 4, 4]"),
+    (old_configuration(patch_size="large"), "patch_size must be two or three whole numbers"),
+    (old_configuration(n_conv_per_stage_decoder=[1]), "n_conv_per_stage_decoder has 1 entries, and n_stages: 3 needs 2"),
+    (old_configuration(pool_op_kernel_sizes=[[1, 1, 1]]), "strides has 1 entries, and n_stages: 3 needs 3"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), OLD, ids=[sentence[:60] for _, sentence in OLD])
+def test_a_network_of_old_plans_that_cannot_be_rebuilt_is_refused_with_the_reason(settings: dict[str, Any], sentence: str) -> None:
+    plans = Plans("P", Path("P.json"), {"configurations": {"3d_fullres": settings}})
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        plans.configuration("3d_fullres")
 
 
 def test_the_nearest_patch_is_the_nearest_multiple_and_never_nothing() -> None:

@@ -75,7 +75,12 @@ def described(value: Any) -> Any:
         return float(value)
     if callable(value) and hasattr(value, "__code__"):
         return sampled(value)
-    return type(value).__name__, {key: described(item) for key, item in vars(value).items() if key not in NOT_COMPARED}
+    return library_name(type(value)), {key: described(item) for key, item in vars(value).items() if key not in NOT_COMPARED}
+
+
+def library_name(kind: type) -> str:
+    """The library's class, also of one that is derived from it here."""
+    return next((base.__name__ for base in kind.__mro__ if base.__module__.startswith("batchgeneratorsv2")), kind.__name__)
 
 
 def sampled(function: Callable[..., float]) -> list[float]:

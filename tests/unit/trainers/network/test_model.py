@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from tests.nnunet_beside import configuration, labels_for, nnunet_loss, nnunet_weights, random_batch, seeded_network
+from tests.unit.old_plans import old_configuration
 from trainers.contract.errors import ConfigError
+from trainers.contract.plans import Plans
 from trainers.data.dataset import target_scales
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import (
@@ -157,9 +160,34 @@ def test_layers_that_depend_on_the_split_are_noticed(arch: dict[str, Any], expec
     assert has_batchnorm_or_dropout(build_network(configuration(2, **arch), 1, 3)) is expected
 
 
-def test_plans_of_the_old_format_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"before nnU-Net 2\.4"):
-        build_network({"patch_size": [16, 16], "UNet_class_name": "PlainConvUNet"}, 1, 3)
+def test_a_configuration_without_its_architecture_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no complete `architecture`"):
+        build_network({"patch_size": [16, 16], "architecture": {"arch_kwargs": {}}}, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "network"), [(2, "PlainConvUNet"), (3, "PlainConvUNet"), (2, "ResidualEncoderUNet"), (3, "ResidualEncoderUNet")]
+)
+@pytest.mark.filterwarnings("ignore:Network class", "ignore:Detected old nnU-Net plans", "ignore::FutureWarning")  # nnU-Net's own
+def test_old_plans_make_the_network_that_nnunet_makes_of_them(axes: int, network: str) -> None:
+    """With inheritance: the child of a configuration from before nnU-Net 2.4 changes the network's numbers."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    child = {"inherits_from": "parent", "UNet_base_num_features": 6}
+    content = {"configurations": {"parent": old_configuration(axes, network), "child": child}}
+    manager = PlansManager(copy.deepcopy(content)).get_configuration("child")
+    settings = Plans("P", Path("P.json"), content).configuration("child")
+    names = (manager.network_arch_class_name, manager.network_arch_init_kwargs, manager.network_arch_init_kwargs_req_import)
+    torch.manual_seed(5)
+    theirs = get_network_from_plans(*names, 2, 3, allow_init=True, deep_supervision=True).state_dict()
+    torch.manual_seed(5)
+    ours = plain_state_dict(build_network(settings, 2, 3))
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    same = {key: value for key, value in manager.configuration.items() if key not in ("architecture", "inherits_from")}
+    assert {key: value for key, value in settings.items() if key != "architecture"} == same
+    assert settings["architecture"]["arch_kwargs"] == manager.network_arch_init_kwargs
 
 
 @pytest.mark.parametrize(
