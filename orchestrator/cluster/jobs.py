@@ -22,10 +22,10 @@ import ray.exceptions
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster import local_services
 from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import staged
+from orchestrator.cluster.service_environment import QUIET, without_proxy
 from orchestrator.run.job_record import JobKind, JobRecord, record_of
 from trainers.contract.errors import ClusterError, ConfigError
 from trainers.contract.run_folder import RunFolder
@@ -40,7 +40,7 @@ STOP_GRACE_S = 20
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """The variables that Ray's own `ray job` reads, in its order."""
 JOB_ENVIRONMENT = {
-    **local_services.QUIET,
+    **QUIET,
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -285,7 +285,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _reach(host: str, port: int, address: str) -> None:
     if host in ("127.0.0.1", "localhost"):
-        os.environ.update(local_services.without_proxy(dict(os.environ)))
+        os.environ.update(without_proxy(dict(os.environ)))
     try:
         socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
     except OSError as err:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import local_services
+from orchestrator.cluster.capacity import Offer
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, free_port, start_detached
+from orchestrator.cluster.service_records import Recorded, write_record
 from orchestrator.errors import ClusterError
 
 
@@ -64,8 +66,8 @@ def test_a_head_that_is_found_alive_and_dies_is_started_anew(tmp_path: Path, mon
     home = Home(tmp_path / "home")
     home.create()
     dying = service(home, "ray", "import time; time.sleep(0.5)")
-    local_services.write_record(home, {"ray": dying})
-    monkeypatch.setattr(local_services, "start_ray", lambda home, num_cpus: service(home, "ray", ANSWERS))
+    write_record(home, Recorded(records={"ray": dying}))
+    monkeypatch.setattr(local_services, "start_ray", lambda home, offer: service(home, "ray", ANSWERS))
     monkeypatch.setattr(local_services, "start_mlflow", lambda home: service(home, "mlflow", ANSWERS))
     try:
         started = local_services.up(home)
@@ -79,7 +81,7 @@ def test_a_head_that_is_found_alive_and_dies_is_started_anew(tmp_path: Path, mon
 def test_a_head_that_does_not_start_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, tries = Home(tmp_path / "home"), []
 
-    def fails(home: Home, num_cpus: int | None) -> ProcessRecord:
+    def fails(home: Home, offer: Offer) -> ProcessRecord:
         tries.append(service(home, "ray", "raise SystemExit(3)"))
         return tries[-1]
 
