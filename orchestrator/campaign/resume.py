@@ -10,6 +10,7 @@ from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import ConfigError, DataError, StorageError
+from trainers.contract.files import expanded
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -67,7 +68,7 @@ def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
             "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "
             "Set it (export nnUNet_results=...), or name the folder that holds the runs: nnfleet resume --results FOLDER."
         )
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder)
     if not folder.is_dir():
         raise ConfigError(f"results: {folder} is no folder on the cluster's head node. Name the folder that holds the runs: --results.")
     return folder

@@ -5,11 +5,13 @@ metadata; the list of jobs is therefore also the ledger of reservations.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import shlex
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from orchestrator.run.job_record import JobKind, JobRecord, record_of
 from trainers.contract.errors import ClusterError, ConfigError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ REACH_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 60.0
 RETRY_PAUSES_S = (1.0, 3.0)
 STOP_GRACE_S = 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the disk of this machine says, where Ray packs our code; other errors are those of a connection."""
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """The variables that Ray's own `ray job` reads, in its order."""
 JOB_ENVIRONMENT = {
@@ -217,6 +222,8 @@ class Jobs:
         try:
             yield
         except (RuntimeError, OSError, ray.exceptions.RayError, requests.RequestException) as err:
+            if isinstance(err, OSError) and err.errno in FULL:
+                raise storage_error(err, Path(err.filename or tempfile.gettempdir())) from err
             cause = " ".join(str(err).split())[:500]
             raise ClusterError(f"cluster: could not {purpose} at {self.address}: {cause}") from err
 

@@ -21,6 +21,7 @@ from orchestrator.cluster.service_environment import LOOPBACK, service_environme
 from orchestrator.cluster.service_records import Ports, Recorded, read_ports, read_record, write_ports, write_record
 from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError, ConfigError
+from trainers.contract.storage import storing
 
 START_TIMEOUT_S = 180.0
 STARTS = 3
@@ -67,7 +68,7 @@ def up(home: Home | None = None, *, num_cpus: int | None = None, num_gpus: int |
     home = home or Home.default()
     asked = Share(cpus=num_cpus, gpus=num_gpus, memory_gib=memory_gib)
     home.create()
-    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
+    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S), storing(home.root):
         ensure_token(home.token_file)
         for _ in range(STARTS - 1):
             found = [record for record in read_record(home).records.values() if record.is_alive]
