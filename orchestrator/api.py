@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
 from orchestrator.cluster import local_services
+from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
-from orchestrator.cluster.jobs import named_by_environment
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
 from orchestrator.errors import ConfigError

@@ -130,6 +130,14 @@ def running(home: Home | None = None) -> Services | None:
     return None
 
 
+def control_store(home: Home) -> str:
+    """host:port of the local head's control store (GCS); empty when the head has not noted it."""
+    try:
+        return (home.ray_temp / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
 def offered(home: Home | None = None) -> Offer:
     """What the local head gives out, or would if it were started now."""
     recorded = read_record(home or Home.default())
