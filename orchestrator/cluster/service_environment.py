@@ -27,16 +27,29 @@ LOOPBACK = {
 }
 
 
+RAY_SWITCHES = frozenset(
+    {"RAY_BACKEND_LOG_LEVEL", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "RAY_ROTATION_MAX_BYTES", "RAY_ROTATION_BACKUP_COUNT"}
+)
+"""Those of Ray's documented switches in capitals that concern a head alone. The others name a cluster, a job, a login or a hook."""
+
+
 def service_environment() -> dict[str, str]:
     """This process's environment with our interpreter first on PATH, quiet, and without the address of any other cluster.
 
+    Ray's own switches (RAY_memory_usage_threshold and all others that its documentation writes small) stay, for the head to obey.
     A login to an MLflow server of the user's own stays (MLFLOW_TRACKING_USERNAME and so on). nnU-Net's folders go: each submission
     brings its own, and those of the shell that happened to call `up` must not stand in for them.
     """
     strange = {"OMP_NUM_THREADS", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"}
-    kept = {k: v for k, v in os.environ.items() if k in LOGIN_VARIABLES or not (k in strange or k.startswith(("RAY_", "MLFLOW_")))}
+    kept = {k: v for k, v in os.environ.items() if _is_kept(k) and k not in strange}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
     return {**kept, **QUIET, **without_proxy(kept), "PATH": path}
+
+
+def _is_kept(name: str) -> bool:
+    if name.startswith("RAY_"):
+        return name in RAY_SWITCHES or name.removeprefix("RAY_")[:1].islower()
+    return name in LOGIN_VARIABLES or not name.startswith("MLFLOW_")
 
 
 def without_proxy(environment: dict[str, str]) -> dict[str, str]:

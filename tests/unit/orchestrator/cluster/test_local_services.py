@@ -13,6 +13,7 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.capacity import Offer, usable_cpus
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
+from orchestrator.cluster.service_environment import service_environment
 from orchestrator.cluster.service_records import Recorded, write_record
 from trainers.contract.errors import ClusterError, ConfigError
 
@@ -186,3 +187,21 @@ def test_records_without_host_stay_readable(home: Home) -> None:
         local_services.up(home, num_cpus=1)
     local_services.down(home)
     assert not alive.is_alive
+
+
+def test_a_head_obeys_rays_switches_and_knows_of_no_other_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"RAY_memory_usage_threshold": "0.98", "RAY_memory_monitor_refresh_ms": "0", "RAY_BACKEND_LOG_LEVEL": "debug"}
+    dropped = (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_TOKEN",
+        "RAY_JOB_ID",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR",
+        "RAY_RUNTIME_ENV_HOOK",
+    )
+    for name, value in {**kept, **dict.fromkeys(dropped, "x"), "RAY_enable_metrics_collection": "1"}.items():
+        monkeypatch.setenv(name, value)
+    environment = service_environment()
+    assert kept.items() <= environment.items()
+    assert set(dropped).isdisjoint(environment)
+    assert environment["RAY_enable_metrics_collection"] == "0"
