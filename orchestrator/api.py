@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
 from orchestrator.cluster import local_services
+from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
-from orchestrator.cluster.jobs import named_by_environment
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
 from orchestrator.errors import ConfigError
@@ -59,9 +59,10 @@ class Snapshot:
     """A sentence if the MLflow server of the local services is down."""
 
 
-def up(home: Home | None = None) -> Services:
-    """Start the local Ray head and MLflow server, or find them running."""
-    return local_services.up(home)
+def up(home: Home | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None, memory_gib: float | None = None) -> Services:
+    """Start the local Ray head and MLflow server, or find them running. The numbers are what the head gives out to runs, until `down`;
+    default: what this process may use. Raises ConfigError when the head runs with others."""
+    return local_services.up(home, num_cpus=num_cpus, num_gpus=num_gpus, memory_gib=memory_gib)
 
 
 def down(home: Home | None = None) -> None:
@@ -305,10 +306,10 @@ def is_local() -> bool:
 
 
 def this_machine() -> "NodeResources":
-    """What Ray would find on this machine. Starts nothing."""
+    """This machine as the node that the local head is, or would be. Starts nothing."""
     from orchestrator.cluster import nodes
 
-    return nodes.this_machine()
+    return nodes.node_of(local_services.offered())
 
 
 def _submitted(

@@ -1,15 +1,32 @@
 """`nnfleet up`: the local Ray head and MLflow server."""
 
+from typing import Annotated
+
+import typer
+
 from orchestrator.cli.output import print_json, say, working
 from orchestrator.cli.parameters import AsJson
 
 
-def up(as_json: AsJson = False) -> None:
-    """Start the local Ray cluster and MLflow server; does nothing when they run."""
+def up(
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="CPUs for runs. Default: what this shell may use.", show_default=False)
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=0, help="GPUs for runs. Default: those in CUDA_VISIBLE_DEVICES, else all.", show_default=False),
+    ] = None,
+    memory_gib: Annotated[
+        float | None,
+        typer.Option("--memory-gib", min=1, help="Memory for runs. Default: the limit of this shell, else all.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start the local Ray cluster and MLflow server; does nothing when they run. Numbers that are named hold until `nnfleet down`."""
     from orchestrator import api
 
     with working("Starting Ray and MLflow ..."):
-        services = api.up()
+        services = api.up(num_cpus=cpus, num_gpus=gpus, memory_gib=memory_gib)
     if as_json:
         print_json({"cluster": services.ray_address, "mlflow": services.mlflow_uri, "token_file": str(services.token_file)})
         return

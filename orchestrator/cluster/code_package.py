@@ -2,25 +2,40 @@
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import orchestrator
 import trainers
+from trainers.contract.errors import StorageError
+from trainers.contract.files import temporary_folder
+from trainers.contract.storage import free_space, storing
 
 
 @contextlib.contextmanager
 def staged(files: Mapping[str, str]) -> Iterator[Path]:
-    """A temporary folder with the packages as they are installed here, and `files` (name -> text). Under a megabyte."""
-    with tempfile.TemporaryDirectory(prefix="nnfleet-code-") as name:
-        folder = Path(name)
-        for package in (orchestrator, trainers):
-            source = Path(next(iter(package.__path__)))
-            shutil.copytree(source, folder / source.name, ignore=_not_code)
-        for file_name, text in files.items():
-            (folder / file_name).write_text(text, encoding="utf-8")
+    """A temporary folder with the packages as they are installed here, and `files` (name -> text). Under a megabyte.
+
+    Raises StorageError where it finds no room.
+    """
+    with temporary_folder("nnfleet-code-") as folder:
+        _fill(folder, files)
         yield folder
+
+
+def _fill(folder: Path, files: Mapping[str, str]) -> None:
+    try:
+        with storing(folder):
+            for package in (orchestrator, trainers):
+                source = Path(next(iter(package.__path__)))
+                shutil.copytree(source, folder / source.name, ignore=_not_code)
+            for file_name, text in files.items():
+                (folder / file_name).write_text(text, encoding="utf-8")
+    except shutil.Error as err:  # holds every file that could not be copied, without its errno
+        _, target, reason = err.args[0][0]
+        raise StorageError(
+            f"storage: {target} cannot be written: {reason}; {free_space(folder)}. Free space there, or name another folder in TMPDIR."
+        ) from err
 
 
 def _not_code(folder: str, names: list[str]) -> list[str]:

@@ -3,16 +3,20 @@
 import hashlib
 import logging
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.contract.errors import ClusterError
+from trainers.contract.errors import ClusterError, ConfigError
+from trainers.contract.files import expanded
 
 log = logging.getLogger(__name__)
 
 LONGEST_RAY_TEMP = 40
 """Characters: a unix socket path holds 107, and Ray appends up to 66 (`/session_<date>_<pid>/sockets/plasma_store`)."""
+
+
+RAY_TMPDIR = "RAY_TMPDIR"
+"""Ray's own variable for where its session folders go."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,10 @@ class Home:
     @classmethod
     def default(cls) -> "Home":
         """The folder that NNFLEET_HOME names, else ~/.nnfleet."""
-        return cls(Path(os.environ.get("NNFLEET_HOME") or "~/.nnfleet").expanduser().absolute())
+        try:
+            return cls(expanded(Path(os.environ.get("NNFLEET_HOME") or "~/.nnfleet")))
+        except ConfigError as err:
+            raise ConfigError(f"home: {err} NNFLEET_HOME names another place for nnfleet's own files.") from err
 
     @property
     def token_file(self) -> Path:
@@ -73,14 +80,22 @@ class Home:
 
     @property
     def ray_temp(self) -> Path:
-        """Ray's session folders; under the system's temporary folder when `root` is too long for unix sockets."""
-        inside = self.root / "ray"
-        return inside if len(str(inside)) <= LONGEST_RAY_TEMP else self._short_temp / "ray"
+        """Ray's session folders: below RAY_TMPDIR if that is set, else below `root`, or in a temporary folder when that is too long.
 
-    @property
-    def _short_temp(self) -> Path:
-        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
-        return Path(tempfile.gettempdir()) / f"nnf-{os.getuid()}-{digest}"
+        Raises ConfigError when the paths of unix sockets would be too long everywhere.
+        """
+        inside = self.root / "ray"
+        if len(str(inside)) <= LONGEST_RAY_TEMP and not os.environ.get(RAY_TMPDIR):
+            return inside
+        below = f"nnf-{os.getuid()}-{hashlib.sha256(str(self.root).encode()).hexdigest()[:8]}/ray"
+        short = [place / below for place in _temporary_places()]
+        for folder in short:
+            if len(str(folder)) <= LONGEST_RAY_TEMP:
+                return folder
+        raise ConfigError(
+            f"home: {', '.join(str(folder) for folder in short)}: too long for Ray's unix sockets, or not writable. Set NNFLEET_HOME or "
+            f"{RAY_TMPDIR} to a folder of this machine whose path has at most {LONGEST_RAY_TEMP - len(below) - 1} characters."
+        )
 
     def create(self) -> None:
         """Make the folders, readable by their owner alone. Raises ClusterError when one cannot be made or belongs to somebody else."""
@@ -95,3 +110,11 @@ class Home:
             if folder in (self.root, self.ray_temp.parent) and folder.stat().st_mode & 0o077:  # what lies below is behind it
                 log.info("%s was open to others; it holds tokens, models and logs, so it is narrowed to its owner (mode 0700)", folder)
                 folder.chmod(0o700)
+
+
+def _temporary_places() -> list[Path]:
+    """Where folders may be made that live as long as the head: the one that RAY_TMPDIR names, else the system's, short ones too."""
+    if named := os.environ.get(RAY_TMPDIR):
+        return [expanded(Path(named))]
+    names = dict.fromkeys([os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp"])  # below them everything is private
+    return [Path(name) for name in names if name and os.access(name, os.W_OK | os.X_OK)]

@@ -5,31 +5,33 @@ metadata; the list of jobs is therefore also the ledger of reservations.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import shlex
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray.exceptions
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster import local_services
-from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import staged
+from orchestrator.cluster.discovery import ADDRESS_VARIABLES, job_server_of, server_of
+from orchestrator.cluster.service_environment import QUIET, without_proxy
 from orchestrator.run.job_record import JobKind, JobRecord, record_of
-from trainers.contract.errors import ClusterError, ConfigError
+from trainers.contract.errors import ClusterError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage import storage_error
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,10 @@ REACH_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 60.0
 RETRY_PAUSES_S = (1.0, 3.0)
 STOP_GRACE_S = 20
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""The variables that Ray's own `ray job` reads, in its order."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the disk of this machine says, where Ray packs our code; other errors are those of a connection."""
 JOB_ENVIRONMENT = {
-    **local_services.QUIET,
+    **QUIET,
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
@@ -217,6 +219,8 @@ class Jobs:
         try:
             yield
         except (RuntimeError, OSError, ray.exceptions.RayError, requests.RequestException) as err:
+            if isinstance(err, OSError) and err.errno in FULL:
+                raise storage_error(err, Path(err.filename or tempfile.gettempdir())) from err
             cause = " ".join(str(err).split())[:500]
             raise ClusterError(f"cluster: could not {purpose} at {self.address}: {cause}") from err
 
@@ -243,49 +247,30 @@ for _chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.jo
     logging.getLogger(_chatty).setLevel(logging.WARNING)  # they print every upload onto the user's terminal
 
 
-def named_by_environment() -> str | None:
-    """The cluster that Ray's own environment variables name, if any."""
-    return next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
-
-
 def _connect(address: str, token: str | None) -> JobSubmissionClient:
     """A client of exactly this address: Ray lets its environment variables override what a caller names, so they are hidden from it."""
-    _reach(*_host_and_port(address), address)
+    _reach(*server_of(address), address)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with _ENVIRONMENT_LOCK, _hidden(*ADDRESS_VARIABLES):
         try:
-            return _Client(address, headers=headers)
+            return _Client(address if "://" in address else job_server_of(address), headers=headers)
         except ray.exceptions.AuthenticationError as err:
             raise ClusterError(
                 f"cluster: {address} refuses the token. Ray finds yours by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, "
                 "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; ask who runs the cluster for it."
             ) from err
+        except ray.exceptions.RpcError as err:
+            raise ClusterError(
+                f"cluster: {address} does not answer as the control store (GCS) of a Ray cluster: {' '.join(str(err).split())[:500]} "
+                f"If it is a dashboard, write http://{address}."
+            ) from err
         except (OSError, RuntimeError, ValueError, requests.RequestException) as err:
             raise ClusterError(f"cluster: {address} does not answer as a Ray job server: {' '.join(str(err).split())[:500]}") from err
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    """Of a dashboard's URL, or of a GCS address as Ray gives it to a job. Raises ConfigError for anything else, without repeating it."""
-    if holds_credentials(address):
-        raise ConfigError(
-            "cluster: its address holds a user, a password or a query (which may hold a token). Addresses are shown in logs and lists of "
-            "jobs: name the dashboard without them. Ray finds a token by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH; the login of a "
-            "proxy before it belongs into ~/.netrc."
-        )
-    try:
-        if "://" in address and urlsplit(address).scheme not in DEFAULT_PORTS:
-            raise ValueError("a scheme that the job server does not speak")
-        return host_and_port(address)
-    except ValueError:
-        raise ConfigError(
-            "cluster: what names the cluster (--cluster, RAY_API_SERVER_ADDRESS or RAY_ADDRESS) is no address of a job server. Name the "
-            "dashboard, as `ray job submit` takes it: http://HOST:8265."
-        ) from None
-
-
 def _reach(host: str, port: int, address: str) -> None:
     if host in ("127.0.0.1", "localhost"):
-        os.environ.update(local_services.without_proxy(dict(os.environ)))
+        os.environ.update(without_proxy(dict(os.environ)))
     try:
         socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
     except OSError as err:

@@ -11,14 +11,17 @@ import shutil
 import sys
 from pathlib import Path
 
-import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from orchestrator.cluster import nodes
+from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, start_detached, wait_until_up
+from orchestrator.cluster.service_environment import LOOPBACK, service_environment
+from orchestrator.cluster.service_records import Ports, Recorded, read_ports, read_record, write_ports, write_record
 from orchestrator.queue.file_lock import locked
-from trainers.contract.errors import ClusterError
-from trainers.contract.files import write_atomic
+from trainers.contract.errors import ClusterError, ConfigError
+from trainers.contract.storage import storing
 
 START_TIMEOUT_S = 180.0
 STARTS = 3
@@ -27,27 +30,6 @@ LOCK_TIMEOUT_S = (2 * STARTS + 1) * START_TIMEOUT_S
 """How long `up` and `down` wait for another one, which may start both services so often."""
 SESSIONS_KEPT = 3
 """Folders of earlier Ray heads that stay, for their logs."""
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_enable_metrics_collection": "0",  # its thread reads the environment while others write it, which may kill a worker (ray#62028)
-    "RAY_enable_open_telemetry": "0",  # each of the two switches alone leaves such a thread
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "DO_NOT_TRACK": "true",
-}
-"""Nothing calls home, lines of different ranks are not folded into one, and no process of Ray exports metrics (to Prometheus)."""
-LOGIN_VARIABLES = frozenset(
-    f"MLFLOW_TRACKING_{name}"
-    for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "CLIENT_CERT_PATH", "SERVER_CERT_PATH")
-)
-"""Login and trusted certificates of MLflow's client; the jobs of the local head use it for an MLflow server of the user's own."""
-LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray sets on macOS: the node's address is 127.0.0.1, and every server binds there only
-    "AUTOSCALER_METRIC_PORT": "0",  # any free one: the fixed ports collide with another head on this machine
-    "DASHBOARD_METRIC_PORT": "0",
-}
 _OBJECT_STORE_MAX = 8 << 30
 _OBJECT_STORE_MIN = 128 << 20
 
@@ -77,47 +59,54 @@ class Services(BaseModel):
         return read_token(self.token_file)
 
 
-class _Ports(BaseModel):
-    ray: int | None = None
-    mlflow: int | None = None
+def up(home: Home | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None, memory_gib: float | None = None) -> Services:
+    """Start what does not run yet and wait until both services answer.
 
-
-def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
-    """Start what does not run yet and wait until both services answer. `num_cpus` bounds the CPUs that Ray gives out (default: all).
-
-    Raises ClusterError with the end of the log when a service does not come up.
+    The numbers bound what Ray gives out, until `down`; default: what the last `up` named, else what this process may use. Raises
+    ConfigError when a head runs with others, ClusterError with the end of the log when a service does not come up.
     """
     home = home or Home.default()
+    asked = Share(cpus=num_cpus, gpus=num_gpus, memory_gib=memory_gib)
     home.create()
-    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
+    with locked(home.lock_file, "local services", LOCK_TIMEOUT_S), storing(home.root):
         ensure_token(home.token_file)
         for _ in range(STARTS - 1):
-            found = [record for record in _recorded(home).values() if record.is_alive]
+            found = [record for record in read_record(home).records.values() if record.is_alive]
             try:
-                return _brought_up(home, num_cpus)
+                return _brought_up(home, asked)
             except ClusterError as err:
-                was_dying = not all(record.is_alive for record in found)
-                lost_its_port = "address already in use" in str(err).lower()  # its log tells: the other process may be gone by now
-                if not (was_dying or lost_its_port or any(_lost_its_port(record) for record in _recorded(home).values())):
+                if not _may_start_again(found, list(read_record(home).records.values()), str(err)):
                     raise
-        return _brought_up(home, num_cpus)
+        return _brought_up(home, asked)
 
 
-def _lost_its_port(record: ProcessRecord) -> bool:
-    """True if another process took the port between our choice and the bind of the service, seconds later, which ended it."""
-    return not record.is_alive and not is_free(record.port)
+def _may_start_again(found: list[ProcessRecord], now: list[ProcessRecord], error: str) -> bool:
+    """True if a service was dying when it was found, or ended since another process took its port between our choice and its bind.
+
+    Its log tells that too: the other process may be gone by now. What still lives did not end by it, whatever its log says.
+    """
+    ended = [record for record in now if not record.is_alive]
+    lost_its_port = "address already in use" in error.lower() or not all(is_free(record.port) for record in ended)
+    return not all(record.is_alive for record in found) or bool(ended and lost_its_port)
 
 
-def _brought_up(home: Home, num_cpus: int | None) -> Services:
-    before = _recorded(home)
-    ray = _reused(before.get("ray")) or start_ray(home, num_cpus)
-    write_record(home, {**before, "ray": ray})
-    mlflow = _reused(before.get("mlflow")) or start_mlflow(home)
-    write_record(home, {"ray": ray, "mlflow": mlflow})
+def _brought_up(home: Home, asked: Share) -> Services:
+    before = read_record(home)
+    asked = asked.over(before.asked)
+    ray, offer = _reused(before.records.get("ray")), before.offer
+    if ray is None:
+        offer = nodes.offer_of(asked)
+        ray = start_ray(home, offer)
+    elif asked != before.asked and not (offer and offer.meets(asked)):
+        runs_with = offer.words if offer else "what an earlier version gave it"
+        raise ConfigError(f"up: the Ray head runs already, with {runs_with}. `nnfleet down` first; `nnfleet resume` continues its runs.")
+    write_record(home, Recorded(records={**before.records, "ray": ray}, asked=asked, offer=offer))
+    mlflow = _reused(before.records.get("mlflow")) or start_mlflow(home)
+    write_record(home, Recorded(records={"ray": ray, "mlflow": mlflow}, asked=asked, offer=offer))
     token = read_token(home.token_file)  # not for a stranger who has taken the port
     wait_until_up(ray, lambda: is_listening(ray) and _ray_answers(ray.port, token), home.ray_log, START_TIMEOUT_S)
     wait_until_up(mlflow, lambda: is_listening(mlflow) and _mlflow_answers(mlflow.port), home.mlflow_log, START_TIMEOUT_S)
-    _write_private(home.ports_file, _Ports(ray=ray.port, mlflow=mlflow.port).model_dump_json())
+    write_ports(home, Ports(ray=ray.port, mlflow=mlflow.port))
     return Services(ray=ray, mlflow=mlflow, token_file=home.token_file)
 
 
@@ -127,7 +116,7 @@ def down(home: Home | None = None) -> None:
     if not home.root.is_dir():
         return
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
-        for record in _recorded(home).values():
+        for record in read_record(home).records.values():
             end(record)
         home.services_file.unlink(missing_ok=True)
 
@@ -135,10 +124,26 @@ def down(home: Home | None = None) -> None:
 def running(home: Home | None = None) -> Services | None:
     """The services if the Ray head runs, else None. Starts nothing; `up` mends an MLflow server that has died."""
     home = home or Home.default()
-    records = _recorded(home)
+    records = read_record(home).records
     if {"ray", "mlflow"} <= records.keys() and records["ray"].is_alive:
         return Services(ray=records["ray"], mlflow=records["mlflow"], token_file=home.token_file)
     return None
+
+
+def control_store(home: Home) -> str:
+    """host:port of the local head's control store (GCS); empty when the head has not noted it."""
+    try:
+        return (home.ray_temp / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def offered(home: Home | None = None) -> Offer:
+    """What the local head gives out, or would if it were started now."""
+    recorded = read_record(home or Home.default())
+    if recorded.offer and "ray" in recorded.records and recorded.records["ray"].is_alive:
+        return recorded.offer
+    return nodes.offer_of(recorded.asked)
 
 
 def tracking_answers(services: Services) -> bool:
@@ -154,19 +159,24 @@ def read_token(path: Path) -> str:
         raise ClusterError(f"token: {path} cannot be read: {err}. `nnfleet down`, then `nnfleet up` makes a new one.") from err
 
 
-def start_ray(home: Home, num_cpus: int | None) -> ProcessRecord:
+def start_ray(home: Home, offer: Offer) -> ProcessRecord:
     """Start a Ray head and return at once; `up` waits until it answers."""
     _prune_sessions(home.ray_temp)
-    port = free_port(_last_ports(home).ray)
+    port = free_port(read_ports(home).ray)
+    memory = int(offer.memory_gib * 2**30)
+    store = _object_store_bytes(memory)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={port}", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}"),
         *("--min-worker-port=0", "--max-worker-port=0"),
-        *(f"--temp-dir={home.ray_temp}", f"--object-store-memory={_object_store_bytes()}"),
-        *([] if num_cpus is None else [f"--num-cpus={num_cpus}"]),
+        *(f"--temp-dir={home.ray_temp}", f"--object-store-memory={store}", f"--memory={max(memory - store, store)}"),
+        f"--num-cpus={offer.cpus}",
     ]
     environment = {**service_environment(), **LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.token_file)}
+    if nodes.usable_gpus():  # else Ray looks for those of other makers
+        command.append(f"--num-gpus={len(offer.gpu_ids)}")
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(offer.gpu_ids)
     return start_detached("Ray head", command, environment, home.ray_log, port)
 
 
@@ -179,7 +189,7 @@ def _prune_sessions(ray_temp: Path) -> None:
 
 def start_mlflow(home: Home) -> ProcessRecord:
     """Start an MLflow server and return at once; `up` waits until it answers."""
-    port = free_port(_last_ports(home).mlflow)
+    port = free_port(read_ports(home).mlflow)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home.mlflow_db}", "--serve-artifacts", "--artifacts-destination", str(home.artifacts)),
@@ -188,30 +198,10 @@ def start_mlflow(home: Home) -> ProcessRecord:
     return start_detached("MLflow server", command, service_environment(), home.mlflow_log, port)
 
 
-def service_environment() -> dict[str, str]:
-    """This process's environment with our interpreter first on PATH, quiet, and without the address of any other cluster.
-
-    A login to an MLflow server of the user's own stays (MLFLOW_TRACKING_USERNAME and so on). nnU-Net's folders go: each submission
-    brings its own, and those of the shell that happened to call `up` must not stand in for them.
-    """
-    strange = {"OMP_NUM_THREADS", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"}
-    kept = {k: v for k, v in os.environ.items() if k in LOGIN_VARIABLES or not (k in strange or k.startswith(("RAY_", "MLFLOW_")))}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
-    return {**kept, **QUIET, **without_proxy(kept), "PATH": path}
-
-
-def without_proxy(environment: dict[str, str]) -> dict[str, str]:
-    """NO_PROXY extended by loopback: a hospital's proxy cannot reach our services."""
-    before = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    names = [name for name in before.split(",") if name]
-    value = ",".join([*names, *(host for host in ("127.0.0.1", "localhost") if host not in names)])
-    return {"NO_PROXY": value, "no_proxy": value}
-
-
-def _object_store_bytes() -> int:
+def _object_store_bytes(memory: int) -> int:
     """A fifth of the memory, at most 8 GiB and at most four fifths of what shared memory has free."""
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else _OBJECT_STORE_MAX
-    wanted = min(psutil.virtual_memory().total // 5, _OBJECT_STORE_MAX, shared * 4 // 5)
+    wanted = min(memory // 5, _OBJECT_STORE_MAX, shared * 4 // 5)
     return max(int(wanted), _OBJECT_STORE_MIN)
 
 
@@ -223,38 +213,6 @@ def _reused(record: ProcessRecord | None) -> ProcessRecord | None:
         return record
     end(record, grace_s=0.0)
     return None
-
-
-def _recorded(home: Home) -> dict[str, ProcessRecord]:
-    try:
-        content = home.services_file.read_bytes()
-    except FileNotFoundError:
-        return {}
-    try:
-        return _Recorded.model_validate_json(content).records
-    except ValidationError as err:
-        raise ClusterError(f"services: {home.services_file} is not what `nnfleet up` wrote: {err}. End the processes, remove it.") from err
-
-
-class _Recorded(BaseModel):
-    records: dict[str, ProcessRecord]
-
-
-def write_record(home: Home, records: dict[str, ProcessRecord]) -> None:
-    """Note which processes are the services, by `ray` and `mlflow`: what `running`, `up` and `down` go by."""
-    _write_private(home.services_file, _Recorded(records=records).model_dump_json(indent=1))
-
-
-def _write_private(path: Path, content: str) -> None:
-    write_atomic(path, content.encode())  # made 0644 inside a folder of mode 0700, then narrowed
-    path.chmod(0o600)
-
-
-def _last_ports(home: Home) -> _Ports:
-    try:
-        return _Ports.model_validate_json(home.ports_file.read_bytes())
-    except (OSError, ValidationError):
-        return _Ports()
 
 
 def ensure_token(path: Path) -> None:

@@ -1,10 +1,13 @@
-"""The nodes of a cluster, and this machine as Ray would see it."""
+"""The nodes of a cluster, and this machine as the node that `up` would make of it."""
 
 import logging
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
+from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
 from orchestrator.queue.gang_fit import NodeResources
-from trainers.contract.errors import ClusterError
+from trainers.contract.errors import ClusterError, ConfigError
 
 
 def cluster_nodes() -> list[NodeResources]:
@@ -23,12 +26,34 @@ def cluster_nodes() -> list[NodeResources]:
         raise ClusterError(f"cluster: its nodes could not be listed: {err}") from err
 
 
-def this_machine() -> NodeResources:
-    """What Ray would find on this machine: by its own rules for containers and CUDA_VISIBLE_DEVICES. Starts nothing."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
-    from ray._private.utils import get_num_cpus
+def offer_of(asked: Share) -> Offer:
+    """What a head that this process starts would give out. Raises ConfigError when more GPUs are asked for than it may use."""
+    ids = usable_gpus()
+    if asked.gpus is not None and asked.gpus > len(ids):
+        found = f"GPUs {','.join(ids)}" if ids else "no NVIDIA GPU"
+        raise ConfigError(
+            f"up: --gpus {asked.gpus}, but this process may use {found}. Ask for fewer, or name more in CUDA_VISIBLE_DEVICES."
+        )
+    memory_gib = usable_memory() / 2**30 if asked.memory_gib is None else asked.memory_gib
+    return Offer(cpus=asked.cpus or usable_cpus(), gpu_ids=tuple(ids[: asked.gpus]), memory_gib=memory_gib)
 
-    gpus, visible = int(Gpus.get_current_node_num_accelerators()), Gpus.get_current_process_visible_accelerator_ids()
-    cpus = float(get_num_cpus(override_docker_cpu_warning=True))
-    resources = {"CPU": cpus, "GPU": float(gpus if visible is None else min(gpus, len(visible)))}
+
+def usable_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
+
+    return visible_gpus(int(Gpus.get_current_node_num_accelerators()), Gpus.get_current_process_visible_accelerator_ids())
+
+
+def visible_gpus(found: int, named: Sequence[str] | None) -> list[str]:
+    """Which of the `found` GPUs of a machine CUDA shows: all, or those that are named before the first name that means none. Pure."""
+    if named is None:
+        return [str(index) for index in range(found)]
+    names = [name.strip() for name in named] if found else []
+    return list(takewhile(lambda name: name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < found), names))
+
+
+def node_of(offer: Offer) -> NodeResources:
+    """The node that a head with this offer is; nothing of it is in use."""
+    resources = {"CPU": float(offer.cpus), "GPU": float(len(offer.gpu_ids))}
     return NodeResources("this machine", resources, resources)

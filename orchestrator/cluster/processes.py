@@ -24,10 +24,14 @@ SERVICE_PORTS = range(20000, 32000)
 """Above Ray's default ports of workers, among which it refuses a dashboard; below the ports that most systems give to anybody who asks,
 one of which could be taken between our choice and the server's start seconds later. A system may have a wider range of those: see
 `local_services.up`."""
+_LISTEN = "0A"
+"""State of a listening socket in the kernel's table."""
 PORT_S = 5.0
 """How long a port that is taken is tried again."""
 EXEC_S = 1.0
 """Longest time in which a started process shows no environment yet: the kernel lays it out after it has reported success to the caller."""
+START_TIME_S = 2.0
+"""How far a process's start may be from the one that was noted, where that alone has to tell it."""
 _CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
 """Those that this process started: kept so that they can be reaped; they live on when it ends."""
 
@@ -43,16 +47,39 @@ class ProcessRecord(BaseModel):
     mark: str
     """Value of NNFLEET_SERVICE in the environment of the process and of its descendants."""
     port: int
+    host: str = ""
+    boot_id: str = ""
+    """Where and since which start of its kernel; empty in what earlier versions wrote."""
 
     @property
     def is_alive(self) -> bool:
-        """True if this very process runs; a zombie does not."""
+        """True if this very process runs on this machine; a zombie does not."""
+        if self.boot_id not in ("", boot_id()):
+            return False
         try:
             process = psutil.Process(self.pid)
-            is_zombie = process.status() == psutil.STATUS_ZOMBIE
-            return not is_zombie and _environment_of(process).get(MARK) == self.mark  # its start time moves when the clock is set
+            return process.status() != psutil.STATUS_ZOMBIE and self._is_of(process)
         except (psutil.Error, OSError):
             return False
+
+    def _is_of(self, process: psutil.Process) -> bool:
+        try:
+            return _environment_of(process).get(MARK) == self.mark
+        except psutil.AccessDenied:  # not of a process of this user's, usually; its start time moves when the clock is set
+            return bool(process.uids().real == os.getuid() and abs(process.create_time() - self.started_unix) < START_TIME_S)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if it was started on another host, or in another container of this machine: whether it runs cannot be seen from here."""
+        return self.host not in ("", socket.gethostname()) and not self.is_alive
+
+
+def boot_id() -> str:
+    """Differs for every start of a kernel; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _environment_of(process: psutil.Process) -> dict[str, str]:
@@ -82,7 +109,8 @@ def start_detached(name: str, command: Sequence[str], environment: Mapping[str, 
         started = psutil.Process(process.pid).create_time()
     except psutil.NoSuchProcess:
         started = time.time()
-    return ProcessRecord(name=name, pid=process.pid, started_unix=started, mark=mark, port=port)
+    here = {"host": socket.gethostname(), "boot_id": boot_id()}
+    return ProcessRecord(name=name, pid=process.pid, started_unix=started, mark=mark, port=port, **here)
 
 
 def _default_interrupts() -> None:
@@ -157,13 +185,28 @@ def is_free(port: int) -> bool:
 
 
 def is_listening(record: ProcessRecord) -> bool:
-    """True if a process of the service itself listens on its port, and no stranger."""
+    """True if a process of the service itself listens on its port, and no stranger; where its sockets are hidden, one of this user."""
+    is_hidden = False
     for process in family(record):
-        with contextlib.suppress(psutil.Error, OSError):
+        try:
             connections = process.net_connections(kind="tcp")
             if any(each.status == psutil.CONN_LISTEN and each.laddr.port == record.port for each in connections):
                 return True
-    return False
+        except psutil.AccessDenied:
+            is_hidden = True
+        except (psutil.Error, OSError):
+            continue
+    return is_hidden and os.getuid() in _listening_users(record.port)
+
+
+def _listening_users(port: int) -> set[int]:
+    """The users whose sockets listen on a port, from the table that Linux shows to everybody."""
+    found = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with contextlib.suppress(OSError):
+            rows = [row.split() for row in table.read_text().splitlines()[1:]]
+            found |= {int(row[7]) for row in rows if int(row[1].rsplit(":", 1)[1], 16) == port and row[3] == _LISTEN}
+    return found
 
 
 def log_tail(log_file: Path, lines: int = 20) -> str:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from orchestrator.cluster import local_services
-from orchestrator.cluster.jobs import Jobs, named_by_environment
+from orchestrator.cluster.discovery import AUTO, cluster_of_this_machine, named_by_environment
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.jobs import Jobs
 from orchestrator.cluster.local_services import Services
 from trainers.contract.errors import ClusterError
 
@@ -36,10 +38,21 @@ def reach(cluster: str | None = None, *, starts: bool = False) -> Target:
     Raises ClusterError when what is named cannot be reached, ConfigError for what is no address.
     """
     named = cluster or named_by_environment()
-    local = local_services.up() if starts and named is None else local_services.running()
+    local = _running_here() if named is not None else local_services.up() if starts else local_services.running()
+    if named == AUTO:
+        named = cluster_of_this_machine()
+        named = None if local is not None and named == local_services.control_store(Home.default()) else named
     if named is not None and (local is None or named.rstrip("/") != local.ray_address):
         return Target(Jobs(named), None)
     return Target(Jobs(named or local.ray_address, local.token) if local is not None else None, local)
+
+
+def _running_here() -> Services | None:
+    """The local services where another cluster may be meant: those of another host are none of this machine's."""
+    try:
+        return local_services.running()
+    except ClusterError:
+        return None
 
 
 def outage_of(local: Services | None) -> str:

@@ -17,7 +17,7 @@ from typing import IO
 
 from orchestrator.demo.anatomy import MAX_SPACING_MM, MIN_SPACING_MM, load_template, make_subject, write_dataset_json, write_subject
 from orchestrator.errors import ConfigError, DataError
-from trainers.contract.files import write_atomic, write_json_atomic
+from trainers.contract.files import expanded, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def build_demo_dataset(
     named).
     """
     wanted = DemoParameters(cases, spacing_mm, seed)
-    paths = DemoPaths(base.expanduser().absolute())
+    paths = DemoPaths(expanded(base))
     if _built_with(paths) == asdict(wanted):
         log.info("demo dataset in %s is up to date", paths.base)
         return paths

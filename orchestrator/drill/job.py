@@ -49,6 +49,7 @@ from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.commits import Committed, committed_position, newest_committed
 from trainers.contract.fencing import claims_seen
+from trainers.contract.files import expanded
 from trainers.contract.records import TokenClaim, read_heartbeat, read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
@@ -84,7 +85,7 @@ def place_of(order: Order) -> Path:
     named = order.folder or os.environ.get(FOLDERS[2], "")
     if not named:
         raise ConfigError("drill: nnUNet_results is not set on the cluster's head. Name a folder that all nodes see: --folder /path.")
-    place = Path(named).expanduser().absolute() / f"nnfleet-drill-{order.drill}"
+    place = expanded(Path(named)) / f"nnfleet-drill-{order.drill}"
     try:
         place.mkdir(parents=True)
     except OSError as err:

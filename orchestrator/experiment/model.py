@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking.address import check_tracking_uri, holds_secret
+from trainers.contract.files import expanded
 from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
@@ -231,7 +232,7 @@ class Experiment(Schedule):
                 f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
             )
         try:
-            return self.model_copy(update={key: Path(value).expanduser().absolute() for key, value in named.items() if value})
+            return self.model_copy(update={key: expanded(Path(value)) for key, value in named.items() if value})
         except RuntimeError as err:  # ~somebody who does not exist
             raise ConfigError(f"{', '.join(FOLDERS)}: a folder begins with `~` and a user unknown here: {err}. Write its path.") from err
 

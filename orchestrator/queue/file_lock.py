@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trainers.contract.errors import ClusterError
+from trainers.contract.errors import ClusterError, StorageError
+from trainers.contract.storage import storing
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +21,14 @@ NOTICE_S = 5.0
 
 @contextlib.contextmanager
 def locked(path: Path, purpose: str, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path` (flock, so that it ends with its process). Raises ClusterError, with the holder, after `timeout_s`."""
+    """Hold the lock file `path` (flock, so that it ends with its process). Raises ClusterError, with the holder, after `timeout_s`;
+    StorageError where the file system takes no lock."""
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=min(NOTICE_S, timeout_s))
-    except Timeout:
-        _wait(lock, path, purpose, timeout_s)
+    with _locking(path, purpose):
+        try:
+            lock.acquire(timeout=min(NOTICE_S, timeout_s))
+        except Timeout:
+            _wait(lock, path, purpose, timeout_s)
     holder = _holder_file(path)
     try:
         with contextlib.suppress(OSError):  # only people read it
@@ -35,6 +38,18 @@ def locked(path: Path, purpose: str, timeout_s: float) -> Iterator[None]:
         with contextlib.suppress(OSError):
             holder.unlink()
         lock.release()
+
+
+@contextlib.contextmanager
+def _locking(path: Path, purpose: str) -> Iterator[None]:
+    try:
+        with storing(path):
+            yield
+    except OSError as err:
+        raise StorageError(
+            f"{purpose}: {path} cannot be locked: {err.strerror or err}. Its file system has to know locks (NFS: its lock service; Lustre: "
+            "mounted with -o flock), or name a folder on a local disk: NNFLEET_HOME for the local services, TMPDIR for campaigns."
+        ) from err
 
 
 def _wait(lock: FileLock, path: Path, purpose: str, timeout_s: float) -> None:

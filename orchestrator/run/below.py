@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainers.contract.errors import ConfigError
+from trainers.contract.files import expanded
 from trainers.contract.run_folder import RunFolder
 
 RUN_FILE = "nnfleet/run.json"
@@ -19,7 +20,7 @@ def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
             "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "
             "Set it (export nnUNet_results=...), or name the folder that holds the runs: --results FOLDER."
         )
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder)
     if not folder.is_dir():
         raise ConfigError(f"results: {folder} is no folder where nnfleet looks for it. Name the folder that holds the runs: --results.")
     return folder

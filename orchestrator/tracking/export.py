@@ -10,7 +10,7 @@ from orchestrator.errors import CheckpointError, ConfigError, DataError
 from orchestrator.tracking.address import refuse_credentials
 from orchestrator.tracking.checkpoint_store import download_checkpoint, published
 from orchestrator.tracking.client import Tracker
-from trainers.contract.files import read_json
+from trainers.contract.files import read_json, temporary_folder
 from trainers.contract.run_spec import CheckpointName
 
 MODEL_FILES = ("plans.json", "dataset.json")
@@ -77,11 +77,11 @@ def _fill(tracker: Tracker, run_id: str, names: list[CheckpointName], model: Pat
         raise CheckpointError(
             f"export: run {run_id} at {tracker.uri} has no {' and no '.join(missing)} among its artifacts. Let its training job start once."
         )
-    with tempfile.TemporaryDirectory(prefix="nnfleet-export-") as folder:
+    with temporary_folder("nnfleet-export-") as folder:
         for file in MODEL_FILES:
             if (sizes[file] or 0) > LARGEST_MODEL_FILE:
                 raise CheckpointError(f"export: {file} of run {run_id} at {tracker.uri} has {sizes[file]} bytes: it is no file of nnU-Net.")
-            local = tracker.download(run_id, file, Path(folder))
+            local = tracker.download(run_id, file, folder)
             try:
                 read_json(local, f"export: {file} of run {run_id}")
             except DataError as err:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from orchestrator.run.failure import Failure, FailureKind, failure_files
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState
+from orchestrator.training.memory_report import memory_report
 from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
@@ -182,9 +183,22 @@ def kind_of_death(error: BaseException) -> tuple[FailureKind, EndState, str]:
     if getattr(error, "preempted", False):
         return "preemption", "FAILED_CLUSTER", f"was on a node that was taken away: {cause}"
     if _is_from("ray", error, "OutOfMemoryError") or _KILLED_FOR_MEMORY.search(cause):
-        advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
-        return "memory", "FAILED_CONFIG", f"was ended because its node ran out of memory. {advice} Ray reports: {cause}"
+        return _kind_of_kill(cause)
     return "cluster", "FAILED_CLUSTER", f"died or cannot be reached: {cause}"
+
+
+def _kind_of_kill(cause: str) -> tuple[FailureKind, EndState, str]:
+    """Of a worker that Ray's memory monitor has ended: the run's own affair unless other processes had most of the memory."""
+    report = memory_report(cause)
+    fate = f"was ended because its node ran out of memory. {report.words if report else ''}".rstrip()
+    if report and report.is_of_others:
+        advice = (
+            "Let them end, or train where less runs. When Ray acts is set by RAY_memory_usage_threshold (0.95) and, 0 for never, "
+            "RAY_memory_monitor_refresh_ms: in the environment of whatever starts the head or node (`nnfleet up`)."
+        )
+        return "cluster", "FAILED_CLUSTER", f"{fate} {advice} Ray reports: {cause}"
+    advice = "Lower loader.actors or loader.prefetch, or give its node less to do."
+    return "memory", "FAILED_CONFIG", f"{fate} {advice} Ray reports: {cause}"
 
 
 def write_failure(folder: RunFolder, failure: Failure) -> None:

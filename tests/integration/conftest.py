@@ -2,6 +2,6 @@
 
 import os
 
-from orchestrator.cluster.local_services import QUIET
+from orchestrator.cluster.service_environment import QUIET
 
 os.environ |= {name: value for name, value in QUIET.items() if name.startswith("RAY_enable_")}

@@ -23,8 +23,8 @@ import psutil
 import requests
 from ray._private.authentication_test_utils import reset_auth_token_state
 
-from orchestrator.cluster.local_services import LOOPBACK, service_environment
 from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
+from orchestrator.cluster.service_environment import LOOPBACK, service_environment
 from tests.integration.cluster import SHORT
 from trainers.contract.errors import ClusterError
 

@@ -18,6 +18,7 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.home import LONGEST_RAY_TEMP, Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
+from orchestrator.cluster.service_environment import QUIET
 from orchestrator.errors import ClusterError
 from tests.integration.cluster import SHORT
 
@@ -82,7 +83,7 @@ def test_the_control_store_asks_for_the_token(home: Home, started: Services, tmp
 
 
 def test_no_process_of_the_head_exports_metrics(home: Home, started: Services) -> None:
-    switches = {name: value for name, value in local_services.QUIET.items() if name.startswith("RAY_enable_")}
+    switches = {name: value for name, value in QUIET.items() if name.startswith("RAY_enable_")}
     assert switches == {"RAY_enable_metrics_collection": "0", "RAY_enable_open_telemetry": "0"}
     seen = [(process.name(), process.environ()) for process in family(started.ray)]
     assert {"raylet", "gcs_server"} <= {name for name, _ in seen}

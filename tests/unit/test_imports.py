@@ -13,6 +13,7 @@ HEAVY = ("torch", "nnunetv2", "monai", "mlflow", "ray", "dynamic_network_archite
 CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
 SPEAKS_RAY = {
     "campaign/control_job",
+    "cluster/discovery",
     "cluster/jobs",
     "cluster/nodes",
     "drill/job",

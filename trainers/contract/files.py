@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from trainers.contract.errors import DataError, StorageError
+from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.storage import free_space, reading, storing
 
 NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -120,6 +120,29 @@ def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:
     if not folder.is_dir():
         raise StorageError(f"storage: {folder} is gone; {free_space(folder)}. Mount the shared folder again.")
     _remove(write_beside(folder / "probe", lambda stream: _write_all(stream, bytes(size_bytes))))
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder below the system's temporary one (TMPDIR), gone at the end. Raises StorageError when that takes none."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as err:
+        raise StorageError(
+            f"storage: no temporary folder can be made: {err.strerror or err}. Free space there, or name another folder in TMPDIR."
+        ) from err
+    with made as name:
+        yield Path(name)
+
+
+def expanded(path: Path) -> Path:
+    """The absolute path, `~` being the home folder of this user. Raises ConfigError where that is not known."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as err:
+        raise ConfigError(
+            f"{path}: {err} HOME is not set, or this system does not know that user. Write the whole path, or set HOME."
+        ) from err
 
 
 def read_json(path: Path, what: str) -> Any:

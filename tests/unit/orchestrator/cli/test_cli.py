@@ -113,8 +113,8 @@ class FakeApi:
         if self.fault:
             raise self.fault
 
-    def up(self) -> Any:
-        self._ask("up")
+    def up(self, **asked: Any) -> Any:
+        self._ask("up", asked)
         return SimpleNamespace(ray_address="http://127.0.0.1:1", mlflow_uri="http://127.0.0.1:2", token_file=Path("/home/token"))
 
     def down(self) -> None:
@@ -567,7 +567,8 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
     assert "-f 3" in out
     assert "no final checkpoint in MLflow yet" in err
-    assert json.loads(nnfleet("up", "--json")[1])["mlflow"] == "http://127.0.0.1:2"
+    assert json.loads(nnfleet("up", "--json", "--cpus", "3", "--gpus", "0")[1])["mlflow"] == "http://127.0.0.1:2"
+    assert api.asked[-1] == ("up", {"num_cpus": 3, "num_gpus": 0, "memory_gib": None})
     assert nnfleet("down")[0] == 0
     assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
 

@@ -1,6 +1,10 @@
 """What counts as a job that was submitted before: a server of our own speaks the job server's protocol."""
 
+import errno
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, StorageError
 from tests.fake_run import FakeRun
 from tests.serving import serving
 
@@ -76,3 +80,24 @@ def test_a_job_that_the_server_has_was_submitted_before(jobs: Jobs, tmp_path: Pa
     monkeypatch.setattr(JobServer, "known", {NAME})
     run = FakeRun(tmp_path)
     assert jobs.submit_training(run.folder, run.spec, 1) == NAME
+
+
+def no_room(*arguments: Any, **options: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/ray_pack")
+
+
+@pytest.mark.parametrize(
+    "full",
+    [(tempfile, "mkdtemp"), (shutil, "copyfile"), (Jobs, "_client")],
+    ids=["no folder", "no file", "no package"],
+)
+def test_a_full_temporary_folder_is_an_error_of_the_disk_in_one_sentence(full: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(JobServer) as address:
+        jobs = Jobs(address)
+        if full[0] is Jobs:
+            monkeypatch.setattr(jobs._client, "submit_job", no_room)
+        else:
+            monkeypatch.setattr(*full, no_room)
+        with pytest.raises(StorageError, match="storage: ") as refusal:
+            jobs.submit_control("name", [])
+    assert len(str(refusal.value)) < 400

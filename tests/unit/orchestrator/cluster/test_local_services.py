@@ -1,16 +1,21 @@
-"""The local services start again when another process takes a port between the choice and the bind."""
+"""The local services start again when another process takes a port between the choice and the bind; who they belong to."""
 
+import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cluster import local_services
+from orchestrator.cluster.capacity import Offer, usable_cpus
 from orchestrator.cluster.home import Home
-from orchestrator.cluster.processes import ProcessRecord, free_port, start_detached
-from trainers.contract.errors import ClusterError
+from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
+from orchestrator.cluster.service_environment import service_environment
+from orchestrator.cluster.service_records import Recorded, write_record
+from trainers.contract.errors import ClusterError, ConfigError
 
 
 def web_server(name: str, log_file: Path, port: int) -> ProcessRecord:
@@ -27,7 +32,7 @@ def answers(port: int, path: str, headers: object = None) -> int | None:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     home = Home(tmp_path / "home")
     monkeypatch.setattr(local_services, "_get", answers)
-    monkeypatch.setattr(local_services, "start_ray", lambda home, num_cpus: web_server("Ray head", home.ray_log, free_port()))
+    monkeypatch.setattr(local_services, "start_ray", lambda home, offer: web_server("Ray head", home.ray_log, free_port()))
     return home
 
 
@@ -81,3 +86,122 @@ def test_a_service_that_ends_for_another_reason_is_started_once(home: Home, monk
         assert starts == [1]
     finally:
         local_services.down(home)
+
+
+def test_a_service_that_lives_is_not_started_again_for_what_its_log_says(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+
+    def silent(home: Home) -> ProcessRecord:
+        starts.append(1)
+        code = "import sys, time; print('[Errno 98] address already in use', flush=True); time.sleep(60)"
+        return start_detached("MLflow server", [sys.executable, "-S", "-c", code], os.environ, home.mlflow_log, free_port())
+
+    waits: list[str] = []
+
+    def waited(record: ProcessRecord, answers: object, log_file: Path, timeout_s: float) -> None:
+        waits.append(record.name)
+        while record.name != "Ray head" and not log_file.stat().st_size:
+            time.sleep(0.02)
+        wait_until_up(record, lambda: record.name == "Ray head", log_file, 0.1)
+
+    monkeypatch.setattr(local_services, "start_mlflow", silent)
+    monkeypatch.setattr(local_services, "wait_until_up", waited)
+    try:
+        with pytest.raises(ClusterError, match=r"no answer(.|\n)*address already in use"):
+            local_services.up(home)
+        assert waits == ["Ray head", "MLflow server"]
+        assert starts == [1]
+    finally:
+        local_services.down(home)
+
+
+def test_what_is_asked_for_holds_until_down_and_is_refused_of_a_head_with_other_numbers(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Offer] = []
+
+    def start(home: Home, offer: Offer) -> ProcessRecord:
+        given.append(offer)
+        return web_server("Ray head", home.ray_log, free_port())
+
+    monkeypatch.setattr(local_services, "start_ray", start)
+    monkeypatch.setattr(local_services, "start_mlflow", lambda home: web_server("MLflow server", home.mlflow_log, free_port()))
+    try:
+        started = local_services.up(home, num_cpus=3, memory_gib=2)
+        assert local_services.offered(home) == given[0]
+        assert local_services.up(home) == local_services.up(home, num_cpus=3) == started
+        with pytest.raises(ConfigError, match=r"runs already, with 3 CPUs, no GPU, 2 GiB of memory. `nnfleet down` first"):
+            local_services.up(home, num_cpus=4)
+        end(started.ray, grace_s=0)
+        assert local_services.offered(home) == given[0]
+        local_services.up(home)
+        assert [(offer.cpus, offer.memory_gib) for offer in given] == [(3, 2.0), (3, 2.0)]
+    finally:
+        local_services.down(home)
+    assert local_services.offered(home).cpus == usable_cpus()
+
+
+def of_host(host: str, boot: str) -> Recorded:
+    """A record of a head on a host; its process id is that of a process that lives here."""
+    return Recorded(
+        records={"ray": ProcessRecord(name="Ray head", pid=os.getpid(), started_unix=0, mark="m", port=1, host=host, boot_id=boot)}
+    )
+
+
+def test_services_of_another_host_are_neither_dead_nor_ended_here(home: Home) -> None:
+    home.create()
+    write_record(home, of_host("node7", "another"))
+    for verb in (local_services.up, local_services.down, local_services.running, local_services.offered):
+        with pytest.raises(ClusterError, match=r"services on host node7.*NNFLEET_HOME=.*remove .*services.json"):
+            verb(home)
+    assert home.services_file.exists()
+
+
+def test_services_of_an_earlier_start_of_this_machine_are_dead(home: Home) -> None:
+    home.create()
+    write_record(home, of_host(socket.gethostname(), "another"))
+    assert local_services.running(home) is None
+    local_services.down(home)
+    assert not home.services_file.exists()
+
+
+def test_services_survive_a_new_name_of_their_machine(home: Home) -> None:
+    home.create()
+    alive = web_server("Ray head", home.ray_log, free_port())
+    renamed = alive.model_copy(update={"host": "before"})
+    write_record(home, Recorded(records={"ray": renamed, "mlflow": renamed}))
+    assert local_services.running(home) is not None
+    local_services.down(home)
+    assert not alive.is_alive
+
+
+def test_records_without_host_stay_readable(home: Home) -> None:
+    home.create()
+    alive = web_server("Ray head", home.ray_log, free_port())
+    old = alive.model_dump(exclude={"host", "boot_id"})
+    home.services_file.write_text(json.dumps({"records": {"ray": old, "mlflow": old}}))
+    found = local_services.running(home)
+    assert found is not None
+    assert found.ray.is_alive
+    with pytest.raises(ConfigError, match="with what an earlier version gave it"):
+        local_services.up(home, num_cpus=1)
+    local_services.down(home)
+    assert not alive.is_alive
+
+
+def test_a_head_obeys_rays_switches_and_knows_of_no_other_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"RAY_memory_usage_threshold": "0.98", "RAY_memory_monitor_refresh_ms": "0", "RAY_BACKEND_LOG_LEVEL": "debug"}
+    dropped = (
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_AUTH_TOKEN",
+        "RAY_JOB_ID",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR",
+        "RAY_RUNTIME_ENV_HOOK",
+    )
+    for name, value in {**kept, **dict.fromkeys(dropped, "x"), "RAY_enable_metrics_collection": "1"}.items():
+        monkeypatch.setenv(name, value)
+    environment = service_environment()
+    assert kept.items() <= environment.items()
+    assert set(dropped).isdisjoint(environment)
+    assert environment["RAY_enable_metrics_collection"] == "0"

@@ -8,7 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached
+import psutil
+import pytest
+
+from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_listening, start_detached, wait_until_up
 
 
 def test_a_process_is_alive_from_its_first_moment(tmp_path: Path) -> None:
@@ -63,3 +66,35 @@ def test_the_port_of_a_process_that_is_just_ending_is_waited_for() -> None:
         ending.start()
         assert free_port(port) == port
         ending.join()
+
+
+def unreadable(process: psutil.Process, kind: str = "") -> None:
+    raise psutil.AccessDenied(process.pid)
+
+
+def test_a_server_whose_sockets_cannot_be_read_listens_if_its_user_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `up` waits for three minutes for a server that answers, and calls it silent."""
+    port = free_port()
+    command = [sys.executable, "-S", "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    record = start_detached("server", command, os.environ, tmp_path / "log", port)
+    try:
+        wait_until_up(record, lambda: is_listening(record), tmp_path / "log", 60)
+        monkeypatch.setattr(psutil.Process, "net_connections", unreadable)
+        assert is_listening(record)
+        assert not is_listening(record.model_copy(update={"port": free_port()}))
+        monkeypatch.setattr(os, "getuid", lambda: 4711)
+        assert not is_listening(record)
+    finally:
+        monkeypatch.undo()
+        end(record, grace_s=0)
+
+
+def test_a_process_whose_environment_cannot_be_read_is_known_by_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = start_detached("sleeper", [sys.executable, "-S", "-c", "import time; time.sleep(60)"], os.environ, tmp_path / "log", 1)
+    try:
+        monkeypatch.setattr(psutil.Process, "environ", unreadable)
+        assert record.is_alive
+        assert not record.model_copy(update={"started_unix": record.started_unix - 3600}).is_alive
+    finally:
+        monkeypatch.undo()
+        end(record, grace_s=0)

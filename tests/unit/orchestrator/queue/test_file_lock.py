@@ -1,13 +1,15 @@
 """Whoever waits for a lock says for whom, and not for ever."""
 
+import errno
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, StorageError
 from orchestrator.queue import file_lock
 from orchestrator.queue.file_lock import locked
 from orchestrator.queue.registry import Registry
@@ -52,3 +54,20 @@ def test_campaigns_of_the_version_before_are_waited_for_too(tmp_path: Path) -> N
             pass
     with registry.locked("admission"), registry.locked("opening"):
         assert {path.name for path in registry.folder.glob("*.lock")} == {"admission.lock", "opening.lock"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (errno.ENOLCK, r"local services: .*lock cannot be locked: No locks available\. .*NNFLEET_HOME"),
+        (errno.EOPNOTSUPP, r"local services: .*lock cannot be locked: .*on a local disk"),
+        (errno.ENOSPC, r"storage: .*lock cannot be written: the file system is full"),
+    ],
+)
+def test_a_file_system_that_takes_no_lock_is_named(fault: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(descriptor: int, operation: int) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(StorageError, match=told), locked(tmp_path / "lock", "local services", 1.0):
+        pass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import local_services
+from orchestrator.cluster.service_environment import LOGIN_VARIABLES, service_environment
 from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.experiment.model import parse_experiment
 from orchestrator.tracking.client import Tracker
@@ -42,7 +42,7 @@ def guarded() -> Iterator[str]:
 
 
 def test_a_server_that_wants_a_login_gets_the_clients_own(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in local_services.LOGIN_VARIABLES:
+    for name in LOGIN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(TrackingError, match=r"refuses the login.*MLFLOW_TRACKING_USERNAME"):
         Tracker(guarded).ping()
@@ -105,7 +105,7 @@ def test_the_heads_environment_keeps_the_login_and_no_address_and_no_folders(mon
         "nnUNet_def_n_proc",
     ):
         monkeypatch.setenv(name, "x")
-    environment = local_services.service_environment()
+    environment = service_environment()
     assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_SERVER_CERT_PATH", "nnUNet_def_n_proc"} <= set(environment)
     assert {"MLFLOW_TRACKING_URI", "nnUNet_results"}.isdisjoint(environment)
 
