@@ -37,8 +37,10 @@ class TrackingServer(Protocol):
     def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str: ...
     def metrics(self, run_id: str) -> dict[str, float]: ...
     def tags(self, run_id: str) -> dict[str, str]: ...
-    def set_state(self, run_id: str, state: RunState) -> None: ...
+    def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None: ...
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None: ...
+    def is_deleted(self, run_id: str) -> bool: ...
+    def restore_run(self, run_id: str) -> None: ...
     def open_runs(self) -> list[OpenRun]: ...
     def run_url(self, run_id: str) -> str: ...
 
@@ -153,6 +155,16 @@ def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:
     return bound
 
 
+def server_of(bound: MlflowRun) -> "Tracker":
+    """The server of an MLflow run, asked for the run, which is restored if somebody has deleted it there. Raises TrackingError."""
+    from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
+
+    tracker = Tracker(bound.tracking_uri)
+    tracker.ping()  # fails within seconds, where other calls wait for minutes
+    tracker.restore_run(bound.run_id)
+    return tracker
+
+
 class Destination:
     """Where one run folder is delivered to: its MLflow run, opened when it is first needed. Not shared between threads."""
 
@@ -170,10 +182,8 @@ class Destination:
             bound = bound_run(self.folder, self.spec)
             if bound is None:
                 return None
-            from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
-
-            tracker = Tracker(bound.tracking_uri)
             self.check_fence()
+            tracker = server_of(bound)
             tracker.set_tags(bound.run_id, job_tags(os.environ.get("NNFLEET_SUBMISSION_ID", ""), self.fencing_token))
             self._opened = tracker, bound.run_id
         return self._opened

@@ -33,6 +33,8 @@ from orchestrator.errors import NnfleetError, TrackingError
 from orchestrator.run.names import Names, resolve_one
 from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, masked, refuse_credentials
 from orchestrator.tracking.binding import owners_last
+from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run
+from orchestrator.tracking.failure import advice, reason
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
     DIGEST_LENGTH,
@@ -45,6 +47,7 @@ from orchestrator.tracking.records import (
     OpenRun,
     epoch_metrics,
     metric_path,
+    mlflow_status,
     note_of,
     params_of,
     run_name,
@@ -62,29 +65,8 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
 """MLflow's limit; a request is one transaction, so whole epochs that fit into one are there or not."""
-UNREACHABLE = "Check that the server runs and can be reached from here (`nnfleet up` starts a local one)."
-LOST_RUN = (
-    "The server does not know this run: it was deleted there, or the server lost its database. `nnfleet sync` makes it anew from its run "
-    "folder and delivers everything again."
-)
 PARAM_LENGTH = 500
 """Characters of a parameter that are recorded, and compared."""
-
-
-def _reason(err: BaseException) -> str:
-    """What went wrong, on one line: where the network failed, what the system says of it, without the layers in between."""
-    layer = next((one for one in (err, err.__cause__, err.__context__) if _is_of_requests(one)), None)
-    whose = "the proxy: " if type(layer).__name__ == "ProxyError" else ""
-    while layer is not None and (_is_of_requests(layer) or not isinstance(layer, OSError)):
-        within = next((part for part in layer.args if isinstance(part, BaseException)), None)
-        layer = layer.__cause__ or layer.__context__ or within
-    if isinstance(layer, OSError):
-        return f"{whose}{layer.strerror or layer}"
-    return " ".join(str(err).split()) or type(err).__name__
-
-
-def _is_of_requests(err: BaseException | None) -> bool:
-    return type(err).__module__.startswith("requests.")
 
 
 class Tracker:
@@ -126,15 +108,14 @@ class Tracker:
         except NnfleetError:
             raise
         except Exception as err:  # what is no MLflow answer (HTML, half of a JSON document) fails anywhere inside MLflow's client
-            cause = masked(_reason(err))[:500]
-            advice = LOST_RUN if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" else UNREACHABLE
-            failure = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice}")
+            cause = masked(reason(err))[:500].rstrip(".")
+            failure = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice(err)}")
             raise failure from (None if holds_secret(err) else err)  # a traceback prints the cause too
 
     # ---- experiments and runs ---------------------------------------------------------------------------------------
 
     def ensure_experiment(self, name: str) -> str:
-        """Id of the experiment `name`, made if need be (by several callers at once too) with nnfleet's saved views."""
+        """Id of the experiment `name`, with nnfleet's saved views; made or taken out of the bin if need be, by several callers at once too."""
         with self._speaking(f"open experiment {name!r}"):
             found = self._client.get_experiment_by_name(name)
             if found is None:
@@ -142,9 +123,8 @@ class Tracker:
                     self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
                 found = self._client.get_experiment_by_name(name)
             if found is None:
-                raise TrackingError(
-                    f"mlflow: experiment {name!r} could not be made at {self.uri}. Was it deleted there? Restore or rename it."
-                )
+                raise TrackingError(f"mlflow: experiment {name!r} could not be made at {self.uri}. The server's log says why.")
+            restore_experiment(self._client, found)
             experiment_id = str(found.experiment_id)
             self._write_views(experiment_id, found.tags)
         return experiment_id
@@ -177,6 +157,8 @@ class Tracker:
                 run = self._oldest_run(spec.run_key) or created
                 if run.info.run_id != created.info.run_id:
                     self._client.delete_run(created.info.run_id)
+                else:  # MLflow makes every run RUNNING
+                    self._client.update_run(created.info.run_id, status=mlflow_status(RunState.QUEUED))
             if run.info.experiment_id != experiment_id:
                 name = self._client.get_experiment(run.info.experiment_id).name
                 log.warning("run %s stays in MLflow's experiment %r, where it was made; another one is asked for now", spec.run_key, name)
@@ -215,6 +197,16 @@ class Tracker:
         if not run.inputs or not run.inputs.dataset_inputs:
             self._client.log_inputs(run_id, datasets=_dataset_inputs(spec))
 
+    def is_deleted(self, run_id: str) -> bool:
+        """True for a run in MLflow's bin; one that is gone for good is a TrackingError."""
+        with self._speaking(f"read run {run_id}"):
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == DELETED)
+
+    def restore_run(self, run_id: str) -> None:
+        """Take a run out of MLflow's bin if it is there; nothing can be recorded of it before."""
+        with self._speaking(f"restore the deleted run {run_id}"):
+            restore_run(self._client, run_id)
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run (Ray job ids, fencing token, ...)."""
         with self._speaking(f"tag run {run_id}"):
@@ -230,15 +222,18 @@ class Tracker:
         with self._speaking(f"read run {run_id}"):
             return dict(self._client.get_run(run_id).data.metrics)
 
-    def set_state(self, run_id: str, state: RunState) -> None:
-        """Record the state as a tag and as MLflow's status. MLflow never ends a dead run by itself, so this is the only end it gets."""
-        status = "FINISHED" if state is RunState.SUCCEEDED else "KILLED" if state is RunState.STOPPED else "FAILED"
+    def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None:
+        """Record the state as a tag and as MLflow's status, SCHEDULED for a run that waits in the queue (again, with `is_waiting`).
+
+        MLflow never ends a dead run by itself, so this is the only end it gets.
+        """
+        status = mlflow_status(state, is_waiting=is_waiting)
         with self._speaking(f"set the state of run {run_id}"):
             self._client.set_tag(run_id, STATE_TAG, state.value)
             if state.is_final:
                 self._client.set_terminated(run_id, status)
             else:
-                self._client.update_run(run_id, status="RUNNING")
+                self._client.update_run(run_id, status=status)
 
     # ---- metrics ----------------------------------------------------------------------------------------------------
 
@@ -377,7 +372,8 @@ class Tracker:
         """All runs of nnfleet that the server shows as not ended."""
         with self._speaking("list runs"):
             experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
-            clause = f"tags.`{RUN_KEY_TAG}` != '' AND attributes.status = 'RUNNING'"
+            not_ended = " AND ".join(f"attributes.status != '{status}'" for status in ("FINISHED", "FAILED", "KILLED"))
+            clause = f"tags.`{RUN_KEY_TAG}` != '' AND {not_ended}"
             return [
                 OpenRun(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get(STATE_TAG, ""), r.data.tags.get(FOLDER_TAG, ""))
                 for r in _pages(self._client.search_runs, experiments, clause)

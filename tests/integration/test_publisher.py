@@ -128,19 +128,23 @@ def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tm
 
 
 def test_state_is_a_tag_and_the_status(tracker: Tracker, run: FakeRun) -> None:
-    shown = []
+    shown = [client_of(tracker).get_run(run_id(run)).info.status]
     for state in (RunState.RUNNING, RunState.STOPPED, RunState.QUEUED, RunState.FAILED_CODE, RunState.RUNNING, RunState.SUCCEEDED):
         tracker.set_state(run_id(run), state)
         record = client_of(tracker).get_run(run_id(run))
-        shown.append((record.data.tags["nnfleet.state"], record.info.status))
+        is_open = run.spec.run_key in {each.run_key for each in tracker.open_runs()}
+        shown.append((record.data.tags["nnfleet.state"], record.info.status, is_open))
     assert shown == [
-        ("RUNNING", "RUNNING"),
-        ("STOPPED", "KILLED"),
-        ("QUEUED", "RUNNING"),
-        ("FAILED_CODE", "FAILED"),
-        ("RUNNING", "RUNNING"),
-        ("SUCCEEDED", "FINISHED"),
+        "SCHEDULED",
+        ("RUNNING", "RUNNING", True),
+        ("STOPPED", "KILLED", False),
+        ("QUEUED", "SCHEDULED", True),
+        ("FAILED_CODE", "FAILED", False),
+        ("RUNNING", "RUNNING", True),
+        ("SUCCEEDED", "FINISHED", False),
     ]
+    tracker.set_state(run_id(run), RunState.RECOVERING, is_waiting=True)
+    assert client_of(tracker).get_run(run_id(run)).info.status == "SCHEDULED"
 
 
 def test_server_that_is_away_or_hangs_is_an_error_that_says_what_to_do(tmp_path: Path, server: MlflowServer) -> None:
@@ -443,6 +447,59 @@ def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracke
     assert done.delivered == ("a new MLflow run", "1 epochs", "checkpoint best of epoch 0", "state STOPPED")
     assert "plans.json" in tracker.list_files(run_id(run))
     assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+
+
+def test_a_run_deleted_in_mlflow_while_it_trains_is_restored_with_one_warning(
+    tracker: Tracker, run: FakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = Publisher(run.folder, run.fencing_token, interval_s=0.02)
+    publisher.start()
+    try:
+        run.epoch()
+        assert publisher.flush(60)
+        client_of(tracker).delete_run(run_id(run))
+        run.epoch()
+        assert publisher.flush(60)
+    finally:
+        publisher.stop()
+    assert_history_is_exact(tracker, run)
+    assert 1 <= len([m for m in caplog.messages if "was deleted there and is restored" in m]) <= 2, "two threads may find it at once"
+
+
+def test_sync_restores_a_run_that_was_deleted_unless_another_took_its_place(tracker: Tracker, run: FakeRun) -> None:
+    age(run)
+    run.epoch()
+    made = run_id(run)
+    client_of(tracker).delete_run(made)
+    (done,) = sync([run.folder], [])
+    assert (done.delivered[0], done.lacking) == ("1 epochs", "")
+    client_of(tracker).delete_run(made)
+    other = tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
+    (done,) = sync([run.folder], [])
+    assert done.delivered[0] == "a new MLflow run"
+    assert (run_id(run), tracker.is_deleted(made)) == (other, True)
+    assert publish_end(run.folder, Outcome(job="training", state="STOPPED", fencing_token=run.fencing_token, message="stopped"))
+
+
+def test_an_experiment_deleted_in_mlflow_comes_back_with_its_runs(
+    tracker: Tracker, tmp_path: Path, server: MlflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = FakeRun(tmp_path, run_key="901-binned", tracking_uri=server.uri)
+    experiment = tracker.ensure_experiment("binned")
+    run.track(server.uri, tracker.get_or_create_run(experiment, run.spec))
+    age(run)
+    run.epoch()
+    tracker.delete_experiment("binned")
+    (done,) = sync([run.folder], [])
+    assert (done.delivered[0], done.lacking) == ("1 epochs", "")
+    tracker.delete_experiment("binned")
+    caplog.clear()
+    assert tracker.ensure_experiment("binned") == tracker.ensure_experiment("binned") == experiment
+    assert len([m for m in caplog.messages if "'binned' was deleted there and is restored" in m]) == 1
+    assert tracker.known_run("901-binned") is not None
+    client_of(tracker).delete_run(run_id(run))
+    with pytest.raises(TrackingError, match=r"must be in the 'active' state.* The server answers and refuses this"):
+        tracker.set_tags(run_id(run), {"key": "value"})
 
 
 def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: MlflowServer, tracker: Tracker, run: FakeRun) -> None:

@@ -1,0 +1,36 @@
+"""What a failed request to a tracking server means, in words: its cause on one line, and what the user can do about it."""
+
+LOST_RUN = (
+    "The server does not know this run: it was deleted there for good (`mlflow gc`), or the server lost its database. `nnfleet sync` makes "
+    "it anew from its run folder, once no job of it runs, and delivers everything again."
+)
+REFUSED = "The server answers and refuses this: its message says why, its log says more."
+UNREACHABLE = "Check that the server runs and can be reached from here (`nnfleet up` starts a local one)."
+
+
+def reason(err: BaseException) -> str:
+    """What went wrong, on one line: where the network failed, what the system says of it, without the layers in between."""
+    layer = next((one for one in (err, err.__cause__, err.__context__) if _is_of_requests(one)), None)
+    whose = "the proxy: " if type(layer).__name__ == "ProxyError" else ""
+    while layer is not None and (_is_of_requests(layer) or not isinstance(layer, OSError)):
+        within = next((part for part in layer.args if isinstance(part, BaseException)), None)
+        layer = layer.__cause__ or layer.__context__ or within
+    if isinstance(layer, OSError):
+        return f"{whose}{layer.strerror or layer}"
+    return " ".join(str(err).split()) or type(err).__name__
+
+
+def _is_of_requests(err: BaseException | None) -> bool:
+    return type(err).__module__.startswith("requests.")
+
+
+def advice(err: BaseException) -> str:
+    """What to do about a failed request. Pure."""
+    if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        return LOST_RUN
+    return REFUSED if is_answer(err) else UNREACHABLE
+
+
+def is_answer(err: BaseException) -> bool:
+    """True for an error that MLflow's server sent as such; False when it is away, or something else answers in its place."""
+    return type(err).__name__ == "RestException" and "error_code" in getattr(err, "json", {})
