@@ -35,6 +35,7 @@ from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, ma
 from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run
 from orchestrator.tracking.failure import advice, reason
+from orchestrator.tracking.login import prefer_over_netrc
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
     DIGEST_LENGTH,
@@ -77,6 +78,8 @@ class Tracker:
         refuse_credentials(uri)
         self.uri = uri.rstrip("/")
         with self._speaking("open the tracking server"):
+            if self.uri.startswith("http"):
+                prefer_over_netrc(get_default_host_creds(self.uri), self.uri)
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     # ---- connection -------------------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ class Tracker:
     # ---- experiments and runs ---------------------------------------------------------------------------------------
 
     def ensure_experiment(self, name: str) -> str:
-        """Id of the experiment `name`, with nnfleet's saved views; made or taken out of the bin if need be, by several callers at once too."""
+        """Id of the experiment `name`, with nnfleet's saved views; made or restored if need be, by several callers at once too."""
         with self._speaking(f"open experiment {name!r}"):
             found = self._client.get_experiment_by_name(name)
             if found is None:

@@ -1,5 +1,6 @@
 """What counts as a job that was submitted before: a server of our own speaks the job server's protocol."""
 
+import base64
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -76,3 +77,30 @@ def test_a_job_that_the_server_has_was_submitted_before(jobs: Jobs, tmp_path: Pa
     monkeypatch.setattr(JobServer, "known", {NAME})
     run = FakeRun(tmp_path)
     assert jobs.submit_training(run.folder, run.spec, 1) == NAME
+
+
+class Guarded(JobServer):
+    """Answers only to the token, or where none is sent, to the login of a proxy before it."""
+
+    accepted: ClassVar[str] = "Bearer the-token"
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") == self.accepted:
+            super().do_GET()
+        else:
+            self._answer(401, "Unauthorized: the token is missing")
+
+
+def test_a_token_is_sent_though_netrc_has_a_login_for_the_host_and_that_one_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    with serving(Guarded) as address:
+        Jobs(address, "the-token", working_dir="gcs://code.zip")
+        with pytest.raises(ClusterError, match="refuses the token"):
+            Jobs(address, "another", working_dir="gcs://code.zip")
+        monkeypatch.setattr(Guarded, "accepted", "Basic " + base64.b64encode(b"ann:secret").decode())
+        Jobs(address, working_dir="gcs://code.zip")
