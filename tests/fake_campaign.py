@@ -9,7 +9,7 @@ from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import CampaignEvent, StatusChanged, Warned
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
-from orchestrator.errors import ClusterError, Superseded, TrackingError
+from orchestrator.errors import ClusterError, ConfigError, Superseded, TrackingError
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
@@ -17,6 +17,7 @@ from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.binding import TrackingServer
+from orchestrator.tracking.failure import local_artifacts_text
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun, mlflow_status
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
@@ -183,6 +184,8 @@ class FakeTracking(TrackingServer):
         """Runs that somebody deleted in the server's pages."""
         self.lost: set[str] = set()
         """Runs that are gone for good."""
+        self.writes_to_paths = False
+        """Artifacts go to a path of whoever sends them."""
         self.unwanted: set[str] = set()
         self.is_away = False
         self.turned_away = 0
@@ -197,7 +200,9 @@ class FakeTracking(TrackingServer):
     def ping(self) -> None:
         self._answer()
 
-    def ensure_experiment(self, name: str) -> str:
+    def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str:
+        if self.writes_to_paths and not local_artifacts:
+            raise ConfigError(local_artifacts_text(name, self.uri, "file:///x"))
         return "7"
 
     def known_run(self, run_key: str) -> KnownRun | None:

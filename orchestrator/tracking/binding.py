@@ -32,7 +32,7 @@ class TrackingServer(Protocol):
     uri: str
 
     def ping(self) -> None: ...
-    def ensure_experiment(self, name: str) -> str: ...
+    def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str: ...
     def known_run(self, run_key: str) -> KnownRun | None: ...
     def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str: ...
     def metrics(self, run_id: str) -> dict[str, float]: ...
@@ -93,6 +93,20 @@ def _keeps(folder: RunFolder, known: KnownRun, run_key: str) -> bool:
 def experiment_of(spec: RunSpec) -> str:
     """Name of the MLflow experiment of a run."""
     return spec.mlflow_experiment or spec.dataset
+
+
+def open_experiments(specs: Sequence[RunSpec], tracker: TrackingServer) -> None:
+    """Make the experiments of runs, or restore them with their runs if they were deleted.
+
+    Raises ConfigError where artifacts would go to a path of the sender's machine, unless a run asks for that or has been recorded there.
+    """
+    asks: dict[str, bool] = {}
+    for spec in specs:
+        recorded = _recorded(RunFolder(spec.run_folder))
+        is_known = recorded is not None and recorded.tracking_uri == tracker.uri
+        asks[experiment_of(spec)] = asks.get(experiment_of(spec), True) and (spec.local_artifacts or is_known)
+    for name, local_artifacts in asks.items():
+        tracker.ensure_experiment(name, local_artifacts=local_artifacts)
 
 
 def track(spec: RunSpec, tracker: TrackingServer | None) -> TrackedRun:

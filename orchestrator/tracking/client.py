@@ -29,12 +29,12 @@ from mlflow.tracking._tracking_service.utils import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from orchestrator.cluster.code_identity import code_tags
-from orchestrator.errors import NnfleetError, TrackingError
+from orchestrator.errors import ConfigError, NnfleetError, TrackingError
 from orchestrator.run.names import Names, resolve_one
-from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, masked, refuse_credentials
+from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, is_path, masked, refuse_credentials
 from orchestrator.tracking.binding import owners_last
-from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run
-from orchestrator.tracking.failure import advice, reason
+from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run, withdraw_experiment
+from orchestrator.tracking.failure import advice, local_artifacts_text, reason
 from orchestrator.tracking.login import prefer_over_netrc
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
@@ -117,18 +117,25 @@ class Tracker:
 
     # ---- experiments and runs ---------------------------------------------------------------------------------------
 
-    def ensure_experiment(self, name: str) -> str:
-        """Id of the experiment `name`, with nnfleet's saved views; made or restored if need be, by several callers at once too."""
+    def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str:
+        """Id of the experiment `name`, with nnfleet's saved views; made or restored if need be, by several callers at once too.
+
+        Without `local_artifacts`, raises ConfigError where its artifacts would be written to a path of whichever machine sends them.
+        """
         with self._speaking(f"open experiment {name!r}"):
-            found = self._client.get_experiment_by_name(name)
+            found, made = self._client.get_experiment_by_name(name), ""
             if found is None:
                 with suppress(MlflowException):  # another caller was faster
-                    self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+                    made = self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
                 found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise TrackingError(f"mlflow: experiment {name!r} could not be made at {self.uri}. The server's log says why.")
             restore_experiment(self._client, found)
             experiment_id = str(found.experiment_id)
+            if not local_artifacts and self.uri.startswith("http") and is_path(found.artifact_location):
+                if made == experiment_id:
+                    withdraw_experiment(self._client, found)
+                raise ConfigError(local_artifacts_text(name, self.uri, found.artifact_location))
             self._write_views(experiment_id, found.tags)
         return experiment_id
 

@@ -4,6 +4,7 @@ MLflow keeps what is deleted until `mlflow gc`, but takes no measurement of it, 
 """
 
 import logging
+import uuid
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,3 +40,9 @@ def restore_run(client: "MlflowClient", run_id: str) -> None:
     log.warning(
         "MLflow's run %s was deleted there and is restored, as its results are still delivered. Stop a run before you delete it.", run_id
     )
+
+
+def withdraw_experiment(client: "MlflowClient", experiment: Any) -> None:
+    """Delete an experiment that was just made and may not be used; another one may have its name then."""
+    client.rename_experiment(experiment.experiment_id, f"{experiment.name} (unused {uuid.uuid4().hex[:12]})")
+    client.delete_experiment(experiment.experiment_id)

@@ -34,3 +34,13 @@ def advice(err: BaseException) -> str:
 def is_answer(err: BaseException) -> bool:
     """True for an error that MLflow's server sent as such; False when it is away, or something else answers in its place."""
     return type(err).__name__ == "RestException" and "error_code" in getattr(err, "json", {})
+
+
+def local_artifacts_text(experiment: str, uri: str, location: str) -> str:
+    """Why an experiment whose artifacts lie at a path is refused."""
+    return (
+        f"mlflow: experiment {experiment!r} at {uri} has its artifacts in {location}, which each client takes for a path of its own "
+        "machine: checkpoints would stay on the head's disk and count as published. Start the server with --artifacts-destination PLACE, "
+        "without --no-serve-artifacts and --default-artifact-root, and name a new experiment under `tracking: {experiment: NAME}`, since an "
+        "experiment keeps its place. Where the head and the server share this very path, write `tracking: {local_artifacts: true}`."
+    )

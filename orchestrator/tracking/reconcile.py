@@ -19,7 +19,7 @@ from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.tracking.binding import TrackingServer, experiment_of, noted_run_id, refuse_mixture, track
+from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
 from orchestrator.tracking.metrics_channel import MetricsChannel, epochs_missing
@@ -180,7 +180,7 @@ def mlflow_run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple
             if getattr(err.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
             log.warning("%s: %s", spec.run_key, err)
-    tracker.ensure_experiment(experiment_of(spec))  # a deleted one comes back with its runs
+    open_experiments([spec], tracker)  # a deleted one comes back with its runs
     known = tracker.known_run(spec.run_key)
     if known is not None:
         refuse_mixture(spec, tracker)

@@ -158,6 +158,23 @@ def test_server_that_is_away_or_hangs_is_an_error_that_says_what_to_do(tmp_path:
         server.thaw()
 
 
+def test_a_server_that_lets_clients_write_artifacts_to_a_path_is_refused_and_leaves_no_experiment(tmp_path: Path) -> None:
+    place = str(tmp_path / "artifacts")
+    server = MlflowServer(tmp_path / "server", ["--no-serve-artifacts", "--default-artifact-root", place]).start()
+    try:
+        tracker = Tracker(server.uri)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"has its artifacts in .*artifacts.*`tracking: {local_artifacts: true}`"):
+                tracker.ensure_experiment("toy", local_artifacts=False)
+            assert client_of(tracker).get_experiment_by_name("toy") is None
+        tracker.ensure_experiment("toy", local_artifacts=True)
+        with pytest.raises(ConfigError, match="an experiment keeps its place"):
+            tracker.ensure_experiment("toy", local_artifacts=False)
+        assert client_of(tracker).get_experiment_by_name("toy") is not None
+    finally:
+        server.kill()
+
+
 # ---- metrics ------------------------------------------------------------------------------------------------------
 
 
