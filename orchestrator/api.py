@@ -53,9 +53,9 @@ class Snapshot:
     """A sentence if the MLflow server of the local services is down."""
 
 
-def up(home: Home | None = None) -> Services:
-    """Start the local Ray head and MLflow server, or find them running."""
-    return local_services.up(home)
+def up(home: Home | None = None, *, allow_hosts: Sequence[str] = (), artifacts: Path | None = None) -> Services:
+    """Start the local Ray head and MLflow server, or find them running. The options are those of `nnfleet up`, and are kept."""
+    return local_services.up(home, allow_hosts=allow_hosts, artifacts=artifacts)
 
 
 def down(home: Home | None = None) -> None:

@@ -1,15 +1,30 @@
 """`nnfleet up`: the local Ray head and MLflow server."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from orchestrator.cli.output import print_json, say, working
 from orchestrator.cli.parameters import AsJson
 
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host", metavar="NAME", help="A name by which browsers reach MLflow through a proxy; may be repeated, and is kept."
+    ),
+]
+Artifacts = Annotated[
+    Path | None, typer.Option("--artifacts", metavar="FOLDER", help="Where MLflow keeps checkpoints and files; kept for later calls.")
+]
 
-def up(as_json: AsJson = False) -> None:
+
+def up(allow_host: AllowHost = None, artifacts: Artifacts = None, as_json: AsJson = False) -> None:
     """Start the local Ray cluster and MLflow server; does nothing when they run."""
     from orchestrator import api
 
     with working("Starting Ray and MLflow ..."):
-        services = api.up()
+        services = api.up(allow_hosts=allow_host or (), artifacts=artifacts)
     if as_json:
         print_json({"cluster": services.ray_address, "mlflow": services.mlflow_uri, "token_file": str(services.token_file)})
         return

@@ -9,12 +9,14 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.home import Home
+from orchestrator.cluster.mlflow_store import keep_settings, server_options, upgrade_database
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, start_detached, wait_until_up
 from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError
@@ -82,15 +84,21 @@ class _Ports(BaseModel):
     mlflow: int | None = None
 
 
-def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
+def up(
+    home: Home | None = None, *, num_cpus: int | None = None, allow_hosts: Sequence[str] = (), artifacts: Path | None = None
+) -> Services:
     """Start what does not run yet and wait until both services answer. `num_cpus` bounds the CPUs that Ray gives out (default: all).
 
-    Raises ClusterError with the end of the log when a service does not come up.
+    `allow_hosts`: names by which browsers reach MLflow through a proxy; `artifacts`: where it keeps them. Both hold for later calls too,
+    and a running MLflow server starts again with them. Raises ConfigError, and ClusterError with the end of the log when a service does not
+    come up.
     """
     home = home or Home.default()
     home.create()
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         ensure_token(home.token_file)
+        if keep_settings(home, allow_hosts, artifacts):
+            _end_mlflow(home)
         for _ in range(STARTS - 1):
             found = [record for record in _recorded(home).values() if record.is_alive]
             try:
@@ -101,6 +109,11 @@ def up(home: Home | None = None, *, num_cpus: int | None = None) -> Services:
                 if not (was_dying or lost_its_port or any(_lost_its_port(record) for record in _recorded(home).values())):
                     raise
         return _brought_up(home, num_cpus)
+
+
+def _end_mlflow(home: Home) -> None:
+    if (record := _recorded(home).get("mlflow")) is not None:
+        end(record)
 
 
 def _lost_its_port(record: ProcessRecord) -> bool:
@@ -178,12 +191,12 @@ def _prune_sessions(ray_temp: Path) -> None:
 
 
 def start_mlflow(home: Home) -> ProcessRecord:
-    """Start an MLflow server and return at once; `up` waits until it answers."""
+    """Start an MLflow server, on a database of its own version, and return at once; `up` waits until it answers."""
+    upgrade_database(home, service_environment())
     port = free_port(_last_ports(home).mlflow)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{home.mlflow_db}", "--serve-artifacts", "--artifacts-destination", str(home.artifacts)),
-        *("--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"),
+        *server_options(home),
     ]
     return start_detached("MLflow server", command, service_environment(), home.mlflow_log, port)
 

@@ -41,6 +41,6 @@ def local_artifacts_text(experiment: str, uri: str, location: str) -> str:
     return (
         f"mlflow: experiment {experiment!r} at {uri} has its artifacts in {location}, which each client takes for a path of its own "
         "machine: checkpoints would stay on the head's disk and count as published. Start the server with --artifacts-destination PLACE, "
-        "without --no-serve-artifacts and --default-artifact-root, and name a new experiment under `tracking: {experiment: NAME}`, since an "
+        "without --no-serve-artifacts and --default-artifact-root, and name a new experiment under `tracking: {experiment: NAME}`, as an "
         "experiment keeps its place. Where the head and the server share this very path, write `tracking: {local_artifacts: true}`."
     )
