@@ -34,7 +34,7 @@ from orchestrator.run.names import Names, resolve_one
 from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, is_path, masked, refuse_credentials
 from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run, withdraw_experiment
-from orchestrator.tracking.failure import advice, local_artifacts_text, reason
+from orchestrator.tracking.failure import advice, advice_for, local_artifacts_text, reason
 from orchestrator.tracking.login import prefer_over_netrc
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
@@ -102,7 +102,8 @@ class Tracker:
         if answer.status_code in (401, 403):
             raise TrackingError(f"mlflow: {self.uri} refuses the login (HTTP {answer.status_code}). {WHERE_CREDENTIALS_GO}.")
         if answer.status_code != 200:
-            raise TrackingError(f"mlflow: {self.uri} does not answer as an MLflow server (HTTP {answer.status_code}). Check the address.")
+            todo = advice_for(answer.status_code) or "Check the address."
+            raise TrackingError(f"mlflow: {self.uri} does not answer as an MLflow server (HTTP {answer.status_code}). {todo}")
 
     @contextmanager
     def _speaking(self, purpose: str) -> Iterator[None]:
@@ -129,7 +130,7 @@ class Tracker:
                     made = self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
                 found = self._client.get_experiment_by_name(name)
             if found is None:
-                raise TrackingError(f"mlflow: experiment {name!r} could not be made at {self.uri}. The server's log says why.")
+                raise TrackingError(f"mlflow: experiment {name!r} could not be made at {self.uri}. See the server's log.")
             restore_experiment(self._client, found)
             experiment_id = str(found.experiment_id)
             if not local_artifacts and self.uri.startswith("http") and is_path(found.artifact_location):
@@ -312,7 +313,7 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="nnfleet-upload-") as folder:
             link = Path(folder) / (name or local.name)  # MLflow names an artifact after the file
             link.symlink_to(local.resolve(strict=True))
-            with self._speaking(f"upload {local.name} to run {run_id}"):
+            with self._speaking(f"upload {link.name} ({local.stat().st_size / 1e6:.1f} MB) to run {run_id}"):
                 self._client.log_artifact(run_id, str(link), directory or None)
 
     def upload_bytes(self, run_id: str, content: bytes, path: str) -> None:

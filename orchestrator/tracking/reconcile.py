@@ -19,6 +19,7 @@ from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
+from orchestrator.run.undelivered import forget_undelivered
 from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
@@ -153,7 +154,9 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
         if (failure := deliver_reports(folder, spec, reports, fencing_token, waits_s=())) is not None:
             raise TrackingError(failure)
         delivered.extend(f"full validation of {report.name}" for report in reports)
+    forget_undelivered(folder, MetricsChannel.name)
     FilesChannel(folder, fencing_token).send_files(closing=True)
+    forget_undelivered(folder, FilesChannel.name)
     for name in CHECKPOINTS:
         after = published(tracker, run_id, name)
         if after is not None and after != before[name]:

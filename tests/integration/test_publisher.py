@@ -388,6 +388,8 @@ def _wait_for(happened: object, timeout_s: float = 60.0) -> None:
 
 def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     run.epoch()
+    assert deliver_run(run.folder, run.fencing_token, 60)
+    run.epoch()
     run.finish()
     for name in ("plans.json", "dataset.json"):
         (run.folder.model_folder / name).write_text("{}")
@@ -398,6 +400,8 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
         rows = [{"case": "case_2", "dice": 0.9, "hd95_mm": float("nan")}]
         tracker.log_validation(run_id(run), "best", {"dice_mean": 0.9, "dice/left kidney": 0.9, "nsd": float("nan")}, rows, summary)
         assert deliver_run(run.folder, run.fencing_token, 60)
+    assert run.best is not None
+    assert set(tracker.list_files(run_id(run), "checkpoints/best")) == {directory_of(run.best)}, "the one before is not needed any more"
     assert points(tracker, run, "full/best/dice_mean") == [(0, 0.9)]
     assert points(tracker, run, "full/best/dice/left kidney") == [(0, 0.9)]
     table = json.loads(tracker.download(run_id(run), "fullval/best/per_case.json", tmp_path).read_text())
@@ -411,7 +415,6 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     assert expected <= set(tracker.list_files(run_id(run)))
 
     target = export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
-    assert run.best is not None
     assert sha256((target / "fold_0" / "checkpoint_best.pth").read_bytes()).hexdigest() == run.best.sha256
     assert (target / "fold_0" / "checkpoint_final.pth").read_bytes() == run.folder.checkpoint("final").read_bytes()
     assert {p.name for p in target.iterdir()} == {"plans.json", "dataset.json", "fold_0"}
