@@ -16,8 +16,8 @@ _TOO_LARGE = (
     "A proxy before the server takes no file of this size: raise its limit (nginx: client_max_body_size 0), or name the server itself."
 )
 _TOO_SLOW = (
-    "A proxy before the server did not wait for it any longer: raise its time limits (nginx: proxy_read_timeout, proxy_send_timeout), or name "
-    "the server itself. Where small requests fail too, check that the server runs."
+    "A proxy before the server did not wait for it any longer: raise its time limits (nginx: proxy_read_timeout, proxy_send_timeout), or "
+    "name the server itself. Where small requests fail too, check that the server runs."
 )
 _FAILED = (
     "The server failed at it: see its log; most often a disk is full or a quota is used up. Free space there; `nnfleet up "

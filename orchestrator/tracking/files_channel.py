@@ -148,7 +148,7 @@ class FilesChannel:
                 self._uploaded_at = time.monotonic()
 
     def _finalise(self, tracker: "Tracker", run_id: str) -> None:
-        """Make a validated run's entry in the Models tab, and delete the best checkpoint before the last; what goes wrong is only logged."""
+        """Make a validated run's entry in the Models tab, and delete the best checkpoint before the last; a failure is only logged."""
         from orchestrator.tracking.checkpoint_store import keep_only_published
         from orchestrator.tracking.model_entry import finalise_model
 
