@@ -59,10 +59,23 @@ class Snapshot:
     """A sentence if the MLflow server of the local services is down."""
 
 
-def up(home: Home | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None, memory_gib: float | None = None) -> Services:
-    """Start the local Ray head and MLflow server, or find them running. The numbers are what the head gives out to runs, until `down`;
-    default: what this process may use. Raises ConfigError when the head runs with others."""
-    return local_services.up(home, num_cpus=num_cpus, num_gpus=num_gpus, memory_gib=memory_gib)
+def up(
+    home: Home | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    memory_gib: float | None = None,
+    allow_hosts: Sequence[str] = (),
+    artifacts: Path | None = None,
+) -> Services:
+    """Start the local Ray head and MLflow server, or find them running; the options are those of `nnfleet up`.
+
+    The numbers are what the head gives out to runs, until `down`; default: what this process may use. The options of MLflow are kept.
+    Raises ConfigError when the head runs with others.
+    """
+    return local_services.up(
+        home, num_cpus=num_cpus, num_gpus=num_gpus, memory_gib=memory_gib, allow_hosts=allow_hosts, artifacts=artifacts
+    )
 
 
 def down(home: Home | None = None) -> None:

@@ -9,7 +9,7 @@ from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import CampaignEvent, StatusChanged, Warned
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.orphan_workers import refuse_orphan_workers
-from orchestrator.errors import ClusterError, Superseded, TrackingError
+from orchestrator.errors import ClusterError, ConfigError, Superseded, TrackingError
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
@@ -17,7 +17,8 @@ from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.binding import TrackingServer
-from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun
+from orchestrator.tracking.failure import local_artifacts_text
+from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun, mlflow_status
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
@@ -176,9 +177,15 @@ class FakeTracking(TrackingServer):
 
     def __init__(self) -> None:
         self.states: dict[str, list[RunState]] = {}
+        self.statuses: dict[str, list[str]] = {}
         self.scores: dict[str, dict[str, float]] = {}
         self.folders: dict[str, dict[str, str]] = {}
-        self.deleted: set[str] = set()
+        self.binned: set[str] = set()
+        """Runs that somebody deleted in the server's pages."""
+        self.lost: set[str] = set()
+        """Runs that are gone for good."""
+        self.writes_to_paths = False
+        """Artifacts go to a path of whoever sends them."""
         self.unwanted: set[str] = set()
         self.is_away = False
         self.turned_away = 0
@@ -193,7 +200,9 @@ class FakeTracking(TrackingServer):
     def ping(self) -> None:
         self._answer()
 
-    def ensure_experiment(self, name: str) -> str:
+    def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str:
+        if self.writes_to_paths and not local_artifacts:
+            raise ConfigError(local_artifacts_text(name, self.uri, "file:///x"))
         return "7"
 
     def known_run(self, run_key: str) -> KnownRun | None:
@@ -215,11 +224,13 @@ class FakeTracking(TrackingServer):
         self._answer()
         return dict(self.scores.get(run_id, {}))
 
-    def set_state(self, run_id: str, state: RunState) -> None:
+    def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None:
         self._answer()
-        if run_id in self.deleted:
+        if run_id in self.lost | self.binned:
             raise TrackingError("mlflow: could not set the state") from Refused("the run is deleted")
-        self.states.setdefault(run_id, []).append(state)
+        if self.states.setdefault(run_id, [])[-1:] != [state]:
+            self.states[run_id].append(state)
+        self.statuses.setdefault(run_id, []).append(mlflow_status(state, is_waiting=is_waiting))
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         self._answer()
@@ -228,9 +239,17 @@ class FakeTracking(TrackingServer):
         self._answer()
         return {STATE_TAG: self.states[run_id][-1].value}
 
+    def is_deleted(self, run_id: str) -> bool:
+        self._answer()
+        return run_id in self.binned
+
+    def restore_run(self, run_id: str) -> None:
+        self._answer()
+        self.binned.discard(run_id)
+
     def open_runs(self) -> list[OpenRun]:
         self._answer()
-        shown = {run_id: states[-1] for run_id, states in self.states.items() if not states[-1].is_final}
+        shown = {run_id: states[-1] for run_id, states in self.states.items() if not states[-1].is_final and run_id not in self.binned}
         return [
             OpenRun(run_id, run_id.removeprefix("id-"), state.value, self.folders[run_id]["nnfleet.run_folder"])
             for run_id, state in shown.items()

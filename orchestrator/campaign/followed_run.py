@@ -41,6 +41,8 @@ class FollowedRun:
     reason: str = ""
     refusal: Refusal | None = None
     """Of what was last asked for it; None once it was taken."""
+    is_waiting: bool = False
+    """It stands in the queue, also for its next job."""
     changed_unix: float = 0.0
     _end: RunStatus | None = field(default=None, repr=False)
     """The status of a run that has ended: its folder is not read again."""
@@ -60,15 +62,16 @@ class FollowedRun:
         """The run's folder."""
         return self.observer.folder
 
-    def enter(self, state: RunState, reason: str = "") -> bool:
-        """Take note of a state; True if it is a new one."""
+    def enter(self, state: RunState, reason: str = "", *, is_waiting: bool = False) -> bool:
+        """Take note of a state; True if MLflow has to know: it is a new one, or the run has begun or ended to wait in it."""
         is_new = state is not self.state or not self.changed_unix
         if is_new:
             self.changed_unix = self.observer.clock.unix()
-        self.state, self.reason = state, reason
+        is_told = is_new or (is_waiting is not self.is_waiting and state is not RunState.QUEUED)
+        self.state, self.reason, self.is_waiting = state, reason, is_waiting
         if state.is_final:
             self.refusal = None
-        return is_new
+        return is_told
 
     def status(self) -> RunStatus:
         """The run as users see it, read from its folder now; of one that has ended, read when it ended. Raises StorageError or OSError."""

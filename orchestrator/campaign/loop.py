@@ -163,7 +163,7 @@ class Campaign:
             case End():
                 self._finish(run, step)
             case Train() | Validate():
-                self._enter(run, step.state, step.reason)
+                self._enter(run, step.state, step.reason, is_waiting=True)
             case Follow():
                 run.refusal = None  # it was started all the same, here or by another campaign
                 is_same_wait = step.state is run.state is RunState.RECOVERING
@@ -194,10 +194,10 @@ class Campaign:
     def _open_runs(self) -> list[FollowedRun]:
         return [run for run in self.runs.values() if not run.state.is_final]
 
-    def _enter(self, run: FollowedRun, state: RunState, reason: str = "") -> None:
+    def _enter(self, run: FollowedRun, state: RunState, reason: str = "", *, is_waiting: bool = False) -> None:
         if not can_follow(run.state, state):
             log.info("%s went from %s to %s between two looks", run.key, run.state, state)
-        if run.enter(state, reason):
+        if run.enter(state, reason, is_waiting=is_waiting):
             self._reporter.note(run)
 
     def _warn(self, text: str) -> None:

@@ -13,6 +13,7 @@ from orchestrator.run.heartbeat import SILENT_S, ChangeWatch
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.progress import full_dice
+from orchestrator.run.undelivered import undelivered_text
 from trainers.contract.commits import CommitReader, Committed
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import count_drivers, newest_token
@@ -142,6 +143,7 @@ class Observer:
             num_drivers=self._count_drivers(),
             validation=cases_done(self.folder, self._validated_token) if state is RunState.VALIDATING else None,
             full_dice=full_dice(self.folder, self.spec) if is_scored else {},
+            undelivered="" if self.reassigned_to else undelivered_text(self.folder),
         )
 
     def committed(self) -> Committed | None:

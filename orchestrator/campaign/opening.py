@@ -13,7 +13,7 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Action
-from orchestrator.tracking.binding import TrackingServer, lacks_scores, refuse_mixture, track
+from orchestrator.tracking.binding import TrackingServer, lacks_scores, open_experiments, refuse_mixture, track
 from trainers.contract.errors import TrackingError
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -49,6 +49,7 @@ def opening(
         tracker.ping()
     with registry.locked("opening"):  # not the lock of admission: speaking to MLflow may take a while
         if tracker is not None:
+            open_experiments(specs, tracker)  # a deleted one comes back with its runs, which are then looked at
             living = {job.run_key for job in cluster.records() if job.is_live}
             for spec in specs:
                 if spec.run_key not in living:

@@ -29,6 +29,8 @@ class Reading:
     num_drivers: int = 0
     validation: CasesDone | None = None
     full_dice: Mapping[str, float] = field(default_factory=dict)
+    undelivered: str = ""
+    """What MLflow does not take at present, and why."""
 
 
 def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatus:
@@ -50,6 +52,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "seconds_left": None if left_s is None or status.state.is_final else round(left_s, 1),
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
+        "reason": " ".join(part for part in (status.reason, reading.undelivered) if part),
     }
     return status.model_copy(update=read)
 

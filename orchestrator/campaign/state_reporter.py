@@ -67,7 +67,8 @@ class StateReporter:
             del self._unreported[key]
             try:
                 self._tracker.ping()
-                self._tracker.set_state(run.tracked.run_id, run.state)
+                self._tracker.restore_run(run.tracked.run_id)
+                self._tracker.set_state(run.tracked.run_id, run.state, is_waiting=run.is_waiting)
                 self._tracker.set_tags(
                     run.tracked.run_id, {"nnfleet.campaign": self._campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
                 )

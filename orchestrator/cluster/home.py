@@ -59,8 +59,13 @@ class Home:
         return self.root / "mlflow.db"
 
     @property
+    def mlflow_settings(self) -> Path:
+        """What `up` was told of the MLflow server."""
+        return self.root / "mlflow.json"
+
+    @property
     def artifacts(self) -> Path:
-        """MLflow's artifacts."""
+        """MLflow's artifacts, unless `up` was told another place."""
         return self.root / "artifacts"
 
     @property

@@ -225,6 +225,11 @@ class Jobs:
             raise ClusterError(f"cluster: could not {purpose} at {self.address}: {cause}") from err
 
 
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """An `auth` of requests that adds nothing: without any, it replaces a token by what ~/.netrc has for the host (psf/requests#3929)."""
+    return request
+
+
 class _Client(JobSubmissionClient):
     """Ray's client with a limit on every request (without one a silent host blocks the caller for ever) and retries for a busy server.
 
@@ -233,6 +238,8 @@ class _Client(JobSubmissionClient):
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         options.setdefault("timeout", REQUEST_TIMEOUT_S)
+        if any(name.lower() == "authorization" for name in self._headers):
+            options.setdefault("auth", _as_it_is)
         for pause_s in RETRY_PAUSES_S:
             try:
                 return super()._do_request(method, endpoint, **options)

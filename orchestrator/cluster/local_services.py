@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from orchestrator.cluster import nodes
 from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
+from orchestrator.cluster.mlflow_store import keep_settings, server_options, upgrade_database
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import LOOPBACK, service_environment
 from orchestrator.cluster.service_records import Ports, Recorded, read_ports, read_record, write_ports, write_record
@@ -59,17 +61,29 @@ class Services(BaseModel):
         return read_token(self.token_file)
 
 
-def up(home: Home | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None, memory_gib: float | None = None) -> Services:
+def up(
+    home: Home | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    memory_gib: float | None = None,
+    allow_hosts: Sequence[str] = (),
+    artifacts: Path | None = None,
+) -> Services:
     """Start what does not run yet and wait until both services answer.
 
-    The numbers bound what Ray gives out, until `down`; default: what the last `up` named, else what this process may use. Raises
-    ConfigError when a head runs with others, ClusterError with the end of the log when a service does not come up.
+    The numbers bound what Ray gives out, until `down`; default: what the last `up` named, else what this process may use. `allow_hosts`:
+    names by which browsers reach MLflow through a proxy; `artifacts`: where it keeps them. Both hold for later calls too, and a running
+    MLflow server starts again with them. Raises ConfigError when a head runs with other numbers, ClusterError with the end of the log
+    when a service does not come up.
     """
     home = home or Home.default()
     asked = Share(cpus=num_cpus, gpus=num_gpus, memory_gib=memory_gib)
     home.create()
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S), storing(home.root):
         ensure_token(home.token_file)
+        if keep_settings(home, allow_hosts, artifacts):
+            _end_mlflow(home)
         for _ in range(STARTS - 1):
             found = [record for record in read_record(home).records.values() if record.is_alive]
             try:
@@ -88,6 +102,11 @@ def _may_start_again(found: list[ProcessRecord], now: list[ProcessRecord], error
     ended = [record for record in now if not record.is_alive]
     lost_its_port = "address already in use" in error.lower() or not all(is_free(record.port) for record in ended)
     return not all(record.is_alive for record in found) or bool(ended and lost_its_port)
+
+
+def _end_mlflow(home: Home) -> None:
+    if (record := read_record(home).records.get("mlflow")) is not None:
+        end(record)
 
 
 def _brought_up(home: Home, asked: Share) -> Services:
@@ -188,12 +207,12 @@ def _prune_sessions(ray_temp: Path) -> None:
 
 
 def start_mlflow(home: Home) -> ProcessRecord:
-    """Start an MLflow server and return at once; `up` waits until it answers."""
+    """Start an MLflow server, on a database of its own version, and return at once; `up` waits until it answers."""
+    upgrade_database(home, service_environment())
     port = free_port(read_ports(home).mlflow)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{home.mlflow_db}", "--serve-artifacts", "--artifacts-destination", str(home.artifacts)),
-        *("--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"),
+        *server_options(home),
     ]
     return start_detached("MLflow server", command, service_environment(), home.mlflow_log, port)
 

@@ -134,6 +134,7 @@ class _Expansion:
             images=experiment.images,
             pseudonyms=experiment.pseudonyms,
             upload_interval_s=experiment.tracking.upload_interval_s,
+            local_artifacts=experiment.tracking.local_artifacts,
             tracking_uri=experiment.tracking.uri,
             mlflow_experiment=experiment.tracking.experiment or self.dataset,
         )

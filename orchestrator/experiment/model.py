@@ -130,6 +130,9 @@ class Tracking(Frozen):
     """MLflow experiment; empty: the dataset's name."""
     upload_interval_s: float = Field(60.0, ge=0, allow_inf_nan=False)
     """Least time in seconds between two uploads of a best checkpoint."""
+    local_artifacts: bool = False
+    """Allow an MLflow server whose clients write artifacts to a path (--no-serve-artifacts, --default-artifact-root): a folder that the
+    cluster's head and the server must share at this very path."""
 
 
 class Experiment(Schedule):

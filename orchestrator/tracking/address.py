@@ -43,6 +43,12 @@ def _is_server(uri: str) -> bool:
     return uri.isprintable() and " " not in uri and urlsplit(uri).scheme in DEFAULT_PORTS
 
 
+def is_path(location: str) -> bool:
+    """True for a place of artifacts that every client takes for a path of its own machine: `file:`, no scheme, or a drive's letter."""
+    scheme = urlsplit(location).scheme
+    return scheme in ("", "file") or len(scheme) == 1
+
+
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _SECRETS = (
     (re.compile(r"(\w+://)[^\s/@'\"]+@"), r"\1***@"),

@@ -32,13 +32,15 @@ class TrackingServer(Protocol):
     uri: str
 
     def ping(self) -> None: ...
-    def ensure_experiment(self, name: str) -> str: ...
+    def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str: ...
     def known_run(self, run_key: str) -> KnownRun | None: ...
     def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str: ...
     def metrics(self, run_id: str) -> dict[str, float]: ...
     def tags(self, run_id: str) -> dict[str, str]: ...
-    def set_state(self, run_id: str, state: RunState) -> None: ...
+    def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None: ...
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None: ...
+    def is_deleted(self, run_id: str) -> bool: ...
+    def restore_run(self, run_id: str) -> None: ...
     def open_runs(self) -> list[OpenRun]: ...
     def run_url(self, run_id: str) -> str: ...
 
@@ -91,6 +93,20 @@ def _keeps(folder: RunFolder, known: KnownRun, run_key: str) -> bool:
 def experiment_of(spec: RunSpec) -> str:
     """Name of the MLflow experiment of a run."""
     return spec.mlflow_experiment or spec.dataset
+
+
+def open_experiments(specs: Sequence[RunSpec], tracker: TrackingServer) -> None:
+    """Make the experiments of runs, or restore them with their runs if they were deleted.
+
+    Raises ConfigError where artifacts would go to a path of the sender's machine, unless a run asks for that or has been recorded there.
+    """
+    asks: dict[str, bool] = {}
+    for spec in specs:
+        recorded = _recorded(RunFolder(spec.run_folder))
+        is_known = recorded is not None and recorded.tracking_uri == tracker.uri
+        asks[experiment_of(spec)] = asks.get(experiment_of(spec), True) and (spec.local_artifacts or is_known)
+    for name, local_artifacts in asks.items():
+        tracker.ensure_experiment(name, local_artifacts=local_artifacts)
 
 
 def track(spec: RunSpec, tracker: TrackingServer | None) -> TrackedRun:
@@ -153,6 +169,16 @@ def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:
     return bound
 
 
+def server_of(bound: MlflowRun) -> "Tracker":
+    """The server of an MLflow run, asked for the run, which is restored if somebody has deleted it there. Raises TrackingError."""
+    from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
+
+    tracker = Tracker(bound.tracking_uri)
+    tracker.ping()  # fails within seconds, where other calls wait for minutes
+    tracker.restore_run(bound.run_id)
+    return tracker
+
+
 class Destination:
     """Where one run folder is delivered to: its MLflow run, opened when it is first needed. Not shared between threads."""
 
@@ -170,10 +196,8 @@ class Destination:
             bound = bound_run(self.folder, self.spec)
             if bound is None:
                 return None
-            from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
-
-            tracker = Tracker(bound.tracking_uri)
             self.check_fence()
+            tracker = server_of(bound)
             tracker.set_tags(bound.run_id, job_tags(os.environ.get("NNFLEET_SUBMISSION_ID", ""), self.fencing_token))
             self._opened = tracker, bound.run_id
         return self._opened

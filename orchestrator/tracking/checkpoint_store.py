@@ -75,6 +75,13 @@ def publish_checkpoint(
     return record
 
 
+def keep_only_published(tracker: Tracker, run_id: str, name: CheckpointName) -> None:
+    """Delete the checkpoint before the published one: once a run is over, no later one replaces that while somebody reads it."""
+    record = published(tracker, run_id, name)
+    if record is not None:
+        _delete_others(tracker, run_id, name, {record.directory})
+
+
 def _delete_others(tracker: Tracker, run_id: str, name: CheckpointName, kept: set[str]) -> None:
     """Also clears what killed uploads left behind. The commit is done, so an error here is only logged."""
     try:

@@ -29,10 +29,13 @@ from mlflow.tracking._tracking_service.utils import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from orchestrator.cluster.code_identity import code_tags
-from orchestrator.errors import NnfleetError, TrackingError
+from orchestrator.errors import ConfigError, NnfleetError, TrackingError
 from orchestrator.run.names import Names, resolve_one
-from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, masked, refuse_credentials
+from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, is_path, masked, refuse_credentials
 from orchestrator.tracking.binding import owners_last
+from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run, withdraw_experiment
+from orchestrator.tracking.failure import advice, advice_for, local_artifacts_text, reason
+from orchestrator.tracking.login import prefer_over_netrc
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
     DIGEST_LENGTH,
@@ -45,6 +48,7 @@ from orchestrator.tracking.records import (
     OpenRun,
     epoch_metrics,
     metric_path,
+    mlflow_status,
     note_of,
     params_of,
     run_name,
@@ -62,29 +66,8 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
 """MLflow's limit; a request is one transaction, so whole epochs that fit into one are there or not."""
-UNREACHABLE = "Check that the server runs and can be reached from here (`nnfleet up` starts a local one)."
-LOST_RUN = (
-    "The server does not know this run: it was deleted there, or the server lost its database. `nnfleet sync` makes it anew from its run "
-    "folder and delivers everything again."
-)
 PARAM_LENGTH = 500
 """Characters of a parameter that are recorded, and compared."""
-
-
-def _reason(err: BaseException) -> str:
-    """What went wrong, on one line: where the network failed, what the system says of it, without the layers in between."""
-    layer = next((one for one in (err, err.__cause__, err.__context__) if _is_of_requests(one)), None)
-    whose = "the proxy: " if type(layer).__name__ == "ProxyError" else ""
-    while layer is not None and (_is_of_requests(layer) or not isinstance(layer, OSError)):
-        within = next((part for part in layer.args if isinstance(part, BaseException)), None)
-        layer = layer.__cause__ or layer.__context__ or within
-    if isinstance(layer, OSError):
-        return f"{whose}{layer.strerror or layer}"
-    return " ".join(str(err).split()) or type(err).__name__
-
-
-def _is_of_requests(err: BaseException | None) -> bool:
-    return type(err).__module__.startswith("requests.")
 
 
 class Tracker:
@@ -95,6 +78,8 @@ class Tracker:
         refuse_credentials(uri)
         self.uri = uri.rstrip("/")
         with self._speaking("open the tracking server"):
+            if self.uri.startswith("http"):
+                prefer_over_netrc(get_default_host_creds(self.uri), self.uri)
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     # ---- connection -------------------------------------------------------------------------------------------------
@@ -117,7 +102,8 @@ class Tracker:
         if answer.status_code in (401, 403):
             raise TrackingError(f"mlflow: {self.uri} refuses the login (HTTP {answer.status_code}). {WHERE_CREDENTIALS_GO}.")
         if answer.status_code != 200:
-            raise TrackingError(f"mlflow: {self.uri} does not answer as an MLflow server (HTTP {answer.status_code}). Check the address.")
+            todo = advice_for(answer.status_code) or "Check the address."
+            raise TrackingError(f"mlflow: {self.uri} does not answer as an MLflow server (HTTP {answer.status_code}). {todo}")
 
     @contextmanager
     def _speaking(self, purpose: str) -> Iterator[None]:
@@ -126,26 +112,31 @@ class Tracker:
         except NnfleetError:
             raise
         except Exception as err:  # what is no MLflow answer (HTML, half of a JSON document) fails anywhere inside MLflow's client
-            cause = masked(_reason(err))[:500]
-            advice = LOST_RUN if getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" else UNREACHABLE
-            failure = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice}")
+            cause = masked(reason(err))[:500].rstrip(".")
+            failure = TrackingError(f"mlflow: could not {purpose} at {self.uri}: {cause}. {advice(err)}")
             raise failure from (None if holds_secret(err) else err)  # a traceback prints the cause too
 
     # ---- experiments and runs ---------------------------------------------------------------------------------------
 
-    def ensure_experiment(self, name: str) -> str:
-        """Id of the experiment `name`, made if need be (by several callers at once too) with nnfleet's saved views."""
+    def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str:
+        """Id of the experiment `name`, with nnfleet's saved views; made or restored if need be, by several callers at once too.
+
+        Without `local_artifacts`, raises ConfigError where its artifacts would be written to a path of whichever machine sends them.
+        """
         with self._speaking(f"open experiment {name!r}"):
-            found = self._client.get_experiment_by_name(name)
+            found, made = self._client.get_experiment_by_name(name), ""
             if found is None:
                 with suppress(MlflowException):  # another caller was faster
-                    self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+                    made = self._client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
                 found = self._client.get_experiment_by_name(name)
             if found is None:
-                raise TrackingError(
-                    f"mlflow: experiment {name!r} could not be made at {self.uri}. Was it deleted there? Restore or rename it."
-                )
+                raise TrackingError(f"mlflow: experiment {name!r} could not be made at {self.uri}. See the server's log.")
+            restore_experiment(self._client, found)
             experiment_id = str(found.experiment_id)
+            if not local_artifacts and self.uri.startswith("http") and is_path(found.artifact_location):
+                if made == experiment_id:
+                    withdraw_experiment(self._client, found)
+                raise ConfigError(local_artifacts_text(name, self.uri, found.artifact_location))
             self._write_views(experiment_id, found.tags)
         return experiment_id
 
@@ -177,6 +168,8 @@ class Tracker:
                 run = self._oldest_run(spec.run_key) or created
                 if run.info.run_id != created.info.run_id:
                     self._client.delete_run(created.info.run_id)
+                else:  # MLflow makes every run RUNNING
+                    self._client.update_run(created.info.run_id, status=mlflow_status(RunState.QUEUED))
             if run.info.experiment_id != experiment_id:
                 name = self._client.get_experiment(run.info.experiment_id).name
                 log.warning("run %s stays in MLflow's experiment %r, where it was made; another one is asked for now", spec.run_key, name)
@@ -215,6 +208,16 @@ class Tracker:
         if not run.inputs or not run.inputs.dataset_inputs:
             self._client.log_inputs(run_id, datasets=_dataset_inputs(spec))
 
+    def is_deleted(self, run_id: str) -> bool:
+        """True for a run in MLflow's bin; one that is gone for good is a TrackingError."""
+        with self._speaking(f"read run {run_id}"):
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == DELETED)
+
+    def restore_run(self, run_id: str) -> None:
+        """Take a run out of MLflow's bin if it is there; nothing can be recorded of it before."""
+        with self._speaking(f"restore the deleted run {run_id}"):
+            restore_run(self._client, run_id)
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run (Ray job ids, fencing token, ...)."""
         with self._speaking(f"tag run {run_id}"):
@@ -230,15 +233,18 @@ class Tracker:
         with self._speaking(f"read run {run_id}"):
             return dict(self._client.get_run(run_id).data.metrics)
 
-    def set_state(self, run_id: str, state: RunState) -> None:
-        """Record the state as a tag and as MLflow's status. MLflow never ends a dead run by itself, so this is the only end it gets."""
-        status = "FINISHED" if state is RunState.SUCCEEDED else "KILLED" if state is RunState.STOPPED else "FAILED"
+    def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None:
+        """Record the state as a tag and as MLflow's status, SCHEDULED for a run that waits in the queue (again, with `is_waiting`).
+
+        MLflow never ends a dead run by itself, so this is the only end it gets.
+        """
+        status = mlflow_status(state, is_waiting=is_waiting)
         with self._speaking(f"set the state of run {run_id}"):
             self._client.set_tag(run_id, STATE_TAG, state.value)
             if state.is_final:
                 self._client.set_terminated(run_id, status)
             else:
-                self._client.update_run(run_id, status="RUNNING")
+                self._client.update_run(run_id, status=status)
 
     # ---- metrics ----------------------------------------------------------------------------------------------------
 
@@ -307,7 +313,7 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="nnfleet-upload-") as folder:
             link = Path(folder) / (name or local.name)  # MLflow names an artifact after the file
             link.symlink_to(local.resolve(strict=True))
-            with self._speaking(f"upload {local.name} to run {run_id}"):
+            with self._speaking(f"upload {link.name} ({local.stat().st_size / 1e6:.1f} MB) to run {run_id}"):
                 self._client.log_artifact(run_id, str(link), directory or None)
 
     def upload_bytes(self, run_id: str, content: bytes, path: str) -> None:
@@ -377,7 +383,8 @@ class Tracker:
         """All runs of nnfleet that the server shows as not ended."""
         with self._speaking("list runs"):
             experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
-            clause = f"tags.`{RUN_KEY_TAG}` != '' AND attributes.status = 'RUNNING'"
+            not_ended = " AND ".join(f"attributes.status != '{status}'" for status in ("FINISHED", "FAILED", "KILLED"))
+            clause = f"tags.`{RUN_KEY_TAG}` != '' AND {not_ended}"
             return [
                 OpenRun(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get(STATE_TAG, ""), r.data.tags.get(FOLDER_TAG, ""))
                 for r in _pages(self._client.search_runs, experiments, clause)

@@ -3,7 +3,7 @@
 import logging
 
 from orchestrator.run.outcome import Outcome, is_newest
-from orchestrator.tracking.binding import bound_run
+from orchestrator.tracking.binding import bound_run, server_of
 from orchestrator.tracking.records import shared_reason
 from trainers.contract.errors import NnfleetError, TrackingError
 from trainers.contract.run_folder import RunFolder
@@ -32,10 +32,7 @@ def publish_end(folder: RunFolder, outcome: Outcome) -> bool:
         bound = bound_run(folder, spec)
         if end is None or bound is None or not is_newest(folder, outcome.fencing_token):
             return False
-        from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
-
-        tracker = Tracker(bound.tracking_uri)
-        tracker.ping()
+        tracker = server_of(bound)
         tracker.set_state(bound.run_id, end)
         tracker.set_tags(bound.run_id, {"nnfleet.reason": shared_reason(spec, "" if end is RunState.SUCCEEDED else outcome.message)})
     except Exception as err:

@@ -148,7 +148,8 @@ class FilesChannel:
                 self._uploaded_at = time.monotonic()
 
     def _finalise(self, tracker: "Tracker", run_id: str) -> None:
-        """The entry in the Models tab is a convenience: what goes wrong with it is logged and changes nothing."""
+        """Make a validated run's entry in the Models tab, and delete the best checkpoint before the last; a failure is only logged."""
+        from orchestrator.tracking.checkpoint_store import keep_only_published
         from orchestrator.tracking.model_entry import finalise_model
 
         committed = self._destination.committed()
@@ -156,6 +157,9 @@ class FilesChannel:
             return
         try:
             self._has_entry = finalise_model(tracker, run_id, self._folder, committed.best) is not None
+            if self._has_entry and committed.final is not None:
+                self._destination.check_fence()
+                keep_only_published(tracker, run_id, "best")
         except (TrackingError, OSError) as err:
             log.warning("run %s gets no entry in MLflow's Models tab for now: %s", self._destination.spec.run_key, err)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.errors import NnfleetError, Superseded
+from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from orchestrator.tracking.files_channel import FilesChannel
 from orchestrator.tracking.metrics_channel import MetricsChannel
 from orchestrator.tracking.upload_links import clear_uploads
@@ -38,11 +39,13 @@ class Channel(Protocol):
 
 @dataclass
 class Outage:
-    """Logs once that deliveries fail, and once that they work again."""
+    """Logs once that deliveries fail, and once that they work again; meanwhile the run folder says so, for `status`."""
 
     channel: str
+    folder: RunFolder | None = None
     failures: int = 0
     since: float = field(default=0.0)
+    has_worked: bool = False
 
     def failed(self, err: Exception) -> None:
         """Count one failure; the first of a row is logged."""
@@ -54,12 +57,16 @@ class Outage:
                 exc_info=not isinstance(err, NnfleetError),
             )
         self.failures += 1
+        if self.folder is not None:
+            note_undelivered(self.folder, self.channel, self.since, str(err))
 
     def ended(self) -> None:
         """A delivery worked."""
         if self.failures:
             log.warning("MLflow gets %s again, after %.0f s.", self.channel, time.time() - self.since)
-        self.failures = 0
+        if self.folder is not None and (self.failures or not self.has_worked):
+            forget_undelivered(self.folder, self.channel)  # also what a dead publisher has left
+        self.failures, self.has_worked = 0, True
 
 
 class Publisher:
@@ -106,7 +113,7 @@ class Publisher:
                 thread.join(timeout=1.0)
 
     def _run(self, channel: Channel) -> None:
-        outage = Outage(channel.name)
+        outage = Outage(channel.name, self._folder)
         while not self._stopping:
             requested = self._requested
             closing = requested > self._flushed[channel.name]

@@ -19,7 +19,8 @@ from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.tracking.binding import TrackingServer, noted_run_id, refuse_mixture, track
+from orchestrator.run.undelivered import forget_undelivered
+from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
 from orchestrator.tracking.metrics_channel import MetricsChannel, epochs_missing
@@ -153,7 +154,9 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
         if (failure := deliver_reports(folder, spec, reports, fencing_token, waits_s=())) is not None:
             raise TrackingError(failure)
         delivered.extend(f"full validation of {report.name}" for report in reports)
+    forget_undelivered(folder, MetricsChannel.name)
     FilesChannel(folder, fencing_token).send_files(closing=True)
+    forget_undelivered(folder, FilesChannel.name)
     for name in CHECKPOINTS:
         after = published(tracker, run_id, name)
         if after is not None and after != before[name]:
@@ -164,18 +167,23 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
 
 
 def mlflow_run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:
-    """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the recorded one."""
+    """The id of the MLflow run, and whether it was made or looked up anew because the server does not know the recorded one.
+
+    A recorded one that was deleted in MLflow's pages is restored, unless another has taken its place.
+    """
     recorded = noted_run_id(folder)
     if recorded:
         try:
-            tracker.tags(recorded)
-            if newest_committed(folder) is None:  # then the MLflow run may have been reassigned to another folder
-                refuse_mixture(spec, tracker)
-            return recorded, False
+            if not (tracker.is_deleted(recorded) and tracker.known_run(spec.run_key)):
+                tracker.restore_run(recorded)
+                if newest_committed(folder) is None:  # then the MLflow run may have been reassigned to another folder
+                    refuse_mixture(spec, tracker)
+                return recorded, False
         except TrackingError as err:
             if getattr(err.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
             log.warning("%s: %s", spec.run_key, err)
+    open_experiments([spec], tracker)  # a deleted one comes back with its runs
     known = tracker.known_run(spec.run_key)
     if known is not None:
         refuse_mixture(spec, tracker)

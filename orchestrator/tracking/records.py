@@ -43,6 +43,13 @@ def shows_end(state: str) -> bool:
     return state in RunState.__members__ and RunState(state).is_final
 
 
+def mlflow_status(state: RunState, *, is_waiting: bool = False) -> str:
+    """MLflow's status of a run in a state; `is_waiting`: it stands in the queue for its next job. Pure."""
+    if state.is_final:
+        return {RunState.SUCCEEDED: "FINISHED", RunState.STOPPED: "KILLED"}.get(state, "FAILED")
+    return "SCHEDULED" if is_waiting or state is RunState.QUEUED else "RUNNING"
+
+
 class Published(Frozen):
     """A checkpoint in MLflow's artifacts; as JSON in a tag of the run it is the commit of the upload."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, Superseded, TrackingError
-from orchestrator.tracking.binding import bound_run
+from orchestrator.tracking.binding import bound_run, server_of
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.files import read_json, write_atomic
@@ -166,10 +166,8 @@ def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[ValidationReport],
     bound = bound_run(folder, spec)
     if bound is None:
         return
-    from orchestrator.tracking.client import Tracker  # seconds: not before it is needed
-
-    tracker = Tracker(bound.tracking_uri)
-    tracker.ping()
+    check_driver_fence(folder, fencing_token)
+    tracker = server_of(bound)
     for report in reports:
         check_driver_fence(folder, fencing_token)
         tracker.log_validation(bound.run_id, report.name, report.metrics, report.table, report.summary_file)

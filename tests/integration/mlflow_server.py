@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -29,8 +30,10 @@ def client_of(tracker: Tracker) -> MlflowClient:
 class MlflowServer:
     """Start, kill, freeze and restart one server; its store and its port outlive it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+        """`options`: in the place of those that say where artifacts are kept."""
         self.folder = folder
+        self.options = options
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,7 +56,8 @@ class MlflowServer:
             "DO_NOT_TRACK": "true",
         }
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", str(self.artifacts)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += self.options or ["--artifacts-destination", str(self.artifacts)]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120

@@ -128,19 +128,23 @@ def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tm
 
 
 def test_state_is_a_tag_and_the_status(tracker: Tracker, run: FakeRun) -> None:
-    shown = []
+    shown = [client_of(tracker).get_run(run_id(run)).info.status]
     for state in (RunState.RUNNING, RunState.STOPPED, RunState.QUEUED, RunState.FAILED_CODE, RunState.RUNNING, RunState.SUCCEEDED):
         tracker.set_state(run_id(run), state)
         record = client_of(tracker).get_run(run_id(run))
-        shown.append((record.data.tags["nnfleet.state"], record.info.status))
+        is_open = run.spec.run_key in {each.run_key for each in tracker.open_runs()}
+        shown.append((record.data.tags["nnfleet.state"], record.info.status, is_open))
     assert shown == [
-        ("RUNNING", "RUNNING"),
-        ("STOPPED", "KILLED"),
-        ("QUEUED", "RUNNING"),
-        ("FAILED_CODE", "FAILED"),
-        ("RUNNING", "RUNNING"),
-        ("SUCCEEDED", "FINISHED"),
+        "SCHEDULED",
+        ("RUNNING", "RUNNING", True),
+        ("STOPPED", "KILLED", False),
+        ("QUEUED", "SCHEDULED", True),
+        ("FAILED_CODE", "FAILED", False),
+        ("RUNNING", "RUNNING", True),
+        ("SUCCEEDED", "FINISHED", False),
     ]
+    tracker.set_state(run_id(run), RunState.RECOVERING, is_waiting=True)
+    assert client_of(tracker).get_run(run_id(run)).info.status == "SCHEDULED"
 
 
 def test_server_that_is_away_or_hangs_is_an_error_that_says_what_to_do(tmp_path: Path, server: MlflowServer) -> None:
@@ -152,6 +156,23 @@ def test_server_that_is_away_or_hangs_is_an_error_that_says_what_to_do(tmp_path:
             Tracker(server.uri).ping()
     finally:
         server.thaw()
+
+
+def test_a_server_that_lets_clients_write_artifacts_to_a_path_is_refused_and_leaves_no_experiment(tmp_path: Path) -> None:
+    place = str(tmp_path / "artifacts")
+    server = MlflowServer(tmp_path / "server", ["--no-serve-artifacts", "--default-artifact-root", place]).start()
+    try:
+        tracker = Tracker(server.uri)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"has its artifacts in .*artifacts.*`tracking: {local_artifacts: true}`"):
+                tracker.ensure_experiment("toy", local_artifacts=False)
+            assert client_of(tracker).get_experiment_by_name("toy") is None
+        tracker.ensure_experiment("toy", local_artifacts=True)
+        with pytest.raises(ConfigError, match="an experiment keeps its place"):
+            tracker.ensure_experiment("toy", local_artifacts=False)
+        assert client_of(tracker).get_experiment_by_name("toy") is not None
+    finally:
+        server.kill()
 
 
 # ---- metrics ------------------------------------------------------------------------------------------------------
@@ -367,6 +388,8 @@ def _wait_for(happened: object, timeout_s: float = 60.0) -> None:
 
 def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     run.epoch()
+    assert deliver_run(run.folder, run.fencing_token, 60)
+    run.epoch()
     run.finish()
     for name in ("plans.json", "dataset.json"):
         (run.folder.model_folder / name).write_text("{}")
@@ -377,6 +400,8 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
         rows = [{"case": "case_2", "dice": 0.9, "hd95_mm": float("nan")}]
         tracker.log_validation(run_id(run), "best", {"dice_mean": 0.9, "dice/left kidney": 0.9, "nsd": float("nan")}, rows, summary)
         assert deliver_run(run.folder, run.fencing_token, 60)
+    assert run.best is not None
+    assert set(tracker.list_files(run_id(run), "checkpoints/best")) == {directory_of(run.best)}, "the one before is not needed any more"
     assert points(tracker, run, "full/best/dice_mean") == [(0, 0.9)]
     assert points(tracker, run, "full/best/dice/left kidney") == [(0, 0.9)]
     table = json.loads(tracker.download(run_id(run), "fullval/best/per_case.json", tmp_path).read_text())
@@ -390,7 +415,6 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     assert expected <= set(tracker.list_files(run_id(run)))
 
     target = export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
-    assert run.best is not None
     assert sha256((target / "fold_0" / "checkpoint_best.pth").read_bytes()).hexdigest() == run.best.sha256
     assert (target / "fold_0" / "checkpoint_final.pth").read_bytes() == run.folder.checkpoint("final").read_bytes()
     assert {p.name for p in target.iterdir()} == {"plans.json", "dataset.json", "fold_0"}
@@ -443,6 +467,59 @@ def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracke
     assert done.delivered == ("a new MLflow run", "1 epochs", "checkpoint best of epoch 0", "state STOPPED")
     assert "plans.json" in tracker.list_files(run_id(run))
     assert_published_is_committed_best(tracker, run, tmp_path / "best.pth")
+
+
+def test_a_run_deleted_in_mlflow_while_it_trains_is_restored_with_one_warning(
+    tracker: Tracker, run: FakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = Publisher(run.folder, run.fencing_token, interval_s=0.02)
+    publisher.start()
+    try:
+        run.epoch()
+        assert publisher.flush(60)
+        client_of(tracker).delete_run(run_id(run))
+        run.epoch()
+        assert publisher.flush(60)
+    finally:
+        publisher.stop()
+    assert_history_is_exact(tracker, run)
+    assert 1 <= len([m for m in caplog.messages if "was deleted there and is restored" in m]) <= 2, "two threads may find it at once"
+
+
+def test_sync_restores_a_run_that_was_deleted_unless_another_took_its_place(tracker: Tracker, run: FakeRun) -> None:
+    age(run)
+    run.epoch()
+    made = run_id(run)
+    client_of(tracker).delete_run(made)
+    (done,) = sync([run.folder], [])
+    assert (done.delivered[0], done.lacking) == ("1 epochs", "")
+    client_of(tracker).delete_run(made)
+    other = tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
+    (done,) = sync([run.folder], [])
+    assert done.delivered[0] == "a new MLflow run"
+    assert (run_id(run), tracker.is_deleted(made)) == (other, True)
+    assert publish_end(run.folder, Outcome(job="training", state="STOPPED", fencing_token=run.fencing_token, message="stopped"))
+
+
+def test_an_experiment_deleted_in_mlflow_comes_back_with_its_runs(
+    tracker: Tracker, tmp_path: Path, server: MlflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = FakeRun(tmp_path, run_key="901-binned", tracking_uri=server.uri)
+    experiment = tracker.ensure_experiment("binned")
+    run.track(server.uri, tracker.get_or_create_run(experiment, run.spec))
+    age(run)
+    run.epoch()
+    tracker.delete_experiment("binned")
+    (done,) = sync([run.folder], [])
+    assert (done.delivered[0], done.lacking) == ("1 epochs", "")
+    tracker.delete_experiment("binned")
+    caplog.clear()
+    assert tracker.ensure_experiment("binned") == tracker.ensure_experiment("binned") == experiment
+    assert len([m for m in caplog.messages if "'binned' was deleted there and is restored" in m]) == 1
+    assert tracker.known_run("901-binned") is not None
+    client_of(tracker).delete_run(run_id(run))
+    with pytest.raises(TrackingError, match=r"must be in the 'active' state.* The server answers and refuses this"):
+        tracker.set_tags(run_id(run), {"key": "value"})
 
 
 def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: MlflowServer, tracker: Tracker, run: FakeRun) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import LONGEST_RAY_TEMP, Home
 from orchestrator.cluster.local_services import Services
+from orchestrator.cluster.mlflow_store import known_schemas, upgrade_database
 from orchestrator.cluster.processes import SERVICE_PORTS, ProcessRecord, end, family, free_port, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import QUIET
 from orchestrator.errors import ClusterError
@@ -185,3 +187,35 @@ def test_a_long_home_gets_a_short_folder_for_sockets(tmp_path: Path) -> None:
     home = Home(tmp_path / ("long" * 20))
     assert len(str(home.ray_temp)) <= LONGEST_RAY_TEMP
     assert Home(Path("/home/me/.nnfleet")).ray_temp == Path("/home/me/.nnfleet/ray")
+
+
+OLDER = """
+import sys
+from alembic import command
+from mlflow.store.db.utils import _get_alembic_config
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+SqlAlchemyStore(sys.argv[1], sys.argv[2]).create_experiment("made before")
+command.downgrade(_get_alembic_config(sys.argv[1]), "-1")
+"""
+"""MLflow's own migration back: a database as the version before left it."""
+
+
+def asked(database: Path, question: str) -> list[str]:
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        return [row[0] for row in opened.execute(question)]
+
+
+def test_an_older_database_is_upgraded_and_kept_as_it_was(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.create()
+    uri = f"sqlite:///{home.mlflow_db}"
+    subprocess.run([sys.executable, "-c", OLDER, uri, str(home.artifacts)], check=True, capture_output=True)
+    (older,) = asked(home.mlflow_db, "SELECT version_num FROM alembic_version")
+    kept = upgrade_database(home, os.environ)
+    assert kept is not None
+    assert asked(kept, "SELECT version_num FROM alembic_version") == [older]
+    (newest,) = asked(home.mlflow_db, "SELECT version_num FROM alembic_version")
+    assert known_schemas()[newest] == older
+    assert "made before" in asked(home.mlflow_db, "SELECT name FROM experiments")
+    assert upgrade_database(home, os.environ) is None
+    assert {path.name for path in home.root.glob("mlflow.db*")} == {"mlflow.db", kept.name}

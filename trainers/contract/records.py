@@ -77,6 +77,14 @@ class ValidationHeartbeat(Record):
     cases: int
 
 
+class Undelivered(Record):
+    """`undelivered/<channel>.json`: what MLflow has not taken since when, and why; the file goes with the first delivery."""
+
+    what: str
+    since_unix: float
+    because: str
+
+
 def read_record(path: Path, kind: type[_R]) -> _R | None:
     """What a file holds; None when it is not there, is no such record, or the disk gives no answer."""
     try:

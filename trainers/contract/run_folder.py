@@ -80,6 +80,11 @@ class RunFolder:
         return self.own / "outcome.json"
 
     @property
+    def undelivered(self) -> Path:
+        """What MLflow does not take at present, and why: a file per channel of the publisher."""
+        return self.own / "undelivered"
+
+    @property
     def uploading(self) -> Path:
         """Second names of checkpoints that are on their way to MLflow."""
         return self.own / "uploading"

@@ -420,6 +420,22 @@ def test_a_run_that_failed_before_its_first_epoch_may_start_in_another_results_f
         mlflow_run_of(RunFolder(run.run_folder), run, cast(Tracker, stage.tracking))
 
 
+def test_a_server_whose_artifacts_would_stay_on_the_head_is_refused_unless_asked_for_or_known(stage: Stage) -> None:
+    run = stage.run(0)
+    stage.tracking.writes_to_paths = True
+    with pytest.raises(ConfigError, match="count as published"):
+        stage.campaign(run)
+    assert not run.run_folder.exists()
+    asking = run.model_copy(update={"local_artifacts": True})
+    with pytest.raises(ConfigError, match="count as published"):
+        stage.campaign(asking, stage.run(1))
+    look(first := stage.campaign(asking))
+    stage.cluster.training_ends(run, "STOPPED")
+    look(first)
+    look(again := stage.campaign(run, name="c2"))
+    assert states(again) == ["RUNNING"], "a run that was recorded there goes on"
+
+
 def test_a_run_that_waits_for_its_turn_keeps_its_mlflow_run(stage: Stage) -> None:
     run = stage.run(0)
     stage.campaign(run)

@@ -50,11 +50,29 @@ def test_the_mlflow_run_of_a_finished_run_is_ended(stage: Stage) -> None:
     assert stage.tracking.states["id-key0"][-1] is RunState.SUCCEEDED
 
 
+def test_a_run_is_scheduled_in_mlflow_while_it_waits_for_its_turn_and_again_for_its_next_job(stage: Stage) -> None:
+    first, second = stage.run(0), stage.run(1)
+    look(campaign := stage.campaign(first, second))
+    assert stage.tracking.statuses == {"id-key0": ["RUNNING"], "id-key1": ["SCHEDULED"]}
+    stage.cluster.workers_begin(first)
+    stage.cluster.refuses = {"key0"}
+    stage.cluster.kill_driver(first)
+    look(campaign)
+    assert states(campaign) == ["RECOVERING", "QUEUED"]
+    assert stage.tracking.statuses["id-key0"] == ["RUNNING", "SCHEDULED"]
+    stage.cluster.refuses = set()
+    stage.clock.now_s += 3600
+    look(campaign)
+    look(campaign)
+    assert stage.tracking.statuses == {"id-key0": ["RUNNING", "SCHEDULED", "RUNNING"], "id-key1": ["SCHEDULED"]}
+    assert stage.tracking.states["id-key0"] == [RunState.RUNNING, RunState.RECOVERING]
+
+
 def test_a_run_that_mlflow_refuses_keeps_neither_the_others_nor_the_campaign(stage: Stage) -> None:
     stage.cluster.gpus = 2
     runs = [stage.run(0), stage.run(1)]
     campaign = stage.campaign(*runs)
-    stage.tracking.deleted = {"id-key0"}
+    stage.tracking.lost = {"id-key0"}
     look(campaign)
     for run in runs:
         stage.cluster.training_ends(run)
@@ -62,6 +80,20 @@ def test_a_run_that_mlflow_refuses_keeps_neither_the_others_nor_the_campaign(sta
     assert campaign.run(poll_s=0) == 0
     assert stage.tracking.states["id-key1"][-1] is RunState.SUCCEEDED
     assert any("refuses" in warning for warning in stage.warnings())
+
+
+def test_a_run_that_somebody_deleted_in_mlflow_while_it_trains_is_restored_and_gets_its_end(stage: Stage) -> None:
+    run = stage.run(0)
+    look(campaign := stage.campaign(run))
+    stage.tracking.binned = {"id-key0"}
+    stage.clock.now_s += REFRESH_S
+    look(campaign)
+    assert stage.tracking.open_runs(), "as soon as the campaign looks for what MLflow does not show"
+    stage.tracking.binned = {"id-key0"}
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_ends(run)
+    assert campaign.run(poll_s=0) == 0
+    assert (stage.tracking.states["id-key0"][-1], stage.warnings()) == (RunState.SUCCEEDED, [])
 
 
 def test_a_campaign_ends_without_a_server_that_stays_away(stage: Stage) -> None:
@@ -146,7 +178,7 @@ def test_a_run_that_another_cluster_has_taken_for_dead_is_reported_again(stage: 
     end_orphaned_runs(stage.tracking, [], elsewhere)
     look(campaign)
     assert stage.tracking.states["id-key1"] == [RunState.QUEUED, RunState.STOPPED]
-    stage.tracking.deleted = {"id-key2"}
+    stage.tracking.lost = {"id-key2"}
     for _ in range(3):
         stage.clock.sleep(REFRESH_S)
         look(campaign)
@@ -165,7 +197,7 @@ def test_a_server_that_goes_away_is_asked_for_one_run_and_one_that_refuses_for_a
     assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == []
     assert tracking.turned_away == 1
     tracking.comes_back()
-    tracking.deleted = {"id-key0"}
+    tracking.lost = {"id-key0"}
     assert end_orphaned_runs(tracking, stage.cluster.records(), registry) == ["key1", "key2"]
 
 

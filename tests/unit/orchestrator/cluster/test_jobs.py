@@ -1,5 +1,6 @@
 """What counts as a job that was submitted before: a server of our own speaks the job server's protocol."""
 
+import base64
 import errno
 import json
 import os
@@ -101,3 +102,30 @@ def test_a_full_temporary_folder_is_an_error_of_the_disk_in_one_sentence(full: t
         with pytest.raises(StorageError, match="storage: ") as refusal:
             jobs.submit_control("name", [])
     assert len(str(refusal.value)) < 400
+
+
+class Guarded(JobServer):
+    """Answers only to the token, or where none is sent, to the login of a proxy before it."""
+
+    accepted: ClassVar[str] = "Bearer the-token"
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") == self.accepted:
+            super().do_GET()
+        else:
+            self._answer(401, "Unauthorized: the token is missing")
+
+
+def test_a_token_is_sent_though_netrc_has_a_login_for_the_host_and_that_one_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    with serving(Guarded) as address:
+        Jobs(address, "the-token", working_dir="gcs://code.zip")
+        with pytest.raises(ClusterError, match="refuses the token"):
+            Jobs(address, "another", working_dir="gcs://code.zip")
+        monkeypatch.setattr(Guarded, "accepted", "Basic " + base64.b64encode(b"ann:secret").decode())
+        Jobs(address, working_dir="gcs://code.zip")

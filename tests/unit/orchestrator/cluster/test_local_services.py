@@ -205,3 +205,14 @@ def test_a_head_obeys_rays_switches_and_knows_of_no_other_cluster(monkeypatch: p
     assert kept.items() <= environment.items()
     assert set(dropped).isdisjoint(environment)
     assert environment["RAY_enable_metrics_collection"] == "0"
+
+
+def test_a_running_mlflow_starts_again_with_a_new_host_alone_and_is_left_without_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_services, "start_mlflow", lambda home: web_server("MLflow server", home.mlflow_log, free_port()))
+    try:
+        first = local_services.up(home)
+        second = local_services.up(home, allow_hosts=["hub.clinic.example"])
+        assert (second.ray, second.mlflow.pid == first.mlflow.pid) == (first.ray, False)
+        assert local_services.up(home) == local_services.up(home, allow_hosts=["hub.clinic.example"]) == second
+    finally:
+        local_services.down(home)

@@ -11,7 +11,7 @@ from orchestrator.campaign import job
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Tracking, parse_experiment
-from orchestrator.tracking.address import check_tracking_uri, masked
+from orchestrator.tracking.address import check_tracking_uri, is_path, masked
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.export import export_model
 from tests.fake_run import FakeRun
@@ -108,3 +108,17 @@ def test_an_at_sign_in_the_path_is_no_login(uri: str) -> None:
 @pytest.mark.parametrize("text", ["user:hunter2@host", "failed at u:hun/ter2@h: no", "https:/u:hunter2@h/a", "{'uri': 'u:hunter2@h'}"])
 def test_logins_without_a_scheme_are_masked(text: str) -> None:
     assert "ter2" not in masked(text)
+
+
+@pytest.mark.parametrize(
+    ("location", "is_one"),
+    [
+        *((place, True) for place in ("/data/mlruns/3", "file:///data/3", "file://host/share", "./mlruns/0", "mlruns", "C:\\mlruns")),
+        *(
+            (place, False)
+            for place in ("mlflow-artifacts:/3", "s3://bucket/3", "gs://b/x", "hdfs://n/x", "https://host/artifacts", "dbfs:/x")
+        ),
+    ],
+)
+def test_places_of_artifacts_that_only_the_sender_sees_are_known(location: str, is_one: bool) -> None:
+    assert is_path(location) is is_one

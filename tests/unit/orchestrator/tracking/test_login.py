@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -21,9 +22,11 @@ LOGIN = "Basic " + base64.b64encode(b"ann:secret").decode()
 class Guarded(BaseHTTPRequestHandler):
     """Answers a search for experiments, but only to somebody who is logged in; knows no /health."""
 
+    login: ClassVar[str] = LOGIN
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        known = self.headers.get("Authorization") == LOGIN
+        known = self.headers.get("Authorization") == self.login
         code = 404 if self.path != "/api/2.0/mlflow/experiments/search" else 200 if known else 401
         body = json.dumps({"experiments": []}).encode()
         self.send_response(code)
@@ -51,6 +54,31 @@ def test_a_server_that_wants_a_login_gets_the_clients_own(guarded: str, monkeypa
     Tracker(guarded).ping()
     with pytest.raises(TrackingError, match="does not answer as an MLflow server"):
         Tracker(f"{guarded}/elsewhere").ping()
+
+
+@pytest.mark.parametrize(
+    ("variables", "sent"),
+    [
+        ({"TOKEN": "abc"}, "Bearer abc"),
+        ({"USERNAME": "ann", "PASSWORD": "secret"}, LOGIN),
+        ({}, "Basic " + base64.b64encode(b"bob:other").decode()),
+    ],
+)
+def test_netrc_replaces_no_login_that_is_named_and_serves_where_none_is(
+    variables: dict[str, str], sent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in LOGIN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login bob password other\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", "")  # put back after the test
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setattr(Guarded, "login", sent)
+    with serving(Guarded) as address:
+        Tracker(address).ping()
 
 
 class HangsUp(Guarded):

@@ -92,6 +92,12 @@ class FakeStore:
         self.tags_of_run: dict[str, str] = {}
         self.files: dict[str, int] = {}
 
+    def ping(self) -> None:
+        """It is there."""
+
+    def restore_run(self, run_id: str) -> None:
+        """Nobody has deleted it."""
+
     def tags(self, run_id: str) -> dict[str, str]:
         return dict(self.tags_of_run)
 

@@ -13,7 +13,8 @@ from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
 from trainers.contract.summary import CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
-from trainers.validation.case_metrics import case_metrics, surface_metrics
+from trainers.validation.case_metrics import case_metrics
+from trainers.validation.surfaces import surface_metrics
 
 NAN = math.nan
 LABELS = labels_of({"labels": {"background": 0, "organ": 1, "lesion": 2}})

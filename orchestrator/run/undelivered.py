@@ -1,0 +1,41 @@
+"""What MLflow does not take of a run at present, left in the run folder by its publisher, for `status`."""
+
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from trainers.contract.errors import StorageError
+from trainers.contract.files import write_json_atomic
+from trainers.contract.records import Undelivered, read_record
+from trainers.contract.run_folder import RunFolder
+
+
+def note_undelivered(folder: RunFolder, what: str, since_unix: float, because: str) -> None:
+    """Say that MLflow has not taken `what` since then. A disk that does not let us is no harm."""
+    with suppress(OSError, StorageError):
+        record = Undelivered(what=what, since_unix=since_unix, because=because)
+        write_json_atomic(_file(folder, what), record.model_dump(mode="json"))
+
+
+def forget_undelivered(folder: RunFolder, what: str) -> None:
+    """MLflow takes `what` again."""
+    with suppress(OSError):
+        _file(folder, what).unlink(missing_ok=True)
+
+
+def undelivered_text(folder: RunFolder) -> str:
+    """What MLflow lacks of a run, since when and why; empty when nothing is known to fail."""
+    with suppress(OSError, StorageError):
+        found = [read_record(path, Undelivered) for path in sorted(folder.undelivered.glob("*.json"))]
+        return " ".join(_sentence(record) for record in found if record is not None)
+    return ""
+
+
+def _sentence(record: Undelivered) -> str:
+    since = time.strftime("%H:%M", time.localtime(record.since_unix))
+    return f"MLflow gets no {record.what} since {since} and is tried again: {record.because}"
+
+
+def _file(folder: RunFolder, what: str) -> Path:
+    return folder.undelivered / (re.sub(r"\W+", "_", what) + ".json")
