@@ -158,7 +158,7 @@ class RunSpec(Frozen):
     """Replace case ids by pseudonyms in what goes to MLflow."""
     upload_interval_s: float = Field(60.0, ge=0)
     """Least time between two uploads of a best checkpoint."""
-    local_artifacts: bool = False
+    local_artifacts: bool = Field(False, exclude_if=lambda on: not on)
     """MLflow's artifacts may go to a path, which the head and the server share."""
     tracking_uri: str = ""
     """MLflow tracking server as the driver on the head node reaches it."""
