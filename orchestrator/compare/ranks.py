@@ -51,6 +51,7 @@ class GroupRanks:
 
     models: tuple[str, ...]
     patients: int
+    """With a score of every model; without any, all models share rank 1."""
     ranks: Ints
     tau: float
     """Kendall's tau-b against the ranking over all groups; NaN where one of them has all models equal."""
@@ -94,6 +95,8 @@ def ranks_by_model_group(
 
 
 def _group_ranks(part: CaseScores, whole: CaseScores, scheme: Scheme) -> GroupRanks:
+    if np.isnan(part.values).any(axis=0).all():
+        return GroupRanks(part.models, 0, np.ones(len(part.models), dtype=np.int64), float("nan"))
     (own, _), (full, _) = common_patient_scores(part), common_patient_scores(whole)
     ranks, reference = full_ranks(scheme, own), full_ranks(scheme, full)
     return GroupRanks(part.models, own.shape[1], ranks, float(kendall_taus(ranks[np.newaxis], reference)[0]))

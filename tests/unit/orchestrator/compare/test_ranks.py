@@ -109,6 +109,13 @@ def test_ranking_in_each_fold_against_all_cases() -> None:
     assert found["fold1"].tau == pytest.approx(1 / 3)
 
 
+def test_a_fold_without_the_class_has_no_ranking() -> None:
+    found = ranks_by_case_group(dice({"A": [0.9, NAN], "B": [0.8, NAN]}), ["fold0", "fold1"])
+    assert (found["fold0"].patients, found["fold0"].tau) == (1, 1)
+    assert (found["fold1"].patients, found["fold1"].ranks.tolist()) == (0, [1, 1])
+    assert np.isnan(found["fold1"].tau)
+
+
 def test_ranking_of_each_seed_against_the_mean_over_seeds() -> None:
     scores = dice({"A0": [0.9], "B0": [0.8], "C0": [0.1], "B1": [0.95], "A1": [0.9], "A2": [0.9]})
     found = ranks_by_model_group(scores, ["A", "B", "C", "B", "A", "A"], ["0", "0", "0", "1", "1", "2"])
