@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from orchestrator.compare.pairs import ALPHA
-from orchestrator.compare.table import DECIMALS, CaseScores, Floats, patient_means, ratio
+from orchestrator.compare.table import DECIMALS, Bools, CaseScores, Floats, patient_means, ratio
 
 Ints = npt.NDArray[np.int64]
 Draws = npt.NDArray[np.int32]
@@ -51,6 +51,7 @@ class GroupRanks:
 
     models: tuple[str, ...]
     patients: int
+    """With a score of every model; without any, all models share rank 1."""
     ranks: Ints
     tau: float
     """Kendall's tau-b against the ranking over all groups; NaN where one of them has all models equal."""
@@ -58,8 +59,9 @@ class GroupRanks:
 
 def rank_stability(scores: CaseScores, seed: int = 0, resamples: int = RESAMPLES) -> dict[Scheme, RankStability]:
     """All three schemes under the same resamples. Raises ValueError when no case has a score of every model."""
-    values = common_patient_scores(scores)
-    counts = resample_counts(values.shape[1], resamples, seed)
+    values, kept = common_patient_scores(scores)
+    counts = resample_counts(kept.size, resamples, seed)[:, kept]
+    counts = counts[counts.any(axis=1)]  # of a class with few patients none may be drawn
     return {scheme: _stability(scheme, scores.models, values, counts) for scheme in SCHEMES}
 
 
@@ -93,7 +95,9 @@ def ranks_by_model_group(
 
 
 def _group_ranks(part: CaseScores, whole: CaseScores, scheme: Scheme) -> GroupRanks:
-    own, full = common_patient_scores(part), common_patient_scores(whole)
+    if np.isnan(part.values).any(axis=0).all():
+        return GroupRanks(part.models, 0, np.ones(len(part.models), dtype=np.int64), float("nan"))
+    (own, _), (full, _) = common_patient_scores(part), common_patient_scores(whole)
     ranks, reference = full_ranks(scheme, own), full_ranks(scheme, full)
     return GroupRanks(part.models, own.shape[1], ranks, float(kendall_taus(ranks[np.newaxis], reference)[0]))
 
@@ -104,12 +108,14 @@ def full_ranks(scheme: Scheme, values: Floats) -> Ints:
     return ranks
 
 
-def common_patient_scores(scores: CaseScores) -> Floats:
-    """(models, patients), of the cases with a score of every model; a distance that is missing is worst."""
-    used = np.flatnonzero(~np.isnan(scores.values).any(axis=0))
-    if used.size == 0:
+def common_patient_scores(scores: CaseScores) -> tuple[Floats, Bools]:
+    """(models, patients) of the cases in which every model has a score, a missing distance as worst; and who of all patients these are."""
+    common = ~np.isnan(scores.values).any(axis=0)
+    if not common.any():
         raise ValueError(f"no case has a {scores.metric.name} of each of {', '.join(scores.models)}: these models cannot be ranked")
-    return patient_means(scores.worst_for_missed()[:, used], [scores.patients[column] for column in used])
+    means = patient_means(np.where(common, scores.worst_for_missed(), np.nan), scores.patients)
+    kept = ~np.isnan(means[0])
+    return means[:, kept], kept
 
 
 @lru_cache(maxsize=1)

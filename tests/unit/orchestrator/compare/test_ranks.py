@@ -79,8 +79,15 @@ def test_a_clear_order_is_stable_and_a_tie_is_not() -> None:
 
 
 def test_ranks_are_over_cases_that_all_models_have_with_a_score() -> None:
-    common = common_patient_scores(dice({"A": [0.5, 0.6, NAN, 0.9], "B": [0.5, 0.7, 0.8]}, patients="ppqq"))
+    common, kept = common_patient_scores(dice({"A": [0.5, 0.6, NAN, 0.9], "B": [0.5, 0.7, 0.8]}, patients="ppqq"))
     np.testing.assert_allclose(common, [[55], [60]])
+    assert kept.tolist() == [True, False]
+
+
+def test_a_class_with_one_patient_is_ranked_in_the_resamples_that_draw_the_patient() -> None:
+    found = rank_stability(dice({"A": [0.5, NAN, NAN], "B": [0.6, NAN, NAN]}), resamples=500)["mean-then-rank"]
+    assert (found.patients, found.shares.tolist()) == (1, [[0, 1], [1, 0]])
+    assert 300 < len(found.taus) < 400  # of 500 resamples 1 - (2/3)^3 = 0.70 have the patient
 
 
 def test_without_a_common_case_there_is_no_ranking() -> None:
@@ -90,7 +97,7 @@ def test_without_a_common_case_there_is_no_ranking() -> None:
 
 def test_the_model_that_misses_a_class_ranks_last_by_distance() -> None:
     rows = records({"A": [0.0, 0.9], "B": [0.9, 0.9]}) + records({"A": [NAN, 1.0], "B": [80.0, 90.0]}, metric="hd95_mm")
-    values = common_patient_scores(table_of(rows).case_scores(HD95))
+    values, _ = common_patient_scores(table_of(rows).case_scores(HD95))
     assert full_ranks("mean-then-rank", values).tolist() == [2, 1]
 
 
@@ -100,6 +107,13 @@ def test_ranking_in_each_fold_against_all_cases() -> None:
     assert {fold: group.ranks.tolist() for fold, group in found.items()} == {"fold0": [1, 2, 3], "fold1": [2, 1, 3]}
     assert found["fold0"].tau == pytest.approx(1)  # over all cases A 70, B 67.5, C 15
     assert found["fold1"].tau == pytest.approx(1 / 3)
+
+
+def test_a_fold_without_the_class_has_no_ranking() -> None:
+    found = ranks_by_case_group(dice({"A": [0.9, NAN], "B": [0.8, NAN]}), ["fold0", "fold1"])
+    assert (found["fold0"].patients, found["fold0"].tau) == (1, 1)
+    assert (found["fold1"].patients, found["fold1"].ranks.tolist()) == (0, [1, 1])
+    assert np.isnan(found["fold1"].tau)
 
 
 def test_ranking_of_each_seed_against_the_mean_over_seeds() -> None:
