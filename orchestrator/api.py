@@ -90,7 +90,9 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
         from orchestrator.experiment.expansion import expand
         from orchestrator.experiment.plan import plan_report
 
-        return plan_report(experiment, expand(experiment), [this_machine()], cluster="this machine, which runs nothing yet")
+        crowded = local_services.crowding_of(Home.default(), local_services.offered())
+        node, name = this_machine(), "this machine, which runs nothing yet"
+        return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])
     submission_id = meant.reached.submit_campaign(secrets.token_hex(4), _as_sent(experiment, meant.local).to_yaml(), plan_only=True)
     return Follower(meant.reached).first_plan(submission_id)
 

@@ -62,7 +62,7 @@ def chosen(latest: str | None, running: frozenset[str]) -> str:
         return next(iter(running))
     found = f"several run here ({', '.join(sorted(running))})" if running else "none runs on this machine"
     raise ClusterError(
-        f"cluster: {source_of(AUTO)} says 'auto', the Ray cluster that this machine is a node of, but {found}. Set {ADDRESS_VARIABLES[0]} "
+        f"cluster: {source_of(AUTO)} is 'auto', the Ray cluster that this machine is a node of, but {found}. Set {ADDRESS_VARIABLES[0]} "
         "to the dashboard of the one that you mean (http://HOST:8265), or unset the variable for the local services (`nnfleet up`)."
     )
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import http.client
+import logging
 import os
 import secrets
 import shutil
@@ -18,12 +19,15 @@ from orchestrator.cluster import nodes
 from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.mlflow_store import keep_settings, server_options, upgrade_database
+from orchestrator.cluster.neighbours import crowding, leave_notice, neighbours, remove_notice
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import LOOPBACK, service_environment
 from orchestrator.cluster.service_records import Ports, Recorded, read_ports, read_record, write_ports, write_record
 from orchestrator.queue.file_lock import locked
 from trainers.contract.errors import ClusterError, ConfigError
 from trainers.contract.storage import storing
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
 STARTS = 3
@@ -114,8 +118,11 @@ def _brought_up(home: Home, asked: Share) -> Services:
     asked = asked.over(before.asked)
     ray, offer = _reused(before.records.get("ray")), before.offer
     if ray is None:
-        offer = nodes.offer_of(asked)
+        offer = nodes.offer_of(asked, neighbours(home.root))
+        if crowded := crowding_of(home, offer):
+            log.warning("%s", crowded)
         ray = start_ray(home, offer)
+        leave_notice(home.root, ray, offer)
     elif asked != before.asked and not (offer and offer.meets(asked)):
         runs_with = offer.words if offer else "what an earlier version gave it"
         raise ConfigError(f"up: the Ray head runs already, with {runs_with}. `nnfleet down` first; `nnfleet resume` continues its runs.")
@@ -137,6 +144,7 @@ def down(home: Home | None = None) -> None:
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
         for record in read_record(home).records.values():
             end(record)
+        remove_notice(home.root)
         home.services_file.unlink(missing_ok=True)
 
 
@@ -162,7 +170,12 @@ def offered(home: Home | None = None) -> Offer:
     recorded = read_record(home or Home.default())
     if recorded.offer and "ray" in recorded.records and recorded.records["ray"].is_alive:
         return recorded.offer
-    return nodes.offer_of(recorded.asked)
+    return nodes.offer_of(recorded.asked, neighbours((home or Home.default()).root))
+
+
+def crowding_of(home: Home, offer: Offer) -> str:
+    """A sentence if this home and heads of other users give out more CPUs than this machine has; else nothing."""
+    return crowding(offer, neighbours(home.root), os.cpu_count() or 1)
 
 
 def tracking_answers(services: Services) -> bool:

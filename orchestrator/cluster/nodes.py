@@ -6,6 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
+from orchestrator.cluster.neighbours import Notice
 from orchestrator.queue.gang_fit import NodeResources
 from trainers.contract.errors import ClusterError, ConfigError
 
@@ -26,16 +27,25 @@ def cluster_nodes() -> list[NodeResources]:
         raise ClusterError(f"cluster: its nodes could not be listed: {err}") from err
 
 
-def offer_of(asked: Share) -> Offer:
-    """What a head that this process starts would give out. Raises ConfigError when more GPUs are asked for than it may use."""
+def offer_of(asked: Share, others: Sequence[Notice] = ()) -> Offer:
+    """What a head that this process starts would give out beside those of others. Raises ConfigError when it may not use so many GPUs,
+    or would use those of others."""
     ids = usable_gpus()
+    taken = [other for other in others if overlap(ids, other.offer.gpu_ids)]
+    free = [gpu for gpu in ids if not any(overlap([gpu], other.offer.gpu_ids) for other in taken)]
+    chosen = ids if asked.gpus is None else free[: asked.gpus]
     if asked.gpus is not None and asked.gpus > len(ids):
         found = f"GPUs {','.join(ids)}" if ids else "no NVIDIA GPU"
         raise ConfigError(
             f"up: --gpus {asked.gpus}, but this process may use {found}. Ask for fewer, or name more in CUDA_VISIBLE_DEVICES."
         )
+    if len(chosen) < (asked.gpus or 0) or (asked.gpus is None and taken):
+        raise ConfigError(
+            f"up: {'; '.join(map(str, taken))}. Free are {len(free)} GPUs ({','.join(free)}): take them or fewer with `nnfleet up --gpus "
+            "N`, or name others in CUDA_VISIBLE_DEVICES; or share one head (docs/security.md)."
+        )
     memory_gib = usable_memory() / 2**30 if asked.memory_gib is None else asked.memory_gib
-    return Offer(cpus=asked.cpus or usable_cpus(), gpu_ids=tuple(ids[: asked.gpus]), memory_gib=memory_gib)
+    return Offer(cpus=asked.cpus or usable_cpus(), gpu_ids=tuple(chosen), memory_gib=memory_gib)
 
 
 def usable_gpus() -> list[str]:
@@ -51,6 +61,12 @@ def visible_gpus(found: int, named: Sequence[str] | None) -> list[str]:
         return [str(index) for index in range(found)]
     names = [name.strip() for name in named] if found else []
     return list(takewhile(lambda name: name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < found), names))
+
+
+def overlap(some: Sequence[str], others: Sequence[str]) -> bool:
+    """True if two lists as CUDA_VISIBLE_DEVICES has them may mean the same GPU; a number and a UUID are not told apart."""
+    kinds = ("GPU-", "MIG-")
+    return any(a == b or [a.startswith(kind) for kind in kinds] != [b.startswith(kind) for kind in kinds] for a in some for b in others)
 
 
 def node_of(offer: Offer) -> NodeResources:

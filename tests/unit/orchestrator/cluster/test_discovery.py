@@ -40,7 +40,7 @@ def test_auto_without_one_cluster_says_where_it_came_from_and_what_to_set(
     latest: str | None, running: frozenset[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(ClusterError, match=rf"RAY_ADDRESS says 'auto'.*{told}.*Set RAY_API_SERVER_ADDRESS to the dashboard"):
+    with pytest.raises(ClusterError, match=rf"RAY_ADDRESS is 'auto'.*{told}.*Set RAY_API_SERVER_ADDRESS to the dashboard"):
         chosen(latest, running)
 
 

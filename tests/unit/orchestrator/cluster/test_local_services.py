@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import local_services
+from orchestrator.cluster import local_services, neighbours
 from orchestrator.cluster.capacity import Offer, usable_cpus
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
@@ -31,6 +31,7 @@ def answers(port: int, path: str, headers: object = None) -> int | None:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     home = Home(tmp_path / "home")
+    monkeypatch.setattr(neighbours, "PLACES", (tmp_path,))
     monkeypatch.setattr(local_services, "_get", answers)
     monkeypatch.setattr(local_services, "start_ray", lambda home, offer: web_server("Ray head", home.ray_log, free_port()))
     return home
@@ -139,6 +140,18 @@ def test_what_is_asked_for_holds_until_down_and_is_refused_of_a_head_with_other_
     finally:
         local_services.down(home)
     assert local_services.offered(home).cpus == usable_cpus()
+
+
+def test_a_head_leaves_a_notice_until_down(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_services, "start_mlflow", lambda home: web_server("MLflow server", home.mlflow_log, free_port()))
+    try:
+        local_services.up(home, num_cpus=1000)
+        other = Home(tmp_path / "other")
+        assert "runs a head here with 1000 CPUs" in local_services.crowding_of(other, local_services.offered(other))
+        assert local_services.crowding_of(home, local_services.offered(home)) == ""
+    finally:
+        local_services.down(home)
+    assert list(tmp_path.glob("nnfleet-head-*")) == []
 
 
 def of_host(host: str, boot: str) -> Recorded:
