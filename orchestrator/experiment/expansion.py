@@ -6,9 +6,9 @@ from typing import Any
 
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
-from orchestrator.dataset.label_files import LabelFile
 from orchestrator.dataset.preflight import labels_of_cases, problems_of, usable_configuration
 from orchestrator.dataset.problems import Problems
+from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
 from trainers.contract.names import Fold
@@ -89,7 +89,7 @@ class _Expansion:
                     self.problems.add(err)
         return found
 
-    def _labels(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> dict[str, LabelFile]:
+    def _labels(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> dict[str, Reading]:
         cases = sorted({case for split in splits.values() for case in (*split.train, *split.val)})
         if not cases:
             return {}
@@ -97,7 +97,7 @@ class _Expansion:
         return labels_of_cases(self.folder, cases, self.dataset_json["file_ending"], reader, self.results)
 
     def _spec(
-        self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, labels: dict[str, LabelFile]
+        self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, labels: dict[str, Reading]
     ) -> RunSpec:
         experiment = self.experiment
         digest = data_digest(plans, configuration, self.dataset_json, split, {case: label.sha256 for case, label in labels.items()})
