@@ -9,6 +9,7 @@ from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
 from orchestrator.dataset.preflight import labels_of_cases, problems_of, usable_configuration
 from orchestrator.dataset.problems import Problems
 from orchestrator.dataset.remembered import Reading
+from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
 from trainers.contract.names import Fold
@@ -80,13 +81,24 @@ class _Expansion:
         found = {}
         for (plans_name, name), configuration in configurations.items():
             cases = cases_in(self.folder / configuration["data_identifier"])
-            for fold in self.experiment.folds:
-                try:
-                    splits = [] if fold == "all" else ensure_splits(self.folder, cases)
-                    split = split_for(splits, fold, cases, self.dataset)
-                    found[plans_name, name, fold] = Split(tuple(sorted(split.train)), tuple(sorted(split.val)))
-                except NnfleetError as err:
-                    self.problems.add(err)
+            folds = self._folds(cases)
+            try:
+                check_folds(folds, cases, str(self.folder / "splits_final.json"))
+            except NnfleetError as err:
+                self.problems.add(err)
+                continue
+            for fold, split in folds.items():
+                found[plans_name, name, fold] = Split(tuple(sorted(split.train)), tuple(sorted(split.val)))
+        return found
+
+    def _folds(self, cases: tuple[str, ...]) -> dict[Fold, Split]:
+        found = {}
+        for fold in self.experiment.folds:
+            try:
+                splits = [] if fold == "all" else ensure_splits(self.folder, cases)
+                found[fold] = split_for(splits, fold, cases, self.dataset)
+            except NnfleetError as err:
+                self.problems.add(err)
         return found
 
     def _labels(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> dict[str, Reading]:
