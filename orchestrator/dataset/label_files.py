@@ -1,98 +1,58 @@
-"""Digest and voxel values of a dataset's label files, read once and remembered by path, size and time of change."""
+"""Digest and voxel values of a dataset's label files, as the reader of its plans gives them."""
 
 import functools
-import json
-import logging
 import math
-import os
-import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainers.contract.files import sha256_of, write_atomic
+from orchestrator.dataset.remembered import Reading, read_files
+from trainers.contract.files import sha256_of
 from trainers.contract.storage import find_outage
+from trainers.data.segmentation_file import read_segmentation
+from trainers.data.whole_file import check_whole
 
-log = logging.getLogger(__name__)
-
-CACHE_NAME = ".nnfleet_digests.json"
-CACHE_VERSION = 1
 MAX_VALUES = 100
 """More distinct values than this are no label map: the rest is not listed."""
 SLAB_VOXELS = 2**20
 """Voxels that a thread looks at together: bounds its memory to some tens of MB."""
-SETTLED_S = 2.0
-"""A file changed less than this many seconds ago is not remembered: on file systems with coarse times its next change would be missed."""
 
 
-@dataclass(frozen=True)
-class LabelFile:
-    """One label file: SHA-256 of its bytes and its distinct voxel values, ascending; or the reason why it cannot be read."""
+def read_label_files(files: Mapping[str, Path], reader: str, cache_file: Path | None = None) -> dict[str, Reading]:
+    """Read the label files of cases (case id -> path), with what `cache_file` remembers; a missing file is a fault.
 
-    sha256: str = ""
-    values: tuple[float, ...] = ()
-    fault: str = ""
-
-
-def read_label_files(files: Mapping[str, Path], reader: str, cache_file: Path | None = None) -> dict[str, LabelFile]:
-    """Read the label files of cases (case id -> path), in parallel, with what `cache_file` remembers; a missing file is a fault.
-
-    Raises StorageError where their disk is away.
-    `reader` is the plans' `image_reader_writer`. A cache that cannot be read or written costs time only, and a warning.
+    Raises StorageError where their disk is away. `reader` is the plans' `image_reader_writer`.
     """
-    known = _load_cache(cache_file)
-    stamps = {case: _stamp(path) for case, path in files.items()}
-    found = {case: known[str(path)][1] for case, path in files.items() if known.get(str(path), (None,))[0] == stamps[case] is not None}
-    missing = [case for case in files if case not in found]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        found.update(zip(missing, threads.map(lambda case: _read(files[case], reader), missing), strict=True))
-    fresh: _Known = {}
-    for case in missing:
-        stamp = stamps[case]
-        if stamp is not None and stamp == _stamp(files[case]) and _is_settled(stamp) and not found[case].fault:
-            fresh[str(files[case])] = (stamp, found[case])
-    if cache_file is not None and fresh:
-        _save_cache(cache_file, {**known, **fresh})
-    return {case: found[case] for case in files}
+    return read_files(files, lambda case: _read(files[case], reader), f"labels by {reader}", cache_file)
 
 
-_Stamp = tuple[int, int]
-"""Size in bytes and time of change in nanoseconds."""
-_Known = dict[str, tuple[_Stamp, LabelFile]]
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _is_settled(stamp: _Stamp) -> bool:
-    return stamp[1] < (time.time() - SETTLED_S) * 1e9
-
-
-def _read(path: Path, reader: str) -> LabelFile:
+def _read(path: Path, reader: str) -> Reading:
     try:
         if not path.is_file():
-            return LabelFile(fault="is missing")
-        return LabelFile(sha256_of(path), voxel_values(path, reader))
+            return Reading(fault="is missing")
+        return Reading(sha256_of(path), voxel_values(path, reader))
     except Exception as err:  # image libraries raise whatever they like on a broken file
         find_outage(err, [path])
-        return LabelFile(fault=f"cannot be read ({type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else ''})")
+        return Reading(fault=f"cannot be read ({type(err).__name__}: {_reason(err)})")
+
+
+def _reason(error: Exception) -> str:
+    """What a library says in its last line: SimpleITK's first one names a file of its own sources."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def voxel_values(path: Path, reader: str) -> tuple[float, ...]:
-    """Distinct voxel values of a label image, ascending, at most MAX_VALUES. NIfTI is read in slabs, other formats by nnU-Net's reader."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        return _distinct(_nifti_slabs(path))
-    segmentation, _ = _nnunet_reader(reader)().read_seg(str(path))
-    return _distinct([segmentation])
+    """Distinct voxel values of a label image as nnU-Net's `reader` gives them, ascending, at most MAX_VALUES.
+
+    NIfTI files whose values need no arithmetic are read in slabs, which takes a fifth of the time and little memory; others by the reader.
+    Raises whatever the reader raises: the same file would fail in the validation.
+    """
+    check_whole(path)
+    slabs = _plain_slabs(path, reader)
+    return _distinct([read_segmentation(path, _nnunet_reader(reader)()).values_ZYX] if slabs is None else slabs)
 
 
 @functools.cache
@@ -102,14 +62,45 @@ def _nnunet_reader(name: str) -> Any:
     return recursive_find_reader_writer_by_name(name)
 
 
-def _nifti_slabs(path: Path) -> Iterable[np.ndarray[Any, Any]]:
+def _plain_slabs(path: Path, reader: str) -> Iterable[np.ndarray[Any, Any]] | None:
+    """The slabs of a NIfTI file whose stored numbers are what `reader` gives but for their type; None where only it can tell."""
     import nibabel
 
-    image = nibabel.load(path, keep_file_open=True)
+    family = next((name for name in ("SimpleITK", "Nibabel") if reader.startswith(name)), None)
+    if family is None or not path.name.endswith((".nii", ".nii.gz")):
+        return None
+    try:
+        image = nibabel.load(path, keep_file_open=True)
+    except Exception:  # of a file that the reader may take nevertheless
+        return None
+    stored = image.header
+    if image.ndim != 3 or image.get_data_dtype().kind not in "iuf" or not _is_unscaled(stored["scl_slope"], stored["scl_inter"]):
+        return None
+    if family == "SimpleITK":
+        _check_geometry(path)
+    return _slabs(image)
+
+
+def _is_unscaled(slope: float, intercept: float) -> bool:
+    """NaN is what nibabel writes for none."""
+    return bool((slope == 1 or math.isnan(slope)) and (intercept == 0 or math.isnan(intercept)))
+
+
+def _check_geometry(path: Path) -> None:
+    """Raise RuntimeError for a header that SimpleITK refuses, such as of axes that are not at right angles. Reads no voxel."""
+    import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
+
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+
+
+def _slabs(image: Any) -> Iterable[np.ndarray[Any, Any]]:
     depth = image.shape[-1]
     step = max(1, SLAB_VOXELS * depth // max(1, math.prod(image.shape)))
     for start in range(0, depth, step):
-        yield np.asanyarray(image.dataobj[..., start : start + step])
+        slab = np.asanyarray(image.dataobj[..., start : start + step])
+        yield slab.astype(np.float32) if slab.dtype.kind == "f" else slab
 
 
 def _distinct(slabs: Iterable[np.ndarray[Any, Any]]) -> tuple[float, ...]:
@@ -129,27 +120,3 @@ def _values_of(slab: np.ndarray[Any, Any]) -> list[float]:
         counts = np.bincount(slab.ravel(order="K").astype(np.int64) - int(lowest))
         return [float(v + int(lowest)) for v in np.flatnonzero(counts)]
     return [float(v) for v in np.unique(slab)[: MAX_VALUES + 1]]
-
-
-def _load_cache(cache_file: Path | None) -> _Known:
-    if cache_file is None or not cache_file.exists():
-        return {}
-    try:
-        content = json.loads(cache_file.read_text(encoding="utf-8"))
-        if content["version"] != CACHE_VERSION:
-            return {}
-        return {
-            path: ((int(size), int(changed_ns)), LabelFile(str(sha256), tuple(float(v) for v in values)))
-            for path, (size, changed_ns, sha256, values) in content["files"].items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as err:
-        log.warning("digests in %s cannot be read (%s): the label files are read again", cache_file, err)
-        return {}
-
-
-def _save_cache(cache_file: Path, known: _Known) -> None:
-    files = {path: [*stamp, label.sha256, label.values] for path, (stamp, label) in known.items()}
-    try:
-        write_atomic(cache_file, json.dumps({"version": CACHE_VERSION, "files": files}).encode())
-    except OSError as err:
-        log.warning("digests cannot be kept in %s (%s): the label files are read again next time", cache_file, err)

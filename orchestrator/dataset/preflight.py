@@ -6,9 +6,10 @@ from typing import Any
 
 from orchestrator.dataset.digest import data_digest
 from orchestrator.dataset.folder import cases_in, file_names
-from orchestrator.dataset.label_files import CACHE_NAME, LabelFile, read_label_files
+from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
+from orchestrator.dataset.remembered import CACHE_NAME, Reading
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.names import canonical_trainer
 from trainers.contract.plans import (
@@ -30,7 +31,7 @@ _NEEDED = ("data_identifier", "batch_size", "patch_size", "spacing", "use_mask_f
 """What training and validation read of a configuration."""
 
 
-def check_run(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> list[str]:
+def check_run(spec: RunSpec, labels: Mapping[str, Reading] | None = None) -> list[str]:
     """Problems that would stop `spec`, as texts; empty when it can start. For a process of the cluster: it also opens every case.
 
     `labels` are the label files of its cases if they have been read before; else they are read here (see `labels_of_cases`).
@@ -41,7 +42,7 @@ def check_run(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> l
     return problems.texts
 
 
-def problems_of(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) -> list[NnfleetError]:
+def problems_of(spec: RunSpec, labels: Mapping[str, Reading] | None = None) -> list[NnfleetError]:
     """Like `check_run`, with the kind of each problem and without a look into the case files. Raises StorageError."""
     folder = spec.preprocessed_folder
     if not folder.is_dir():
@@ -71,7 +72,7 @@ def problems_of(spec: RunSpec, labels: Mapping[str, LabelFile] | None = None) ->
     return found or _changed_data(spec, plans, dataset_json, labels)
 
 
-def _changed_data(spec: RunSpec, plans: Plans, dataset_json: dict[str, Any], labels: Mapping[str, LabelFile]) -> list[NnfleetError]:
+def _changed_data(spec: RunSpec, plans: Plans, dataset_json: dict[str, Any], labels: Mapping[str, Reading]) -> list[NnfleetError]:
     """Data that are sound but not those that the run was planned with: its run key would name other data than it trains on."""
     split = Split(spec.train_cases, spec.val_cases)
     digests = {case: label.sha256 for case, label in labels.items()}
@@ -102,13 +103,13 @@ def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
     return configuration
 
 
-def labels_of_cases(folder: Path, cases: Iterable[str], ending: str, reader: str, results: Path) -> dict[str, LabelFile]:
+def labels_of_cases(folder: Path, cases: Iterable[str], ending: str, reader: str, results: Path) -> dict[str, Reading]:
     """Label files of cases below gt_segmentations, with the digests remembered beside the dataset's models."""
     files = {case: folder / "gt_segmentations" / f"{case}{ending}" for case in cases}
     return read_label_files(files, reader, results / CACHE_NAME)
 
 
-def label_problems(folder: Path, labels: Mapping[str, LabelFile], known: Labels) -> list[NnfleetError]:
+def label_problems(folder: Path, labels: Mapping[str, Reading], known: Labels) -> list[NnfleetError]:
     """Label files that are missing or unreadable, and values that dataset.json does not name."""
     place = folder / "gt_segmentations"
     found: list[NnfleetError] = []
@@ -123,14 +124,20 @@ def label_problems(folder: Path, labels: Mapping[str, LabelFile], known: Labels)
         found.append(DataError(f"labels: in {place} the file of {listed(cases)} {fault}. Restore it, or run {PREPROCESS_COMMAND} again."))
     names = ", ".join(str(v) for v in sorted(known.values))
     for values, cases in strange.items():
-        shown = ", ".join(f"{v:g}" for v in values[:MAX_LISTED])
+        shown = ", ".join(map(_value_text, values[:MAX_LISTED]))
+        cure = " Labels must be whole numbers, stored without a scale." if any(not v.is_integer() for v in values) else ""
         found.append(
             DataError(
-                f"labels: in {place} {listed(cases)} has the value {shown}, which dataset.json does not name (it names {names}). "
+                f"labels: in {place} {listed(cases)} has the value {shown}, which dataset.json does not name (it names {names}).{cure} "
                 f"Correct the label file or dataset.json, then run {PREPROCESS_COMMAND}."
             )
         )
     return found
+
+
+def _value_text(value: float) -> str:
+    """A voxel value with as many digits as tell it from any other."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _split_problems(spec: RunSpec, data_folder: Path) -> list[NnfleetError]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
-from orchestrator.dataset.label_files import LabelFile
 from orchestrator.dataset.preflight import labels_of_cases, problems_of, usable_configuration
 from orchestrator.dataset.problems import Problems
+from orchestrator.dataset.remembered import Reading
+from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import Experiment
 from trainers.contract.names import Fold
@@ -80,16 +81,27 @@ class _Expansion:
         found = {}
         for (plans_name, name), configuration in configurations.items():
             cases = cases_in(self.folder / configuration["data_identifier"])
-            for fold in self.experiment.folds:
-                try:
-                    splits = [] if fold == "all" else ensure_splits(self.folder, cases)
-                    split = split_for(splits, fold, cases, self.dataset)
-                    found[plans_name, name, fold] = Split(tuple(sorted(split.train)), tuple(sorted(split.val)))
-                except NnfleetError as err:
-                    self.problems.add(err)
+            folds = self._folds(cases)
+            try:
+                check_folds(folds, cases, str(self.folder / "splits_final.json"))
+            except NnfleetError as err:
+                self.problems.add(err)
+                continue
+            for fold, split in folds.items():
+                found[plans_name, name, fold] = Split(tuple(sorted(split.train)), tuple(sorted(split.val)))
         return found
 
-    def _labels(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> dict[str, LabelFile]:
+    def _folds(self, cases: tuple[str, ...]) -> dict[Fold, Split]:
+        found = {}
+        for fold in self.experiment.folds:
+            try:
+                splits = [] if fold == "all" else ensure_splits(self.folder, cases)
+                found[fold] = split_for(splits, fold, cases, self.dataset)
+            except NnfleetError as err:
+                self.problems.add(err)
+        return found
+
+    def _labels(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> dict[str, Reading]:
         cases = sorted({case for split in splits.values() for case in (*split.train, *split.val)})
         if not cases:
             return {}
@@ -97,7 +109,7 @@ class _Expansion:
         return labels_of_cases(self.folder, cases, self.dataset_json["file_ending"], reader, self.results)
 
     def _spec(
-        self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, labels: dict[str, LabelFile]
+        self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, labels: dict[str, Reading]
     ) -> RunSpec:
         experiment = self.experiment
         digest = data_digest(plans, configuration, self.dataset_json, split, {case: label.sha256 for case, label in labels.items()})

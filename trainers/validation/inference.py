@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_p
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage import find_outage, reading
 from trainers.data.case_files import damaged, open_case, read_properties
-from trainers.data.whole_file import check_whole
+from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
 from trainers.validation.spacing import Spacing, noted_spacing
@@ -36,14 +35,6 @@ from trainers.validation.spacing import Spacing, noted_spacing
 log = logging.getLogger(__name__)
 PART_PREFIX = ".part-"
 """Start of the names of temporary folders inside an output folder: leftovers of a killed process may be deleted."""
-
-
-@dataclass(frozen=True)
-class SegmentationFile:
-    """A label file as nnU-Net's reader gives it: values (Z, Y, X), its own spacing in that order (not always the image's)."""
-
-    values_ZYX: npt.NDArray[Any]
-    spacing_ZYX: tuple[float, ...]
 
 
 class CasePredictor:
@@ -93,12 +84,10 @@ class CasePredictor:
     def read_segmentation(self, path: Path) -> SegmentationFile:
         """Read a label file with the plans' reader. Raises DataError when it is missing, cut or broken, StorageError."""
         try:
-            check_whole(path)
-            values_1ZYX, properties = self.reader.read_seg(str(path))
+            return read_segmentation(path, self.reader)
         except Exception as err:  # each reader raises its library's own kinds
             find_outage(err, [path], self.spec.preprocessed_folder)
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
-        return SegmentationFile(np.asarray(values_1ZYX)[0], tuple(float(s) for s in properties["spacing"]))
 
     def reference_file(self, case_id: str) -> Path:
         """The original labels of a case, copied by nnU-Net's preprocessing."""

@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.dataset import label_files
 from orchestrator.dataset.digest import data_digest, run_key
-from orchestrator.dataset.label_files import LabelFile, read_label_files, voxel_values
+from orchestrator.dataset.label_files import read_label_files, voxel_values
+from orchestrator.dataset.remembered import Reading
 from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.plans import Plans, Split
@@ -154,7 +155,7 @@ def settle(path: Path, seconds: float = 10.0) -> None:
     os.utime(path, (then, then))
 
 
-def read(tiny: Tiny, *cases: str) -> dict[str, LabelFile]:
+def read(tiny: Tiny, *cases: str) -> dict[str, Reading]:
     return read_label_files({case: tiny.label_file(case) for case in cases}, "SimpleITKIO", tiny.results / "cache.json")
 
 
@@ -179,7 +180,7 @@ def test_a_file_changed_this_moment_is_not_remembered(tiny: Tiny, reads: list[Pa
     assert len(reads) == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"version": 1, "files": {"x": 3}}', '{"version": 0}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 2, "files": {"x": 3}}', '{"version": 0}'])
 def test_a_broken_cache_costs_time_only(tiny: Tiny, content: str) -> None:
     (tiny.results / "cache.json").write_text(content)
     assert read(tiny, "case_1")["case_1"].values == (0.0, 1.0, 2.0)

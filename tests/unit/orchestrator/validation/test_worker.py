@@ -32,7 +32,7 @@ class Predictor:
         return self.reference
 
     def read_segmentation(self, path: Path) -> Any:
-        from trainers.validation.inference import SegmentationFile
+        from trainers.data.segmentation_file import SegmentationFile
 
         read_json(path, "label file")
         return SegmentationFile(np.zeros((2, 2, 2)), (1.0, 1.0, 1.0))
