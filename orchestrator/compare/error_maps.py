@@ -6,7 +6,6 @@ one counts as false. The raw image lies beneath where nnUNet_raw holds it.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,13 @@ import numpy.typing as npt
 
 from orchestrator.compare.models import TrainedModel
 from trainers.contract.plans import load_plans
+from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RIGHT, FALSE, MISSED = (0.2, 0.75, 0.3, 0.55), (0.9, 0.1, 0.1, 0.7), (0.1, 0.3, 0.95, 0.7)
 PLANES = ("axial", "coronal", "sagittal")
-
-
-@dataclass(frozen=True)
-class Volume:
-    """What a reader gives: values (Z, Y, X) and spacing in millimetres in the same order."""
-
-    values_ZYX: npt.NDArray[Any]
-    spacing_ZYX: tuple[float, ...]
 
 
 class CaseReader:
@@ -41,12 +33,11 @@ class CaseReader:
         self._reader = recursive_find_reader_writer_by_name(str(plans.content["image_reader_writer"]))()
         self._images = None if raw is None else raw / model.spec.dataset / "imagesTr"
 
-    def labels(self, path: Path) -> Volume:
+    def labels(self, path: Path) -> SegmentationFile:
         """A label file."""
-        values, properties = self._reader.read_seg(str(path))
-        return Volume(np.asarray(values)[0], tuple(float(s) for s in properties["spacing"]))
+        return read_segmentation(path, self._reader)
 
-    def image(self, case_id: str, like: Volume) -> npt.NDArray[Any] | None:
+    def image(self, case_id: str, like: SegmentationFile) -> npt.NDArray[Any] | None:
         """The first channel of the raw image; None where it is not there or of another shape."""
         files = sorted(self._images.glob(f"{case_id}_0000.*")) if self._images is not None else []
         if not files:

@@ -42,7 +42,7 @@ EDGES: dict[str, set[str]] = {
     "experiment": {"dataset", "errors", "queue", "run", "tracking", "trainers.contract"},
     "training": {"cluster", "dataset", "queue", "run", "tracking", "trainers.contract", "trainers.data", "trainers.training"},
     "validation": {"errors", "run", "tracking", "trainers.contract", "trainers.validation"},
-    "compare": {"errors", "run", "tracking", "trainers.contract"},
+    "compare": {"errors", "run", "tracking", "trainers.contract", "trainers.data"},
     "campaign": {"cluster", "dataset", "errors", "experiment", "queue", "run", "tracking", "validation", "trainers.contract"},
     "drill": {"campaign", "cluster", "errors", "experiment", "run", "tracking", "trainers.contract", "trainers.network"},
     "demo": {"errors", "trainers.contract"},
