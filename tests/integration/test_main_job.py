@@ -105,6 +105,15 @@ def all_files(tracker: Tracker, run_id: str, below: str = "") -> list[str]:
     return found
 
 
+def test_its_report_shows_the_full_dice_and_where_the_model_is_wrong(main_job: tuple[Experiment, RunStatus], tmp_path: Path) -> None:
+    experiment, status = main_job
+    found = api.compare(results=experiment.nnUNet_results, checkpoint="best")
+    assert not found.left
+    assert found.answer.models[0].summary["dice_mean"] == pytest.approx(status.full_dice["best"])
+    api.write_report(found.answer, tmp_path / "report.html")
+    assert "worst case of" in (tmp_path / "report.html").read_text()
+
+
 def test_training_and_validation_are_jobs_of_their_own(main_job: tuple[Experiment, RunStatus], local: tuple[Home, Services]) -> None:
     _, status = main_job
     jobs = Jobs(local[1].ray_address, local[1].token).records()
