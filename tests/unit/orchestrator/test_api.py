@@ -1,5 +1,6 @@
 """What the verbs ask of a cluster, and how often; what they show of runs that no campaign follows."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator import api
 from orchestrator.cluster import local_services
+from orchestrator.cluster.capacity import Offer, Share
+from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
-from orchestrator.cluster.processes import ProcessRecord
+from orchestrator.cluster.processes import ProcessRecord, end, start_detached
+from orchestrator.cluster.service_records import Recorded, write_record
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
@@ -114,3 +118,17 @@ def test_a_server_that_answers_is_not_called_down_though_its_supervisor_died(mac
         assert told.startswith(outage)
         assert bool(told) == bool(outage)
     assert api.tracking_outage("http://head:8265") == api.snapshot("http://head:8265").outage == ""
+
+
+def test_this_machine_is_what_the_local_head_gives_out_once_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNFLEET_HOME", str(tmp_path))
+    asked = Recorded(asked=Share(cpus=3, gpus=0))
+    write_record(Home(tmp_path), asked)
+    assert api.this_machine().total == {"CPU": 3, "GPU": 0}, "as the next head would be started"
+    head = start_detached("Ray head", ["sleep", "60"], os.environ, tmp_path / "log", 1)
+    try:
+        offer = Offer(cpus=2, gpu_ids=("1",), memory_gib=4)
+        write_record(Home(tmp_path), asked.model_copy(update={"records": {"ray": head}, "offer": offer}))
+        assert api.this_machine().total == {"CPU": 2, "GPU": 1}
+    finally:
+        end(head, grace_s=0)

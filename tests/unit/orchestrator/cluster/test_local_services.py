@@ -1,5 +1,6 @@
 """The local services start again when another process takes a port between the choice and the bind; who they belong to."""
 
+import errno
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import service_environment
 from orchestrator.cluster.service_records import Recorded, write_record
-from trainers.contract.errors import ClusterError, ConfigError
+from trainers.contract.errors import ClusterError, ConfigError, StorageError
 
 
 def web_server(name: str, log_file: Path, port: int) -> ProcessRecord:
@@ -229,3 +230,12 @@ def test_a_running_mlflow_starts_again_with_a_new_host_alone_and_is_left_without
         assert local_services.up(home) == local_services.up(home, allow_hosts=["hub.clinic.example"]) == second
     finally:
         local_services.down(home)
+
+
+def test_a_full_home_is_an_error_of_the_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(local_services, "ensure_token", full)
+    with pytest.raises(StorageError, match=r"home cannot be written: the file system is full.*Free space there"):
+        local_services.up(home)
