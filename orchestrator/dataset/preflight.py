@@ -1,5 +1,6 @@
 """Preflight: everything about a run's data that would fail later, found before a worker starts, and all of it at once."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def problems_of(spec: RunSpec, labels: Mapping[str, Reading] | None = None) -> l
         *_split_problems(spec, data_folder),
         *_batch_problems(spec, configuration),
         *_channel_problems(spec, configuration, dataset_json),
+        *_intensity_problems(spec, configuration, plans),
         *_case_file_problems(spec, data_folder, cases),
         *label_problems(folder, {case: labels[case] for case in cases if case in labels}, known_labels),
         *model_folder_problems(spec, plans),
@@ -196,6 +198,30 @@ def _channel_problems(spec: RunSpec, configuration: Mapping[str, Any], dataset_j
         for key in ("use_mask_for_norm", "normalization_schemes")
         if len(configuration.get(key, [0] * channels)) != channels
     ]
+
+
+def _intensity_problems(spec: RunSpec, configuration: Mapping[str, Any], plans: Plans) -> list[NnfleetError]:
+    """Channels that are normalised by intensities of the whole dataset which are no finite numbers: then no image of it is one either."""
+    known = plans.content.get("foreground_intensity_properties_per_channel")
+    schemes = configuration.get("normalization_schemes", [])
+    channels = [
+        channel
+        for channel, scheme in enumerate(schemes)
+        if scheme == "CTNormalization" and isinstance(known, dict) and _is_not_finite(known.get(str(channel)))
+    ]
+    return [
+        DataError(
+            f"plans: foreground_intensity_properties_per_channel of channel {channel} in {plans.path} holds values that are not finite "
+            f"numbers, by which {spec.configuration!r} normalises every image: a raw image has such voxels within its foreground. "
+            f"Correct that image, then run {PREPROCESS_COMMAND} again."
+        )
+        for channel in channels
+    ]
+
+
+def _is_not_finite(intensities: Any) -> bool:
+    values = intensities.values() if isinstance(intensities, dict) else ()
+    return any(isinstance(value, float) and not math.isfinite(value) for value in values)
 
 
 def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> list[NnfleetError]:

@@ -183,7 +183,7 @@ def test_a_case_with_voxels_that_are_no_numbers_names_itself(toys: Toys, tmp_pat
     image[0, 0, 0, 0] = np.nan
     blosc2.asarray(image, urlpath=str(data / f"{case_id}.b2nd"), mode="w")
     predictor = CasePredictor(spec.model_copy(update={"preprocessed_folder": copied}), folder.checkpoint("best"), "cpu")
-    with pytest.raises(DataError, match=f"preprocessed case {case_id} in .* has voxels that are not finite numbers"):
+    with pytest.raises(DataError, match=rf"case {case_id} in .* not finite numbers .*: 1 of \d+ voxels of channel 0 \(CT\)"):
         predictor.predict(case_id, tmp_path)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from trainers.contract.errors import DataError
 from trainers.contract.storage import find_outage
+from trainers.data.not_finite import middle_is_finite, not_finite
 from trainers.data.restricted_pickle import read_pickle
 
 _ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
@@ -38,10 +39,14 @@ def open_case(folder: Path, case_id: str, channels: int) -> tuple[Any, Any]:
 
 
 def check_case(folder: Path, case_id: str, channels: int) -> None:
-    """Open a case without unpacking it: 1.5 ms. Raises as `open_case` does, but of packed .npz only the list of contents is read."""
+    """Open a case and look at the middle line of its image: 2 ms. Of packed .npz only the list of contents is read.
+
+    Raises as `open_case` does, and DataError for a line with values that are not finite numbers.
+    """
     packed = folder / f"{case_id}.npz"
     if any((folder / f"{case_id}{ending}").is_file() for ending in (".b2nd", ".npy")):
-        open_case(folder, case_id, channels)
+        image, _ = open_case(folder, case_id, channels)
+        _check_middle(folder, case_id, image)
         return
     try:
         with packed.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -50,6 +55,15 @@ def check_case(folder: Path, case_id: str, channels: int) -> None:
         raise damaged(folder, case_id, err) from err
     if missing:
         raise DataError(f"preprocessed data: {packed} lacks {' and '.join(sorted(missing))}. Run nnUNetv2_preprocess again.")
+
+
+def _check_middle(folder: Path, case_id: str, image: Any) -> None:
+    try:
+        fault = None if middle_is_finite(image) else not_finite(folder, case_id, image)
+    except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
+        raise damaged(folder, case_id, err) from err
+    if fault:
+        raise fault
 
 
 def damaged(folder: Path, case_id: str, error: Exception) -> DataError:

@@ -25,6 +25,7 @@ from trainers.contract.run_spec import RunSpec
 from trainers.data.batches import Batch, SplitName
 from trainers.data.case_files import damaged
 from trainers.data.dataset import ClassLocations, TrainingData
+from trainers.data.not_finite import not_finite
 from trainers.data.recipes import Pipeline, Sample, inputs_of, pipeline
 
 log = logging.getLogger(__name__)
@@ -191,22 +192,25 @@ def _read(data: TrainingData, case_id: str, corner: Sequence[int], size: tuple[i
     try:
         image_CZYX = torch.from_numpy(read_crop(image, corner, size, _OUTSIDE_IMAGE, np.float32))
         labels_1ZYX = torch.from_numpy(read_crop(labels, corner, size, _OUTSIDE_LABELS, np.int16))
+        _check_values(data, case_id, image, image_CZYX, labels_1ZYX)
     except (OSError, RuntimeError, ValueError) as err:  # blosc2 finds a damaged chunk only when it unpacks it
         raise damaged(data.folder, case_id, err) from err
-    _check_values(data, case_id, image_CZYX, labels_1ZYX)
     if data.is_2d:
         return {"image": image_CZYX[:, 0], "segmentation": labels_1ZYX[:, 0]}
     return {"image": image_CZYX, "segmentation": labels_1ZYX}
 
 
-def _check_values(data: TrainingData, case_id: str, image_CZYX: torch.Tensor, labels_1ZYX: torch.Tensor) -> None:
-    """Raise DataError for values that no preprocessing writes. blosc2 keeps no checksum: changed bytes mostly unpack to other values."""
+def _check_values(data: TrainingData, case_id: str, image: Any, image_CZYX: torch.Tensor, labels_1ZYX: torch.Tensor) -> None:
+    """Raise DataError for values that cannot be trained on: not finite, or labels of no class. `image`: the case's, not cut.
+
+    blosc2 keeps no checksum: changed bytes mostly unpack to other values.
+    """
+    if not all(math.isfinite(float(v)) for v in image_CZYX.aminmax()):  # NaN is passed on; a tenth of the time of isfinite().all()
+        raise not_finite(data.folder, case_id, image)
     lowest, highest = (int(v) for v in labels_1ZYX.aminmax())
-    is_finite = all(math.isfinite(float(v)) for v in image_CZYX.aminmax())  # NaN is passed on; a tenth of the time of isfinite().all()
-    if is_finite and lowest >= _OUTSIDE_LABELS and highest <= max(data.labels.values):
-        return
-    found = f"labels from {lowest} to {highest}" if is_finite else "image values that are not finite numbers"
-    raise DataError(f"preprocessed data: case {case_id} in {data.folder} is damaged: it holds {found}. Run nnUNetv2_preprocess again.")
+    if lowest < _OUTSIDE_LABELS or highest > max(data.labels.values):
+        found = f"labels from {lowest} to {highest}"
+        raise DataError(f"preprocessed data: case {case_id} in {data.folder} is damaged: it holds {found}. Run nnUNetv2_preprocess again.")
 
 
 def _seed(words: npt.NDArray[np.uint32]) -> None:

@@ -27,6 +27,7 @@ from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_p
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage import find_outage, reading
 from trainers.data.case_files import damaged, open_case, read_properties
+from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
@@ -137,9 +138,7 @@ class CasePredictor:
         except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
             raise damaged(folder, case_id, err) from err
         if not np.isfinite(data_CZYX).all():
-            raise DataError(
-                f"preprocessed case {case_id} in {folder} has voxels that are not finite numbers. Repair the image, preprocess it anew."
-            )
+            raise not_finite(folder, case_id, data_CZYX)
         return data_CZYX, seg_ZYX, properties
 
 

@@ -196,6 +196,19 @@ def test_data_that_changed_since_the_run_was_planned_are_refused(tiny: Tiny, spe
     assert "changed since" in check_run(spec)[0]
 
 
+@pytest.mark.parametrize(("scheme", "count"), [("CTNormalization", 1), ("ZScoreNormalization", 0)])
+def test_intensities_of_plans_that_are_no_numbers_are_refused_where_they_normalise(
+    tiny: Tiny, spec: RunSpec, scheme: str, count: int
+) -> None:
+    """What nnU-Net's planning makes of a NaN in the foreground of any raw CT image: by it every case becomes NaN."""
+    settings = {**CONFIGURATIONS["3d_fullres"], "normalization_schemes": [scheme]}
+    intensities = {"0": {"mean": float("nan"), "std": 3.0}}
+    tiny.write_plans(configurations={"3d_fullres": settings}, foreground_intensity_properties_per_channel=intensities)
+    problems = [p for p in check_run(spec) if "not finite" in p]
+    assert len(problems) == count
+    assert all("of channel 0" in p and "Correct that image, then run nnUNetv2_plan_and_preprocess again." in p for p in problems)
+
+
 def test_too_many_workers_for_the_batch_are_refused(spec: RunSpec) -> None:
     (problem,) = check_run(spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 4})}))
     assert problem.startswith("workers: 4 workers cannot share a global batch of 3")
