@@ -1,5 +1,6 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
+import contextlib
 import logging
 import os
 import re
@@ -49,7 +50,7 @@ class Acquired:
     """The specification that holds."""
     action: Action
     """What its submission does with it."""
-    stop_mark: tuple[int, int] | None = None
+    stop_mark: tuple[bytes, int] | None = None
     """Which stop request its living job has; whoever opens the campaign withdraws that one, which the job may have seen already."""
     replaced: Replaced | None = None
 
@@ -108,13 +109,12 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
     return Acquired(spec, action, replaced=replaced)
 
 
-def stop_mark(folder: RunFolder) -> tuple[int, int] | None:
-    """Which stop request lies in the folder: a newer one is another file. None without one."""
+def stop_mark(folder: RunFolder) -> tuple[bytes, int] | None:
+    """Which stop request lies in the folder: a newer one has another time. None without one. Inodes do not tell: FUSE may renumber them."""
     try:
-        found = folder.stop_file.stat()
+        return folder.stop_file.read_bytes(), folder.stop_file.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _content(spec: RunSpec) -> bytes:
@@ -195,4 +195,5 @@ def _share_model_files(spec: RunSpec, *, renews: bool) -> None:
             write_atomic(target, file.read_bytes())
         elif target.exists() or not create_exclusive(target, file.read_bytes()):
             continue
-        shutil.copymode(file, target)
+        with contextlib.suppress(PermissionError):  # vfat and many an SMB share keep no permissions
+            shutil.copymode(file, target)

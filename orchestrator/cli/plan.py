@@ -43,8 +43,9 @@ def show_plan(report: "PlanReport") -> None:
     out = console()
     out.print(plan_table(report, out.width))
     finished = f", {report.n_finished} finished and skipped" if report.n_finished else ""
+    place = f" Results lie on {report.file_system}." if report.file_system else ""
     runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
-    say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.")
+    say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":

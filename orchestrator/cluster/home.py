@@ -1,5 +1,6 @@
 """Where nnfleet keeps its own files on this machine: one home folder, private to its user."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from trainers.contract.errors import ClusterError, ConfigError
 from trainers.contract.files import expanded
+from trainers.contract.mounts import file_system_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,18 @@ class Home:
                 raise ClusterError(f"home: {folder} is a link or owned by user {owner}, not you. Set NNFLEET_HOME to a folder of your own.")
             if folder in (self.root, self.ray_temp.parent) and folder.stat().st_mode & 0o077:  # what lies below is behind it
                 log.info("%s was open to others; it holds tokens, models and logs, so it is narrowed to its owner (mode 0700)", folder)
-                folder.chmod(0o700)
+                _narrow(folder)
+
+
+def _narrow(folder: Path) -> None:
+    """Take everybody else's rights on a folder away. Raises ClusterError where its file system keeps none."""
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+    if folder.stat().st_mode & 0o077:
+        raise ClusterError(
+            f"home: {folder} stays open to others, since its file system ({file_system_of(folder) or 'unknown'}) does not keep "
+            "permissions, and it holds tokens. Set NNFLEET_HOME to a folder on a disk that keeps them."
+        )
 
 
 def _temporary_places() -> list[Path]:

@@ -14,6 +14,7 @@ from orchestrator.queue.admission import Waiting, schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
+from trainers.contract.mounts import LOCAL, file_system_of, is_linkless
 from trainers.contract.plans import load_plans
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.split_batch import rank_sizes
@@ -68,6 +69,8 @@ class PlanReport(Frozen):
     warnings: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """Runs that `resume` found and leaves as they are, each with the reason."""
+    file_system: str = ""
+    """What the results lie on where that is no local disk: `nfs4`, `cifs`, `fuse.sshfs`."""
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """The report as JSON; `PlanReport.model_validate_json` reads it back."""
@@ -125,6 +128,7 @@ def plan_of_runs(
     asked = {spec.run_key: spec.workers for spec in specs}  # what a run that waits already will take once this is submitted
     waiting = [each.model_copy(update={"workers": asked.get(each.run_key, each.workers)}) for each in queue.waiting]
     fits |= schedule([*waiting, *wanted], nodes, queue.reserved)
+    kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
     rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key]) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
@@ -136,8 +140,9 @@ def plan_of_runs(
         n_later=counts["later"],
         n_never=counts["never"],
         n_finished=len(rows) - len(open_rows),
-        warnings=(*warnings, *_doubts(specs)),
+        warnings=(*warnings, *_doubts(specs), *_doubts_of_storage(kinds)),
         left=tuple(left),
+        file_system=", ".join(kinds),
     )
 
 
@@ -149,6 +154,15 @@ def _doubts(specs: Sequence[RunSpec]) -> list[str]:
     return bits + [
         f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
         for fold, shared in leaks.items()
+    ]
+
+
+def _doubts_of_storage(kinds: Sequence[str]) -> list[str]:
+    return [
+        f"results: they lie on {kind}, which may make no hard links and sync no folders: then checkpoints take their space twice, and a "
+        "power cut of its server may cost the newest state."
+        for kind in kinds
+        if is_linkless(kind)
     ]
 
 

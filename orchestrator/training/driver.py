@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from orchestrator.run.file_names import names_problem
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from orchestrator.training.failures import MESSAGE_CHARACTERS, read_failures
@@ -114,13 +115,17 @@ def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:
 
 
 def found_problems(spec: RunSpec) -> list[str]:
-    """Problems of a run's data; without any, of its network, unless it has trained before. Raises NnfleetError."""
+    """Problems of a run's data; without any, of the folder that takes its results, and of its network, unless it has trained before.
+
+    Raises NnfleetError.
+    """
     from orchestrator.dataset.preflight import check_run
     from orchestrator.training.network_check import network_problem
 
     if problems := check_run(spec):
         return problems
-    problem = "" if newest_committed(RunFolder(spec.run_folder)) else network_problem(spec)
+    folder = RunFolder(spec.run_folder)
+    problem = names_problem(folder.own, spec.val_cases) or ("" if newest_committed(folder) else network_problem(spec))
     return [problem] if problem else []
 
 

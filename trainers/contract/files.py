@@ -5,11 +5,14 @@ Whatever writes here raises StorageError when the disk is full, read-only or awa
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,17 +22,35 @@ from typing import IO, Any, cast
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.storage import free_space, reading, storing
 
-NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+log = logging.getLogger(__name__)
+
+NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 """How file systems say that they do not make hard links."""
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.EISDIR}
+"""How they say that a folder cannot be opened or synced like a file."""
+NO_MODES = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+"""How they say that the permissions of a file cannot be changed."""
+CLAIMED = "content"
+"""Name of the file in a folder that is a claim."""
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the folder's entries (renames, links) durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make the folder's entries (renames, links) durable, where its file system can: SMB and some of FUSE make them so when they choose."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as err:
+        if err.errno not in NO_FOLDER_SYNC:
+            raise
+        _tell_once(f"the file system of {folder} does not sync folders ({err.strerror}): a power cut there may take the newest files along")
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    log.info("%s", text)
 
 
 def write_beside(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o644) -> Path:
@@ -40,14 +61,25 @@ def write_beside(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o
         with _removed_on_error(Path(name)), os.fdopen(descriptor, "wb") as stream:
             fill(stream)
             stream.flush()
-            os.fchmod(stream.fileno(), mode)
+            _set_mode(stream.fileno(), mode, target)
             os.fsync(stream.fileno())
         return Path(name)
 
 
-def write_through(target: Path, fill: Callable[[IO[bytes]], None]) -> None:
+def _set_mode(descriptor: int, mode: int, target: Path) -> None:
+    """Set a file's permissions where its file system keeps any (not vfat, nor many an SMB share); a secret that stays open is told."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as err:
+        if err.errno not in NO_MODES:
+            raise
+    if not mode & 0o077 and os.fstat(descriptor).st_mode & 0o077:
+        log.warning("%s is to be read by its owner alone, but its file system does not keep permissions: others may read it", target)
+
+
+def write_through(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o644) -> None:
     """Replace `target` atomically and durably by what `fill` writes into the stream that it is given."""
-    temporary = write_beside(target, fill)
+    temporary = write_beside(target, fill, mode)
     with storing(target):
         with _removed_on_error(temporary):
             os.replace(temporary, target)
@@ -86,14 +118,68 @@ def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
     temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
     with storing(target):
         try:
-            os.link(temporary, target)
-        except FileExistsError:
-            if os.stat(temporary).st_nlink < 2:  # else it was made after all: NFS repeats a request whose answer was lost
-                return False
+            is_made = _linked(temporary, target)
+        except OSError as err:
+            if err.errno not in NO_LINKS:
+                raise
+            is_made = _created_by_claim(temporary, target, content)
         finally:
             _remove(temporary)
-        fsync_folder(target.parent)
+        if is_made:
+            fsync_folder(target.parent)
+    return is_made
+
+
+def _linked(temporary: Path, target: Path) -> bool:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return os.stat(temporary).st_nlink >= 2  # it was made after all: NFS repeats a request whose answer was lost
     return True
+
+
+def _created_by_claim(temporary: Path, target: Path, content: bytes) -> bool:
+    """As `create_exclusive`, where there are no hard links. The exclusive act is the renaming of a folder with the content in it: a folder
+    that is not empty is never replaced, so one of all wins.
+
+    From then on everybody can complete what the winner began, so a kill at any moment leaves `target` whole, or leaves it to the next.
+    """
+    claim = target.with_name(f".{target.name}.claim")
+    is_claimed = not target.exists() and _renamed_onto(claim, temporary, target)
+    _complete(claim, target)
+    return is_claimed and target.read_bytes() == content  # else somebody had made it just before the claim
+
+
+def _renamed_onto(claim: Path, temporary: Path, target: Path) -> bool:
+    """Make `claim` a folder that holds the file `temporary`; False if another was first, whose claim may be `target` already."""
+    own = claim.with_name(f"{claim.name}.{uuid.uuid4().hex}")
+    own.mkdir()
+    try:
+        os.replace(temporary, own / CLAIMED)
+        fsync_folder(own)
+        os.rename(own, claim)
+    except OSError:
+        if not (claim.is_dir() or target.exists()):
+            raise
+        return False
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    return True
+
+
+def _complete(claim: Path, target: Path) -> None:
+    """Make `target` of what `claim` holds, unless it is there, and remove the claim. Whoever sees one may, and all at once."""
+    held = claim / CLAIMED
+    try:
+        content, mode = held.read_bytes(), stat.S_IMODE(held.stat().st_mode)
+    except FileNotFoundError:  # completed already
+        pass
+    else:
+        if not target.exists():  # asked after reading: a claim that came later than the target is seen to be late
+            write_through(target, lambda stream: _write_all(stream, content), mode)
+    _remove(held)
+    with contextlib.suppress(OSError):
+        claim.rmdir()
 
 
 def link_atomic(source: Path, target: Path) -> None:

@@ -5,9 +5,11 @@ C image channels, Z Y X voxels. Source: nnunetv2/training/dataloading/nnunet_dat
 """
 
 import functools
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import blosc2
 import numpy as np
@@ -17,8 +19,9 @@ from trainers.contract.storage import find_outage
 from trainers.data.not_finite import middle_is_finite, not_finite
 from trainers.data.restricted_pickle import read_pickle
 
+log = logging.getLogger(__name__)
+
 _ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
-_MAPPED = {} if os.name == "nt" else {"mmap_mode": "r"}
 
 
 def open_case(folder: Path, case_id: str, channels: int) -> tuple[Any, Any]:
@@ -102,12 +105,35 @@ def fault_of_arrays(image: Any, labels: Any, channels: int) -> str:
 
 def _open_blosc2(folder: Path, case_id: str) -> tuple[Any, ...]:
     _one_thread()
-    options = {"mode": "r", "dparams": {"nthreads": 1}, **_MAPPED}
-    arrays = tuple(blosc2.open(urlpath=str(folder / f"{case_id}{end}.b2nd"), **options) for end in ("", "_seg"))
+    arrays = tuple(_mapped_if_possible(_open_b2nd, folder / f"{case_id}{end}.b2nd") for end in ("", "_seg"))
     for array in arrays:
         if type(array) is not blosc2.NDArray:  # blosc2 also stores expressions and links to other servers
             raise ValueError(f"it holds a {type(array).__name__}, no plain array")
     return arrays
+
+
+def _open_b2nd(path: Path, mmap_mode: Literal["r"] | None) -> Any:
+    options = {} if mmap_mode is None or os.name == "nt" else {"mmap_mode": mmap_mode}
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **options)
+
+
+def _load_npy(path: Path, mmap_mode: Literal["r"] | None) -> Any:
+    return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+
+
+def _mapped_if_possible(opened: Callable[[Path, Literal["r"] | None], Any], path: Path) -> Any:
+    """A case's array, mapped, or where its file system (some of FUSE, SMB and 9P) maps no files, read."""
+    try:
+        return opened(path, "r")
+    except (OSError, RuntimeError, ValueError):  # blosc2 does not say what failed; a broken file raises again
+        array = opened(path, None)
+    _tell_unmapped(path.parent)
+    return array
+
+
+@functools.cache
+def _tell_unmapped(folder: Path) -> None:
+    log.info("the file system of %s does not map files into memory: cases are read from it, which may be slower", folder)
 
 
 @functools.cache
@@ -122,6 +148,6 @@ def _open_numpy(folder: Path, case_id: str) -> tuple[Any, ...]:
 def _array(folder: Path, case_id: str, end: str, key: str) -> Any:
     unpacked = folder / f"{case_id}{end}.npy"
     if unpacked.is_file():
-        return np.load(unpacked, mmap_mode="r", allow_pickle=False)
+        return _mapped_if_possible(_load_npy, unpacked)
     with (folder / f"{case_id}.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as packed:
         return packed[key]

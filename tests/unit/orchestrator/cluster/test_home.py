@@ -28,6 +28,19 @@ def test_a_home_that_others_can_read_is_narrowed(tmp_path: Path, caplog: pytest.
     assert caplog.records == []
 
 
+def test_a_home_that_cannot_be_narrowed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "home")
+    home.root.mkdir(mode=0o755)
+    home.root.chmod(0o755)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(ClusterError, match=r"home: .* stays open to others, since its file system \(\w+\).*Set NNFLEET_HOME"):
+        home.create()
+
+
 @pytest.mark.parametrize("content", ["", "\n", " "])
 def test_an_empty_token_is_replaced(content: str, tmp_path: Path) -> None:
     token = tmp_path / "token"

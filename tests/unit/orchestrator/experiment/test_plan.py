@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli.plan import show_plan
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.experiment import plan
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, parse_experiment
 from orchestrator.experiment.plan import PlanReport, Queue, plan_report
@@ -339,3 +341,18 @@ def test_planning_imports_neither_torch_nor_ray_nor_mlflow(tiny: Tiny) -> None:
     tiny.write_json("splits_final.json", [{"train": ["case_1"], "val": ["case_2"]}])
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[4])
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "is_doubtful"), [("ext4", "", False), ("nfs4", "nfs4", False), ("fuse.sshfs", "fuse.sshfs", True)]
+)
+def test_a_plan_names_the_file_system_of_results_on_no_local_disk(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, named: str, is_doubtful: bool
+) -> None:
+    monkeypatch.setattr(plan, "file_system_of", lambda place: kind)
+    experiment = experiment_of(tiny)
+    report = plan_report(experiment, expand(experiment), [node(2)])
+    assert report.file_system == named
+    assert [kind in warning and "hard links" in warning for warning in report.warnings] == [True] * is_doubtful
+    show_plan(report)
+    assert (f"Results lie on {named}." in " ".join(capsys.readouterr().out.split())) == bool(named)

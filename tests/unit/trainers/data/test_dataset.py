@@ -1,5 +1,6 @@
 """The preprocessed folder: geometry and scales equal to nnU-Net's, cases checked on opening, properties cached within bounds."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -7,7 +8,9 @@ import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -15,6 +18,7 @@ from tests.conftest import Toys
 from tests.nnunet_reference import PATCHES, geometry_of_nnunet, trainer_class
 from tests.toy import PLANS, Toy, toy_spec
 from trainers.contract.errors import ConfigError, DataError
+from trainers.data.case_files import open_case
 from trainers.data.dataset import geometry, open_dataset, recent, target_scales
 from trainers.data.samples import make_batch
 
@@ -173,3 +177,31 @@ def test_needs_no_torch() -> None:
     code = "import sys, trainers.data.dataset as d; d.geometry((8, 8, 8)); sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[4]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("is_npy", [False, True])
+def test_cases_are_read_where_their_file_system_maps_no_files(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_npy: bool
+) -> None:
+    toy = toys("labels")
+    data = open_dataset(toy_spec(toy))
+    case = data.cases["train"][0]
+    expected = [np.array(array[:]) for array in data.arrays(case)]
+    if is_npy:
+        for end, array in zip(("", "_seg"), expected, strict=True):
+            np.save(tmp_path / f"{case}{end}.npy", array)
+    real_open, real_load = blosc2.open, np.load
+
+    def refuse(opened: Any, error: Exception) -> Any:
+        def opening(*arguments: Any, mmap_mode: str | None = None, **options: Any) -> Any:
+            if mmap_mode:
+                raise error
+            return opened(*arguments, **options)
+
+        return opening
+
+    monkeypatch.setattr(blosc2, "open", refuse(real_open, RuntimeError("returned NULL")))
+    monkeypatch.setattr(np, "load", refuse(real_load, OSError(errno.ENODEV, "No such device")))
+    found = open_case(tmp_path if is_npy else data.folder, case, data.channels)
+    for array, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array[:], wanted)

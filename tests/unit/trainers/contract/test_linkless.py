@@ -1,0 +1,217 @@
+"""File systems that are no local disk: without hard links, without permissions, with folders that are not synced."""
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_run import FakeRun
+from tests.unit.trainers.training.test_state import committed_epochs
+from trainers.contract.errors import Superseded
+from trainers.contract.fencing import acquire_token, check_fence, newest_token
+from trainers.contract.files import NO_FOLDER_SYNC, NO_LINKS, create_exclusive, fsync_folder, link_atomic, write_atomic
+from trainers.contract.pseudonyms import pseudonym_salt
+from trainers.contract.run_folder import RunFolder
+from trainers.training.state import newest_valid
+
+
+def without_links(monkeypatch: pytest.MonkeyPatch, number: int = errno.EPERM) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("number", sorted(NO_LINKS))
+def test_a_file_is_created_once_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    without_links(monkeypatch, number)
+    assert create_exclusive(tmp_path / "claim", b"x", mode=0o600)
+    assert not create_exclusive(tmp_path / "claim", b"y")
+    assert (tmp_path / "claim").read_bytes() == b"x"
+    assert (tmp_path / "claim").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+
+
+def test_only_one_of_many_creates_a_file_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch)
+    for attempt in range(20):
+        won: list[int] = []
+        target = tmp_path / str(attempt)
+
+        def create(number: int, target: Path = target, won: list[int] = won) -> None:
+            if create_exclusive(target, str(number).encode() * 1000):
+                won.append(number)
+
+        threads = [threading.Thread(target=create, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert target.read_bytes() == str(won[0]).encode() * 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, range(20)))
+
+
+def test_an_error_that_is_none_of_links_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch, errno.ENAMETOOLONG)
+    with pytest.raises(OSError, match="no links here"):
+        create_exclusive(tmp_path / "claim", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED_AT_EVERY_STEP = """
+import os, signal, sys
+from pathlib import Path
+from trainers.contract.files import create_exclusive
+
+def refuse(*_):
+    raise PermissionError(1, "no links here")
+
+os.link = refuse
+base, step, is_killed = Path(sys.argv[1]), 0, True
+while is_killed:
+    step += 1
+    target = base / str(step) / "0001.json"
+    target.parent.mkdir()
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def kill(event, arguments):
+            global count
+            if event.startswith("os.") or event == "open":
+                count += 1
+                if count == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        create_exclusive(target, b"first" * 100)
+        os._exit(0)
+    is_killed = os.waitpid(child, 0)[1] != 0
+    found = target.read_bytes() if target.exists() else b""
+    is_second = create_exclusive(target, b"second" * 100)
+    is_of_winner = target.read_bytes() == (b"second" if is_second else b"first") * 100
+    has_leftover = target.with_name(".0001.json.claim").exists()
+    print(step, found == b"", found in (b"", b"first" * 100), is_second, is_of_winner, has_leftover)
+"""
+
+
+def test_a_kill_at_any_step_leaves_the_file_whole_or_to_the_next(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_EVERY_STEP, str(tmp_path)], capture_output=True, text=True, check=True)
+    rows = [[word == "True" for word in line.split()[1:]] for line in done.stdout.splitlines()]
+    assert len(rows) > 10
+    for is_missing, is_whole, is_second, is_of_winner, has_leftover in rows:
+        assert is_whole
+        assert is_of_winner
+        assert not has_leftover
+        assert is_missing or not is_second
+    assert {(missing, second) for missing, _, second, _, _ in rows} == {(True, True), (True, False), (False, False)}, "each stage was met"
+
+
+@pytest.mark.parametrize("number", sorted(NO_FOLDER_SYNC))
+def test_a_folder_that_is_not_synced_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", _refusing_folders(number))
+    with caplog.at_level(logging.INFO):
+        write_atomic(tmp_path / "a", b"x")
+        write_atomic(tmp_path / "a", b"y")
+    assert (tmp_path / "a").read_bytes() == b"y"
+    assert len([record for record in caplog.records if "does not sync folders" in record.getMessage()]) == 1
+
+
+def test_a_disk_that_breaks_while_a_folder_is_synced_is_no_such_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", _refusing_folders(errno.EIO))
+    with pytest.raises(OSError, match="refused"):
+        fsync_folder(tmp_path)
+
+
+def _refusing_folders(number: int) -> Any:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, "refused")
+        fsync(descriptor)
+
+    return refuse
+
+
+def test_a_secret_that_its_file_system_leaves_open_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fchmod = os.fchmod
+
+    def as_mounted(descriptor: int, mode: int) -> None:
+        fchmod(descriptor, 0o755)
+        raise PermissionError(errno.EPERM, "modes are those of the mount")
+
+    monkeypatch.setattr(os, "fchmod", as_mounted)
+    write_atomic(tmp_path / "a", b"x")
+    assert caplog.records == []
+    assert len(pseudonym_salt(tmp_path)) == 64
+    assert "others may read it" in caplog.text
+
+
+# ---- real ones --------------------------------------------------------------------------------------------------------
+
+
+MOUNTS = {"vfat": (["mkfs.vfat"], ["mount", "-t", "vfat"]), "exfat": (["mkfs.exfat"], ["mount.exfat-fuse"])}
+
+
+@pytest.fixture(params=sorted(MOUNTS))
+def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system without links. Skips where this machine or user cannot mount one."""
+    make, mount = MOUNTS[request.param]
+    if os.getuid() != 0 or not all(shutil.which(tool) for tool in (make[0], mount[0], "losetup")):
+        pytest.skip(f"only root mounts a {request.param}, with its tools")
+    image, place = tmp_path / "image", tmp_path / "mounted"
+    place.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 64 << 20)
+    subprocess.run([*make, str(image)], check=True, capture_output=True)
+    loop = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True)
+    if loop.returncode:
+        pytest.skip(f"no loop device: {loop.stderr}")
+    device = loop.stdout.strip()
+    try:
+        done = subprocess.run([*mount, device, str(place)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{request.param} cannot be mounted here: {done.stderr.strip()}")
+        yield place
+        subprocess.run(["umount", str(place)], check=True)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=False)
+
+
+def test_a_run_lives_on_a_file_system_without_links(mounted: Path) -> None:
+    with pytest.raises(PermissionError):
+        (mounted / "linked").hardlink_to(_touched(mounted / "probe"))
+    run = FakeRun(mounted)
+    run.epoch()
+    run.finish()
+    run.resume()
+    with pytest.raises(Superseded):
+        check_fence(run.folder, 1)
+    folder = RunFolder(mounted / "fold_0")
+    committed_epochs(folder, [0.1, 0.3, 0.2])
+    newest = newest_valid(folder)
+    assert newest is not None
+    assert (newest.epochs_done, newest_token(folder)) == (3, 1)
+    assert acquire_token(folder, "second") == 2
+    link_atomic(folder.checkpoint("best"), mounted / "again.pth")
+    assert (mounted / "again.pth").read_bytes() == folder.checkpoint("best").read_bytes()
+    assert [path for path in mounted.rglob("*") if ".claim" in path.name or path.suffix == ".part"] == []
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
