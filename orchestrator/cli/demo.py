@@ -64,6 +64,7 @@ def _train(file: Path, paths: "DemoPaths") -> None:
     from orchestrator.cli.plan import show_plan
     from orchestrator.cli.tables import result_table, seconds, worst_exit_code
     from orchestrator.experiment.model import load_experiment
+    from trainers.contract.states import RunState
 
     with working("Starting Ray and MLflow ..."):
         services = api.up()
@@ -77,6 +78,10 @@ def _train(file: Path, paths: "DemoPaths") -> None:
     out = console()
     out.print(result_table(statuses, out.width))
     say("")
+    if all(item.state is RunState.SUCCEEDED for item in statuses):
+        say(api.compare(results=paths.results).answer.verdict)
+        say(f"With the evidence: nnfleet compare --results {quote(str(paths.results))} --report compare.html")
+        say("")
     say(f"From submit to this table: {seconds(time.monotonic() - began)}")
     _show_links(statuses, services)
     say("")
