@@ -46,8 +46,8 @@ def test_target_scales_are_those_of_nnunet(strides: list[list[int]]) -> None:
     assert [list(scale) for scale in ours] == [[float(v) for v in scale] for scale in reference]
 
 
-def test_old_plans_are_refused() -> None:
-    with pytest.raises(DataError, match=r"before nnU-Net 2\.4"):
+def test_a_configuration_without_an_architecture_has_no_scales() -> None:
+    with pytest.raises(DataError, match=r"lacks 'architecture'\. Run nnUNetv2_plan_experiment again"):
         target_scales({"patch_size": [8, 8, 8], "pool_op_kernel_sizes": []})
 
 
