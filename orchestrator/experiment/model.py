@@ -234,10 +234,7 @@ class Experiment(Schedule):
                 f"{' and '.join(missing)}: neither in the experiment file nor in the environment. "
                 f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
             )
-        try:
-            return self.model_copy(update={key: expanded(Path(value)) for key, value in named.items() if value})
-        except RuntimeError as err:  # ~somebody who does not exist
-            raise ConfigError(f"{', '.join(FOLDERS)}: a folder begins with `~` and a user unknown here: {err}. Write its path.") from err
+        return self.model_copy(update={key: expanded(Path(value)) for key, value in named.items() if value})
 
     def to_yaml(self) -> str:
         """YAML that loads as this same experiment, on any machine; defaults are left out."""

@@ -9,7 +9,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.validation_report import picture_file, read_result
 from orchestrator.validation.case_queue import is_finished
-from trainers.contract.commits import newest_committed
+from trainers.contract.commits import Manifest, newest_committed
 from trainers.contract.errors import CheckpointError
 from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.plans import load_plans
@@ -72,12 +72,17 @@ def share_results(folder: RunFolder, spec: RunSpec, name: CheckpointName, digest
     """Give a checkpoint the finished cases of the other one where both hold the weights of one epoch: they are predicted once."""
     committed = newest_committed(folder)
     best, final = (committed.best, committed.final) if committed else (None, None)
-    if best is None or final is None or (best.epoch, best.fencing_token) != (final.epoch, final.fencing_token):
+    if best is None or final is None or _weights_of(best) != _weights_of(final):
         return
     other = best if name == "final" else final
     for case in spec.val_cases:
         if not is_done(folder, spec, name, case, digest) and is_done(folder, spec, other.checkpoint, case, other.sha256):
             _share(folder, other.checkpoint, name, case, digest)
+
+
+def _weights_of(manifest: Manifest) -> tuple[int, int, float | None]:
+    """What two checkpoints of one run have in common if they hold the same weights."""
+    return manifest.epoch, manifest.fencing_token, manifest.ema_pseudo_dice
 
 
 def _share(folder: RunFolder, source: CheckpointName, name: CheckpointName, case_id: str, digest: str) -> None:

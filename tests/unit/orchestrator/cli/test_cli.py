@@ -568,7 +568,10 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     assert "-f 3" in out
     assert "no final checkpoint in MLflow yet" in err
     assert json.loads(nnfleet("up", "--json", "--cpus", "3", "--gpus", "0")[1])["mlflow"] == "http://127.0.0.1:2"
-    assert api.asked[-1] == ("up", {"num_cpus": 3, "num_gpus": 0, "memory_gib": None})
+    assert api.asked[-1] == (
+        "up",
+        {"num_cpus": 3, "num_gpus": 0, "memory_gib": None, "allow_hosts": (), "artifacts": None},
+    )
     assert nnfleet("down")[0] == 0
     assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
 

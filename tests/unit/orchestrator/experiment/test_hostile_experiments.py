@@ -103,7 +103,7 @@ ROWS: tuple[Row, ...] = (
         "the home of nobody",
         lambda p: parse_experiment(MINIMAL + "nnUNet_results: ~no_one_here/x\nnnUNet_preprocessed: /x").with_folders_resolved(),
         ConfigError,
-        ("begins with `~`", "Write its path"),
+        ("~no_one_here/x", "does not know that user", "Write the whole path"),
     ),
     Row(
         "name",
