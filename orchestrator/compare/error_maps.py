@@ -52,8 +52,8 @@ def shown_cases(model: TrainedModel, others: Sequence[TrainedModel]) -> dict[str
     ranked = [result.case_id for result in sorted(model.results, key=lambda r: (r.dice_mean, r.case_id)) if result.case_id in common]
     if not ranked:
         return {}
-    chosen = {ranked[0]: "worst", ranked[(len(ranked) - 1) // 2]: "median", ranked[-1]: "best"}
-    return {case: what for case, what in chosen.items() if what == "worst" or case != ranked[0]}
+    chosen = {ranked[-1]: "best", ranked[(len(ranked) - 1) // 2]: "median", ranked[0]: "worst"}  # of few cases the worst is shown
+    return {case: chosen[case] for case in dict.fromkeys(ranked) if case in chosen}
 
 
 def error_map(case_id: str, models: Sequence[TrainedModel], reader: CaseReader) -> bytes:

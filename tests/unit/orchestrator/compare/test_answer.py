@@ -110,6 +110,14 @@ def test_a_run_without_its_full_validation_is_left_out_and_named(base: Path) -> 
     assert result.answer.missing["nnUNetTrainerDA5"] == ("1",)
 
 
+@pytest.mark.parametrize(("cases", "shown"), [("a", ["worst"]), ("ab", ["worst", "best"]), ("abc", ["worst", "median", "best"])])
+def test_of_few_cases_the_worst_is_shown_first(tmp_path: Path, cases: str, shown: list[str]) -> None:
+    validated_model(tmp_path, {case: 0.9 - 0.1 * place for place, case in enumerate(cases)}, [list(cases)])
+    model = found(tmp_path).answer.models[0]
+    assert list(shown_cases(model, []).values()) == shown
+    assert list(shown_cases(model, []))[0] == cases[-1]
+
+
 def test_models_are_chosen_by_name(base: Path) -> None:
     assert len(found(base, "901/3d_fullres/nnUNetTrainerDA5").answer.models) == 1
     with pytest.raises(ConfigError, match="there is no run '901/2d' below"):
