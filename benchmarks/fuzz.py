@@ -165,7 +165,7 @@ def targets(base: Path) -> dict[str, Target]:
         "case result": Target(f"{own}/cases/best/c.json", [_result()], lambda p, b: read_result(folder, "best", "c")),
         "label cache": Target(
             "cache.json",
-            [_json({"version": 1, "files": {"/x": [1, 2, "ab", [0.0, 1.0]]}})],
+            [_json({"version": 2, "files": {"labels by SimpleITKIO: /x": [1, 2, "ab", [0.0, 1.0]]}})],
             lambda p, b: read_label_files({"c": base / "none.nii"}, "SimpleITKIO", p),
         ),
         "pkl": Target("c.pkl", _pickles(base), lambda p, b: read_properties(base, "c")),

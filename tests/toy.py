@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from orchestrator.dataset.case_readings import labels_of_cases
 from orchestrator.dataset.digest import data_digest
-from orchestrator.dataset.preflight import labels_of_cases
 from trainers.contract.plans import Split, load_dataset_json, load_plans, load_splits, split_for
 from trainers.contract.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
 

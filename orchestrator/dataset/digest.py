@@ -1,15 +1,15 @@
 """What identifies a run: the digest of its data and its run key.
 
 The data digest covers what decides a result: the resolved configuration and the plan's parts that preprocessing and export use, labels and
-channels of dataset.json, the split, and the bytes of the cases' label files in gt_segmentations. It leaves out the preprocessed images:
-they follow from the plan, and blosc2 files of equal content differ in their bytes (blocks lie in the order in which threads finished
-them). Placement, loader, tracking and versions of libraries are left out on purpose: they must not orphan a run.
+channels of dataset.json, the split, the bytes of the cases' label files in gt_segmentations, and the values of the preprocessed cases. Not
+the bytes of these: blosc2 files of equal content differ in them (blocks lie in the order in which threads finished them). Placement,
+loader, tracking and versions of libraries are left out on purpose: they must not orphan a run.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers.contract.names import RECIPE_VERSION, TRAINERS, Fold
@@ -42,15 +42,28 @@ def model_parts(plans: Plans, configuration: str, dataset_json: Mapping[str, Any
     }
 
 
-def data_digest(plans: Plans, configuration: str, dataset_json: Mapping[str, Any], split: Split, label_sha256: Mapping[str, str]) -> str:
-    """SHA-256 of everything in the data that determines a run's result; `label_sha256` maps case ids to digests of label files."""
+def data_digest(
+    plans: Plans,
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    split: Split,
+    label_sha256: Mapping[str, str],
+    content_sha256: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """SHA-256 of everything in the data that determines a run's result.
+
+    `label_sha256` maps case ids to digests of label files, `content_sha256` to those of preprocessed image and labels. Without the latter
+    it is the digest of runs that were planned before run keys covered the preprocessed cases.
+    """
     cases = sorted({*split.train, *split.val})
+    contents = {} if content_sha256 is None else {"contents": {case: list(content_sha256.get(case, ())) for case in cases}}
     return _sha256(
         {
             **model_parts(plans, configuration, dataset_json),
             "train": sorted(split.train),
             "val": sorted(split.val),
             "labels": {case: label_sha256.get(case) for case in cases},
+            **contents,
         }
     )
 

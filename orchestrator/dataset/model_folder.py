@@ -1,9 +1,10 @@
 """Whether nnU-Net's model folder of a run may hold it: whose it is, and which plans lie there."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from orchestrator.dataset.case_readings import data_changes
 from orchestrator.dataset.digest import model_parts
 from orchestrator.dataset.folder import file_names
 from orchestrator.dataset.problems import listed
@@ -26,8 +27,43 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
         found.append("the cases of the fold")
     elif present.data_digest != wanted.data_digest:
-        found.append("labels, plans or dataset.json")
+        found.append(data_changes(present, wanted.case_digests))
     return ", ".join(found) or "the recipe's version"
+
+
+def problems_of_folders(specs: Sequence[RunSpec], plans: Mapping[str, Plans]) -> list[NnfleetError]:
+    """`model_folder_problems` of the runs of an experiment, where folders of other runs that differ in the same are one problem."""
+    others: dict[str, list[tuple[RunFolder, RunSpec, RunSpec]]] = {}
+    found: list[NnfleetError] = []
+    for spec in specs:
+        present = _kept_by_another(spec)
+        if present is None:
+            found += model_folder_problems(spec, plans[spec.plans])
+        else:
+            others.setdefault(run_differences(present, spec), []).append((RunFolder(spec.run_folder), present, spec))
+    return [*found, *(_belong_to_others(runs, differences) for differences, runs in others.items())]
+
+
+def _kept_by_another(spec: RunSpec) -> RunSpec | None:
+    """The other run that has kept something in the folder of `spec`."""
+    folder = RunFolder(spec.run_folder)
+    if not folder.spec_file.exists():
+        return None
+    try:
+        present = folder.spec()
+    except DataError:
+        return None
+    return present if present.run_key != spec.run_key and commit_files(folder) else None
+
+
+def _belong_to_others(runs: Sequence[tuple[RunFolder, RunSpec, RunSpec]], differences: str) -> ConfigError:
+    if len(runs) == 1:
+        return belongs_to_another(*runs[0])
+    folders = listed([str(folder.root) for folder, _, _ in runs])
+    return ConfigError(
+        f"results: {len(runs)} folders belong to other runs, which differ from those of this experiment in {differences}: {folders}. "
+        "Move the folders away or name another nnUNet_results."
+    )
 
 
 def model_folder_problems(

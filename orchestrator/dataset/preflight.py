@@ -1,16 +1,17 @@
 """Preflight: everything about a run's data that would fail later, found before a worker starts, and all of it at once."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.dataset.case_readings import CaseReadings, contents_of_cases, damaged_cases, data_changes, labels_of_cases
 from orchestrator.dataset.digest import data_digest
 from orchestrator.dataset.folder import cases_in, file_names
-from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
-from orchestrator.dataset.remembered import CACHE_NAME, Reading
+from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.names import canonical_trainer
 from trainers.contract.plans import (
@@ -32,57 +33,99 @@ _NEEDED = ("data_identifier", "batch_size", "patch_size", "spacing", "use_mask_f
 """What training and validation read of a configuration."""
 
 
-def check_run(spec: RunSpec, labels: Mapping[str, Reading] | None = None) -> list[str]:
+@dataclass(frozen=True)
+class _Data:
+    """The files that say what the data of a run are."""
+
+    plans: Plans
+    configuration: dict[str, Any]
+    dataset_json: dict[str, Any]
+    labels: Labels
+    folder: Path
+    """Of the preprocessed cases."""
+
+
+def check_run(spec: RunSpec) -> list[str]:
     """Problems that would stop `spec`, as texts; empty when it can start. For a process of the cluster: it also opens every case.
 
-    `labels` are the label files of its cases if they have been read before; else they are read here (see `labels_of_cases`).
     Raises StorageError where a disk is away.
     """
     problems = Problems()
-    problems.add(*(problems_of(spec, labels) or _damaged_cases(spec)))
+    problems.add(*(problems_of(spec) or _cases_that_do_not_open(spec)))
     return problems.texts
 
 
-def problems_of(spec: RunSpec, labels: Mapping[str, Reading] | None = None) -> list[NnfleetError]:
-    """Like `check_run`, with the kind of each problem and without a look into the case files. Raises StorageError."""
-    folder = spec.preprocessed_folder
-    if not folder.is_dir():
-        return [DataError(f"dataset: the folder {folder} does not exist. Run {PREPROCESS_COMMAND} or mount it on this machine.")]
+def problems_of(spec: RunSpec) -> list[NnfleetError]:
+    """Like `check_run`, with the kind of each problem. It reads whatever the run key covers, unless that is remembered.
+
+    Raises StorageError.
+    """
     try:
-        plans = load_plans(folder, spec.plans)
-        configuration = usable_configuration(plans, spec.configuration)
-        dataset_json = load_dataset_json(folder)
-        known_labels = labels_of(dataset_json, str(folder / "dataset.json"))
-        canonical_trainer(spec.trainer)
+        data = _data_of(spec)
     except (ConfigError, DataError) as err:
         return [err]
+    readings = _readings(spec, data)
+    found = [*_problems_of_data(spec, data, readings), *model_folder_problems(spec, data.plans)]
+    return found or _changed_data(spec, data, readings)
+
+
+def data_problems(spec: RunSpec, readings: CaseReadings) -> list[NnfleetError]:
+    """Those of a run that was planned by these `readings` of its cases, without its place among the results. Raises StorageError."""
+    try:
+        return _problems_of_data(spec, _data_of(spec), readings)
+    except (ConfigError, DataError) as err:
+        return [err]
+
+
+def _data_of(spec: RunSpec) -> _Data:
+    """Raises ConfigError or DataError."""
+    folder = spec.preprocessed_folder
+    if not folder.is_dir():
+        raise DataError(f"dataset: the folder {folder} does not exist. Run {PREPROCESS_COMMAND} or mount it on this machine.")
+    plans = load_plans(folder, spec.plans)
+    configuration = usable_configuration(plans, spec.configuration)
+    dataset_json = load_dataset_json(folder)
+    labels = labels_of(dataset_json, str(folder / "dataset.json"))
+    canonical_trainer(spec.trainer)
+    return _Data(plans, configuration, dataset_json, labels, folder / configuration["data_identifier"])
+
+
+def _readings(spec: RunSpec, data: _Data) -> CaseReadings:
+    """What the run key covers: of a run that was planned before it covered the preprocessed cases, the label files alone."""
     cases = sorted({*spec.train_cases, *spec.val_cases})
-    data_folder = folder / configuration["data_identifier"]
-    if labels is None:
-        labels = labels_of_cases(
-            folder, cases, dataset_json["file_ending"], str(plans.content.get("image_reader_writer")), spec.model_folder.parent
-        )
-    found = [
-        *_split_problems(spec, data_folder),
-        *_batch_problems(spec, configuration),
-        *_channel_problems(spec, configuration, dataset_json),
-        *_intensity_problems(spec, configuration, plans),
-        *_case_file_problems(spec, data_folder, cases),
-        *label_problems(folder, {case: labels[case] for case in cases if case in labels}, known_labels),
-        *model_folder_problems(spec, plans),
+    results = spec.model_folder.parent
+    reader = str(data.plans.content.get("image_reader_writer"))
+    labels = labels_of_cases(spec.preprocessed_folder, cases, data.dataset_json["file_ending"], reader, results)
+    if spec.case_digests is None:
+        return CaseReadings(labels)
+    return CaseReadings(labels, contents_of_cases(data.folder, cases, num_input_channels(data.dataset_json), results))
+
+
+def _problems_of_data(spec: RunSpec, data: _Data, readings: CaseReadings) -> list[NnfleetError]:
+    cases = sorted({*spec.train_cases, *spec.val_cases})
+    labels = {case: readings.labels[case] for case in cases if case in readings.labels}
+    faults = {case: fault for case in cases for reading in readings.contents.get(case, ()) if (fault := reading.fault)}
+    return [
+        *_split_problems(spec, data.folder),
+        *_batch_problems(spec, data.configuration),
+        *_channel_problems(spec, data.configuration, data.dataset_json),
+        *_intensity_problems(spec, data.configuration, data.plans),
+        *(_case_file_problems(spec, data.folder, cases) or damaged_cases(faults)),
+        *label_problems(spec.preprocessed_folder, labels, data.labels),
     ]
-    return found or _changed_data(spec, plans, dataset_json, labels)
 
 
-def _changed_data(spec: RunSpec, plans: Plans, dataset_json: dict[str, Any], labels: Mapping[str, Reading]) -> list[NnfleetError]:
+def _changed_data(spec: RunSpec, data: _Data, readings: CaseReadings) -> list[NnfleetError]:
     """Data that are sound but not those that the run was planned with: its run key would name other data than it trains on."""
     split = Split(spec.train_cases, spec.val_cases)
-    digests = {case: label.sha256 for case, label in labels.items()}
-    if data_digest(plans, spec.configuration, dataset_json, split, digests) == spec.data_digest:
+    is_former = spec.case_digests is None
+    contents = None if is_former else readings.content_sha256
+    if data_digest(data.plans, spec.configuration, data.dataset_json, split, readings.label_sha256, contents) == spec.data_digest:
         return []
+    changes = data_changes(spec, None if is_former else readings.digests(readings.labels))
     return [
         DataError(
-            f"dataset: plans, dataset.json or label files of {spec.preprocessed_folder} changed since {spec.run_key} was planned. "
+            f"dataset: in {spec.preprocessed_folder} {changes} changed since {spec.run_key} was planned. "
             "Restore them to continue this run, or submit again: a new run (once an epoch was kept, in another nnUNet_results)."
         )
     ]
@@ -103,12 +146,6 @@ def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
             f"plans: configuration {name!r} of {plans.path} lacks {', '.join(missing)}. Make the plans anew with {PREPROCESS_COMMAND}."
         )
     return configuration
-
-
-def labels_of_cases(folder: Path, cases: Iterable[str], ending: str, reader: str, results: Path) -> dict[str, Reading]:
-    """Label files of cases below gt_segmentations, with the digests remembered beside the dataset's models."""
-    files = {case: folder / "gt_segmentations" / f"{case}{ending}" for case in cases}
-    return read_label_files(files, reader, results / CACHE_NAME)
 
 
 def label_problems(folder: Path, labels: Mapping[str, Reading], known: Labels) -> list[NnfleetError]:
@@ -239,23 +276,19 @@ def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> l
     return [DataError(f"cases: {len(lacking)} of {len(cases)} cases lack files in {data_folder}: {shown}. Run {command}.")]
 
 
-def _damaged_cases(spec: RunSpec) -> list[NnfleetError]:
+def _cases_that_do_not_open(spec: RunSpec) -> list[DataError]:
     """Cases whose files do not open as an image and its labels, which a worker would find with its accelerator in hand; 1.5 ms each."""
     from trainers.data.case_files import check_case  # blosc2 is not on every laptop
 
-    configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
-    folder = spec.preprocessed_folder / configuration["data_identifier"]
-    channels = num_input_channels(load_dataset_json(spec.preprocessed_folder))
-    faults: dict[str, DataError] = {}
+    data = _data_of(spec)
+    channels = num_input_channels(data.dataset_json)
+    faults: dict[str, str] = {}
     for case in sorted({*spec.train_cases, *spec.val_cases}):
         try:
-            check_case(folder, case, channels)
+            check_case(data.folder, case, channels)
         except DataError as err:
-            faults[case] = err
-    if len(faults) < 2:
-        return list(faults.values())
-    first = next(iter(faults.values()))
-    return [DataError(f"cases: {len(faults)} of the run's cases are damaged: {listed(list(faults))}. The first: {first}")]
+            faults[case] = str(err)
+    return damaged_cases(faults)
 
 
 def _lacking(case: str, present: frozenset[str], endings: tuple[str, ...]) -> list[str]:

@@ -44,17 +44,17 @@ def read_files(files: Mapping[str, Path], read: Callable[[str], Reading], kind: 
         keys = {name: f"{kind}: {path}" for name, path in files.items()}
         found = {name: known[key][1] for name, key in keys.items() if known.get(key, (None,))[0] == stamps[name] is not None}
         missing = [name for name in files if name not in found]
-        progress = _Progress(kind, len(missing))
+        progress, is_known = _Progress(kind, len(missing)), True
         for name, reading in zip(missing, threads.map(read, missing), strict=True):
             found[name] = reading
-            progress.step()
-    fresh: _Known = {}
-    for name in missing:
-        stamp = stamps[name]
-        if stamp is not None and stamp == _stamp(files[name]) and _is_settled(stamp) and not found[name].fault:
-            fresh[keys[name]] = (stamp, found[name])
-    if cache_file is not None and fresh:
-        _save_cache(cache_file, {**known, **fresh})
+            stamp = stamps[name]
+            if stamp is not None and stamp == _stamp(files[name]) and _is_settled(stamp) and not reading.fault:
+                known[keys[name]], is_known = (stamp, reading), False
+            if progress.step() and not is_known:
+                _save_cache(cache_file, known)  # whoever interrupts a long reading keeps what was read
+                is_known = True
+    if not is_known:
+        _save_cache(cache_file, known)
     return {name: found[name] for name in files}
 
 
@@ -69,11 +69,14 @@ class _Progress:
     def __init__(self, kind: str, count: int) -> None:
         self._kind, self._count, self._done, self._said = kind, count, 0, time.monotonic()
 
-    def step(self) -> None:
+    def step(self) -> bool:
+        """One more file; True when it was time to say so."""
         self._done += 1
-        if time.monotonic() - self._said > PROGRESS_S:
-            self._said = time.monotonic()
-            log.info("reading %s: %d of %d files", self._kind, self._done, self._count)
+        if time.monotonic() - self._said < PROGRESS_S:
+            return False
+        self._said = time.monotonic()
+        log.info("reading %s: %d of %d files", self._kind, self._done, self._count)
+        return True
 
 
 def _stamp(path: Path) -> _Stamp | None:
@@ -104,7 +107,9 @@ def _load_cache(cache_file: Path | None) -> _Known:
         return {}
 
 
-def _save_cache(cache_file: Path, known: _Known) -> None:
+def _save_cache(cache_file: Path | None, known: _Known) -> None:
+    if cache_file is None:
+        return
     files = {key: [*stamp, reading.sha256, reading.values] for key, (stamp, reading) in known.items()}
     try:
         write_atomic(cache_file, json.dumps({"version": CACHE_VERSION, "files": files}).encode())

@@ -4,16 +4,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dataset.digest import data_digest, run_key
+from orchestrator.dataset.case_readings import CaseReadings, contents_of_cases, labels_of_cases
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
-from orchestrator.dataset.preflight import labels_of_cases, problems_of, usable_configuration
+from orchestrator.dataset.model_folder import problems_of_folders
+from orchestrator.dataset.preflight import data_problems, usable_configuration
 from orchestrator.dataset.problems import Problems
 from orchestrator.dataset.remembered import Reading
 from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
+from orchestrator.experiment.identity import Planned, identity_in
 from orchestrator.experiment.model import Experiment
 from trainers.contract.names import Fold
-from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, split_for
+from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, num_input_channels, split_for
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -46,14 +49,15 @@ class _Expansion:
         plans = self._plans()
         configurations = self._configurations(plans)
         splits = self._splits(configurations)
-        labels = self._labels(plans, splits)
+        readings = _Readings(self.folder, self.dataset_json, self.results, {case for s in splits.values() for case in (*s.train, *s.val)})
         specs = []
         for plans_name, configuration, trainer, seed, fold in self.experiment.axes():
             split = splits.get((plans_name, configuration, fold))
             if split is not None:
-                specs.append(self._spec(plans[plans_name], configuration, trainer, seed, fold, split, labels))
-        for spec in specs:
-            self.problems.add(*problems_of(spec, labels))
+                spec = self._spec(plans[plans_name], configuration, trainer, seed, fold, split, readings)
+                specs.append(spec)
+                self.problems.add(*data_problems(spec, readings.of(plans[plans_name], configuration, spec.case_digests is not None)))
+        self.problems.add(*problems_of_folders(specs, plans))
         self.problems.raise_if_any()
         return specs
 
@@ -101,33 +105,21 @@ class _Expansion:
                 self.problems.add(err)
         return found
 
-    def _labels(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> dict[str, Reading]:
-        cases = sorted({case for split in splits.values() for case in (*split.train, *split.val)})
-        if not cases:
-            return {}
-        reader = str(next(iter(plans.values())).content.get("image_reader_writer"))
-        return labels_of_cases(self.folder, cases, self.dataset_json["file_ending"], reader, self.results)
-
-    def _spec(
-        self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, labels: dict[str, Reading]
-    ) -> RunSpec:
+    def _spec(self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, readings: "_Readings") -> RunSpec:
         experiment = self.experiment
-        digest = data_digest(plans, configuration, self.dataset_json, split, {case: label.sha256 for case, label in labels.items()})
         suffix = f"__seed{seed}" if seed else ""
+        model_folder = self.results / f"{trainer}__{plans.name}__{configuration}{suffix}"
+        planned = Planned(self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, experiment.schedule, split)
+        identity = identity_in(
+            RunFolder(model_folder / f"fold_{fold}"), planned, lambda is_whole: readings.of(plans, configuration, is_whole)
+        )
         return RunSpec(
-            run_key=run_key(
-                dataset=self.dataset,
-                configuration=configuration,
-                trainer=trainer,
-                plans=plans.name,
-                fold=fold,
-                seed=seed,
-                schedule=experiment.schedule,
-                data_digest=digest,
-            ),
+            run_key=identity.run_key,
+            data_digest=identity.data_digest,
+            case_digests=identity.case_digests,
             dataset=self.dataset,
             preprocessed_folder=self.folder,
-            model_folder=self.results / f"{trainer}__{plans.name}__{configuration}{suffix}",
+            model_folder=model_folder,
             plans=plans.name,
             configuration=configuration,
             trainer=trainer,
@@ -135,7 +127,6 @@ class _Expansion:
             seed=seed,
             train_cases=split.train,
             val_cases=split.val,
-            data_digest=digest,
             schedule=experiment.schedule,
             deterministic=experiment.deterministic,
             compile=experiment.compile,
@@ -150,3 +141,23 @@ class _Expansion:
             tracking_uri=experiment.tracking.uri,
             mlflow_experiment=experiment.tracking.experiment or self.dataset,
         )
+
+
+class _Readings:
+    """The cases of an experiment, read by each reader of its plans and from each folder of preprocessed data once, when that is needed."""
+
+    def __init__(self, folder: Path, dataset_json: dict[str, Any], results: Path, cases: set[str]) -> None:
+        self.folder, self.dataset_json, self.results, self.cases = folder, dataset_json, results, sorted(cases)
+        self._labels: dict[str, dict[str, Reading]] = {}
+        self._contents: dict[str, dict[str, tuple[Reading, Reading]]] = {}
+
+    def of(self, plans: Plans, configuration: str, is_whole: bool) -> CaseReadings:
+        """The label files of all cases and, if `is_whole`, their preprocessed images and labels."""
+        reader = str(plans.content.get("image_reader_writer"))
+        identifier = str(plans.configuration(configuration)["data_identifier"])
+        if reader not in self._labels:
+            self._labels[reader] = labels_of_cases(self.folder, self.cases, self.dataset_json["file_ending"], reader, self.results)
+        if is_whole and identifier not in self._contents:
+            channels = num_input_channels(self.dataset_json)
+            self._contents[identifier] = contents_of_cases(self.folder / identifier, self.cases, channels, self.results)
+        return CaseReadings(self._labels[reader], self._contents[identifier] if is_whole else {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from orchestrator.dataset.outdated import outdated_cases
 from orchestrator.queue.admission import Waiting, schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
 from orchestrator.run.progress import Progress, progress_of
@@ -99,6 +100,7 @@ def plan_report(
 
     Raises DataError when a run that is to start may not write its folder.
     """
+    warnings = (*warnings, *outdated_cases(specs, experiment.with_folders_resolved(required=False).nnUNet_raw))
     report = plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
     for row in report.rows:
         if row.progress.stage != "finished" and row.run_key not in (queue or Queue()).living:

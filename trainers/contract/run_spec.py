@@ -141,7 +141,10 @@ class RunSpec(Frozen):
     val_cases: tuple[str, ...]
     """Case ids of the validation split."""
     data_digest: str
-    """SHA-256 over plans, dataset.json, split and label files."""
+    """SHA-256 over plans, dataset.json, split, label files and, where `case_digests` are known, the values of the preprocessed cases."""
+    case_digests: dict[str, tuple[str, str, str]] | None = None
+    """Case id -> first digits of the SHA-256 of its label file, of its preprocessed image and of its preprocessed labels, by which a
+    changed case is named; null in runs that were planned before run keys covered the preprocessed cases."""
     schedule: Schedule = Schedule()
     deterministic: bool = False
     """Ask for deterministic kernels on GPUs (no compilation, slower): a resumed run ends with the same weights there too. The same bits
@@ -164,6 +167,11 @@ class RunSpec(Frozen):
     """MLflow tracking server as the driver on the head node reaches it."""
     mlflow_experiment: str = ""
     """MLflow experiment name; by default the dataset's."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A run from before its cases had digests is written as it was: versions that planned it can read it."""
+        return {key: value for key, value in default(self).items() if value is not None or key != "case_digests"}
 
     @property
     def recipe(self) -> Recipe:

@@ -5,6 +5,7 @@ C image channels, Z Y X voxels. Source: nnunetv2/training/dataloading/nnunet_dat
 """
 
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from trainers.data.restricted_pickle import read_pickle
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
+Part = Literal["image", "labels"]
 
 
 def open_case(folder: Path, case_id: str, channels: int) -> tuple[Any, Any]:
@@ -67,6 +69,41 @@ def _check_middle(folder: Path, case_id: str, image: Any) -> None:
         raise damaged(folder, case_id, err) from err
     if fault:
         raise fault
+
+
+def file_of(folder: Path, case_id: str, part: Part) -> Path:
+    """The file that `open_case` reads a case's image or labels from."""
+    end = "" if part == "image" else "_seg"
+    if (folder / f"{case_id}.b2nd").is_file():
+        return folder / f"{case_id}{end}.b2nd"
+    unpacked = folder / f"{case_id}{end}.npy"
+    return unpacked if unpacked.is_file() else folder / f"{case_id}.npz"
+
+
+def content_sha256(folder: Path, case_id: str, channels: int, part: Part) -> str:
+    """SHA-256 of the values of a case's image or labels, with shape and type: the same however they are packed. Unpacks all of them.
+
+    Raises as `open_case` does.
+    """
+    image, labels = open_case(folder, case_id, channels)
+    try:
+        return _sha256_of_values(image if part == "image" else labels)
+    except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
+        raise damaged(folder, case_id, err) from err
+
+
+def _sha256_of_values(array_CZYX: Any) -> str:
+    """Slices are unpacked as many at a time as are packed together, and each channel is hashed apart, in the order of its voxels."""
+    by_channel = [hashlib.sha256() for _ in range(array_CZYX.shape[0])]
+    step = array_CZYX.chunks[1] if isinstance(array_CZYX, blosc2.NDArray) else array_CZYX.shape[1]
+    for start in range(0, array_CZYX.shape[1], step):
+        slab_CZYX = np.ascontiguousarray(array_CZYX[:, start : start + step])
+        for digest, values_ZYX in zip(by_channel, slab_CZYX, strict=True):
+            digest.update(values_ZYX)
+    whole = hashlib.sha256(f"{[int(size) for size in array_CZYX.shape]} {np.dtype(array_CZYX.dtype).str}".encode())
+    for digest in by_channel:
+        whole.update(digest.digest())
+    return whole.hexdigest()
 
 
 def damaged(folder: Path, case_id: str, error: Exception) -> DataError:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.dataset import label_files
+from orchestrator.dataset import label_files, remembered
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.dataset.label_files import read_label_files, voxel_values
 from orchestrator.dataset.remembered import Reading
+from orchestrator.errors import StorageError
 from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.plans import Plans, Split
@@ -178,6 +179,24 @@ def test_a_file_changed_this_moment_is_not_remembered(tiny: Tiny, reads: list[Pa
     read(tiny, "case_1")
     read(tiny, "case_1")
     assert len(reads) == 2
+
+
+def test_a_reading_that_is_interrupted_keeps_what_was_read_and_says_how_far_it_is(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remembered, "PROGRESS_S", 0.0)
+    files = {case: tiny.label_file(case) for case in ("case_1", "case_2")}
+    settle(files["case_1"])
+
+    def read_one(case: str) -> Reading:
+        if case == "case_2":
+            raise StorageError("storage: away")
+        return Reading("1" * 64)
+
+    with pytest.raises(StorageError), caplog.at_level("INFO"):
+        remembered.read_files(files, read_one, "labels", tiny.results / "cache.json")
+    assert "reading labels: 1 of 2 files" in caplog.text
+    assert str(files["case_1"]) in (tiny.results / "cache.json").read_text()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 2, "files": {"x": 3}}', '{"version": 0}'])

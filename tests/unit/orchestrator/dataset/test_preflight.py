@@ -278,8 +278,10 @@ def test_a_split_with_a_case_that_was_never_preprocessed_is_refused(tiny: Tiny) 
 
 def test_npz_folders_of_older_versions_pass_when_they_are_whole(tiny: Tiny) -> None:
     for case in CASES:
-        (tiny.data_folder() / f"{case}.b2nd").rename(tiny.data_folder() / f"{case}.npz")
-        (tiny.data_folder() / f"{case}_seg.b2nd").unlink()
+        data, seg = np.zeros((1, 4, 3, 2), np.float32), np.zeros((1, 4, 3, 2), np.int8)
+        np.savez_compressed(tiny.data_folder() / f"{case}.npz", data=data, seg=seg)
+        for ending in (".b2nd", "_seg.b2nd"):
+            (tiny.data_folder() / f"{case}{ending}").unlink()
     (spec,) = expand(single_training(17, "3d_fullres", "all", **tiny.folders))
     assert spec.train_cases == CASES
     (tiny.data_folder() / "case_3.npz").unlink()

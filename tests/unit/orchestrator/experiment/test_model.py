@@ -201,7 +201,7 @@ def test_defaults_are_those_of_the_run_specification() -> None:
     experiment = parse_experiment(MINIMAL)
     for field in ("images", "pseudonyms", "deterministic", "compile", "workers", "loader", "validation", "schedule"):
         assert getattr(experiment, field) == RunSpec.model_fields[field].default, field
-    derived = {"run_key", "dataset", "preprocessed_folder", "model_folder", "train_cases", "val_cases", "data_digest"}
+    derived = {"run_key", "dataset", "preprocessed_folder", "model_folder", "train_cases", "val_cases", "data_digest", "case_digests"}
     one_of_several = {"plans", "configuration", "trainer", "fold", "seed"}
     named_otherwise = {"schedule", "upload_interval_s", "local_artifacts", "tracking_uri", "mlflow_experiment"}
     assert set(RunSpec.model_fields) - derived - one_of_several - named_otherwise <= set(Experiment.model_fields)

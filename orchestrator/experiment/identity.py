@@ -1,0 +1,75 @@
+"""What names a planned run: its key, the digest of its data, and the digests of its cases."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.dataset.case_readings import CaseReadings
+from orchestrator.dataset.digest import data_digest, run_key
+from orchestrator.errors import DataError
+from trainers.contract.commits import commit_files
+from trainers.contract.names import Fold
+from trainers.contract.plans import Plans, Split
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Schedule
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Fields of the run specification."""
+
+    run_key: str
+    data_digest: str
+    case_digests: dict[str, tuple[str, str, str]] | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of an experiment, but for its cases' contents."""
+
+    dataset: str
+    dataset_json: dict[str, object]
+    plans: Plans
+    configuration: str
+    trainer: str
+    fold: Fold
+    seed: int
+    schedule: Schedule
+    split: Split
+
+    def identity(self, readings: CaseReadings, *, is_former: bool = False) -> Identity:
+        """Its key, digest and digests of cases; `is_former`: as they were before run keys covered the preprocessed cases."""
+        contents = None if is_former else readings.content_sha256
+        digest = data_digest(self.plans, self.configuration, self.dataset_json, self.split, readings.label_sha256, contents)
+        key = run_key(
+            dataset=self.dataset,
+            configuration=self.configuration,
+            trainer=self.trainer,
+            plans=self.plans.name,
+            fold=self.fold,
+            seed=self.seed,
+            schedule=self.schedule,
+            data_digest=digest,
+        )
+        return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
+
+
+def identity_in(folder: RunFolder, planned: Planned, read: Callable[[bool], CaseReadings]) -> Identity:
+    """The identity of a run that is to have `folder`: the former one if a run from before run keys covered the preprocessed cases has it.
+
+    Of such a run nobody knows which images it began with, so the same labels and plans make the same run. `read` gives the cases' label
+    files, or with True all of them.
+    """
+    former = planned.identity(read(False), is_former=True)
+    return former if _holds(folder, former) else planned.identity(read(True))
+
+
+def _holds(folder: RunFolder, former: Identity) -> bool:
+    """A former run of the same data, which may be wanted for more epochs now, has kept something here or is the very run."""
+    if not folder.spec_file.exists():
+        return False
+    try:
+        present = folder.spec()
+    except DataError:
+        return False  # reported with the other problems of the folder
+    is_same_data = present.case_digests is None and present.data_digest == former.data_digest
+    return is_same_data and (present.run_key == former.run_key or bool(commit_files(folder)))
