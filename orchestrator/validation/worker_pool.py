@@ -25,6 +25,7 @@ from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import is_of_storage, retry_storage
+from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
 
 if TYPE_CHECKING:
@@ -53,15 +54,16 @@ def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "
 class CaseWorker:
     """The actor: holds the network of one checkpoint and validates one case after the other."""
 
-    def __init__(self, root: str, name: CheckpointName, digest: str) -> None:
+    def __init__(self, root: str, name: CheckpointName, digest: str, fencing_token: int = 0) -> None:
         self._folder, self._name, self._digest = RunFolder(Path(root)), name, digest
+        self._notice = StorageNotice(self._folder, fencing_token)
         self.predictor: CasePredictor | None = None
         """None until `load`."""
 
     def load(self) -> str:
         """Load the network and return the place where it is. A disk that is away is waited for. Raises as `loaded`."""
         what = f"loading {self._folder.checkpoint(self._name)}"
-        self.predictor = retry_storage(lambda: loaded(self._folder, self._name, self._digest), what)
+        self.predictor = retry_storage(lambda: loaded(self._folder, self._name, self._digest), what, tell=self._notice.tell)
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
@@ -71,7 +73,7 @@ class CaseWorker:
 
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
-        result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}")
+        result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}", tell=self._notice.tell)
         if self.predictor and self.predictor.spec.images:
             self._draw(result)
         return result.dice_mean
@@ -178,7 +180,7 @@ class Pool:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class = ray.remote(CaseWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})
-        actor: Any = actor_class.remote(str(self.folder.root), self.name, self.digest)
+        actor: Any = actor_class.remote(str(self.folder.root), self.name, self.digest, self.fencing_token)
         self._pending[actor.load.remote()] = PendingCall(actor, None, "", time.monotonic())
 
     def _on_result(self, call: Any) -> None:
