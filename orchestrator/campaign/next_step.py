@@ -149,7 +149,8 @@ def next_step(facts: Facts, before: RunState) -> Step:
         return _reassigned(facts, before)
     is_now = facts.stop is not None and facts.stop.is_now
     if (job := facts.live("validate")) is not None:
-        return _followed(job, RunState.VALIDATING, is_stopping=is_now or (facts.stop is not None and not job.obeys_gentle_stop))
+        is_stopping = is_now or (facts.stop is not None and not job.obeys_gentle_stop)
+        return _followed(job, RunState.VALIDATING, facts.trouble, is_stopping=is_stopping)
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
         is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the request

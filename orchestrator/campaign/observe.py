@@ -1,15 +1,16 @@
 """What a campaign sees of one run: reads its folder and the list of jobs. Decides nothing (`next_step.py`), shows nothing (`render.py`)."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.campaign.next_step import Facts
-from orchestrator.campaign.render import Reading, workers_failed, workers_silent
+from orchestrator.campaign.render import Reading, waits_for_storage, workers_failed, workers_silent
 from orchestrator.run.activity import cases_done, owner_of
 from orchestrator.run.clock import Clock
 from orchestrator.run.failure import newest_failure
-from orchestrator.run.heartbeat import SILENT_S, ChangeWatch
+from orchestrator.run.heartbeat import PROBE_AFTER_S, SILENT_S, ChangeWatch
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.progress import full_dice
@@ -17,11 +18,13 @@ from orchestrator.run.undelivered import undelivered_text
 from trainers.contract.commits import CommitReader, Committed
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import count_drivers, newest_token
+from trainers.contract.files import check_takes
 from trainers.contract.records import Heartbeat, read_heartbeat
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.contract.storage_notice import StorageWait, storage_wait_seen
 
 
 @dataclass
@@ -40,6 +43,10 @@ class Observer:
     _commits: CommitReader = field(init=False, repr=False)
     _heard: ChangeWatch = field(default=ChangeWatch(), repr=False)
     """The last heartbeat."""
+    _storage_wait: StorageWait | None = field(default=None, repr=False)
+    """Of its living job."""
+    _probed_s: float = field(default=-math.inf, repr=False)
+    """When this campaign last tried whether the disk takes a file, by the monotonic clock."""
     _validated_token: int = field(default=0, repr=False)
     """Fencing token of the training that is being validated."""
     _cases: frozenset[tuple[str, int]] | None = field(default=None, repr=False)
@@ -88,7 +95,10 @@ class Observer:
             facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
         validation, training = facts.live("validate"), facts.live("train")
         self._validated_token = validation.job_number if validation else 0
-        return facts if training is None else self._with_workers(facts, training)
+        if training is not None:
+            return self._with_workers(facts, training)
+        self._storage_wait = storage_wait_seen(self.folder, self._validated_token) if validation else None
+        return replace(facts, trouble=waits_for_storage(self._storage_wait) if self._storage_wait else "")
 
     def _past_the_stop(self, facts: Facts) -> Facts:
         """Without the end of a job that had been asked to stop before the run was submitted again."""
@@ -105,7 +115,11 @@ class Observer:
         alive, failed = heartbeat.fencing_token, failure.fencing_token if failure is not None else 0
         is_first = not facts.ended("train") and max(alive, failed) < job.job_number
         is_fresh = is_first or (alive >= max(newest_token(self.folder), job.job_number) and failed < alive)
-        if not is_fresh:
+        self._heard = self._heard.seen(heartbeat, self.clock)
+        self._storage_wait = self._wait_for_storage(max(newest_token(self.folder), job.job_number))
+        if self._storage_wait is not None:
+            trouble = waits_for_storage(self._storage_wait)
+        elif not is_fresh:
             trouble = workers_failed(failure) if failure is not None and failed >= job.job_number else ""
         else:
             trouble = self._silence(heartbeat) if alive >= job.job_number else ""
@@ -113,8 +127,23 @@ class Observer:
 
     def _silence(self, heartbeat: Heartbeat) -> str:
         """A sentence once the workers have sent no heartbeat for long."""
-        self._heard = self._heard.seen(heartbeat, self.clock)
         return workers_silent(self._heard.since_unix, heartbeat) if self._heard.unchanged_s(self.clock) >= SILENT_S else ""
+
+    def _wait_for_storage(self, fencing_token: int) -> StorageWait | None:
+        """What the workers say that they wait for, or where they say nothing for long, what the disk answers to this process."""
+        if (wait := storage_wait_seen(self.folder, fencing_token)) is not None:
+            return wait
+        now_s = self.clock.monotonic()
+        if self._heard.unchanged_s(self.clock) < PROBE_AFTER_S:
+            return None
+        if now_s - self._probed_s < PROBE_AFTER_S:
+            return self._storage_wait
+        self._probed_s = now_s
+        try:
+            check_takes(self.folder.own, size_bytes=1)
+        except StorageError as err:
+            return StorageWait(fencing_token=fencing_token, since_unix=self._heard.since_unix, because=str(err))
+        return None
 
     def _jobs_that_validated(self, own: Sequence[JobRecord]) -> frozenset[str]:
         """Which validation jobs that have ended finished a case, as far as it was seen."""
@@ -144,6 +173,7 @@ class Observer:
             validation=cases_done(self.folder, self._validated_token) if state is RunState.VALIDATING else None,
             full_dice=full_dice(self.folder, self.spec) if is_scored else {},
             undelivered="" if self.reassigned_to else undelivered_text(self.folder),
+            is_waiting=self._storage_wait is not None,
         )
 
     def committed(self) -> Committed | None:

@@ -12,6 +12,7 @@ from orchestrator.run.status import CasesDone, RunStatus
 from trainers.contract.commits import Committed
 from trainers.contract.records import Heartbeat
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.storage_notice import StorageWait
 
 EPOCHS_FOR_SPEED = 9
 FINEST_FRACTION = 0.1
@@ -31,6 +32,8 @@ class Reading:
     full_dice: Mapping[str, float] = field(default_factory=dict)
     undelivered: str = ""
     """What MLflow does not take at present, and why."""
+    is_waiting: bool = False
+    """A job of it waits for its disk."""
 
 
 def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatus:
@@ -49,7 +52,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "ema_pseudo_dice": committed.best_policy.ema if committed else None,
         "best_ema_pseudo_dice": committed.best_policy.score if committed else None,
         "epoch_s": epoch_s,
-        "seconds_left": None if left_s is None or status.state.is_final else round(left_s, 1),
+        "seconds_left": None if left_s is None or status.state.is_final or reading.is_waiting else round(left_s, 1),
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
         "reason": " ".join(part for part in (status.reason, reading.undelivered) if part),
@@ -78,6 +81,12 @@ def workers_silent(since_unix: float, heartbeat: Heartbeat) -> str:
     """That the workers have sent no heartbeat for long, in a sentence."""
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since_unix))
     return f"no heartbeat from its workers since {since} (epoch {heartbeat.epoch}, {heartbeat.phase})."
+
+
+def waits_for_storage(wait: StorageWait) -> str:
+    """That a job waits for its disk, in a sentence or two."""
+    since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(wait.since_unix))
+    return f"waits since {since}. {wait.because}"
 
 
 def changes(before: RunStatus | None, now: RunStatus) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def server_of(address: str) -> tuple[str, int]:
             raise ValueError("a scheme that the job server does not speak")
         return host_and_port(address)
     except ValueError:
-        found = "an address of Ray Client (ray://)" if address.startswith("ray://") else "what is no address of a job server"
-        place = f"{source} holds" if source in ADDRESS_VARIABLES else "--cluster is"
+        found = "an address of Ray Client (ray://)" if address.startswith("ray://") else "no address of a job server"
+        place = f"{source} is" if source in ADDRESS_VARIABLES else "--cluster is"
         beside = f", in {ADDRESS_VARIABLES[0]}, which goes before it" if source == ADDRESS_VARIABLES[1] else ""
         raise ConfigError(
             f"cluster: {place} {found}. Name the dashboard, as `ray job submit` takes it: http://HOST:8265{beside}."

@@ -16,6 +16,8 @@ MIN_OBSERVATION_S = 3 * HEARTBEAT_S
 """The least time of looking for a heartbeat, even where the stamp of the last one is old."""
 ORPHANS_PATIENCE_S = 90.0
 """Workers with heartbeats for so long after a submission has begun to wait are no leftovers: the submission is refused."""
+PROBE_AFTER_S = 20.0
+"""After so long without a heartbeat, and again after as long, a campaign tries whether the run's disk takes a file."""
 SILENT_S = 120.0
 """After so long without a heartbeat the status of a run says so."""
 VALIDATION_FRESH_S = 900.0

@@ -41,6 +41,7 @@ from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import is_of_storage, retry_storage
+from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,9 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     """Validate and write the summaries. Those of complete checkpoints are kept, to be delivered, even if another one fails; None where
     there is nothing to validate."""
     spec = retry_storage(folder.living_spec, f"the validation of {folder.root}")
-    retry_storage(lambda: check_takes(folder.own), f"the validation of {folder.root}")
+    notice = StorageNotice(folder, fencing_token)
+    retry_storage(lambda: check_takes(folder.own), f"the validation of {folder.root}", tell=notice.tell)
+    notice.reserve()
     folder.validating_file.unlink(missing_ok=True)  # of an earlier job
     if not spec.val_cases:
         return _outcome("SUCCEEDED", fencing_token, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None

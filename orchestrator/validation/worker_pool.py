@@ -25,6 +25,7 @@ from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import is_of_storage, retry_storage
+from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "
 class CaseWorker:
     """The actor: holds the network of one checkpoint at a time and validates one case after the other."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, fencing_token: int = 0) -> None:
         self._folder = RunFolder(Path(root))
+        self._notice = StorageNotice(self._folder, fencing_token)
         self._name: CheckpointName = "best"
         self.predictor: CasePredictor | None = None
         """None until `load`."""
@@ -65,7 +67,8 @@ class CaseWorker:
         Raises as `loaded`.
         """
         self._name, self.predictor = name, None  # the memory of the one before is free
-        self.predictor = retry_storage(lambda: loaded(self._folder, name, digest), f"loading {self._folder.checkpoint(name)}")
+        what = f"loading {self._folder.checkpoint(name)}"
+        self.predictor = retry_storage(lambda: loaded(self._folder, name, digest), what, tell=self._notice.tell)
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
@@ -75,7 +78,7 @@ class CaseWorker:
 
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
-        result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}")
+        result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}", tell=self._notice.tell)
         if self.predictor and self.predictor.spec.images:
             self._draw(result)
         return result.dice_mean
@@ -186,7 +189,7 @@ class Pool:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class = ray.remote(CaseWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})
-        actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root))
+        actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
         self._pending[actor.load.remote(self.name, self.digest)] = PendingCall(actor, None, "", time.monotonic())
 
     def _on_result(self, call: Any) -> None:

@@ -89,9 +89,11 @@ def test_an_unreachable_cluster_is_refused_at_once() -> None:
         Jobs("http://127.0.0.1:1")
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "nonsense", "http://"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="no address"):
+@pytest.mark.parametrize(
+    ("address", "refusal"), [("ray://head:10001", "an address of Ray Client"), ("nonsense", "no address"), ("http://", "no address")]
+)
+def test_what_is_no_address_of_a_job_server_is_refused(address: str, refusal: str) -> None:
+    with pytest.raises(ConfigError, match=refusal):
         Jobs(address)
 
 

@@ -104,6 +104,11 @@ class RunFolder:
         """What `save_file` becomes while the state that answers it is written; removed once that is committed."""
         return self.own / "save_accepted.json"
 
+    @property
+    def storage_file(self) -> Path:
+        """What the newest job waits for while its disk takes nothing."""
+        return self.own / "storage.json"
+
     def checkpoint(self, name: CheckpointName) -> Path:
         """checkpoint_best.pth or checkpoint_final.pth, where nnU-Net looks for it."""
         return self.root / f"checkpoint_{name}.pth"

@@ -131,31 +131,42 @@ def retry_storage(
     limit_s: float = STORAGE_RETRY_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> _T:
     """Call `act`, again and again with longer waits while storage is unavailable; logged once when that begins and once when it ends.
 
+    `tell` is called with why it is waited for after each failure, and with '' at the end of a wait (`StorageNotice.tell`).
     `act` must be able to run again after it failed at any point. Raises StorageError after `limit_s`; other errors at once.
     """
     began, failures = 0.0, 0
-    while True:
-        try:
-            result = act()
-        except (OSError, StorageError) as err:
-            if not is_of_storage(err):
-                raise
-            now = clock()
-            if failures == 0:
-                began = now
-                log.warning("%s: storage is unavailable since %s: %s Retrying for %.0f s.", what, time.strftime("%H:%M:%S"), err, limit_s)
-            failures += 1
-            left = began + limit_s - now
-            if left <= 0:
-                raise StorageError(
-                    f"{err} {what} was tried {failures} times in {now - began:.0f} s. What was committed before is whole: "
-                    "when the storage works again, submit the experiment again or resume it."
-                ) from err
-            sleep(min(backoff_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S), left))
-        else:
-            if failures:
-                log.warning("%s: storage recovered after %.0f s and %d failures.", what, clock() - began, failures)
-            return result
+    try:
+        while True:
+            try:
+                result = act()
+            except (OSError, StorageError) as err:
+                if not is_of_storage(err):
+                    raise
+                now = clock()
+                if failures == 0:
+                    began, at = now, time.strftime("%H:%M:%S")
+                    log.warning("%s: storage is unavailable since %s: %s Retrying for %.0f s.", what, at, err, limit_s)
+                failures += 1
+                left = began + limit_s - now
+                if left <= 0:
+                    raise StorageError(
+                        f"{err} {what} was tried {failures} times in {now - began:.0f} s. What was committed before is whole: "
+                        "when the storage works again, submit the experiment again or resume it."
+                    ) from err
+                tell(f"{err} {_tried_until(what, left)}")
+                sleep(min(backoff_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S), left))
+            else:
+                if failures:
+                    log.warning("%s: storage recovered after %.0f s and %d failures.", what, clock() - began, failures)
+                return result
+    finally:
+        tell("")
+
+
+def _tried_until(what: str, left_s: float) -> str:
+    until = time.strftime("%H:%M UTC", time.gmtime(time.time() + left_s))
+    return f"{what[:1].upper()}{what[1:]} is tried again until {until}."

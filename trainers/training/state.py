@@ -42,6 +42,7 @@ from trainers.contract.requests import acknowledge_save, complete_save
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.storage import STORAGE_RETRY_S, free_space, reading, retry_storage
+from trainers.contract.storage_notice import StorageNotice
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,9 @@ class StateWriter:
     """The newest one: the memory of the next."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._notice = StorageNotice(self.folder, self.fencing_token)
+
     def commit(self, reached: TrainingProgress, is_best: bool, tensors: Callable[[], dict[str, Any]]) -> None:
         """Snapshot `tensors()` (network_weights, optimizer_state, grad_scaler_state) and write the commit in the background.
 
@@ -134,6 +138,7 @@ class StateWriter:
         self._best = committed.best if committed else None
         with gone_when_superseded(self.folder, self.fencing_token):
             quarantine_newer(self.folder, committed, self.fencing_token)
+            self._notice.reserve()
             if committed is not None:
                 self._link(committed)
 
@@ -142,10 +147,10 @@ class StateWriter:
         try:
             what = f"the state after {describe_position(reached)}"
             with gone_when_superseded(self.folder, self.fencing_token):
-                committed = retry_storage(lambda: self._write(reached, is_best, snapshot), what, self.patience_s)
+                committed = retry_storage(lambda: self._write(reached, is_best, snapshot), what, self.patience_s, tell=self._notice.tell)
                 complete_save(self.folder)
                 left_s = max(0.0, began + self.patience_s - time.monotonic())
-                retry_storage(lambda: self._tidy(committed), f"nnU-Net's names for {what}", left_s)
+                retry_storage(lambda: self._tidy(committed), f"nnU-Net's names for {what}", left_s, tell=self._notice.tell)
         except BaseException as err:  # handed to the training thread by the next commit or drain
             self._error = err
 

@@ -50,10 +50,10 @@ def test_auto_without_one_cluster_says_where_it_came_from_and_what_to_set(
         (
             "RAY_ADDRESS",
             "ray://head:10001",
-            r"RAY_ADDRESS holds an address of Ray Client.*in RAY_API_SERVER_ADDRESS, which goes before it",
+            r"RAY_ADDRESS is an address of Ray Client.*in RAY_API_SERVER_ADDRESS, which goes before it",
         ),
-        ("RAY_API_SERVER_ADDRESS", "head", "RAY_API_SERVER_ADDRESS holds what is no address"),
-        (None, "ftp://head:1", "--cluster is what is no address"),
+        ("RAY_API_SERVER_ADDRESS", "head", "RAY_API_SERVER_ADDRESS is no address"),
+        (None, "ftp://head:1", "--cluster is no address"),
         ("RAY_ADDRESS", "http://u:secret@head:1", r"its address \(RAY_ADDRESS\) holds a user"),
     ],
 )
