@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.chaos import Setting, play
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
 KINDS = ("rank 0", "driver", "state truncated", "tracking killed")
 CI = Setting(faults=3, seed=1, runs=1, epochs=6, train_iterations=20, nodes=(1, 1), kinds=KINDS, validation=())
 LONG_KINDS = ("other rank", "node", "head", "campaign", "driver", "loader", "drain notice", "validation worker", "validation driver")
