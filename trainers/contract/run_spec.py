@@ -136,6 +136,8 @@ class RunSpec(Frozen):
     trainer: str
     fold: Fold
     seed: int = Field(0, ge=0, lt=2**63)
+    replicate: str = ""
+    """Which repetition of the same training this is; empty: the first, whose run.json does not mention it."""
     train_cases: tuple[str, ...]
     """Case ids of the training split, in the order that sampling draws from."""
     val_cases: tuple[str, ...]
@@ -162,6 +164,10 @@ class RunSpec(Frozen):
     """MLflow tracking server as the driver on the head node reaches it."""
     mlflow_experiment: str = ""
     """MLflow experiment name; by default the dataset's."""
+
+    @model_serializer(mode="wrap")
+    def _replicate_only_if_named(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in default(self).items() if key != "replicate" or value}
 
     @property
     def recipe(self) -> Recipe:
