@@ -34,6 +34,8 @@ class FakeCluster(ClusterJobs):
         self.gpus = gpus
         self.jobs: dict[str, JobRecord] = {}
         self.stopped: list[str] = []
+        self.controls: list[list[str]] = []
+        """What small jobs were asked to do."""
         self.is_away = False
         self.refuses: set[str] = set()
         """Keys of runs of which it neither submits nor stops a job."""
@@ -62,6 +64,12 @@ class FakeCluster(ClusterJobs):
     ) -> str:
         name = f"validate-{spec.run_key}-a{fencing_token}" + (f"-r{retry}" if retry else "")
         return self._add(name, "validate", folder, spec, fencing_token, campaign)
+
+    def submit_control(self, name: str, arguments: list[str]) -> str:
+        if self.is_away:
+            raise ClusterError("cluster: away")
+        self.controls.append(arguments)
+        return f"control-{name}"
 
     def stop(self, submission_id: str) -> None:
         self._take_order(self.jobs[submission_id].run_key)

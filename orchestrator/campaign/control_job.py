@@ -6,6 +6,7 @@ A laptop does not see the folders of a cluster; whoever submits this job does no
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.run.events import emit
@@ -25,12 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     stopping.add_argument("--run-key", default="", help="refuse when the folder is another run's; empty: whatever run it is of")
     stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch or the cases in work")
     syncing = verbs.add_parser("sync", help="deliver to MLflow what it lacks")
-    syncing.add_argument("run", nargs="?", default="")
+    syncing.add_argument("runs", nargs="*", default=[])
     syncing.add_argument("--results", type=Path, default=None)
     options = parser.parse_args(arguments)
     try:
         if options.verb == "sync":
-            synchronise(options.run, options.results)
+            synchronise(options.runs, options.results)
         else:
             stop(RunFolder(options.run_folder), options.run_key, is_now=options.now)
     except NnfleetError as err:
@@ -39,13 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def synchronise(run: str, results: Path | None) -> None:
-    """Sync the runs below a results folder, by default this node's nnUNet_results; one event each."""
+def synchronise(runs: Sequence[str], results: Path | None) -> None:
+    """Sync all runs below a results folder, or those of these names, by default in this node's nnUNet_results; one event each."""
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.tracking.reconcile import SyncedEvent, sync_below
 
-    for done in sync_below(results, run, Jobs.inside_job().records()):
-        emit(SyncedEvent(synced=done))
+    jobs = Jobs.inside_job().records()
+    for run in runs or [""]:
+        for done in sync_below(results, run, jobs):
+            emit(SyncedEvent(synced=done))
 
 
 def stop(folder: RunFolder, run_key: str = "", *, is_now: bool) -> None:

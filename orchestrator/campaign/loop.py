@@ -72,6 +72,7 @@ class Campaign:
             self.runs = {one.run.key: one.run for one in opened}
             for one in opened:
                 self._begin(one)
+            self._deliver([one.run for one in opened if one.action is Action.DELIVER])
             self._registry.post(self.campaign, self._dispatcher.entry([*self.runs.values()]))
 
     def _begin(self, opened: Opened) -> None:
@@ -80,7 +81,7 @@ class Campaign:
             case Action.NOTHING:
                 self._enter(opened.run, RunState.SUCCEEDED, "was finished before.")
             case Action.DELIVER:
-                self._enter(opened.run, RunState.QUEUED, "was finished before; its results go to MLflow.")
+                self._enter(opened.run, RunState.SUCCEEDED, "was finished before; a job sends its results to MLflow.")
             case Action.TRAIN | Action.VALIDATE:
                 self._enter(opened.run, RunState.QUEUED)
             case Action.FOLLOW if opened.acquired.was_stopping:
@@ -89,6 +90,17 @@ class Campaign:
                 pass
             case _:
                 assert_never(opened.action)
+
+    def _deliver(self, finished: Sequence[FollowedRun]) -> None:
+        """Have what MLflow lacks of finished runs sent there, by one job for each results folder. It changes nothing in their folders that
+        anybody decides by: another cluster may have made them, and follows them still."""
+        places = sorted({run.spec.model_folder.parents[1] for run in finished})
+        for number, place in enumerate(places):
+            keys = [run.key for run in finished if run.spec.model_folder.parents[1] == place]
+            try:
+                self._cluster.submit_control(f"sync-{self.campaign}-{number}", ["sync", *keys, "--results", str(place)])
+            except ClusterError as err:
+                self._warn(f"the results of {', '.join(keys)} are not sent to MLflow: {err} `nnfleet sync` sends them.")
 
     def run(self, poll_s: float = POLL_S) -> int:
         """Follow the runs to their end; the exit code is 0 when none failed. A cluster, server or disk that is away is waited for."""

@@ -163,7 +163,7 @@ def next_step(facts: Facts, before: RunState) -> Step:
     if outcome is not None and outcome.state in _FINAL:
         reason = "" if outcome.state == "SUCCEEDED" else outcome.message
         return End(_FINAL[outcome.state], reason, outcome.evidence)
-    return _validation(facts, outcome, before) if outcome is not None and _is_trained(outcome) else _training(facts, before)
+    return _validation(facts, outcome, before) if outcome is not None and is_trained(outcome) else _training(facts, before)
 
 
 def _followed(job: JobRecord, state: RunState, trouble: str = "", *, is_stopping: bool) -> Follow | StopJob:
@@ -179,7 +179,8 @@ def _reassigned(facts: Facts, before: RunState) -> Step:
     return End(RunState.STOPPED, f"{whose}. {advice}")
 
 
-def _is_trained(outcome: Outcome) -> bool:
+def is_trained(outcome: Outcome) -> bool:
+    """True when the training of a run is done, by how its newest job ended."""
     return outcome.state == "TRAINED" or outcome.job == "validation"
 
 
@@ -192,7 +193,7 @@ def _stopped(outcome: Outcome | None, *, is_now: bool) -> End | None:
         return STOPPED
     if outcome.state in ("SUCCEEDED", "FAILED_CONFIG") or (outcome.state == "FAILED_CODE" and not is_now):
         return None
-    if _is_trained(outcome):
+    if is_trained(outcome):
         return VALIDATION_STOPPED
     return None if outcome.state == "STOPPED" and not is_now else STOPPED
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.campaign.next_step import Facts
+from orchestrator.campaign.next_step import Facts, is_trained
 from orchestrator.campaign.render import Reading, waits_for_storage, workers_failed, workers_silent
 from orchestrator.run.activity import cases_done, owner_of
 from orchestrator.run.clock import Clock
@@ -36,6 +36,8 @@ class Observer:
     """Jobs that had ended, or were ending, when the campaign began: they do not count as its failures."""
     continues_after_stop: bool = False
     """Submitted again while a job still ends on an earlier stop request: that end is not this campaign's."""
+    is_trained: bool = False
+    """Its training was seen to be done: whatever becomes of its folder, it is not trained again by this campaign."""
     clock: Clock = field(default=Clock(), repr=False)
     reassigned_to: str = ""
     """The other run that has the folder now; nothing may be written there then."""
@@ -91,6 +93,9 @@ class Observer:
             has_validated=self._jobs_that_validated(own),
         )
         facts = self._past_the_stop(facts)
+        self.is_trained = self.is_trained or (facts.outcome is not None and is_trained(facts.outcome))
+        if not any(job.is_live for job in own):
+            self._check_training_is_there()
         if facts.is_superseded:
             facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
         validation, training = facts.live("validate"), facts.live("train")
@@ -99,6 +104,15 @@ class Observer:
             return self._with_workers(facts, training)
         self._storage_wait = storage_wait_seen(self.folder, self._validated_token) if validation else None
         return replace(facts, trouble=waits_for_storage(self._storage_wait) if self._storage_wait else "")
+
+    def _check_training_is_there(self) -> None:
+        """Raise StorageError where the end of a training that was done is not to be seen any more: its folder was moved, or its share is
+        away."""
+        if self.is_trained and not self.folder.outcome_file.is_file():
+            raise StorageError(
+                f"storage: {self.folder.outcome_file} is not there, and the run was trained: it is validated when its folder is back, and "
+                "not trained again. Bring the folder back, or mount its share."
+            )
 
     def _past_the_stop(self, facts: Facts) -> Facts:
         """Without the end of a job that had been asked to stop before the run was submitted again."""
@@ -163,9 +177,11 @@ class Observer:
 
     def reading(self, state: RunState) -> Reading:
         """What the status of a run in `state` takes from its folder, read now. Raises StorageError or OSError."""
+        if not state.is_final and not self.folder.spec_file.is_file():
+            self._check_training_is_there()
         committed = None if self.reassigned_to else self.committed()
-        is_trained = committed is not None and committed.epochs_done >= self.spec.schedule.epochs
-        is_scored = (is_trained or state.is_final) and not self.reassigned_to
+        has_all_epochs = committed is not None and committed.epochs_done >= self.spec.schedule.epochs
+        is_scored = (has_all_epochs or state.is_final) and not self.reassigned_to
         return Reading(
             committed=committed,
             heartbeat=read_heartbeat(self.folder) if state in (RunState.RUNNING, RunState.RECOVERING) else Heartbeat(),

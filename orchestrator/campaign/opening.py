@@ -8,7 +8,7 @@ from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.followed_run import FollowedRun
 from orchestrator.campaign.observe import Observer
 from orchestrator.campaign.reserved import runs_at_work
-from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, refuse, reset, stop_mark
+from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, refuse, stop_mark
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
@@ -70,9 +70,7 @@ def opening(
                     opened[-1] = Opened(run, each, Action.DELIVER)
             with registry.locked():
                 for one in opened:
-                    if one.action is Action.DELIVER:
-                        reset(one.run.folder, Action.VALIDATE)  # finished cases are kept; the validation job delivers everything
-                    elif one.acquired.was_stopping and stop_mark(one.run.folder) == one.acquired.stop_mark:
+                    if one.acquired.was_stopping and stop_mark(one.run.folder) == one.acquired.stop_mark:
                         one.run.folder.stop_file.unlink(missing_ok=True)
             yield opened
         except BaseException:  # a stop is an interrupt
@@ -86,7 +84,9 @@ def _followed(acquired: Acquired, jobs: Sequence[JobRecord], campaign: str, trac
     tracked = track(spec, tracker)
     own = [job for job in jobs if job.run_key == spec.run_key]
     earlier = frozenset(job.submission_id for job in own if acquired.was_stopping or not job.is_live)
-    return FollowedRun(Observer(spec, earlier, continues_after_stop=acquired.was_stopping, clock=clock), campaign, tracked)
+    is_trained = acquired.action is Action.VALIDATE
+    observer = Observer(spec, earlier, continues_after_stop=acquired.was_stopping, is_trained=is_trained, clock=clock)
+    return FollowedRun(observer, campaign, tracked)
 
 
 def _end_in_mlflow(opened: Opened, tracker: TrackingServer | None) -> None:

@@ -69,9 +69,20 @@ def data_digest(
 
 
 def run_key(
-    *, dataset: str, configuration: str, trainer: str, plans: str, fold: Fold, seed: int, schedule: Schedule, data_digest: str
+    *,
+    dataset: str,
+    configuration: str,
+    trainer: str,
+    plans: str,
+    fold: Fold,
+    seed: int,
+    schedule: Schedule,
+    data_digest: str,
+    replicate: str = "",
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
+
+    `replicate` is part of it only where one is named, so that all other runs keep their keys.
 
     At most 120 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and a tag in MLflow.
     """
@@ -86,11 +97,13 @@ def run_key(
             "fold": fold,
             "seed": seed,
             "schedule": schedule.model_dump(mode="json"),
+            **({"replicate": replicate} if replicate else {}),
         }
     )
     number = re.match(r"Dataset(\d+)", dataset)
     parts = [f"d{number[1]}" if number else _slug(dataset, 12), _slug(configuration, 24), _slug(trainer, 24), _slug(plans, 24)]
-    return "-".join([*parts, f"f{fold}", f"s{seed}", digest[:8]])
+    named = [_slug(replicate, 12)] if replicate else []
+    return "-".join([*parts, f"f{fold}", f"s{seed}", *named, digest[:8]])
 
 
 def _slug(name: str, length: int) -> str:

@@ -24,6 +24,8 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         for name in type(wanted.schedule).model_fields
         if getattr(present.schedule, name) != getattr(wanted.schedule, name)
     ]
+    if present.replicate != wanted.replicate:
+        found.append(f"replicate ({present.replicate or 'none'}, now {wanted.replicate or 'none'})")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
         found.append("the cases of the fold")
     elif present.data_digest != wanted.data_digest:

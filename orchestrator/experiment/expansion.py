@@ -109,7 +109,9 @@ class _Expansion:
         experiment = self.experiment
         suffix = f"__seed{seed}" if seed else ""
         model_folder = self.results / f"{trainer}__{plans.name}__{configuration}{suffix}"
-        planned = Planned(self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, experiment.schedule, split)
+        planned = Planned(
+            self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, experiment.schedule, split, experiment.replicate
+        )
         identity = identity_in(
             RunFolder(model_folder / f"fold_{fold}"), planned, lambda is_whole: readings.of(plans, configuration, is_whole)
         )
@@ -125,6 +127,7 @@ class _Expansion:
             trainer=trainer,
             fold=fold,
             seed=seed,
+            replicate=experiment.replicate,
             train_cases=split.train,
             val_cases=split.val,
             schedule=experiment.schedule,

@@ -35,6 +35,7 @@ class Planned:
     seed: int
     schedule: Schedule
     split: Split
+    replicate: str = ""
 
     def identity(self, readings: CaseReadings, *, is_former: bool = False) -> Identity:
         """Its key, digest and digests of cases; `is_former`: as they were before run keys covered the preprocessed cases."""
@@ -49,6 +50,7 @@ class Planned:
             seed=self.seed,
             schedule=self.schedule,
             data_digest=digest,
+            replicate=self.replicate,
         )
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 

@@ -27,6 +27,8 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """Keys of the experiment file and names of nnU-Net's environment variables."""
 
 
+LONGEST_REPLICATE = 40
+"""Most characters of a replicate's name."""
 MAX_LISTED = 1000
 """Most entries of one list."""
 MAX_RUNS = 10_000
@@ -78,6 +80,10 @@ def _plain(value: str, longest: int = LONGEST_NAME) -> str:
     if fault := fault_of_name(value, longest):
         raise ValueError(f"the name {fault}")
     return value
+
+
+def _replicate(value: str) -> str:
+    return _plain(value, LONGEST_REPLICATE) if value else ""
 
 
 def _printable(value: str) -> str:
@@ -163,6 +169,8 @@ class Experiment(Schedule):
     """Folds of splits_final.json by number; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
     """Seeds of weights and samples. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
+    replicate: Annotated[str, AfterValidator(_replicate)] = Field("", max_length=LONGEST_REPLICATE)
+    """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()

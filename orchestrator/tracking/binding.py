@@ -67,7 +67,8 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
     if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known, spec.run_key):
         raise ConfigError(
             f"mlflow: {spec.run_key} is recorded from {elsewhere}, and {folder.root} is another training of it: one MLflow run cannot "
-            f"hold both. Name the nnUNet_results of that folder to continue there; or {way_out}"
+            f"hold both. Name the nnUNet_results of that folder to continue there; or write `replicate: NAME` into the experiment file, to "
+            f"train the same once more here; or {way_out}"
         )
     committed = newest_committed(folder)
     if MARKER_METRIC in known.metrics and (committed is None or committed.run_key != spec.run_key):

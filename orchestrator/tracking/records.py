@@ -164,12 +164,14 @@ def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
 
 
 def run_name(spec: RunSpec) -> str:
-    """Readable name of the run: its address, with plans and seed where they are not the usual ones."""
+    """Readable name of the run: its address, with plans, seed and replicate where they are not the usual ones."""
     parts = [spec.address]
     if spec.plans != "nnUNetPlans":
         parts.append(spec.plans)
     if spec.seed:
         parts.append(f"seed {spec.seed}")
+    if spec.replicate:
+        parts.append(f"replicate {spec.replicate}")
     return ", ".join(parts)
 
 
@@ -183,6 +185,7 @@ def params_of(spec: RunSpec) -> dict[str, str]:
     grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest")
     params = {key: str(getattr(spec, key)) for key in grouping}
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
+    params |= {"replicate": spec.replicate} if spec.replicate else {}
     params |= {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
     return params | _plan_params(spec)
 
@@ -241,6 +244,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         **{f"nnfleet.validation.{key}": str(value) for key, value in spec.validation.model_dump(mode="json").items()},
         **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("deterministic", "compile", "pseudonyms")},
     }
+    tags |= {"nnfleet.replicate": spec.replicate} if spec.replicate else {}
     return tags | {f"nnfleet.version.{name}": found for name, found in versions().items()}
 
 

@@ -136,6 +136,8 @@ class RunSpec(Frozen):
     trainer: str
     fold: Fold
     seed: int = Field(0, ge=0, lt=2**63)
+    replicate: str = ""
+    """Which repetition of the same training this is; empty: the first, whose run.json does not mention it."""
     train_cases: tuple[str, ...]
     """Case ids of the training split, in the order that sampling draws from."""
     val_cases: tuple[str, ...]
@@ -170,8 +172,10 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A run from before its cases had digests is written as it was: versions that planned it can read it."""
-        return {key: value for key, value in default(self).items() if value is not None or key != "case_digests"}
+        """Written as by the version that planned it, which can read it: without digests of cases that it lacks, or a replicate not named."""
+        found = default(self)
+        absent = {name for name, nothing in (("case_digests", None), ("replicate", "")) if found.get(name) == nothing}
+        return {key: value for key, value in found.items() if key not in absent}
 
     @property
     def recipe(self) -> Recipe:

@@ -406,6 +406,27 @@ def test_the_same_run_in_a_second_results_folder_is_refused_after_its_end_too(st
     assert states(moved) == ["VALIDATING"], "a folder that was moved is the same training"
 
 
+def test_a_replicate_is_another_run_of_the_same_server_with_nnunets_folder_names(stage: Stage) -> None:
+    run = stage.run(0)
+    look(first := stage.campaign(run))
+    finish_on_disk(run)
+    stage.cluster.training_ends(run, "STOPPED")
+    look(first)
+    elsewhere = run.model_copy(update={"model_folder": stage.base / "elsewhere" / run.model_folder.name})
+    with pytest.raises(ConfigError, match="write `replicate: NAME` into the experiment file, to train the same once more here"):
+        stage.campaign(elsewhere, name="c2")
+    again = elsewhere.model_copy(update={"replicate": "second", "run_key": "key0-second"})
+    look(second := stage.campaign(again, name="c3"))
+    assert states(second) == ["RUNNING"]
+    assert set(stage.tracking.folders) == {"id-key0", "id-key0-second"}
+    finish_on_disk(again)
+    stage.cluster.training_ends(again, "STOPPED")
+    look(second)
+    here = again.model_copy(update={"model_folder": run.model_folder, "run_key": "key0-third", "replicate": "third"})
+    with pytest.raises(ConfigError, match=r"differs from key0-third in replicate \(none, now third\).*name another nnUNet_results"):
+        stage.campaign(here, name="c4")
+
+
 def test_a_run_that_failed_before_its_first_epoch_may_start_in_another_results_folder(stage: Stage) -> None:
     run = stage.run(0)
     elsewhere = run.model_copy(update={"model_folder": stage.base / "elsewhere"})

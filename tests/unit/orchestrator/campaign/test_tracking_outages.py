@@ -9,11 +9,14 @@ from typing import Literal
 
 import pytest
 
+from orchestrator.campaign.events import StatusChanged
+from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.state_reporter import PATIENCE_S, REFRESH_S, RETRY_S
 from orchestrator.errors import ClusterError, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
@@ -30,16 +33,68 @@ def finish(stage: Stage, run: RunSpec, name: str = "c1") -> None:
     stage.cluster.validation_ends(run)
 
 
-def test_a_finished_run_that_mlflow_does_not_know_is_delivered_by_its_validation(stage: Stage) -> None:
+def test_a_finished_run_that_mlflow_does_not_know_is_delivered_and_stays_finished(stage: Stage) -> None:
+    """As another person sees it, with another MLflow or another cluster, while the first one's still looks at the folder."""
     run = stage.run(0)
     finish(stage, run)
+    folder = RunFolder(run.run_folder)
+    before = folder.outcome_file.read_bytes()
     stage.tracking.lose_everything()
     again = stage.campaign(run, name="c2")
     look(again)
-    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"], "finished cases are kept, so it only delivers"
-    stage.cluster.validation_ends(run)
+    assert stage.cluster.live_jobs() == []
+    assert stage.cluster.controls == [["sync", "key0", "--results", str(stage.base / "results")]]
+    assert folder.outcome_file.read_bytes() == before
     assert again.run(poll_s=0) == 0
-    assert stage.tracking.states["id-key0"] == [RunState.VALIDATING, RunState.SUCCEEDED]
+    assert states(again) == ["SUCCEEDED"]
+    assert again.runs["key0"].status().reason == "was finished before; a job sends its results to MLflow."
+    assert stage.tracking.states["id-key0"] == [RunState.SUCCEEDED]
+
+
+def test_finished_runs_are_delivered_by_one_job_which_may_be_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.cluster.gpus, runs = 2, [stage.run(0), stage.run(1)]
+    for number, run in enumerate(runs):
+        finish(stage, run, f"c{number}")
+    stage.tracking.lose_everything()
+    stage.campaign(*runs, name="again")
+    assert stage.cluster.controls == [["sync", "key0", "key1", "--results", str(stage.base / "results")]]
+
+    def refuse(name: str, arguments: list[str]) -> str:
+        raise ClusterError("cluster: takes no job.")
+
+    monkeypatch.setattr(stage.cluster, "submit_control", refuse)
+    assert stage.campaign(*runs, name="once more").run(poll_s=0) == 0
+    assert "the results of key0, key1 are not sent to MLflow: cluster: takes no job. `nnfleet sync` sends them." in stage.warnings()
+
+
+@pytest.mark.parametrize("is_by_hand", [False, True])
+def test_a_validation_whose_folder_was_moved_while_it_waited_trains_nothing(stage: Stage, is_by_hand: bool) -> None:
+    run, other = stage.run(0), stage.run(1)
+    finish(stage, run)
+    stage.cluster.kill_campaign("c1")
+    if not is_by_hand:
+        for name in ("best", "final"):
+            (RunFolder(run.run_folder).validation(name) / "summary.json").unlink()
+    busy = stage.campaign(other, name="busy")
+    look(busy)
+    stage.cluster.add_campaign("c2")
+    again = Campaign("c2", stage.cluster, stage.cluster.nodes, Registry(stage.base / "board"), stage.events.append, None, stage.clock.clock)
+    again.open([run], only_validate=is_by_hand)
+    look(again)
+    assert states(again) == ["QUEUED"]
+    moved = stage.base / "moved"
+    run.run_folder.rename(moved)
+    stage.cluster.training_ends(other)
+    stage.cluster.validation_ends(other)
+    look(busy)
+    look(again)
+    assert stage.cluster.live_jobs() == []
+    assert not run.run_folder.exists()
+    reasons = [event.status.get("reason", "") for event in stage.events if isinstance(event, StatusChanged)]
+    assert "is not there, and the run was trained" in reasons[-1]
+    moved.rename(run.run_folder)
+    look(again)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"]
 
 
 def test_the_mlflow_run_of_a_finished_run_is_ended(stage: Stage) -> None:

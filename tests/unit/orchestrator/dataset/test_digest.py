@@ -57,7 +57,14 @@ def test_the_key_of_a_fixed_run_never_changes() -> None:
     patch = {"batch_size": 3, "patch_size": [8, 8, 8], "architecture": layers, "batch_dice": False}
     fixed = digest(plans=plans(configurations={"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres", **patch}}))
     assert fixed == "1c4bab6ff7af1244ace6ec86371ac3f2a055716ef52b00b0741ecf73b3cc3d07"
-    assert key(data_digest=fixed) == "d017-3d_fullres-nnUNetTrainerDA5-nnUNetPlans-f0-s0-e609bfe4"
+    assert key(data_digest=fixed) == key(data_digest=fixed, replicate="") == "d017-3d_fullres-nnUNetTrainerDA5-nnUNetPlans-f0-s0-e609bfe4"
+
+
+def test_a_replicate_has_a_key_of_its_own_that_names_it() -> None:
+    keys = [key(), *(key(replicate=name) for name in ("second", "third", "a name: longer than it has room", "a name: longer than"))]
+    assert len(set(keys)) == 5
+    assert keys[1].startswith("d017-3d_fullres-nnUNetTrainerDA5-nnUNetPlans-f0-s0-second-")
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,120}", each) for each in keys)
 
 
 def test_plans_from_before_nnunet_2_4_have_the_key_of_the_same_plans_of_today() -> None:

@@ -19,6 +19,7 @@ from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources, Reservation, fit
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.run.progress import Progress, progress_of
+from orchestrator.tracking.records import params_of, run_name, tags_of
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.files import write_json_atomic
@@ -252,6 +253,22 @@ def test_the_plan_holds_exactly_the_runs_and_survives_json(tiny: Tiny) -> None:
     row = report.rows[1]
     assert (row.workers, row.batch_per_rank, row.n_train, row.n_val, row.epochs, row.iterations) == (2, (2, 1), 8, 2, 3, 250)
     assert PlanReport.model_validate_json(report.to_json()) == report
+
+
+def test_a_replicate_changes_the_run_and_neither_its_folders_nor_its_data(tiny: Tiny) -> None:
+    (first,), (second,) = (expand(experiment_of(tiny, **keys)) for keys in ({}, {"replicate": "second"}))
+    assert first.run_key != second.run_key
+    assert second.model_copy(update={"run_key": first.run_key, "replicate": ""}) == first
+    assert run_name(second) == f"{run_name(first)}, replicate second"
+    assert "replicate" not in params_of(first)
+    assert (params_of(second)["replicate"], tags_of(second)["nnfleet.replicate"]) == ("second", "second")
+    assert PlanReport.model_validate_json(plan_report(experiment_of(tiny), [second], [node(2)]).to_json()).rows[0].spec == second
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "x" * 41, "a\nb"])
+def test_a_replicates_name_is_plain(tiny: Tiny, name: str) -> None:
+    with pytest.raises(ConfigError, match="replicate"):
+        experiment_of(tiny, replicate=name)
 
 
 def test_the_plan_of_an_elastic_run_shows_both_ends(tiny: Tiny) -> None:
