@@ -172,7 +172,7 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without digests of cases that it lacks, or a replicate not named."""
+        """Written as by the version that planned it, which can read it: without digests of cases or a replicate that it has not."""
         found = default(self)
         absent = {name for name, nothing in (("case_digests", None), ("replicate", "")) if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
