@@ -8,18 +8,20 @@ are kept in `--keep`. One process; the same seed gives the same inputs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ from typing import Any
 import numpy as np
 
 from orchestrator.campaign.events import CampaignLog
+from orchestrator.cluster.capacity import usable_cpus, usable_memory
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.mlflow_store import read_settings
+from orchestrator.cluster.neighbours import read_notice
+from orchestrator.cluster.service_records import read_ports, read_record
 from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.preflight import usable_configuration
 from orchestrator.experiment.model import parse_experiment
@@ -37,12 +44,20 @@ from orchestrator.tracking.records import metric_names
 from orchestrator.tracking.validation_report import read_result
 from orchestrator.training.failures import read_failures
 from tests.fake_run import epoch_row
+from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.errors import NnfleetError
 from trainers.contract.fencing import count_drivers
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, load_splits, num_input_channels
-from trainers.contract.records import read_heartbeat
+from trainers.contract.records import (
+    Undelivered,
+    read_heartbeat,
+    read_mlflow_run,
+    read_published_files,
+    read_validation_heartbeat,
+)
+from trainers.contract.records import read_record as read_run_record
 from trainers.contract.requests import read_stop_request, stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.data.case_files import read_properties
@@ -135,44 +150,94 @@ class Tally:
 
 def targets(base: Path) -> dict[str, Target]:
     """Every reader of files and answers that others may write."""
-    folder = RunFolder(base / "model" / "fold_0")
-    own = "model/fold_0/nnfleet"
+    return {**_documents(base), **_case_targets(base), **_run_targets(base), **_machine_targets(base)}
+
+
+def _documents(base: Path) -> dict[str, Target]:
+    """What people and nnU-Net write, and what servers and campaigns answer."""
     data = base / "data"
     return {
         "experiment": Target("e.yaml", _experiments(), lambda p, b: parse_experiment(b.decode("utf-8", "surrogateescape")).to_yaml()),
-        "plans": Target("data/P.json", [_plans_document()], lambda p, b: _plans(data)),
+        "plans": Target("data/P.json", [_plans_document(), _old_plans_document()], lambda p, b: _plans(data)),
         "dataset.json": Target("data/dataset.json", _dataset_documents(), lambda p, b: _labels(data)),
         "splits": Target("data/splits_final.json", [_json([{"train": ["a", "b"], "val": ["c"]}])], lambda p, b: load_splits(data)),
-        "state": Target(f"{own}/state/e00001_a0001.json", [_committed()], lambda p, b: newest_committed(folder)),
-        "run.json": Target(f"{own}/run.json", [_spec(base)], lambda p, b: folder.spec().address),
-        "outcome": Target(
-            f"{own}/outcome.json",
-            [_json({"job": "training", "state": "TRAINED", "attempt": 1, "message": "m", "evidence": ""})],
-            lambda p, b: read_outcome(folder),
-        ),
-        "failures": Target(f"{own}/failures/0001.json", [_failure()], lambda p, b: read_failures(folder)),
-        "life sign": Target(
-            f"{own}/progress.json",
-            [_json({"epoch": 1, "iteration": 2, "phase": "train", "unix": 1.7e9, "attempt": 1})],
-            lambda p, b: (read_heartbeat(folder), has_begun(folder)),
-        ),
-        "attempt": Target(
-            f"{own}/attempts/0001.json",
-            [_json({"attempt": 1, "driver": "d", "job": "j", "role": "driver", "claimed_unix": 1.0})],
-            lambda p, b: (owner_of(folder), count_drivers(folder)),
-        ),
-        "stop": Target(f"{own}/stop.json", [_json({"now": True})], lambda p, b: (read_stop_request(folder), stop_request_seen(folder))),
-        "case result": Target(f"{own}/cases/best/c.json", [_result()], lambda p, b: read_result(folder, "best", "c")),
-        "label cache": Target(
-            "cache.json",
-            [_json({"version": 2, "files": {"labels by SimpleITKIO: /x": [1, 2, "ab", [0.0, 1.0]]}})],
-            lambda p, b: read_label_files({"c": base / "none.nii"}, "SimpleITKIO", p),
-        ),
+        "MLflow tag": Target("tag", [_tag()], lambda p, b: published(Answers(b.decode("utf-8", "replace")), "r", "best")),  # type: ignore[arg-type]
+        "campaign log": Target("log", _logs(), lambda p, b: CampaignLog().update(b.decode("utf-8", "replace"))),
+    }
+
+
+def _case_targets(base: Path) -> dict[str, Target]:
+    """Files of cases, and checkpoints."""
+    cache = {"version": 2, "files": {"labels by SimpleITKIO: /x": [1, 2, "ab", [0.0, 1.0]], "values: /y": [1, 2, "ab", []]}}
+    return {
+        **{f"labels {name}": _label_target(name, reader, documents) for name, reader, documents in _label_files(base)},
+        "digest cache": Target("cache.json", [_json(cache)], lambda p, b: read_label_files({"c": base / "none.nii"}, "SimpleITKIO", p)),
         "pkl": Target("c.pkl", _pickles(base), lambda p, b: read_properties(base, "c")),
         "class_locations": Target("c.pkl", _pickles(base), lambda p, b: read_locations(base, "c")),
         "checkpoint": Target("c.pth", _checkpoints(base), lambda p, b: read_checkpoint(p)),
-        "MLflow tag": Target("tag", [_tag()], lambda p, b: published(Answers(b.decode("utf-8", "replace")), "r", "best")),  # type: ignore[arg-type]
-        "campaign log": Target("log", _logs(), lambda p, b: CampaignLog().update(b.decode("utf-8", "replace"))),
+    }
+
+
+def _label_target(name: str, reader: str, documents: list[bytes]) -> Target:
+    """Label files: whatever their bytes, the reading says what is wrong with them."""
+    return Target(f"l{name}", documents, lambda p, b: read_label_files({"c": p}, reader))
+
+
+def _run_targets(base: Path) -> dict[str, Target]:
+    """The records of a run folder."""
+    folder = RunFolder(base / "model" / "fold_0")
+    own = "model/fold_0/nnfleet"
+    claim = {"attempt": 1, "driver": "d", "job": "j", "role": "driver", "claimed_unix": 1.0}
+    outcome = {"job": "training", "state": "TRAINED", "attempt": 1, "message": "m", "evidence": ""}
+    heartbeat = {"epoch": 1, "iteration": 2, "phase": "train", "unix": 1.7e9, "attempt": 1}
+    documents: dict[str, tuple[str, bytes, Callable[[], object]]] = {
+        "state": ("state/e00001_a0001.json", _committed(), lambda: newest_committed(folder)),
+        "run.json": ("run.json", _spec(base), lambda: folder.spec().address),
+        "outcome": ("outcome.json", _json(outcome), lambda: read_outcome(folder)),
+        "failures": ("failures/0001.json", _failure(), lambda: read_failures(folder)),
+        "heartbeat": ("progress.json", _json(heartbeat), lambda: (read_heartbeat(folder), has_begun(folder))),
+        "token": ("attempts/0001.json", _json(claim), lambda: (owner_of(folder), count_drivers(folder))),
+        "stop": ("stop.json", _json({"now": True}), lambda: (read_stop_request(folder), stop_request_seen(folder))),
+        "case result": ("cases/best/c.json", _result(), lambda: read_result(folder, "best", "c")),
+        "mlflow.json": ("mlflow.json", _json({"run_id": "r", "tracking_uri": "http://h"}), lambda: read_mlflow_run(folder)),
+        "delivered": ("published.json", _json({"run_id": "r", "files": {"a": "0" * 64}}), lambda: read_published_files(folder)),
+        "validating": (
+            "validating.json",
+            _json({"attempt": 1, "checkpoint": "best", "done": 1, "cases": 2}),
+            lambda: read_validation_heartbeat(folder),
+        ),
+        "undelivered": (
+            "undelivered/epochs.json",
+            _json({"what": "w", "since_unix": 1.0, "because": "full"}),
+            lambda: read_run_record(folder.own / "undelivered/epochs.json", Undelivered),
+        ),
+    }
+    return {
+        name: Target(f"{own}/{file}", [content], lambda p, b, read=read: read())  # type: ignore[misc]
+        for name, (file, content, read) in documents.items()
+    }
+
+
+def _machine_targets(base: Path) -> dict[str, Target]:
+    """What stands in the home folder, and what the kernel and other users leave on this machine."""
+    home = Home(base / "home")
+    limits = base / "limits"
+    membership = base / "membership"
+    membership.write_text("0::/\n")
+    return {
+        "services": Target("home/services.json", [_services()], lambda p, b: read_record(home)),
+        "ports": Target("home/ports.json", [_json({"ray": 1, "mlflow": 2})], lambda p, b: read_ports(home)),
+        "MLflow settings": Target(
+            str(home.mlflow_settings.relative_to(base)),
+            [_json({"allowed_hosts": ["a.b"], "artifacts": "/x"})],
+            lambda p, b: read_settings(home),
+        ),
+        "notice of a head": Target("nnfleet-head-0-x.json", [_notice()], lambda p, b: read_notice(p)),
+        "cgroups": Target(
+            "cgroup", [b"0::/a/b\n", b"5:cpu,cpuacct:/a\n4:memory:/b\n"], lambda p, b: (usable_cpus(p, limits), usable_memory(p, limits))
+        ),
+        "cpu.max": Target("limits/cpu.max", [b"200000 100000\n", b"max 100000\n"], lambda p, b: usable_cpus(membership, limits)),
+        "memory.max": Target("limits/memory.max", [b"1073741824\n", b"max\n"], lambda p, b: usable_memory(membership, limits)),
     }
 
 
@@ -283,6 +348,24 @@ def _given(base: Path, target: Target, content: bytes, tally: Tally, limit_s: fl
     return fault
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without what readers in C print about each broken file."""
+    sys.stdout.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        sys.stdout.flush()
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(nowhere)
+
+
 class Slow(BaseException):
     """A reader did not answer in time."""
 
@@ -311,7 +394,8 @@ workers: {count: 2, gpus: 1, cpus: 8}
 loader: {actors: 4, prefetch: 2}
 checkpoint: {every_minutes: 5}
 validation: {checkpoints: [best], surface_tolerance_mm: 1.0}
-tracking: {uri: "http://host:5000", experiment: e, upload_interval_s: 60}
+replicate: again
+tracking: {uri: "http://host:5000", experiment: e, upload_interval_s: 60, local_artifacts: true}
 images: true
 """
     return [whole, b"dataset: Dataset017_BTCV\nconfigurations: 3d_fullres\n", b'{"dataset": "017", "configurations": ["2d"], "folds": 0}']
@@ -325,6 +409,10 @@ def _plans_document() -> bytes:
     whole = {**CONFIGURATIONS["3d_fullres"], "architecture": {**network, "_kw_requires_import": ["conv_op", "nonlin"]}}
     small = {"inherits_from": "3d_fullres", "batch_size": 4}
     return _json({"configurations": {"3d_fullres": whole, "small": small}, "image_reader_writer": "SimpleITKIO"})
+
+
+def _old_plans_document() -> bytes:
+    return _json({"configurations": {"3d_fullres": old_configuration()}, "image_reader_writer": "SimpleITKIO"})
 
 
 def _dataset_documents() -> list[bytes]:
@@ -389,6 +477,33 @@ def _pickles(base: Path) -> list[bytes]:
     ]
 
 
+def _label_files(base: Path) -> list[tuple[str, str, list[bytes]]]:
+    """Ending, reader and sound documents of label files. ITK's own parsers of NRRD and MetaImage are left out: a header that is written
+    to do harm (`kinds:` of 3,000 letters) ends any process that uses them."""
+    import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
+
+    image = sitk.GetImageFromArray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5) % 3)
+    made: dict[str, bytes] = {}
+    for ending in (".nii", ".nii.gz", ".tif"):
+        path = base / f"made{ending}"
+        sitk.WriteImage(image, str(path))
+        made[ending] = path.read_bytes()
+        path.unlink()
+    readers = {".nii": "NibabelIO", ".tif": "Tiff3DIO"}
+    return [(ending, readers.get(ending, "SimpleITKIO"), [content]) for ending, content in made.items()]
+
+
+def _services() -> bytes:
+    record = {"name": "ray", "pid": 1, "started_unix": 1.0, "mark": "m", "port": 1, "host": socket.gethostname(), "boot_id": "b"}
+    offer = {"cpus": 2, "gpu_ids": ["0"], "memory_gib": 4.0}
+    return _json({"records": {"ray": record}, "asked": {"cpus": 2, "gpus": None, "memory_gib": 1.5}, "offer": offer})
+
+
+def _notice() -> bytes:
+    offer = {"cpus": 2, "gpu_ids": [], "memory_gib": 4.0}
+    return _json({"uid": 0, "user": "u", "home": "x", "pid": 1, "started_unix": 1.0, "boot_id": "b", "offer": offer})
+
+
 def _checkpoints(base: Path) -> list[bytes]:
     import torch
 
@@ -414,7 +529,8 @@ def main() -> int:
     import logging
 
     logging.disable(logging.CRITICAL)  # readers tell of every broken file
-    tallies = fuzz(options.minutes * 60, options.seed, options.keep, options.only, SLOW_S)
+    with silent():
+        tallies = fuzz(options.minutes * 60, options.seed, options.keep, options.only, SLOW_S)
     print("| reader | inputs | accepted | refused by | slowest s | faults |\n| --- | --- | --- | --- | --- | --- |")
     for name, tally in tallies.items():
         inputs = tally.accepted + tally.refused.total() + tally.faults.total()

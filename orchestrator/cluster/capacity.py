@@ -67,8 +67,8 @@ def usable_memory(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> int
 def _folders(controller: str, membership: Path, cgroups: Path) -> Iterator[Path]:
     """The folders of this process's cgroup and of those around it, of both versions. A container may see the outermost only."""
     for line in _read(membership).splitlines():
-        controllers, path = line.split(":", 2)[1:]
-        if controllers and controller not in controllers.split(","):
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if not path or (controllers and controller not in controllers.split(",")):
             continue
         mount = cgroups / controller if controllers else cgroups
         own = PurePosixPath(path.lstrip("/"))
@@ -80,18 +80,22 @@ def _folders(controller: str, membership: Path, cgroups: Path) -> Iterator[Path]
 def _cpu_quota(folder: Path) -> float | None:
     """CPUs' worth of time that a cgroup gets: `cpu.max` of version 2, `cpu.cfs_*` of version 1."""
     numbers = _read(folder / "cpu.max").split() or [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    quota, period = numbers if len(numbers) == 2 else ("max", "")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
+    quota, period = (_number(text) for text in (numbers if len(numbers) == 2 else ("max", "")))
+    return quota / period if quota is not None and period else None
 
 
 def _memory_limit(folder: Path) -> int | None:
     """Bytes: `memory.max` of version 2, `memory.limit_in_bytes` of version 1."""
-    limit = (_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip()
-    return int(limit) if limit.isdecimal() else None
+    return _number((_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip())
+
+
+def _number(text: str) -> int | None:
+    """None for `max`, for `-1` and for whatever is no number."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError:
+        return path.read_text(errors="surrogateescape")
+    except (OSError, ValueError):  # ValueError: a path with a NUL
         return ""

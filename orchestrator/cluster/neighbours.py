@@ -84,7 +84,7 @@ def remove_notice(home: Path) -> None:
 
 def neighbours(home: Path) -> list[Notice]:
     """Living heads of other homes on this machine, by user."""
-    found = [notice for place in PLACES for path in sorted(place.glob(f"{PREFIX}*.json")) if (notice := _read(path)) is not None]
+    found = [notice for place in PLACES for path in sorted(place.glob(f"{PREFIX}*.json")) if (notice := read_notice(path)) is not None]
     return sorted((each for each in found if each.home != _digest(home) and each.is_alive), key=lambda each: (each.user, each.pid))
 
 
@@ -98,7 +98,7 @@ def crowding(offer: Offer, others: list[Notice], machine_cpus: int) -> str:
     )
 
 
-def _read(path: Path) -> Notice | None:
+def read_notice(path: Path) -> Notice | None:
     """A notice that belongs to the user whom it names; anything else that somebody left there is passed over."""
     with contextlib.suppress(OSError, ValidationError), _opened(path) as descriptor:
         owner = os.fstat(descriptor)

@@ -1,16 +1,21 @@
 """Bad and hostile plans, dataset.json, splits, names of folders and run folders, each with the error that answers it."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
 from orchestrator.dataset.folder import find_dataset
+from orchestrator.dataset.preflight import check_run
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import single_training
 from tests.hostile import Place, Row, check
+from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.run_folder import RunFolder
 
@@ -45,6 +50,27 @@ def _linked(tiny: Tiny) -> None:
 
 def _nested(levels: int) -> str:
     return "[" * levels + "]" * levels
+
+
+def _old_plans(place: Place, **settings: Any) -> object:
+    return _plan(place, lambda tiny: tiny.write_plans(configurations={"3d_fullres": old_configuration(**settings)}))
+
+
+def _label_file(place: Place, content: bytes) -> None:
+    """Look at a planned run of which the labels of one case have been replaced, as is done before a worker starts."""
+    tiny = tiny_dataset(place.base / "data")
+    (spec,) = expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+    tiny.label_file(spec.train_cases[0]).write_bytes(content)
+    raise DataError("\n".join(check_run(spec)))
+
+
+def _nifti(values: Any, affine: Any = None) -> bytes:
+    return bytes(nibabel.Nifti1Image(np.asarray(values), np.eye(4) if affine is None else affine).to_bytes())
+
+
+def _grown(nifti: bytes) -> bytes:
+    """The same file with a header that promises 30000 voxels along each axis."""
+    return nifti[:40] + np.array([3, 30000, 30000, 30000, 1, 1, 1, 1], "<i2").tobytes() + nifti[56:]
 
 
 def _dataset(place: Place, folder: str, text: str) -> object:
@@ -279,6 +305,71 @@ ROWS: tuple[Row, ...] = (
         lambda p: _splits(p, [{"train": ["ghost"], "val": [CASES[0]]}]),
         DataError,
         ("ghost (.b2nd, _seg.b2nd, .pkl)", "Run nnUNetv2_preprocess"),
+    ),
+    Row(
+        "plans",
+        "from before nnU-Net 2.4, with another network",
+        lambda p: _old_plans(p, network="MyUNet"),
+        DataError,
+        ("UNet_class_name is 'MyUNet'", "before nnU-Net 2.4 only PlainConvUNet"),
+    ),
+    Row(
+        "plans",
+        "from before nnU-Net 2.4, with features in words",
+        lambda p: _old_plans(p, unet_max_num_features="many"),
+        DataError,
+        ("unet_max_num_features must be a whole number", "got 'many'"),
+    ),
+    Row(
+        "splits",
+        "files in place of cases",
+        lambda p: _splits(p, [{"train": ["case_1.nii.gz"], "val": ["case_2_0000.nii"]}]),
+        DataError,
+        ("2 of 2 ids", "'case_1.nii.gz' should read 'case_1'", "'case_2_0000.nii' should read 'case_2'", "nothing has to be preprocessed"),
+    ),
+    Row(
+        "splits",
+        "a case twice in one list",
+        lambda p: _splits(p, [{"train": ["case_1", "case_1"], "val": ["case_2"]}]),
+        DataError,
+        ("'train' of fold 0", "lists case_1 more than once", "List each once"),
+    ),
+    Row(
+        "labels",
+        "next to a whole number",
+        lambda p: _label_file(p, _nifti(np.full((4, 4, 4), 1 + 2**-16, np.float32))),
+        DataError,
+        ("has the value 1.0000152587890625", "which dataset.json does not name (it names 0, 1, 2)", "Labels must be whole numbers"),
+    ),
+    Row(
+        "labels",
+        "no number",
+        lambda p: _label_file(p, _nifti(np.full((4, 4, 4), np.nan, np.float32))),
+        DataError,
+        ("has the value nan", "Correct the label file"),
+    ),
+    Row("labels", "a file of nothing", lambda p: _label_file(p, b""), DataError, ("0 of 348 bytes", "Restore it")),
+    Row("labels", "a cut file", lambda p: _label_file(p, _nifti(np.zeros((4, 4, 4), np.uint8))[:-1]), DataError, ("cannot be read",)),
+    Row(
+        "labels",
+        "a packed file with the name of a plain one",
+        lambda p: _label_file(p, gzip.compress(_nifti(np.zeros((4, 4, 4), np.uint8)))),
+        DataError,
+        ("cannot be read",),
+    ),
+    Row(
+        "labels",
+        "a header of 27000 milliards of voxels",
+        lambda p: _label_file(p, _grown(_nifti(np.zeros((4, 4, 4), np.uint8)))),
+        DataError,
+        ("cannot be read",),
+    ),
+    Row(
+        "labels",
+        "axes that are not at right angles",
+        lambda p: _label_file(p, _nifti(np.zeros((4, 4, 4), np.uint8), np.eye(4) + 0.3 * np.eye(4, k=1))),
+        DataError,
+        ("cannot be read", "orthonormal"),
     ),
     Row("splits", "a link that leads nowhere", lambda p: _plan(p, _linked), DataError, ("splits_final.json", "does not exist")),
     Row(

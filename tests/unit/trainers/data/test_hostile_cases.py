@@ -34,11 +34,10 @@ def _opened(place: Place, damage: Callable[[Path], object] = lambda folder: None
     return [np.asarray(array[:]) for array in open_case(folder, "c", 1)]
 
 
-def _checked(place: Place, damage: Callable[[Path], object]) -> object:
-    folder = _case(place)
+def _checked(place: Place, damage: Callable[[Path], object] = lambda folder: None, image: Any = None) -> None:
+    folder = _case(place, image, None if image is None else np.zeros((1, *image.shape[1:]), np.int8))
     damage(folder)
-    check_case(folder, "c", 1)
-    return None
+    check_case(folder, "c", 1 if image is None else len(image))
 
 
 def _properties(place: Place, content: bytes) -> object:
@@ -162,6 +161,20 @@ ROWS: tuple[Row, ...] = (
         lambda p: _checked(p, _broken_npz),
         DataError,
         ("case c in", "cannot be read"),
+    ),
+    Row(
+        "case",
+        "values that are no numbers",
+        lambda p: _checked(p, image=np.full((1, 4, 5, 6), np.nan, np.float32)),
+        DataError,
+        ("case c in", "not finite numbers", "120 of 120 voxels of channel 0"),
+    ),
+    Row(
+        "case",
+        "an endless value in the middle of the second channel",
+        lambda p: _checked(p, image=np.stack([np.zeros((5, 5, 5)), np.where(np.arange(125) == 62, np.inf, 0.0).reshape(5, 5, 5)])),
+        DataError,
+        ("1 of 125 voxels of channel 1",),
     ),
     Row(
         "pkl",
