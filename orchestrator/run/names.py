@@ -13,6 +13,10 @@ MAX_LISTED = 20
 LONGEST_SHOWN = 200
 
 
+MARKS = re.compile(r"[@+][^/]*")
+"""What an address names beside the trainer where it is not the usual: `@plans`, `+seed1`."""
+
+
 class Names(NamedTuple):
     """What a run is called."""
 
@@ -24,8 +28,9 @@ class Names(NamedTuple):
 
 
 def resolve(wanted: str, names: Sequence[Names], place: str) -> list[int]:
-    """The runs called `wanted`, as indices, at least one: those of this run key or MLflow run id; else those at or below this address;
-    else those whose key or id begins so. `*`, `?` and `[...]` stand for any text within a part of an address, or within a key.
+    """The runs called `wanted`, as indices, at least one: those of this run key or MLflow run id; else those at or below this address,
+    of the usual plans and seed if there are such; else those whose key or id begins so. `*`, `?` and `[...]` stand for any text within a
+    part of an address, or within a key.
 
     `names`: of several runs in one folder the last one owns it; it is meant, the others are named by their keys. `place`: where was
     looked, as in `on this cluster`. Raises ConfigError with what is known when there is none.
@@ -56,6 +61,7 @@ def _matching(wanted: str, names: Sequence[Names]) -> list[int]:
     return (
         [i for i, name in enumerate(names) if wanted in (name.run_key, name.mlflow_run_id)]
         or [i for i, name in enumerate(names) if _is_below(name.address.split("/"), parts)]
+        or [i for i, name in enumerate(names) if _is_below(MARKS.sub("", name.address).split("/"), parts)]
         or [i for i, name in enumerate(names) if fnmatchcase(name.run_key, key) or fnmatchcase(name.mlflow_run_id, key)]
     )
 
@@ -72,7 +78,8 @@ def canonical_address(text: str) -> str:
     if number := re.fullmatch(r"(?:Dataset)?0*(\d+)(?:_.*)?", parts[0], re.ASCII):
         parts[0] = number[1]
     with contextlib.suppress(IndexError, ConfigError):
-        parts[2] = canonical_trainer(parts[2])
+        trainer = MARKS.sub("", parts[2])
+        parts[2] = canonical_trainer(trainer) + parts[2].removeprefix(trainer)
     if len(parts) > 3:
         parts[3] = parts[3].removeprefix("fold_")
     return "/".join(parts)

@@ -164,15 +164,8 @@ def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
 
 
 def run_name(spec: RunSpec) -> str:
-    """Readable name of the run: its address, with plans, seed and replicate where they are not the usual ones."""
-    parts = [spec.address]
-    if spec.plans != "nnUNetPlans":
-        parts.append(spec.plans)
-    if spec.seed:
-        parts.append(f"seed {spec.seed}")
-    if spec.replicate:
-        parts.append(f"replicate {spec.replicate}")
-    return ", ".join(parts)
+    """Readable name of the run: its address, and its replicate if it is one."""
+    return f"{spec.address}, replicate {spec.replicate}" if spec.replicate else spec.address
 
 
 def class_names(spec: RunSpec) -> list[str]:

@@ -118,6 +118,10 @@ class ValidationSpec(Frozen):
     """How often a case is tried before the validation fails."""
 
 
+USUAL_PLANS = "nnUNetPlans"
+"""The plans that nnU-Net makes unless it is asked for others."""
+
+
 class RunSpec(Frozen):
     """One training of one dataset x plans x configuration x trainer x fold x seed, with its validation."""
 
@@ -188,7 +192,17 @@ class RunSpec(Frozen):
         return self.model_folder / f"fold_{self.fold}"
 
     @property
-    def address(self) -> str:
-        """How users call this run: dataset number/configuration/trainer/fold."""
+    def model(self) -> str:
+        """How users call the model that this run is a fold of: dataset number/configuration/trainer, with `@plans` and `+seedN` at the
+        trainer where they are not the usual ones.
+        """
         number = self.dataset.removeprefix("Dataset").split("_", 1)[0]
-        return f"{int(number) if number.isdecimal() and len(number) < 10 else self.dataset}/{self.configuration}/{self.trainer}/{self.fold}"
+        dataset = str(int(number)) if number.isdecimal() and len(number) < 10 else self.dataset
+        plans = "" if self.plans == USUAL_PLANS else f"@{self.plans}"
+        seed = f"+seed{self.seed}" if self.seed else ""
+        return f"{dataset}/{self.configuration}/{self.trainer}{plans}{seed}"
+
+    @property
+    def address(self) -> str:
+        """How users call this run: its model/fold, such as `17/3d_fullres/nnUNetTrainer/0`."""
+        return f"{self.model}/{self.fold}"

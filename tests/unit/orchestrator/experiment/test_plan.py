@@ -125,7 +125,7 @@ def test_more_ranks_than_samples_are_refused() -> None:
 
 def test_expand_gives_one_run_per_combination_in_order(tiny: Tiny) -> None:
     specs = expand(experiment_of(tiny, configurations=["2d", "3d_fullres"], trainers=["default", "da5"], folds=[0, "all"], seeds=[0, 5]))
-    assert [s.address for s in specs[:4]] == ["17/2d/nnUNetTrainer/0", "17/2d/nnUNetTrainer/all"] * 2
+    assert [s.address for s in specs[:4]] == [f"17/2d/nnUNetTrainer{seed}/{fold}" for seed in ("", "+seed5") for fold in (0, "all")]
     assert len(specs) == len({s.run_key for s in specs}) == len({s.run_folder for s in specs}) == 16
     assert specs[0].model_folder == tiny.results / tiny.name / "nnUNetTrainer__nnUNetPlans__2d"
     assert specs[2].model_folder.name == "nnUNetTrainer__nnUNetPlans__2d__seed5"

@@ -55,6 +55,30 @@ def test_a_beginning_and_a_pattern_mean_all_that_match(wanted: str, found: list[
     assert meant(wanted) == found
 
 
+MARKED = [
+    Names("a", "17/2d/nnUNetTrainer/0"),
+    Names("b", "17/2d/nnUNetTrainer@nnUNetResEncUNetMPlans/0"),
+    Names("c", "17/2d/nnUNetTrainer@nnUNetResEncUNetMPlans+seed1/0"),
+    Names("d", "17/2d/nnUNetTrainerDA5+seed1/0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("17/2d/nnUNetTrainer", ["a"]),
+        ("17/2d/default@nnUNetResEncUNetMPlans/0", ["b"]),
+        ("17/2d/nnUNetTrainer@nnUNetResEncUNetMPlans+seed1", ["c"]),
+        ("17/2d/*@*", ["b", "c"]),
+        ("17/2d/*+seed1", ["c", "d"]),
+        ("17/2d/da5", ["d"]),
+        ("17/2d", ["a", "b", "c", "d"]),
+    ],
+)
+def test_plans_and_seed_that_are_not_the_usual_ones_are_part_of_an_address(wanted: str, found: list[str]) -> None:
+    assert meant(wanted, MARKED) == found
+
+
 def test_a_part_of_an_address_is_compared_as_a_whole() -> None:
     with pytest.raises(ConfigError, match="no run '17/3d'"):
         meant("17/3d")
