@@ -17,10 +17,11 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, NnfleetError
 from orchestrator.run.below import results_folder
 from orchestrator.run.events import events_in
-from orchestrator.run.status import RunStatus, match
+from orchestrator.run.status import RunStatus, match, match_all
+from orchestrator.run.training_log import training_logs
 
 if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
@@ -53,8 +54,8 @@ class Snapshot:
 
     statuses: list[RunStatus]
     """Every run that a campaign of the cluster has reported."""
-    orphaned: list[RunStatus]
-    """Runs below the results folder that were cut off and that no campaign of the cluster follows."""
+    stored: list[RunStatus]
+    """Runs below the results folder that no campaign of the cluster knows: finished before a `down` or a reboot, or cut off by it."""
     outage: str
     """A sentence if the MLflow server of the local services is down."""
 
@@ -81,6 +82,12 @@ def up(
 def down(home: Home | None = None) -> None:
     """End the local services with everything that runs on them."""
     local_services.down(home)
+
+
+def local_runs() -> list[RunStatus]:
+    """The runs that campaigns of the local services have reported; none where these do not run."""
+    local = local_services.running()
+    return [] if local is None else Follower(reach(local.ray_address).jobs).statuses()
 
 
 def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
@@ -163,19 +170,19 @@ def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[l
 
 
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
-    """`status`, `orphaned` and `tracking_outage` at one look, which asks the job server for its list once."""
+    """`status`, `stored` and `tracking_outage` at one look, which asks the job server for its list once."""
     meant = reach(cluster)
     statuses = [] if meant.reached is None else Follower(meant.reached).statuses(campaign)
-    unknown = _orphaned(statuses, meant, results) if campaign is None else []  # an orphan belongs to no campaign
+    unknown = _stored(statuses, meant, results) if campaign is None else []  # they belong to no campaign
     return Snapshot(statuses, unknown, outage_of(meant.local))
 
 
-def orphaned(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
-    """Runs below a results folder that were cut off and that no campaign of the cluster follows.
+def stored(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
+    """Runs below a results folder that no campaign of the cluster knows, read from their folders.
 
     `results`: default nnUNet_results of this process where the cluster is the local one; without a folder that is seen here: none.
     """
-    return snapshot(cluster, results=results).orphaned
+    return snapshot(cluster, results=results).stored
 
 
 def tracking_outage(cluster: str | None = None) -> str:
@@ -192,34 +199,50 @@ def logs(
 ) -> Iterator[str]:
     """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended.
 
-    With `earlier` the logs of all its jobs, oldest first, each below a line with the job's name and state. `on_found` gets the run's
-    status before its first line.
+    With `earlier` the logs of all its jobs, oldest first, each below a line with the job's name and state. Of a run that no campaign of
+    the cluster knows: the training log in its folder. `on_found` gets the run's status before its first line.
     """
-    follower = Follower(reach(cluster).jobs)
-    found = match(run, follower.statuses())
+    meant = reach(cluster)
+    found = match(run, _known(meant))
     on_found(found)
-    return follower.logs(found.run_key, found.campaign, follow=follow, earlier=earlier)
+    if not found.campaign or meant.reached is None:
+        return training_logs(found.run_folder, earlier=earlier)
+    return Follower(meant.reached).logs(found.run_key, found.campaign, follow=follow, earlier=earlier)
 
 
-def stop(run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
-    """Ask a run to stop after its epoch or the cases in work, or at once; returns its status before. Submitted again, it continues."""
-    jobs = reach(cluster).jobs
-    follower = Follower(jobs)
-    found = match(run, follower.statuses())
-    if not found.state.is_final:
-        arguments = ["stop", str(found.run_folder), "--run-key", found.run_key, *(["--now"] if now else [])]
-        follower.finish(jobs.submit_control(f"stop-{found.run_key}-{secrets.token_hex(3)}", arguments))
-    return [found]
+def stop(
+    runs: Sequence[str] = (), now: bool = False, cluster: str | None = None, *, campaign: str | None = None, everything: bool = False
+) -> list[RunStatus]:
+    """Ask runs to stop after their epoch or the cases in work, or at once: those that the names mean, with `campaign` those of that
+    campaign, with `everything` all. Returns their status before. Submitted again, they continue.
+
+    Raises ConfigError when nothing is named, or for a name that means no run; ClusterError when some could not be asked.
+    """
+    if not (runs or campaign or everything):
+        raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
+    meant = reach(cluster)
+    statuses = _known(meant, campaign)
+    found = match_all(runs, statuses) if runs else [status for status in statuses if not status.state.is_final]
+    living = [status for status in found if status.campaign and not status.state.is_final]
+    if living:
+        keys = [argument for status in living for argument in ("--run-key", status.run_key)]
+        arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
+        Follower(meant.jobs).finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
+    return found
 
 
-def validate(run: str, cluster: str | None = None) -> str:
-    """Start the full validation of a trained run, again if need be; returns the submission id. Raises ConfigError if it is not trained."""
-    jobs = reach(cluster).jobs
-    follower = Follower(jobs)
-    found = match(run, follower.statuses())
-    submission_id = jobs.submit_revalidation(secrets.token_hex(4), found.run_folder, found.run_key)
-    follower.first_report(submission_id)
-    return submission_id
+def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:
+    """Start the full validation of trained runs, again if need be; returns the submission ids. Raises ConfigError for one that is not
+    trained, after the others have been started.
+    """
+    meant = reach(cluster, starts=True)
+    follower = Follower(meant.jobs)
+    found = match_all(runs, _known(meant))
+    sent = [meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key) for status in found]
+    refused = [refusal for submission_id in sent if (refusal := _refusal_of(follower, submission_id)) is not None]
+    if refused:
+        raise refused[0]
+    return sent
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
@@ -347,10 +370,16 @@ def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":
     return resolved.model_copy(update={"tracking": resolved.tracking.model_copy(update={"uri": local.mlflow_uri})})
 
 
-def _orphaned(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
+def _known(meant: Target, campaign: str | None = None) -> list[RunStatus]:
+    """The runs that a name may mean: those that campaigns of the cluster have reported, then those that only their folders know."""
+    statuses = [] if meant.reached is None else Follower(meant.reached).statuses(campaign)
+    return [*statuses, *(_stored(statuses, meant, None) if campaign is None else [])]
+
+
+def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
     if results is None and not (meant.is_here and os.environ.get(RESULTS)):
         return []
-    from orchestrator.campaign.resume import orphaned_below
+    from orchestrator.campaign.stored import stored_below
 
     try:
         place = results_folder(results, os.environ)
@@ -358,4 +387,12 @@ def _orphaned(statuses: Sequence[RunStatus], meant: Target, results: Path | None
         if results is not None:
             raise
         return []
-    return orphaned_below(place, {status.run_key for status in statuses})
+    return stored_below(place, {status.run_key for status in statuses})
+
+
+def _refusal_of(follower: Follower, submission_id: str) -> NnfleetError | None:
+    try:
+        follower.first_report(submission_id)
+    except NnfleetError as err:
+        return err
+    return None

@@ -1,5 +1,5 @@
-"""Acts on run folders where they are, as a small Ray job: `python -m orchestrator.campaign.control_job stop RUN_FOLDER`
-with `[--run-key KEY] [--now]`, or `sync`.
+"""Acts on run folders where they are, as a small Ray job: `python -m orchestrator.campaign.control_job stop RUN_FOLDER...`
+with `[--run-key KEY]... [--now]`, or `sync`.
 
 A laptop does not see the folders of a cluster; whoever submits this job does not need to.
 """
@@ -7,6 +7,7 @@ A laptop does not see the folders of a cluster; whoever submits this job does no
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 from orchestrator.run.events import emit
@@ -21,9 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     obey_interrupts()
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    stopping = verbs.add_parser("stop", help="ask a run to stop")
-    stopping.add_argument("run_folder", type=Path)
-    stopping.add_argument("--run-key", default="", help="refuse when the folder is another run's; empty: whatever run it is of")
+    stopping = verbs.add_parser("stop", help="ask runs to stop")
+    stopping.add_argument("run_folders", nargs="+", type=Path)
+    stopping.add_argument("--run-key", action="append", default=[], help="of each folder: refuse when it is another run's; none: whosever")
     stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch or the cases in work")
     syncing = verbs.add_parser("sync", help="deliver to MLflow what it lacks")
     syncing.add_argument("runs", nargs="*", default=[])
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verb == "sync":
             synchronise(options.runs, options.results)
         else:
-            stop(RunFolder(options.run_folder), options.run_key, is_now=options.now)
+            stop_all(options.run_folders, options.run_key, is_now=options.now)
     except NnfleetError as err:
         sys.stdout.write(f"Error: {err}\n")
         return err.exit_code
@@ -49,6 +50,18 @@ def synchronise(runs: Sequence[str], results: Path | None) -> None:
     for run in runs or [""]:
         for done in sync_below(results, run, jobs):
             emit(SyncedEvent(synced=done))
+
+
+def stop_all(folders: Sequence[Path], run_keys: Sequence[str], *, is_now: bool) -> None:
+    """Ask each run to stop, whatever becomes of the others. Raises the first error, with the texts of all."""
+    errors: list[NnfleetError] = []
+    for folder, run_key in zip(folders, chain(run_keys, repeat("")), strict=False):
+        try:
+            stop(RunFolder(folder), run_key, is_now=is_now)
+        except NnfleetError as err:
+            errors.append(err)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
 
 
 def stop(folder: RunFolder, run_key: str = "", *, is_now: bool) -> None:

@@ -1,6 +1,6 @@
 """Which runs below a results folder `nnfleet resume` continues: read from their folders alone, without the experiment file."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +8,11 @@ from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.progress import Progress, progress_of
-from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.states import RunState
 
 
 @dataclass(frozen=True)
@@ -122,25 +120,3 @@ def of_one_server(choice: Choice) -> Choice:
         for run in runs
     ]
     return Choice(tuple(by_server[most]), (*choice.left, *others))
-
-
-def orphaned_below(results: Path, known: Collection[str]) -> list[RunStatus]:
-    """The runs below `results` that were cut off and whose run keys are not among the `known` ones of the cluster."""
-    found, _ = find_runs(results)
-    return [status_of_orphan(run) for run in found if run.spec.run_key not in known and verdict_on(run).is_taken]
-
-
-def status_of_orphan(run: Found) -> RunStatus:
-    """The status of a run that was cut off and that no campaign of the cluster follows."""
-    spec = run.spec
-    return RunStatus(
-        run_key=spec.run_key,
-        address=spec.address,
-        campaign="",
-        state=RunState.FAILED_CLUSTER,
-        epochs_done=run.progress.epochs_done,
-        epochs=spec.schedule.epochs,
-        reason=f"orphaned: no campaign of this cluster follows it ({run.progress.text}); `nnfleet resume` continues it.",
-        mlflow_run_id=run.mlflow_run_id,
-        run_folder=spec.run_folder,
-    )

@@ -102,4 +102,4 @@ def _stop_all(campaign_id: str, cluster: str | None, *, now: bool) -> None:
 
     for item in api.status(cluster, campaign_id):
         if not item.state.is_final:
-            api.stop(item.run_key, now, cluster)
+            api.stop([item.run_key], now, cluster)

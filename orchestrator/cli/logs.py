@@ -32,5 +32,5 @@ def logs(
         is_empty = False
         write(part)
     if is_empty:
-        (status,) = [item for item in api.status(cluster) if item.run_key == statuses[0].run_key] if follow else statuses
+        status = next((item for item in api.status(cluster) if item.run_key == statuses[0].run_key), statuses[0]) if follow else statuses[0]
         note(f"{status.address} is {status.state} and no job of it has printed anything here. {status.reason}".rstrip())

@@ -27,6 +27,14 @@ Runs = Annotated[
         show_default=False,
     ),
 ]
+SomeRuns = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="By run key, address or MLflow run id; 17/3d_fullres/nnUNetTrainer means all its folds.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)]
 

@@ -26,13 +26,14 @@ def status(
         typer.Option(
             "--results",
             metavar="FOLDER",
-            help="Show orphaned runs below it: cut off, and followed by no campaign. Default: nnUNet_results.",
+            help="Show also the runs below it that no campaign of the cluster knows. Default: nnUNet_results of this shell.",
         ),
     ] = None,
+    all_runs: Annotated[bool, typer.Option("--runs", help="A line for each run, also for those that wait or succeeded.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, with live progress bars, until every run has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state, epoch, EMA pseudo-Dice and time left of each run."""
+    """Show the state, epoch, EMA pseudo-Dice and time left of each run, below the model that it is a fold of."""
     from orchestrator import api
 
     if watch and as_json:
@@ -41,26 +42,32 @@ def status(
         _watch(cluster, campaign, runs or [])
         return
     seen = api.snapshot(cluster, campaign, results)
-    statuses = _named([*seen.statuses, *seen.orphaned], runs or [])
+    statuses = _named([*seen.statuses, *seen.stored], runs or [])
     if seen.outage:
         note(seen.outage)
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
     elif not statuses:
         say(
-            "The cluster has no runs: nothing was submitted since it started, or it is down. Finished runs are in MLflow "
-            "(`nnfleet ui`) and in nnUNet_results. `nnfleet resume` continues what was cut off; `nnfleet resume RUN`, or the experiment "
-            "submitted again, also what was stopped or has failed."
+            "There are no runs: none was submitted to the cluster since it started, or it is down, and nnUNet_results holds none or is "
+            "not set. `nnfleet status --results FOLDER` shows those below a folder; finished runs are in MLflow too (`nnfleet ui`)."
         )
     else:
-        from orchestrator.cli.tables import result_table
         from orchestrator.cli.watch import watch_view
 
         out = console()
-        out.print(watch_view(statuses, out.width))
-        if validated := [item for item in statuses if item.full_dice]:
-            out.print()
-            out.print(result_table(validated, out.width))
+        out.print(watch_view(statuses, out.width, all_runs=all_runs or bool(runs)))
+        _results(statuses, all_runs=all_runs)
+
+
+def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
+    """The table of results, of the models, or runs, that have some."""
+    from orchestrator.cli.tables import result_table
+
+    if validated := [item for item in statuses if item.full_dice]:
+        out = console()
+        out.print()
+        out.print(result_table(validated, out.width, all_runs=all_runs))
 
 
 def _named(statuses: "list[RunStatus]", runs: list[str]) -> "list[RunStatus]":
@@ -85,4 +92,5 @@ def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:
             if all(item.state.is_final for item in watch.statuses):
                 break
             time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))
+    _results(watch.statuses)
     raise typer.Exit(worst_exit_code(watch.statuses))

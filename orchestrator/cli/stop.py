@@ -1,34 +1,49 @@
-"""`nnfleet stop`: end a run and keep its checkpoints."""
+"""`nnfleet stop`: end runs and keep their checkpoints."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.output import note, print_json, say, working
-from orchestrator.cli.parameters import AsJson, Cluster, Run, cluster_option
+from orchestrator.cli.parameters import AsJson, Cluster, Runs, cluster_option
 from trainers.contract.states import RunState
+
+if TYPE_CHECKING:
+    from orchestrator.run.status import RunStatus
 
 
 def stop(
-    run: Run,
+    runs: Runs = None,
+    campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="All runs of this campaign.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All runs of the cluster that have not ended.")] = False,
     now: Annotated[bool, typer.Option("--now", help="At once, dropping the epoch in flight; else after this epoch.")] = False,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop a run, with a loadable checkpoint once an epoch has ended; submitting it again continues it."""
+    """Stop runs, with a loadable checkpoint once an epoch has ended; submitting them again continues them."""
     from orchestrator import api
-    from orchestrator.cli.tables import TRAINS, status_line
 
-    with working("Asking the run to stop ..."):
-        statuses = api.stop(run, now, cluster)
+    with working("Asking to stop ..."):
+        statuses = api.stop(runs or (), now, cluster, campaign=campaign, everything=everything)
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
         return
     for item in statuses:
-        say(status_line(item))
-    if any(item.state in TRAINS for item in statuses) and not now:
-        note(f"The run ends after the epoch in flight. See it: nnfleet status --watch{cluster_option(cluster)}")
-    elif any(item.state is RunState.VALIDATING for item in statuses) and not now:
-        note(f"The run ends after the cases in work. See it: nnfleet status --watch{cluster_option(cluster)}")
-    elif any(not item.state.is_final for item in statuses):
-        note(f"The run ends now. See it: nnfleet status --watch{cluster_option(cluster)}")
+        say(f"{item.address}  {_answer(item, now)}")
+    if any(item.campaign and not item.state.is_final for item in statuses):
+        note(f"See it: nnfleet status --watch{cluster_option(cluster)}")
+    elif not statuses:
+        say("Nothing is left to stop.")
+
+
+def _answer(status: "RunStatus", now: bool) -> str:
+    """What becomes of a run that was asked to stop."""
+    if status.state.is_final:
+        return f"had ended before: {status.state.value}"
+    if not status.campaign:
+        return f"was not asked: {status.reason}"
+    if now or status.state is RunState.QUEUED:
+        return f"asked to end now (was {status.state.value}, {status.epochs_done}/{status.epochs} epochs are kept)"
+    if status.state is RunState.VALIDATING:
+        return "asked to end after the cases in work (was VALIDATING)"
+    return f"asked to end after the epoch in flight (was {status.state.value}, epoch {status.epochs_done}/{status.epochs})"

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal
 
+from orchestrator.cli.models import Model, models_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.run.status import CasesDone, RunStatus
+    from trainers.contract.run_spec import CheckpointName
 
 TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
 """States in which the time left means something."""
@@ -22,6 +25,7 @@ STYLES = {
     RunState.VALIDATING: "magenta",
     RunState.SUCCEEDED: "green",
     RunState.STOPPED: "yellow",
+    RunState.PAUSED: "yellow",
     RunState.FAILED_CONFIG: "red",
     RunState.FAILED_CODE: "red",
     RunState.FAILED_CLUSTER: "red",
@@ -77,25 +81,35 @@ def cases_line(validation: "CasesDone") -> str:
     return f"full validation of {validation.checkpoint}: {validation.done}/{validation.cases} cases"
 
 
-def result_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
-    """What a finished experiment is judged by: pseudo-Dice beside the Dice of whole cases, for best and final weights."""
+def result_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "Table":
+    """What a finished experiment is judged by: pseudo-Dice beside the full Dice for best and final weights, a line for each model, or run.
+
+    The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means.
+    """
     from rich.text import Text
 
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
     table = plain_table(*shown, width=width)
-    for status in statuses:
+    for model in [Model(run.address, (run,)) for run in statuses] if all_runs else models_of(statuses):
+        epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
+        ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]
         cells: list[str | Text] = [
-            status.address,
-            Text(status.state.value, style=STYLES[status.state]),
-            dice(status.best_ema_pseudo_dice),
-            dice(status.full_dice.get("best")),
-            dice(status.full_dice.get("final")),
-            "-" if not status.epoch_s else f"{status.epoch_s:.1f}",
-            f"{status.epochs_done}/{status.epochs}",
+            model.name if len(model.runs) > 1 else model.runs[0].address,
+            Text(model.state_text, style=STYLES[model.state]),
+            dice(fmean(ema) if ema else None),
+            _model_dice(model, "best"),
+            _model_dice(model, "final"),
+            f"{median(epoch_s):.1f}" if epoch_s else "-",
+            f"{sum(run.epochs_done for run in model.runs)}/{sum(run.epochs for run in model.runs)}",
         ]
         table.add_row(*cells[: len(shown)])
     return table
+
+
+def _model_dice(model: Model, checkpoint: "CheckpointName") -> str:
+    value, is_over_cases = model.dice_and_source(checkpoint)
+    return dice(value) if is_over_cases else f"~{dice(value)}"
 
 
 def worst_exit_code(statuses: Sequence["RunStatus"]) -> int:
@@ -108,6 +122,7 @@ def worst_exit_code(statuses: Sequence["RunStatus"]) -> int:
         RunState.FAILED_CLUSTER: ClusterError.exit_code,
         RunState.FAILED_CONFIG: ConfigError.exit_code,
         RunState.STOPPED: EXIT_RUN_STOPPED,
+        RunState.PAUSED: EXIT_RUN_STOPPED,
     }
     seen = {status.state for status in statuses}
     return next((code for state, code in codes.items() if state in seen), 0)

@@ -22,7 +22,8 @@ def ui(
     from orchestrator.tracking.saved_views import pages_of
 
     services = None if cluster else api.up()
-    statuses = api.status(services.ray_address if services else cluster)
+    seen = api.snapshot(services.ray_address if services else cluster)
+    statuses = [*seen.statuses, *seen.stored]
     pages = pages_of([item.mlflow_url for item in statuses], services.mlflow_uri if services else "")
     links: dict[str, Any] = {
         "mlflow": [link for page in pages for link in page.overview],

@@ -1,18 +1,21 @@
-"""`nnfleet validate`: the full validation of a run, by hand."""
+"""`nnfleet validate`: the full validation of runs, by hand."""
 
 import shlex
 
 from orchestrator.cli.output import print_json, say, working
-from orchestrator.cli.parameters import AsJson, Cluster, Run, cluster_option
+from orchestrator.cli.parameters import AsJson, Cluster, SomeRuns, cluster_option
 
 
-def validate(run: Run, cluster: Cluster = None, as_json: AsJson = False) -> None:
-    """Predict and score the whole validation cases of a run with its best and final weights; finished cases are kept."""
+def validate(runs: SomeRuns, cluster: Cluster = None, as_json: AsJson = False) -> None:
+    """Predict and score the whole validation cases of runs with their best and final weights; finished cases are kept."""
     from orchestrator import api
 
     with working("Submitting the validation ..."):
-        submission_id = api.validate(run, cluster)
+        submission_ids = api.validate(runs, cluster)
     if as_json:
-        print_json({"submission_id": submission_id})
-    else:
-        say(f"Submitted as job {submission_id}. Follow it: nnfleet logs -f {shlex.quote(run)}{cluster_option(cluster)}")
+        print_json({"submission_ids": submission_ids})
+        return
+    for submission_id in submission_ids:
+        say(f"Submitted as job {submission_id}.")
+    follow = f"logs -f {shlex.quote(runs[0])}" if len(submission_ids) == 1 else "status --watch"
+    say(f"Follow it: nnfleet {follow}{cluster_option(cluster)}")

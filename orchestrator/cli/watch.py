@@ -1,11 +1,13 @@
 """Live view of runs: bars that move on a terminal, one plain line per change in a pipe."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from orchestrator.cli.models import Model, by_reason, counts_line, models_of, unfolded
 from orchestrator.cli.output import console
 from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, plain_table, seconds, status_line
 from trainers.contract.states import RunState
@@ -28,34 +30,57 @@ def done_fraction(status: "RunStatus") -> float:
     return min(1.0, (status.epochs_done + (status.fraction_of_epoch or 0.0)) / max(1, status.epochs))
 
 
-def watch_table(statuses: Sequence["RunStatus"], width: int) -> "Table":
-    """The runs as a table with bars; a narrow terminal gets fewer columns."""
-    from rich.progress_bar import ProgressBar
-    from rich.text import Text
-
-    extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"] if width >= MEDIUM else [">EMA"]
-    table = plain_table("run", "state", "progress", ">epoch", *extra, width=width)
-    for status in statuses:
-        numbers = {
-            ">EMA": dice(status.ema_pseudo_dice),
-            ">best": dice(status.best_ema_pseudo_dice),
-            ">s/epoch": "-" if not status.epoch_s else f"{status.epoch_s:.1f}",
-            ">left": seconds(status.seconds_left) if status.state in TRAINS else "",
-        }
-        bar = ProgressBar(total=1.0, completed=done_fraction(status), width=BAR_WIDTH if width >= MEDIUM else BAR_WIDTH // 2)
-        state = Text(status.state.value, style=STYLES.get(status.state, ""))
-        table.add_row(status.address, state, bar, f"{status.epochs_done}/{status.epochs}", *[numbers[name] for name in extra])
+def watch_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "Table":
+    """The runs as a table with bars, below the models that they are folds of; a narrow terminal gets no bars and fewer columns."""
+    extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"] if width >= MEDIUM else [">left"]
+    table = plain_table("run", "state", *(["progress"] if width >= MEDIUM else []), ">epoch", *extra, width=width)
+    for model in models_of(statuses):
+        if len(model.runs) > 1:
+            fraction = fmean(done_fraction(run) for run in model.runs)
+            numbers = {">left": seconds(model.seconds_left) if model.state in TRAINS else ""}
+            table.add_row(*_cells(model.name, model.state, model.state_text, fraction, width), _folds(model), *_chosen(numbers, extra))
+        for run in unfolded(model, all_runs=all_runs) if len(model.runs) > 1 else model.runs:
+            name = f"  fold {run.address.rpartition('/')[2]}" if len(model.runs) > 1 else run.address
+            cells = _cells(name, run.state, run.state.value, done_fraction(run), width)
+            table.add_row(*cells, f"{run.epochs_done}/{run.epochs}", *_chosen(_numbers(run), extra))
     return table
 
 
-def watch_view(statuses: Sequence["RunStatus"], width: int) -> "RenderableType":
-    """The table, and below it how far validations are and why runs wait or failed."""
+def _cells(name: str, state: RunState, text: str, fraction: float, width: int) -> list["RenderableType"]:
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    cells: list[RenderableType] = [name, Text(text, style=STYLES.get(state, ""))]
+    return [*cells, ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH)] if width >= MEDIUM else cells
+
+
+def _folds(model: Model) -> str:
+    return f"{model.num_succeeded}/{len(model.runs)} folds"
+
+
+def _numbers(run: "RunStatus") -> dict[str, str]:
+    return {
+        ">EMA": dice(run.ema_pseudo_dice),
+        ">best": dice(run.best_ema_pseudo_dice),
+        ">s/epoch": "-" if not run.epoch_s else f"{run.epoch_s:.1f}",
+        ">left": seconds(run.seconds_left) if run.state in TRAINS else "",
+    }
+
+
+def _chosen(numbers: Mapping[str, str], columns: Sequence[str]) -> list[str]:
+    return [numbers.get(name, "") for name in columns]
+
+
+def watch_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "RenderableType":
+    """How many runs are in which state, the table, and below it how far validations are and why runs wait or failed."""
     from rich.console import Group
     from rich.text import Text
 
     cases = [Text(f"{s.address}: {cases_line(s.validation)}", style="dim") for s in statuses if s.validation]
-    reasons = [Text(f"{s.address}: {s.reason}{_since(s)}", style="dim") for s in statuses if s.reason]
-    return Group(watch_table(statuses, width), *cases, *reasons)
+    told = [s for s in statuses if s.reason]
+    reasons = [Text(line, style="dim") for line in by_reason(told, [f"{s.reason}{_since(s)}" for s in told])]
+    counts = [Text(counts_line(statuses), style="bold"), Text()] if len(statuses) > 1 else []
+    return Group(*counts, watch_table(statuses, width, all_runs=all_runs), *cases, *reasons)
 
 
 def _since(status: "RunStatus") -> str:

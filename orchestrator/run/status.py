@@ -29,7 +29,7 @@ class RunStatus(BaseModel):
 
     run_key: str
     address: str
-    """Dataset number/configuration/trainer/fold."""
+    """Dataset number/configuration/trainer/fold, as `RunSpec.address` writes it."""
     campaign: str
     state: RunState = RunState.QUEUED
     num_drivers: int = Field(0, alias="attempt")
@@ -57,6 +57,11 @@ class RunStatus(BaseModel):
     full_dice: dict[str, float] = {}
     """Mean foreground Dice over whole cases per checkpoint (`best`, `final`), once validated."""
     run_folder: Path
+
+    @property
+    def model(self) -> str:
+        """The model that the run is a fold of: its address without the fold."""
+        return self.address.rpartition("/")[0]
 
     @property
     def names(self) -> Names:

@@ -14,6 +14,7 @@ from orchestrator.run.names import Names
 from orchestrator.run.progress import checkpoints_due, full_dice
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, KnownRun, OpenRun, job_tags
+from orchestrator.tracking.saved_views import run_url
 from trainers.contract.commits import CommitReader, Committed, newest_committed
 from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.fencing import check_driver_fence
@@ -127,6 +128,14 @@ def noted_run_id(folder: RunFolder) -> str:
     """The MLflow run that `track` recorded in a run folder; empty when there is none, or none that can be read."""
     recorded = _recorded(folder)
     return recorded.run_id if recorded is not None else ""
+
+
+def noted_url(folder: RunFolder) -> str:
+    """Link to the page of that run; empty where there is none, or it is none of a web server. Asks nobody."""
+    recorded = _recorded(folder)
+    if recorded is None or not recorded.experiment_id or not recorded.tracking_uri.startswith("http"):
+        return ""
+    return run_url(recorded.tracking_uri, recorded.experiment_id, recorded.run_id)
 
 
 def _recorded(folder: RunFolder) -> MlflowRun | None:

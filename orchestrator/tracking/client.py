@@ -55,7 +55,7 @@ from orchestrator.tracking.records import (
     tags_of,
     validation_data,
 )
-from orchestrator.tracking.saved_views import run_place, view_tags
+from orchestrator.tracking.saved_views import run_url, view_tags
 from trainers.contract.commits import EpochRow
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.states import RunState
@@ -401,7 +401,7 @@ class Tracker:
         """Link to a run's page; empty where the tracking URI is no web address."""
         with self._speaking(f"read run {run_id}"):
             experiment_id = self._client.get_run(run_id).info.experiment_id
-        return f"{self.uri}/#/{run_place(str(experiment_id), run_id)}" if self.uri.startswith("http") else ""
+        return run_url(self.uri, str(experiment_id), run_id) if self.uri.startswith("http") else ""
 
 
 def _pages(search: Any, *arguments: Any) -> Iterator[Any]:

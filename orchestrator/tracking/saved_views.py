@@ -44,6 +44,11 @@ def run_place(experiment_id: str, run_id: str) -> str:
     return f"experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
 
 
+def run_url(server: str, experiment_id: str, run_id: str) -> str:
+    """Link to a run's page."""
+    return f"{server}/#/{run_place(experiment_id, run_id)}"
+
+
 @dataclass(frozen=True)
 class Pages:
     """Links to the MLflow pages of some runs on one server."""

@@ -161,7 +161,7 @@ def test_a_campaign_that_dies_leaves_its_run_to_the_next_one(place: Place) -> No
 
 def test_a_trained_run_is_validated_again_by_hand(place: Place) -> None:
     (before,) = api.wait(api.submit(place.experiment([0])).campaign_id)
-    submission_id = api.validate(before.run_key)
+    (submission_id,) = api.validate([before.run_key])
     (after,) = api.wait(submission_id.removeprefix("campaign-"))
     assert after.state is RunState.SUCCEEDED
     assert [len(place.of(before.run_key, kind)) for kind in ("train", "validate")] == [1, 2]
@@ -203,8 +203,8 @@ def test_stop_reaches_running_and_waiting_runs_and_a_new_submission_continues(pl
     submission = api.submit(place.experiment([0, 1], workers=2))
     until(lambda: bool(place.usage()))
     running, waiting = (row.run_key for row in submission.plan.rows)
-    api.stop(waiting)
-    api.stop(running)
+    api.stop([waiting])
+    api.stop([running])
     done = api.wait(submission.campaign_id)
     assert [status.state for status in done] == [RunState.STOPPED] * 2
     for fold in (0, 1):
@@ -222,7 +222,7 @@ def test_bad_input_comes_back_as_the_error_that_it_is(place: Place) -> None:
     with pytest.raises(ClusterError, match="GPU"):
         api.submit(place.experiment([0], workers={"count": 1, "gpus": 1, "cpus": 1}))
     with pytest.raises(ConfigError, match="there is no run 'nonsense'"):
-        api.stop("nonsense")
+        api.stop(["nonsense"])
     with pytest.raises(ConfigError, match="there is no campaign"):
         api.status(campaign="nonsense")
     assert not list(place.results.glob("*/*/fold_*")), "nothing was begun"

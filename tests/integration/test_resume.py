@@ -87,13 +87,13 @@ def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
 
     local_services.up(home, num_cpus=2)
     monkeypatch.setenv("nnUNet_results", str(results))
-    (orphan,) = api.orphaned()
-    assert orphan.run_key == reference.run_key
-    assert "`nnfleet resume` continues it" in orphan.reason
+    (paused,) = api.stored()
+    assert paused.run_key == reference.run_key
+    assert "`nnfleet resume` continues it" in paused.reason
     an_hour_passes(folder)
     submission = api.resume()
     assert [row.progress.stage for row in submission.plan.rows] == ["continues"]
-    assert api.orphaned() == []
+    assert api.stored() == []
     (status,) = api.wait(submission.campaign_id)
     assert status.state is RunState.SUCCEEDED, status.reason
     assert len({row.fencing_token for row in reached(folder).history}) == 2

@@ -12,6 +12,8 @@ class RunState(StrEnum):
     VALIDATING = "VALIDATING"
     SUCCEEDED = "SUCCEEDED"
     STOPPED = "STOPPED"
+    PAUSED = "PAUSED"
+    """Cut off before its end, by `down` or a reboot, and followed by nobody; only shown, never a campaign's."""
     FAILED_CONFIG = "FAILED_CONFIG"
     FAILED_CODE = "FAILED_CODE"
     FAILED_CLUSTER = "FAILED_CLUSTER"
@@ -27,7 +29,9 @@ class RunState(StrEnum):
         return self.name.startswith("FAILED")
 
 
-FINAL = frozenset({RunState.SUCCEEDED, RunState.STOPPED, RunState.FAILED_CONFIG, RunState.FAILED_CODE, RunState.FAILED_CLUSTER})
+FINAL = frozenset(
+    {RunState.SUCCEEDED, RunState.STOPPED, RunState.PAUSED, RunState.FAILED_CONFIG, RunState.FAILED_CODE, RunState.FAILED_CLUSTER}
+)
 _ENDS = frozenset({RunState.STOPPED, RunState.FAILED_CONFIG, RunState.FAILED_CODE, RunState.FAILED_CLUSTER})
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.VALIDATING}) | _ENDS,

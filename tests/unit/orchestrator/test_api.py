@@ -13,6 +13,7 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import ProcessRecord, end, start_detached
 from orchestrator.cluster.service_records import Recorded, write_record
+from orchestrator.errors import ConfigError
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
@@ -58,7 +59,7 @@ def test_one_status_connects_and_lists_the_jobs_once(machine: Machine, tmp_path:
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     machine.jobs.campaign("c1", "RUNNING", RunState.RUNNING, 1)
     seen = api.snapshot()
-    assert [item.run_key for item in (*seen.statuses, *seen.orphaned)] == ["r", run.run_key]
+    assert [item.run_key for item in (*seen.statuses, *seen.stored)] == ["r", run.run_key]
     assert machine.connections == ["http://127.0.0.1:8265"]
     assert machine.jobs.reads == ["list", "campaign-c1"]
     assert machine.looks_for_services == 1
@@ -72,22 +73,25 @@ def test_looking_again_keeps_the_connection_and_the_logs_of_ended_campaigns(mach
     assert machine.jobs.reads.count("campaign-ended") == 1
 
 
-def test_orphaned_runs_are_those_that_no_campaign_of_the_cluster_follows(
+def test_stored_runs_are_those_that_no_campaign_of_the_cluster_follows(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage(tmp_path)
     run, known = stage.run(0), stage.run(1)
     stage.campaign(run, known)
     machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1, run_key=known.run_key)
-    assert api.orphaned() == [], "no folder is known"
+    assert api.stored() == [], "no folder is known"
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    (orphan,) = api.orphaned()
-    assert orphan.run_key == run.run_key
-    assert orphan.reason.startswith("orphaned: no campaign of this cluster follows it")
-    assert api.orphaned("http://head:8265") == [], "of another machine"
-    assert [item.run_key for item in api.orphaned("http://head:8265", tmp_path / "results")] == [run.run_key]
-    assert [item.run_key for item in api.orphaned("http://127.0.0.1:8265/")] == [run.run_key], "this machine by its address"
-    assert api.snapshot(campaign="c").orphaned == []
+    (paused,) = api.stored()
+    assert paused.run_key == run.run_key
+    assert (paused.state, paused.reason) == (
+        RunState.PAUSED,
+        "no campaign of this cluster follows it (new); `nnfleet resume` continues it.",
+    )
+    assert api.stored("http://head:8265") == [], "of another machine"
+    assert [item.run_key for item in api.stored("http://head:8265", tmp_path / "results")] == [run.run_key]
+    assert [item.run_key for item in api.stored("http://127.0.0.1:8265/")] == [run.run_key], "this machine by its address"
+    assert api.snapshot(campaign="c").stored == []
 
 
 def test_the_log_of_the_run_that_owns_the_folder_is_meant_by_its_address(machine: Machine) -> None:
@@ -132,3 +136,28 @@ def test_this_machine_is_what_the_local_head_gives_out_once_it_runs(tmp_path: Pa
         assert api.this_machine().total == {"CPU": 2, "GPU": 1}
     finally:
         end(head, grace_s=0)
+
+
+def test_a_stop_of_several_runs_is_one_request(machine: Machine) -> None:
+    machine.jobs.campaign("c1", "RUNNING", RunState.RUNNING, 1, run_key="a")
+    machine.jobs.campaign("c2", "RUNNING", RunState.RUNNING, 1, run_key="b")
+    machine.jobs.campaign("c3", "SUCCEEDED", RunState.SUCCEEDED, 1, run_key="c")
+    with pytest.raises(ConfigError, match="no run is named"):
+        api.stop()
+    assert machine.jobs.controls == []
+    assert [status.run_key for status in api.stop(everything=True)] == ["a", "b"]
+    assert [status.run_key for status in api.stop(campaign="c2", now=True)] == ["b"]
+    assert [status.run_key for status in api.stop(["c"])] == ["c"]
+    (first, second) = machine.jobs.controls
+    assert first[0] == "stop"
+    assert [first[i + 1] for i, word in enumerate(first) if word == "--run-key"] == ["a", "b"]
+    assert second[-1] == "--now"
+
+
+def test_runs_of_earlier_heads_have_logs_and_names(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    (run.run_folder / "training_log_2026_01_01_00_00_00.txt").write_text("epoch 0\n")
+    assert list(api.logs(run.address)) == ["epoch 0\n"]
+    assert [status.state for status in api.stop([run.address])] == [RunState.PAUSED]

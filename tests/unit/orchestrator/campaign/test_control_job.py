@@ -54,6 +54,17 @@ def test_a_stop_of_a_run_whose_folder_is_another_runs_now_stops_nothing(stage: S
     assert stage.cluster.stopped == ["train-another-a1"]
 
 
+def test_one_request_stops_several_runs_and_one_that_is_not_to_be_stopped_keeps_none_of_the_others(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [stage.run(fold) for fold in range(3)]
+    look(stage.campaign(*runs))
+    folders = [str(run.run_folder) for run in runs]
+    assert main(["stop", *folders, "--run-key", "key0", "--run-key", "another", "--run-key", "key2"]) == ConfigError.exit_code
+    assert "belongs to the run key1 now, not to another" in capsys.readouterr().out
+    assert [read_stop_request(RunFolder(run.run_folder)) is not None for run in runs] == [True, False, True]
+
+
 def test_a_validation_of_a_run_whose_folder_is_another_runs_now_is_refused(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     moved, run = stage.run(0), stage.run(0).model_copy(update={"run_key": "another"})
     look(stage.campaign(run))

@@ -27,6 +27,8 @@ class FakeJobs:
         self.texts: dict[str, str] = {}
         self.reads: list[str] = []
         self.stopped: list[str] = []
+        self.controls: list[list[str]] = []
+        """What small jobs were asked to do."""
         self._ending: set[str] = set()
 
     # what a follower asks for
@@ -51,6 +53,11 @@ class FakeJobs:
         self.stopped.append(submission_id)
         if submission_id == "campaign-c1":  # it starts one more run while it ends
             self.add("train-l-a1", "train", "PENDING", campaign="c1")
+
+    def submit_control(self, name: str, arguments: list[str]) -> str:
+        self.controls.append(arguments)
+        self.add(name, "control", "SUCCEEDED")
+        return name
 
     # what tests let happen
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.resume import choose, find_runs, of_one_server, status_of_orphan
+from orchestrator.campaign.resume import choose, find_runs, of_one_server
+from orchestrator.campaign.stored import status_of_stored
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import results_folder
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
@@ -116,8 +117,8 @@ def test_a_campaign_of_what_was_found_continues_it(stage: Stage) -> None:
     stage.cluster.workers_begin(run)
     stage.cluster.jobs.clear()  # the head is new
     (found,) = choose(*find_runs(stage.base / "results"), (), stage.base).taken
-    assert status_of_orphan(found).state is RunState.FAILED_CLUSTER
-    assert "`nnfleet resume` continues it" in status_of_orphan(found).reason
+    assert status_of_stored(found).state is RunState.PAUSED
+    assert "`nnfleet resume` continues it" in status_of_stored(found).reason
     look(again := stage.campaign(found.spec, name="c2"))
     assert states(again) == ["RUNNING"]
     assert stage.cluster.live_jobs() == ["train-key0-a2"]

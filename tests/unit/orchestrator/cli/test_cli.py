@@ -96,7 +96,7 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.runs: list[RunStatus] = [run_status()]
-        self.orphans: list[RunStatus] = []
+        self.stored: list[RunStatus] = []
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
@@ -149,7 +149,7 @@ class FakeApi:
 
     def snapshot(self, cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Any:
         self._ask("snapshot", cluster, campaign, results)
-        return SimpleNamespace(statuses=self.runs, orphaned=self.orphans if campaign is None else [], outage=self.outage)
+        return SimpleNamespace(statuses=self.runs, stored=self.stored if campaign is None else [], outage=self.outage)
 
     def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
         while True:
@@ -188,9 +188,20 @@ class FakeApi:
         self.runs = [done() if not item.state.is_final else item for item in self.runs]
         return self.runs
 
-    def stop(self, run: str, now: bool = False, cluster: str | None = None) -> list[RunStatus]:
-        self._ask("stop", run, now)
-        self.runs = [run_status(state=RunState.STOPPED)]
+    def stop(
+        self,
+        runs: Sequence[str] = (),
+        now: bool = False,
+        cluster: str | None = None,
+        *,
+        campaign: str | None = None,
+        everything: bool = False,
+    ) -> list[RunStatus]:
+        self._ask("stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []))
+        before, self.runs = self.runs, [run_status(state=RunState.STOPPED)]
+        return before
+
+    def local_runs(self) -> list[RunStatus]:
         return self.runs
 
     def logs(self, run: str, cluster: str | None, follow: bool, earlier: bool, on_found: Callable[[RunStatus], None]) -> Iterator[str]:
@@ -200,9 +211,9 @@ class FakeApi:
             yield "\x1b[36mline\x1b[0m one\n"
             yield "line two\n"
 
-    def validate(self, run: str, cluster: str | None = None) -> str:
-        self._ask("validate", run)
-        return "validate-k-v1"
+    def validate(self, runs: Sequence[str], cluster: str | None = None) -> list[str]:
+        self._ask("validate", *runs)
+        return [f"validate-{run}-v1" for run in runs]
 
     def export(self, run: str, target: Path, tracking_uri: str | None = None) -> Path:
         self._ask("export", run, target, tracking_uri)
@@ -279,13 +290,13 @@ def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) 
     assert "Submitted as campaign c1" in nnfleet("submit", "e.yaml")[1]
 
 
-def test_status_shows_orphaned_runs_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
+def test_status_shows_runs_that_only_their_folders_know_but_not_among_those_of_one_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.runs = []
-    api.orphans = [run_status(state=RunState.FAILED_CLUSTER, reason="orphaned: `nnfleet resume` continues it.")]
+    api.stored = [run_status(state=RunState.PAUSED, reason="no campaign of this cluster follows it; `nnfleet resume` continues it.")]
     _, out, _ = nnfleet("status")
     assert "`nnfleet resume` continues it" in out
     _, out, _ = nnfleet("status", "--campaign", "c1")
-    assert "orphaned:" not in out
+    assert "PAUSED" not in out
 
 
 def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -299,6 +310,73 @@ def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) 
     code, _, err = nnfleet("status", "nobody")
     assert code == ConfigError.exit_code
     assert "there is no run 'nobody'" in err
+
+
+def folds(model: str, *states: RunState, **changes: Any) -> list[RunStatus]:
+    """The runs of a model, one for each state."""
+    return [
+        run_status(run_key=f"{model}-{i}", address=f"{model}/{i}", state=state, run_folder=Path(f"/r/{model}/fold_{i}"), **changes)
+        for i, state in enumerate(states)
+    ]
+
+
+def test_folds_stand_below_their_model_and_those_that_wait_or_succeeded_are_folded_away(nnfleet: Nnfleet, api: FakeApi) -> None:
+    waiting = folds("17/2d/nnUNetTrainer", *[RunState.QUEUED] * 5, reason="waits for 1 GPU.")
+    api.runs = [*waiting, *folds("17/3d/da5", RunState.SUCCEEDED, RunState.RUNNING, RunState.PAUSED)]
+    lines = [" ".join(line.split()) for line in nnfleet("status")[1].splitlines() if line]
+    assert lines[0] == "8 runs of 2 models: 1 RUNNING, 5 QUEUED, 1 PAUSED, 1 SUCCEEDED."
+    assert [line.split()[0] for line in lines[2:]] == ["17/3d/da5", "fold", "fold", "17/2d/nnUNetTrainer", "17/2d/nnUNetTrainer/0"]
+    assert "1 RUNNING" in lines[2]
+    assert "1/3 folds" in lines[2]
+    assert lines[-1] == "17/2d/nnUNetTrainer/0 and 4 more of its model: waits for 1 GPU."
+    for arguments in (("--runs",), ("17",)):
+        assert nnfleet("status", *arguments)[1].count("  fold ") == 8
+
+
+def test_a_table_for_eighty_columns_fits_them(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = "913/2d/nnUNetTrainer@nnUNetResEncUNetMPlans"
+    runs = folds(model, RunState.VALIDATING, RunState.FAILED_CLUSTER, epochs=1000, epochs_done=1000)
+    console = Console(width=80, file=StringIO())
+    console.print(watch_view(runs, 80))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{model}  1 VALIDATING    0/2 folds" in shown
+    assert "  fold 1" in shown
+    assert "1000/1000" in shown
+
+
+def test_the_dice_of_a_model_that_cannot_be_taken_over_its_cases_is_marked(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = folds("17/2d/t", RunState.SUCCEEDED, RunState.SUCCEEDED, full_dice={"best": 0.8, "final": 0.7})
+    api.runs[1] = api.runs[1].model_copy(update={"full_dice": {"final": 0.9}})
+    (row,) = [line.split() for line in nnfleet("status")[1].splitlines() if line.startswith("17/2d/t ") and "0.8" in line]
+    assert row[-4:-2] == ["0.800", "~0.800"], "one fold's best, the mean of two folds' final"
+
+
+def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [*folds("17/2d/t", RunState.QUEUED, RunState.RUNNING, RunState.VALIDATING, RunState.SUCCEEDED)]
+    _, out, err = nnfleet("stop", "17/2d/t", "17/3d")
+    assert api.asked == [("stop", ("17/2d/t", "17/3d"), False)]
+    for text in (
+        "asked to end now (was QUEUED",
+        "after the epoch in flight (was RUNNING",
+        "after the cases",
+        "had ended before: SUCCEEDED",
+    ):
+        assert text in out
+    assert "nnfleet status --watch" in err
+    nnfleet("stop", "--campaign", "c1", "--now")
+    nnfleet("stop", "--all")
+    assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
+
+
+def test_down_lists_runs_that_have_not_ended_and_pauses_them_only_when_it_is_told_to(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, _, err = nnfleet("down")
+    assert code == ConfigError.exit_code
+    assert "17/3d_fullres/nnUNetTrainer/0  RUNNING" in err
+    assert "down: 1 run has not ended. `nnfleet down --yes` pauses them" in err
+    assert api.asked == []
+    api.runs = [done()]
+    assert nnfleet("down")[0] == 0
+    assert api.asked == [("down",)]
 
 
 def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -370,7 +448,8 @@ def test_watch_in_a_pipe_prints_one_plain_line_per_change_and_ends_with_the_wors
     api.runs = [done(), run_status(run_key="k2", state=RunState.FAILED_CODE, reason="loss is NaN")]
     code, out, err = nnfleet("status", "--watch")
     assert code == output.EXIT_RUN_FAILED
-    assert (out + err).count("SUCCEEDED") == 1
+    assert err.count("SUCCEEDED") == 1
+    assert out.split()[:2] == ["run", "state"], "the table of results at the end"
     assert "(loss is NaN)" in out + err
     assert "\x1b" not in out + err
 
@@ -401,7 +480,7 @@ def test_train_refuses_a_misspelt_trainer_before_anything_starts(nnfleet: Nnflee
 def test_ctrl_c_without_a_terminal_stops_after_the_epoch(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.interruptions = 1
     code, _, _ = nnfleet("train", "17", "3d_fullres", "0")
-    assert ("stop", run_status().run_key, False) in api.asked
+    assert ("stop", (run_status().run_key,), False) in api.asked
     assert code == output.EXIT_RUN_STOPPED
 
 
@@ -453,7 +532,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.orchestrator.cli.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "seen = types.SimpleNamespace(statuses=runs, orphaned=[], outage='')\n"
+        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='')\n"
         "orchestrator.api = types.SimpleNamespace(snapshot=lambda *a: seen)\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"
@@ -488,7 +567,7 @@ def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> 
 def test_export_and_down_for_scripts(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
     exported = json.loads(nnfleet("export", "k", str(tmp_path / "m"), "--json")[1])
     assert exported == {"folder": str(tmp_path / "m"), "fold": "3", "checkpoints": []}
-    assert json.loads(nnfleet("down", "--json")[1]) == {"down": True}
+    assert json.loads(nnfleet("down", "--yes", "--json")[1]) == {"down": True}
 
 
 @pytest.mark.parametrize(
@@ -558,12 +637,12 @@ def test_ctrl_c_and_keep_goes_on_to_the_end(nnfleet: Nnfleet, api: FakeApi, monk
 def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert nnfleet("stop", "17/3d_fullres/nnUNetTrainer/0")[0] == 0
     nnfleet("stop", "k", "--now")
-    assert api.asked == [("stop", "17/3d_fullres/nnUNetTrainer/0", False), ("stop", "k", True)]
+    assert api.asked == [("stop", ("17/3d_fullres/nnUNetTrainer/0",), False), ("stop", ("k",), True)]
 
 
 def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
     assert nnfleet("logs", "k")[1] == "line one\nline two\n"  # no colours in a pipe
-    assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_id": "validate-k-v1"}
+    assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_ids": ["validate-k-v1"]}
     _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
     assert "-f 3" in out
     assert "no final checkpoint in MLflow yet" in err
@@ -572,7 +651,7 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
         "up",
         {"num_cpus": 3, "num_gpus": 0, "memory_gib": None, "allow_hosts": (), "artifacts": None},
     )
-    assert nnfleet("down")[0] == 0
+    assert nnfleet("down", "--yes")[0] == 0
     assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
 
 
@@ -592,7 +671,7 @@ def test_ui_of_another_cluster_starts_nothing_here(nnfleet: Nnfleet, api: FakeAp
     assert code == 0
     assert "http://head:8265" in out
     assert "no run of this cluster has a page" in out
-    assert [what[0] for what in api.asked] == ["status"]
+    assert [what[0] for what in api.asked] == ["snapshot"]
 
 
 def test_schema_is_json(nnfleet: Nnfleet) -> None:
