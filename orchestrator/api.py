@@ -115,6 +115,7 @@ def submit(
     `on_submit` gets the campaign's id just before it is sent: whoever is interrupted from then on has to `withdraw` it. `on_wait` gets
     the reason when it takes long. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
     """
+    _check_here(experiment, cluster)
     meant = reach(cluster, starts=True)
     experiment_yaml = _as_sent(experiment, meant.local).to_yaml()
     return _submitted(meant, lambda campaign_id: meant.jobs.submit_campaign(campaign_id, experiment_yaml), on_submit, on_wait)
@@ -222,7 +223,7 @@ def stop(
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
     meant = reach(cluster)
     statuses = _known(meant, campaign)
-    found = match_all(runs, statuses) if runs else [status for status in statuses if not status.state.is_final]
+    found = match_all(runs, statuses, hints=False) if runs else [status for status in statuses if not status.state.is_final]
     living = [status for status in found if status.campaign and not status.state.is_final]
     if living:
         keys = [argument for status in living for argument in ("--run-key", status.run_key)]
@@ -358,6 +359,15 @@ def _submitted(
         on_submit(campaign_id)
     submission_id = send(campaign_id)
     return Submission(campaign_id, submission_id, Follower(meant.jobs).first_plan(submission_id, on_wait))
+
+
+def _check_here(experiment: "Experiment", cluster: str | None) -> None:
+    """Where this machine is meant: that folders and dataset are there, before services are started for them. Raises ConfigError."""
+    if cluster is None and is_local():
+        from orchestrator.dataset.folder import find_dataset
+
+        resolved = experiment.with_folders_resolved()
+        find_dataset(Path(resolved.nnUNet_preprocessed or ""), experiment.dataset)
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":

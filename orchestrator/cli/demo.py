@@ -60,7 +60,7 @@ def environment_line(paths: "DemoPaths") -> str:
 
 def _train(file: Path, paths: "DemoPaths") -> None:
     from orchestrator import api
-    from orchestrator.cli.foreground import submit_in_foreground, wait_in_foreground
+    from orchestrator.cli.foreground import hearing_sigterm, submit_in_foreground, wait_in_foreground
     from orchestrator.cli.plan import show_plan
     from orchestrator.cli.tables import result_table, seconds, worst_exit_code
     from orchestrator.experiment.model import load_experiment
@@ -69,11 +69,10 @@ def _train(file: Path, paths: "DemoPaths") -> None:
     with working("Starting Ray and MLflow ..."):
         services = api.up()
     began = time.monotonic()
-    submission = submit_in_foreground(load_experiment(file), services.ray_address, "Submitting ...")
-    show_plan(submission.plan)
-    statuses = wait_in_foreground(submission.campaign_id, services.ray_address)
-    if not all(item.state.is_final for item in statuses):
-        return
+    with hearing_sigterm():
+        submission = submit_in_foreground(load_experiment(file), services.ray_address, "Submitting ...")
+        show_plan(submission.plan)
+        statuses = wait_in_foreground(submission.campaign_id, services.ray_address)
     say("")
     out = console()
     out.print(result_table(statuses, out.width))

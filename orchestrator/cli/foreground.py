@@ -1,15 +1,18 @@
-"""Waiting for a campaign in the foreground, and what Ctrl-C means there."""
+"""Waiting for a campaign in the foreground, and what Ctrl-C and SIGTERM mean there."""
 
 import contextlib
+import signal
 import sys
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.output import note, working
+import typer
+
+from orchestrator.cli.output import EXIT_DETACHED, Terminated, note, working
 from orchestrator.cli.parameters import cluster_option
 from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from orchestrator.api import Submission
     from orchestrator.experiment.model import Experiment
@@ -72,34 +75,43 @@ def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster
         raise
 
 
+@contextlib.contextmanager
+def hearing_sigterm() -> "Iterator[None]":
+    """SIGTERM raises Terminated in this thread, as Ctrl-C raises KeyboardInterrupt."""
+
+    def raise_terminated(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus"]:
-    """Show the campaign until every run has ended. Ctrl-C asks what to do; returns early when the person detaches."""
+    """Show the campaign until every run has ended. Ctrl-C asks what to do; SIGTERM stops the runs after their epoch.
+
+    Exits with EXIT_DETACHED when the person detaches.
+    """
     from orchestrator import api
     from orchestrator.cli.watch import Watch
 
-    statuses: list[RunStatus] = []
     while True:
+        is_asked = True
         with Watch() as watch:
             try:
                 return api.wait(campaign_id, cluster, watch)
-            except KeyboardInterrupt:
-                statuses = watch.statuses or statuses
-        answer = ask()
+            except KeyboardInterrupt as interrupt:
+                is_asked = not isinstance(interrupt, Terminated)
+        answer = ask() if is_asked else "stop"
         if answer == "detach":
             note(f"Detached: the runs continue. See them: nnfleet status --watch{cluster_option(cluster)}")
-            return statuses
+            raise typer.Exit(EXIT_DETACHED)
         if answer in ("stop", "now"):
             note(
                 "Stopping: the checkpoint of the last complete epoch stays."
                 if answer == "now"
                 else "Stopping after the epoch in flight ... (`nnfleet stop --now RUN` ends it at once and keeps the last complete epoch.)"
             )
-            _stop_all(campaign_id, cluster, now=answer == "now")
-
-
-def _stop_all(campaign_id: str, cluster: str | None, *, now: bool) -> None:
-    from orchestrator import api
-
-    for item in api.status(cluster, campaign_id):
-        if not item.state.is_final:
-            api.stop([item.run_key], now, cluster)
+            api.stop((), answer == "now", cluster, campaign=campaign_id)

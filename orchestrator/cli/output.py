@@ -18,13 +18,21 @@ EXIT_RUN_FAILED = 8
 """A run that was waited for ended as FAILED_CODE."""
 EXIT_RUN_STOPPED = 9
 """A run that was waited for was stopped before its end."""
+EXIT_DETACHED = 10
+"""Runs that were waited for continue without this command."""
 EXIT_UNEXPECTED = 70
 """An unforeseen error."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C while nothing needed an answer."""
+EXIT_TERMINATED = 143
+"""SIGTERM, likewise."""
 
 PIPED_WIDTH = 140
 """Columns of a table that goes into a pipe or file."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever sends it does not answer questions."""
 
 
 @dataclass
@@ -87,9 +95,9 @@ def answering_interrupts(verb: Callable[..., None]) -> Callable[..., None]:
     def answered(*arguments: Any, **options: Any) -> None:
         try:
             verb(*arguments, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             note("Interrupted.")
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
             sys.exit(0)

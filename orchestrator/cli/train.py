@@ -49,22 +49,24 @@ def train(
 ) -> None:
     """Train and validate one model, here and now.
 
-    Ctrl-C asks whether to stop (with a loadable checkpoint, once an epoch has ended) or to leave it running.
+    Ctrl-C asks whether to stop (with a loadable checkpoint, once an epoch has ended) or to leave it running; SIGTERM stops it so. The
+    same command again continues it.
     """
     from orchestrator import api
-    from orchestrator.cli.foreground import wait_in_foreground
+    from orchestrator.cli.foreground import hearing_sigterm, wait_in_foreground
     from orchestrator.cli.tables import result_table, worst_exit_code
 
     named: dict[str, Any] = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
     named |= {} if epochs is None else {"epochs": epochs}
     named |= {} if seed is None else {"seeds": [seed]}
-    try:
-        submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster)
-    except NnfleetError as err:
-        raise type(err)(in_words_of_the_command_line(str(err))) from err
-    for warning in submission.plan.warnings:
-        note(f"Warning: {warning}")
-    statuses = wait_in_foreground(submission.campaign_id, cluster)
+    with hearing_sigterm():
+        try:
+            submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster)
+        except NnfleetError as err:
+            raise type(err)(in_words_of_the_command_line(str(err))) from err
+        for warning in submission.plan.warnings:
+            note(f"Warning: {warning}")
+        statuses = wait_in_foreground(submission.campaign_id, cluster)
     out = console()
     out.print(result_table(statuses, out.width))
     for item in statuses:
@@ -73,8 +75,7 @@ def train(
             note(f"MLflow: {item.mlflow_url}")
     if outage := api.tracking_outage(cluster):
         note(outage)
-    if all(item.state.is_final for item in statuses):
-        raise typer.Exit(worst_exit_code(statuses))
+    raise typer.Exit(worst_exit_code(statuses))
 
 
 def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | None) -> "Submission":

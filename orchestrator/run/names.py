@@ -9,7 +9,7 @@ from typing import NamedTuple
 from trainers.contract.errors import ConfigError
 from trainers.contract.names import canonical_trainer, nearest, shown
 
-MAX_LISTED = 20
+MAX_LISTED = 5
 LONGEST_SHOWN = 200
 
 
@@ -27,7 +27,7 @@ class Names(NamedTuple):
     """Its run folder; empty where that is not known."""
 
 
-def resolve(wanted: str, names: Sequence[Names], place: str) -> list[int]:
+def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = True) -> list[int]:
     """The runs called `wanted`, as indices, at least one: those of this run key or MLflow run id; else those at or below this address,
     of the usual plans and seed if there are such; else those whose key or id begins so. `*`, `?` and `[...]` stand for any text within a
     part of an address, or within a key.
@@ -42,7 +42,7 @@ def resolve(wanted: str, names: Sequence[Names], place: str) -> list[int]:
         owner[names[i].folder or i] = i  # where the folder is unknown, each is its own
     if owner:
         return [i for i in matching if i in owner.values()]
-    hint = nearest(wanted, [text for name in names for text in (name.run_key, name.address)])
+    hint = nearest(wanted, [text for name in names for text in (name.run_key, name.address)]) if hints else ""
     raise ConfigError(f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_listed(names)}.")
 
 

@@ -74,7 +74,7 @@ def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
     return statuses[resolve_one(wanted, [status.names for status in statuses], PLACE)]
 
 
-def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus]) -> list[RunStatus]:
-    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none."""
+def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True) -> list[RunStatus]:
+    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`."""
     names = [status.names for status in statuses]
-    return [statuses[i] for i in dict.fromkeys(i for name in wanted for i in resolve(name, names, PLACE))]
+    return [statuses[i] for i in dict.fromkeys(i for name in wanted for i in resolve(name, names, PLACE, hints=hints))]

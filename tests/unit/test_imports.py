@@ -46,7 +46,7 @@ EDGES: dict[str, set[str]] = {
     "campaign": {"cluster", "dataset", "errors", "experiment", "queue", "run", "tracking", "validation", "trainers.contract"},
     "drill": {"campaign", "cluster", "errors", "experiment", "run", "tracking", "trainers.contract", "trainers.network"},
     "demo": {"errors", "trainers.contract"},
-    "api": {"campaign", "cluster", "compare", "drill", "errors", "experiment", "run", "tracking"},
+    "api": {"campaign", "cluster", "compare", "dataset", "drill", "errors", "experiment", "run", "tracking"},
     "cli": {"api", "cluster", "compare", "demo", "errors", "experiment", "run", "tracking", "trainers.contract"},
 }
 """Which wing imports which, lowest first; a wing of the orchestrator by its bare name. Each imports only wings that stand above it here."""

@@ -14,6 +14,7 @@ from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import ProcessRecord, end, start_detached
 from orchestrator.cluster.service_records import Recorded, write_record
 from orchestrator.errors import ConfigError
+from orchestrator.experiment.model import single_training
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
@@ -161,3 +162,14 @@ def test_runs_of_earlier_heads_have_logs_and_names(machine: Machine, tmp_path: P
     (run.run_folder / "training_log_2026_01_01_00_00_00.txt").write_text("epoch 0\n")
     assert list(api.logs(run.address)) == ["epoch 0\n"]
     assert [status.state for status in api.stop([run.address])] == [RunState.PAUSED]
+
+
+def test_an_experiment_whose_folders_or_dataset_are_not_there_starts_no_services(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    monkeypatch.setattr(local_services, "up", lambda: pytest.fail("services were started"))
+    with pytest.raises(ConfigError, match="nnUNet_preprocessed and nnUNet_results: neither in the experiment file nor in the environment"):
+        api.submit(single_training(17, "2d", 0))
+    with pytest.raises(ConfigError, match="dataset: 17 is not in"):
+        api.submit(single_training(17, "2d", 0, nnUNet_preprocessed=str(tmp_path), nnUNet_results=str(tmp_path / "results")))

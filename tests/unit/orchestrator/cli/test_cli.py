@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -480,7 +483,7 @@ def test_train_refuses_a_misspelt_trainer_before_anything_starts(nnfleet: Nnflee
 def test_ctrl_c_without_a_terminal_stops_after_the_epoch(nnfleet: Nnfleet, api: FakeApi) -> None:
     api.interruptions = 1
     code, _, _ = nnfleet("train", "17", "3d_fullres", "0")
-    assert ("stop", (run_status().run_key,), False) in api.asked
+    assert ("stop", (), False, "c1") in api.asked
     assert code == output.EXIT_RUN_STOPPED
 
 
@@ -525,9 +528,6 @@ def test_ctrl_c_elsewhere_is_said(nnfleet: Nnfleet, api: FakeApi, monkeypatch: p
 @pytest.mark.parametrize("show", ["table", "text"])
 def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
     """As `nnfleet status | head -1` does."""
-    import os
-    import subprocess
-
     code = (
         "import sys, types, orchestrator\n"
         "from tests.unit.orchestrator.cli.test_cli import run_status\n"
@@ -622,9 +622,25 @@ def test_ctrl_c_and_detach_leaves_the_run_alone(nnfleet: Nnfleet, api: FakeApi, 
     monkeypatch.setattr("orchestrator.cli.foreground.ask", lambda: "detach")
     api.interruptions = 1
     code, _, err = nnfleet("train", "17", "3d_fullres", "0")
-    assert code == 0
-    assert "Detached" in err
+    assert code == output.EXIT_DETACHED
+    assert "Detached: the runs continue" in err
     assert not [what for what in api.asked if what[0] == "stop"]
+
+
+def test_sigterm_stops_after_the_epoch_without_a_question(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*arguments: Any) -> list[RunStatus]:
+        monkeypatch.setattr(api, "wait", lambda *again: api.runs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr("orchestrator.cli.foreground.ask", lambda: pytest.fail("nobody is there to answer"))
+    monkeypatch.setattr(api, "wait", wait)
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == output.EXIT_RUN_STOPPED
+    assert "Stopping after the epoch in flight" in err
+    assert ("stop", (), False, "c1") in api.asked
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_ctrl_c_and_keep_goes_on_to_the_end(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ def test_an_unknown_name_lists_what_is_known_and_the_nearest() -> None:
         meant("x", [])
 
 
+def test_whoever_stops_a_run_is_shown_what_there_is_and_offered_no_other_one() -> None:
+    many = [Names(f"d017-{i}", f"17/2d/t/{i}") for i in range(9)]
+    with pytest.raises(ConfigError, match=r"no run 'd017-x' here\. Known: .*d017-4\) and 4 more\.$"):
+        resolve("d017-x", many, "here", hints=False)
+
+
 @pytest.mark.parametrize("wanted", ["", " ", "/"])
 def test_an_empty_name_means_no_run(wanted: str) -> None:
     with pytest.raises(ConfigError, match="its name is empty"):
