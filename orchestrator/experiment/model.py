@@ -262,6 +262,15 @@ def parse_experiment(text: str, source: str = "experiment") -> Experiment:
     return _checked(content, source, root)
 
 
+def experiment_from(source: "Experiment | Mapping[str, Any] | str | os.PathLike[str]") -> Experiment:
+    """The experiment that a script means: as it is, from its keys, or from the file at this path. Raises ConfigError."""
+    if isinstance(source, Experiment):
+        return source
+    if isinstance(source, Mapping):
+        return _checked(dict(source), "experiment", None)
+    return load_experiment(Path(source))
+
+
 def single_training(
     dataset: int | str,
     configuration: str,
