@@ -92,6 +92,17 @@ def test_a_single_slice_is_scored_in_its_plane() -> None:
     assert organ.hd95_mm == pytest.approx(1.5)  # three voxels of 0.5 mm
 
 
+def test_a_class_in_one_slice_of_many_is_scored_in_space() -> None:
+    reference, prediction = volumes((9, 40, 40))
+    reference[4, 5:35, 5:35] = 1
+    prediction[4, 5:35, 5:25] = 1
+    organ = case_metrics(reference, prediction, (5.0, 1.0, 1.0), LABELS, 1.0)["organ"]
+    assert organ.hd95_mm == 9.0  # every voxel is a boundary voxel: 30 of 900 lie 10 mm from the prediction, 30 lie 9 mm
+    whole = surface_metrics(reference == 1, prediction == 1, (5.0, 1.0, 1.0), 1.0)
+    assert (organ.hd95_mm, organ.nsd) == whole
+    assert organ.nsd == pytest.approx(0.820, abs=5e-4)  # both faces of the slice count; in its plane only the outline would: 0.663
+
+
 def test_absent_classes_follow_the_nan_policy() -> None:
     reference, prediction = volumes()
     nowhere = case_metrics(reference, prediction, (1.0,) * 3, LABELS, 1.0)["organ"]
