@@ -12,7 +12,7 @@ from orchestrator.validation.case_queue import is_finished, largest_first
 from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
-from trainers.contract.summary import CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
+from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.surfaces import surface_metrics
 
@@ -33,6 +33,7 @@ def result(case_id: str, **metrics: ClassMetrics) -> CaseResult:
         reference_file=f"/gt/{case_id}.nii.gz",
         prediction_file=f"/pred/{case_id}.nii.gz",
         surface_tolerance_mm=1.0,
+        scoring=SCORING,
         metrics=metrics,
         seconds=2.0,
     )
@@ -199,8 +200,9 @@ def test_the_largest_case_goes_first() -> None:
     assert largest_first({"a": 1, "b": 3, "c": 3, "d": 2}) == ["b", "c", "d", "a"]
 
 
-def test_only_a_result_of_the_same_weights_and_tolerance_is_finished() -> None:
+def test_only_a_result_of_the_same_weights_tolerance_and_scoring_rule_is_finished() -> None:
     stored = result("a", organ=score(1.0))
+    assert not is_finished(stored.model_copy(update={"scoring": 0}), "ab", 1.0, has_prediction=True)
     assert is_finished(stored, "ab", 1.0, has_prediction=True)
     assert not is_finished(stored, "cd", 1.0, has_prediction=True)
     assert not is_finished(stored, "ab", 2.0, has_prediction=True)
