@@ -41,7 +41,6 @@ from orchestrator.run.activity import has_begun, owner_of
 from orchestrator.run.outcome import read_outcome
 from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.records import metric_names
-from orchestrator.tracking.validation_report import read_result
 from orchestrator.training.failures import read_failures
 from tests.fake_run import epoch_row
 from tests.unit.old_plans import old_configuration
@@ -55,6 +54,7 @@ from trainers.contract.records import (
     read_heartbeat,
     read_mlflow_run,
     read_published_files,
+    read_result,
     read_validation_heartbeat,
 )
 from trainers.contract.records import read_record as read_run_record

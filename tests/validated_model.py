@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.fake_run import CLASSES, FakeRun
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.summary import CaseResult, ClassMetrics
+from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 VOXELS = 1000
 REFERENCE = 200
@@ -57,6 +57,7 @@ def validated_model(
                 reference_file=str(run.spec.preprocessed_folder / f"{case}.nii.gz"),
                 prediction_file=str(run.folder.validation(checkpoint) / f"{case}.nii.gz"),
                 surface_tolerance_mm=run.spec.validation.surface_tolerance_mm,
+                scoring=SCORING,
                 metrics={name: metrics_of(score) for name, score in scores.items()},
                 seconds=1.0,
             )

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from orchestrator.tracking.validation_report import ema_of, read_result
+from orchestrator.tracking.validation_report import ema_of
 from trainers.contract.commits import EpochRow, newest_committed
 from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.summary import CaseResult, extended_summary

@@ -1,11 +1,12 @@
-"""Whether models may be compared: the same dataset, classes, reference labels and splits; folds of one model trained in one way. Pure."""
+"""Whether models may be compared: the same dataset, classes, reference labels, splits and scoring; folds of one model trained in one
+way. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator.compare.models import TrainedModel
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.summary import CaseResult, ClassMetrics
+from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 MAX_LISTED = 3
 SHARED_BY_FOLDS = ("dataset", "plans", "configuration", "trainer", "seed", "schedule")
@@ -14,6 +15,7 @@ SHARED_BY_FOLDS = ("dataset", "plans", "configuration", "trainer", "seed", "sche
 def differences(models: Sequence[TrainedModel]) -> list[str]:
     """Why these models cannot be compared, a sentence each; empty when they can."""
     found = [sentence for model in models for sentence in (*_unlike_folds(model), *_cases_twice(model))]
+    found += _unlike_scoring(models)
     for other in models[1:]:
         found += _unlike_models(models[0], other)
     return found
@@ -42,6 +44,16 @@ def _cases_twice(model: TrainedModel) -> Iterator[str]:
     counts = Counter(result.case_id for result in model.results)
     if twice := sorted(case for case, count in counts.items() if count > 1):
         yield f"{model.name}: {_listed(twice)} validated in more than one fold"
+
+
+def _unlike_scoring(models: Sequence[TrainedModel]) -> Iterator[str]:
+    rules = {model.name: {result.scoring for result in model.results} for model in models}
+    if len(set().union(*rules.values())) > 1:
+        outdated = [name for name, used in rules.items() if used != {SCORING}]
+        yield (
+            f"HD95 and surface Dice of {', '.join(outdated)} are by the rules of another version: `nnfleet validate` scores the stored "
+            "predictions anew"
+        )
 
 
 def _unlike_models(a: TrainedModel, b: TrainedModel) -> list[str]:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import DataError, Superseded, TrackingError
+from orchestrator.errors import Superseded, TrackingError
 from orchestrator.tracking.binding import bound_run, server_of
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import check_driver_fence
-from trainers.contract.files import read_json, write_atomic
+from trainers.contract.files import write_atomic
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows
@@ -38,18 +39,6 @@ class ValidationReport:
     """nnU-Net's summary.json; with pseudonyms a copy in which they stand for the case ids."""
     pictures: dict[str, Path]
     """Artifact path -> file."""
-
-
-def read_result(folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult | None:
-    """The stored result of a case, or None when there is none that can be read."""
-    path = folder.cases(name) / f"{case_id}.json"
-    if not path.is_file():
-        return None
-    try:
-        return CaseResult.model_validate(read_json(path, "result of a case"))
-    except (DataError, ValueError) as err:
-        log.warning("%s is not readable, the case is done again: %s", path, err)
-        return None
 
 
 def picture_file(folder: RunFolder, name: CheckpointName, case_id: str) -> Path:

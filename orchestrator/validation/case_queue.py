@@ -11,7 +11,7 @@ from typing import Literal
 
 from orchestrator.run.outcome import EndState
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.summary import CaseResult
+from trainers.contract.summary import SCORING, CaseResult
 
 
 def largest_first(sizes: Mapping[str, int]) -> list[str]:
@@ -20,12 +20,13 @@ def largest_first(sizes: Mapping[str, int]) -> list[str]:
 
 
 def is_finished(result: CaseResult | None, checkpoint_sha256: str, surface_tolerance_mm: float, has_prediction: bool) -> bool:
-    """True when a stored result is of exactly these weights and this tolerance and its prediction is there: the case is not done again."""
+    """True when a stored result is of exactly these weights, tolerance and scoring rule and its prediction is there."""
     return (
         result is not None
         and has_prediction
         and result.checkpoint_sha256 == checkpoint_sha256
         and result.surface_tolerance_mm == surface_tolerance_mm
+        and result.scoring == SCORING
     )
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.run.progress import checkpoints_due
-from orchestrator.tracking.validation_report import picture_file, read_result
+from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.commits import Manifest, newest_committed
 from trainers.contract.errors import CheckpointError
 from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.plans import load_plans
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import reading
@@ -62,7 +63,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
 
 
 def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str, digest: str) -> bool:
-    """True when the run folder holds the result and the prediction of this case by exactly these weights."""
+    """True when the run folder holds the result and the prediction of this case by exactly these weights, scored as it is now."""
     result = read_result(folder, name, case_id)
     has_prediction = result is not None and Path(result.prediction_file).is_file()
     return is_finished(result, digest, spec.validation.surface_tolerance_mm, has_prediction)

@@ -1,9 +1,10 @@
 """The full-validation job: `python -m orchestrator.validation.job RUN_FOLDER`, one Ray job per run, after its training.
 
 One checkpoint after the other by the same Ray actors, each with one case in flight; the largest case goes first. A finished case is a
-file in the run folder, keyed by the checkpoint's SHA-256: a job that starts again does only what is missing, and a checkpoint with the
-weights of another one takes that one's results. A case whose files are at fault, or that fails too often, fails alone, and at the end the
-job, naming it (`worker_pool.py`, `case_queue.py`).
+file in the run folder, keyed by the checkpoint's SHA-256 and the scoring rule: a job that starts again does only what is missing, a case
+that an older rule scored is scored anew from its stored prediction, and a checkpoint with the weights of another one takes that one's
+results. A case whose files are at fault, or that fails too often, fails alone, and at the end the job, naming it (`worker_pool.py`,
+`case_queue.py`).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import deliver_run
-from orchestrator.tracking.validation_report import ValidationReport, deliver_reports, read_result, write_report
+from orchestrator.tracking.validation_report import ValidationReport, deliver_reports, write_report
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import (
     Stopped,
@@ -38,6 +39,7 @@ from orchestrator.validation.worker_pool import Pool
 from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from trainers.contract.files import check_takes
 from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import is_of_storage, retry_storage

@@ -4,6 +4,7 @@ They read across versions: a key that is not known is ignored, one that is missi
 as not there. Only the fences and the MLflow run need a sure answer: `read_claim` and `read_mlflow_run` raise.
 """
 
+import logging
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,9 @@ from trainers.contract.errors import DataError
 from trainers.contract.files import read_json, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
+from trainers.contract.summary import CaseResult
 
+log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
 """Rank 0 writes a heartbeat at most so often."""
 
@@ -101,6 +104,17 @@ def read_heartbeat(folder: RunFolder) -> Heartbeat:
 def read_validation_heartbeat(folder: RunFolder) -> ValidationHeartbeat | None:
     """How far the validation job said it is; None while it has said nothing."""
     return read_record(folder.validating_file, ValidationHeartbeat)
+
+
+def read_result(folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult | None:
+    """The stored result of a case; None when there is none that can be read. Raises StorageError where its disk is away."""
+    path = folder.cases(name) / f"{case_id}.json"
+    try:
+        return CaseResult.model_validate(read_json(path, "result of a case"))
+    except (DataError, ValueError) as err:
+        if not isinstance(err.__cause__, FileNotFoundError):
+            log.warning("%s is not readable, the case is done again: %s", path, err)
+        return None
 
 
 def read_claim(folder: RunFolder, fencing_token: int) -> TokenClaim:

@@ -19,6 +19,12 @@ from trainers.contract.pseudonyms import pseudonym
 from trainers.contract.run_spec import CheckpointName, Frozen
 
 Row = dict[str, str | float | int]
+SCORING = 1
+"""The rule by which cases are scored: raised when a number in `ClassMetrics` gets another meaning. Results of two rules are never mixed.
+
+1: HD95 and NSD in the millimetres that preprocessing noted of the image, none where nobody knows them; a class that lies in one slice of
+many is scored in space. 0: before there were rules.
+"""
 NNUNET_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 
 
@@ -46,12 +52,14 @@ class CaseResult(Frozen):
     reference_file: str
     prediction_file: str
     surface_tolerance_mm: float
+    scoring: int = 0
+    """By which rule it was scored, see `SCORING`; files of the versions before do not name any."""
     no_distances: str = ""
     """Why no class has HD95 and NSD in this case; empty where they are measured."""
     metrics: dict[str, ClassMetrics]
     """By class name, in the order of `Labels.foreground`."""
     seconds: float
-    """Wall-clock time for loading, predicting, writing and scoring."""
+    """Wall-clock time for loading, predicting, writing and scoring; kept when the stored prediction is scored anew."""
 
     @property
     def dice_mean(self) -> float:

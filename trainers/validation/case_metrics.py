@@ -29,7 +29,8 @@ def case_metrics(
 ) -> dict[str, ClassMetrics]:
     """Score every class of `labels.foreground`. Voxels whose reference is the ignore label count for nothing.
 
-    Both volumes hold label values. Without a spacing HD95 and surface Dice are NaN. NaN policy: see `trainers/contract/summary.py`.
+    Both volumes hold label values. A volume of one slice is scored in its plane. Without a spacing HD95 and surface Dice are NaN.
+    NaN policy: see `trainers/contract/summary.py`.
     Raises DataError when the shapes differ.
     """
     if reference_ZYX.shape != prediction_ZYX.shape:
@@ -84,7 +85,10 @@ def _class_metrics(
     hd95_mm, nsd = math.nan, math.nan if nothing or spacing is None else 0.0
     if in_reference and in_prediction and spacing is not None:
         box = union_box([side[value] for side in boxes for value in own])
-        hd95_mm, nsd = surface_metrics(_mask(reference[box], own), _mask(prediction[box], own), spacing, tolerance_mm)
+        masks = _mask(reference[box], own), _mask(prediction[box], own)
+        if len(reference) == 1:  # asked of the volume: a class may lie in one slice of many, and that one is no plane
+            masks, spacing = (masks[0][0], masks[1][0]), spacing[1:]
+        hd95_mm, nsd = surface_metrics(*masks, spacing, tolerance_mm)
     return ClassMetrics(
         tp=tp,
         fp=fp,

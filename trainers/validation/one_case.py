@@ -10,9 +10,11 @@ from scipy import ndimage
 
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.files import write_json_atomic
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.summary import CaseResult
+from trainers.contract.summary import SCORING, CaseResult
+from trainers.data.segmentation_file import SegmentationFile
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.inference import CasePredictor
 
@@ -20,37 +22,65 @@ from trainers.validation.inference import CasePredictor
 def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult:
     """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
 
-    Writes <validation folder>/<case><ending> and cases/<name>/<case>.json, each whole or not at all. Raises DataError for a case that
-    cannot be read or scored, StorageError when the prediction was not stored whole.
+    Writes <validation folder>/<case><ending> and cases/<name>/<case>.json, each whole or not at all. Where the same weights have predicted
+    the case before, that prediction is scored anew: by another tolerance or rule. Raises DataError for a case that cannot be read or
+    scored, StorageError when the prediction was not stored whole.
     """
     started = time.perf_counter()
     reference_file = predictor.reference_file(case_id)
     reference = predictor.read_segmentation(reference_file)
-    result_file = folder.cases(name) / f"{case_id}.json"
-    result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
-    prediction_file = predictor.predict(case_id, folder.validation(name))
-    try:
-        prediction = predictor.read_segmentation(prediction_file)
-    except DataError as err:  # it was written a moment ago
-        raise StorageError(f"storage: {prediction_file} was not stored whole: {err}") from err
+    prediction = _stored_prediction(predictor, folder, name, case_id) or _predicted(predictor, folder, name, case_id)
     tolerance_mm = predictor.spec.validation.surface_tolerance_mm
     spacing = predictor.original_spacing(case_id)
     try:
-        metrics = case_metrics(reference.values_ZYX, prediction.values_ZYX, spacing.mm_ZYX, predictor.labels, tolerance_mm)
+        metrics = case_metrics(reference.values_ZYX, prediction.segmentation.values_ZYX, spacing.mm_ZYX, predictor.labels, tolerance_mm)
     except DataError as err:
         raise DataError(f"case {case_id} ({reference_file}): {err}") from err
     result = CaseResult(
         case_id=case_id,
         checkpoint_sha256=predictor.checkpoint_sha256,
         reference_file=str(reference_file),
-        prediction_file=str(prediction_file),
+        prediction_file=str(prediction.file),
         surface_tolerance_mm=tolerance_mm,
+        scoring=SCORING,
         no_distances=spacing.why_unknown,
         metrics=metrics,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started if prediction.seconds is None else prediction.seconds,
     )
-    write_json_atomic(result_file, result.model_dump())
+    write_json_atomic(folder.cases(name) / f"{case_id}.json", result.model_dump())
     return result
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label file that is there and what it holds."""
+
+    file: Path
+    segmentation: SegmentationFile
+    seconds: float | None = None
+    """What the case took when it was predicted; None where that is now."""
+
+
+def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> Prediction | None:
+    """What the same weights have predicted before, as a stored result vouches for; None where there is none, or it is gone or damaged."""
+    before = read_result(folder, name, case_id)
+    if before is None or before.checkpoint_sha256 != predictor.checkpoint_sha256:
+        return None
+    file = Path(before.prediction_file)
+    try:
+        return Prediction(file, predictor.read_segmentation(file), before.seconds)
+    except DataError:
+        return None
+
+
+def _predicted(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> Prediction:
+    result_file = folder.cases(name) / f"{case_id}.json"
+    result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
+    file = predictor.predict(case_id, folder.validation(name))
+    try:
+        return Prediction(file, predictor.read_segmentation(file))
+    except DataError as err:  # it was written a moment ago
+        raise StorageError(f"storage: {file} was not stored whole: {err}") from err
 
 
 @dataclass(frozen=True)

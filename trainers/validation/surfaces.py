@@ -24,9 +24,7 @@ Spacing = tuple[float, ...]
 
 
 def surface_metrics(reference: Mask, prediction: Mask, spacing: Spacing, tolerance_mm: float) -> tuple[float, float]:
-    """HD95 in millimetres and normalised surface Dice of two non-empty masks of one shape. A single slice is scored in its plane."""
-    if reference.ndim == 3 and reference.shape[0] == 1:
-        reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
+    """HD95 in millimetres and normalised surface Dice of two non-empty masks of one shape, in space or in a plane."""
     return hd95_mm(reference, prediction, spacing), surface_dice(reference, prediction, spacing, tolerance_mm)
 
 

@@ -151,6 +151,10 @@ def other_tolerance(base: Path) -> None:
     rewrite(RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_0"), "case_00", surface_tolerance_mm=2.0)
 
 
+def older_scoring(base: Path) -> None:
+    rewrite(RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_0"), "case_00", scoring=0)
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -160,6 +164,7 @@ def other_tolerance(base: Path) -> None:
         (a_fold_twice, "case_00, case_01, case_02 and 3 more cases validated in more than one fold"),
         (other_schedule, r"fold 2 differs from fold 0 in epochs \(7 instead of 1000\)"),
         (other_tolerance, "have surface Dice at different tolerances: 1 and 2 mm"),
+        (older_scoring, "of nnUNetTrainerDA5 are by the rules of another version: `nnfleet validate` scores"),
     ],
 )
 def test_models_that_are_not_alike_are_refused_with_what_differs(base: Path, change: Callable[[Path], None], difference: str) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.validation_report import picture_file, read_result
+from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.cases import digest_of_named, is_done, share_results
 from tests.fake_run import FakeRun
 from trainers.contract.errors import CheckpointError
 from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
+from trainers.contract.records import read_result
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.summary import CaseResult, ClassMetrics
+from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def validated(run: FakeRun, name: CheckpointName, digest: str) -> CaseResult:
         reference_file="labels.tif",
         prediction_file=str(prediction),
         surface_tolerance_mm=run.spec.validation.surface_tolerance_mm,
+        scoring=SCORING,
         metrics={"organ": ClassMetrics(tp=3, fp=1, fn=1, tn=9, dice=0.75, iou=0.6, hd95_mm=1.5, nsd=0.9)},
         seconds=2.0,
     )
@@ -102,6 +104,19 @@ def test_final_weights_of_another_epoch_or_training_than_the_best_are_predicted_
     validated(again, "best", again.best.sha256)
     share_results(again.folder, again.spec, "final", again.final.sha256)
     assert read_result(again.folder, "final", "case_2") is None, "weights of one epoch, of two trainings of it"
+
+
+def test_a_half_validation_by_an_older_scoring_rule_is_done_again_and_shared_with_nobody(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    run.finish()
+    assert run.best is not None
+    assert run.final is not None
+    older = validated(run, "best", run.best.sha256).model_dump(exclude={"scoring"})
+    write_json_atomic(run.folder.cases("best") / "case_2.json", older)
+    assert not is_done(run.folder, run.spec, "best", "case_2", run.best.sha256)
+    share_results(run.folder, run.spec, "final", run.final.sha256)
+    assert read_result(run.folder, "final", "case_2") is None
 
 
 def test_results_of_older_weights_are_not_shared(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from orchestrator.validation.case_queue import is_finished, largest_first
 from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
-from trainers.contract.summary import CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
+from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.surfaces import surface_metrics
 
@@ -33,6 +33,7 @@ def result(case_id: str, **metrics: ClassMetrics) -> CaseResult:
         reference_file=f"/gt/{case_id}.nii.gz",
         prediction_file=f"/pred/{case_id}.nii.gz",
         surface_tolerance_mm=1.0,
+        scoring=SCORING,
         metrics=metrics,
         seconds=2.0,
     )
@@ -90,6 +91,17 @@ def test_a_single_slice_is_scored_in_its_plane() -> None:
     prediction[0, 4:8, 4:11] = 1
     organ = case_metrics(reference, prediction, (999.0, 1.0, 0.5), LABELS, 1.0)["organ"]
     assert organ.hd95_mm == pytest.approx(1.5)  # three voxels of 0.5 mm
+
+
+def test_a_class_in_one_slice_of_many_is_scored_in_space() -> None:
+    reference, prediction = volumes((9, 40, 40))
+    reference[4, 5:35, 5:35] = 1
+    prediction[4, 5:35, 5:25] = 1
+    organ = case_metrics(reference, prediction, (5.0, 1.0, 1.0), LABELS, 1.0)["organ"]
+    assert organ.hd95_mm == 9.0  # every voxel is a boundary voxel: 30 of 900 lie 10 mm from the prediction, 30 lie 9 mm
+    whole = surface_metrics(reference == 1, prediction == 1, (5.0, 1.0, 1.0), 1.0)
+    assert (organ.hd95_mm, organ.nsd) == whole
+    assert organ.nsd == pytest.approx(0.820, abs=5e-4)  # both faces of the slice count; in its plane only the outline would: 0.663
 
 
 def test_absent_classes_follow_the_nan_policy() -> None:
@@ -188,8 +200,9 @@ def test_the_largest_case_goes_first() -> None:
     assert largest_first({"a": 1, "b": 3, "c": 3, "d": 2}) == ["b", "c", "d", "a"]
 
 
-def test_only_a_result_of_the_same_weights_and_tolerance_is_finished() -> None:
+def test_only_a_result_of_the_same_weights_tolerance_and_scoring_rule_is_finished() -> None:
     stored = result("a", organ=score(1.0))
+    assert not is_finished(stored.model_copy(update={"scoring": 0}), "ab", 1.0, has_prediction=True)
     assert is_finished(stored, "ab", 1.0, has_prediction=True)
     assert not is_finished(stored, "cd", 1.0, has_prediction=True)
     assert not is_finished(stored, "ab", 2.0, has_prediction=True)

@@ -14,8 +14,11 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from tests.fake_run import FakeRun
+from trainers.contract.files import write_json_atomic
 from trainers.contract.plans import labels_of
-from trainers.contract.summary import CaseResult, extended_summary
+from trainers.contract.records import read_result
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.summary import SCORING, CaseResult, extended_summary
 from trainers.validation.inference import CasePredictor
 from trainers.validation.one_case import validate_case
 from trainers.validation.spacing import noted_spacing
@@ -29,7 +32,7 @@ class ShiftedByTwo(CasePredictor):
     """Predicts the reference, two voxels further along the last axis; everything else is the real predictor's."""
 
     def __init__(self, run: FakeRun, raw: Path, reader: str, ending: str, transpose: list[int]) -> None:
-        self.spec, self.checkpoint_sha256 = run.spec, "0" * 64
+        self.spec, self.checkpoint_sha256, self.predictions = run.spec, "0" * 64, 0
         self.dataset_json = {"labels": {"background": 0, "organ": 1}, "channel_names": {"0": "CT"}, "file_ending": ending}
         self.labels = labels_of(self.dataset_json)
         self.plans = PlansManager(plans(reader, transpose))
@@ -39,7 +42,8 @@ class ShiftedByTwo(CasePredictor):
 
     def predict(self, case_id: str, output_folder: Path) -> Path:
         labels, properties = self.reader.read_seg(str(self.reference_file(case_id)))
-        output_folder.mkdir(parents=True)
+        output_folder.mkdir(parents=True, exist_ok=True)
+        self.predictions += 1
         output = output_folder / f"{case_id}{self.file_ending}"
         self.reader.write_seg(np.roll(labels[0], 2, axis=-1).astype(np.uint8), str(output), properties)
         return output
@@ -104,11 +108,15 @@ def write_nifti(file: Path, array: Any, spacing: tuple[float, ...]) -> None:
     sitk.WriteImage(image, str(file))
 
 
-def validated(base: Path, reader: str, ending: str, transpose: list[int] | None = None) -> tuple[CaseResult, CasePredictor]:
+def validated(base: Path, reader: str, ending: str, transpose: list[int] | None = None) -> tuple[CaseResult, ShiftedByTwo]:
     run = FakeRun(base)
     predictor = ShiftedByTwo(run, base / "raw", reader, ending, transpose or [0, 1, 2])
+    return validated_by(predictor), predictor
+
+
+def validated_by(predictor: ShiftedByTwo) -> CaseResult:
     with contextlib.redirect_stdout(io.StringIO()):
-        return validate_case(predictor, run.folder, "final", CASE), predictor
+        return validate_case(predictor, RunFolder(predictor.spec.run_folder), "final", CASE)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +154,32 @@ def test_a_tiff_of_one_millimetre_is_known_by_its_file(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", ".tif", (1, 1, 1))
     result, _ = validated(tmp_path, "Tiff3DIO", ".tif")
     assert result.metrics["organ"].hd95_mm == pytest.approx(2.0)
+
+
+def test_a_case_that_an_older_rule_scored_is_scored_anew_without_predicting_it_again(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", ".nii.gz", (5.0, 0.5, 0.5))
+    result, predictor = validated(tmp_path, "SimpleITKIO", ".nii.gz")
+    folder = RunFolder(predictor.spec.run_folder)
+    older = result.model_copy(update={"metrics": {}, "scoring": 0, "seconds": 77.0})
+    write_json_atomic(folder.cases("final") / f"{CASE}.json", older.model_dump(exclude={"scoring"}))
+    again = validated_by(predictor)
+    assert again == result.model_copy(update={"seconds": 77.0})
+    assert read_result(folder, "final", CASE) == again
+    assert (again.scoring, predictor.predictions) == (SCORING, 1)
+
+
+@pytest.mark.parametrize("fault", ["other weights", "damaged", "gone"])
+def test_a_stored_prediction_that_cannot_serve_is_made_again(tmp_path: Path, fault: str) -> None:
+    write_raw(tmp_path / "raw", ".nii.gz", (5.0, 0.5, 0.5))
+    result, predictor = validated(tmp_path, "SimpleITKIO", ".nii.gz")
+    if fault == "other weights":
+        predictor.checkpoint_sha256 = "1" * 64
+    elif fault == "damaged":
+        Path(result.prediction_file).write_bytes(b"cut")
+    else:
+        Path(result.prediction_file).unlink()
+    again = validated_by(predictor)
+    assert (again.metrics, again.checkpoint_sha256, predictor.predictions) == (result.metrics, predictor.checkpoint_sha256, 2)
 
 
 @pytest.mark.parametrize("noted", [None, [1.0, 1.0], [1.0, 0.0, 1.0], [1.0, math.nan, 1.0], [1.0, -1.0, 1.0], "abc", 3])

@@ -80,9 +80,7 @@ def test_values_are_monais() -> None:
         mm = spacing[-len(shape) :]
         tolerance_mm = float(rng.choice([0.0, 1.0, 2 * mm[-1], 3 * mm[0]]))  # whole numbers of voxels lie on the tolerance itself
         reference, prediction = masks(rng, shape, kind)
-        is_plane = len(shape) == 3 and shape[0] == 1
-        beside = (reference[0], prediction[0], mm[1:]) if is_plane else (reference, prediction, mm)
-        expected_hd95, expected_nsd = monai_metrics(*beside, tolerance_mm)
+        expected_hd95, expected_nsd = monai_metrics(reference, prediction, mm, tolerance_mm)
         hd95, nsd = surface_metrics(reference, prediction, mm, tolerance_mm)
         assert hd95 == pytest.approx(expected_hd95, rel=1e-5), (shape, kind, mm)
         assert nsd == pytest.approx(expected_nsd, rel=1e-6), (shape, kind, mm, tolerance_mm)
