@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,27 @@ def test_models_are_chosen_by_name(base: Path) -> None:
     assert len(found(base, "901/3d_fullres/nnUNetTrainerDA5").answer.models) == 1
     with pytest.raises(ConfigError, match="there is no run '901/2d' below"):
         found(base, "901/2d")
+
+
+def test_a_results_folder_that_was_moved_is_read_where_it_lies(base: Path) -> None:
+    there = found(base).answer.verdict
+    (base / "results").rename(base / "mounted")
+    answer = compared(base / "mounted", (), "final").answer
+    assert answer.verdict == there
+    assert [model["folder"] for model in as_json(answer)["models"]] == [str(model.folder) for model in answer.models]
+    assert {model.folder.parents[1] for model in answer.models} == {base / "mounted"}
+    predictions = {Path(result.prediction_file).parents[3] for model in answer.models for result in model.results}
+    assert predictions == {base / "mounted" / "Dataset901_Toy"}
+
+
+def test_a_copied_model_folder_is_a_model_of_its_own_and_no_seed_of_its_original(base: Path) -> None:
+    usual = "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"
+    shutil.copytree(folder_of(base, usual), folder_of(base, "copy"))
+    answer = found(base).answer
+    copies = {f"nnUNetTrainerDA5 in {usual}", "nnUNetTrainerDA5 in copy"}
+    assert {model.name for model in answer.models} == {*copies, "nnUNetTrainer"}
+    assert {name for pair in answer.pooled["dice"] for name in (pair.a, pair.b)} == {*copies, "nnUNetTrainer"}
+    assert not answer.spreads
 
 
 def other_labels(base: Path) -> None:
