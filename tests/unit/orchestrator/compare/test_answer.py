@@ -1,5 +1,6 @@
 """Comparisons of models whose folds lie in run folders: what is compared, what is refused, what the report holds."""
 
+import io
 import json
 import math
 import random
@@ -11,9 +12,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.cli.compare import show
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.error_maps import shown_cases
 from orchestrator.compare.report import html
@@ -229,6 +232,15 @@ def test_the_command_prints_the_verdict_and_writes_one_file_that_needs_no_networ
     assert "http" not in page
     assert r"\toprule" in page
     assert len(page) < 2_000_000
+
+
+def test_a_narrow_terminal_shows_missed_and_false_classes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Console(width=72, file=io.StringIO())
+    monkeypatch.setattr("orchestrator.cli.compare.console", lambda: narrow)
+    show(found(base).answer)
+    assert isinstance(narrow.file, io.StringIO)
+    lines = [line.split() for line in narrow.file.getvalue().splitlines()]
+    assert ["model", "folds", "cases", "Dice", "HD95", "mm", "missed", "false"] in lines
 
 
 def test_the_json_holds_every_number(base: Path) -> None:
