@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.tables import TextTable
 
-NARROW_COLUMNS = ("model", "folds", "cases", "Dice", "HD95 mm", "missed")
+NARROW_COLUMNS = ("model", "folds", "cases", "Dice", "HD95 mm", "missed", "false")
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,8 +85,7 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         raise ConfigError(f"compare: {'; '.join(forced)}. {way}")
     ordered = sorted(models, key=lambda model: -mean_dice(model))
     table = table_of(_scores(ordered[::-1], patients))  # the better model of a pair comes second: most differences are positive
-    bases = short_names([model.spec for model in ordered[::-1]], with_seed=False)
-    bases = list(table.models) if len(set(bases)) == 1 else bases
+    bases = _bases(ordered[::-1])
     dice = table.case_scores(DICE)
     spreads = seed_spread(dice, bases)
     merged = dice.averaged(bases)
@@ -102,6 +102,15 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         spreads=spreads,
         cheap=_cheap(ordered),
     )
+
+
+def _bases(models: Sequence[TrainedModel]) -> list[str]:
+    """What each model is one seed of; a copy has its seed too, and is a model of its own."""
+    bases = short_names([model.folds[0] for model in models], with_seed=False)
+    trainings = Counter(zip(bases, (model.spec.seed for model in models), strict=True))
+    copied = {base for (base, _), count in trainings.items() if count > 1}
+    bases = [model.name if base in copied else base for base, model in zip(bases, models, strict=True)]
+    return [model.name for model in models] if len(set(bases)) == 1 else bases
 
 
 def whole(clause: str) -> str:

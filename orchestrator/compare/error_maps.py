@@ -29,7 +29,7 @@ class CaseReader:
     def __init__(self, model: TrainedModel, raw: Path | None) -> None:
         from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
-        plans = load_plans(model.spec.model_folder, "plans")
+        plans = load_plans(model.folder, "plans")
         self._reader = recursive_find_reader_writer_by_name(str(plans.content["image_reader_writer"]))()
         self._images = None if raw is None else raw / model.spec.dataset / "imagesTr"
 

@@ -1,8 +1,10 @@
 """Trained models with their full validations: the folds of one model folder, read from the run folders."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from orchestrator.tracking.validation_report import ema_of
 from trainers.contract.commits import EpochRow, newest_committed
@@ -17,9 +19,11 @@ from trainers.contract.summary import CaseResult, extended_summary
 class ValidatedFold:
     """A fold of which every case has been validated with one checkpoint."""
 
+    folder: RunFolder
+    """Where it lies now: `spec` names the place where it was trained."""
     spec: RunSpec
     results: tuple[CaseResult, ...]
-    """In the order of the split."""
+    """In the order of the split; their predictions where they lie now."""
     ema_pseudo_dice: float | None
     """Of these very weights; None where it is not known."""
     history: tuple[EpochRow, ...]
@@ -38,6 +42,11 @@ class TrainedModel:
         return self.folds[0].spec
 
     @property
+    def folder(self) -> Path:
+        """The model folder, where it lies now."""
+        return self.folds[0].folder.model_folder
+
+    @property
     def results(self) -> list[CaseResult]:
         """Of all folds: each case is predicted by the fold that was not trained on it."""
         return [result for fold in self.folds for result in fold.results]
@@ -45,8 +54,7 @@ class TrainedModel:
     @cached_property
     def summary(self) -> dict[str, object]:
         """Means over the cases of all folds, per class, then over the classes: nnU-Net's number for a cross-validation."""
-        model_folder = self.spec.model_folder
-        labels = labels_of(load_dataset_json(model_folder), str(model_folder / "dataset.json"))
+        labels = labels_of(load_dataset_json(self.folder), str(self.folder / "dataset.json"))
         return extended_summary(self.results, labels)
 
 
@@ -54,7 +62,8 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
     """The full validation of a run, or the reason why it cannot be compared. Raises StorageError, OSError."""
     if not spec.val_cases:
         return f"fold {spec.fold} holds no case back, so that nothing was validated"
-    found = [result for case in spec.val_cases if (result := read_result(folder, checkpoint, case)) is not None]
+    stored = (read_result(folder, checkpoint, case) for case in spec.val_cases)
+    found = [_placed(result, folder.validation(checkpoint)) for result in stored if result is not None]
     if len(found) < len(spec.val_cases):
         return f"{len(found)} of {len(spec.val_cases)} cases are validated with its {checkpoint} checkpoint"
     digests = {result.checkpoint_sha256 for result in found}
@@ -62,33 +71,40 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
         return f"its cases were validated with {len(digests)} different {checkpoint} checkpoints; `nnfleet validate` brings them up to date"
     committed = newest_committed(folder)
     history = () if committed is None else committed.history
-    return ValidatedFold(spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history)
+    return ValidatedFold(folder, spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history)
+
+
+def _placed(result: CaseResult, predictions: Path) -> CaseResult:
+    """A result of a folder that may have been moved or copied."""
+    return result.model_copy(update={"prediction_file": str(predictions / Path(result.prediction_file).name)})
 
 
 def models_of(folds: Sequence[ValidatedFold]) -> list[TrainedModel]:
     """The models that folds belong to, in the order in which they first appear, with short names that distinguish them."""
-    by_folder: dict[str, list[ValidatedFold]] = {}
+    by_folder: dict[Path, list[ValidatedFold]] = {}
     for fold in folds:
-        by_folder.setdefault(str(fold.spec.model_folder), []).append(fold)
+        by_folder.setdefault(fold.folder.model_folder, []).append(fold)
     groups = list(by_folder.values())
-    names = short_names([group[0].spec for group in groups])
+    names = short_names([group[0] for group in groups])
+    is_clear = Counter(names)
+    names = [name if is_clear[name] == 1 else f"{name} in {folder.name}" for name, folder in zip(names, by_folder, strict=True)]
     return [
         TrainedModel(name, tuple(sorted(group, key=lambda fold: str(fold.spec.fold)))) for name, group in zip(names, groups, strict=True)
     ]
 
 
-def short_names(specs: Sequence[RunSpec], *, with_seed: bool = True) -> list[str]:
+def short_names(folds: Sequence[ValidatedFold], *, with_seed: bool = True) -> list[str]:
     """What distinguishes these models, of configuration, trainer, plans, seed and place: `3d_fullres nnUNetTrainerDA5`. Pure.
 
     Trainers alone are named where nothing else differs; all of it where nothing differs.
     """
-    parts = [_parts(spec, with_seed=with_seed) for spec in specs]
+    parts = [_parts(fold.spec, fold.folder, with_seed=with_seed) for fold in folds]
     differing = [place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1] if parts else []
     if not differing or all(place > 2 for place in differing):
         differing = [0, 1, *differing]
     return [" ".join(part[place] for place in differing if part[place]) for part in parts]
 
 
-def _parts(spec: RunSpec, *, with_seed: bool) -> tuple[str, ...]:
+def _parts(spec: RunSpec, folder: RunFolder, *, with_seed: bool) -> tuple[str, ...]:
     seed = f"seed {spec.seed}" if with_seed else ""
-    return spec.configuration, spec.trainer, spec.plans, seed, f"in {spec.model_folder.parents[1]}"
+    return spec.configuration, spec.trainer, spec.plans, seed, f"in {folder.model_folder.parent.parent}"

@@ -109,7 +109,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "models": [
             {
                 "name": model.name,
-                "folder": str(model.spec.model_folder),
+                "folder": str(model.folder),
                 "folds": [str(fold.spec.fold) for fold in model.folds],
                 "missing_folds": list(answer.missing[model.name]),
                 "cases": len(model.results),

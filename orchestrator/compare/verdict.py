@@ -27,7 +27,7 @@ def patients_needed(comparisons: int) -> int:
 def sentence(found: Comparison) -> str:
     """The verdict on a pair, with every number that it rests on."""
     where = "" if found.class_name is None else f"{found.class_name}: "
-    return where + _verdict(found) + _missed(found)
+    return where + _verdict(found) + _missed(found) + _falsely_predicted(found)
 
 
 def _verdict(found: Comparison) -> str:
@@ -81,6 +81,18 @@ def _missed(found: Comparison) -> str:
     if not a and not b:
         return ""
     return f"; not in the mean: cases without a distance, missed or falsely predicted, {a} of {found.a} and {b} of {found.b}"
+
+
+def _falsely_predicted(found: Comparison) -> str:
+    """No Dice compares a false prediction with a right one of nothing, so such cases stand beside the difference."""
+    what, it = ("any class", "one") if found.class_name is None else ("the class", "it")
+    counts = ((found.a, found.counts.false_of_a), (found.b, found.counts.false_of_b))
+    texts = [f"{_cases(number)} without {what} in which only {name} predicts {it}" for name, number in counts if number]
+    return f"; left out: {' and '.join(texts)}" if texts else ""
+
+
+def _cases(number: int) -> str:
+    return f"{number} {'case' if number == 1 else 'cases'}"
 
 
 class Leaders(NamedTuple):

@@ -1,8 +1,10 @@
 """Comparisons of models whose folds lie in run folders: what is compared, what is refused, what the report holds."""
 
+import io
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.cli.compare import show
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.error_maps import shown_cases
 from orchestrator.compare.report import html
@@ -124,6 +128,27 @@ def test_models_are_chosen_by_name(base: Path) -> None:
         found(base, "901/2d")
 
 
+def test_a_results_folder_that_was_moved_is_read_where_it_lies(base: Path) -> None:
+    there = found(base).answer.verdict
+    (base / "results").rename(base / "mounted")
+    answer = compared(base / "mounted", (), "final").answer
+    assert answer.verdict == there
+    assert [model["folder"] for model in as_json(answer)["models"]] == [str(model.folder) for model in answer.models]
+    assert {model.folder.parents[1] for model in answer.models} == {base / "mounted"}
+    predictions = {Path(result.prediction_file).parents[3] for model in answer.models for result in model.results}
+    assert predictions == {base / "mounted" / "Dataset901_Toy"}
+
+
+def test_a_copied_model_folder_is_a_model_of_its_own_and_no_seed_of_its_original(base: Path) -> None:
+    usual = "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"
+    shutil.copytree(folder_of(base, usual), folder_of(base, "copy"))
+    answer = found(base).answer
+    copies = {f"nnUNetTrainerDA5 in {usual}", "nnUNetTrainerDA5 in copy"}
+    assert {model.name for model in answer.models} == {*copies, "nnUNetTrainer"}
+    assert {name for pair in answer.pooled["dice"] for name in (pair.a, pair.b)} == {*copies, "nnUNetTrainer"}
+    assert not answer.spreads
+
+
 def other_labels(base: Path) -> None:
     metrics = {name: metrics_of(0.5).model_dump() | {"fn": 101} for name in CLASSES}
     rewrite(RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_0"), "case_00", metrics=metrics)
@@ -212,6 +237,15 @@ def test_the_command_prints_the_verdict_and_writes_one_file_that_needs_no_networ
     assert "http" not in page
     assert r"\toprule" in page
     assert len(page) < 2_000_000
+
+
+def test_a_narrow_terminal_shows_missed_and_false_classes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Console(width=72, file=io.StringIO())
+    monkeypatch.setattr("orchestrator.cli.compare.console", lambda: narrow)
+    show(found(base).answer)
+    assert isinstance(narrow.file, io.StringIO)
+    lines = [line.split() for line in narrow.file.getvalue().splitlines()]
+    assert ["model", "folds", "cases", "Dice", "HD95", "mm", "missed", "false"] in lines
 
 
 def test_the_json_holds_every_number(base: Path) -> None:

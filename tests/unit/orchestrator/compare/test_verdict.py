@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.compare.pairs import compare_all, detectable_difference
-from orchestrator.compare.table import HD95, table_of
+from orchestrator.compare.table import DICE, HD95, table_of
 from orchestrator.compare.verdict import better, leaders, leaders_sentence, patients_needed, sentence
 from tests.unit.orchestrator.compare.score_tables import NAN, dice, records
 
@@ -91,7 +91,7 @@ def test_equal_scores_no_common_case_and_several_cases_per_patient() -> None:
     [equal] = compare_all(dice({"A": [0.5, 0.6, 0.7], "B": [0.5, 0.6, 0.7]}, patients="ppq"))
     assert sentence(equal) == "A and B have the same score in all 3 paired cases of 2 patients"
     [apart] = compare_all(dice({"A": [0.5, NAN], "B": [NAN, 0.5]}))
-    assert sentence(apart) == "A and B have no case in common in which both have a score"
+    assert sentence(apart).startswith("A and B have no case in common in which both have a score; left out: 1 case ")
 
 
 def test_missed_classes_stand_beside_a_difference_of_distances() -> None:
@@ -99,6 +99,17 @@ def test_missed_classes_stand_beside_a_difference_of_distances() -> None:
     [found] = compare_all(table_of(records(dices) + records(distances, metric="hd95_mm")).case_scores(HD95, "liver"))
     assert sentence(found).startswith("liver: so few patients")
     assert sentence(found).endswith("; not in the mean: cases without a distance, missed or falsely predicted, 1 of A and 0 of B")
+
+
+def test_cases_without_the_class_in_which_one_model_alone_predicts_it_stand_beside_the_difference() -> None:
+    """One class, 40 cases with it: B is better there, and predicts it falsely in 20 others, A in one."""
+    scores = table_of(records({"A": [*model(0, 0), *[NAN] * 20, 0.0], "B": [*model(0.02, 1), *[0.0] * 20, NAN]}))
+    [pooled] = compare_all(scores.case_scores(DICE))
+    assert sentence(pooled).startswith("B is better than A by ")
+    left_out = "1 case without any class in which only A predicts one and 20 cases without any class in which only B predicts one"
+    assert sentence(pooled).endswith(f"(one comparison); left out: {left_out}")
+    [of_class] = compare_all(scores.case_scores(DICE, "liver"))
+    assert sentence(of_class).endswith(" and 20 cases without the class in which only B predicts it")
 
 
 def test_where_every_distance_is_missed_the_mean_is_unknown() -> None:
