@@ -47,7 +47,6 @@ from orchestrator.tracking.records import (
     ModelEntry,
     OpenRun,
     epoch_metrics,
-    metric_path,
     mlflow_status,
     note_of,
     params_of,
@@ -56,6 +55,7 @@ from orchestrator.tracking.records import (
     validation_data,
 )
 from orchestrator.tracking.saved_views import run_url, view_tags
+from orchestrator.tracking.scores import score_metrics
 from trainers.contract.commits import EpochRow
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.states import RunState
@@ -275,30 +275,32 @@ class Tracker:
         self._send(run_id, batch)
         return frozenset(present | waiting)
 
-    def log_final(self, run_id: str, values: Mapping[str, float], unix: float) -> None:
-        """Send final scores at step 0, where MLflow draws them as bars. The same values with the same time may be sent again."""
-        finite = {metric_path(key): float(value) for key, value in values.items() if abs(value) < float("inf")}
-        self._send(run_id, [Metric(key, value, int(unix * 1000), 0) for key, value in finite.items()])
-
     def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:
         with self._speaking(f"send metrics of run {run_id}"):
             for start in range(0, len(metrics), METRICS_PER_REQUEST):
                 self._client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
 
     def log_validation(
-        self, run_id: str, name: CheckpointName, metrics: Mapping[str, float], table: Sequence[Mapping[str, Any]], summary: Path
+        self,
+        run_id: str,
+        name: CheckpointName,
+        metrics: Mapping[str, float],
+        table: Sequence[Mapping[str, Any]],
+        summary: Path,
+        unix: float,
     ) -> None:
-        """Record a full validation: `full/<name>/<metric>` at step 0, nnU-Net's summary.json, and the per-case table.
+        """Record a full validation: nnU-Net's summary.json, the per-case table, and at last, as the commit, `full/<name>/<metric>`.
 
-        The table lies at one fixed path, so MLflow shows it across runs; it is replaced as a whole, never appended to.
+        The table lies at one fixed path, so MLflow shows it across runs; it is replaced as a whole, never appended to. Scores have step 0,
+        where MLflow draws them as bars; the same values with the same time may be sent again.
         """
         directory = f"fullval/{name}"
-        self.log_final(run_id, {f"full/{name}/{key}": value for key, value in metrics.items()}, summary.stat().st_mtime)
         self.upload_file(run_id, summary, directory)
         columns = list(dict.fromkeys(key for row in table for key in row))
         rows = [[_json_number(row.get(column)) for column in columns] for row in table]
         self.upload_bytes(run_id, json.dumps({"columns": columns, "data": rows}).encode(), f"{directory}/per_case.json")
         self._declare_table(run_id, f"{directory}/per_case.json")
+        self._send(run_id, [Metric(key, value, int(unix * 1000), 0) for key, value in score_metrics(name, metrics).items()])
 
     def _declare_table(self, run_id: str, path: str) -> None:
         entry = {"path": path, "type": "table"}

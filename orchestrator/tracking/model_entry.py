@@ -2,10 +2,10 @@
 
 import logging
 import re
-import time
 
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.records import DIGEST_LENGTH, ModelEntry, run_name, validation_data
+from orchestrator.tracking.scores import scored_unix
 from orchestrator.tracking.shared_files import dataset_file, plans_file
 from trainers.contract.commits import Manifest
 from trainers.contract.run_folder import RunFolder
@@ -27,7 +27,6 @@ def finalise_model(tracker: Tracker, run_id: str, folder: RunFolder, best: Manif
     if DECISIVE_METRIC not in scores:
         return None
     spec = folder.spec()
-    summary = folder.validation("best") / "summary.json"
     entry = ModelEntry(
         name=re.sub(r"[^\w\-]+", "_", run_name(spec)),
         sha256=best.sha256,
@@ -38,7 +37,7 @@ def finalise_model(tracker: Tracker, run_id: str, folder: RunFolder, best: Manif
         },
         params=_params(spec),
         scores=scores,
-        unix=summary.stat().st_mtime if summary.is_file() else time.time(),
+        unix=scored_unix(folder, "best"),
         data=(f"{spec.dataset} fold {spec.fold}", validation_data(spec)[:DIGEST_LENGTH]),
     )
     missing = [str(path) for path in entry.files.values() if not path.is_file()]

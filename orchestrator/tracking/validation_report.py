@@ -7,13 +7,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Superseded, TrackingError
 from orchestrator.tracking.binding import bound_run, server_of
+from orchestrator.tracking.scores import extended_file, holds_scores, scored_unix, tracked_metrics
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.files import write_atomic
@@ -58,7 +59,7 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
     if extended["no_distances"]:
         log.warning("no HD95 and no surface Dice for %s", extended["no_distances"])
     extended["cases"] = table_rows(results, labels, name, None)
-    _write_if_changed(folder.own / f"validation_{name}.json", json.dumps(extended, indent=1).encode())
+    _write_if_changed(extended_file(folder, name), json.dumps(extended, indent=1).encode())
     salt = pseudonym_salt(folder.model_folder.parent) if spec.pseudonyms else None
     if salt is not None:
         summary_file = folder.own / "pseudonyms" / name / "summary.json"
@@ -84,13 +85,6 @@ def without_case_ids(summary: dict[str, Any], results: Sequence[CaseResult], sal
         for case, r in zip(summary["metric_per_case"], results, strict=True)
     ]
     return {**summary, "metric_per_case": cases}
-
-
-def tracked_metrics(extended: dict[str, Any]) -> dict[str, float]:
-    """Names and values below `full/<checkpoint>/`, NaN left out. Pure."""
-    values = {f"{metric}/{name}": c[metric] for name, c in extended["classes"].items() for metric in ("dice", "hd95_mm", "nsd")}
-    values |= {key: extended[key] for key in ("dice_mean", "hd95_mm_mean", "nsd_mean", "minus_ema_pseudo_dice")}
-    return {key: float(value) for key, value in values.items() if value is not None and not math.isnan(value)}
 
 
 def minus_ema(dice_mean: float, ema_pseudo_dice: float | None) -> float | None:
@@ -138,11 +132,11 @@ def deliver_reports(
     raise AssertionError("unreachable")
 
 
-def stored_reports(folder: RunFolder, spec: RunSpec, held: Collection[str]) -> list[ValidationReport]:
-    """Reports of full validations whose every case lies in the run folder and whose scores are not among the metrics `held` by MLflow."""
+def stored_reports(folder: RunFolder, spec: RunSpec, held: Mapping[str, float]) -> list[ValidationReport]:
+    """Reports of full validations whose every case lies in the run folder and whose scores are not those that MLflow has, `held`."""
     found = []
     for name in spec.validation.checkpoints:
-        if any(key.startswith(f"full/{name}/") for key in held) or not (folder.validation(name) / "summary.json").is_file():
+        if holds_scores(held, folder, name) or not (folder.validation(name) / "summary.json").is_file():
             continue
         results = [result for case in spec.val_cases if (result := read_result(folder, name, case)) is not None]
         if results and len(results) == len(spec.val_cases) and len({result.checkpoint_sha256 for result in results}) == 1:
@@ -159,9 +153,10 @@ def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[ValidationReport],
     tracker = server_of(bound)
     for report in reports:
         check_driver_fence(folder, fencing_token)
-        tracker.log_validation(bound.run_id, report.name, report.metrics, report.table, report.summary_file)
         for path, file in report.pictures.items():
             tracker.upload_file(bound.run_id, file, *split_path(path))
+        unix = scored_unix(folder, report.name)
+        tracker.log_validation(bound.run_id, report.name, report.metrics, report.table, report.summary_file, unix)
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -398,7 +398,9 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     summary.write_text("{}")
     for _ in range(2):  # a validation that is repeated records the same
         rows = [{"case": "case_2", "dice": 0.9, "hd95_mm": float("nan")}]
-        tracker.log_validation(run_id(run), "best", {"dice_mean": 0.9, "dice/left kidney": 0.9, "nsd": float("nan")}, rows, summary)
+        tracker.log_validation(
+            run_id(run), "best", {"dice_mean": 0.9, "dice/left kidney": 0.9, "nsd": float("nan")}, rows, summary, summary.stat().st_mtime
+        )
         assert deliver_run(run.folder, run.fencing_token, 60)
     assert run.best is not None
     assert set(tracker.list_files(run_id(run), "checkpoints/best")) == {directory_of(run.best)}, "the one before is not needed any more"

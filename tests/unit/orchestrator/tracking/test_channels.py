@@ -88,12 +88,12 @@ def test_a_validation_delivers_nothing_once_another_driver_owns_the_run(tmp_path
     validated = run.fencing_token
     run.resume("driver-2")
     run.epoch()
-    report = ValidationReport("best", {"dice_mean": 0.5}, [], run.folder.spec_file, {})
+    report = ValidationReport("best", {"dice_mean": 0.5}, [], run.folder.spec_file, {"fullval/best/overlays/c.png": run.folder.spec_file})
     assert "was superseded" in str(deliver_all(run.folder, validated, [report], ()))
     assert not deliver_run(run.folder, validated, 30.0)
     assert set(calls) <= {"ping"}
     assert deliver_reports(run.folder, run.spec, [report], run.fencing_token, ()) is None
-    assert "log_validation" in calls
+    assert calls[-2:] == ["upload_file", "log_validation"], "the scores, which vouch for the pictures, come last"
 
 
 def test_files_of_the_version_before_are_read(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ class Behind(BaseHTTPRequestHandler):
     """An MLflow server that takes measurements, and answers uploads with `answer`."""
 
     answer: ClassVar[tuple[int, str]] = (200, "")
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
+        self.asked.append(self.path.split("?")[0])
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         run_id = (re.search(r"run_id=(\w+)", self.path) or ["", "r"])[1]
         info = RUN["info"] | {"run_id": run_id, "artifact_uri": f"mlflow-artifacts:/1/{run_id}/artifacts"}
@@ -50,6 +52,7 @@ class Behind(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(Behind, "asked", [])
     with serving(Behind) as address:
         yield address
 
@@ -92,3 +95,15 @@ def test_what_is_refused_is_shown_and_never_counts_as_published(server: str, tmp
     finally:
         publisher.stop()
     assert not run.folder.published_file.exists()
+
+
+def test_scores_are_not_sent_before_the_files_that_they_vouch_for(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = tmp_path / "summary.json"
+    summary.write_text("{}")
+    monkeypatch.setattr(Behind, "answer", (413, "too large"))
+    with pytest.raises(TrackingError, match="upload summary"):
+        Tracker(server).log_validation("scores", "best", {"dice_mean": 0.5}, [], summary, 1.0)
+    assert not [path for path in Behind.asked if "log-batch" in path]
+    monkeypatch.setattr(Behind, "answer", (200, ""))
+    Tracker(server).log_validation("scores", "best", {"dice_mean": 0.5}, [], summary, 1.0)
+    assert Behind.asked[-1].endswith("runs/log-batch")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.tracking.validation_report import minus_ema, tracked_metrics, without_case_ids
+from orchestrator.tracking.scores import tracked_metrics
+from orchestrator.tracking.validation_report import minus_ema, without_case_ids
 from orchestrator.validation.case_queue import is_finished, largest_first
 from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels, labels_of
