@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.queue.gang_fit import NodeResources
+    from orchestrator.tracking.export import Exported
     from orchestrator.tracking.reconcile import Synced
     from trainers.contract.run_spec import CheckpointName
 
@@ -299,15 +300,41 @@ def drill(
             local_services.up()
 
 
-def export(run: str, target: Path, tracking_uri: str | None = None) -> Path:
-    """Make `target` an nnU-Net model folder from what MLflow holds of a run. `tracking_uri`: default the local server."""
-    from orchestrator.tracking.export import export_model
+def export(model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> "Exported":
+    """Make `target` an nnU-Net model folder with every fold that `model` means, or add them to what was exported there.
 
-    local = None if tracking_uri else local_services.running()
-    uri = local.mlflow_uri if local else tracking_uri
+    From the run folders below `results`, else from the server `tracking_uri`; with neither from nnUNet_results of this process, and from
+    MLflow (MLFLOW_TRACKING_URI, else the local server) where no such run lies there. Raises ConfigError, CheckpointError, TrackingError.
+    """
+    from orchestrator.tracking.export import export_model
+    from orchestrator.tracking.fold_sources import folds_below
+
+    if results is not None and tracking_uri:
+        raise ConfigError("export: --results and --tracking-uri both name where the model comes from. Name one of them.")
+    place = results or (Path(os.environ[RESULTS]) if os.environ.get(RESULTS) and not tracking_uri else None)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    if place is not None and (results is not None or place.is_dir()):
+        folder = results_folder(place, os.environ)
+        try:
+            folds = folds_below(folder, model)
+        except ConfigError:  # nothing here is called so
+            if results is not None or not uri:
+                raise
+        else:
+            return export_model(model, target, folds, f"below {folder}")
     if not uri:
-        raise ConfigError("export: no tracking server is named and none runs here. Name one by its URI, or start ours: `nnfleet up`.")
-    return export_model(run, target, uri)
+        raise ConfigError(
+            "export: no run folder lies here (nnUNet_results, --results), no tracking server is named and none runs here. "
+            "Name one by its URI, or start ours: `nnfleet up`."
+        )
+    from orchestrator.tracking.mlflow_folds import folds_in_mlflow
+
+    return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
+
+
+def _local_mlflow() -> str:
+    local = local_services.running()
+    return local.mlflow_uri if local else ""
 
 
 def compare(

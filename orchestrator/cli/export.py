@@ -1,39 +1,65 @@
-"""`nnfleet export`: a model folder for nnU-Net out of MLflow."""
+"""`nnfleet export`: a model folder for nnU-Net out of run folders or MLflow."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.output import note, print_json, say, working
-from orchestrator.cli.parameters import AsJson, Run
+from orchestrator.cli.parameters import AsJson
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.export import Exported
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="17/3d_fullres/nnUNetTrainer means all its folds; one fold by its address, run key or MLflow run id.",
+        show_default=False,
+    ),
+]
 
 
 def export(
-    run: Run,
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make the model folder in.", show_default=False)],
+    model: Model,
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to make the model folder in, or an earlier export to add to.", show_default=False)
+    ],
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="FOLDER", help="Take it from the run folders below this one. Default: nnUNet_results."),
+    ] = None,
     tracking_uri: Annotated[
         str | None,
-        typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URI", help="MLflow server; default: the local one."),
+        typer.Option(
+            "--tracking-uri",
+            metavar="URI",
+            help="Take it from this MLflow server. Default, where no run folder is seen here: MLFLOW_TRACKING_URI, else the local one.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a run's model from MLflow as an nnU-Net model folder, verified by its SHA-256."""
+    """Copy a model with all its folds as one nnU-Net model folder, verified by SHA-256."""
     from orchestrator import api
 
     with working("Copying and verifying ..."):
-        folder = api.export(run, target, tracking_uri)
+        exported = api.export(model, target, tracking_uri, results)
+    for sentence in exported.left:
+        note(sentence)
     if as_json:
-        checkpoints = sorted(path.name for path in (folder / f"fold_{fold_of(folder)}").glob("checkpoint_*.pth"))
-        print_json({"folder": str(folder), "fold": fold_of(folder), "checkpoints": checkpoints})
+        checkpoints = {fold: [f"checkpoint_{name}.pth" for name in names] for fold, names in exported.folds.items()}
+        print_json({"folder": str(exported.folder), "folds": checkpoints})
         return
-    say(f"Verified model folder: {folder}")
-    if not (folder / f"fold_{fold_of(folder)}" / "checkpoint_final.pth").exists():
-        note("The run has no final checkpoint in MLflow yet: this is its best one so far. Export it again when it has ended.")
-    say(f"Predict with it: nnUNetv2_predict_from_modelfolder -m {folder} -f {fold_of(folder)} -chk checkpoint_best.pth -i INPUT -o OUTPUT")
+    say(f"Verified model folder: {exported.folder}")
+    if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
+        note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
+    say(f"Predict with it: {predict_command(exported)}")
     say("Without a GPU add: -device cpu")
 
 
-def fold_of(folder: Path) -> str:
-    """The fold in a model folder: `0` or `all`; the first when there are several."""
-    return next((path.name.removeprefix("fold_") for path in sorted(folder.glob("fold_*"))), "0")
+def predict_command(exported: "Exported") -> str:
+    """nnU-Net's command that predicts with all folds of a model folder as an ensemble."""
+    model = f"-m {shlex.quote(str(exported.folder))} -f {' '.join(exported.folds)} -chk checkpoint_{exported.checkpoint}.pth"
+    return f"nnUNetv2_predict_from_modelfolder {model} -i INPUT -o OUTPUT"

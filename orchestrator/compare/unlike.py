@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator.compare.models import TrainedModel
-from trainers.contract.run_spec import RunSpec
+from orchestrator.tracking.fold_facts import facts_of, unlike
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 MAX_LISTED = 3
-SHARED_BY_FOLDS = ("dataset", "plans", "configuration", "trainer", "seed", "schedule")
 
 
 def differences(models: Sequence[TrainedModel]) -> list[str]:
@@ -22,22 +21,7 @@ def differences(models: Sequence[TrainedModel]) -> list[str]:
 
 
 def _unlike_folds(model: TrainedModel) -> Iterator[str]:
-    first = model.folds[0].spec
-    for fold in model.folds[1:]:
-        if differing := [name for name in SHARED_BY_FOLDS if getattr(first, name) != getattr(fold.spec, name)]:
-            yield f"{model.name}: fold {fold.spec.fold} differs from fold {first.fold} in {_settings(first, fold.spec, differing)}"
-
-
-def _settings(first: RunSpec, other: RunSpec, names: Sequence[str]) -> str:
-    texts = []
-    for name in names:
-        a, b = getattr(first, name), getattr(other, name)
-        if name == "schedule":
-            fields = [field for field in type(a).model_fields if getattr(a, field) != getattr(b, field)]
-            texts += [f"{field} ({getattr(b, field)} instead of {getattr(a, field)})" for field in fields]
-        else:
-            texts.append(f"{name} ({b} instead of {a})")
-    return ", ".join(texts)
+    return (f"{model.name}: {text}" for text in unlike([facts_of(fold.spec) for fold in model.folds]))
 
 
 def _cases_twice(model: TrainedModel) -> Iterator[str]:

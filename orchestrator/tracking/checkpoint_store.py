@@ -12,13 +12,16 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import CheckpointError, TrackingError
-from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.records import Published
 from trainers.contract.commits import Manifest
 from trainers.contract.files import sha256_of
 from trainers.contract.run_spec import CheckpointName
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ def directory_of(manifest: Manifest) -> str:
     return f"checkpoints/{manifest.checkpoint}/e{manifest.epoch:05d}-{manifest.sha256[:8]}"
 
 
-def published(tracker: Tracker, run_id: str, name: CheckpointName) -> Published | None:
+def published(tracker: "Tracker", run_id: str, name: CheckpointName) -> Published | None:
     """What MLflow holds as the best or final checkpoint of a run, or None. Raises TrackingError."""
     value = tracker.tags(run_id).get(published_tag(name))
     if value is None:
@@ -49,7 +52,7 @@ def published(tracker: Tracker, run_id: str, name: CheckpointName) -> Published 
 
 
 def publish_checkpoint(
-    tracker: Tracker, run_id: str, manifest: Manifest, file: Path, before_commit: Callable[[], None] = lambda: None
+    tracker: "Tracker", run_id: str, manifest: Manifest, file: Path, before_commit: Callable[[], None] = lambda: None
 ) -> Published:
     """Upload a checkpoint, commit it by the tag, and delete all but this one and the one before. Does nothing when it is there already.
 
@@ -75,14 +78,14 @@ def publish_checkpoint(
     return record
 
 
-def keep_only_published(tracker: Tracker, run_id: str, name: CheckpointName) -> None:
+def keep_only_published(tracker: "Tracker", run_id: str, name: CheckpointName) -> None:
     """Delete the checkpoint before the published one: once a run is over, no later one replaces that while somebody reads it."""
     record = published(tracker, run_id, name)
     if record is not None:
         _delete_others(tracker, run_id, name, {record.directory})
 
 
-def _delete_others(tracker: Tracker, run_id: str, name: CheckpointName, kept: set[str]) -> None:
+def _delete_others(tracker: "Tracker", run_id: str, name: CheckpointName, kept: set[str]) -> None:
     """Also clears what killed uploads left behind. The commit is done, so an error here is only logged."""
     try:
         for directory, size in tracker.list_files(run_id, f"checkpoints/{name}").items():
@@ -92,7 +95,7 @@ def _delete_others(tracker: Tracker, run_id: str, name: CheckpointName, kept: se
         log.warning("older %s checkpoints of run %s were not deleted; the next upload tries again: %s", name, run_id, err)
 
 
-def download_checkpoint(tracker: Tracker, run_id: str, name: CheckpointName, target: Path) -> Published:
+def download_checkpoint(tracker: "Tracker", run_id: str, name: CheckpointName, target: Path) -> Published:
     """Fetch the published checkpoint to `target`, which appears whole and verified or not at all.
 
     One new try if it was replaced meanwhile. Raises CheckpointError when none is published or its bytes are not what was published.
@@ -104,7 +107,7 @@ def download_checkpoint(tracker: Tracker, run_id: str, name: CheckpointName, tar
     return _download(tracker, run_id, name, target)
 
 
-def _download(tracker: Tracker, run_id: str, name: CheckpointName, target: Path) -> Published:
+def _download(tracker: "Tracker", run_id: str, name: CheckpointName, target: Path) -> Published:
     record = published(tracker, run_id, name)
     if record is None:
         raise CheckpointError(

@@ -30,7 +30,7 @@ from mlflow.utils.rest_utils import http_request
 
 from orchestrator.cluster.code_identity import code_tags
 from orchestrator.errors import ConfigError, NnfleetError, TrackingError
-from orchestrator.run.names import Names, resolve_one
+from orchestrator.run.names import Names, resolve
 from orchestrator.tracking.address import WHERE_CREDENTIALS_GO, holds_secret, is_path, masked, refuse_credentials
 from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run, withdraw_experiment
@@ -41,6 +41,7 @@ from orchestrator.tracking.records import (
     DIGEST_LENGTH,
     FOLDER_TAG,
     MARKER_METRIC,
+    PARAM_LENGTH,
     RUN_KEY_TAG,
     STATE_TAG,
     KnownRun,
@@ -66,8 +67,6 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one line 
 CONNECT_TIMEOUT_S = 5.0
 METRICS_PER_REQUEST = 1000
 """MLflow's limit; a request is one transaction, so whole epochs that fit into one are there or not."""
-PARAM_LENGTH = 500
-"""Characters of a parameter that are recorded, and compared."""
 
 
 class Tracker:
@@ -228,6 +227,11 @@ class Tracker:
         with self._speaking(f"read run {run_id}"):
             return dict(self._client.get_run(run_id).data.tags)
 
+    def params(self, run_id: str) -> dict[str, str]:
+        """All parameters of a run."""
+        with self._speaking(f"read run {run_id}"):
+            return dict(self._client.get_run(run_id).data.params)
+
     def metrics(self, run_id: str) -> dict[str, float]:
         """The newest value of every metric of a run."""
         with self._speaking(f"read run {run_id}"):
@@ -368,10 +372,10 @@ class Tracker:
 
     # ---- lookup and links -------------------------------------------------------------------------------------------
 
-    def find_run(self, text: str) -> str:
-        """Id of the one run called `text` (see `orchestrator/run/names.py`). Raises ConfigError with candidates."""
+    def find_runs(self, text: str) -> list[str]:
+        """Ids of the runs called `text`, at least one (see `orchestrator/run/names.py`). Raises ConfigError with what is known."""
         names = owners_last(self.run_names())
-        return names[resolve_one(text, names, f"in MLflow at {self.uri}")].mlflow_run_id
+        return [names[place].mlflow_run_id for place in resolve(text, names, f"in MLflow at {self.uri}")]
 
     def run_names(self) -> list[Names]:
         """Names of all runs of nnfleet on the server, the one that was started last at the end."""

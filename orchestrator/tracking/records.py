@@ -35,6 +35,8 @@ MAX_CLASS_METRICS = 60
 """Classes that get curves of their own; the charts page of MLflow freezes with hundreds of keys."""
 DIGEST_LENGTH = 36
 """MLflow refuses longer dataset digests."""
+PARAM_LENGTH = 500
+"""Characters of a parameter that are recorded, and compared."""
 RECORDED_PACKAGES = ("nnfleet", "ray", "torch", "nnunetv2", "mlflow")
 
 
@@ -173,14 +175,18 @@ def class_names(spec: RunSpec) -> list[str]:
     return list(labels_of(load_dataset_json(spec.preprocessed_folder)).foreground)
 
 
-def params_of(spec: RunSpec) -> dict[str, str]:
-    """MLflow parameters of a run: everything that the run key fixes, with the essentials of the plans."""
+def fixed_params(spec: RunSpec) -> dict[str, str]:
+    """MLflow parameters of a run that its specification alone gives."""
     grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest")
     params = {key: str(getattr(spec, key)) for key in grouping}
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
     params |= {"replicate": spec.replicate} if spec.replicate else {}
-    params |= {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
-    return params | _plan_params(spec)
+    return params | {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
+
+
+def params_of(spec: RunSpec) -> dict[str, str]:
+    """MLflow parameters of a run: everything that the run key fixes, with the essentials of the plans."""
+    return fixed_params(spec) | _plan_params(spec)
 
 
 def _plan_params(spec: RunSpec) -> dict[str, str]:

@@ -20,6 +20,8 @@ from typing import Any
 
 import ray
 
+from orchestrator.compare.cross_validation import CHECKPOINT
+from orchestrator.compare.crossval_folder import drop_crossval, refresh_crossval
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.tracking.end_state import publish_end
@@ -87,7 +89,17 @@ def run_validation(folder: RunFolder, fencing_token: int = 1, delivery_waits_s: 
         outcome = _outcome(state, fencing_token, f"{type(err).__name__}: {err}", err)
     if reports is None:
         return stored(folder, outcome)
+    refresh_cross_validation(folder)
     return delivered(folder, outcome, reports, delivery_waits_s)
+
+
+def refresh_cross_validation(folder: RunFolder) -> None:
+    """Bring nnU-Net's folder of the model's cross-validation up to date; what goes wrong there fails no validation."""
+    try:
+        refresh_crossval(folder.model_folder)
+    except Exception as err:
+        known = isinstance(err, NnfleetError | OSError)
+        log.warning("the cross-validation of %s was not written: %s", folder.model_folder, err, exc_info=not known)
 
 
 def delivered(folder: RunFolder, outcome: Outcome, reports: Sequence[ValidationReport], waits_s: Sequence[float]) -> Outcome:
@@ -211,6 +223,8 @@ def validate_checkpoint(
     if missing:
         for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
+        if name == CHECKPOINT:
+            drop_crossval(folder.model_folder, spec.fold)
         queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
         pool = Pool(folder, spec, name, digest, queue, fencing_token, spare, is_last)
         pool.run(min(spec.workers.least, len(missing)))

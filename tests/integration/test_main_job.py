@@ -146,7 +146,7 @@ def test_the_results_folder_is_nnunets_and_the_export_is_its_copy(
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {path.name for path in folder.model_folder.iterdir()}
     summary: dict[str, Any] = json.loads((folder.validation("final") / "summary.json").read_text())
     assert {"foreground_mean", "mean", "metric_per_case"} <= set(summary)
-    exported = api.export(status.mlflow_run_id, tmp_path / "model", local[1].mlflow_uri)
+    exported = api.export(status.mlflow_run_id, tmp_path / "model", local[1].mlflow_uri).folder
     theirs = torch.load(exported / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
     ours = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -19,6 +19,7 @@ from orchestrator.tracking.checkpoint_store import directory_of, download_checkp
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.export import export_model
+from orchestrator.tracking.mlflow_folds import folds_in_mlflow
 from orchestrator.tracking.publisher import Publisher, deliver_run
 from orchestrator.tracking.reconcile import end_orphaned_runs, sync
 from tests.fake_run import CLASSES, FakeRun
@@ -91,7 +92,7 @@ def test_claiming_a_run_twice_gives_the_same_run_even_with_other_workers(tracker
     expected = grouping | {"fold": "0", "seed": "0", "patch_size": "32 x 48 x 64", "spacing_mm": "3 x 1 x 1", "batch_size": "2"}
     assert expected.items() <= record.data.params.items()
     assert record.inputs.dataset_inputs[0].dataset.digest == run.spec.data_digest[:36]
-    assert tracker.find_run(run.spec.run_key) == again
+    assert tracker.find_runs(run.spec.run_key) == [again]
 
 
 def test_a_run_that_another_experiment_has_is_taken_up_there(tracker: Tracker, run: FakeRun, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,7 +107,7 @@ def test_of_two_runs_at_one_address_the_one_that_owns_the_folder_is_meant(tracke
     owner = failed.model_copy(update={"run_key": f"{run.spec.run_key}-owner"})
     experiment = tracker.ensure_experiment("Dataset901_Toy")
     ids = [tracker.get_or_create_run(experiment, spec) for spec in (failed, owner)]
-    assert [tracker.find_run(name) for name in (failed.run_key, owner.address)] == ids
+    assert [tracker.find_runs(name) for name in (failed.run_key, owner.address)] == [[found] for found in ids]
 
 
 def test_callers_at_the_same_moment_end_up_with_one_run(server: MlflowServer, tmp_path: Path) -> None:
@@ -416,17 +417,25 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
     expected = {"plans.json", "dataset.json", "splits_final.json", "run.json", "progress.png", "checkpoints", "fullval"}
     assert expected <= set(tracker.list_files(run_id(run)))
 
-    target = export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        exported(tracker, run, tmp_path / "own")
+    target = exported(tracker, run, tmp_path / "model")
     assert sha256((target / "fold_0" / "checkpoint_best.pth").read_bytes()).hexdigest() == run.best.sha256
     assert (target / "fold_0" / "checkpoint_final.pth").read_bytes() == run.folder.checkpoint("final").read_bytes()
     assert {p.name for p in target.iterdir()} == {"plans.json", "dataset.json", "fold_0"}
-    with pytest.raises(ConfigError, match="not an empty folder"):
-        export_model(run.spec.run_key, target, tracker.uri)
+    assert exported(tracker, run, target) == target, "it is there already"
+
+
+def exported(tracker: Tracker, run: FakeRun, target: Path) -> Path:
+    key = run.spec.run_key
+    return export_model(key, target, folds_in_mlflow(tracker.uri, key), "in MLflow").folder
 
 
 def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no published checkpoint"):
-        export_model(run.spec.run_key, tmp_path / "model", tracker.uri)
+        exported(tracker, run, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     assert newest_committed(run.folder) is None
 
@@ -461,7 +470,7 @@ def test_a_run_that_the_server_lost_is_made_anew_with_everything(tracker: Tracke
     run.epoch()
     assert deliver_run(run.folder, run.fencing_token, 60)
     run.track(tracker.uri, "0" * 32)  # what a server with another database does not know
-    client_of(tracker).delete_tag(tracker.find_run(run.spec.run_key), "nnfleet.run_key")
+    client_of(tracker).delete_tag(*tracker.find_runs(run.spec.run_key), "nnfleet.run_key")
     with pytest.raises(TrackingError, match="nnfleet sync"):
         tracker.tags(run_id(run))
     (done,) = sync([run.folder], [])

@@ -30,6 +30,7 @@ from orchestrator.experiment.plan import PlanReport, PlanRow
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
+from orchestrator.tracking.export import Exported
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
 
@@ -218,10 +219,9 @@ class FakeApi:
         self._ask("validate", *runs)
         return [f"validate-{run}-v1" for run in runs]
 
-    def export(self, run: str, target: Path, tracking_uri: str | None = None) -> Path:
-        self._ask("export", run, target, tracking_uri)
-        (target / "fold_3").mkdir(parents=True)
-        return target
+    def export(self, model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> Exported:
+        self._ask("export", model, target, tracking_uri)
+        return Exported(target, {"1": ("best", "final"), "3": ("best",)}, ("fold 4 has no checkpoint yet and is not in it.",))
 
 
 @pytest.fixture
@@ -566,7 +566,8 @@ def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> 
 
 def test_export_and_down_for_scripts(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
     exported = json.loads(nnfleet("export", "k", str(tmp_path / "m"), "--json")[1])
-    assert exported == {"folder": str(tmp_path / "m"), "fold": "3", "checkpoints": []}
+    folds = {"1": ["checkpoint_best.pth", "checkpoint_final.pth"], "3": ["checkpoint_best.pth"]}
+    assert exported == {"folder": str(tmp_path / "m"), "folds": folds}
     assert json.loads(nnfleet("down", "--yes", "--json")[1]) == {"down": True}
 
 
@@ -660,8 +661,9 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     assert nnfleet("logs", "k")[1] == "line one\nline two\n"  # no colours in a pipe
     assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_ids": ["validate-k-v1"]}
     _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
-    assert "-f 3" in out
-    assert "no final checkpoint in MLflow yet" in err
+    assert f"-m {tmp_path / 'm'} -f 1 3 -chk checkpoint_best.pth" in out
+    assert "Only with the best checkpoint so far: fold 3." in err
+    assert "fold 4 has no checkpoint yet" in err
     assert json.loads(nnfleet("up", "--json", "--cpus", "3", "--gpus", "0")[1])["mlflow"] == "http://127.0.0.1:2"
     assert api.asked[-1] == (
         "up",

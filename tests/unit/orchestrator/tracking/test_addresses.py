@@ -13,7 +13,7 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Tracking, parse_experiment
 from orchestrator.tracking.address import check_tracking_uri, is_path, masked
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.export import export_model
+from orchestrator.tracking.mlflow_folds import folds_in_mlflow
 from tests.fake_run import FakeRun
 from trainers.contract.files import write_json_atomic
 
@@ -44,7 +44,7 @@ def test_a_refused_address_is_never_repeated(address: str, tmp_path: Path) -> No
         lambda: parse_experiment(EXPERIMENT.format(address)),
         lambda: check_tracking_uri(plain, "MLFLOW_TRACKING_URI"),
         lambda: Tracker(plain),
-        lambda: export_model("run", tmp_path / "model", plain),
+        lambda: folds_in_mlflow(plain, "run"),
         lambda: Jobs(plain),
     )
     for use in uses:

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.names import Names, resolve
-from orchestrator.tracking import export
+from orchestrator.tracking import mlflow_folds
 from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.checkpoint_store import directory_of
-from orchestrator.tracking.export import export_model, fold_in
+from orchestrator.tracking.export import Exported, export_model
+from orchestrator.tracking.mlflow_folds import fold_in, folds_in_mlflow
 from orchestrator.tracking.records import Published
 from tests.away import BROKEN
 from tests.fake_run import FakeRun
@@ -29,8 +30,14 @@ class HostileTracker:
     def ping(self) -> None:
         """It answers."""
 
-    def find_run(self, run: str) -> str:
-        return "r"
+    def find_runs(self, text: str) -> list[str]:
+        return ["r"]
+
+    def params(self, run_id: str) -> dict[str, str]:
+        return {}
+
+    def list_files(self, run_id: str, directory: str = "") -> dict[str, int | None]:
+        return {}
 
     def tags(self, run_id: str) -> dict[str, str]:
         return self._tags
@@ -42,7 +49,11 @@ Serve = Callable[[dict[str, str]], None]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """From now on every address is that of a server with these tags."""
-    return lambda tags: monkeypatch.setattr(export, "Tracker", lambda uri: HostileTracker(tags))
+    return lambda tags: monkeypatch.setattr(mlflow_folds, "Tracker", lambda uri: HostileTracker(tags))
+
+
+def from_mlflow(name: str, target: Path) -> Exported:
+    return export_model(name, target, folds_in_mlflow("http://mlflow", name), "in MLflow at http://mlflow")
 
 
 def with_a_best(tmp_path: Path, **tags: str) -> dict[str, str]:
@@ -60,21 +71,23 @@ def best_of(tmp_path: Path) -> Manifest:
 def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path, serve: Serve) -> None:
     serve(with_a_best(tmp_path, **{"nnfleet.fold": fold}))
     with pytest.raises(CheckpointError, match=r"nnfleet\.fold"):
-        export_model("key0", tmp_path / "place" / "model", "http://mlflow")
-    assert list((tmp_path / "place").iterdir()) == []
+        from_mlflow("key0", tmp_path / "place" / "model")
+    assert not (tmp_path / "place").exists()
 
 
 def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage(tmp_path: Path, serve: Serve) -> None:
     serve({})
-    with pytest.raises(ConfigError, match=r"run key0 at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"):
-        export_model("key0", tmp_path / "model", "http://mlflow")
+    with pytest.raises(
+        ConfigError, match=r"run key0 in MLflow at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"
+    ):
+        from_mlflow("key0", tmp_path / "model")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, serve: Serve) -> None:
     (tmp_path / "file").touch()
     serve(with_a_best(tmp_path))
     with pytest.raises(ConfigError, match=r"file/deeper cannot be made: .* Name a folder that you may write"):
-        export_model("key0", tmp_path / "file" / "deeper" / "model", "http://mlflow")
+        from_mlflow("key0", tmp_path / "file" / "deeper" / "model")
 
 
 def test_folds_of_nnunet_are_folds() -> None:

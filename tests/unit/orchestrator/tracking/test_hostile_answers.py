@@ -11,7 +11,7 @@ from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.run.names import resolve
 from orchestrator.tracking.address import check_tracking_uri
 from orchestrator.tracking.checkpoint_store import download_checkpoint
-from orchestrator.tracking.export import fold_in
+from orchestrator.tracking.mlflow_folds import fold_in
 from tests.hostile import Place, Row, check
 from trainers.contract.commits import Manifest
 

@@ -1,0 +1,64 @@
+"""What is known of one fold of a model, from its run folder, from MLflow or from an exported folder, and which folds go together. Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pydantic import Field
+
+from orchestrator.tracking.records import PARAM_LENGTH, fixed_params
+from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
+
+OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
+"""Parameters of a run in which folds of one model differ."""
+MAX_LISTED = 3
+
+
+class FoldFacts(Frozen):
+    """One fold of one model."""
+
+    run_key: str
+    model: str
+    """Its address without the fold."""
+    fold: str = Field(pattern=r"^(?:[0-9]+|all)$")
+    shared: dict[str, str]
+    """The parameters in which the folds of one model agree."""
+    cases: dict[str, str] | None
+    """Case id -> digests of what it holds; None where they are not known, or may not be named."""
+    checkpoints: dict[CheckpointName, str] = Field(default_factory=dict)
+    """Name -> SHA-256, of those that there are."""
+
+
+def facts_of(spec: RunSpec) -> FoldFacts:
+    """Of a run by its specification, without its checkpoints."""
+    cases = None if spec.case_digests is None else {case: " ".join(digests) for case, digests in spec.case_digests.items()}
+    return FoldFacts(run_key=spec.run_key, model=spec.model, fold=str(spec.fold), shared=shared_params(fixed_params(spec)), cases=cases)
+
+
+def shared_params(params: Mapping[str, str]) -> dict[str, str]:
+    """Those parameters of a run in which the folds of one model agree."""
+    return {key: value[:PARAM_LENGTH] for key, value in params.items() if key not in OF_ONE_FOLD}
+
+
+def unlike(folds: Sequence[FoldFacts]) -> list[str]:
+    """Why these are not folds of one model, a sentence each; empty when they are."""
+    return [
+        f"fold {other.fold} differs from fold {folds[0].fold} in {text}" for other in folds[1:] if (text := _differences(folds[0], other))
+    ]
+
+
+def _differences(first: FoldFacts, other: FoldFacts) -> str:
+    return ", ".join([*_settings(first.shared, other.shared), *_contents(first.cases or {}, other.cases or {})])
+
+
+def _settings(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
+    """What one of the two does not record says nothing, but that a run is no replicate is not recorded."""
+    names = [name for name in first if name in other]
+    for name in dict.fromkeys([*names, "replicate"]):
+        a, b = first.get(name, "none"), other.get(name, "none")
+        if a != b:
+            yield f"{name} ({b} instead of {a})"
+
+
+def _contents(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
+    if changed := sorted(case for case in first.keys() & other.keys() if first[case] != other[case]):
+        more = len(changed) - MAX_LISTED
+        yield f"the data of {', '.join(changed[:MAX_LISTED])}" + (f" and {more} more cases" if more > 0 else "")

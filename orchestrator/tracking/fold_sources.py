@@ -1,0 +1,102 @@
+"""Folds of an exported model that come from their run folders; each checkpoint is checked by its SHA-256."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.errors import CheckpointError
+from orchestrator.run.below import run_folders_below
+from orchestrator.tracking.checkpoint_store import check_file
+from orchestrator.tracking.files_channel import CHECKPOINTS
+from orchestrator.tracking.fold_facts import FoldFacts, facts_of
+from orchestrator.tracking.reconcile import called
+from orchestrator.tracking.shared_files import dataset_file, plans_file
+from trainers.contract.commits import Manifest, newest_committed
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName
+
+log = logging.getLogger(__name__)
+
+SUMMARIES: dict[CheckpointName, str] = {"best": "validation_best/summary.json", "final": "validation/summary.json"}
+
+
+class FoldSource(Protocol):
+    """A fold that can be exported."""
+
+    facts: FoldFacts
+    place: str
+    """The model folder that it was trained in, as far as it is known."""
+    model_folder: Path | None
+    """The same, where it is seen here and its summaries may be copied."""
+
+    def fill(self, model: Path) -> FoldFacts:
+        """Write the fold, with the files of its model, into a new model folder; returns what was written.
+
+        Raises CheckpointError for bytes that are not what they should be, TrackingError, OSError.
+        """
+
+
+def folds_below(results: Path, name: str) -> "list[FolderFold]":
+    """Those below a results folder that are called `name`. Raises ConfigError with what is known when there is none."""
+    return [FolderFold(folder) for folder in called(name, run_folders_below(results), results)]
+
+
+class FolderFold:
+    """A fold from its run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._spec = folder, folder.spec()
+        self.place = str(folder.model_folder)
+        self.model_folder = None if self._spec.pseudonyms else folder.model_folder
+        facts = facts_of(self._spec)
+        hidden = {"cases": None} if self._spec.pseudonyms else {}
+        self.facts = facts.model_copy(update={"checkpoints": digests_of(self._manifests()), **hidden})
+
+    def _manifests(self) -> dict[CheckpointName, Manifest]:
+        committed = newest_committed(self._folder)
+        if committed is None or committed.run_key != self._spec.run_key:
+            return {}
+        return {manifest.checkpoint: manifest for manifest in (committed.best, committed.final) if manifest is not None}
+
+    def fill(self, model: Path) -> FoldFacts:
+        """See `FoldSource`. A best checkpoint that a newer one replaces meanwhile is no error: the newer one is taken."""
+        try:
+            return self._filled(model)
+        except (CheckpointError, FileNotFoundError) as err:
+            log.info("the checkpoints in %s are read once more: %s", self._folder.root, err)
+        return self._filled(model)
+
+    def _filled(self, model: Path) -> FoldFacts:
+        manifests = self._manifests()
+        for name, manifest in manifests.items():
+            self._copy(manifest, model / f"fold_{self.facts.fold}" / f"checkpoint_{name}.pth")
+        for source, target in self._files(model).items():
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        return self.facts.model_copy(update={"checkpoints": digests_of(manifests)})
+
+    def _copy(self, manifest: Manifest, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        own, named = self._folder.root / manifest.file, self._folder.checkpoint(manifest.checkpoint)
+        shutil.copyfile(own if own.is_file() else named, target)
+        check_file(target, manifest, str(own))
+
+    def _files(self, model: Path) -> Mapping[Path, Path]:
+        """Small file -> its place in a model folder. With pseudonyms those that MLflow gets, which name no case."""
+        fold, spec, root = model / f"fold_{self.facts.fold}", self._spec, self._folder.root
+        own = {name: self._folder.own / "pseudonyms" / name / "summary.json" for name in CHECKPOINTS}
+        summaries = own if spec.pseudonyms else {name: root / path for name, path in SUMMARIES.items()}
+        return {
+            plans_file(self._folder, spec): model / "plans.json",
+            dataset_file(self._folder, spec): model / "dataset.json",
+            self._folder.model_folder / "dataset_fingerprint.json": model / "dataset_fingerprint.json",
+            **{path: fold / SUMMARIES[name] for name, path in summaries.items()},
+        }
+
+
+def digests_of(manifests: Mapping[CheckpointName, Manifest]) -> dict[CheckpointName, str]:
+    """Name -> SHA-256."""
+    return {name: manifest.sha256 for name, manifest in manifests.items()}
