@@ -26,7 +26,7 @@ class ValidatedFold:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The folds of one model folder: one dataset, plans, configuration, trainer and seed."""
+    """The folds of one model folder: one dataset, plans, configuration, trainer, variant and seed."""
 
     name: str
     folds: tuple[ValidatedFold, ...]
@@ -77,7 +77,8 @@ def models_of(folds: Sequence[ValidatedFold]) -> list[TrainedModel]:
 
 
 def short_names(specs: Sequence[RunSpec], *, with_seed: bool = True) -> list[str]:
-    """What distinguishes these models, of configuration, trainer, plans, seed and place: `3d_fullres nnUNetTrainerDA5`. Pure.
+    """What distinguishes these models, of configuration, trainer, plans, variant, seed and place: `3d_fullres nnUNetTrainerDA5`.
+    Pure.
 
     Trainers alone are named where nothing else differs; all of it where nothing differs.
     """
@@ -90,4 +91,4 @@ def short_names(specs: Sequence[RunSpec], *, with_seed: bool = True) -> list[str
 
 def _parts(spec: RunSpec, *, with_seed: bool) -> tuple[str, ...]:
     seed = f"seed {spec.seed}" if with_seed else ""
-    return spec.configuration, spec.trainer, spec.plans, seed, f"in {spec.model_folder.parents[1]}"
+    return spec.configuration, spec.trainer, spec.plans, spec.variant, seed, f"in {spec.model_folder.parents[1]}"

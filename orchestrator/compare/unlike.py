@@ -8,7 +8,7 @@ from trainers.contract.run_spec import RunSpec
 from trainers.contract.summary import CaseResult, ClassMetrics
 
 MAX_LISTED = 3
-SHARED_BY_FOLDS = ("dataset", "plans", "configuration", "trainer", "seed", "schedule")
+SHARED_BY_FOLDS = ("dataset", "plans", "configuration", "trainer", "variant", "seed", "schedule")
 
 
 def differences(models: Sequence[TrainedModel]) -> list[str]:

@@ -54,7 +54,7 @@ class _Expansion:
         for plans_name, configuration, trainer, seed, fold in self.experiment.axes():
             split = splits.get((plans_name, configuration, fold))
             if split is not None:
-                spec = self._spec(plans[plans_name], configuration, trainer, seed, fold, split, readings)
+                spec = self._spec(self._planned(plans[plans_name], configuration, trainer, seed, fold, split), readings)
                 specs.append(spec)
                 self.problems.add(*data_problems(spec, readings.of(plans[plans_name], configuration, spec.case_digests is not None)))
         self.problems.add(*problems_of_folders(specs, plans))
@@ -105,15 +105,28 @@ class _Expansion:
                 self.problems.add(err)
         return found
 
-    def _spec(self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, readings: "_Readings") -> RunSpec:
-        experiment = self.experiment
-        suffix = f"__seed{seed}" if seed else ""
-        model_folder = self.results / f"{trainer}__{plans.name}__{configuration}{suffix}"
-        planned = Planned(
-            self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, experiment.schedule, split, experiment.replicate
+    def _planned(self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split) -> Planned:
+        return Planned(
+            dataset=self.dataset,
+            dataset_json=self.dataset_json,
+            plans=plans,
+            configuration=configuration,
+            trainer=trainer,
+            fold=fold,
+            seed=seed,
+            schedule=self.experiment.schedule,
+            split=split,
+            replicate=self.experiment.replicate,
+            variant=self.experiment.variant,
         )
+
+    def _spec(self, planned: Planned, readings: "_Readings") -> RunSpec:
+        experiment, split = self.experiment, planned.split
+        model_folder = self.results / planned.model_folder_name
         identity = identity_in(
-            RunFolder(model_folder / f"fold_{fold}"), planned, lambda is_whole: readings.of(plans, configuration, is_whole)
+            RunFolder(model_folder / f"fold_{planned.fold}"),
+            planned,
+            lambda is_whole: readings.of(planned.plans, planned.configuration, is_whole),
         )
         return RunSpec(
             run_key=identity.run_key,
@@ -122,15 +135,16 @@ class _Expansion:
             dataset=self.dataset,
             preprocessed_folder=self.folder,
             model_folder=model_folder,
-            plans=plans.name,
-            configuration=configuration,
-            trainer=trainer,
-            fold=fold,
-            seed=seed,
-            replicate=experiment.replicate,
+            plans=planned.plans.name,
+            configuration=planned.configuration,
+            trainer=planned.trainer,
+            fold=planned.fold,
+            seed=planned.seed,
+            variant=planned.variant,
+            replicate=planned.replicate,
             train_cases=split.train,
             val_cases=split.val,
-            schedule=experiment.schedule,
+            schedule=planned.schedule,
             deterministic=experiment.deterministic,
             compile=experiment.compile,
             workers=experiment.workers,

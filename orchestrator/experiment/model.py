@@ -18,7 +18,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking.address import check_tracking_uri, holds_secret
 from trainers.contract.files import expanded
-from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
+from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name, fault_of_variant
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
 NAME_LENGTH = 80
@@ -84,6 +84,12 @@ def _plain(value: str, longest: int = LONGEST_NAME) -> str:
 
 def _replicate(value: str) -> str:
     return _plain(value, LONGEST_REPLICATE) if value else ""
+
+
+def _variant(value: str) -> str:
+    if value and (fault := fault_of_variant(value)):
+        raise ValueError(f"the name {fault}")
+    return value
 
 
 def _printable(value: str) -> str:
@@ -169,6 +175,9 @@ class Experiment(Schedule):
     """Folds of splits_final.json by number; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
     """Seeds of weights and samples. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
+    variant: Annotated[str, AfterValidator(_variant)] = ""
+    """Other settings on the same data, such as another learning rate, by this name: these runs have model folders of their own,
+    `<trainer>__<plans>__<configuration>__<variant>`, beside those of the usual settings."""
     replicate: Annotated[str, AfterValidator(_replicate)] = Field("", max_length=LONGEST_REPLICATE)
     """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
     workers: WorkerSpec = WorkerSpec()
