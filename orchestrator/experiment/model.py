@@ -27,6 +27,7 @@ from orchestrator.experiment.fields import (
     Trainers,
     VariantName,
 )
+from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.files import expanded
@@ -59,7 +60,7 @@ class Tracking(Frozen):
 
 
 class Experiment(Schedule):
-    """One experiment: every combination of plans, configurations, trainers, seeds and folds of one dataset becomes a run.
+    """One experiment: every combination of variants, plans, configurations, trainers, seeds and folds of one dataset becomes a run.
 
     The schedule (`epochs`, `train_iterations`, ...) stands among the other keys of the file, hence the base class.
     """
@@ -89,6 +90,9 @@ class Experiment(Schedule):
     variant: VariantName = ""
     """Other settings on the same data, such as another learning rate, by this name: these runs have model folders of their own,
     `<trainer>__<plans>__<configuration>__<variant>`, beside those of the usual settings."""
+    sweep: Sweep = None
+    """Several variants: fields of the schedule with the values that each is to have (`initial_lr: [0.01, 0.001]`), of which every
+    combination is a variant that is named by them (`initial_lr-0.001`); or names with fields (`low: {initial_lr: 0.001}`)."""
     replicate: ReplicateName = Field("", max_length=LONGEST_REPLICATE)
     """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
     workers: WorkerSpec = WorkerSpec()
@@ -129,14 +133,32 @@ class Experiment(Schedule):
         if endless := [f"{key}: {value}" for key, value in numbers.items() if not math.isfinite(value or 0.0)]:
             raise ValueError(f"{endless[0]} is not a finite number")
         count = math.prod(len(axis) for axis in (self.plans, self.configurations, self.trainers, self.seeds, self.folds))
+        count *= num_variants(self.sweep) if self.sweep else 1
         if count > MAX_RUNS:
             raise ValueError(f"it asks for {count} runs, at most {MAX_RUNS} are allowed; write several experiments")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_variants(self) -> "Experiment":
+        if self.sweep is None:
+            return self
+        if self.variant:
+            raise ValueError(f"`variant: {self.variant}` beside `sweep`, which makes variants of its own; write one of the two")
+        if twice := [field for field in swept_fields(self.sweep) if field in self.model_fields_set]:
+            raise ValueError(f"`{twice[0]}` stands in `sweep` and beside it; write it in one place")
+        if fault := fault_of_names(self.sweep):
+            raise ValueError(f"sweep: {fault}")
         return self
 
     @property
     def schedule(self) -> Schedule:
         """The schedule alone, as a run takes it."""
         return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields})
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
+        return variants_of(self.sweep, self.schedule) if self.sweep else [Variant(self.variant, self.schedule)]
 
     @property
     def effective_loader(self) -> LoaderSpec:
@@ -146,7 +168,7 @@ class Experiment(Schedule):
         return self.loader.model_copy(update={"actors": max(1, min(self.loader.actors, self.workers.cpus - 2))})
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
-        """(plans, configuration, trainer, seed, fold) of every run, in the order of submission: the last changes fastest."""
+        """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""
         return list(product(self.plans, self.configurations, self.trainers, self.seeds, self.folds))
 
     def with_folders_resolved(self, *, required: bool = True, environment: Mapping[str, str] | None = None) -> "Experiment":
