@@ -1,6 +1,7 @@
 """What each kind of value in an experiment file may be, and in which forms people write it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ LONGEST_REPLICATE = 40
 """Most characters of a replicate's name."""
 MAX_LISTED = 1000
 """Most entries of one list."""
+SINGULAR = {"folds": "fold", "seeds": "seed"}
+"""Keys of lists -> how people write them for one value; both mean the same."""
 
 
 def listed(value: Any) -> Any:
@@ -21,6 +24,23 @@ def listed(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) > MAX_LISTED:
         raise ValueError(f"has {len(value)} entries, at most {MAX_LISTED} are allowed; write several experiments")
     return value if isinstance(value, list | tuple) else [value]
+
+
+def _numbered(value: Any) -> Any:
+    """As `listed`, with every `0-4` as the numbers that it stands for."""
+    return listed([number for entry in listed(value) for number in _range(entry)])
+
+
+def _range(entry: Any) -> list[Any]:
+    limits = re.fullmatch(r"\s*(\d{1,19})\s*-\s*(\d{1,19})\s*", entry, re.ASCII) if isinstance(entry, str) else None
+    if limits is None:
+        return [entry]
+    first, last = int(limits[1]), int(limits[2])
+    if last < first:
+        raise ValueError(f"{entry} counts down; write {last}-{first}")
+    if last - first >= MAX_LISTED:
+        raise ValueError(f"{entry} stands for {last - first + 1} numbers, at most {MAX_LISTED} are allowed; write several experiments")
+    return [*range(first, last + 1)]
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -97,19 +117,19 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
-def _axis(item: dict[str, Any]) -> tuple[Any, ...]:
-    return BeforeValidator(listed), AfterValidator(distinct), Field(min_length=1), _one_or_more(item)
+def _axis(item: dict[str, Any], written: Callable[[Any], Any] = listed) -> tuple[Any, ...]:
+    return BeforeValidator(written), AfterValidator(distinct), Field(min_length=1), _one_or_more(item)
 
 
 _Name = Annotated[str, Field(min_length=1), AfterValidator(lambda name: _plain(name))]
 _NAME = {"type": "string", "minLength": 1}
-_SEED = {"type": "integer", "minimum": 0}
+_RANGE = {"type": "string", "pattern": "^[0-9]+-[0-9]+$"}
+_FOLD = {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}, _RANGE]}
+_SEED = {"anyOf": [{"type": "integer", "minimum": 0}, _RANGE]}
 NameList = Annotated[tuple[_Name, ...], *_axis(_NAME)]
 Trainers = Annotated[tuple[Annotated[str, BeforeValidator(_trainer)], ...], *_axis(_NAME)]
-Folds = Annotated[
-    tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis({"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}]})
-]
-Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)], ...], *_axis(_SEED)]
+Folds = Annotated[tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis(_FOLD, _numbered)]
+Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)], ...], *_axis(_SEED, _numbered)]
 DatasetName = Annotated[str, BeforeValidator(_dataset), WithJsonSchema({"type": ["integer", "string"]})]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Printable = Annotated[str, AfterValidator(_printable)]

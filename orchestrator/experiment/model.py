@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.fields import (
     LONGEST_REPLICATE,
+    SINGULAR,
     DatasetName,
     Folder,
     Folds,
@@ -84,9 +85,9 @@ class Experiment(Schedule):
     trainers: Trainers = ("nnUNetTrainer",)
     """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; nnU-Net: nnUNetTrainer."""
     folds: Folds = (0, 1, 2, 3, 4)
-    """Folds of splits_final.json by number; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
+    """Folds of splits_final.json by number, or `0-4`; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
-    """Seeds of weights and samples. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
+    """Seeds of weights and samples, or `0-2`. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
     variant: VariantName = ""
     """Other settings on the same data, such as another learning rate, by this name: these runs have model folders of their own,
     `<trainer>__<plans>__<configuration>__<variant>`, beside those of the usual settings."""
@@ -114,6 +115,19 @@ class Experiment(Schedule):
     that up to float rounding only: the same bits are promised for a fixed number of workers."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs; nnU-Net: true."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_key_for_one_or_many(cls, content: Any) -> Any:
+        """`fold` and `seed`, as people write them for one, are `folds` and `seeds`."""
+        if not isinstance(content, dict):
+            return content
+        for many, one in SINGULAR.items():
+            if one in content and many in content:
+                raise ValueError(f"`{one}` stands beside `{many}`, which means the same; write one of the two")
+            if one in content:
+                content = {many if key == one else key: value for key, value in content.items()}
+        return content
 
     @model_validator(mode="after")
     def _loader_within_cpus(self) -> "Experiment":
@@ -230,7 +244,10 @@ def single_training(
 
 def experiment_schema() -> dict[str, Any]:
     """JSON schema of the experiment file, for editors; shipped as docs/experiment.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+    schema = Experiment.model_json_schema()
+    known = schema["properties"]
+    known |= {one: {**known[many], "title": one.capitalize(), "description": f"The same as `{many}`."} for many, one in SINGULAR.items()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:

@@ -51,7 +51,33 @@ def test_runs_come_in_the_documented_order_with_folds_innermost() -> None:
     assert axes[16][0] == "Q"
 
 
+@pytest.mark.parametrize(
+    ("text", "folds", "seeds"),
+    [
+        ("fold: 0", (0,), (0,)),
+        ("fold: all", ("all",), (0,)),
+        ("fold: [1, 2]", (1, 2), (0,)),
+        ("folds: 0-4", (0, 1, 2, 3, 4), (0,)),
+        ('folds: "1 - 2"', (1, 2), (0,)),
+        ("folds: [0-1, 4, all]", (0, 1, 4, "all"), (0,)),
+        ("seed: 3\nfold: 1", (1,), (3,)),
+        ("seeds: 0-2\nfold: 1", (1,), (0, 1, 2)),
+    ],
+)
+def test_folds_and_seeds_are_understood_as_people_write_them(text: str, folds: tuple[int | str, ...], seeds: tuple[int, ...]) -> None:
+    experiment = parse_experiment(MINIMAL + text)
+    assert (experiment.folds, experiment.seeds) == (folds, seeds)
+    assert parse_experiment(experiment.to_yaml()) == experiment
+
+
 REFUSED = [
+    ("dataset: 17\nconfigurations: 2d\nfold: 0\nfolds: [1]", "`fold` stands beside `folds`, which means the same; write one of the two."),
+    ("dataset: 17\nconfigurations: 2d\nseeds: 0\nseed: 0", "`seed` stands beside `seeds`, which means the same; write one of the two."),
+    ("dataset: 17\nconfigurations: 2d\nfold: x", "e.yaml:3: fold.0: got 'x': a fold is `all` or must be a whole number from 0"),
+    ("dataset: 17\nconfigurations: 2d\nfolds: 4-0", "e.yaml:3: folds: got '4-0': 4-0 counts down; write 0-4."),
+    ("dataset: 17\nconfigurations: 2d\nfolds: 0-99999", "0-99999 stands for 100000 numbers, at most 1000 are allowed"),
+    ("dataset: 17\nconfigurations: 2d\nfolds: [0-2, 2]", "folds: got ['0-2', 2]: 2 is listed more than once"),
+    ("dataset: 17\nconfigurations: 2d\nfolds: 0-4-5", "folds.0: got '0-4-5': a fold is `all` or must be a whole number"),
     ("dataset: 17\nconfigurations: 2d\nepoch: 5", "e.yaml:3: epoch: unknown key. Did you mean 'epochs'?"),
     (
         "dataset: 17\nconfigurations: 2d\nworkers:\n  gpu: 1",
@@ -233,7 +259,7 @@ def test_the_shipped_schema_is_current() -> None:
     assert json.loads(SCHEMA_FILE.read_text()) == json.loads(json.dumps(experiment_schema()))
 
 
-KEYS = st.sampled_from([*Experiment.model_fields, "count", "gpus", "actors", "x"])
+KEYS = st.sampled_from([*Experiment.model_fields, "fold", "seed", "count", "gpus", "actors", "x"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["all", "da5", "2d", "17"])
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
 
