@@ -33,7 +33,7 @@ FIELD_WORDS = {
     r"in vain": "without progress",
     r"(?<!was )(?<!be )lost(?=:)": "orphaned",
     r"g(?:ive|ives|iven|ave) up": "retries exhausted, times out",
-    r"sweep(?:s|ing)?": "reconcile",
+    r"sweep(?:s|ing)?(?![:`])": "reconcile",
     r"look(?:s|ed|ing)? after": "refresh",
     r"look(?:s|ed|ing)? at": "check, read, poll",
     r"tak(?:e|es|en|ing) up|took up": "resume, continue",

@@ -21,6 +21,7 @@ OPTIONS = {
     "workers.gpus": "--cpu",
     "epochs:": "--epochs:",
     "seeds:": "--seed:",
+    "variant:": "--variant:",
     "folds:": "FOLD:",
     "configurations:": "CONFIGURATION:",
     "trainers:": "--trainer:",
@@ -38,6 +39,9 @@ def train(
     plans: Annotated[str, typer.Option("-p", "--plans", help="Name of the plans.")] = "nnUNetPlans",
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: nnU-Net's 1000.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: 0.", show_default=False)] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="Train beside the usual settings, in a model folder of its own.")
+    ] = None,
     num_workers: Annotated[
         int | None, typer.Option("--num-workers", "--num-gpus", "-num_gpus", min=1, help="Workers, each with a GPU.")
     ] = None,
@@ -59,6 +63,7 @@ def train(
     named: dict[str, Any] = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
     named |= {} if epochs is None else {"epochs": epochs}
     named |= {} if seed is None else {"seeds": [seed]}
+    named |= {} if variant is None else {"variant": variant}
     with hearing_sigterm():
         try:
             submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster)

@@ -31,7 +31,7 @@ class ValidatedFold:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The folds of one model folder: one dataset, plans, configuration, trainer and seed."""
+    """The folds of one model folder: one dataset, plans, configuration, trainer, variant and seed."""
 
     name: str
     folds: tuple[ValidatedFold, ...]
@@ -94,7 +94,7 @@ def models_of(folds: Sequence[ValidatedFold]) -> list[TrainedModel]:
 
 
 def short_names(folds: Sequence[ValidatedFold], *, with_seed: bool = True) -> list[str]:
-    """What distinguishes these models, of configuration, trainer, plans, seed and place: `3d_fullres nnUNetTrainerDA5`. Pure.
+    """What distinguishes these models, of configuration, trainer, plans, variant, seed and place: `3d_fullres nnUNetTrainerDA5`. Pure.
 
     Trainers alone are named where nothing else differs; all of it where nothing differs.
     """
@@ -107,4 +107,5 @@ def short_names(folds: Sequence[ValidatedFold], *, with_seed: bool = True) -> li
 
 def _parts(spec: RunSpec, folder: RunFolder, *, with_seed: bool) -> tuple[str, ...]:
     seed = f"seed {spec.seed}" if with_seed else ""
-    return spec.configuration, spec.trainer, spec.plans, seed, f"in {folder.model_folder.parent.parent}"
+    place = f"in {folder.model_folder.parent.parent}"
+    return spec.configuration, spec.trainer, spec.plans, spec.variant, seed, place

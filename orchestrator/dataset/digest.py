@@ -24,6 +24,8 @@ PLAN_PARTS = (
     "label_manager",
 )
 """Keys of a plans file, besides the configuration, that decide what a network sees and how its output is written."""
+LONGEST_READABLE = 111
+"""Most characters of a run key before its digest."""
 
 
 def model_parts(plans: Plans, configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,10 +81,11 @@ def run_key(
     schedule: Schedule,
     data_digest: str,
     replicate: str = "",
+    variant: str = "",
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
 
-    `replicate` is part of it only where one is named, so that all other runs keep their keys.
+    `variant` and `replicate` are part of it only where one is named, so that all other runs keep their keys.
 
     At most 120 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and a tag in MLflow.
     """
@@ -97,13 +100,15 @@ def run_key(
             "fold": fold,
             "seed": seed,
             "schedule": schedule.model_dump(mode="json"),
+            **({"variant": variant} if variant else {}),
             **({"replicate": replicate} if replicate else {}),
         }
     )
     number = re.match(r"Dataset(\d+)", dataset)
     parts = [f"d{number[1]}" if number else _slug(dataset, 12), _slug(configuration, 24), _slug(trainer, 24), _slug(plans, 24)]
-    named = [_slug(replicate, 12)] if replicate else []
-    return "-".join([*parts, f"f{fold}", f"s{seed}", *named, digest[:8]])
+    named = [*([_slug(variant, 24)] if variant else []), *([_slug(replicate, 12)] if replicate else [])]
+    readable = "-".join([*parts, f"f{fold}", f"s{seed}", *named])
+    return f"{readable[:LONGEST_READABLE] if variant else readable}-{digest[:8]}"
 
 
 def _slug(name: str, length: int) -> str:

@@ -1,6 +1,7 @@
 """Which runs an experiment is, read from its data; every problem is reported, not only the first."""
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.identity import Planned, identity_in
 from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.sweep import Variant
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, num_input_channels, split_for
 from trainers.contract.run_folder import RunFolder
@@ -51,10 +53,10 @@ class _Expansion:
         splits = self._splits(configurations)
         readings = _Readings(self.folder, self.dataset_json, self.results, {case for s in splits.values() for case in (*s.train, *s.val)})
         specs = []
-        for plans_name, configuration, trainer, seed, fold in self.experiment.axes():
+        for variant, (plans_name, configuration, trainer, seed, fold) in product(self.experiment.variants, self.experiment.axes()):
             split = splits.get((plans_name, configuration, fold))
             if split is not None:
-                spec = self._spec(plans[plans_name], configuration, trainer, seed, fold, split, readings)
+                spec = self._spec(self._planned(variant, plans[plans_name], configuration, trainer, seed, fold, split), readings)
                 specs.append(spec)
                 self.problems.add(*data_problems(spec, readings.of(plans[plans_name], configuration, spec.case_digests is not None)))
         self.problems.add(*problems_of_folders(specs, plans))
@@ -105,15 +107,28 @@ class _Expansion:
                 self.problems.add(err)
         return found
 
-    def _spec(self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, readings: "_Readings") -> RunSpec:
-        experiment = self.experiment
-        suffix = f"__seed{seed}" if seed else ""
-        model_folder = self.results / f"{trainer}__{plans.name}__{configuration}{suffix}"
-        planned = Planned(
-            self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, experiment.schedule, split, experiment.replicate
+    def _planned(self, variant: Variant, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split) -> Planned:
+        return Planned(
+            dataset=self.dataset,
+            dataset_json=self.dataset_json,
+            plans=plans,
+            configuration=configuration,
+            trainer=trainer,
+            fold=fold,
+            seed=seed,
+            schedule=variant.schedule,
+            split=split,
+            replicate=self.experiment.replicate,
+            variant=variant.name,
         )
+
+    def _spec(self, planned: Planned, readings: "_Readings") -> RunSpec:
+        experiment, split = self.experiment, planned.split
+        model_folder = self.results / planned.model_folder_name
         identity = identity_in(
-            RunFolder(model_folder / f"fold_{fold}"), planned, lambda is_whole: readings.of(plans, configuration, is_whole)
+            RunFolder(model_folder / f"fold_{planned.fold}"),
+            planned,
+            lambda is_whole: readings.of(planned.plans, planned.configuration, is_whole),
         )
         return RunSpec(
             run_key=identity.run_key,
@@ -122,15 +137,16 @@ class _Expansion:
             dataset=self.dataset,
             preprocessed_folder=self.folder,
             model_folder=model_folder,
-            plans=plans.name,
-            configuration=configuration,
-            trainer=trainer,
-            fold=fold,
-            seed=seed,
-            replicate=experiment.replicate,
+            plans=planned.plans.name,
+            configuration=planned.configuration,
+            trainer=planned.trainer,
+            fold=planned.fold,
+            seed=planned.seed,
+            variant=planned.variant,
+            replicate=planned.replicate,
             train_cases=split.train,
             val_cases=split.val,
-            schedule=experiment.schedule,
+            schedule=planned.schedule,
             deterministic=experiment.deterministic,
             compile=experiment.compile,
             workers=experiment.workers,

@@ -36,6 +36,14 @@ class Planned:
     schedule: Schedule
     split: Split
     replicate: str = ""
+    variant: str = ""
+
+    @property
+    def model_folder_name(self) -> str:
+        """nnU-Net's, with what it does not know behind it."""
+        variant = f"__{self.variant}" if self.variant else ""
+        seed = f"__seed{self.seed}" if self.seed else ""
+        return f"{self.trainer}__{self.plans.name}__{self.configuration}{variant}{seed}"
 
     def identity(self, readings: CaseReadings, *, is_former: bool = False) -> Identity:
         """Its key, digest and digests of cases; `is_former`: as they were before run keys covered the preprocessed cases."""
@@ -51,6 +59,7 @@ class Planned:
             schedule=self.schedule,
             data_digest=digest,
             replicate=self.replicate,
+            variant=self.variant,
         )
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 

@@ -5,20 +5,34 @@ Nothing here looks at data or a cluster; `orchestrator/experiment/plan.py` turns
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import ConfigError
+from orchestrator.experiment.fields import (
+    LONGEST_REPLICATE,
+    SINGULAR,
+    DatasetName,
+    Folder,
+    Folds,
+    NameList,
+    Printable,
+    ReplicateName,
+    Seeds,
+    TrackingUri,
+    Trainers,
+    VariantName,
+)
+from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
-from orchestrator.tracking.address import check_tracking_uri, holds_secret
+from orchestrator.tracking.address import holds_secret
 from trainers.contract.files import expanded
-from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
+from trainers.contract.names import Fold
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 
 NAME_LENGTH = 80
@@ -26,103 +40,8 @@ NAME_LENGTH = 80
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """Keys of the experiment file and names of nnU-Net's environment variables."""
 
-
-LONGEST_REPLICATE = 40
-"""Most characters of a replicate's name."""
-MAX_LISTED = 1000
-"""Most entries of one list."""
 MAX_RUNS = 10_000
 """Most runs of one experiment."""
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, list | tuple) and len(value) > MAX_LISTED:
-        raise ValueError(f"has {len(value)} entries, at most {MAX_LISTED} are allowed; write several experiments")
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = sorted({str(v) for v in values if values.count(v) > 1})
-    if twice:
-        raise ValueError(f"{', '.join(twice)} is listed more than once; list each once")
-    return values
-
-
-def _whole_number(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"\d{1,19}", str(value), re.ASCII):
-        raise ValueError(f"{what} must be a whole number from 0, got {value!r}")
-    return int(value)
-
-
-def _fold(value: Any) -> Fold:
-    return "all" if value == "all" else _whole_number(value, "a fold is `all` or")
-
-
-def _seed(value: Any) -> int:
-    return _whole_number(value, "a seed")
-
-
-def _trainer(value: Any) -> str:
-    try:
-        return canonical_trainer(str(value))
-    except ConfigError as err:
-        raise ValueError(str(err).removeprefix("trainers: ")) from err
-
-
-def _dataset(value: Any) -> str:
-    text = "" if isinstance(value, bool) else str(value)
-    if not re.fullmatch(r"\d{1,9}|Dataset\d{1,9}_.+", text, re.ASCII | re.DOTALL):
-        raise ValueError("must be a dataset's number (17, 017) or its whole name (Dataset017_BTCV)")
-    return _plain(text, LONGEST_CASE)
-
-
-def _plain(value: str, longest: int = LONGEST_NAME) -> str:
-    if fault := fault_of_name(value, longest):
-        raise ValueError(f"the name {fault}")
-    return value
-
-
-def _replicate(value: str) -> str:
-    return _plain(value, LONGEST_REPLICATE) if value else ""
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable() or len(value) > 1000:
-        raise ValueError("must be printable text on one line of at most 1000 characters")
-    return value
-
-
-def _folder(value: Path) -> Path:
-    _printable(str(value))
-    return value
-
-
-def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
-
-
-def _axis(item: dict[str, Any]) -> tuple[Any, ...]:
-    return BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1), _one_or_more(item)
-
-
-_Name = Annotated[str, Field(min_length=1), AfterValidator(lambda name: _plain(name))]
-_Folder = Annotated[Path, AfterValidator(_folder)]
-_NAME = {"type": "string", "minLength": 1}
-_SEED = {"type": "integer", "minimum": 0}
-NameList = Annotated[tuple[_Name, ...], *_axis(_NAME)]
-Trainers = Annotated[tuple[Annotated[str, BeforeValidator(_trainer)], ...], *_axis(_NAME)]
-Folds = Annotated[
-    tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis({"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}]})
-]
-Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)], ...], *_axis(_SEED)]
-DatasetName = Annotated[str, BeforeValidator(_dataset), WithJsonSchema({"type": ["integer", "string"]})]
-
-
-def _tracking_uri(value: str) -> str:
-    try:
-        return check_tracking_uri(value)
-    except ConfigError as err:
-        raise ValueError(str(err).removeprefix("tracking.uri: ")) from err
 
 
 class Tracking(Frozen):
@@ -130,9 +49,9 @@ class Tracking(Frozen):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
-    uri: Annotated[str, AfterValidator(_tracking_uri)] = ""
+    uri: TrackingUri = ""
     """MLflow server (http or https) as the cluster's head node reaches it, without credentials; empty: the one that `nnfleet up` starts."""
-    experiment: Annotated[str, AfterValidator(_printable)] = ""
+    experiment: Printable = ""
     """MLflow experiment; empty: the dataset's name."""
     upload_interval_s: float = Field(60.0, ge=0, allow_inf_nan=False)
     """Least time in seconds between two uploads of a best checkpoint."""
@@ -142,22 +61,22 @@ class Tracking(Frozen):
 
 
 class Experiment(Schedule):
-    """One experiment: every combination of plans, configurations, trainers, seeds and folds of one dataset becomes a run.
+    """One experiment: every combination of variants, plans, configurations, trainers, seeds and folds of one dataset becomes a run.
 
     The schedule (`epochs`, `train_iterations`, ...) stands among the other keys of the file, hence the base class.
     """
 
     model_config = ConfigDict(allow_inf_nan=False, hide_input_in_errors=True)  # `config_error` shows what may be shown
 
-    name: Annotated[str, AfterValidator(_printable)] = Field("", max_length=NAME_LENGTH)
+    name: Printable = Field("", max_length=NAME_LENGTH)
     """Name of the experiment in lists; empty: the file's name."""
     dataset: DatasetName
     """Preprocessed nnU-Net dataset: its number (`17`, `017`) or its whole name (`Dataset017_BTCV`)."""
-    nnUNet_raw: _Folder | None = None
+    nnUNet_raw: Folder | None = None
     """nnU-Net's folder of raw datasets; default: the environment variable of this name. Training does not need it."""
-    nnUNet_preprocessed: _Folder | None = None
+    nnUNet_preprocessed: Folder | None = None
     """nnU-Net's folder of preprocessed datasets, as the cluster's nodes see it; default: the environment variable of this name."""
-    nnUNet_results: _Folder | None = None
+    nnUNet_results: Folder | None = None
     """nnU-Net's folder of trained models, shared by the cluster's nodes; default: the environment variable of this name."""
     plans: NameList = ("nnUNetPlans",)
     """One or several plans, by file name without `.json`; nnU-Net: nnUNetPlans."""
@@ -166,10 +85,16 @@ class Experiment(Schedule):
     trainers: Trainers = ("nnUNetTrainer",)
     """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; nnU-Net: nnUNetTrainer."""
     folds: Folds = (0, 1, 2, 3, 4)
-    """Folds of splits_final.json by number; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
+    """Folds of splits_final.json by number, or `0-4`; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
-    """Seeds of weights and samples. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
-    replicate: Annotated[str, AfterValidator(_replicate)] = Field("", max_length=LONGEST_REPLICATE)
+    """Seeds of weights and samples, or `0-2`. Seed 0 uses nnU-Net's folder names, others add `__seed<S>`; nnU-Net trains unseeded."""
+    variant: VariantName = ""
+    """Other settings on the same data, such as another learning rate, by this name: these runs have model folders of their own,
+    `<trainer>__<plans>__<configuration>__<variant>`, beside those of the usual settings."""
+    sweep: Sweep = None
+    """Several variants: fields of the schedule with the values that each is to have (`initial_lr: [0.01, 0.001]`), of which every
+    combination is a variant that is named by them (`initial_lr-0.001`); or names with fields (`low: {initial_lr: 0.001}`)."""
+    replicate: ReplicateName = Field("", max_length=LONGEST_REPLICATE)
     """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
@@ -191,6 +116,19 @@ class Experiment(Schedule):
     compile: bool = True
     """Compile the network with torch.compile on GPUs; nnU-Net: true."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_key_for_one_or_many(cls, content: Any) -> Any:
+        """`fold` and `seed`, as people write them for one, are `folds` and `seeds`."""
+        if not isinstance(content, dict):
+            return content
+        for many, one in SINGULAR.items():
+            if one in content and many in content:
+                raise ValueError(f"`{one}` stands beside `{many}`, which means the same; write one of the two")
+            if one in content:
+                content = {many if key == one else key: value for key, value in content.items()}
+        return content
+
     @model_validator(mode="after")
     def _loader_within_cpus(self) -> "Experiment":
         if "actors" in self.loader.model_fields_set and self.loader.actors > self.workers.cpus:
@@ -209,14 +147,32 @@ class Experiment(Schedule):
         if endless := [f"{key}: {value}" for key, value in numbers.items() if not math.isfinite(value or 0.0)]:
             raise ValueError(f"{endless[0]} is not a finite number")
         count = math.prod(len(axis) for axis in (self.plans, self.configurations, self.trainers, self.seeds, self.folds))
+        count *= num_variants(self.sweep) if self.sweep else 1
         if count > MAX_RUNS:
             raise ValueError(f"it asks for {count} runs, at most {MAX_RUNS} are allowed; write several experiments")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_variants(self) -> "Experiment":
+        if self.sweep is None:
+            return self
+        if self.variant:
+            raise ValueError(f"`variant: {self.variant}` beside `sweep`, which makes variants of its own; write one of the two")
+        if twice := [field for field in swept_fields(self.sweep) if field in self.model_fields_set]:
+            raise ValueError(f"`{twice[0]}` stands in `sweep` and beside it; write it in one place")
+        if fault := fault_of_names(self.sweep):
+            raise ValueError(f"sweep: {fault}")
         return self
 
     @property
     def schedule(self) -> Schedule:
         """The schedule alone, as a run takes it."""
         return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields})
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
+        return variants_of(self.sweep, self.schedule) if self.sweep else [Variant(self.variant, self.schedule)]
 
     @property
     def effective_loader(self) -> LoaderSpec:
@@ -226,7 +182,7 @@ class Experiment(Schedule):
         return self.loader.model_copy(update={"actors": max(1, min(self.loader.actors, self.workers.cpus - 2))})
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
-        """(plans, configuration, trainer, seed, fold) of every run, in the order of submission: the last changes fastest."""
+        """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""
         return list(product(self.plans, self.configurations, self.trainers, self.seeds, self.folds))
 
     def with_folders_resolved(self, *, required: bool = True, environment: Mapping[str, str] | None = None) -> "Experiment":
@@ -297,7 +253,10 @@ def single_training(
 
 def experiment_schema() -> dict[str, Any]:
     """JSON schema of the experiment file, for editors; shipped as docs/experiment.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+    schema = Experiment.model_json_schema()
+    known = schema["properties"]
+    known |= {one: {**known[many], "title": one.capitalize(), "description": f"The same as `{many}`."} for many, one in SINGULAR.items()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:

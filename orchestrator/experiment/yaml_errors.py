@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import ConfigError
+from orchestrator.experiment.fields import SINGULAR
 from orchestrator.tracking.address import masked
 from trainers.contract.names import nearest
 
@@ -94,7 +95,7 @@ def _explains(unknown: Any, fault: Any, model: type[BaseModel]) -> bool:
 
 
 def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node | None) -> str:
-    path: KeyPath = fault["loc"]
+    path = _as_written(root, fault["loc"])
     line = _line_of(root, path)
     where = f"{source}:{line}" if line else source
     key = ".".join(masked(str(part)) for part in path) or "the file"
@@ -137,6 +138,13 @@ def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
             return []
         model = field.annotation
     return list(model.model_fields)
+
+
+def _as_written(root: yaml.Node | None, path: KeyPath) -> KeyPath:
+    """`path` with the key that the document has where it has the one for a single value (`fold`)."""
+    one = SINGULAR.get(str(path[0])) if path else None
+    keys = {key.value for key, _ in root.value} if isinstance(root, yaml.MappingNode) else set()
+    return (one, *path[1:]) if one in keys and one is not None else path
 
 
 def _line_of(node: yaml.Node | None, path: KeyPath) -> int | None:

@@ -14,7 +14,7 @@ LONGEST_SHOWN = 200
 
 
 MARKS = re.compile(r"[@+][^/]*")
-"""What an address names beside the trainer where it is not the usual: `@plans`, `+seed1`."""
+"""What an address names beside the trainer where it is not the usual: `@plans`, `+variant`, `+seed1`."""
 
 
 class Names(NamedTuple):

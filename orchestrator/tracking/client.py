@@ -140,10 +140,12 @@ class Tracker:
         return experiment_id
 
     def _write_views(self, experiment_id: str, present: Mapping[str, str]) -> None:
-        """Saved views are private state of MLflow's pages: written once, and never a reason to fail."""
+        """Saved views are private state of MLflow's pages: written where they are not as this version writes them, and never a reason to
+        fail.
+        """
         try:
             for key, value in view_tags().items():
-                if key not in present:
+                if present.get(key) != value:
                     self._client.set_experiment_tag(experiment_id, key, value)
         except Exception as err:
             log.warning("the saved views of experiment %s could not be written (nothing else is affected): %s", experiment_id, err)

@@ -33,6 +33,8 @@ MARKER_METRIC = "time/epoch_s"
 """Logged for every epoch, always finite: the epochs that MLflow has are the steps of this metric."""
 MAX_CLASS_METRICS = 60
 """Classes that get curves of their own; the charts page of MLflow freezes with hundreds of keys."""
+NO_VARIANT = "-"
+"""Parameter `variant` of a run of the usual settings: MLflow groups by what every run has. No variant has this name."""
 DIGEST_LENGTH = 36
 """MLflow refuses longer dataset digests."""
 PARAM_LENGTH = 500
@@ -180,6 +182,7 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest")
     params = {key: str(getattr(spec, key)) for key in grouping}
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
+    params["variant"] = spec.variant or NO_VARIANT
     params |= {"replicate": spec.replicate} if spec.replicate else {}
     return params | {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
 
@@ -233,7 +236,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
         "nnfleet.kind": "run",
-        "nnfleet.variant": f"{spec.configuration}__{spec.trainer}__{spec.plans}",
+        "nnfleet.variant": "__".join(filter(None, (spec.configuration, spec.trainer, spec.plans, spec.variant))),
         FOLDER_TAG: str(spec.run_folder),
         "nnfleet.images": str(spec.images),
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",
@@ -283,9 +286,10 @@ class ModelEntry:
 
 def note_of(spec: RunSpec, run_id: str) -> str:
     """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
+    variant = f", variant {spec.variant}" if spec.variant else ""
     return (
-        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}, fold {spec.fold}**, trained by nnfleet for {spec.schedule.epochs} epochs "
-        f"on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
+        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by nnfleet for "
+        f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
         "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
         f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"
         f"![Losses, pseudo-Dice, times and learning rate](get-artifact?path=progress.png&run_uuid={run_id})"

@@ -21,7 +21,7 @@ FOLDS = f"nnfleet-folds-{VERSION}"
 CREATED_MS = 1_700_000_000_000
 """A fixed time keeps the value of a view the same in every experiment."""
 
-PARAMS = ("configuration", "trainer", "plans", "fold", "seed")
+PARAMS = ("configuration", "trainer", "plans", "variant", "fold", "seed")
 METRICS = ("full/best/dice_mean", "full/final/dice_mean", "best/ema_pseudo_dice", "time/epoch_s")
 Chart = dict[str, Any]
 WORKFLOW = "workflowType=machine_learning"
@@ -34,7 +34,7 @@ def view_tags() -> dict[str, str]:
     views = {
         RESULTS: ("nnfleet: results", _state()),
         CURVES: ("nnfleet: curves", _state(charts=True)),
-        FOLDS: ("nnfleet: folds averaged", _state(charts=True, grouped_by=("configuration", "trainer", "plans"))),
+        FOLDS: ("nnfleet: folds averaged", _state(charts=True, grouped_by=("configuration", "trainer", "plans", "variant"))),
     }
     return {f"{TAG_PREFIX}{key}": _envelope(name, state) for key, (name, state) in views.items()}
 

@@ -26,7 +26,10 @@ LONGEST_NAME = 80
 """Bytes of the name of plans or a configuration: both are in one folder's name, which file systems end at 255 bytes."""
 LONGEST_CASE = 150
 """Bytes of a case id or a dataset's name."""
+LONGEST_VARIANT = 60
+"""Bytes of a variant's name, which is part of a folder's name too."""
 _NAME = re.compile(r"\w[\w.+-]*")
+_VARIANT = re.compile(r"\w[\w.-]*", re.ASCII)
 _CASE = re.compile(r"\w[\w .,+=@()\[\]-]*")
 
 
@@ -42,6 +45,19 @@ def fault_of_name(name: str, longest: int = LONGEST_NAME) -> str:
 def fault_of_case(case_id: str) -> str:
     """Why `case_id` cannot name the files of a case; '' when it can. Like `fault_of_name`, with spaces and `,=@()[]` too."""
     return _fault(case_id, _CASE, LONGEST_CASE, "letters, digits, spaces and _.,+-=@()[]")
+
+
+def fault_of_variant(name: str) -> str:
+    """Why `name` cannot name a variant; '' when it can. Like `fault_of_name` without `+`, which begins it in an address; and it must not
+    be taken for another part of a model folder's name: these are separated by `__`, and the last may be `seed3`.
+    """
+    if fault := _fault(name, _VARIANT, LONGEST_VARIANT, "letters (a-z, A-Z), digits and _.-"):
+        return fault
+    if "__" in name or name.strip("_") != name:
+        return "must not hold `__`, nor begin or end with `_`, as `__` separates the parts of a model folder's name; write `-`"
+    if re.fullmatch(r"seed\d+", name, re.IGNORECASE):
+        return f"would be taken for a seed; write `seeds: {int(name[4:])}` for one, or another name, as `with-{name}`"
+    return ""
 
 
 def _fault(name: str, allowed: re.Pattern[str], longest: int, kinds: str) -> str:

@@ -134,12 +134,15 @@ class RunSpec(Frozen):
     preprocessed_folder: Path
     """<nnUNet_preprocessed>/<dataset>, absolute."""
     model_folder: Path
-    """<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>, absolute; the run folder is fold_<k> in it."""
+    """<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>, absolute, with `__<variant>` and `__seed<S>` behind it where there
+    are such; the run folder is fold_<k> in it."""
     plans: str
     configuration: str
     trainer: str
     fold: Fold
     seed: int = Field(0, ge=0, lt=2**63)
+    variant: str = ""
+    """Name of other settings on the same data; empty: none, and run.json does not mention it."""
     replicate: str = ""
     """Which repetition of the same training this is; empty: the first, whose run.json does not mention it."""
     train_cases: tuple[str, ...]
@@ -176,9 +179,10 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without digests of cases or a replicate that it has not."""
+        """Written as by the version that planned it, which can read it: without digests of cases, variant or replicate that it has not."""
         found = default(self)
-        absent = {name for name, nothing in (("case_digests", None), ("replicate", "")) if found.get(name) == nothing}
+        optional = (("case_digests", None), ("variant", ""), ("replicate", ""))
+        absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
 
     @property
@@ -193,14 +197,15 @@ class RunSpec(Frozen):
 
     @property
     def model(self) -> str:
-        """How users call the model that this run is a fold of: dataset number/configuration/trainer, with `@plans` and `+seedN` at the
-        trainer where they are not the usual ones.
+        """How users call the model that this run is a fold of: dataset number/configuration/trainer, with `@plans`, `+variant` and
+        `+seedN` at the trainer where they are not the usual ones.
         """
         number = self.dataset.removeprefix("Dataset").split("_", 1)[0]
         dataset = str(int(number)) if number.isdecimal() and len(number) < 10 else self.dataset
         plans = "" if self.plans == USUAL_PLANS else f"@{self.plans}"
+        variant = f"+{self.variant}" if self.variant else ""
         seed = f"+seed{self.seed}" if self.seed else ""
-        return f"{dataset}/{self.configuration}/{self.trainer}{plans}{seed}"
+        return f"{dataset}/{self.configuration}/{self.trainer}{plans}{variant}{seed}"
 
     @property
     def address(self) -> str:

@@ -284,3 +284,15 @@ def test_the_report_shows_where_the_worst_median_and_best_case_are_wrong(base: P
     worst = next(case for case, what in shown.items() if what == "worst")
     assert f"worst case of nnUNetTrainerDA5: {worst}" in target.read_text()
     assert target.read_text().count("data:image/png;base64,") == 9
+
+
+def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path) -> None:
+    usual = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    validated_model(tmp_path, noisy(0, 1), FOLDS)
+    for seed in (0, 1):
+        place = folder_of(tmp_path, f"{usual}__lowlr" + (f"__seed{seed}" if seed else ""))
+        validated_model(tmp_path, noisy(0.1, 2 + seed), FOLDS, variant="lowlr", seed=seed, model_folder=place)
+    answer = found(tmp_path).answer
+    names = {f"3d_fullres nnUNetTrainer{rest} {seed}" for rest, seed in (("", "seed 0"), (" lowlr", "seed 0"), (" lowlr", "seed 1"))}
+    assert {model.name for model in answer.models} == names
+    assert answer.verdict.startswith("3d_fullres nnUNetTrainer lowlr is better than 3d_fullres nnUNetTrainer by ")

@@ -67,6 +67,17 @@ def test_a_replicate_has_a_key_of_its_own_that_names_it() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,120}", each) for each in keys)
 
 
+def test_a_variant_has_a_key_of_its_own_that_names_it_and_stays_short() -> None:
+    keys = [key(), key(variant="lowlr"), key(variant="initial_lr-0.001"), key(variant="lowlr", replicate="second")]
+    assert keys[0] == key(variant="")
+    assert [each.rsplit("-s0", 1)[1][:-9] for each in keys] == ["", "-lowlr", "-initial_lr_0.001", "-lowlr-second"]
+    assert len(set(keys)) == 4
+    longest = key(
+        variant="v" * 60, replicate="r" * 40, configuration="c" * 80, plans="p" * 80, dataset="Dataset123456789_X", seed=2**63 - 1
+    )
+    assert len(longest) == 120
+
+
 def test_plans_from_before_nnunet_2_4_have_the_key_of_the_same_plans_of_today() -> None:
     old = plans(configurations={"3d_fullres": old_configuration()})
     today = plans(configurations={"3d_fullres": old.configuration("3d_fullres")})

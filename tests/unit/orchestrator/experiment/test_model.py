@@ -51,7 +51,33 @@ def test_runs_come_in_the_documented_order_with_folds_innermost() -> None:
     assert axes[16][0] == "Q"
 
 
+@pytest.mark.parametrize(
+    ("text", "folds", "seeds"),
+    [
+        ("fold: 0", (0,), (0,)),
+        ("fold: all", ("all",), (0,)),
+        ("fold: [1, 2]", (1, 2), (0,)),
+        ("folds: 0-4", (0, 1, 2, 3, 4), (0,)),
+        ('folds: "1 - 2"', (1, 2), (0,)),
+        ("folds: [0-1, 4, all]", (0, 1, 4, "all"), (0,)),
+        ("seed: 3\nfold: 1", (1,), (3,)),
+        ("seeds: 0-2\nfold: 1", (1,), (0, 1, 2)),
+    ],
+)
+def test_folds_and_seeds_are_understood_as_people_write_them(text: str, folds: tuple[int | str, ...], seeds: tuple[int, ...]) -> None:
+    experiment = parse_experiment(MINIMAL + text)
+    assert (experiment.folds, experiment.seeds) == (folds, seeds)
+    assert parse_experiment(experiment.to_yaml()) == experiment
+
+
 REFUSED = [
+    ("dataset: 17\nconfigurations: 2d\nfold: 0\nfolds: [1]", "`fold` stands beside `folds`, which means the same; write one of the two."),
+    ("dataset: 17\nconfigurations: 2d\nseeds: 0\nseed: 0", "`seed` stands beside `seeds`, which means the same; write one of the two."),
+    ("dataset: 17\nconfigurations: 2d\nfold: x", "e.yaml:3: fold.0: got 'x': a fold is `all` or must be a whole number from 0"),
+    ("dataset: 17\nconfigurations: 2d\nfolds: 4-0", "e.yaml:3: folds: got '4-0': 4-0 counts down; write 0-4."),
+    ("dataset: 17\nconfigurations: 2d\nfolds: 0-99999", "0-99999 stands for 100000 numbers, at most 1000 are allowed"),
+    ("dataset: 17\nconfigurations: 2d\nfolds: [0-2, 2]", "folds: got ['0-2', 2]: 2 is listed more than once"),
+    ("dataset: 17\nconfigurations: 2d\nfolds: 0-4-5", "folds.0: got '0-4-5': a fold is `all` or must be a whole number"),
     ("dataset: 17\nconfigurations: 2d\nepoch: 5", "e.yaml:3: epoch: unknown key. Did you mean 'epochs'?"),
     (
         "dataset: 17\nconfigurations: 2d\nworkers:\n  gpu: 1",
@@ -86,6 +112,15 @@ REFUSED = [
         "dataset: 17\nconfigurations: 2d\nvalidation: {checkpoints: [latest]}",
         "validation.checkpoints.0: got 'latest': must be 'best' or 'final'.",
     ),
+    (
+        "dataset: 17\nconfigurations: 2d\nvariant: seed3",
+        "e.yaml:3: variant: got 'seed3': the name would be taken for a seed; write `seeds: 3`",
+    ),
+    ("dataset: 17\nconfigurations: 2d\nvariant: low__lr", "e.yaml:3: variant: got 'low__lr': the name must not hold `__`"),
+    ("dataset: 17\nconfigurations: 2d\nvariant: low_", "nor begin or end with `_`"),
+    ("dataset: 17\nconfigurations: 2d\nvariant: low+lr", "the name must consist of letters (a-z, A-Z), digits and _.-, begin with"),
+    ("dataset: 17\nconfigurations: 2d\nvariant: ../x", "the name must consist of letters"),
+    (f"dataset: 17\nconfigurations: 2d\nvariant: {'v' * 61}", "the name is longer than 60 bytes"),
     ("dataset: 17\ndataset: 18\nconfigurations: 2d", "e.yaml:2: not valid YAML: the key 'dataset' is a duplicate"),
     ("dataset: [17", "not valid YAML"),
     ("- 17", "the file must hold keys and values (such as `dataset: 17`), got [17]."),
@@ -224,7 +259,7 @@ def test_the_shipped_schema_is_current() -> None:
     assert json.loads(SCHEMA_FILE.read_text()) == json.loads(json.dumps(experiment_schema()))
 
 
-KEYS = st.sampled_from([*Experiment.model_fields, "count", "gpus", "actors", "x"])
+KEYS = st.sampled_from([*Experiment.model_fields, "fold", "seed", "count", "gpus", "actors", "x"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["all", "da5", "2d", "17"])
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
 

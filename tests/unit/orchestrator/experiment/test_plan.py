@@ -133,6 +133,36 @@ def test_expand_gives_one_run_per_combination_in_order(tiny: Tiny) -> None:
     assert specs[0].mlflow_experiment == tiny.name
 
 
+def test_a_variant_has_model_folders_and_runs_of_its_own_beside_the_usual_settings(tiny: Tiny) -> None:
+    (usual,) = expand(experiment_of(tiny))
+    plain, seeded = expand(experiment_of(tiny, variant="lowlr", initial_lr=0.001, seeds=[0, 5]))
+    assert plain.model_folder.name == "nnUNetTrainer__nnUNetPlans__3d_fullres__lowlr"
+    assert seeded.model_folder.name == "nnUNetTrainer__nnUNetPlans__3d_fullres__lowlr__seed5"
+    assert [spec.address for spec in (usual, plain, seeded)] == [
+        f"17/3d_fullres/nnUNetTrainer{marks}/0" for marks in ("", "+lowlr", "+lowlr+seed5")
+    ]
+    assert plain.run_key.startswith("d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-lowlr-")
+    assert (plain.data_digest, plain.schedule.initial_lr) == (usual.data_digest, 0.001)
+    (by_name_alone,) = expand(experiment_of(tiny, variant="other"))
+    assert by_name_alone.run_key != usual.run_key
+
+
+def test_a_variant_is_a_column_of_its_own_in_mlflow(tiny: Tiny) -> None:
+    (usual,) = expand(experiment_of(tiny))
+    (lowlr,) = expand(experiment_of(tiny, variant="lowlr"))
+    assert [params_of(spec)["variant"] for spec in (usual, lowlr)] == ["-", "lowlr"]
+    assert tags_of(usual)["nnfleet.variant"] == "3d_fullres__nnUNetTrainer__nnUNetPlans"
+    assert tags_of(lowlr)["nnfleet.variant"] == "3d_fullres__nnUNetTrainer__nnUNetPlans__lowlr"
+    assert run_name(lowlr) == lowlr.address
+
+
+def test_a_run_without_a_variant_is_stored_as_before_there_were_any(tiny: Tiny) -> None:
+    (usual,) = expand(experiment_of(tiny))
+    assert '"variant"' not in usual.model_dump_json()
+    (lowlr,) = expand(experiment_of(tiny, variant="lowlr"))
+    assert RunSpec.model_validate_json(lowlr.model_dump_json()) == lowlr
+
+
 def test_a_missing_split_is_made_as_nnunet_makes_it(tiny: Tiny) -> None:
     """The numbers are nnU-Net's: KFold(5, shuffle, random_state=12345) over ten sorted ids, first fold."""
     (spec,) = expand(experiment_of(tiny))

@@ -60,6 +60,7 @@ MARKED = [
     Names("b", "17/2d/nnUNetTrainer@nnUNetResEncUNetMPlans/0"),
     Names("c", "17/2d/nnUNetTrainer@nnUNetResEncUNetMPlans+seed1/0"),
     Names("d", "17/2d/nnUNetTrainerDA5+seed1/0"),
+    Names("e", "17/2d/nnUNetTrainerDA5+lowlr/0"),
 ]
 
 
@@ -71,8 +72,9 @@ MARKED = [
         ("17/2d/nnUNetTrainer@nnUNetResEncUNetMPlans+seed1", ["c"]),
         ("17/2d/*@*", ["b", "c"]),
         ("17/2d/*+seed1", ["c", "d"]),
-        ("17/2d/da5", ["d"]),
-        ("17/2d", ["a", "b", "c", "d"]),
+        ("17/2d/da5", ["d", "e"]),
+        ("17/2d/da5+lowlr", ["e"]),
+        ("17/2d", ["a", "b", "c", "d", "e"]),
     ],
 )
 def test_plans_and_seed_that_are_not_the_usual_ones_are_part_of_an_address(wanted: str, found: list[str]) -> None:

@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 from orchestrator.tracking.records import epoch_metrics
-from orchestrator.tracking.saved_views import RESULTS, TAG_PREFIX, Pages, pages_of, run_place, view_tags
+from orchestrator.tracking.saved_views import FOLDS, RESULTS, TAG_PREFIX, Pages, pages_of, run_place, view_tags
 from tests.fake_run import epoch_row
 
 EXPERIMENT_TAG_LENGTH = 20_000
@@ -46,6 +46,11 @@ def test_results_view_shows_what_runs_are_compared_by() -> None:
     state = decoded(view_tags()[TAG_PREFIX + RESULTS])
     assert {"params.`configuration`", "params.`fold`", "metrics.`full/best/dice_mean`"} <= set(state["selectedColumns"])
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`full/best/dice_mean`", False)
+
+
+def test_folds_are_averaged_within_a_variant() -> None:
+    keys = decoded(view_tags()[TAG_PREFIX + FOLDS])["groupBy"]["groupByKeys"]
+    assert [key["groupByData"] for key in keys] == ["configuration", "trainer", "plans", "variant"]
 
 
 def test_every_chart_of_a_training_shows_a_metric_that_is_logged() -> None:
