@@ -13,7 +13,6 @@ from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
 from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, NnfleetError
-from trainers.contract.names import canonical_trainer
 from trainers.contract.plans import (
     PREPROCESS_COMMAND,
     Labels,
@@ -28,6 +27,7 @@ from trainers.contract.plans import (
 )
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes, split_dependence
+from trainers.contract.trainer_table import canonical_trainer
 
 _NEEDED = ("data_identifier", "batch_size", "patch_size", "spacing", "use_mask_for_norm", "batch_dice", "architecture")
 """What training and validation read of a configuration."""

@@ -106,12 +106,10 @@ class _Expansion:
         return found
 
     def _spec(self, plans: Plans, configuration: str, trainer: str, seed: int, fold: Fold, split: Split, readings: "_Readings") -> RunSpec:
-        experiment = self.experiment
+        experiment, schedule = self.experiment, self.experiment.schedule_of(trainer)
         suffix = f"__seed{seed}" if seed else ""
         model_folder = self.results / f"{trainer}__{plans.name}__{configuration}{suffix}"
-        planned = Planned(
-            self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, experiment.schedule, split, experiment.replicate
-        )
+        planned = Planned(self.dataset, self.dataset_json, plans, configuration, trainer, fold, seed, schedule, split, experiment.replicate)
         identity = identity_in(
             RunFolder(model_folder / f"fold_{fold}"), planned, lambda is_whole: readings.of(plans, configuration, is_whole)
         )
@@ -130,7 +128,7 @@ class _Expansion:
             replicate=experiment.replicate,
             train_cases=split.train,
             val_cases=split.val,
-            schedule=experiment.schedule,
+            schedule=schedule,
             deterministic=experiment.deterministic,
             compile=experiment.compile,
             workers=experiment.workers,

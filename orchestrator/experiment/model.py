@@ -18,8 +18,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking.address import check_tracking_uri, holds_secret
 from trainers.contract.files import expanded
-from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name
+from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, fault_of_name
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
+from trainers.contract.trainer_table import TRAINERS, canonical_trainer
 
 NAME_LENGTH = 80
 """Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""
@@ -164,7 +165,8 @@ class Experiment(Schedule):
     configurations: NameList
     """One or several configurations of the plans, such as `3d_fullres`."""
     trainers: Trainers = ("nnUNetTrainer",)
-    """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; nnU-Net: nnUNetTrainer."""
+    """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; and those variants of
+    nnU-Net's that docs/trainers.md lists, such as nnUNetTrainer_250epochs; nnU-Net: nnUNetTrainer."""
     folds: Folds = (0, 1, 2, 3, 4)
     """Folds of splits_final.json by number; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
@@ -201,6 +203,17 @@ class Experiment(Schedule):
         return self
 
     @model_validator(mode="after")
+    def _as_the_trainers_say(self) -> "Experiment":
+        for trainer in self.trainers:
+            for field, value in TRAINERS[trainer].schedule.items():
+                if field in self.model_fields_set and getattr(self, field) != value:
+                    raise ValueError(
+                        f"{field}: {getattr(self, field)} contradicts trainers: {trainer}, which sets {field} to {value}; "
+                        f"remove `{field}`, or name a trainer that leaves it open"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _within_bounds(self) -> "Experiment":
         numbers = {
             "checkpoint.every_minutes": self.checkpoint.every_minutes,
@@ -213,10 +226,9 @@ class Experiment(Schedule):
             raise ValueError(f"it asks for {count} runs, at most {MAX_RUNS} are allowed; write several experiments")
         return self
 
-    @property
-    def schedule(self) -> Schedule:
-        """The schedule alone, as a run takes it."""
-        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields})
+    def schedule_of(self, trainer: str) -> Schedule:
+        """The schedule alone, as a run of `trainer` takes it: what the trainer's name sets stands above the defaults."""
+        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields} | TRAINERS[trainer].schedule)
 
     @property
     def effective_loader(self) -> LoaderSpec:

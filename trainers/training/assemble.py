@@ -155,7 +155,7 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
 def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:
     """The writer of rank 0, standing where the restored state stands."""
     dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
-    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
+    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration, spec.settings))
     writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs)
     writer.start_from(restored)
     return writer
