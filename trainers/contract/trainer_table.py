@@ -12,6 +12,7 @@ from trainers.contract.names import nearest
 
 Recipe = Literal["default", "da5", "da5_classic"]
 Mirroring = Literal["all", "01", "none"]
+Loss = Literal["dice_ce", "dice_ce_no_smooth", "dice", "ce"]
 
 RECIPE_VERSION = 1
 """Raised whenever a recipe or the sampling draws other numbers for the same seed: part of every run key."""
@@ -27,6 +28,10 @@ class TrainerSettings:
     """Epochs of a trainer whose name says how many; None: those of the experiment."""
     mirroring: Mirroring = "all"
     """Spatial axes that are flipped, in augmentation as in prediction; `01`: the first two of 3D, the first of 2D."""
+    loss: Loss = "dice_ce"
+    """Dice and cross entropy, the same with nothing added to the Dice's numerator and denominator, or one of the two alone."""
+    deep_supervision: bool = True
+    """Train every output but the coarsest; False: the finest alone."""
 
     def mirror_axes(self, dimensions: int) -> tuple[int, ...]:
         """Spatial axes that are flipped, of a patch of so many; none where nothing is mirrored."""
@@ -37,6 +42,12 @@ class TrainerSettings:
     def schedule(self) -> dict[str, float]:
         """Fields of the schedule that the name sets, which an experiment cannot set otherwise."""
         return {} if self.epochs is None else {"epochs": self.epochs}
+
+    def unfit(self, *, has_regions: bool, has_ignore_label: bool) -> str:
+        """What of a dataset's labels the loss is not made for, in nnU-Net as here; empty: nothing."""
+        if self.loss == "dice" and has_ignore_label:
+            return "an ignore label"
+        return "regions" if self.loss == "ce" and has_regions else ""
 
 
 TRAINERS: dict[str, TrainerSettings] = {
@@ -51,6 +62,11 @@ TRAINERS: dict[str, TrainerSettings] = {
     "nnUNetTrainer_onlyMirror01": TrainerSettings(mirroring="01"),
     "nnUNetTrainer_onlyMirror01_1500ep": TrainerSettings(epochs=1500, mirroring="01"),
     "nnUNetTrainer_onlyMirror01_DA5": TrainerSettings(recipe="da5", mirroring="01"),
+    "nnUNetTrainerDiceLoss": TrainerSettings(loss="dice"),
+    "nnUNetTrainerDiceCELoss_noSmooth": TrainerSettings(loss="dice_ce_no_smooth"),
+    "nnUNetTrainerCELoss": TrainerSettings(loss="ce"),
+    "nnUNetTrainerCELoss_5epochs": TrainerSettings(epochs=5, loss="ce"),
+    "nnUNetTrainerNoDeepSupervision": TrainerSettings(deep_supervision=False),
 }
 """Trainer name -> its settings. All but `nnUNetTrainerDA5_classic` are nnU-Net's own names and mean what they mean there."""
 
@@ -61,7 +77,7 @@ _ADAMW = "it trains with AdamW (amsgrad), and nnfleet trains with SGD alone"
 _ADAM = "it trains with Adam, and nnfleet trains with SGD alone"
 _ADAN = "it trains with Adan of the package adan_pytorch, and nnfleet trains with SGD alone"
 _PRIMUS = "it trains a network of its own, Primus, with AdamW, and nnfleet trains the network of the plans with SGD"
-_LOSS = "it trains with another loss, and nnfleet trains with Dice and cross entropy"
+_LOSS = "it trains on the tenth of the voxels with the greatest cross entropy, which nnfleet does not select"
 _AUGMENTATION = "it augments otherwise than nnUNetTrainer and nnUNetTrainerDA5, the two recipes of nnfleet"
 _SAMPLING = "it draws which samples are centred on foreground, and nnfleet takes the last of each batch"
 _RATE = "it follows another curve of the learning rate, and nnfleet lowers it by nnU-Net's polynomial alone"
@@ -107,17 +123,12 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "nnUNetTrainerDiceLoss",
-            "nnUNetTrainerDiceCELoss_noSmooth",
-            "nnUNetTrainerCELoss",
-            "nnUNetTrainerCELoss_5epochs",
             "nnUNetTrainerTopk10Loss",
             "nnUNetTrainerTopk10LossLS01",
             "nnUNetTrainerDiceTopK10Loss",
         ),
         _LOSS,
     ),
-    "nnUNetTrainerNoDeepSupervision": "it trains the finest output alone, and nnfleet trains with deep supervision",
     "nnUNetTrainer_probabilisticOversampling": _SAMPLING,
     "nnUNetTrainer_probabilisticOversampling_033": _SAMPLING,
     "nnUNetTrainer_probabilisticOversampling_010": _SAMPLING,

@@ -79,14 +79,14 @@ def _rotation_degrees(patch: tuple[int, ...], dummy_2d: bool) -> float:
     return 180.0 if dummy_2d else 30.0
 
 
-def target_scales(configuration: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
-    """Resolution of each deep-supervision target relative to the patch, finest (1.0) first: one per stage but the deepest."""
+def target_scales(configuration: Mapping[str, Any], deep_supervision: bool = True) -> tuple[tuple[float, ...], ...]:
+    """Resolution of each target relative to the patch, finest (1.0) first: one per stage but the deepest, or one alone."""
     try:
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
     except KeyError as err:
         raise DataError(f"plans: the configuration lacks {err}. Run nnUNetv2_plan_experiment again.") from err
     per_axis = [[s] * len(configuration["patch_size"]) if isinstance(s, int) else s for s in strides]
-    return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[:-1]
+    return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[: -1 if deep_supervision else 1]
 
 
 V = TypeVar("V")
@@ -174,7 +174,7 @@ def _opened(spec: RunSpec) -> TrainingData:
         batch_size=int(configuration["batch_size"]),
         labels=labels_of(dataset_json),
         channels=channels,
-        scales=target_scales(configuration),
+        scales=target_scales(configuration, spec.settings.deep_supervision),
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
         _arrays=recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),

@@ -60,7 +60,8 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
     """This rank's network (compiled on GPUs, wrapped in DDP), optimizer and loss, freshly initialised from the run's seed."""
     configure_kernels(world.device, deterministic=spec.deterministic)
     torch.manual_seed(spec.seed)
-    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads).to(world.device)
+    settings = spec.settings
+    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads, settings.deep_supervision).to(world.device)
     draws = has_batchnorm_or_dropout(plain)
     if draws and spec.workers.is_elastic:
         raise ConfigError("workers: a network with batch normalisation or dropout depends on the number of workers. Name `count`.")
@@ -80,7 +81,9 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         network=network,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(world.device.type, enabled=world.device.type == "cuda"),
-        loss=SegmentationLoss(plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size),
+        loss=SegmentationLoss(
+            plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size, settings.loss
+        ),
         labels=plan.labels,
         schedule=spec.schedule,
         device=world.device,
