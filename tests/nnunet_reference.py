@@ -1,10 +1,16 @@
-"""nnU-Net itself, run beside ours: its trainers' rules and its data loader, without an nnUNetTrainer object."""
+"""nnU-Net itself, run beside ours: its trainers' rules, its data loader, and its trainers as objects."""
 
 import functools
+import json
+import os
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+from tests.toy import PLANS, Toy, nnunet_environment
 from trainers.contract.run_spec import RunSpec
 
 PATCHES = [(128, 128, 128), (96, 160, 160), (40, 56, 40), (20, 320, 256), (24, 24, 24), (8, 32, 32), (512, 512), (96, 160), (33, 47, 65)]
@@ -29,8 +35,6 @@ def geometry_of_nnunet(patch: tuple[int, ...], trainer: str) -> tuple[Any, ...]:
 
 def managers(spec: RunSpec) -> tuple[Any, Any]:
     """nnU-Net's configuration manager and label manager of a run."""
-    import json
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -59,3 +63,25 @@ def loader_of_nnunet(spec: RunSpec, split: str, transforms: Any = None, batch_si
         oversample_foreground_percent=spec.schedule.foreground_oversampling,
         transforms=transforms,
     )
+
+
+@functools.cache
+def variant_class(name: str) -> Any:
+    """nnU-Net's trainer class of a name, found as its commands find it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        return recursive_find_trainer_class_by_name(name)
+
+
+def built_trainer(name: str, toy: Toy, results: Path, configuration: str = "toy_3d") -> Any:
+    """nnU-Net's own trainer object on the CPU, as its command makes it; its files go to `results`."""
+    plans = json.loads((toy.preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False}
+    dataset_json = json.loads((toy.preprocessed / "dataset.json").read_text())
+    kind = variant_class(name)
+    with nnunet_environment(toy.base):
+        os.environ.update({"nnUNet_results": str(results)})
+        trainer = kind(plans, configuration, 0, dataset_json, torch.device("cpu"))
+    trainer.print_to_log_file = lambda *_, **__: None
+    return trainer

@@ -30,7 +30,7 @@ def random_run(toy: Toy, results: Path, configuration: str = "toy_3d", **overrid
     write_json_atomic(model_folder / "plans.json", plans.content)
     shutil.copy(toy.preprocessed / "dataset.json", model_folder / "dataset.json")
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
-    fixed = checkpoint_header(spec, plans.content, dataset_json, mirroring_axes(plans.configuration(configuration)))
+    fixed = checkpoint_header(spec, plans.content, dataset_json, mirroring_axes(plans.configuration(configuration), spec.settings))
     manifests = {name: random_checkpoint(spec, folder, name, fixed, seed) for seed, name in enumerate(spec.validation.checkpoints)}
     commit(spec, folder, manifests)
     return spec, folder

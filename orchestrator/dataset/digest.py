@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.contract.names import RECIPE_VERSION, TRAINERS, Fold
+from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of
 from trainers.contract.run_spec import Schedule
+from trainers.contract.trainer_table import RECIPE_VERSION, TRAINERS
 
 PLAN_PARTS = (
     "transpose_forward",
@@ -96,7 +97,7 @@ def run_key(
             "configuration": configuration,
             "plans": plans,
             "trainer": trainer,
-            "recipe": [TRAINERS[trainer], RECIPE_VERSION],
+            "recipe": [TRAINERS[trainer].recipe, RECIPE_VERSION],
             "fold": fold,
             "seed": seed,
             "schedule": schedule.model_dump(mode="json"),

@@ -13,7 +13,6 @@ from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
 from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, NnfleetError
-from trainers.contract.names import canonical_trainer
 from trainers.contract.plans import (
     PREPROCESS_COMMAND,
     Labels,
@@ -28,6 +27,7 @@ from trainers.contract.plans import (
 )
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes, split_dependence
+from trainers.contract.trainer_table import canonical_trainer
 
 _NEEDED = ("data_identifier", "batch_size", "patch_size", "spacing", "use_mask_for_norm", "batch_dice", "architecture")
 """What training and validation read of a configuration."""
@@ -107,6 +107,7 @@ def _problems_of_data(spec: RunSpec, data: _Data, readings: CaseReadings) -> lis
     faults = {case: fault for case in cases for reading in readings.contents.get(case, ()) if (fault := reading.fault)}
     return [
         *_split_problems(spec, data.folder),
+        *_loss_problems(spec, data.labels),
         *_batch_problems(spec, data.configuration),
         *_channel_problems(spec, data.configuration, data.dataset_json),
         *_intensity_problems(spec, data.configuration, data.plans),
@@ -202,6 +203,19 @@ def few_cases(dataset: str, fold: int | str, split: Split) -> list[NnfleetError]
         DataError(f"folds: fold {fold} of {dataset} has no {name} case; at least one is needed. Correct splits_final.json.")
         for name, cases in parts.items()
         if not cases
+    ]
+
+
+def _loss_problems(spec: RunSpec, labels: Labels) -> list[NnfleetError]:
+    """A trainer whose loss is not made for the dataset's kind of labels."""
+    part = spec.settings.unfit(has_regions=labels.has_regions, has_ignore_label=labels.ignore_label is not None)
+    if not part:
+        return []
+    return [
+        ConfigError(
+            f"trainers: the loss of {spec.trainer} cannot be used with {part}, which dataset.json of {spec.dataset} names. "
+            "Name another trainer, such as nnUNetTrainer."
+        )
     ]
 
 

@@ -53,7 +53,10 @@ class _Expansion:
         splits = self._splits(configurations)
         readings = _Readings(self.folder, self.dataset_json, self.results, {case for s in splits.values() for case in (*s.train, *s.val)})
         specs = []
-        for variant, (plans_name, configuration, trainer, seed, fold) in product(self.experiment.variants, self.experiment.axes()):
+        variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainers}
+        numbers = range(self.experiment.num_variants)
+        for number, (plans_name, configuration, trainer, seed, fold) in product(numbers, self.experiment.axes()):
+            variant = variants[trainer][number]
             split = splits.get((plans_name, configuration, fold))
             if split is not None:
                 spec = self._spec(self._planned(variant, plans[plans_name], configuration, trainer, seed, fold, split), readings)

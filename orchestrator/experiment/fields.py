@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from orchestrator.errors import ConfigError
 from orchestrator.tracking.address import check_tracking_uri
-from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, canonical_trainer, fault_of_name, fault_of_variant
+from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, fault_of_name, fault_of_variant
+from trainers.contract.trainer_table import canonical_trainer
 
 LONGEST_REPLICATE = 40
 """Most characters of a replicate's name."""

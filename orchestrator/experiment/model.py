@@ -28,12 +28,13 @@ from orchestrator.experiment.fields import (
     Trainers,
     VariantName,
 )
-from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, num_variants, swept_fields, variants_of
+from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.files import expanded
 from trainers.contract.names import Fold
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
+from trainers.contract.trainer_table import TRAINERS
 
 NAME_LENGTH = 80
 """Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""
@@ -83,7 +84,8 @@ class Experiment(Schedule):
     configurations: NameList
     """One or several configurations of the plans, such as `3d_fullres`."""
     trainers: Trainers = ("nnUNetTrainer",)
-    """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; nnU-Net: nnUNetTrainer."""
+    """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; and those variants of
+    nnU-Net's that docs/trainers.md lists, such as nnUNetTrainer_250epochs; nnU-Net: nnUNetTrainer."""
     folds: Folds = (0, 1, 2, 3, 4)
     """Folds of splits_final.json by number, or `0-4`; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
@@ -139,6 +141,22 @@ class Experiment(Schedule):
         return self
 
     @model_validator(mode="after")
+    def _as_the_trainers_say(self) -> "Experiment":
+        swept = fields_of(self.sweep or {})
+        for trainer in self.trainers:
+            for field, value in TRAINERS[trainer].schedule.items():
+                if field in swept:
+                    raise ValueError(
+                        f"sweep: {field} contradicts trainers: {trainer}, which sets {field} to {value}; remove one of the two"
+                    )
+                if field in self.model_fields_set and getattr(self, field) != value:
+                    raise ValueError(
+                        f"{field}: {getattr(self, field)} contradicts trainers: {trainer}, which sets {field} to {value}; "
+                        f"remove `{field}`, or name a trainer that leaves it open"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _within_bounds(self) -> "Experiment":
         numbers = {
             "checkpoint.every_minutes": self.checkpoint.every_minutes,
@@ -147,7 +165,7 @@ class Experiment(Schedule):
         if endless := [f"{key}: {value}" for key, value in numbers.items() if not math.isfinite(value or 0.0)]:
             raise ValueError(f"{endless[0]} is not a finite number")
         count = math.prod(len(axis) for axis in (self.plans, self.configurations, self.trainers, self.seeds, self.folds))
-        count *= num_variants(self.sweep) if self.sweep else 1
+        count *= self.num_variants
         if count > MAX_RUNS:
             raise ValueError(f"it asks for {count} runs, at most {MAX_RUNS} are allowed; write several experiments")
         return self
@@ -164,15 +182,19 @@ class Experiment(Schedule):
             raise ValueError(f"sweep: {fault}")
         return self
 
-    @property
-    def schedule(self) -> Schedule:
-        """The schedule alone, as a run takes it."""
-        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields})
+    def schedule_of(self, trainer: str) -> Schedule:
+        """The schedule alone, as a run of `trainer` takes it: what the trainer's name sets stands above the defaults."""
+        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields} | TRAINERS[trainer].schedule)
+
+    def variants(self, trainer: str) -> list[Variant]:
+        """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
+        schedule = self.schedule_of(trainer)
+        return variants_of(self.sweep, schedule) if self.sweep else [Variant(self.variant, schedule)]
 
     @property
-    def variants(self) -> list[Variant]:
-        """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
-        return variants_of(self.sweep, self.schedule) if self.sweep else [Variant(self.variant, self.schedule)]
+    def num_variants(self) -> int:
+        """How many variants there are, of each trainer."""
+        return num_variants(self.sweep) if self.sweep else 1
 
     @property
     def effective_loader(self) -> LoaderSpec:

@@ -57,6 +57,11 @@ def swept_fields(sweep: Mapping[str, Any]) -> tuple[str, ...]:
     return () if names_variants(sweep) else tuple(sweep)
 
 
+def fields_of(sweep: Mapping[str, Any]) -> set[str]:
+    """All fields that some variant of a checked sweep has of its own."""
+    return {field for fields in sweep.values() for field in fields} if names_variants(sweep) else set(sweep)
+
+
 def _checked(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None

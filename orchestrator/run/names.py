@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from trainers.contract.errors import ConfigError
-from trainers.contract.names import canonical_trainer, nearest, shown
+from trainers.contract.names import nearest, shown
+from trainers.contract.trainer_table import canonical_trainer
 
 MAX_LISTED = 5
 LONGEST_SHOWN = 200

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from trainers.contract.names import TRAINERS, Fold, Recipe
+from trainers.contract.names import Fold
+from trainers.contract.trainer_table import TRAINERS, Recipe, TrainerSettings
 
 CheckpointName = Literal["best", "final"]
 
@@ -188,6 +189,11 @@ class RunSpec(Frozen):
     @property
     def recipe(self) -> Recipe:
         """The augmentation recipe of the trainer."""
+        return self.settings.recipe
+
+    @property
+    def settings(self) -> TrainerSettings:
+        """What the name of the trainer sets."""
         return TRAINERS[self.trainer]
 
     @property

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from cachetools import LRUCache, cached
 
 from trainers.contract.errors import ConfigError, DataError
-from trainers.contract.names import Recipe
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage import check_dataset_is_there, reading
+from trainers.contract.trainer_table import Recipe, TrainerSettings
 from trainers.data.batches import SplitName
 from trainers.data.case_files import open_case, read_properties
 
@@ -44,7 +44,7 @@ _HANDLE_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Geometry:
-    """What augmentation follows from the shape of the network's patch alone."""
+    """What augmentation follows from the shape of the network's patch and the trainer."""
 
     patch: tuple[int, ...]
     """The network's patch, voxels."""
@@ -55,10 +55,10 @@ class Geometry:
     dummy_2d: bool
     """Rotate and scale within slices only, because they are much thicker than their pixels."""
     mirror_axes: tuple[int, ...]
-    """Spatial axes that may be flipped, in augmentation as in prediction."""
+    """Spatial axes that are flipped, in augmentation as in prediction; none where the trainer mirrors nothing."""
 
 
-def geometry(patch: tuple[int, ...], recipe: Recipe = "default") -> Geometry:
+def geometry(patch: tuple[int, ...], trainer: TrainerSettings) -> Geometry:
     """nnU-Net's rules for rotation range, dummy 2D, mirroring and the loader's patch. `patch` has two or three axes."""
     from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 
@@ -67,10 +67,10 @@ def geometry(patch: tuple[int, ...], recipe: Recipe = "default") -> Geometry:
     dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPY_THRESHOLD
     limit = _rotation_degrees(patch, dummy_2d) / 360 * 2.0 * math.pi
     rotation = (-limit, limit)
-    loader = [int(n) for n in get_patch_size(list(patch), rotation, rotation, rotation, _SCALE_RANGE[recipe])]
+    loader = [int(n) for n in get_patch_size(list(patch), rotation, rotation, rotation, _SCALE_RANGE[trainer.recipe])]
     if dummy_2d:
         loader[0] = patch[0]
-    return Geometry(patch, tuple(loader), rotation, dummy_2d, tuple(range(len(patch))))
+    return Geometry(patch, tuple(loader), rotation, dummy_2d, trainer.mirror_axes(len(patch)))
 
 
 def _rotation_degrees(patch: tuple[int, ...], dummy_2d: bool) -> float:
@@ -79,14 +79,14 @@ def _rotation_degrees(patch: tuple[int, ...], dummy_2d: bool) -> float:
     return 180.0 if dummy_2d else 30.0
 
 
-def target_scales(configuration: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
-    """Resolution of each deep-supervision target relative to the patch, finest (1.0) first: one per stage but the deepest."""
+def target_scales(configuration: Mapping[str, Any], deep_supervision: bool = True) -> tuple[tuple[float, ...], ...]:
+    """Resolution of each target relative to the patch, finest (1.0) first: one per stage but the deepest, or one alone."""
     try:
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
     except KeyError as err:
         raise DataError(f"plans: the configuration lacks {err}. Run nnUNetv2_plan_experiment again.") from err
     per_axis = [[s] * len(configuration["patch_size"]) if isinstance(s, int) else s for s in strides]
-    return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[:-1]
+    return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[: -1 if deep_supervision else 1]
 
 
 V = TypeVar("V")
@@ -170,11 +170,11 @@ def _opened(spec: RunSpec) -> TrainingData:
     channels = num_input_channels(dataset_json)
     return TrainingData(
         folder=folder,
-        geometry=geometry(tuple(configuration["patch_size"]), spec.recipe),
+        geometry=geometry(tuple(configuration["patch_size"]), spec.settings),
         batch_size=int(configuration["batch_size"]),
         labels=labels_of(dataset_json),
         channels=channels,
-        scales=target_scales(configuration),
+        scales=target_scales(configuration, spec.settings.deep_supervision),
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
         _arrays=recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),

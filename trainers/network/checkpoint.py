@@ -16,9 +16,9 @@ import torch
 
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.errors import CheckpointError
-from trainers.contract.names import checkpoint_trainer_name
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage import find_outage
+from trainers.contract.trainer_table import checkpoint_trainer_name
 
 Checkpoint = dict[str, Any]
 

@@ -1,9 +1,9 @@
-"""nnU-Net's loss, shared out over ranks so that DDP's averaged gradient is that of the whole global batch, however it is split.
+"""nnU-Net's losses, shared out over ranks so that DDP's averaged gradient is that of the whole global batch, however it is split.
 
-Labels: cross entropy + soft Dice without background. Regions: binary cross entropy + sigmoid Dice of every region. Voxels with the ignore
-label take no part. nnU-Net divides by the voxels, valid voxels or samples of its batch; we divide the sum over the rank's own samples by
-the *global* number and multiply by the world size, which DDP's average takes back. Terms that are no sums over samples (the Dice of the
-pooled batch, the number of valid voxels) get their global sums from one all-reduce per step.
+Labels: cross entropy + soft Dice without background. Regions: binary cross entropy + sigmoid Dice of every region. Some trainers use one
+of the two terms alone. Voxels with the ignore label take no part. nnU-Net divides by the voxels, valid voxels or samples of its batch; we
+divide the sum over the rank's own samples by the *global* number and multiply by the world size, which DDP's average takes back. Terms
+that are no sums over samples (the Dice of the pooled batch, the number of valid voxels) get their global sums from one all-reduce per step.
 
 B batch (per rank), C class or region, Z Y X voxels (Z only in 3D).
 Sources: nnunetv2/training/loss/{compound_losses,dice,deep_supervision,robust_ce_loss}.py.
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainers.contract.plans import Labels
+from trainers.contract.trainer_table import Loss
 
 SMOOTH = 1e-5
 """Added to numerator and denominator of each Dice, as in nnU-Net."""
@@ -49,7 +50,9 @@ class SegmentationLoss:
     A call makes at most one all-reduce, on every rank or on none.
     """
 
-    def __init__(self, labels: Labels, batch_dice: bool, weights: Sequence[float], global_batch: int, world_size: int = 1) -> None:
+    def __init__(
+        self, labels: Labels, batch_dice: bool, weights: Sequence[float], global_batch: int, world_size: int = 1, kind: Loss = "dice_ce"
+    ) -> None:
         present = dist.get_world_size() if dist.is_initialized() else 1
         assert world_size == present, f"the loss is meant for {world_size} ranks, the process group has {present}"
         self.labels = labels
@@ -57,6 +60,8 @@ class SegmentationLoss:
         self.weights = tuple(float(weight) for weight in weights)
         self.global_batch = global_batch
         self.world_size = world_size
+        self.has_entropy, self.has_dice = kind != "dice", kind != "ce"
+        self.smooth = 0.0 if kind == "dice_ce_no_smooth" else SMOOTH
 
     def __call__(self, outputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> Tensor:
         """The rank's share of the loss, float32 scalar.
@@ -70,10 +75,18 @@ class SegmentationLoss:
         terms = [self._terms(logits, target) for _, logits, target in used]
         pooled, num_valid = self._global_sums(terms)
         losses = [
-            weight * (self._entropy(term, valid) - self._dice(term, sums_3C))
+            weight * self._value(term, sums_3C, valid)
             for (weight, _, _), term, sums_3C, valid in zip(used, terms, pooled, num_valid, strict=True)
         ]
         return torch.stack(losses).sum()
+
+    def _value(self, term: _Terms, pooled_3C: Tensor, num_valid: Tensor) -> Tensor:
+        """The rank's share of the loss of one output."""
+        if not self.has_dice:
+            return self._entropy(term, num_valid)
+        if not self.has_entropy:
+            return -self._dice(term, pooled_3C)
+        return self._entropy(term, num_valid) - self._dice(term, pooled_3C)
 
     def _terms(self, logits_BCZYX: Tensor, target: Tensor) -> _Terms:
         if self.labels.has_regions:
@@ -87,7 +100,7 @@ class SegmentationLoss:
         """
         sums_S3C = torch.stack([torch.stack([t.overlap, t.predicted, t.truth]).sum(1) for t in terms])
         valid_S = torch.stack([t.num_valid for t in terms])
-        if self.world_size > 1 and (self.batch_dice or self.labels.ignore_label is not None):
+        if self.world_size > 1 and ((self.batch_dice and self.has_dice) or self.labels.ignore_label is not None):
             packed = torch.cat([sums_S3C.detach().flatten(), valid_S])
             dist.all_reduce(packed)
             valid_S = packed[sums_S3C.numel() :]
@@ -105,13 +118,14 @@ class SegmentationLoss:
     def _dice(self, term: _Terms, pooled_3C: Tensor) -> Tensor:
         """The mean soft Dice of the pooled global batch, or the rank's share of the mean over samples."""
         if self.batch_dice:
-            return _soft_dice(*pooled_3C).mean()
-        dice_BC = _soft_dice(term.overlap, term.predicted, term.truth)
+            overlap_C, predicted_C, truth_C = pooled_3C
+            return _soft_dice(overlap_C, predicted_C, truth_C, self.smooth).mean()
+        dice_BC = _soft_dice(term.overlap, term.predicted, term.truth, self.smooth)
         return dice_BC.mean(1).sum() * (self.world_size / self.global_batch)
 
 
-def _soft_dice(overlap: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
-    return (2 * overlap + SMOOTH) / (truth + predicted + SMOOTH).clamp_min(1e-8)
+def _soft_dice(overlap: Tensor, predicted: Tensor, truth: Tensor, smooth: float) -> Tensor:
+    return (2 * overlap + smooth) / (truth + predicted + smooth).clamp_min(1e-8)
 
 
 def _label_terms(logits_BCZYX: Tensor, target_B1ZYX: Tensor, ignore_label: int | None) -> _Terms:

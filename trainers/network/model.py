@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainers.contract.errors import ConfigError
+from trainers.contract.trainer_table import TrainerSettings
 
 
 def build_network(configuration: Mapping[str, Any], num_input_channels: int, num_heads: int, deep_supervision: bool = True) -> nn.Module:
@@ -56,9 +57,9 @@ def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
     return tuple(weight / sum(raw) for weight in raw)
 
 
-def mirroring_axes(configuration: Mapping[str, Any]) -> tuple[int, ...]:
-    """Spatial axes that may be mirrored in training and inference: all of them, for every trainer that we know."""
-    return tuple(range(len(configuration["patch_size"])))
+def mirroring_axes(configuration: Mapping[str, Any], trainer: TrainerSettings) -> tuple[int, ...] | None:
+    """Spatial axes that prediction mirrors, as a checkpoint holds them: those of the training, None for none."""
+    return trainer.mirror_axes(len(configuration["patch_size"])) or None
 
 
 def freeze_dead_head(network: nn.Module, weights: Sequence[float]) -> None:

@@ -60,7 +60,8 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
     """This rank's network (compiled on GPUs, wrapped in DDP), optimizer and loss, freshly initialised from the run's seed."""
     configure_kernels(world.device, deterministic=spec.deterministic)
     torch.manual_seed(spec.seed)
-    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads).to(world.device)
+    settings = spec.settings
+    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads, settings.deep_supervision).to(world.device)
     draws = has_batchnorm_or_dropout(plain)
     if draws and spec.workers.is_elastic:
         raise ConfigError("workers: a network with batch normalisation or dropout depends on the number of workers. Name `count`.")
@@ -80,7 +81,9 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         network=network,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(world.device.type, enabled=world.device.type == "cuda"),
-        loss=SegmentationLoss(plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size),
+        loss=SegmentationLoss(
+            plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size, settings.loss
+        ),
         labels=plan.labels,
         schedule=spec.schedule,
         device=world.device,
@@ -155,7 +158,7 @@ def restore(folder: RunFolder, learner: Learner, committed: Committed | None) ->
 def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:
     """The writer of rank 0, standing where the restored state stands."""
     dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
-    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration))
+    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration, spec.settings))
     writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs)
     writer.start_from(restored)
     return writer

@@ -3,7 +3,7 @@
 import functools
 import importlib
 
-from trainers.contract.names import Recipe
+from trainers.contract.trainer_table import Recipe
 from trainers.data.batches import SplitName
 from trainers.data.recipes.stages import Inputs, Pipeline, Sample, Spatial, Stage, finishing, inputs_of
 

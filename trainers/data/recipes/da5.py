@@ -14,13 +14,12 @@ from batchgeneratorsv2.transforms.local.local_gamma import LocalGammaTransform
 from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
 from batchgeneratorsv2.transforms.noise.median_filter import MedianFilterTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
-from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking
+from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking, mirroring
 from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
 
@@ -32,7 +31,7 @@ def training(inputs: Inputs) -> Pipeline:
         (
             *_axis_swaps(inputs.geometry.patch),
             *_intensities(inputs),
-            Stage("mirror", MirrorTransform(allowed_axes=inputs.geometry.mirror_axes)),
+            *mirroring(inputs),
             *_local(inputs.geometry.patch),
             *masking(inputs),
             *finishing(inputs),

@@ -7,11 +7,10 @@ from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, Contrast
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
-from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking
+from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking, mirroring
 from trainers.data.thin_axes import FittingBlur
 
 
@@ -22,7 +21,7 @@ def training(inputs: Inputs) -> Pipeline:
         _spatial(inputs),
         (
             *_intensities(inputs),
-            Stage("mirror", MirrorTransform(allowed_axes=inputs.geometry.mirror_axes)),
+            *mirroring(inputs),
             *masking(inputs),
             *finishing(inputs),
         ),

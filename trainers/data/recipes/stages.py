@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
@@ -121,6 +122,12 @@ def finishing(inputs: Inputs) -> tuple[Stage, ...]:
         stages.append(Stage("regions", ConvertSegmentationToRegionsTransform(regions=[*inputs.regions, *ignored], channel_in_seg=0)))
     stages.append(Stage("downsample", DownsampleSegForDSTransform(ds_scales=[list(scale) for scale in inputs.scales])))
     return tuple(stages)
+
+
+def mirroring(inputs: Inputs) -> tuple[Stage, ...]:
+    """Flips along the trainer's axes; nothing where it has none."""
+    axes = inputs.geometry.mirror_axes
+    return (Stage("mirror", MirrorTransform(allowed_axes=axes)),) if axes else ()
 
 
 def masking(inputs: Inputs) -> tuple[Stage, ...]:

@@ -209,6 +209,18 @@ def test_intensities_of_plans_that_are_no_numbers_are_refused_where_they_normali
     assert all("of channel 0" in p and "Correct that image, then run nnUNetv2_plan_and_preprocess again." in p for p in problems)
 
 
+def test_a_loss_that_does_not_take_the_datasets_labels_is_refused(tiny: Tiny, spec: RunSpec) -> None:
+    refused = "trainers: the loss of {} cannot be used with {}, which dataset.json of Dataset017_Tiny names. Name another trainer"
+    for labels, trainer, part in (
+        ({"background": 0, "a": [1, 2], "b": 2}, "nnUNetTrainerCELoss", "regions"),
+        ({"background": 0, "a": 1, "b": 2, "ignore": 3}, "nnUNetTrainerDiceLoss", "an ignore label"),
+    ):
+        tiny.write_json("dataset.json", {**DATASET_JSON, "labels": labels, "regions_class_order": [1, 2]})
+        for name in ("nnUNetTrainer", trainer):
+            found = [p for p in check_run(spec.model_copy(update={"trainer": name})) if p.startswith("trainers:")]
+            assert [p[: len(refused.format(name, part))] for p in found] == [refused.format(name, part)] * (name == trainer)
+
+
 def test_too_many_workers_for_the_batch_are_refused(spec: RunSpec) -> None:
     (problem,) = check_run(spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 4})}))
     assert problem.startswith("workers: 4 workers cannot share a global batch of 3")

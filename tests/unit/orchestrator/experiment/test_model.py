@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.model import Experiment, experiment_schema, load_experiment, parse_experiment, single_training
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec, Schedule
 
 SCHEMA_FILE = Path(__file__).parents[4] / "docs" / "experiment.schema.json"
 MINIMAL = "dataset: 17\nconfigurations: 3d_fullres\n"
@@ -93,6 +93,14 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\ntrainers: nnUNetTrainerDA", "Did you mean 'nnUNetTrainerDA5'?"),
     ("dataset: 17\nconfigurations: 2d\ntrainers: [default, nnUNetTrainer]", "nnUNetTrainer is listed more than once; list each once."),
     (
+        "dataset: 17\nconfigurations: 2d\ntrainers: nnUNetTrainerAdam",
+        "e.yaml:3: trainers.0: got 'nnUNetTrainerAdam': nnfleet does not train nnUNetTrainerAdam of nnU-Net: it trains with AdamW",
+    ),
+    (
+        "dataset: 17\nconfigurations: 2d\nepochs: 10\ntrainers: [default, nnUNetTrainer_5epochs]",
+        "epochs: 10 contradicts trainers: nnUNetTrainer_5epochs, which sets epochs to 5; remove `epochs`, or name a trainer that leaves",
+    ),
+    (
         "dataset: 17\nconfigurations: 2d\nfolds: [0, -1]",
         "e.yaml:3: folds.1: got -1: a fold is `all` or must be a whole number from 0, got -1.",
     ),
@@ -135,6 +143,14 @@ def test_a_fault_is_refused_with_its_place_and_a_way_out(text: str, message: str
     with pytest.raises(ConfigError) as caught:
         parse_experiment(text, "e.yaml")
     assert message in str(caught.value)
+
+
+def test_a_trainers_name_sets_the_schedule_of_its_runs_alone() -> None:
+    text = "dataset: 17\nconfigurations: 2d\ntrainers: [nnUNetTrainer, nnUNetTrainer_5epochs, nnUNetTrainerNoMirroring]"
+    for experiment in (parse_experiment(text), parse_experiment(parse_experiment(text).to_yaml())):
+        assert [experiment.schedule_of(trainer).epochs for trainer in experiment.trainers] == [1000, 5, 1000]
+    assert parse_experiment(f"{text}\ntrain_iterations: 7").schedule_of("nnUNetTrainer_5epochs") == Schedule(epochs=5, train_iterations=7)
+    assert parse_experiment(f"{text}\nepochs: 5").schedule_of("nnUNetTrainer") == Schedule(epochs=5)  # the same number is no contradiction
 
 
 def test_a_misspelt_key_is_told_once() -> None:
@@ -234,8 +250,9 @@ def test_a_single_training_is_named_as_on_nnunets_command_line() -> None:
 
 def test_defaults_are_those_of_the_run_specification() -> None:
     experiment = parse_experiment(MINIMAL)
-    for field in ("images", "pseudonyms", "deterministic", "compile", "workers", "loader", "validation", "schedule"):
+    for field in ("images", "pseudonyms", "deterministic", "compile", "workers", "loader", "validation"):
         assert getattr(experiment, field) == RunSpec.model_fields[field].default, field
+    assert experiment.schedule_of("nnUNetTrainer") == RunSpec.model_fields["schedule"].default
     derived = {"run_key", "dataset", "preprocessed_folder", "model_folder", "train_cases", "val_cases", "data_digest", "case_digests"}
     one_of_several = {"plans", "configuration", "trainer", "fold", "seed"}
     named_otherwise = {"schedule", "upload_interval_s", "local_artifacts", "tracking_uri", "mlflow_experiment"}

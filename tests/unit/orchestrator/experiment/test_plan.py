@@ -123,6 +123,15 @@ def test_more_ranks_than_samples_are_refused() -> None:
         rank_sizes(0, 1)
 
 
+def test_a_variant_of_nnunet_stands_in_nnunets_folder_with_its_own_schedule(tiny: Tiny) -> None:
+    usual, variant = expand(experiment_of(tiny, trainers=["default", "nnUNetTrainer_5epochs"], folds=[0]))
+    assert variant.model_folder == tiny.results / tiny.name / "nnUNetTrainer_5epochs__nnUNetPlans__3d_fullres"
+    assert variant.address == "17/3d_fullres/nnUNetTrainer_5epochs/0"
+    assert (usual.schedule.epochs, variant.schedule.epochs) == (1000, 5)
+    assert usual.run_key != variant.run_key
+    assert RunSpec.model_validate_json(variant.model_dump_json()) == variant
+
+
 def test_expand_gives_one_run_per_combination_in_order(tiny: Tiny) -> None:
     specs = expand(experiment_of(tiny, configurations=["2d", "3d_fullres"], trainers=["default", "da5"], folds=[0, "all"], seeds=[0, 5]))
     assert [s.address for s in specs[:4]] == [f"17/2d/nnUNetTrainer{seed}/{fold}" for seed in ("", "+seed5") for fold in (0, "all")]

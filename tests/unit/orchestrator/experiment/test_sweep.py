@@ -16,7 +16,7 @@ MINIMAL = "dataset: 17\nconfigurations: 3d_fullres\n"
 
 
 def settings(text: str) -> list[tuple[str, int, float]]:
-    return [(name, schedule.epochs, schedule.initial_lr) for name, schedule in parse_experiment(MINIMAL + text).variants]
+    return [(name, schedule.epochs, schedule.initial_lr) for name, schedule in parse_experiment(MINIMAL + text).variants("nnUNetTrainer")]
 
 
 def test_without_a_sweep_there_is_one_variant() -> None:
@@ -49,7 +49,7 @@ def test_a_sweep_survives_the_way_to_the_cluster(sweep: str) -> None:
     experiment = parse_experiment(MINIMAL + f"sweep: {sweep}")
     again = parse_experiment(experiment.to_yaml())
     assert again == experiment
-    assert again.variants == experiment.variants
+    assert again.variants("nnUNetTrainer") == experiment.variants("nnUNetTrainer")
 
 
 REFUSED = [
@@ -104,3 +104,15 @@ def test_plan_shows_the_runs_of_every_variant_one_variant_after_the_other(tmp_pa
     ]
     assert [spec.schedule.initial_lr for spec in specs] == [0.01, 0.01, 0.001, 0.001]
     assert len({spec.run_key for spec in specs}) == 4
+
+
+@pytest.mark.parametrize("sweep", ["{epochs: [5, 10]}", "{short: {epochs: 5}}"])
+def test_a_sweep_of_what_the_trainers_name_sets_is_refused(sweep: str) -> None:
+    text = MINIMAL + f"trainers: [nnUNetTrainer_10epochs]\nsweep: {sweep}\n"
+    with pytest.raises(ConfigError, match="sweep: epochs contradicts trainers: nnUNetTrainer_10epochs, which sets epochs to 10"):
+        parse_experiment(text)
+
+
+def test_a_sweep_keeps_what_the_trainers_name_sets() -> None:
+    experiment = parse_experiment(MINIMAL + "trainers: [nnUNetTrainer_10epochs, nnUNetTrainer]\nsweep: {initial_lr: [0.01, 0.001]}\n")
+    assert [[v.schedule.epochs for v in experiment.variants(trainer)] for trainer in experiment.trainers] == [[10, 10], [1000, 1000]]

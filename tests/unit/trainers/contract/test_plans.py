@@ -14,7 +14,7 @@ from trainers.contract import files
 from trainers.contract.errors import ConfigError, DataError, Superseded
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.files import create_exclusive, link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
-from trainers.contract.names import TRAINERS, canonical_trainer, checkpoint_trainer_name, nearest
+from trainers.contract.names import nearest
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import FINAL, TRANSITIONS, RunState, can_follow
@@ -137,16 +137,9 @@ def test_malformed_splits_are_refused(tiny: Tiny, content: str) -> None:
         load_splits(tiny.preprocessed)
 
 
-@pytest.mark.parametrize("name", [*TRAINERS, *TRAINERS.values()])
-def test_every_trainer_has_a_name_and_a_short_form(name: str) -> None:
-    assert canonical_trainer(name) in TRAINERS
-    assert TRAINERS[canonical_trainer(name)] == TRAINERS.get(name, name)
-
-
-def test_names_suggest_mend_and_translate() -> None:
+def test_the_nearest_name_is_suggested() -> None:
     assert nearest("3D_fullres", ["2d", "3d_fullres"]) == " Did you mean '3d_fullres'?"
     assert nearest("zzz", ["2d"]) == ""
-    assert checkpoint_trainer_name("nnUNetTrainerDA5_classic") == checkpoint_trainer_name("nnUNetTrainerDA5") == "nnUNetTrainerDA5"
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

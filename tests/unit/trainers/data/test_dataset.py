@@ -18,6 +18,7 @@ from tests.conftest import Toys
 from tests.nnunet_reference import PATCHES, geometry_of_nnunet, trainer_class
 from tests.toy import PLANS, Toy, toy_spec
 from trainers.contract.errors import ConfigError, DataError
+from trainers.contract.trainer_table import TRAINERS
 from trainers.data.case_files import open_case
 from trainers.data.dataset import geometry, open_dataset, recent, target_scales
 from trainers.data.samples import make_batch
@@ -26,16 +27,16 @@ from trainers.data.samples import make_batch
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerDA5"])
 @pytest.mark.parametrize("patch", PATCHES)
 def test_geometry_is_that_of_nnunet(patch: tuple[int, ...], trainer: str) -> None:
-    ours = geometry(patch, "default" if trainer == "nnUNetTrainer" else "da5")
+    ours = geometry(patch, TRAINERS[trainer])
     rotation, dummy_2d, loader_patch, mirror_axes = geometry_of_nnunet(patch, trainer)
     assert (ours.rotation_rad, ours.dummy_2d, ours.mirror_axes) == (rotation, dummy_2d, mirror_axes)
     assert ours.loader_patch == tuple(loader_patch)
 
 
 def test_geometry_of_a_usual_patch() -> None:
-    assert geometry((128, 128, 128), "default").loader_patch == (205, 205, 205)
-    assert geometry((128, 128, 128), "da5").loader_patch == (249, 249, 249)
-    assert geometry((20, 320, 256), "default").loader_patch == (20, 376, 376)
+    assert geometry((128, 128, 128), TRAINERS["nnUNetTrainer"]).loader_patch == (205, 205, 205)
+    assert geometry((128, 128, 128), TRAINERS["nnUNetTrainerDA5"]).loader_patch == (249, 249, 249)
+    assert geometry((20, 320, 256), TRAINERS["nnUNetTrainer"]).loader_patch == (20, 376, 376)
 
 
 @pytest.mark.parametrize("strides", [[[1, 1, 1], [2, 2, 2], [1, 2, 2], [2, 2, 2]], [[1, 1], [2, 2], [2, 1]]])
@@ -174,7 +175,7 @@ def test_values_that_were_let_go_are_not_held_elsewhere() -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, trainers.data.dataset as d; d.geometry((8, 8, 8)); sys.exit('torch' in sys.modules)"
+    code = "import sys, trainers.data.dataset as d; d.geometry((8, 8, 8), d.TrainerSettings()); sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[4]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 

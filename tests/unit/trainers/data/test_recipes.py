@@ -11,29 +11,30 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
-from tests.nnunet_reference import trainer_class
+from tests.nnunet_reference import variant_class
+from trainers.contract.trainer_table import TRAINERS, Recipe
 from trainers.data.batches import SplitName
 from trainers.data.dataset import geometry
 from trainers.data.kernels import resampled_labels
 from trainers.data.recipes import Inputs, Pipeline, pipeline
 from trainers.data.recipes.da5_classic import BatchOfOne
 
-TRAINERS = {"default": "nnUNetTrainer", "da5": "nnUNetTrainerDA5"}
+NAMES = ["nnUNetTrainer", "nnUNetTrainerDA5"]
 PATCHES = {"3d": (24, 20, 24), "dummy_2d": (8, 32, 32), "2d": (32, 24), "all_sides_differ": (20, 24, 28)}
 NOT_COMPARED = {"benchmark", "benchmark_use_fft", "_grid_cache"}
 REGIONS = ((1, 2, 3), (2, 3), (3,))
-VARIANTS = list(itertools.product(["default", "da5"], PATCHES, [None, REGIONS], [None, 4], [(False, False), (True, False)]))
+VARIANTS = list(itertools.product(NAMES, PATCHES, [None, REGIONS], [None, 4], [(False, False), (True, False)]))
 
 
-def inputs(recipe: Any, patch: str, regions: Any, ignore_label: int | None, masked: tuple[bool, ...]) -> Inputs:
+def inputs(trainer: str, patch: str, regions: Any, ignore_label: int | None, masked: tuple[bool, ...]) -> Inputs:
     size = PATCHES[patch]
     scales = ((1.0,) * len(size), (0.5,) * len(size))
-    return Inputs(geometry(size, recipe), scales, masked, regions, ignore_label)
+    return Inputs(geometry(size, TRAINERS[trainer]), scales, masked, regions, ignore_label)
 
 
-def composed_by_nnunet(recipe: str, split: str, given: Inputs) -> Any:
+def composed_by_nnunet(name: str, split: str, given: Inputs) -> Any:
     """nnU-Net's list for the same inputs; its blur is told not to choose its algorithm by timing."""
-    trainer = trainer_class(TRAINERS[recipe])
+    trainer = variant_class(name)
     regions = None if given.regions is None else [r if len(r) > 1 else r[0] for r in given.regions]
     common: dict[str, Any] = {"regions": regions, "ignore_label": given.ignore_label}
     scales = [list(scale) for scale in given.scales]
@@ -44,7 +45,7 @@ def composed_by_nnunet(recipe: str, split: str, given: Inputs) -> Any:
         list(shape.patch),
         shape.rotation_rad,
         scales,
-        shape.mirror_axes,
+        shape.mirror_axes or None,
         shape.dummy_2d,
         use_mask_for_norm=list(given.use_mask_for_norm),
         **common,
@@ -89,13 +90,16 @@ def sampled(function: Callable[..., float]) -> list[float]:
     return [function(*arguments) for _ in range(20)]
 
 
-@pytest.mark.parametrize(("recipe", "patch", "regions", "ignore_label", "masked"), VARIANTS)
-def test_transforms_are_those_of_nnunet(recipe: Any, patch: str, regions: Any, ignore_label: int | None, masked: tuple[bool, ...]) -> None:
-    given = inputs(recipe, patch, regions, ignore_label, masked)
+@pytest.mark.parametrize(("trainer", "patch", "regions", "ignore_label", "masked"), VARIANTS)
+def test_transforms_are_those_of_nnunet(trainer: str, patch: str, regions: Any, ignore_label: int | None, masked: tuple[bool, ...]) -> None:
+    check_transforms(trainer, inputs(trainer, patch, regions, ignore_label, masked))
+
+
+def check_transforms(trainer: str, given: Inputs) -> None:
     splits: tuple[SplitName, ...] = ("train", "val")
     for split in splits:
-        reference = [described(transform) for transform in composed_by_nnunet(recipe, split, given).transforms]
-        assert [described(transform) for transform in flattened(pipeline(recipe, split, given))] == reference
+        reference = [described(transform) for transform in composed_by_nnunet(trainer, split, given).transforms]
+        assert [described(transform) for transform in flattened(pipeline(TRAINERS[trainer].recipe, split, given))] == reference
 
 
 @pytest.fixture(autouse=True)
@@ -121,13 +125,16 @@ def raw_sample(given: Inputs, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("recipe", ["default", "da5"])
+@pytest.mark.parametrize("trainer", NAMES)
 @pytest.mark.parametrize("patch", ["3d", "dummy_2d", "2d"])
-def test_samples_are_bit_equal_to_nnunets_for_the_same_draws(recipe: Any, patch: str) -> None:
-    given = inputs(recipe, patch, REGIONS, 4, (True, False))
-    ours, reference = pipeline(recipe, "train", given), composed_by_nnunet(recipe, "train", given)
+def test_samples_are_bit_equal_to_nnunets_for_the_same_draws(trainer: str, patch: str) -> None:
+    check_samples(trainer, inputs(trainer, patch, REGIONS, 4, (True, False)), seeds=60)
+
+
+def check_samples(trainer: str, given: Inputs, seeds: int) -> None:
+    ours, reference = pipeline(TRAINERS[trainer].recipe, "train", given), composed_by_nnunet(trainer, "train", given)
     assert ours.spatial is not None
-    for seed in range(60):
+    for seed in range(seeds):
         seed_all(seed)
         expected = reference(**raw_sample(given, seed))
         seed_all(seed)
@@ -142,7 +149,7 @@ def test_samples_are_bit_equal_to_nnunets_for_the_same_draws(recipe: Any, patch:
 @pytest.mark.parametrize("patch", PATCHES)
 def test_da5_classic_has_the_stages_of_da5(patch: str) -> None:
     """Its list in nnU-Net 2.6.4 is that of 2.8.1; only there the spatial transform is an ordinary stage."""
-    given = inputs("da5_classic", patch, None, None, (True, False))
+    given = inputs("nnUNetTrainerDA5_classic", patch, None, None, (True, False))
     classic, newer = pipeline("da5_classic", "train", given), pipeline("da5", "train", given)
     assert [stage.name for stage in classic.stages] == ["spatial", *(stage.name for stage in newer.stages)]
     spatial = next(t for t in classic.stages[0].transform.transforms if type(t).__name__ == "SpatialTransform")  # type: ignore[attr-defined]
@@ -152,7 +159,7 @@ def test_da5_classic_has_the_stages_of_da5(patch: str) -> None:
 
 def test_da5_classic_agrees_with_da5_where_nothing_random_is_applied() -> None:
     """With every probability at 0 both only crop, remove -1 and make targets."""
-    given = inputs("da5", "3d", None, None, (True, False))
+    given = inputs("nnUNetTrainerDA5", "3d", None, None, (True, False))
     outputs = []
     for recipe in ("da5", "da5_classic"):
         sample: dict[str, Any] = raw_sample(given, 0)
@@ -209,9 +216,8 @@ def test_labels_are_resampled_as_by_the_library(crop: tuple[int, ...], patch: tu
 
 def test_every_recipe_has_its_module_its_scales_and_a_trainer() -> None:
     import trainers.data.recipes as package
-    from trainers.contract.names import TRAINERS, Recipe
     from trainers.data.dataset import _SCALE_RANGE
 
     named = set(get_args(Recipe))
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"stages"}
-    assert named == modules == set(_SCALE_RANGE) == set(TRAINERS.values())
+    assert named == modules == set(_SCALE_RANGE) == {settings.recipe for settings in TRAINERS.values()}

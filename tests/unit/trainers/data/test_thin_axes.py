@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTra
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
 
+from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.dataset import geometry
 from trainers.data.recipes import Inputs, pipeline
 from trainers.data.recipes.da5 import kernel_width, rectangle_sizes
@@ -51,7 +52,7 @@ def image_of(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("recipe", ["default", "da5", "da5_classic"])
 @pytest.mark.parametrize("patch", [*THIN, *THIN_2D], ids=str)
 def test_no_sample_of_a_thin_patch_fails(recipe: Any, patch: tuple[int, ...]) -> None:
-    shape = geometry(patch, recipe)
+    shape = geometry(patch, TrainerSettings(recipe))
     steps = pipeline.__wrapped__(recipe, "train", Inputs(shape, ((1.0,) * len(patch),), (True, False), None, None))
     for step in (*([steps.spatial.transform] if steps.spatial else []), *(stage.transform for stage in steps.stages)):
         apply_always(step)
@@ -115,7 +116,7 @@ def test_sizes_of_rectangles_and_widths_are_nnunets_from_six_voxels_on() -> None
     """Worked by hand from nnU-Net's rule: a tenth to a third of an axis, a sixth of it to all of it."""
     assert rectangle_sizes((6, 20, 128)) == [[1, 2], [2, 6], [12, 42]]
     assert rectangle_sizes((1, 3, 5)) == [[1, 1], [1, 1], [1, 1]]
-    recipe = pipeline("da5", "train", Inputs(geometry((4, 6, 20), "da5"), ((1.0,) * 3,), (False,), None, None))
+    recipe = pipeline("da5", "train", Inputs(geometry((4, 6, 20), TrainerSettings("da5")), ((1.0,) * 3,), (False,), None, None))
     rectangles: Any = next(stage.transform for stage in recipe.stages if stage.name == "rectangles")
     assert isinstance(rectangles.transform, BlankRectangleTransform)
     assert rectangles.transform.rectangle_size == [[1, 2], [1, 2], [2, 6]]

@@ -13,6 +13,7 @@ from tests.nnunet_beside import configuration, labels_for, nnunet_loss, nnunet_w
 from tests.unit.old_plans import old_configuration
 from trainers.contract.errors import ConfigError
 from trainers.contract.plans import Plans
+from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.dataset import target_scales
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import (
@@ -96,9 +97,10 @@ def test_weights_are_those_of_nnunet() -> None:
     assert deep_supervision_weights(1) == (1.0,)  # nnU-Net's rule gives 0/0
 
 
-def test_all_spatial_axes_are_mirrored() -> None:
-    assert mirroring_axes(configuration(2)) == (0, 1)
-    assert mirroring_axes(configuration(3)) == (0, 1, 2)
+def test_prediction_mirrors_the_axes_of_the_trainer() -> None:
+    assert [mirroring_axes(configuration(n), TrainerSettings()) for n in (2, 3)] == [(0, 1), (0, 1, 2)]
+    assert [mirroring_axes(configuration(n), TrainerSettings(mirroring="01")) for n in (2, 3)] == [(0,), (0, 1)]
+    assert mirroring_axes(configuration(3), TrainerSettings(mirroring="none")) is None  # as nnU-Net's checkpoints hold it
 
 
 def test_freezing_takes_the_coarsest_head_alone() -> None:
