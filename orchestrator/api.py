@@ -249,15 +249,17 @@ def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
     """Deliver to MLflow what run folders hold and it lacks, and end there the runs whose jobs died: of all runs below `results`, or of
-    those that `run` means.
+    those that `run` means; then the cross-validations of their models.
 
     `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
     """
+    from orchestrator.compare.model_run import with_models
     from orchestrator.tracking.reconcile import SYNC_EVENTS, sync_below
 
     meant = reach(cluster)
     if meant.is_here:
-        return list(sync_below(results, run, [] if meant.reached is None else meant.reached.records()))
+        jobs = [] if meant.reached is None else meant.reached.records()
+        return list(with_models(sync_below(results, run, jobs), jobs))
     arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
     submission_id = meant.jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
     Follower(meant.jobs).finish(submission_id)

@@ -44,11 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
 def synchronise(runs: Sequence[str], results: Path | None) -> None:
     """Sync all runs below a results folder, or those of these names, by default in this node's nnUNet_results; one event each."""
     from orchestrator.cluster.jobs import Jobs
+    from orchestrator.compare.model_run import with_models
     from orchestrator.tracking.reconcile import SyncedEvent, sync_below
 
     jobs = Jobs.inside_job().records()
     for run in runs or [""]:
-        for done in sync_below(results, run, jobs):
+        for done in with_models(sync_below(results, run, jobs), jobs):
             emit(SyncedEvent(synced=done))
 
 

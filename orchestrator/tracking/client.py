@@ -41,11 +41,13 @@ from orchestrator.tracking.records import (
     DIGEST_LENGTH,
     FOLDER_TAG,
     MARKER_METRIC,
+    MODEL_KEY_TAG,
     PARAM_LENGTH,
     RUN_KEY_TAG,
     STATE_TAG,
     KnownRun,
     ModelEntry,
+    ModelRun,
     OpenRun,
     epoch_metrics,
     mlflow_status,
@@ -157,20 +159,9 @@ class Tracker:
         A run that was made in another experiment stays there: its curves and checkpoints cannot be moved.
         """
         with self._speaking(f"open run {spec.run_key}"):
-            run = self._oldest_run(spec.run_key)
-            if run is None:
-                first = {
-                    RUN_KEY_TAG: spec.run_key,
-                    STATE_TAG: RunState.QUEUED.value,
-                    "mlflow.source.name": "nnfleet",
-                    "mlflow.source.type": "JOB",
-                }
-                created = self._client.create_run(experiment_id, start_time=int(time.time() * 1000), tags=first, run_name=run_name(spec))
-                run = self._oldest_run(spec.run_key) or created
-                if run.info.run_id != created.info.run_id:
-                    self._client.delete_run(created.info.run_id)
-                else:  # MLflow makes every run RUNNING
-                    self._client.update_run(created.info.run_id, status=mlflow_status(RunState.QUEUED))
+            run, is_new = self._get_or_create(experiment_id, RUN_KEY_TAG, spec.run_key, run_name(spec), RunState.QUEUED)
+            if is_new:  # MLflow makes every run RUNNING
+                self._client.update_run(run.info.run_id, status=mlflow_status(RunState.QUEUED))
             if run.info.experiment_id != experiment_id:
                 name = self._client.get_experiment(run.info.experiment_id).name
                 log.warning("run %s stays in MLflow's experiment %r, where it was made; another one is asked for now", spec.run_key, name)
@@ -180,15 +171,39 @@ class Tracker:
                 self._describe(self._client.get_run(run.info.run_id), spec)
             return str(run.info.run_id)
 
-    def known_run(self, run_key: str) -> KnownRun | None:
-        """The MLflow run that `get_or_create_run` would return, if there is one."""
+    def _get_or_create(self, experiment_id: str, key_tag: str, key: str, name: str, state: RunState) -> tuple[Any, bool]:
+        """The oldest run with this key, and whether it was made now."""
+        run = self._oldest_run(key, key_tag)
+        if run is not None:
+            return run, False
+        first = {key_tag: key, STATE_TAG: state.value, "mlflow.source.name": "nnfleet", "mlflow.source.type": "JOB"}
+        created = self._client.create_run(experiment_id, start_time=int(time.time() * 1000), tags=first, run_name=name)
+        run = self._oldest_run(key, key_tag) or created
+        is_new = run.info.run_id == created.info.run_id
+        if not is_new:
+            self._client.delete_run(created.info.run_id)
+        return run, is_new
+
+    def get_or_create_model_run(self, experiment_id: str, wanted: ModelRun) -> str:
+        """Id of the MLflow run of a model's cross-validation, as `get_or_create_run`; it has ended as soon as it is made."""
+        with self._speaking(f"open the cross-validation {wanted.key}"):
+            run, is_new = self._get_or_create(experiment_id, MODEL_KEY_TAG, wanted.key, wanted.name, RunState.SUCCEEDED)
+            run_id = str(run.info.run_id)
+            params = [Param(k, v[:PARAM_LENGTH]) for k, v in wanted.params.items() if k not in run.data.params]
+            self._client.log_batch(run_id, params=params, tags=[RunTag(k, v) for k, v in wanted.tags.items()])
+            if is_new:
+                self._client.set_terminated(run_id, mlflow_status(RunState.SUCCEEDED))
+        return run_id
+
+    def known_run(self, run_key: str, key_tag: str = RUN_KEY_TAG) -> KnownRun | None:
+        """The MLflow run that `get_or_create_run` would return, if there is one; with MODEL_KEY_TAG that of a model."""
         with self._speaking(f"look up run {run_key}"):
-            run = self._oldest_run(run_key)
+            run = self._oldest_run(run_key, key_tag)
         return None if run is None else KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics))
 
-    def _oldest_run(self, run_key: str) -> Any | None:
+    def _oldest_run(self, key: str, key_tag: str) -> Any | None:
         experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
-        clause = f"tags.`{RUN_KEY_TAG}` = '{run_key}'"
+        clause = f"tags.`{key_tag}` = '{key}'"
         runs = self._client.search_runs(experiments, clause, order_by=["attributes.start_time ASC", "attributes.run_id ASC"], max_results=1)
         return runs[0] if runs else None
 
@@ -297,16 +312,23 @@ class Tracker:
     ) -> None:
         """Record a full validation: nnU-Net's summary.json, the per-case table, and at last, as the commit, `full/<name>/<metric>`.
 
-        The table lies at one fixed path, so MLflow shows it across runs; it is replaced as a whole, never appended to. Scores have step 0,
-        where MLflow draws them as bars; the same values with the same time may be sent again.
+        The table lies at one fixed path, so MLflow shows it across runs; it is replaced as a whole, never appended to.
         """
         directory = f"fullval/{name}"
         self.upload_file(run_id, summary, directory)
+        self.log_table(run_id, f"{directory}/per_case.json", table)
+        self.log_scores(run_id, score_metrics(name, metrics), unix)
+
+    def log_table(self, run_id: str, path: str, table: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the table at an artifact path."""
         columns = list(dict.fromkeys(key for row in table for key in row))
         rows = [[_json_number(row.get(column)) for column in columns] for row in table]
-        self.upload_bytes(run_id, json.dumps({"columns": columns, "data": rows}).encode(), f"{directory}/per_case.json")
-        self._declare_table(run_id, f"{directory}/per_case.json")
-        self._send(run_id, [Metric(key, value, int(unix * 1000), 0) for key, value in score_metrics(name, metrics).items()])
+        self.upload_bytes(run_id, json.dumps({"columns": columns, "data": rows}).encode(), path)
+        self._declare_table(run_id, path)
+
+    def log_scores(self, run_id: str, values: Mapping[str, float], unix: float) -> None:
+        """Send scores at step 0, where MLflow draws them as bars. The same values with the same time may be sent again."""
+        self._send(run_id, [Metric(key, value, int(unix * 1000), 0) for key, value in values.items()])
 
     def _declare_table(self, run_id: str, path: str) -> None:
         entry = {"path": path, "type": "table"}

@@ -26,6 +26,8 @@ from trainers.contract.states import RunState
 log = logging.getLogger(__name__)
 
 RUN_KEY_TAG = "nnfleet.run_key"
+MODEL_KEY_TAG = "nnfleet.model_key"
+"""Of the MLflow run that holds the cross-validation of a model; it has no run key."""
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
 FOLDER_TAG = "nnfleet.run_folder"
@@ -89,6 +91,16 @@ class KnownRun:
     def has_ended(self) -> bool:
         """True when MLflow shows the run as ended."""
         return shows_end(self.tags.get(STATE_TAG, ""))
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """What identifies and describes the MLflow run of a cross-validation."""
+
+    key: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -230,13 +242,18 @@ def shared_reason(spec: RunSpec, reason: str) -> str:
     return "" if spec.pseudonyms else reason[:500]
 
 
+def group_of(spec: RunSpec) -> str:
+    """What the folds and seeds of one setting have in common, in one word."""
+    return "__".join(filter(None, (spec.configuration, spec.trainer, spec.plans, spec.variant)))
+
+
 def tags_of(spec: RunSpec) -> dict[str, str]:
     """MLflow tags of a run: its names, and what may differ between starts (workers, loader, validation, kernels, versions)."""
     tags = {
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
         "nnfleet.kind": "run",
-        "nnfleet.variant": "__".join(filter(None, (spec.configuration, spec.trainer, spec.plans, spec.variant))),
+        "nnfleet.variant": group_of(spec),
         FOLDER_TAG: str(spec.run_folder),
         "nnfleet.images": str(spec.images),
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",

@@ -22,7 +22,7 @@ CREATED_MS = 1_700_000_000_000
 """A fixed time keeps the value of a view the same in every experiment."""
 
 PARAMS = ("configuration", "trainer", "plans", "variant", "fold", "seed")
-METRICS = ("full/best/dice_mean", "full/final/dice_mean", "best/ema_pseudo_dice", "time/epoch_s")
+METRICS = ("full/best/dice_mean", "full/final/dice_mean", "cv/dice_mean", "best/ema_pseudo_dice", "time/epoch_s")
 Chart = dict[str, Any]
 WORKFLOW = "workflowType=machine_learning"
 """Without it a browser that is new to the server shows MLflow's pages for language models."""

@@ -38,7 +38,7 @@ from orchestrator.validation.cases import (
     share_results,
 )
 from orchestrator.validation.worker_pool import Pool
-from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError
+from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError, TrackingError
 from trainers.contract.files import check_takes
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
@@ -127,7 +127,21 @@ def deliver_all(folder: RunFolder, fencing_token: int, reports: Sequence[Validat
     undelivered = deliver_reports(folder, folder.spec(), reports, fencing_token, waits_s)
     if undelivered is None and not deliver_run(folder, fencing_token, REST_DELIVERY_S):
         undelivered = "what the training job had left; the next job of this run or `nnfleet sync` sends it"
-    return undelivered
+    return deliver_cross_validation(folder) if undelivered is None else undelivered
+
+
+def deliver_cross_validation(folder: RunFolder) -> str | None:
+    """Send the cross-validation of the model to MLflow if this was its last fold. Returns None, or why the server did not take it."""
+    from orchestrator.compare.model_run import publish_cross_validation  # statistics, for the last fold alone
+
+    try:
+        publish_cross_validation(folder.model_folder)
+    except TrackingError as err:
+        return str(err)
+    except Exception as err:  # results are safe on disk
+        known = isinstance(err, NnfleetError | OSError)
+        log.warning("the cross-validation of %s is not in MLflow: %s", folder.model_folder, err, exc_info=not known)
+    return None
 
 
 def stored(folder: RunFolder, outcome: Outcome) -> Outcome:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.compare.model_run import publish_cross_validation
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.run.outcome import Outcome
+from orchestrator.tracking.binding import track
 from orchestrator.tracking.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.end_state import publish_end
@@ -24,6 +26,7 @@ from orchestrator.tracking.publisher import Publisher, deliver_run
 from orchestrator.tracking.reconcile import end_orphaned_runs, sync
 from tests.fake_run import CLASSES, FakeRun
 from tests.integration.mlflow_server import MlflowServer, client_of
+from tests.validated_model import validated_model
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.states import RunState
@@ -431,6 +434,25 @@ def test_validated_run_has_scores_table_model_and_can_be_exported(tracker: Track
 def exported(tracker: Tracker, run: FakeRun, target: Path) -> Path:
     key = run.spec.run_key
     return export_model(key, target, folds_in_mlflow(tracker.uri, key), "in MLflow").folder
+
+
+def test_a_model_has_one_run_with_its_cross_validation_beside_those_of_its_folds(tracker: Tracker, tmp_path: Path) -> None:
+    folders = validated_model(tmp_path, lambda case, name: 0.5, [["case_a"], ["case_b"]], tracking_uri=tracker.uri, seed=5)
+    for folder in folders:
+        track(folder.spec(), tracker)
+        assert deliver_run(folder, 1, 60)
+    model_folder, name = folders[0].model_folder, folders[0].spec().model
+    sent = [publish_cross_validation(model_folder, lambda fold: False) for _ in range(2)]
+    assert sent == ["cross-validation of folds 0, 1", ""]
+    experiment = tracker.ensure_experiment("Dataset901_Toy")
+    [found] = client_of(tracker).search_runs([experiment], f"tags.`nnfleet.kind` = 'cv' AND tags.`nnfleet.model` = '{name}'")
+    assert (found.info.run_name, found.info.status, found.data.metrics["cv/dice_mean"]) == (name, "FINISHED", 0.5)
+    assert set(tracker.list_files(found.info.run_id, "fullval/final")) == {"fullval/final/summary.json", "fullval/final/per_case.json"}
+    runs = tracker.find_runs(name)
+    assert len(runs) == 2, "the folds alone"
+    assert found.info.run_id not in {*runs, *(shown.run_id for shown in tracker.open_runs())}
+    exported = export_model(name, tmp_path / "model", folds_in_mlflow(tracker.uri, name), "in MLflow")
+    assert exported.folds == {"0": ("best", "final"), "1": ("best", "final")}
 
 
 def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:

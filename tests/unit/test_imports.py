@@ -43,7 +43,7 @@ EDGES: dict[str, set[str]] = {
     "training": {"cluster", "dataset", "queue", "run", "tracking", "trainers.contract", "trainers.data", "trainers.training"},
     "compare": {"errors", "run", "tracking", "trainers.contract", "trainers.data"},
     "validation": {"compare", "errors", "run", "tracking", "trainers.contract", "trainers.validation"},
-    "campaign": {"cluster", "dataset", "errors", "experiment", "queue", "run", "tracking", "validation", "trainers.contract"},
+    "campaign": {"cluster", "compare", "dataset", "errors", "experiment", "queue", "run", "tracking", "validation", "trainers.contract"},
     "drill": {"campaign", "cluster", "errors", "experiment", "run", "tracking", "trainers.contract", "trainers.network"},
     "demo": {"errors", "trainers.contract"},
     "api": {"campaign", "cluster", "compare", "dataset", "drill", "errors", "experiment", "run", "tracking"},
