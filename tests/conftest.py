@@ -1,5 +1,8 @@
 """Fixtures of all rings."""
 
+import errno
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +11,16 @@ import pytest
 from tests.toy import Toy, toy_dataset
 
 Toys = Callable[..., Toy]
+
+
+@pytest.fixture
+def read_only_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file that is replaced whole can be begun, as where a share is mounted read-only (root may write whatever the modes forbid)."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
 
 
 @pytest.fixture(scope="session")

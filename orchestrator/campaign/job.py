@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.campaign.dispatch import ClusterJobs
@@ -36,9 +36,10 @@ from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.job_record import JobRecord, living_campaigns
 from orchestrator.tracking.address import check_tracking_uri, masked
+from orchestrator.tracking.binding import TrackingServer
 from orchestrator.validation.cases import checkpoints_to_validate
 from trainers.contract.commits import newest_committed
-from trainers.contract.errors import ClusterError, ConfigError, NnfleetError
+from trainers.contract.errors import ClusterError, ConfigError, NnfleetError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
@@ -184,7 +185,6 @@ def _opened(
 ) -> Campaign:
     """A campaign in possession of its runs. `is_quiet`: that no orphan workers train them was checked before."""
     from orchestrator.tracking.client import Tracker
-    from orchestrator.tracking.reconcile import end_orphaned_runs
 
     if not is_quiet:
         refuse_orphan_workers(specs, cluster.records, Clock(), _report_waiting)
@@ -194,13 +194,20 @@ def _opened(
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
     runner.open(specs, only_validate=only_validate)
     if tracker is not None:
-        try:
-            with registry.locked("opening"):  # nobody is about to acquire what is found dead
-                end_orphaned_runs(tracker, cluster.records(), registry)
-        except (ClusterError, OSError) as err:  # the next campaign does it
-            log.warning("orphaned runs were not ended in MLflow: %s", err)
+        end_orphans(tracker, cluster.records, registry)
     runner.announce()
     return runner
+
+
+def end_orphans(tracker: TrackingServer, jobs: Callable[[], Sequence[JobRecord]], registry: Registry) -> None:
+    """End in MLflow what nobody works on any more. A failure is only logged: the next campaign does it."""
+    from orchestrator.tracking.reconcile import end_orphaned_runs
+
+    try:
+        with registry.locked("opening"):  # nobody is about to acquire what is found dead
+            end_orphaned_runs(tracker, jobs(), registry)
+    except (ClusterError, StorageError, OSError) as err:
+        log.warning("orphaned runs were not ended in MLflow: %s", err)
 
 
 if __name__ == "__main__":

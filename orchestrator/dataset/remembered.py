@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import StorageError
 from trainers.contract.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -113,5 +114,5 @@ def _save_cache(cache_file: Path | None, known: _Known) -> None:
     files = {key: [*stamp, reading.sha256, reading.values] for key, (stamp, reading) in known.items()}
     try:
         write_atomic(cache_file, json.dumps({"version": CACHE_VERSION, "files": files}).encode())
-    except OSError as err:
+    except (OSError, StorageError) as err:
         log.warning("digests cannot be kept in %s (%s): the files are read again next time", cache_file, err)

@@ -9,6 +9,7 @@ import time
 
 from pydantic import Field
 
+from trainers.contract.errors import StorageError
 from trainers.contract.files import write_atomic
 from trainers.contract.records import Record, read_record
 from trainers.contract.run_folder import RunFolder
@@ -38,7 +39,7 @@ class StorageNotice:
 
     def reserve(self) -> None:
         """Make the file, in its full size, while there is room."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             write_atomic(self._path, self._content(""))
 
     def tell(self, because: str) -> None:

@@ -10,9 +10,10 @@ from typing import Literal
 import pytest
 
 from orchestrator.campaign.events import StatusChanged
+from orchestrator.campaign.job import end_orphans
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.state_reporter import PATIENCE_S, REFRESH_S, RETRY_S
-from orchestrator.errors import ClusterError, TrackingError
+from orchestrator.errors import ClusterError, StorageError, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
@@ -222,6 +223,20 @@ def test_a_run_lives_in_mlflow_as_long_as_a_campaign_has_it(stage: Stage) -> Non
     stage.cluster.kill_campaign("c1")
     assert end_orphaned_runs(stage.tracking, stage.cluster.records(), registry) == ["key0", "key1"]
     assert {states[-1] for states in stage.tracking.states.values()} == {RunState.STOPPED}
+
+
+class NoDisk(Registry):
+    """Its disk takes no lock."""
+
+    @contextlib.contextmanager
+    def locked(self, what: Literal["admission", "opening"] = "admission") -> Iterator[None]:
+        raise StorageError(f"storage: {what}.lock cannot be written: the file system is full")
+        yield
+
+
+def test_a_campaign_opens_though_a_full_disk_keeps_it_from_ending_orphaned_runs(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    end_orphans(stage.tracking, stage.cluster.records, NoDisk(stage.base / "board"))
+    assert "orphaned runs were not ended in MLflow: storage: opening.lock cannot be written" in caplog.text
 
 
 def test_a_run_that_another_cluster_has_taken_for_dead_is_reported_again(stage: Stage) -> None:

@@ -231,6 +231,15 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tiny: Tiny, caplog: pytest.
     assert "digests cannot be kept" in caplog.text
 
 
+@pytest.mark.usefixtures("read_only_disk")
+def test_a_cache_on_a_read_only_share_is_a_warning(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    settle(tiny.label_file("case_1"))
+    found = read_label_files({"case_1": tiny.label_file("case_1")}, "SimpleITKIO", tiny.results / "cache.json")
+    assert found["case_1"].values == (0.0, 1.0, 2.0)
+    assert "digests cannot be kept" in caplog.text
+    assert "the file system is read-only" in caplog.text
+
+
 def test_missing_and_broken_label_files_are_faults_and_never_remembered(tiny: Tiny) -> None:
     tiny.label_file("case_1").write_bytes(b"no image")
     settle(tiny.label_file("case_1"))

@@ -335,6 +335,14 @@ def test_too_few_cases_for_nnunets_folds_are_refused(tmp_path: Path) -> None:
         ensure_splits(tmp_path, ["a", "b", "c", "d"])
 
 
+@pytest.mark.usefixtures("read_only_disk")
+def test_a_split_that_a_read_only_share_does_not_take_is_used_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "other").mkdir()
+    assert ensure_splits(tmp_path, CASES) == ensure_splits(tmp_path / "other", CASES)
+    assert caplog.text.count("the file system is read-only") == 2
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_split_that_cannot_be_written_is_used_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = ensure_splits(tmp_path, CASES)
     assert json.loads((tmp_path / "splits_final.json").read_text())[0]["val"] == list(expected[0].val)

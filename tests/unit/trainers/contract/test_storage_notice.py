@@ -53,6 +53,14 @@ def test_a_wait_that_ends_with_an_error_has_ended_too(folder: RunFolder, error: 
     assert storage_wait_seen(folder, 3) is None
 
 
+@pytest.mark.usefixtures("read_only_disk")
+def test_where_no_notice_can_be_left_the_work_goes_on(folder: RunFolder) -> None:
+    notice = StorageNotice(folder, 3)
+    notice.reserve()
+    notice.tell("read-only")
+    assert storage_wait_seen(folder, 3) is None
+
+
 def test_a_wait_keeps_its_beginning_and_is_its_holders_alone(folder: RunFolder) -> None:
     old, new = StorageNotice(folder, 3), StorageNotice(folder, 4)
     old.reserve()
