@@ -215,18 +215,29 @@ class FakeTracking(TrackingServer):
 
     def known_run(self, run_key: str) -> KnownRun | None:
         self._answer()
-        run_id = f"id-{run_key}"
+        active = [run_id for run_id in self._made(run_key) if run_id not in self.binned]
+        return self.recorded_run(active[0]) if active else None
+
+    def recorded_run(self, run_id: str) -> KnownRun | None:
+        self._answer()
         if run_id not in self.folders:
             return None
         state = {STATE_TAG: told[-1].value} if (told := self.states.get(run_id)) else {}
-        return KnownRun(run_id, self.folders[run_id] | state, self.metrics(run_id))
+        return KnownRun(run_id, self.folders[run_id] | state, self.metrics(run_id), run_id in self.binned)
 
-    def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str:
+    def get_or_create_run(self, experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
         self._answer()
         if spec.run_key in self.unwanted:
             raise TrackingError("mlflow: no room")
-        self.folders[f"id-{spec.run_key}"] = {"nnfleet.run_folder": str(spec.run_folder)}
-        return f"id-{spec.run_key}"
+        known = self.known_run(spec.run_key)
+        number = len(self._made(spec.run_key))
+        taken = run_id or (known.run_id if known else f"id-{spec.run_key}" + (f"+{number}" if number else ""))
+        self.binned.discard(taken)
+        self.folders[taken] = {"nnfleet.run_folder": str(spec.run_folder)}
+        return taken
+
+    def _made(self, run_key: str) -> list[str]:
+        return [run_id for run_id in self.folders if run_id.split("+")[0] == f"id-{run_key}"]
 
     def metrics(self, run_id: str) -> dict[str, float]:
         self._answer()
@@ -246,10 +257,6 @@ class FakeTracking(TrackingServer):
     def tags(self, run_id: str) -> dict[str, str]:
         self._answer()
         return {STATE_TAG: self.states[run_id][-1].value}
-
-    def is_deleted(self, run_id: str) -> bool:
-        self._answer()
-        return run_id in self.binned
 
     def restore_run(self, run_id: str) -> None:
         self._answer()

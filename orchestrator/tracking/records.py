@@ -80,6 +80,8 @@ class KnownRun:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     """The newest value of each."""
+    is_deleted: bool = False
+    """It is in MLflow's bin: nothing can be recorded of it until it is restored."""
 
     @property
     def has_ended(self) -> bool:
