@@ -18,6 +18,7 @@ from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.failure import local_artifacts_text
+from orchestrator.tracking.published import Published, published_tag
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun, mlflow_status
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
@@ -233,7 +234,7 @@ class FakeTracking(TrackingServer):
         number = len(self._made(spec.run_key))
         taken = run_id or (known.run_id if known else f"id-{spec.run_key}" + (f"+{number}" if number else ""))
         self.binned.discard(taken)
-        self.folders[taken] = {"nnfleet.run_folder": str(spec.run_folder)}
+        self.folders.setdefault(taken, {})["nnfleet.run_folder"] = str(spec.run_folder)
         return taken
 
     def _made(self, run_key: str) -> list[str]:
@@ -275,8 +276,12 @@ class FakeTracking(TrackingServer):
 
     def take_scores(self, run: RunSpec) -> None:
         """What a validation job delivers."""
-        due = checkpoints_due(run, newest_committed(RunFolder(run.run_folder)))
-        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in due}
+        committed = newest_committed(RunFolder(run.run_folder))
+        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in checkpoints_due(run, committed)}
+        for manifest in (committed.best, committed.final) if committed is not None else ():
+            if manifest is not None:
+                record = Published(directory=f"checkpoints/{manifest.checkpoint}/e0-00000000", manifest=manifest)
+                self.folders[f"id-{run.run_key}"][published_tag(manifest.checkpoint)] = record.model_dump_json()
 
     def lose_everything(self) -> None:
         """Its database is gone."""

@@ -13,7 +13,8 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Action
-from orchestrator.tracking.binding import TrackingServer, lacks_scores, open_experiments, refuse_mixture, track
+from orchestrator.tracking.binding import TrackingServer, open_experiments, refuse_mixture, track
+from orchestrator.tracking.lacking import lacks_results
 from trainers.contract.errors import TrackingError
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -26,7 +27,7 @@ class Opened:
     run: FollowedRun
     acquired: Acquired
     action: Action
-    """As in `acquired`, but DELIVER for a finished run whose scores MLflow lacks."""
+    """As in `acquired`, but DELIVER for a finished run of which MLflow lacks something."""
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def opening(
                 run = _followed(each, jobs, campaign, tracker, clock)
                 opened.append(Opened(run, each, each.action))
                 end_replaced(each, tracker)
-                if each.action is Action.NOTHING and lacks_scores(each.spec, run.tracked, tracker):
+                if each.action is Action.NOTHING and lacks_results(each.spec, run.tracked, tracker):
                     opened[-1] = Opened(run, each, Action.DELIVER)
             with registry.locked():
                 for one in opened:

@@ -1,6 +1,5 @@
 """Which MLflow run a run folder belongs to, and what may not be mixed in it."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import TrackingError
 from orchestrator.run.names import Names
-from orchestrator.run.progress import checkpoints_due, full_dice
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, KnownRun, OpenRun, job_tags
 from orchestrator.tracking.saved_views import run_url
@@ -37,7 +35,6 @@ class TrackingServer(Protocol):
     def known_run(self, run_key: str) -> KnownRun | None: ...
     def recorded_run(self, run_id: str) -> KnownRun | None: ...
     def get_or_create_run(self, experiment_id: str, spec: RunSpec, run_id: str = "") -> str: ...
-    def metrics(self, run_id: str) -> dict[str, float]: ...
     def tags(self, run_id: str) -> dict[str, str]: ...
     def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None: ...
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None: ...
@@ -172,19 +169,6 @@ def owners_last(names: Sequence[Names]) -> list[Names]:
         with suppress(StorageError):  # a disk that is away says nothing
             noted[folder] = noted_run_id(RunFolder(Path(folder)))
     return sorted(names, key=lambda name: noted.get(name.folder, "") == name.mlflow_run_id)
-
-
-def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: TrackingServer | None) -> bool:
-    """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost.
-
-    A checkpoint whose every score is NaN, since no case had foreground, has no score to lack.
-    """
-    if tracker is None:
-        return False
-    folder, known = RunFolder(spec.run_folder), tracker.metrics(tracked.run_id)
-    dice = full_dice(folder, spec)
-    scored = [name for name in checkpoints_due(spec, newest_committed(folder)) if not math.isnan(dice.get(name, 0.0))]
-    return not all(any(key.startswith(f"full/{name}/") for key in known) for name in scored)
 
 
 def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:

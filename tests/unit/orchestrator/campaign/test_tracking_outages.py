@@ -17,7 +17,7 @@ from orchestrator.queue.registry import Registry
 from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec, ValidationSpec
 from trainers.contract.states import RunState
 
 
@@ -65,6 +65,26 @@ def test_finished_runs_are_delivered_by_one_job_which_may_be_refused(stage: Stag
     monkeypatch.setattr(stage.cluster, "submit_control", refuse)
     assert stage.campaign(*runs, name="once more").run(poll_s=0) == 0
     assert "the results of key0, key1 are not sent to MLflow: cluster: takes no job. `nnfleet sync` sends them." in stage.warnings()
+
+
+@pytest.mark.parametrize("changes", [{"val_cases": ()}, {"validation": ValidationSpec(checkpoints=())}])
+def test_a_finished_run_without_scores_is_delivered_to_another_mlflow_too(stage: Stage, changes: dict[str, object]) -> None:
+    run = stage.run(0).model_copy(update=changes)
+    finish(stage, run)
+    look(stage.campaign(run, name="c2"))
+    assert stage.cluster.controls == []
+    stage.tracking.lose_everything()
+    look(stage.campaign(run, name="c3"))
+    assert stage.cluster.controls == [["sync", "key0", "--results", str(stage.base / "results")]]
+
+
+def test_a_finished_run_is_delivered_when_mlflow_has_the_checkpoint_before_its_last(stage: Stage) -> None:
+    run = stage.run(0)
+    finish(stage, run)
+    tags = stage.tracking.folders["id-key0"]
+    tags["nnfleet.best"] = tags["nnfleet.best"].replace('"sha256":"0"', '"sha256":"1"')
+    look(stage.campaign(run, name="c2"))
+    assert len(stage.cluster.controls) == 1
 
 
 @pytest.mark.parametrize("is_by_hand", [False, True])

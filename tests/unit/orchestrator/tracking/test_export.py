@@ -12,7 +12,7 @@ from orchestrator.tracking import export
 from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.checkpoint_store import directory_of
 from orchestrator.tracking.export import export_model, fold_in
-from orchestrator.tracking.records import Published
+from orchestrator.tracking.published import Published
 from tests.away import BROKEN
 from tests.fake_run import FakeRun
 from trainers.contract.commits import Manifest
