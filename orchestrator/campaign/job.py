@@ -193,13 +193,14 @@ def _opened(
     tracker = Tracker(uri) if uri else None
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
     runner.open(specs, only_validate=only_validate)
-    if tracker is not None:
-        try:
-            with registry.locked("opening"):  # nobody is about to acquire what is found dead
-                end_orphaned_runs(tracker, cluster.records(), registry)
-        except (ClusterError, OSError) as err:  # the next campaign does it
-            log.warning("orphaned runs were not ended in MLflow: %s", err)
-    runner.announce()
+    with runner.interruptible():
+        if tracker is not None:
+            try:
+                with registry.locked("opening"):  # nobody is about to acquire what is found dead
+                    end_orphaned_runs(tracker, cluster.records(), registry)
+            except (ClusterError, OSError) as err:  # the next campaign does it
+                log.warning("orphaned runs were not ended in MLflow: %s", err)
+        runner.announce()
     return runner
 
 

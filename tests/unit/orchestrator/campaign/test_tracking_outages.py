@@ -288,6 +288,42 @@ def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage)
     assert Registry(stage.base / "board").entries(["c1"])["c1"].runs == ("key1",)
 
 
+def test_a_run_whose_opening_fails_after_its_mlflow_run_was_made_does_not_wait_there_for_ever(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.tracking.get_or_create_run
+
+    def made_and_not_described(experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
+        made = real(experiment_id, spec, run_id)
+        stage.tracking.set_state(made, RunState.QUEUED)
+        if spec.fold == 1:
+            raise TrackingError("mlflow: takes no parameters")
+        return made
+
+    monkeypatch.setattr(stage.tracking, "get_or_create_run", made_and_not_described)
+    with pytest.raises(TrackingError, match="takes no parameters"):
+        stage.campaign(stage.run(0), stage.run(1), stage.run(2))
+    assert {run_id: told[-1] for run_id, told in stage.tracking.states.items()} == {
+        "id-key0": RunState.STOPPED,
+        "id-key1": RunState.STOPPED,
+    }
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_campaign_that_is_interrupted_leaves_no_run_that_waits_in_mlflow(stage: Stage, is_away: bool) -> None:
+    campaign = stage.campaign(stage.run(0), stage.run(1))
+
+    def interrupt() -> None:
+        stage.tracking.is_away = is_away
+        raise KeyboardInterrupt
+
+    stage.clock.after(2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        campaign.run(poll_s=1)
+    shown = {run_id: told[-1] for run_id, told in stage.tracking.states.items()}
+    assert shown == {"id-key0": RunState.RUNNING, "id-key1": RunState.QUEUED if is_away else RunState.STOPPED}
+
+
 @pytest.mark.parametrize("error", [ClusterError("campaign: admission: locked for 600 s"), KeyboardInterrupt()])
 def test_a_campaign_that_cannot_open_leaves_no_run_that_waits_in_mlflow(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, error: BaseException
