@@ -18,6 +18,7 @@ from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.failure import local_artifacts_text
+from orchestrator.tracking.published import Published, published_tag
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun, mlflow_status
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
@@ -215,18 +216,29 @@ class FakeTracking(TrackingServer):
 
     def known_run(self, run_key: str) -> KnownRun | None:
         self._answer()
-        run_id = f"id-{run_key}"
+        active = [run_id for run_id in self._made(run_key) if run_id not in self.binned]
+        return self.recorded_run(active[0]) if active else None
+
+    def recorded_run(self, run_id: str) -> KnownRun | None:
+        self._answer()
         if run_id not in self.folders:
             return None
         state = {STATE_TAG: told[-1].value} if (told := self.states.get(run_id)) else {}
-        return KnownRun(run_id, self.folders[run_id] | state, self.metrics(run_id))
+        return KnownRun(run_id, self.folders[run_id] | state, self.metrics(run_id), run_id in self.binned)
 
-    def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str:
+    def get_or_create_run(self, experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
         self._answer()
         if spec.run_key in self.unwanted:
             raise TrackingError("mlflow: no room")
-        self.folders[f"id-{spec.run_key}"] = {"nnfleet.run_folder": str(spec.run_folder)}
-        return f"id-{spec.run_key}"
+        known = self.known_run(spec.run_key)
+        number = len(self._made(spec.run_key))
+        taken = run_id or (known.run_id if known else f"id-{spec.run_key}" + (f"+{number}" if number else ""))
+        self.binned.discard(taken)
+        self.folders.setdefault(taken, {})["nnfleet.run_folder"] = str(spec.run_folder)
+        return taken
+
+    def _made(self, run_key: str) -> list[str]:
+        return [run_id for run_id in self.folders if run_id.split("+")[0] == f"id-{run_key}"]
 
     def metrics(self, run_id: str) -> dict[str, float]:
         self._answer()
@@ -247,10 +259,6 @@ class FakeTracking(TrackingServer):
         self._answer()
         return {STATE_TAG: self.states[run_id][-1].value}
 
-    def is_deleted(self, run_id: str) -> bool:
-        self._answer()
-        return run_id in self.binned
-
     def restore_run(self, run_id: str) -> None:
         self._answer()
         self.binned.discard(run_id)
@@ -268,8 +276,12 @@ class FakeTracking(TrackingServer):
 
     def take_scores(self, run: RunSpec) -> None:
         """What a validation job delivers."""
-        due = checkpoints_due(run, newest_committed(RunFolder(run.run_folder)))
-        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in due}
+        committed = newest_committed(RunFolder(run.run_folder))
+        self.scores[f"id-{run.run_key}"] = {f"full/{name}/dice_mean": 0.5 for name in checkpoints_due(run, committed)}
+        for manifest in (committed.best, committed.final) if committed is not None else ():
+            if manifest is not None:
+                record = Published(directory=f"checkpoints/{manifest.checkpoint}/e0-00000000", manifest=manifest)
+                self.folders[f"id-{run.run_key}"][published_tag(manifest.checkpoint)] = record.model_dump_json()
 
     def lose_everything(self) -> None:
         """Its database is gone."""

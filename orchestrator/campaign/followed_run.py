@@ -62,6 +62,11 @@ class FollowedRun:
         """The run's folder."""
         return self.observer.folder
 
+    @property
+    def is_queued(self) -> bool:
+        """It waits for a job that this campaign is to start."""
+        return bool(self.changed_unix) and (self.is_waiting or self.state is RunState.QUEUED)
+
     def enter(self, state: RunState, reason: str = "", *, is_waiting: bool = False) -> bool:
         """Take note of a state; True if MLflow has to know: it is a new one, or the run has begun or ended to wait in it."""
         is_new = state is not self.state or not self.changed_unix

@@ -193,9 +193,10 @@ def _opened(
     tracker = Tracker(uri) if uri else None
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
     runner.open(specs, only_validate=only_validate)
-    if tracker is not None:
-        end_orphans(tracker, cluster.records, registry)
-    runner.announce()
+    with runner.interruptible():
+        if tracker is not None:
+            end_orphans(tracker, cluster.records, registry)
+        runner.announce()
     return runner
 
 

@@ -3,8 +3,9 @@
 It remembers nothing that it could not find again, so it may be killed at any moment and started again.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
 
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
@@ -104,19 +105,31 @@ class Campaign:
 
     def run(self, poll_s: float = POLL_S) -> int:
         """Follow the runs to their end; the exit code is 0 when none failed. A cluster, server or disk that is away is waited for."""
-        while True:
-            try:
-                self.tick()
-                is_reported = self.report()
-                if is_reported and not self._open_runs() and self._reporter.is_over():
-                    break
-            except (ClusterError, StorageError, OSError) as err:
-                self._log_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
-            self._clock.sleep(poll_s)
+        with self.interruptible():
+            while not self._is_over(poll_s):
+                self._clock.sleep(poll_s)
         self._registry.withdraw(self.campaign)
         exit_code = 1 if any(run.state.is_failure for run in self.runs.values()) else 0
         self._emit(Done(exit_code=exit_code))
         return exit_code
+
+    def _is_over(self, poll_s: float) -> bool:
+        """Look once; True when nothing is left to follow or to report."""
+        try:
+            self.tick()
+            return self.report() and not self._open_runs() and self._reporter.is_over()
+        except (ClusterError, StorageError, OSError) as err:
+            self._log_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
+            return False
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside the block an interrupt leaves no run that waits in MLflow for ever: nobody else ends one that never had a job."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._reporter.withdraw([run for run in self.runs.values() if run.is_queued])
+            raise
 
     def tick(self) -> None:
         """Look once at everything and do what has to be done, under the lock that all campaigns of the cluster share.

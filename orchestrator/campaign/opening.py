@@ -13,8 +13,9 @@ from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Action
-from orchestrator.tracking.binding import TrackingServer, lacks_scores, open_experiments, refuse_mixture, track
-from trainers.contract.errors import TrackingError
+from orchestrator.tracking.binding import TrackingServer, open_experiments, refuse_mixture, run_to_take, track
+from orchestrator.tracking.lacking import lacks_results
+from trainers.contract.errors import StorageError, TrackingError
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
@@ -26,7 +27,7 @@ class Opened:
     run: FollowedRun
     acquired: Acquired
     action: Action
-    """As in `acquired`, but DELIVER for a finished run whose scores MLflow lacks."""
+    """As in `acquired`, but DELIVER for a finished run of which MLflow lacks something."""
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def opening(
                 run = _followed(each, jobs, campaign, tracker, clock)
                 opened.append(Opened(run, each, each.action))
                 end_replaced(each, tracker)
-                if each.action is Action.NOTHING and lacks_scores(each.spec, run.tracked, tracker):
+                if each.action is Action.NOTHING and lacks_results(each.spec, run.tracked, tracker):
                     opened[-1] = Opened(run, each, Action.DELIVER)
             with registry.locked():
                 for one in opened:
@@ -75,7 +76,9 @@ def opening(
             yield opened
         except BaseException:  # a stop is an interrupt
             for one in opened:
-                _end_in_mlflow(one, tracker)
+                _end_in_mlflow(one.acquired, one.run.tracked.run_id, tracker)
+            for begun in acquired[len(opened) :][:1]:
+                _end_in_mlflow(begun, _run_begun(begun, tracker), tracker)
             raise
 
 
@@ -89,10 +92,19 @@ def _followed(acquired: Acquired, jobs: Sequence[JobRecord], campaign: str, trac
     return FollowedRun(observer, campaign, tracked)
 
 
-def _end_in_mlflow(opened: Opened, tracker: TrackingServer | None) -> None:
+def _run_begun(acquired: Acquired, tracker: TrackingServer | None) -> str:
+    """The MLflow run of a run whose opening failed on the way, if it was made and is not ended; else empty."""
+    if tracker is not None:
+        with contextlib.suppress(TrackingError, StorageError, OSError):
+            known = run_to_take(acquired.spec, tracker)
+            return known.run_id if known is not None and not (known.has_ended or known.is_deleted) else ""
+    return ""
+
+
+def _end_in_mlflow(acquired: Acquired, run_id: str, tracker: TrackingServer | None) -> None:
     """End a run that no job follows, as far as the server lets it."""
-    if tracker is None or opened.action is Action.FOLLOW:
+    if tracker is None or not run_id or acquired.action is Action.FOLLOW:
         return
-    state = RunState.SUCCEEDED if opened.acquired.action is Action.NOTHING else RunState.STOPPED
+    state = RunState.SUCCEEDED if acquired.action is Action.NOTHING else RunState.STOPPED
     with contextlib.suppress(TrackingError):
-        tracker.set_state(opened.run.tracked.run_id, state)
+        tracker.set_state(run_id, state)

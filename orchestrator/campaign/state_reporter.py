@@ -9,6 +9,7 @@ from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.end_state import is_refusal
 from orchestrator.tracking.records import shared_reason
 from trainers.contract.errors import TrackingError
+from trainers.contract.states import RunState
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,18 @@ class StateReporter:
                 self._retry_s = self._clock.monotonic() + RETRY_S
                 log.warning("states are sent to the tracking server again in %.0f s: %s", RETRY_S, err)
                 return
+
+    def withdraw(self, queued: Sequence[FollowedRun]) -> None:
+        """The campaign is interrupted: MLflow shows the runs that no job follows as ended, if it answers at once."""
+        if self._tracker is None:
+            return
+        try:
+            for run in queued:
+                self._tracker.ping()  # fails within seconds, and an interrupt leaves no more
+                self._tracker.set_state(run.tracked.run_id, RunState.STOPPED)
+                self._tracker.set_tags(run.tracked.run_id, {"nnfleet.reason": "its campaign was ended; `nnfleet resume` continues it."})
+        except TrackingError as err:
+            log.warning("MLflow shows queued runs as scheduled until the next campaign starts: %s", err)
 
     def is_over(self) -> bool:
         """Asked once all runs have ended: True when MLflow knows it, or has been away for too long since."""

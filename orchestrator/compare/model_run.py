@@ -29,13 +29,13 @@ from orchestrator.tracking.reconcile import Synced, is_alive
 from orchestrator.tracking.records import FOLDER_TAG, MODEL_KEY_TAG, ModelRun, fixed_params, group_of, metric_path, params_of
 from orchestrator.tracking.validation_report import without_case_ids
 from trainers.contract.errors import DataError, NnfleetError
-from trainers.contract.names import RECIPE_VERSION
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_splits
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.summary import CaseResult, Row, summary_bytes, table_rows
+from trainers.contract.trainer_table import RECIPE_VERSION
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Tracker

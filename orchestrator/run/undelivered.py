@@ -12,8 +12,10 @@ from trainers.contract.run_folder import RunFolder
 
 
 def note_undelivered(folder: RunFolder, what: str, since_unix: float, because: str) -> None:
-    """Say that MLflow has not taken `what` since then. A disk that does not let us is no harm."""
+    """Say that MLflow has not taken `what` since then. A disk that does not let us is no harm; a folder that has gone is not made anew."""
     with suppress(OSError, StorageError):
+        if not folder.spec_file.is_file():
+            return
         record = Undelivered(what=what, since_unix=since_unix, because=because)
         write_json_atomic(_file(folder, what), record.model_dump(mode="json"))
 

@@ -1,6 +1,5 @@
 """Which MLflow run a run folder belongs to, and what may not be mixed in it."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import TrackingError
 from orchestrator.run.names import Names
-from orchestrator.run.progress import checkpoints_due, full_dice
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, KnownRun, OpenRun, job_tags
 from orchestrator.tracking.saved_views import run_url
@@ -35,12 +33,11 @@ class TrackingServer(Protocol):
     def ping(self) -> None: ...
     def ensure_experiment(self, name: str, *, local_artifacts: bool = True) -> str: ...
     def known_run(self, run_key: str) -> KnownRun | None: ...
-    def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str: ...
-    def metrics(self, run_id: str) -> dict[str, float]: ...
+    def recorded_run(self, run_id: str) -> KnownRun | None: ...
+    def get_or_create_run(self, experiment_id: str, spec: RunSpec, run_id: str = "") -> str: ...
     def tags(self, run_id: str) -> dict[str, str]: ...
     def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None: ...
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None: ...
-    def is_deleted(self, run_id: str) -> bool: ...
     def restore_run(self, run_id: str) -> None: ...
     def open_runs(self) -> list[OpenRun]: ...
     def run_url(self, run_id: str) -> str: ...
@@ -60,7 +57,7 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
     The caller knows that no job of the run is alive on its cluster. A recorded folder without a committed epoch frees the MLflow run once
     it has ended: `track` then records it from here.
     """
-    folder, known = RunFolder(spec.run_folder), tracker.known_run(spec.run_key)
+    folder, known = RunFolder(spec.run_folder), run_to_take(spec, tracker)
     if known is None:
         return
     way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
@@ -117,11 +114,30 @@ def track(spec: RunSpec, tracker: TrackingServer | None) -> TrackedRun:
         return TrackedRun()
     folder = RunFolder(spec.run_folder)
     experiment_id = tracker.ensure_experiment(experiment_of(spec))
-    run_id = tracker.get_or_create_run(experiment_id, spec)
+    taken = run_to_take(spec, tracker)
+    run_id = tracker.get_or_create_run(experiment_id, spec, taken.run_id if taken is not None else "")
     bound = MlflowRun(run_id=run_id, experiment_id=experiment_id, tracking_uri=tracker.uri)
     if _recorded(folder) != bound:
         write_mlflow_run(folder, bound)
     return TrackedRun(run_id, tracker.run_url(run_id))
+
+
+def run_to_take(spec: RunSpec, tracker: TrackingServer) -> KnownRun | None:
+    """The MLflow run that `track` takes: the one that the run folder names, else the oldest with the run key; None: it makes a new one.
+
+    One that the folder names and that was deleted in MLflow's pages is restored, unless another has its place; or unless it has epochs and
+    the folder none: then it was deleted to start anew.
+    """
+    folder = RunFolder(spec.run_folder)
+    recorded = _recorded(folder)
+    is_of_server = recorded is not None and recorded.tracking_uri.rstrip("/") == tracker.uri
+    own = tracker.recorded_run(recorded.run_id) if recorded is not None and is_of_server else None
+    if own is not None and not own.is_deleted:
+        return own
+    other = tracker.known_run(spec.run_key)
+    if other is not None or own is None:
+        return other
+    return None if MARKER_METRIC in own.metrics and newest_committed(folder) is None else own
 
 
 def noted_run_id(folder: RunFolder) -> str:
@@ -153,19 +169,6 @@ def owners_last(names: Sequence[Names]) -> list[Names]:
         with suppress(StorageError):  # a disk that is away says nothing
             noted[folder] = noted_run_id(RunFolder(Path(folder)))
     return sorted(names, key=lambda name: noted.get(name.folder, "") == name.mlflow_run_id)
-
-
-def lacks_scores(spec: RunSpec, tracked: TrackedRun, tracker: TrackingServer | None) -> bool:
-    """True when MLflow does not have the scores of a finished run: it was not tracked before, or its MLflow run was lost.
-
-    A checkpoint whose every score is NaN, since no case had foreground, has no score to lack.
-    """
-    if tracker is None:
-        return False
-    folder, known = RunFolder(spec.run_folder), tracker.metrics(tracked.run_id)
-    dice = full_dice(folder, spec)
-    scored = [name for name in checkpoints_due(spec, newest_committed(folder)) if not math.isnan(dice.get(name, 0.0))]
-    return not all(any(key.startswith(f"full/{name}/") for key in known) for name in scored)
 
 
 def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import CheckpointError, TrackingError
-from orchestrator.tracking.records import Published
+from orchestrator.tracking.published import Published, published_in, published_tag
 from trainers.contract.commits import Manifest
 from trainers.contract.files import sha256_of
 from trainers.contract.run_spec import CheckpointName
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def published_tag(name: CheckpointName) -> str:
-    """Tag whose value is the commit of the published checkpoint."""
-    return f"nnfleet.{name}"
-
-
 def directory_of(manifest: Manifest) -> str:
     """Artifact directory of a checkpoint, named by epoch and content."""
     return f"checkpoints/{manifest.checkpoint}/e{manifest.epoch:05d}-{manifest.sha256[:8]}"
@@ -38,17 +33,7 @@ def directory_of(manifest: Manifest) -> str:
 
 def published(tracker: "Tracker", run_id: str, name: CheckpointName) -> Published | None:
     """What MLflow holds as the best or final checkpoint of a run, or None. Raises TrackingError."""
-    value = tracker.tags(run_id).get(published_tag(name))
-    if value is None:
-        return None
-    try:
-        record = Published.model_validate_json(value)
-        if record.manifest.checkpoint != name or not record.directory.startswith(f"checkpoints/{name}/"):
-            raise ValueError(f"names another checkpoint than {name}")
-        return record
-    except ValueError:
-        log.warning("tag %s of run %s is not readable and is ignored: %.200s", published_tag(name), run_id, value)
-        return None
+    return published_in(tracker.tags(run_id), name)
 
 
 def publish_checkpoint(

@@ -36,6 +36,7 @@ from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.deleted import DELETED, restore_experiment, restore_run, withdraw_experiment
 from orchestrator.tracking.failure import advice, advice_for, local_artifacts_text, reason
 from orchestrator.tracking.login import prefer_over_netrc
+from orchestrator.tracking.pages import pages
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
     DIGEST_LENGTH,
@@ -152,14 +153,19 @@ class Tracker:
         except Exception as err:
             log.warning("the saved views of experiment %s could not be written (nothing else is affected): %s", experiment_id, err)
 
-    def get_or_create_run(self, experiment_id: str, spec: RunSpec) -> str:
-        """Id of the MLflow run with this run key: the oldest one of all experiments if there is any, else a new one in `experiment_id`.
+    def get_or_create_run(self, experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
+        """Id of the MLflow run with this run key: `run_id` if named, restored if it was deleted; else the oldest of all experiments
+        if there is any, else a new one in `experiment_id`.
 
         The caller owns the run folder; should two callers create a run at the same moment nevertheless, both end up with the older one.
         A run that was made in another experiment stays there: its curves and checkpoints cannot be moved.
         """
         with self._speaking(f"open run {spec.run_key}"):
-            run, is_new = self._get_or_create(experiment_id, RUN_KEY_TAG, spec.run_key, run_name(spec), RunState.QUEUED)
+            if run_id:
+                restore_run(self._client, run_id)
+                run, is_new = self._client.get_run(run_id), False
+            else:
+                run, is_new = self._get_or_create(experiment_id, RUN_KEY_TAG, spec.run_key, run_name(spec), RunState.QUEUED)
             if is_new:  # MLflow makes every run RUNNING
                 self._client.update_run(run.info.run_id, status=mlflow_status(RunState.QUEUED))
             if run.info.experiment_id != experiment_id:
@@ -196,13 +202,23 @@ class Tracker:
         return run_id
 
     def known_run(self, run_key: str, key_tag: str = RUN_KEY_TAG) -> KnownRun | None:
-        """The MLflow run that `get_or_create_run` would return, if there is one; with MODEL_KEY_TAG that of a model."""
+        """The oldest MLflow run with this run key that is not deleted, if there is one; with MODEL_KEY_TAG that of a model."""
         with self._speaking(f"look up run {run_key}"):
             run = self._oldest_run(run_key, key_tag)
-        return None if run is None else KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics))
+        return None if run is None else _known(run)
+
+    def recorded_run(self, run_id: str) -> KnownRun | None:
+        """The MLflow run with this id, deleted or not; None where the server does not know it."""
+        with self._speaking(f"read run {run_id}"):
+            try:
+                return _known(self._client.get_run(run_id))
+            except MlflowException as err:
+                if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return None
 
     def _oldest_run(self, key: str, key_tag: str) -> Any | None:
-        experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
+        experiments = [e.experiment_id for e in pages(self._client.search_experiments)]
         clause = f"tags.`{key_tag}` = '{key}'"
         runs = self._client.search_runs(experiments, clause, order_by=["attributes.start_time ASC", "attributes.run_id ASC"], max_results=1)
         return runs[0] if runs else None
@@ -223,11 +239,6 @@ class Tracker:
             self._client.log_batch(run_id, params=missing[start : start + 90], tags=some_tags)
         if not run.inputs or not run.inputs.dataset_inputs:
             self._client.log_inputs(run_id, datasets=_dataset_inputs(spec))
-
-    def is_deleted(self, run_id: str) -> bool:
-        """True for a run in MLflow's bin; one that is gone for good is a TrackingError."""
-        with self._speaking(f"read run {run_id}"):
-            return bool(self._client.get_run(run_id).info.lifecycle_stage == DELETED)
 
     def restore_run(self, run_id: str) -> None:
         """Take a run out of MLflow's bin if it is there; nothing can be recorded of it before."""
@@ -404,20 +415,20 @@ class Tracker:
     def run_names(self) -> list[Names]:
         """Names of all runs of nnfleet on the server, the one that was started last at the end."""
         with self._speaking("list runs"):
-            experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
-            runs = _pages(self._client.search_runs, experiments, f"tags.`{RUN_KEY_TAG}` != ''")
+            experiments = [e.experiment_id for e in pages(self._client.search_experiments)]
+            runs = pages(self._client.search_runs, experiments, f"tags.`{RUN_KEY_TAG}` != ''")
             named = [(r.info.run_id, r.data.tags) for r in sorted(runs, key=lambda r: r.info.start_time or 0)]
             return [Names(tags[RUN_KEY_TAG], tags.get(ADDRESS_TAG, ""), run_id, tags.get(FOLDER_TAG, "")) for run_id, tags in named]
 
     def open_runs(self) -> list[OpenRun]:
         """All runs of nnfleet that the server shows as not ended."""
         with self._speaking("list runs"):
-            experiments = [e.experiment_id for e in _pages(self._client.search_experiments)]
+            experiments = [e.experiment_id for e in pages(self._client.search_experiments)]
             not_ended = " AND ".join(f"attributes.status != '{status}'" for status in ("FINISHED", "FAILED", "KILLED"))
             clause = f"tags.`{RUN_KEY_TAG}` != '' AND {not_ended}"
             return [
                 OpenRun(r.info.run_id, r.data.tags[RUN_KEY_TAG], r.data.tags.get(STATE_TAG, ""), r.data.tags.get(FOLDER_TAG, ""))
-                for r in _pages(self._client.search_runs, experiments, clause)
+                for r in pages(self._client.search_runs, experiments, clause)
             ]
 
     def delete_experiment(self, name: str) -> None:
@@ -434,14 +445,9 @@ class Tracker:
         return run_url(self.uri, str(experiment_id), run_id) if self.uri.startswith("http") else ""
 
 
-def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(*arguments, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _known(run: Any) -> KnownRun:
+    is_deleted = bool(run.info.lifecycle_stage == DELETED)
+    return KnownRun(str(run.info.run_id), dict(run.data.tags), dict(run.data.metrics), is_deleted)
 
 
 def _lay_out_model(folder: Path, model_id: str, run_id: str, entry: ModelEntry) -> None:

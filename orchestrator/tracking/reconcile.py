@@ -20,7 +20,7 @@ from orchestrator.run.job_record import JobRecord, living_campaigns, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.undelivered import forget_undelivered
-from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, track
+from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, run_to_take, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
 from orchestrator.tracking.metrics_channel import MetricsChannel, epochs_missing
@@ -171,22 +171,16 @@ def mlflow_run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple
 
     A recorded one that was deleted in MLflow's pages is restored, unless another has taken its place.
     """
-    recorded = noted_run_id(folder)
+    recorded, taken = noted_run_id(folder), run_to_take(spec, tracker)
+    if taken is not None and taken.run_id == recorded:
+        if newest_committed(folder) is None:  # then the MLflow run may have been reassigned to another folder
+            refuse_mixture(spec, tracker)
+        tracker.restore_run(recorded)
+        return recorded, False
     if recorded:
-        try:
-            if not (tracker.is_deleted(recorded) and tracker.known_run(spec.run_key)):
-                tracker.restore_run(recorded)
-                if newest_committed(folder) is None:  # then the MLflow run may have been reassigned to another folder
-                    refuse_mixture(spec, tracker)
-                return recorded, False
-        except TrackingError as err:
-            if getattr(err.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            log.warning("%s: %s", spec.run_key, err)
+        log.warning("%s: its MLflow run %s at %s is gone, or another has its place", spec.run_key, recorded, tracker.uri)
     open_experiments([spec], tracker)  # a deleted one comes back with its runs
-    known = tracker.known_run(spec.run_key)
-    if known is not None:
-        refuse_mixture(spec, tracker)
+    refuse_mixture(spec, tracker)
     return track(spec, tracker).run_id, True
 
 

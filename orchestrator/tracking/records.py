@@ -14,13 +14,11 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from pydantic import Field
-
-from trainers.contract.commits import EpochRow, Manifest
+from trainers.contract.commits import EpochRow
 from trainers.contract.errors import NnfleetError
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.pseudonyms import pseudonym_salt
-from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
 log = logging.getLogger(__name__)
@@ -56,19 +54,6 @@ def mlflow_status(state: RunState, *, is_waiting: bool = False) -> str:
     return "SCHEDULED" if is_waiting or state is RunState.QUEUED else "RUNNING"
 
 
-class Published(Frozen):
-    """A checkpoint in MLflow's artifacts; as JSON in a tag of the run it is the commit of the upload."""
-
-    directory: str = Field(pattern=r"^checkpoints/(best|final)/e[0-9]+-[0-9a-f]{8}$")
-    """Artifact path of the directory that holds the checkpoint and manifest.json; checked, as whoever may write tags chooses it."""
-    manifest: Manifest
-
-    @property
-    def file(self) -> str:
-        """Artifact path of the checkpoint itself."""
-        return f"{self.directory}/checkpoint_{self.manifest.checkpoint}.pth"
-
-
 @dataclass(frozen=True)
 class EpochMetrics:
     """One epoch as MLflow gets it: always the same values and time for the same row, so sending twice changes nothing."""
@@ -86,6 +71,8 @@ class KnownRun:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     """The newest value of each."""
+    is_deleted: bool = False
+    """It is in MLflow's bin: nothing can be recorded of it until it is restored."""
 
     @property
     def has_ended(self) -> bool:

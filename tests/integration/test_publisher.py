@@ -530,7 +530,9 @@ def test_sync_restores_a_run_that_was_deleted_unless_another_took_its_place(trac
     other = tracker.get_or_create_run(tracker.ensure_experiment("Dataset901_Toy"), run.spec)
     (done,) = sync([run.folder], [])
     assert done.delivered[0] == "a new MLflow run"
-    assert (run_id(run), tracker.is_deleted(made)) == (other, True)
+    assert run_id(run) == other
+    assert (gone := tracker.recorded_run(made)) is not None
+    assert gone.is_deleted
     assert publish_end(run.folder, Outcome(job="training", state="STOPPED", fencing_token=run.fencing_token, message="stopped"))
 
 
@@ -553,6 +555,23 @@ def test_an_experiment_deleted_in_mlflow_comes_back_with_its_runs(
     client_of(tracker).delete_run(run_id(run))
     with pytest.raises(TrackingError, match=r"must be in the 'active' state.* The server answers and refuses this"):
         tracker.set_tags(run_id(run), {"key": "value"})
+
+
+def test_a_run_deleted_before_its_experiment_stays_deleted_when_that_comes_back(
+    tracker: Tracker, tmp_path: Path, server: MlflowServer
+) -> None:
+    run = FakeRun(tmp_path, run_key="901-anew", tracking_uri=server.uri)
+    experiment = tracker.ensure_experiment("anew")
+    first = tracker.get_or_create_run(experiment, run.spec)
+    client_of(tracker).delete_run(first)
+    run.track(server.uri, second := tracker.get_or_create_run(experiment, run.spec))
+    assert second != first
+    tracker.delete_experiment("anew")
+    tracker.ensure_experiment("anew")
+    assert [n.mlflow_run_id for n in tracker.run_names() if n.run_key == "901-anew"] == [second]
+    assert tracker.recorded_run("0" * 32) is None
+    client_of(tracker).delete_run(second)
+    assert track(run.spec, tracker).run_id == second, "the folder names it"
 
 
 def test_an_artifact_store_that_cannot_be_written_keeps_back_no_metrics(server: MlflowServer, tracker: Tracker, run: FakeRun) -> None:

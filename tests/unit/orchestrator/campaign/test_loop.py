@@ -506,6 +506,7 @@ def test_scores_that_are_all_nan_are_not_delivered_again_and_again(stage: Stage)
     look(again := stage.campaign(run, name="c2"))
     assert states(again) == ["SUCCEEDED"]
     assert stage.cluster.live_jobs() == []
+    assert stage.cluster.controls == []
 
 
 def test_a_validation_gets_a_name_that_no_other_folder_of_the_same_run_has_taken(stage: Stage) -> None:

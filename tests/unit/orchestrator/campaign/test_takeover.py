@@ -12,12 +12,14 @@ from orchestrator.errors import ConfigError, DataError, Superseded, TrackingErro
 from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import owner_of
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
+from orchestrator.tracking.binding import noted_run_id
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.reconcile import mlflow_run_of
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.files import write_json_atomic
+from trainers.contract.records import MlflowRun, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
@@ -476,6 +478,38 @@ def test_a_run_that_starts_anew_does_not_continue_the_old_epochs_in_mlflow(stage
     assert states(again) == ["VALIDATING"]
 
 
+def test_a_run_deleted_in_mlflow_and_submitted_again_is_restored_and_no_second_one_is_made(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.tracking.binned = {"id-key0"}
+    again = stage.campaign(run, name="c2")
+    assert again.runs["key0"].tracked.run_id == "id-key0"
+    assert list(stage.tracking.folders) == ["id-key0"]
+    assert stage.tracking.binned == set()
+
+
+def test_a_run_that_was_deleted_to_start_anew_is_not_restored(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.training_ends(run, "STOPPED")
+    stage.tracking.scores["id-key0"] = {MARKER_METRIC: 1.0}
+    stage.tracking.binned = {"id-key0"}  # as the refusal of mixed epochs asks for
+    again = stage.campaign(run, name="c2")
+    assert again.runs["key0"].tracked.run_id == noted_run_id(RunFolder(run.run_folder)) == "id-key0+1"
+    assert stage.tracking.binned == {"id-key0"}
+    stage.tracking.binned.clear()  # with its experiment: the folder's own run is meant, though it is not the oldest
+    assert stage.campaign(run, name="c3").runs["key0"].tracked.run_id == "id-key0+1"
+
+
+def test_a_run_folder_that_names_the_run_of_another_server_takes_the_one_of_its_own(stage: Stage) -> None:
+    run = stage.run(0)
+    stage.campaign(run)
+    folder = RunFolder(run.run_folder)
+    write_mlflow_run(folder, MlflowRun(run_id="id-key0", experiment_id="7", tracking_uri="http://elsewhere"))
+    stage.tracking.binned = {"id-key0"}
+    assert stage.campaign(run, name="c2").runs["key0"].tracked.run_id == "id-key0+1"
+
+
 # ---- submitted again while it stops -------------------------------------------------------------------------------------
 
 
@@ -544,9 +578,9 @@ def test_a_stop_that_comes_while_a_campaign_opens_is_kept(stage: Stage, monkeypa
     write_json_atomic(folder.stop_file, {"now": False})
     real = stage.tracking.get_or_create_run
 
-    def slow(experiment_id: str, spec: RunSpec) -> str:
+    def slow(experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
         write_json_atomic(folder.stop_file, {"now": True})
-        return real(experiment_id, spec)
+        return real(experiment_id, spec, run_id)
 
     monkeypatch.setattr(stage.tracking, "get_or_create_run", slow)
     stage.campaign(run, name="c2")

@@ -18,7 +18,7 @@ from orchestrator.queue.registry import Registry
 from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec, ValidationSpec
 from trainers.contract.states import RunState
 
 
@@ -66,6 +66,26 @@ def test_finished_runs_are_delivered_by_one_job_which_may_be_refused(stage: Stag
     monkeypatch.setattr(stage.cluster, "submit_control", refuse)
     assert stage.campaign(*runs, name="once more").run(poll_s=0) == 0
     assert "the results of key0, key1 are not sent to MLflow: cluster: takes no job. `nnfleet sync` sends them." in stage.warnings()
+
+
+@pytest.mark.parametrize("changes", [{"val_cases": ()}, {"validation": ValidationSpec(checkpoints=())}])
+def test_a_finished_run_without_scores_is_delivered_to_another_mlflow_too(stage: Stage, changes: dict[str, object]) -> None:
+    run = stage.run(0).model_copy(update=changes)
+    finish(stage, run)
+    look(stage.campaign(run, name="c2"))
+    assert stage.cluster.controls == []
+    stage.tracking.lose_everything()
+    look(stage.campaign(run, name="c3"))
+    assert stage.cluster.controls == [["sync", "key0", "--results", str(stage.base / "results")]]
+
+
+def test_a_finished_run_is_delivered_when_mlflow_has_the_checkpoint_before_its_last(stage: Stage) -> None:
+    run = stage.run(0)
+    finish(stage, run)
+    tags = stage.tracking.folders["id-key0"]
+    tags["nnfleet.best"] = tags["nnfleet.best"].replace('"sha256":"0"', '"sha256":"1"')
+    look(stage.campaign(run, name="c2"))
+    assert len(stage.cluster.controls) == 1
 
 
 @pytest.mark.parametrize("is_by_hand", [False, True])
@@ -281,6 +301,42 @@ def test_a_campaign_says_which_runs_it_has_before_another_can_open(stage: Stage)
     look(campaign)
     look(campaign)
     assert Registry(stage.base / "board").entries(["c1"])["c1"].runs == ("key1",)
+
+
+def test_a_run_whose_opening_fails_after_its_mlflow_run_was_made_does_not_wait_there_for_ever(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.tracking.get_or_create_run
+
+    def made_and_not_described(experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
+        made = real(experiment_id, spec, run_id)
+        stage.tracking.set_state(made, RunState.QUEUED)
+        if spec.fold == 1:
+            raise TrackingError("mlflow: takes no parameters")
+        return made
+
+    monkeypatch.setattr(stage.tracking, "get_or_create_run", made_and_not_described)
+    with pytest.raises(TrackingError, match="takes no parameters"):
+        stage.campaign(stage.run(0), stage.run(1), stage.run(2))
+    assert {run_id: told[-1] for run_id, told in stage.tracking.states.items()} == {
+        "id-key0": RunState.STOPPED,
+        "id-key1": RunState.STOPPED,
+    }
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_campaign_that_is_interrupted_leaves_no_run_that_waits_in_mlflow(stage: Stage, is_away: bool) -> None:
+    campaign = stage.campaign(stage.run(0), stage.run(1))
+
+    def interrupt() -> None:
+        stage.tracking.is_away = is_away
+        raise KeyboardInterrupt
+
+    stage.clock.after(2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        campaign.run(poll_s=1)
+    shown = {run_id: told[-1] for run_id, told in stage.tracking.states.items()}
+    assert shown == {"id-key0": RunState.RUNNING, "id-key1": RunState.QUEUED if is_away else RunState.STOPPED}
 
 
 @pytest.mark.parametrize("error", [ClusterError("campaign: admission: locked for 600 s"), KeyboardInterrupt()])

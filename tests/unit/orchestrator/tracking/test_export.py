@@ -13,7 +13,7 @@ from orchestrator.tracking.binding import owners_last
 from orchestrator.tracking.checkpoint_store import directory_of
 from orchestrator.tracking.export import Exported, export_model
 from orchestrator.tracking.mlflow_folds import fold_in, folds_in_mlflow
-from orchestrator.tracking.records import Published
+from orchestrator.tracking.published import Published
 from tests.away import BROKEN
 from tests.fake_run import FakeRun
 from trainers.contract.commits import Manifest

@@ -15,7 +15,8 @@ from orchestrator.tracking.export import RECORD, Exported, export_model
 from orchestrator.tracking.fold_facts import facts_of, unlike
 from orchestrator.tracking.fold_sources import folds_below
 from orchestrator.tracking.mlflow_folds import folds_in_mlflow
-from orchestrator.tracking.records import Published, params_of, tags_of
+from orchestrator.tracking.published import Published
+from orchestrator.tracking.records import params_of, tags_of
 from tests.fake_run import FakeRun
 from tests.validated_model import validated_model
 from trainers.contract.commits import newest_committed
