@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compare.models import TrainedModel, short_names
-from orchestrator.compare.pairs import Comparison, compare_all
+from orchestrator.compare.pairs import Comparison, compare_family
 from orchestrator.compare.ranks import RankStability, Scheme, rank_stability
 from orchestrator.compare.seeds import Agreement, SeedSpread, agreement, seed_spread
 from orchestrator.compare.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
@@ -40,11 +40,11 @@ class Answer:
     pooled: Mapping[str, tuple[Comparison, ...]]
     """Metric -> every pair of models, pooled over classes. Seeds of one model count as one."""
     per_class: Mapping[str, tuple[Comparison, ...]]
-    """Class -> every pair of models by Dice."""
+    """Class -> every pair of models by Dice; adjusted over the pairs of all classes together."""
     stability: Mapping[Scheme, RankStability]
     """By Dice, pooled; empty for one model, or where no case has a score of every model."""
     spreads: Mapping[str, SeedSpread]
-    """Model -> spread of its mean Dice over seeds, where it has several."""
+    """Model -> spread of its mean Dice over seeds, pooled, where it has several."""
     cheap: Agreement
     """Between EMA pseudo-Dice and full Dice, over all folds of all models."""
 
@@ -87,8 +87,7 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
     table = table_of(_scores(ordered[::-1], patients))  # the better model of a pair comes second: most differences are positive
     bases = _bases(ordered[::-1])
     dice = table.case_scores(DICE)
-    spreads = seed_spread(dice, bases)
-    merged = dice.averaged(bases)
+    of_classes = [table.case_scores(DICE, name) for name in table.classes]
     return Answer(
         dataset=ordered[0].spec.dataset,
         checkpoint=checkpoint,
@@ -96,10 +95,10 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         missing=_missing_folds(ordered),
         forced=tuple(forced),
         table=table,
-        pooled={metric.name: _pairs(table.case_scores(metric).averaged(bases), metric, spreads) for metric in METRICS},
-        per_class={name: _pairs(table.case_scores(DICE, name).averaged(bases), DICE, {}) for name in table.classes},
-        stability=_stability(merged),
-        spreads=spreads,
+        pooled={metric.name: _pairs([table.case_scores(metric)], bases)[0] for metric in METRICS},
+        per_class=dict(zip(table.classes, _pairs(of_classes, bases), strict=True)),
+        stability=_stability(dice.averaged(bases)),
+        spreads=seed_spread(dice, bases),
         cheap=_cheap(ordered),
     )
 
@@ -126,8 +125,10 @@ def mean_dice(model: TrainedModel) -> float:
     return -1.0 if math.isnan(value) else value
 
 
-def _pairs(scores: CaseScores, metric: Metric, spreads: Mapping[str, SeedSpread]) -> tuple[Comparison, ...]:
-    return tuple(compare_all(scores, {name: spread.sd for name, spread in spreads.items()} if metric is DICE else {}))
+def _pairs(parts: Sequence[CaseScores], bases: Sequence[str]) -> list[tuple[Comparison, ...]]:
+    """Of each part, which are one family; with the spread over seeds in this very metric and class."""
+    sds = [{name: spread.sd for name, spread in seed_spread(part, bases).items()} for part in parts]
+    return [tuple(found) for found in compare_family([part.averaged(bases) for part in parts], sds)]
 
 
 def _stability(scores: CaseScores) -> dict[Scheme, RankStability]:

@@ -72,7 +72,8 @@ def basis(answer: Answer) -> str:
         f"Full validation of whole cases on the original grid; every case is predicted by the fold that was not trained on it. "
         f"{len(answer.table.cases)} cases, {unit}. Dice: mean over the cases of all folds per class, then over classes, as nnU-Net's "
         f"cross-validation. Intervals: 95 % (Student's t of the paired differences). Test: Wilcoxon's signed rank, two-sided, adjusted by "
-        f"Holm over all pairs, at {ALPHA:g}. Detectable: the smallest difference found with a probability of {POWER:.0%} at this size."
+        f"Holm over all pairs, for single classes over the pairs of all classes together, at {ALPHA:g}. "
+        f"Detectable: the smallest difference found with a probability of {POWER:.0%} at this size."
     )
 
 

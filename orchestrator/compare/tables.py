@@ -144,6 +144,7 @@ def _pair_json(found: Comparison) -> dict[str, Any]:
         "p": found.test.p,
         "p_holm": found.p_holm,
         "comparisons": found.comparisons,
+        "seed_sd": found.seed_sd,
         "rank_biserial": found.test.rank_biserial,
         "detectable": found.detectable if math.isfinite(found.detectable) else None,
     }

@@ -19,8 +19,10 @@ from orchestrator.cli import app
 from orchestrator.cli.compare import show
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.error_maps import shown_cases
+from orchestrator.compare.pairs import holm
 from orchestrator.compare.report import html
 from orchestrator.compare.tables import TextTable, as_json, classes_table, models_table
+from orchestrator.compare.verdict import sentence
 from orchestrator.errors import ConfigError
 from tests.fake_run import CLASSES
 from tests.validated_model import metrics_of, validated_model
@@ -296,3 +298,33 @@ def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path
     names = {f"3d_fullres nnUNetTrainer{rest} {seed}" for rest, seed in (("", "seed 0"), (" lowlr", "seed 0"), (" lowlr", "seed 1"))}
     assert {model.name for model in answer.models} == names
     assert answer.verdict.startswith("3d_fullres nnUNetTrainer lowlr is better than 3d_fullres nnUNetTrainer by ")
+
+
+def by_class(shifts: dict[str, float], seed: int) -> Callable[[str, str], float]:
+    """As `noisy`, with a shift of its own in each class."""
+    own = random.Random(seed)
+    return lambda case, name: random.Random(f"{case}{name}").uniform(0.5, 0.8) + shifts[name] + own.gauss(0, 0.02)
+
+
+def test_classes_are_adjusted_together_with_the_pairs(base: Path) -> None:
+    pairs = [pair for found_in in found(base).answer.per_class.values() for pair in found_in]
+    assert [pair.comparisons for pair in pairs] == [2, 2]  # one pair of models, two classes
+    assert [pair.p_holm for pair in pairs] == holm([pair.test.p for pair in pairs])
+
+
+def test_a_difference_in_one_class_or_in_distances_has_to_exceed_their_own_spread_over_seeds(tmp_path: Path) -> None:
+    """Of DA5 the seeds lie apart in the kidney, in opposite ways in the tumour: pooled they hardly differ."""
+    kidney, tumour = CLASSES
+    for seed, apart in ((0, 0.09), (1, -0.09)):
+        validated_model(tmp_path, noisy(0, seed), FOLDS, seed=seed, model_folder=folder_of(tmp_path, f"base_{seed}"))
+        of_da5 = by_class({kidney: 0.05 + apart, tumour: 0.05 - apart}, 5 + seed)
+        validated_model(tmp_path, of_da5, FOLDS, **DA5, seed=seed, model_folder=folder_of(tmp_path, f"da5_{seed}"))
+    answer = found(tmp_path).answer
+    assert answer.verdict.startswith("nnUNetTrainerDA5 is better than nnUNetTrainer by ")
+    for name in CLASSES:
+        [of_class] = answer.per_class[name]
+        assert of_class.p_holm < 0.05
+        assert of_class.seed_sd == pytest.approx(100 * 0.18 / 2**0.5, rel=0.1)
+        assert sentence(of_class).startswith(f"{name}: the data do not distinguish nnUNetTrainer from nnUNetTrainerDA5 beyond the spread")
+    [distances] = answer.pooled["hd95_mm"]
+    assert distances.seed_sd == pytest.approx(max(spread.sd for spread in answer.spreads.values()) / 10)  # 10 mm per 1 of Dice
