@@ -46,7 +46,7 @@ class Answer:
     spreads: Mapping[str, SeedSpread]
     """Model -> spread of its mean Dice over seeds, pooled, where it has several."""
     cheap: Agreement
-    """Between EMA pseudo-Dice and full Dice, over all folds of all models."""
+    """Between EMA pseudo-Dice and full Dice, of models within one fold."""
 
     @property
     def verdict(self) -> str:
@@ -177,13 +177,12 @@ def _folds(names: Sequence[str]) -> str:
 
 
 def _cheap(models: Sequence[TrainedModel]) -> Agreement:
-    cheap, full = {}, {}
-    for model in models:
-        for fold in model.folds:
-            name = f"{model.name} {fold.spec.fold}"
-            cheap[name] = math.nan if fold.ema_pseudo_dice is None else fold.ema_pseudo_dice
-            full[name] = fold_dice(fold.results)
-    return agreement(cheap, full)
+    """Models meet in a fold where they are validated with the same cases."""
+    by_cases: dict[frozenset[str], list[tuple[float, float]]] = {}
+    for fold in (fold for model in models for fold in model.folds):
+        ema = math.nan if fold.ema_pseudo_dice is None else fold.ema_pseudo_dice
+        by_cases.setdefault(frozenset(fold.spec.val_cases), []).append((ema, fold_dice(fold.results)))
+    return agreement(list(by_cases.values()))
 
 
 def fold_dice(results: Sequence[CaseResult]) -> float:

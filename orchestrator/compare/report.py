@@ -1,6 +1,7 @@
 """The report of a comparison: one HTML file that needs nothing else, its pictures within."""
 
 import base64
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestrator.compare.figures import (
 )
 from orchestrator.compare.pairs import ALPHA, POWER, Comparison
 from orchestrator.compare.ranks import RESAMPLES
+from orchestrator.compare.seeds import Agreement
 from orchestrator.compare.table import DICE, HD95, NSD
 from orchestrator.compare.tables import TextTable, classes_table, models_table, number, pairs_table
 from orchestrator.compare.verdict import sentence
@@ -131,16 +133,19 @@ def _class_lines(answer: Answer) -> list[str]:
 
 
 def _training_section(answer: Answer) -> Section:
-    cheap = answer.cheap
-    lines = []
-    if cheap.models > 1:
-        interval = "" if cheap.low != cheap.low else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
-        lines.append(
-            f"Kendall's tau between EMA pseudo-Dice and full Dice over {cheap.models} trained folds: {number(cheap.tau, 2)}{interval}. "
-            "At 1 the number that training shows ranks models as whole cases do."
-        )
+    lines = _cheap_lines(answer.cheap)
     figures = [Picture("Smoothed pseudo-Dice of every fold.", curves_figure(answer.models))]
-    if cheap.models:
+    if any(fold.ema_pseudo_dice is not None for model in answer.models for fold in model.folds):
         caption = "The pseudo-Dice of the weights against their Dice of whole cases, a point per fold."
         figures.append(Picture(caption, cheap_figure(answer.models)))
     return Section("Training, and what its pseudo-Dice is worth", tuple(lines), figures=tuple(figures))
+
+
+def _cheap_lines(cheap: Agreement) -> list[str]:
+    if not cheap.pairs:
+        return []
+    interval = "" if math.isnan(cheap.low) else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
+    return [
+        f"Kendall's tau between EMA pseudo-Dice and full Dice over {cheap.pairs} pairs of models within one of {cheap.folds} folds: "
+        f"{number(cheap.tau, 2)}{interval}. At 1 the number that training shows ranks models as whole cases do."
+    ]

@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.cli.compare import show
+from orchestrator.compare.answer import answer as answer_of
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.error_maps import shown_cases
+from orchestrator.compare.models import models_of, read_fold
 from orchestrator.compare.pairs import holm
 from orchestrator.compare.report import html
 from orchestrator.compare.tables import TextTable, as_json, classes_table, models_table
@@ -328,3 +331,18 @@ def test_a_difference_in_one_class_or_in_distances_has_to_exceed_their_own_sprea
         assert sentence(of_class).startswith(f"{name}: the data do not distinguish nnUNetTrainer from nnUNetTrainerDA5 beyond the spread")
     [distances] = answer.pooled["hd95_mm"]
     assert distances.seed_sd == pytest.approx(max(spread.sd for spread in answer.spreads.values()) / 10)  # 10 mm per 1 of Dice
+
+
+def test_the_pseudo_dice_is_judged_within_folds_that_hold_the_same_cases(base: Path) -> None:
+    """The better trainer has the lower pseudo-Dice in every fold, though both rise together from fold to fold."""
+    validated_model(
+        base, noisy(0, 4), [[f"{case}x" for case in fold] for fold in FOLDS], configuration="2d", model_folder=folder_of(base, "2d")
+    )
+    folders = [RunFolder(path) for path in sorted((base / "results").glob("*/*/fold_*"))]
+    folds = [fold for folder in folders if not isinstance(fold := read_fold(folder, folder.spec(), "final"), str)]
+    ema = {"nnUNetTrainer": 0.2, "nnUNetTrainerDA5": 0.1}
+    known = [replace(fold, ema_pseudo_dice=ema[fold.spec.trainer] + 0.3 * int(fold.spec.fold)) for fold in folds]
+    cheap = answer_of(models_of(known), "final", is_forced=True).cheap
+    assert (cheap.pairs, cheap.folds, cheap.tau) == (3, 3, -1)
+    page = html(answer_of(models_of(known), "final", is_forced=True), {})
+    assert "over 3 pairs of models within one of 3 folds: -1.00." in page
