@@ -1,5 +1,6 @@
 """Comparisons of models whose folds lie in run folders: what is compared, what is refused, what the report holds."""
 
+import errno
 import io
 import json
 import math
@@ -152,6 +153,32 @@ def test_a_copied_model_folder_is_a_model_of_its_own_and_no_seed_of_its_original
     assert {model.name for model in answer.models} == {*copies, "nnUNetTrainer"}
     assert {name for pair in answer.pooled["dice"] for name in (pair.a, pair.b)} == {*copies, "nnUNetTrainer"}
     assert not answer.spreads
+
+
+def test_models_are_chosen_by_the_mlflow_ids_of_their_runs(base: Path) -> None:
+    for fold in (0, 2):
+        folder = RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / f"fold_{fold}")
+        write_json_atomic(folder.mlflow_file, {"run_id": f"{fold}" * 32, "experiment_id": "1", "tracking_uri": "http://127.0.0.1:5000"})
+    [model] = found(base, "0" * 32, "2" * 32).answer.models
+    assert (model.spec.trainer, [fold.spec.fold for fold in model.folds]) == ("nnUNetTrainerDA5", [0, 2])
+
+
+def test_a_folder_that_is_away_is_left_out_and_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose run.json, and one whose commits cannot be read now."""
+    da5 = folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres")
+    away = {da5 / "fold_0" / "nnfleet", da5 / "fold_1" / "nnfleet" / "state"}
+    sound = Path.open
+
+    def open_unless_away(path: Path, *args: Any, **options: Any) -> Any:
+        if path.parent in away:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return sound(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_unless_away)
+    result = found(base)
+    assert result.answer.missing["nnUNetTrainerDA5"] == ("0", "1")
+    assert [str(da5 / f"fold_{fold}") in sentence for fold, sentence in enumerate(result.left)] == [True, True]
+    assert all("the file system is unavailable or broken (Stale file handle)" in sentence for sentence in result.left)
 
 
 def other_labels(base: Path) -> None:
