@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from orchestrator.compare.models import TrainedModel, short_names
 from orchestrator.compare.pairs import Comparison, compare_family
 from orchestrator.compare.ranks import RankStability, Scheme, rank_stability
+from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.seeds import Agreement, SeedSpread, agreement, seed_spread
 from orchestrator.compare.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
 from orchestrator.compare.unlike import differences
@@ -50,11 +51,15 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """The answer in one sentence."""
+        """The answer in one sentence, and a second one where it must not be read without."""
         pairs = self.pooled[DICE.name]
         if not pairs:
             return f"{self.models[0].name} is the only model: there is nothing to compare it with."
-        return whole(sentence(pairs[0])) if len(pairs) == 1 else whole(leaders_sentence(leaders(pairs)))
+        found = whole(sentence(pairs[0])) if len(pairs) == 1 else whole(leaders_sentence(leaders(pairs)))
+        if self.forced:
+            return f"{found} These models are not comparable, and were compared on request."
+        unlike = unlike_settings(self.models)
+        return f"{found} The schedules of these variants differ in {', '.join(unlike)}." if unlike else found
 
     @property
     def of_the_leader(self) -> list[Comparison]:
@@ -68,6 +73,7 @@ class Answer:
         """What has to be known beside the numbers."""
         notes = [f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced]
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
+        notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 

@@ -330,6 +330,46 @@ def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path
     assert answer.verdict.startswith("3d_fullres nnUNetTrainer lowlr is better than 3d_fullres nnUNetTrainer by ")
 
 
+def scheduled(base: Path, name: str, epochs: int, **what: Any) -> None:
+    schedule = {"epochs": epochs}
+    validated_model(base, noisy(0.1, len(name)), FOLDS, schedule=schedule, model_folder=folder_of(base, name), **what)
+
+
+def test_a_seed_of_another_schedule_is_no_seed_of_its_model(base: Path) -> None:
+    scheduled(base, "seed1", 5, seed=1)
+    difference = r"another schedule than .*: epochs \((5 instead of 1000|1000 instead of 5)\)"
+    with pytest.raises(ConfigError, match=difference):
+        found(base)
+    with pytest.raises(ConfigError, match=difference):
+        found(base, "901/3d_fullres/nnUNetTrainer", "901/3d_fullres/nnUNetTrainer+seed1")
+
+
+def test_trainers_of_different_schedules_are_refused_and_when_forced_the_verdict_says_so(tmp_path: Path) -> None:
+    scheduled(tmp_path, "long", 1000)
+    scheduled(tmp_path, "short", 100, **DA5)
+    with pytest.raises(
+        ConfigError, match=r"nnUNetTrainerDA5 was trained by another schedule than nnUNetTrainer: epochs \(100 instead of 1000\)"
+    ):
+        found(tmp_path)
+    assert found(tmp_path, force=True).answer.verdict.endswith(" These models are not comparable, and were compared on request.")
+
+
+def test_variants_of_different_schedules_are_compared_and_the_verdict_says_so(tmp_path: Path) -> None:
+    scheduled(tmp_path, "long", 1000)
+    scheduled(tmp_path, "short", 100, variant="short")
+    answer = found(tmp_path).answer
+    assert answer.verdict.endswith(" The schedules of these variants differ in epochs.")
+    assert answer.notes == ["The variant short has another schedule than the models that are no variants: epochs (100 instead of 1000)."]
+
+
+def test_within_a_variant_the_schedule_is_one_also_where_the_first_model_is_another_variant(tmp_path: Path) -> None:
+    scheduled(tmp_path, "a_short", 100, variant="short")
+    scheduled(tmp_path, "b_long", 1000)
+    scheduled(tmp_path, "c_long", 500, **DA5)
+    with pytest.raises(ConfigError, match=r"epochs \(500 instead of 1000\)"):
+        found(tmp_path)
+
+
 def by_class(shifts: dict[str, float], seed: int) -> Callable[[str, str], float]:
     """As `noisy`, with a shift of its own in each class."""
     own = random.Random(seed)
