@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.compare.models import TrainedModel, short_names
 from orchestrator.compare.pairs import Comparison, compare_family
-from orchestrator.compare.ranks import RankStability, Scheme, rank_stability
+from orchestrator.compare.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.seeds import Agreement, SeedSpread, agreement, seed_spread
 from orchestrator.compare.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
@@ -44,6 +44,10 @@ class Answer:
     """Class -> every pair of models by Dice; adjusted over the pairs of all classes together."""
     stability: Mapping[Scheme, RankStability]
     """By Dice, pooled; empty for one model, or where no case has a score of every model."""
+    by_fold: Mapping[str, GroupRanks]
+    """Fold -> the ranking in its cases. By mean Dice, pooled, as that by seed."""
+    by_seed: Mapping[str, GroupRanks]
+    """Seed -> the ranking of the models that were trained with it."""
     spreads: Mapping[str, SeedSpread]
     """Model -> spread of its mean Dice over seeds, pooled, where it has several."""
     cheap: Agreement
@@ -104,6 +108,8 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         pooled={metric.name: _pairs([table.case_scores(metric)], bases)[0] for metric in METRICS},
         per_class=dict(zip(table.classes, _pairs(of_classes, bases), strict=True)),
         stability=_stability(dice.averaged(bases)),
+        by_fold=ranks_by_case_group(dice.averaged(bases), _fold_of_each(table.cases, ordered)),
+        by_seed=ranks_by_model_group(dice, bases, [str(model.spec.seed) for model in ordered[::-1]]),
         spreads=seed_spread(dice, bases),
         cheap=_cheap(ordered),
     )
@@ -176,6 +182,11 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
 def _missing_folds(models: Sequence[TrainedModel]) -> dict[str, tuple[str, ...]]:
     every = sorted({str(fold.spec.fold) for model in models for fold in model.folds})
     return {model.name: tuple(sorted({*every} - {str(fold.spec.fold) for fold in model.folds})) for model in models}
+
+
+def _fold_of_each(cases: Sequence[str], models: Sequence[TrainedModel]) -> list[str]:
+    fold_of = {result.case_id: str(fold.spec.fold) for model in models for fold in model.folds for result in fold.results}
+    return [fold_of[case] for case in cases]
 
 
 def _folds(names: Sequence[str]) -> str:

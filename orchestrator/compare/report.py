@@ -20,7 +20,7 @@ from orchestrator.compare.pairs import ALPHA, POWER, Comparison
 from orchestrator.compare.ranks import RESAMPLES
 from orchestrator.compare.seeds import Agreement
 from orchestrator.compare.table import DICE, HD95, NSD
-from orchestrator.compare.tables import TextTable, classes_table, models_table, number, pairs_table
+from orchestrator.compare.tables import TextTable, classes_table, groups_table, models_table, number, pairs_table
 from orchestrator.compare.verdict import sentence
 from trainers.contract.files import write_atomic
 
@@ -118,7 +118,11 @@ def _stability_section(answer: Answer) -> list[Section]:
     lines = [f"Ranks under {RESAMPLES:,} resamples of the patients, by three ways to rank. A cross marks the rank by all patients."]
     for name, spread in answer.spreads.items():
         lines.append(f"{name}: {spread.seeds} seeds, their mean Dice has a standard deviation of {spread.sd:.2f} points.")
-    return [Section("Is the ranking stable?", tuple(lines), figures=(Picture("Shares of ranks.", ranks_figure(dict(answer.stability))),))]
+    table = groups_table(answer)
+    if table is not None:
+        lines.append("Ranks by mean Dice in each fold and seed, with Kendall's tau against the ranking over all of them (1: the same).")
+    figures = (Picture("Shares of ranks.", ranks_figure(dict(answer.stability))),)
+    return [Section("Is the ranking stable?", tuple(lines), table, figures)]
 
 
 def _metric_section(answer: Answer, pairs: tuple[Comparison, ...], title: str) -> Section:

@@ -25,7 +25,7 @@ from orchestrator.compare.error_maps import shown_cases
 from orchestrator.compare.models import models_of, read_fold
 from orchestrator.compare.pairs import holm
 from orchestrator.compare.report import html
-from orchestrator.compare.tables import TextTable, as_json, classes_table, models_table
+from orchestrator.compare.tables import TextTable, as_json, classes_table, groups_table, models_table
 from orchestrator.compare.verdict import sentence
 from orchestrator.errors import ConfigError
 from tests.fake_run import CLASSES
@@ -368,6 +368,31 @@ def test_within_a_variant_the_schedule_is_one_also_where_the_first_model_is_anot
     scheduled(tmp_path, "c_long", 500, **DA5)
     with pytest.raises(ConfigError, match=r"epochs \(500 instead of 1000\)"):
         found(tmp_path)
+
+
+def test_the_report_shows_the_ranking_in_each_fold_and_of_each_seed(base: Path) -> None:
+    """DA5 is better, but not in fold 2; its third seed is worse altogether."""
+    in_fold_2 = {case: 0.3 for case in FOLDS[2]} | {case: 0.9 for fold in FOLDS[:2] for case in fold}
+    validated_model(base, in_fold_2, FOLDS, **DA5, seed=2, model_folder=folder_of(base, "da5_seed2"))
+    validated_model(base, noisy(0, 6), FOLDS, seed=2, model_folder=folder_of(base, "seed2"))
+    validated_model(base, noisy(-0.3, 7), FOLDS, **DA5, seed=3, model_folder=folder_of(base, "da5_seed3"))
+    validated_model(base, noisy(0, 8), FOLDS, seed=3, model_folder=folder_of(base, "seed3"))
+    answer = found(base).answer
+    table = groups_table(answer)
+    assert table is not None
+    order = [table.head[1:3].index(name) for name in ("nnUNetTrainer", "nnUNetTrainerDA5")]
+    ranks = {row[0]: [row[1:3][place] for place in order] for row in table.rows}
+    assert ranks["fold 2"] == ["1", "2"]
+    assert [ranks[f"seed {seed}"] for seed in (0, 2, 3)] == [["2", "1"], ["2", "1"], ["1", "2"]]
+    assert {row[0]: row[3] for row in table.rows} == {f"fold {n}": "6" for n in range(3)} | {f"seed {n}": "18" for n in (0, 2, 3)}
+    assert "<td>seed 3</td>" in html(answer, {})
+    assert as_json(answer)["ranks_by_fold"]["2"]["ranks"] == {"nnUNetTrainer": 1, "nnUNetTrainerDA5": 2}
+
+
+def test_one_fold_of_one_seed_has_no_table_of_ranks(tmp_path: Path) -> None:
+    validated_model(tmp_path, noisy(0, 1), FOLDS[:1])
+    validated_model(tmp_path, noisy(0.1, 2), FOLDS[:1], **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    assert groups_table(found(tmp_path).answer) is None
 
 
 def by_class(shifts: dict[str, float], seed: int) -> Callable[[str, str], float]:
