@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compare.models import TrainedModel, short_names
-from orchestrator.compare.pairs import Comparison, compare_all
-from orchestrator.compare.ranks import RankStability, Scheme, rank_stability
+from orchestrator.compare.pairs import Comparison, compare_family
+from orchestrator.compare.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
+from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.seeds import Agreement, SeedSpread, agreement, seed_spread
 from orchestrator.compare.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
 from orchestrator.compare.unlike import differences
@@ -40,21 +41,29 @@ class Answer:
     pooled: Mapping[str, tuple[Comparison, ...]]
     """Metric -> every pair of models, pooled over classes. Seeds of one model count as one."""
     per_class: Mapping[str, tuple[Comparison, ...]]
-    """Class -> every pair of models by Dice."""
+    """Class -> every pair of models by Dice; adjusted over the pairs of all classes together."""
     stability: Mapping[Scheme, RankStability]
     """By Dice, pooled; empty for one model, or where no case has a score of every model."""
+    by_fold: Mapping[str, GroupRanks]
+    """Fold -> the ranking in its cases. By mean Dice, pooled, as that by seed."""
+    by_seed: Mapping[str, GroupRanks]
+    """Seed -> the ranking of the models that were trained with it."""
     spreads: Mapping[str, SeedSpread]
-    """Model -> spread of its mean Dice over seeds, where it has several."""
+    """Model -> spread of its mean Dice over seeds, pooled, where it has several."""
     cheap: Agreement
-    """Between EMA pseudo-Dice and full Dice, over all folds of all models."""
+    """Between EMA pseudo-Dice and full Dice, of models within one fold."""
 
     @property
     def verdict(self) -> str:
-        """The answer in one sentence."""
+        """The answer in one sentence, and a second one where it must not be read without."""
         pairs = self.pooled[DICE.name]
         if not pairs:
             return f"{self.models[0].name} is the only model: there is nothing to compare it with."
-        return whole(sentence(pairs[0])) if len(pairs) == 1 else whole(leaders_sentence(leaders(pairs)))
+        found = whole(sentence(pairs[0])) if len(pairs) == 1 else whole(leaders_sentence(leaders(pairs)))
+        if self.forced:
+            return f"{found} These models are not comparable, and were compared on request."
+        unlike = unlike_settings(self.models)
+        return f"{found} The schedules of these variants differ in {', '.join(unlike)}." if unlike else found
 
     @property
     def of_the_leader(self) -> list[Comparison]:
@@ -68,6 +77,7 @@ class Answer:
         """What has to be known beside the numbers."""
         notes = [f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced]
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
+        notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 
@@ -87,8 +97,7 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
     table = table_of(_scores(ordered[::-1], patients))  # the better model of a pair comes second: most differences are positive
     bases = _bases(ordered[::-1])
     dice = table.case_scores(DICE)
-    spreads = seed_spread(dice, bases)
-    merged = dice.averaged(bases)
+    of_classes = [table.case_scores(DICE, name) for name in table.classes]
     return Answer(
         dataset=ordered[0].spec.dataset,
         checkpoint=checkpoint,
@@ -96,10 +105,12 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         missing=_missing_folds(ordered),
         forced=tuple(forced),
         table=table,
-        pooled={metric.name: _pairs(table.case_scores(metric).averaged(bases), metric, spreads) for metric in METRICS},
-        per_class={name: _pairs(table.case_scores(DICE, name).averaged(bases), DICE, {}) for name in table.classes},
-        stability=_stability(merged),
-        spreads=spreads,
+        pooled={metric.name: _pairs([table.case_scores(metric)], bases)[0] for metric in METRICS},
+        per_class=dict(zip(table.classes, _pairs(of_classes, bases), strict=True)),
+        stability=_stability(dice.averaged(bases)),
+        by_fold=ranks_by_case_group(dice.averaged(bases), _fold_of_each(table.cases, ordered)),
+        by_seed=ranks_by_model_group(dice, bases, [str(model.spec.seed) for model in ordered[::-1]]),
+        spreads=seed_spread(dice, bases),
         cheap=_cheap(ordered),
     )
 
@@ -126,8 +137,10 @@ def mean_dice(model: TrainedModel) -> float:
     return -1.0 if math.isnan(value) else value
 
 
-def _pairs(scores: CaseScores, metric: Metric, spreads: Mapping[str, SeedSpread]) -> tuple[Comparison, ...]:
-    return tuple(compare_all(scores, {name: spread.sd for name, spread in spreads.items()} if metric is DICE else {}))
+def _pairs(parts: Sequence[CaseScores], bases: Sequence[str]) -> list[tuple[Comparison, ...]]:
+    """Of each part, which are one family; with the spread over seeds in this very metric and class."""
+    sds = [{name: spread.sd for name, spread in seed_spread(part, bases).items()} for part in parts]
+    return [tuple(found) for found in compare_family([part.averaged(bases) for part in parts], sds)]
 
 
 def _stability(scores: CaseScores) -> dict[Scheme, RankStability]:
@@ -171,18 +184,22 @@ def _missing_folds(models: Sequence[TrainedModel]) -> dict[str, tuple[str, ...]]
     return {model.name: tuple(sorted({*every} - {str(fold.spec.fold) for fold in model.folds})) for model in models}
 
 
+def _fold_of_each(cases: Sequence[str], models: Sequence[TrainedModel]) -> list[str]:
+    fold_of = {result.case_id: str(fold.spec.fold) for model in models for fold in model.folds for result in fold.results}
+    return [fold_of[case] for case in cases]
+
+
 def _folds(names: Sequence[str]) -> str:
     return f"fold {names[0]}" if len(names) == 1 else f"folds {', '.join(names)}"
 
 
 def _cheap(models: Sequence[TrainedModel]) -> Agreement:
-    cheap, full = {}, {}
-    for model in models:
-        for fold in model.folds:
-            name = f"{model.name} {fold.spec.fold}"
-            cheap[name] = math.nan if fold.ema_pseudo_dice is None else fold.ema_pseudo_dice
-            full[name] = fold_dice(fold.results)
-    return agreement(cheap, full)
+    """Models meet in a fold where they are validated with the same cases."""
+    by_cases: dict[frozenset[str], list[tuple[float, float]]] = {}
+    for fold in (fold for model in models for fold in model.folds):
+        ema = math.nan if fold.ema_pseudo_dice is None else fold.ema_pseudo_dice
+        by_cases.setdefault(frozenset(fold.spec.val_cases), []).append((ema, fold_dice(fold.results)))
+    return agreement(list(by_cases.values()))
 
 
 def fold_dice(results: Sequence[CaseResult]) -> float:

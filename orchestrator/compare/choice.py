@@ -9,7 +9,8 @@ from orchestrator.compare.models import ValidatedFold, models_of, read_fold
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve
-from trainers.contract.errors import DataError
+from orchestrator.tracking.binding import noted_run_id
+from trainers.contract.errors import DataError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 
@@ -28,11 +29,11 @@ def compared(
 ) -> Compared:
     """Compare the models of the runs below `results`. Raises ConfigError where a name means none, or nothing is left to compare."""
     runs, left = _runs(results)
-    known = [Names(spec.run_key, spec.address, folder=str(folder.root)) for folder, spec in runs]
+    known = [Names(spec.run_key, spec.address, run_id, str(folder.root)) for folder, spec, run_id in runs]
     wanted = [runs[i] for i in dict.fromkeys(i for name in names for i in resolve(name, known, f"below {results}"))] if names else runs
     folds: list[ValidatedFold] = []
-    for folder, spec in wanted:
-        found = read_fold(folder, spec, checkpoint)
+    for folder, spec, _ in wanted:
+        found = _fold(folder, spec, checkpoint)
         if isinstance(found, str):
             left.append(f"{spec.address} ({spec.run_key}): {found}.")
         else:
@@ -43,12 +44,20 @@ def compared(
     return Compared(answer(models_of(folds), checkpoint, patients, is_forced=is_forced), tuple(left))
 
 
-def _runs(results: Path) -> tuple[list[tuple[RunFolder, RunSpec]], list[str]]:
-    """All runs of ours, and a sentence for each folder whose run cannot be read."""
+def _fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> ValidatedFold | str:
+    """As `read_fold`; a folder that is away or refused gives a reason too."""
+    try:
+        return read_fold(folder, spec, checkpoint)
+    except (StorageError, OSError) as err:
+        return str(err).removesuffix(".")
+
+
+def _runs(results: Path) -> tuple[list[tuple[RunFolder, RunSpec, str]], list[str]]:
+    """All runs of ours, each with the id of its MLflow run, and a sentence for each folder whose run cannot be read."""
     runs, damaged = [], []
     for folder in run_folders_below(results):
         try:
-            runs.append((folder, folder.spec()))
-        except DataError as err:
+            runs.append((folder, folder.spec(), noted_run_id(folder)))
+        except (DataError, StorageError) as err:
             damaged.append(str(err))
     return runs, damaged

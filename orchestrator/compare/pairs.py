@@ -69,7 +69,7 @@ class Comparison:
     losses: int
     test: SignedRank
     p_holm: float
-    """Adjusted over all `comparisons`: the pairs of models, for one metric and one class or pooled."""
+    """Adjusted over all `comparisons`: the pairs of models for one metric, pooled, or in all classes that were compared together."""
     comparisons: int
     detectable: float
     """The smallest difference that this many patients show with a probability of POWER."""
@@ -83,12 +83,22 @@ Differences = tuple[Floats, Floats, Counts]
 
 def compare_all(scores: CaseScores, seed_sd: Mapping[str, float] = MappingProxyType({})) -> list[Comparison]:
     """Every pair of models, in the order of `scores.models`. `seed_sd`: model -> see `Comparison.seed_sd`."""
-    worst = scores.worst_for_missed()
-    places = list(combinations(range(len(scores.models)), 2))
-    pairs = [_differences(scores, worst, a, b) for a, b in places]
+    return compare_family([scores], [seed_sd])[0]
+
+
+def compare_family(parts: Sequence[CaseScores], seed_sds: Sequence[Mapping[str, float]]) -> list[list[Comparison]]:
+    """Every pair of models in each part, as a class, adjusted over all of them: whoever looks through classes for one in which models
+    differ makes so many comparisons.
+    """
+    places = [(part, pair) for part in range(len(parts)) for pair in combinations(range(len(parts[part].models)), 2)]
+    worst = [part.worst_for_missed() for part in parts]
+    pairs = [_differences(parts[part], worst[part], *pair) for part, pair in places]
     tests = [signed_rank(ranked) for _, ranked, _ in pairs]
     adjusted = holm([test.p for test in tests])
-    return [_comparison(scores, *row, len(places), seed_sd) for row in zip(places, pairs, tests, adjusted, strict=True)]
+    found: list[list[Comparison]] = [[] for _ in parts]
+    for (part, pair), difference, test, p_holm in zip(places, pairs, tests, adjusted, strict=True):
+        found[part].append(_comparison(parts[part], pair, difference, test, p_holm, len(places), seed_sds[part]))
+    return found
 
 
 def _differences(scores: CaseScores, worst: Floats, a: int, b: int) -> Differences:

@@ -41,8 +41,6 @@ class RankStability:
     """(models,) from all patients."""
     shares: Floats
     """(models, ranks): the share of resamples in which the model has rank 1, 2, ..."""
-    taus: Floats
-    """(resamples,) Kendall's tau-b of the resampled ranking against the full one; NaN where one of them has all models equal."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class GroupRanks:
 
     models: tuple[str, ...]
     patients: int
-    """With a score of every model; without any, all models share rank 1."""
+    """With a score of every model; without any there is no ranking: all models share rank 1."""
     ranks: Ints
     tau: float
     """Kendall's tau-b against the ranking over all groups; NaN where one of them has all models equal."""
@@ -66,21 +64,18 @@ def rank_stability(scores: CaseScores, seed: int = 0, resamples: int = RESAMPLES
 
 
 def _stability(scheme: Scheme, models: tuple[str, ...], values: Floats, counts: Draws) -> RankStability:
-    full = full_ranks(scheme, values)
     ranks = ranks_of(merits(scheme, values, counts[:TEST_RESAMPLES] if scheme == "test-then-rank" else counts))
     shares = np.stack([(ranks == rank).mean(axis=0) for rank in range(1, len(models) + 1)], axis=1)
-    return RankStability(models, values.shape[1], full, shares, kendall_taus(ranks, full))
+    return RankStability(models, values.shape[1], full_ranks(scheme, values), shares)
 
 
-def ranks_by_case_group(scores: CaseScores, groups: Sequence[str], scheme: Scheme = "mean-then-rank") -> dict[str, GroupRanks]:
+def ranks_by_case_group(scores: CaseScores, groups: Sequence[str]) -> dict[str, GroupRanks]:
     """The ranking within each group of cases (`groups`: one label per case, as folds), compared with that over all cases."""
     columns = {group: [column for column, own in enumerate(groups) if own == group] for group in dict.fromkeys(groups)}
-    return {group: _group_ranks(scores.only_cases(kept), scores, scheme) for group, kept in columns.items()}
+    return {group: _group_ranks(scores.only_cases(kept), scores) for group, kept in columns.items()}
 
 
-def ranks_by_model_group(
-    scores: CaseScores, names: Sequence[str], groups: Sequence[str], scheme: Scheme = "mean-then-rank"
-) -> dict[str, GroupRanks]:
+def ranks_by_model_group(scores: CaseScores, names: Sequence[str], groups: Sequence[str]) -> dict[str, GroupRanks]:
     """The ranking within each group of trained models, compared with that of their means over all groups.
 
     One label per trained model: `groups` as its seed, `names` what it is a training of. Compared are the names that the group has.
@@ -90,15 +85,16 @@ def ranks_by_model_group(
         row_of = {name: row for row, (name, own) in enumerate(zip(names, groups, strict=True)) if own == group}
         rows = [row for name in row_of for row, own in enumerate(names) if own == name]
         averaged = scores.only_models(rows, [names[row] for row in rows]).averaged([names[row] for row in rows])
-        found[group] = _group_ranks(scores.only_models(list(row_of.values()), list(row_of)), averaged, scheme)
+        found[group] = _group_ranks(scores.only_models(list(row_of.values()), list(row_of)), averaged)
     return found
 
 
-def _group_ranks(part: CaseScores, whole: CaseScores, scheme: Scheme) -> GroupRanks:
-    if np.isnan(part.values).any(axis=0).all():
+def _group_ranks(part: CaseScores, whole: CaseScores) -> GroupRanks:
+    """By mean-then-rank."""
+    if any(np.isnan(scores.values).any(axis=0).all() for scores in (part, whole)):
         return GroupRanks(part.models, 0, np.ones(len(part.models), dtype=np.int64), float("nan"))
     (own, _), (full, _) = common_patient_scores(part), common_patient_scores(whole)
-    ranks, reference = full_ranks(scheme, own), full_ranks(scheme, full)
+    ranks, reference = full_ranks("mean-then-rank", own), full_ranks("mean-then-rank", full)
     return GroupRanks(part.models, own.shape[1], ranks, float(kendall_taus(ranks[np.newaxis], reference)[0]))
 
 
@@ -176,7 +172,7 @@ def signed_rank_z(differences: Floats, counts: Draws) -> Floats:
 
 
 def kendall_taus(ranks: Ints, reference: Ints) -> Floats:
-    """Kendall's tau-b of each row of (resamples, models) against `reference`; NaN where a ranking has all models equal."""
+    """Kendall's tau-b of each row of (rankings, models) against `reference`; NaN where a ranking has all models equal."""
     first, second = np.triu_indices(ranks.shape[1], 1)
     signs, reference_signs = (np.sign(r[..., first] - r[..., second]).astype(np.float32) for r in (ranks, reference))
     pairs = np.abs(signs).sum(axis=1) * np.abs(reference_signs).sum()

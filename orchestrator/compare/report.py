@@ -1,6 +1,7 @@
 """The report of a comparison: one HTML file that needs nothing else, its pictures within."""
 
 import base64
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from orchestrator.compare.figures import (
 )
 from orchestrator.compare.pairs import ALPHA, POWER, Comparison
 from orchestrator.compare.ranks import RESAMPLES
+from orchestrator.compare.seeds import Agreement
 from orchestrator.compare.table import DICE, HD95, NSD
-from orchestrator.compare.tables import TextTable, classes_table, models_table, number, pairs_table
+from orchestrator.compare.tables import TextTable, classes_table, groups_table, models_table, number, pairs_table
 from orchestrator.compare.verdict import sentence
 from trainers.contract.files import write_atomic
 
@@ -72,7 +74,8 @@ def basis(answer: Answer) -> str:
         f"Full validation of whole cases on the original grid; every case is predicted by the fold that was not trained on it. "
         f"{len(answer.table.cases)} cases, {unit}. Dice: mean over the cases of all folds per class, then over classes, as nnU-Net's "
         f"cross-validation. Intervals: 95 % (Student's t of the paired differences). Test: Wilcoxon's signed rank, two-sided, adjusted by "
-        f"Holm over all pairs, at {ALPHA:g}. Detectable: the smallest difference found with a probability of {POWER:.0%} at this size."
+        f"Holm over all pairs, for single classes over the pairs of all classes together, at {ALPHA:g}. "
+        f"Detectable: the smallest difference found with a probability of {POWER:.0%} at this size."
     )
 
 
@@ -115,7 +118,11 @@ def _stability_section(answer: Answer) -> list[Section]:
     lines = [f"Ranks under {RESAMPLES:,} resamples of the patients, by three ways to rank. A cross marks the rank by all patients."]
     for name, spread in answer.spreads.items():
         lines.append(f"{name}: {spread.seeds} seeds, their mean Dice has a standard deviation of {spread.sd:.2f} points.")
-    return [Section("Is the ranking stable?", tuple(lines), figures=(Picture("Shares of ranks.", ranks_figure(dict(answer.stability))),))]
+    table = groups_table(answer)
+    if table is not None:
+        lines.append("Ranks by mean Dice in each fold and seed, with Kendall's tau against the ranking over all of them (1: the same).")
+    figures = (Picture("Shares of ranks.", ranks_figure(dict(answer.stability))),)
+    return [Section("Is the ranking stable?", tuple(lines), table, figures)]
 
 
 def _metric_section(answer: Answer, pairs: tuple[Comparison, ...], title: str) -> Section:
@@ -130,16 +137,19 @@ def _class_lines(answer: Answer) -> list[str]:
 
 
 def _training_section(answer: Answer) -> Section:
-    cheap = answer.cheap
-    lines = []
-    if cheap.models > 1:
-        interval = "" if cheap.low != cheap.low else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
-        lines.append(
-            f"Kendall's tau between EMA pseudo-Dice and full Dice over {cheap.models} trained folds: {number(cheap.tau, 2)}{interval}. "
-            "At 1 the number that training shows ranks models as whole cases do."
-        )
+    lines = _cheap_lines(answer.cheap)
     figures = [Picture("Smoothed pseudo-Dice of every fold.", curves_figure(answer.models))]
-    if cheap.models:
+    if any(fold.ema_pseudo_dice is not None for model in answer.models for fold in model.folds):
         caption = "The pseudo-Dice of the weights against their Dice of whole cases, a point per fold."
         figures.append(Picture(caption, cheap_figure(answer.models)))
     return Section("Training, and what its pseudo-Dice is worth", tuple(lines), figures=tuple(figures))
+
+
+def _cheap_lines(cheap: Agreement) -> list[str]:
+    if not cheap.pairs:
+        return []
+    interval = "" if math.isnan(cheap.low) else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
+    return [
+        f"Kendall's tau between EMA pseudo-Dice and full Dice over {cheap.pairs} pairs of models within one of {cheap.folds} folds: "
+        f"{number(cheap.tau, 2)}{interval}. At 1 the number that training shows ranks models as whole cases do."
+    ]

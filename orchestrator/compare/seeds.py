@@ -1,12 +1,11 @@
 """How far training anew moves a model, and whether a cheap score ranks trained models as the full validation does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
-from orchestrator.compare.ranks import RESAMPLES, Draws, resample_counts
+from orchestrator.compare.ranks import RESAMPLES, resample_counts
 from orchestrator.compare.table import CaseScores, Floats, patient_means, ratio
 
 
@@ -19,16 +18,19 @@ class SeedSpread(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Kendall's tau-b between a cheap score and the full one over trained models."""
+    """Kendall's tau-b between a cheap score and the full one, over pairs of trained models within one fold.
 
-    models: int
+    Models of different folds make no pair: both scores are high in an easy fold, which says nothing of how models are ranked.
+    """
+
+    pairs: int
+    folds: int
+    """With a pair."""
     left_out: int
-    """Without one of the two scores."""
+    """Trainings without one of the two scores."""
     tau: float
-    p: float
-    """Two-sided, of no association: `scipy.stats.kendalltau`."""
     low: float
-    """95 % bootstrap interval over models; NaN below five models, and where all resamples agree, as with tau = 1: its width is then
+    """95 % bootstrap interval over folds; NaN below five folds, and where all resamples agree, as with tau = 1: its width is then
     unknown."""
     high: float
 
@@ -46,24 +48,29 @@ def seed_spread(scores: CaseScores, names: Sequence[str]) -> dict[str, SeedSprea
     return found
 
 
-def agreement(cheap: Mapping[str, float], full: Mapping[str, float], seed: int = 0) -> Agreement:
-    """Whether `cheap` (as the EMA pseudo-Dice) ranks trained models as `full` (as their Dice) does; model -> score, NaN or absent: none."""
-    names = [name for name in cheap if np.isfinite(cheap[name]) and np.isfinite(full.get(name, np.nan))]
-    x, y = (np.array([scores[name] for name in names], dtype=float) for scores in (cheap, full))
-    left_out = len({*cheap, *full}) - len(names)
-    if len(names) < 2:
-        return Agreement(len(names), left_out, *[float("nan")] * 4)
-    tau, p = stats.kendalltau(x, y)
-    low, high = np.nan, np.nan
-    if len(names) >= 5 and not np.isnan(tau):
-        low, high = np.nanquantile(_resampled_taus(x, y, resample_counts(x.size, RESAMPLES, seed)), [0.025, 0.975])
-    known = low < high
-    return Agreement(len(names), left_out, float(tau), float(p), float(low) if known else np.nan, float(high) if known else np.nan)
+def agreement(folds: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Agreement:
+    """Whether a cheap score (as the EMA pseudo-Dice) ranks models as the full one (their Dice) does. Per fold the two scores of each
+    trained model, NaN where there is none.
+    """
+    known = [[scores for scores in fold if np.isfinite(scores).all()] for fold in folds]
+    left_out = sum(map(len, folds)) - sum(map(len, known))
+    compared = [fold for fold in known if len(fold) > 1]
+    pairs = sum(len(fold) * (len(fold) - 1) // 2 for fold in compared)
+    counts = np.array([_pair_counts(fold) for fold in compared]).reshape(len(compared), 3)
+    tau, low, high = float(_taus(counts.sum(axis=0))), np.nan, np.nan
+    if len(compared) >= 5 and not np.isnan(tau):
+        low, high = np.nanquantile(_taus(resample_counts(len(compared), RESAMPLES, seed) @ counts), [0.025, 0.975])
+    is_known = low < high
+    return Agreement(pairs, len(compared), left_out, tau, float(low) if is_known else np.nan, float(high) if is_known else np.nan)
 
 
-def _resampled_taus(x: Floats, y: Floats, counts: Draws) -> Floats:
-    """(resamples,) tau-b when model i is drawn `counts[:, i]` times; a model and its copy are equal in both and count for nothing."""
-    signs_x, signs_y = (np.sign(values[:, np.newaxis] - values) for values in (x, y))
-    weights = signs_x * signs_y, np.abs(signs_x), np.abs(signs_y)
-    agreeing, pairs_x, pairs_y = (np.einsum("ri,ri->r", counts, counts @ of_pair) for of_pair in weights)
-    return ratio(agreeing, np.sqrt(pairs_x * pairs_y))
+def _pair_counts(fold: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Of the pairs of models in one fold: concordant minus discordant ones, those unequal in the cheap score, those in the full one."""
+    first, second = np.triu_indices(len(fold), 1)
+    cheap, full = (np.sign(values[first] - values[second]) for values in np.array(fold).T)
+    return float(cheap @ full), float(np.abs(cheap).sum()), float(np.abs(full).sum())
+
+
+def _taus(counts: Floats) -> Floats:
+    """tau-b from the sums of `_pair_counts` over folds, in the last axis."""
+    return ratio(counts[..., 0], np.sqrt(counts[..., 1] * counts[..., 2]))

@@ -105,11 +105,6 @@ class ScoreTable:
     recorded: Mapping[str, Bools]
     """Metric -> (models, classes, cases): False where a record is missing."""
 
-    def missing(self, metric: Metric) -> list[tuple[str, str, str]]:
-        """(model, case, class) of every record that a model lacks."""
-        places = np.argwhere(~self.recorded[self._known(metric.name)])
-        return [(self.models[m], self.cases[k], self.classes[c]) for m, c, k in places]
-
     def case_scores(self, metric: Metric, class_name: str | None = None) -> CaseScores:
         """The scores of one class, or pooled over classes. Raises ValueError for what the table does not hold."""
         if class_name is not None and class_name not in self.classes:

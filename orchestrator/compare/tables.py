@@ -3,13 +3,14 @@
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.answer import Answer
 from orchestrator.compare.models import TrainedModel
 from orchestrator.compare.pairs import Comparison
+from orchestrator.compare.ranks import GroupRanks
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -98,6 +99,30 @@ def _pair_row(found: Comparison) -> tuple[str, ...]:
     )
 
 
+def groups_table(answer: Answer) -> TextTable | None:
+    """A row per fold and per seed: the rank of each model there, and how far the ranking agrees with that over all; None where there is one
+    of each.
+    """
+    models = list(dict.fromkeys(name for found in answer.by_seed.values() for name in found.models[::-1]))
+    groups = (("fold", answer.by_fold), ("seed", answer.by_seed))
+    rows = [
+        _group_row(f"{kind} {name}", found, models)
+        for kind, by in groups
+        if len(by) > 1
+        for name, found in sorted(by.items(), key=_by_number)
+    ]
+    return TextTable(("rank", *models, "patients", "Kendall's tau"), tuple(rows)) if rows else None
+
+
+def _by_number(group: tuple[str, GroupRanks]) -> tuple[int, str]:
+    return len(group[0]), group[0]
+
+
+def _group_row(name: str, found: GroupRanks, models: Sequence[str]) -> tuple[str, ...]:
+    ranks = dict(zip(found.models, map(str, found.ranks), strict=True)) if found.patients else {}
+    return (name, *(ranks.get(model, "-") for model in models), str(found.patients), number(found.tau, 2))
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
     """The answer for scripts: numbers as numbers, NaN where there is none."""
     return {
@@ -123,9 +148,16 @@ def as_json(answer: Answer) -> dict[str, Any]:
             scheme: {model: [float(share) for share in shares] for model, shares in zip(found.models, found.shares, strict=True)}
             for scheme, found in answer.stability.items()
         },
+        "ranks_by_fold": {fold: _group_json(found) for fold, found in answer.by_fold.items()},
+        "ranks_by_seed": {seed: _group_json(found) for seed, found in answer.by_seed.items()},
         "seed_spread_dice_points": {name: spread.sd for name, spread in answer.spreads.items()},
         "ema_against_full_dice": answer.cheap._asdict(),
     }
+
+
+def _group_json(found: GroupRanks) -> dict[str, Any]:
+    ranks = dict(zip(found.models, map(int, found.ranks), strict=True)) if found.patients else {}
+    return {"ranks": ranks, "patients": found.patients, "tau": found.tau}
 
 
 def _pair_json(found: Comparison) -> dict[str, Any]:
@@ -144,6 +176,7 @@ def _pair_json(found: Comparison) -> dict[str, Any]:
         "p": found.test.p,
         "p_holm": found.p_holm,
         "comparisons": found.comparisons,
+        "seed_sd": found.seed_sd,
         "rank_biserial": found.test.rank_biserial,
         "detectable": found.detectable if math.isfinite(found.detectable) else None,
     }

@@ -1,10 +1,11 @@
-"""Whether models may be compared: the same dataset, classes, reference labels, splits and scoring; folds of one model trained in one
-way. Pure."""
+"""Whether models may be compared: the same dataset, classes, reference labels, splits, scoring and schedule; folds of one model trained
+in one way. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from orchestrator.compare.models import TrainedModel
+from orchestrator.compare.schedules import unlike_schedules
 from orchestrator.tracking.fold_facts import facts_of, unlike
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
@@ -14,7 +15,7 @@ MAX_LISTED = 3
 def differences(models: Sequence[TrainedModel]) -> list[str]:
     """Why these models cannot be compared, a sentence each; empty when they can."""
     found = [sentence for model in models for sentence in (*_unlike_folds(model), *_cases_twice(model))]
-    found += _unlike_scoring(models)
+    found += [*_unlike_scoring(models), *unlike_schedules(models)]
     for other in models[1:]:
         found += _unlike_models(models[0], other)
     return found

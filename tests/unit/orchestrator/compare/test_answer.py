@@ -1,11 +1,13 @@
 """Comparisons of models whose folds lie in run folders: what is compared, what is refused, what the report holds."""
 
+import errno
 import io
 import json
 import math
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.cli.compare import show
+from orchestrator.compare.answer import answer as answer_of
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.error_maps import shown_cases
+from orchestrator.compare.models import models_of, read_fold
+from orchestrator.compare.pairs import holm
 from orchestrator.compare.report import html
-from orchestrator.compare.tables import TextTable, as_json, classes_table, models_table
+from orchestrator.compare.tables import TextTable, as_json, classes_table, groups_table, models_table
+from orchestrator.compare.verdict import sentence
 from orchestrator.errors import ConfigError
 from tests.fake_run import CLASSES
 from tests.validated_model import metrics_of, validated_model
@@ -147,6 +153,32 @@ def test_a_copied_model_folder_is_a_model_of_its_own_and_no_seed_of_its_original
     assert {model.name for model in answer.models} == {*copies, "nnUNetTrainer"}
     assert {name for pair in answer.pooled["dice"] for name in (pair.a, pair.b)} == {*copies, "nnUNetTrainer"}
     assert not answer.spreads
+
+
+def test_models_are_chosen_by_the_mlflow_ids_of_their_runs(base: Path) -> None:
+    for fold in (0, 2):
+        folder = RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / f"fold_{fold}")
+        write_json_atomic(folder.mlflow_file, {"run_id": f"{fold}" * 32, "experiment_id": "1", "tracking_uri": "http://127.0.0.1:5000"})
+    [model] = found(base, "0" * 32, "2" * 32).answer.models
+    assert (model.spec.trainer, [fold.spec.fold for fold in model.folds]) == ("nnUNetTrainerDA5", [0, 2])
+
+
+def test_a_folder_that_is_away_is_left_out_and_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose run.json, and one whose commits cannot be read now."""
+    da5 = folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres")
+    away = {da5 / "fold_0" / "nnfleet", da5 / "fold_1" / "nnfleet" / "state"}
+    sound = Path.open
+
+    def open_unless_away(path: Path, *args: Any, **options: Any) -> Any:
+        if path.parent in away:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return sound(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_unless_away)
+    result = found(base)
+    assert result.answer.missing["nnUNetTrainerDA5"] == ("0", "1")
+    assert [str(da5 / f"fold_{fold}") in sentence for fold, sentence in enumerate(result.left)] == [True, True]
+    assert all("the file system is unavailable or broken (Stale file handle)" in sentence for sentence in result.left)
 
 
 def other_labels(base: Path) -> None:
@@ -296,3 +328,113 @@ def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path
     names = {f"3d_fullres nnUNetTrainer{rest} {seed}" for rest, seed in (("", "seed 0"), (" lowlr", "seed 0"), (" lowlr", "seed 1"))}
     assert {model.name for model in answer.models} == names
     assert answer.verdict.startswith("3d_fullres nnUNetTrainer lowlr is better than 3d_fullres nnUNetTrainer by ")
+
+
+def scheduled(base: Path, name: str, epochs: int, **what: Any) -> None:
+    schedule = {"epochs": epochs}
+    validated_model(base, noisy(0.1, len(name)), FOLDS, schedule=schedule, model_folder=folder_of(base, name), **what)
+
+
+def test_a_seed_of_another_schedule_is_no_seed_of_its_model(base: Path) -> None:
+    scheduled(base, "seed1", 5, seed=1)
+    difference = r"another schedule than .*: epochs \((5 instead of 1000|1000 instead of 5)\)"
+    with pytest.raises(ConfigError, match=difference):
+        found(base)
+    with pytest.raises(ConfigError, match=difference):
+        found(base, "901/3d_fullres/nnUNetTrainer", "901/3d_fullres/nnUNetTrainer+seed1")
+
+
+def test_trainers_of_different_schedules_are_refused_and_when_forced_the_verdict_says_so(tmp_path: Path) -> None:
+    scheduled(tmp_path, "long", 1000)
+    scheduled(tmp_path, "short", 100, **DA5)
+    with pytest.raises(
+        ConfigError, match=r"nnUNetTrainerDA5 was trained by another schedule than nnUNetTrainer: epochs \(100 instead of 1000\)"
+    ):
+        found(tmp_path)
+    assert found(tmp_path, force=True).answer.verdict.endswith(" These models are not comparable, and were compared on request.")
+
+
+def test_variants_of_different_schedules_are_compared_and_the_verdict_says_so(tmp_path: Path) -> None:
+    scheduled(tmp_path, "long", 1000)
+    scheduled(tmp_path, "short", 100, variant="short")
+    answer = found(tmp_path).answer
+    assert answer.verdict.endswith(" The schedules of these variants differ in epochs.")
+    assert answer.notes == ["The variant short has another schedule than the models that are no variants: epochs (100 instead of 1000)."]
+
+
+def test_within_a_variant_the_schedule_is_one_also_where_the_first_model_is_another_variant(tmp_path: Path) -> None:
+    scheduled(tmp_path, "a_short", 100, variant="short")
+    scheduled(tmp_path, "b_long", 1000)
+    scheduled(tmp_path, "c_long", 500, **DA5)
+    with pytest.raises(ConfigError, match=r"epochs \(500 instead of 1000\)"):
+        found(tmp_path)
+
+
+def test_the_report_shows_the_ranking_in_each_fold_and_of_each_seed(base: Path) -> None:
+    """DA5 is better, but not in fold 2; its third seed is worse altogether."""
+    in_fold_2 = {case: 0.3 for case in FOLDS[2]} | {case: 0.9 for fold in FOLDS[:2] for case in fold}
+    validated_model(base, in_fold_2, FOLDS, **DA5, seed=2, model_folder=folder_of(base, "da5_seed2"))
+    validated_model(base, noisy(0, 6), FOLDS, seed=2, model_folder=folder_of(base, "seed2"))
+    validated_model(base, noisy(-0.3, 7), FOLDS, **DA5, seed=3, model_folder=folder_of(base, "da5_seed3"))
+    validated_model(base, noisy(0, 8), FOLDS, seed=3, model_folder=folder_of(base, "seed3"))
+    answer = found(base).answer
+    table = groups_table(answer)
+    assert table is not None
+    order = [table.head[1:3].index(name) for name in ("nnUNetTrainer", "nnUNetTrainerDA5")]
+    ranks = {row[0]: [row[1:3][place] for place in order] for row in table.rows}
+    assert ranks["fold 2"] == ["1", "2"]
+    assert [ranks[f"seed {seed}"] for seed in (0, 2, 3)] == [["2", "1"], ["2", "1"], ["1", "2"]]
+    assert {row[0]: row[3] for row in table.rows} == {f"fold {n}": "6" for n in range(3)} | {f"seed {n}": "18" for n in (0, 2, 3)}
+    assert "<td>seed 3</td>" in html(answer, {})
+    assert as_json(answer)["ranks_by_fold"]["2"]["ranks"] == {"nnUNetTrainer": 1, "nnUNetTrainerDA5": 2}
+
+
+def test_one_fold_of_one_seed_has_no_table_of_ranks(tmp_path: Path) -> None:
+    validated_model(tmp_path, noisy(0, 1), FOLDS[:1])
+    validated_model(tmp_path, noisy(0.1, 2), FOLDS[:1], **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    assert groups_table(found(tmp_path).answer) is None
+
+
+def by_class(shifts: dict[str, float], seed: int) -> Callable[[str, str], float]:
+    """As `noisy`, with a shift of its own in each class."""
+    own = random.Random(seed)
+    return lambda case, name: random.Random(f"{case}{name}").uniform(0.5, 0.8) + shifts[name] + own.gauss(0, 0.02)
+
+
+def test_classes_are_adjusted_together_with_the_pairs(base: Path) -> None:
+    pairs = [pair for found_in in found(base).answer.per_class.values() for pair in found_in]
+    assert [pair.comparisons for pair in pairs] == [2, 2]  # one pair of models, two classes
+    assert [pair.p_holm for pair in pairs] == holm([pair.test.p for pair in pairs])
+
+
+def test_a_difference_in_one_class_or_in_distances_has_to_exceed_their_own_spread_over_seeds(tmp_path: Path) -> None:
+    """Of DA5 the seeds lie apart in the kidney, in opposite ways in the tumour: pooled they hardly differ."""
+    kidney, tumour = CLASSES
+    for seed, apart in ((0, 0.09), (1, -0.09)):
+        validated_model(tmp_path, noisy(0, seed), FOLDS, seed=seed, model_folder=folder_of(tmp_path, f"base_{seed}"))
+        of_da5 = by_class({kidney: 0.05 + apart, tumour: 0.05 - apart}, 5 + seed)
+        validated_model(tmp_path, of_da5, FOLDS, **DA5, seed=seed, model_folder=folder_of(tmp_path, f"da5_{seed}"))
+    answer = found(tmp_path).answer
+    assert answer.verdict.startswith("nnUNetTrainerDA5 is better than nnUNetTrainer by ")
+    for name in CLASSES:
+        [of_class] = answer.per_class[name]
+        assert of_class.p_holm < 0.05
+        assert of_class.seed_sd == pytest.approx(100 * 0.18 / 2**0.5, rel=0.1)
+        assert sentence(of_class).startswith(f"{name}: the data do not distinguish nnUNetTrainer from nnUNetTrainerDA5 beyond the spread")
+    [distances] = answer.pooled["hd95_mm"]
+    assert distances.seed_sd == pytest.approx(max(spread.sd for spread in answer.spreads.values()) / 10)  # 10 mm per 1 of Dice
+
+
+def test_the_pseudo_dice_is_judged_within_folds_that_hold_the_same_cases(base: Path) -> None:
+    """The better trainer has the lower pseudo-Dice in every fold, though both rise together from fold to fold."""
+    validated_model(
+        base, noisy(0, 4), [[f"{case}x" for case in fold] for fold in FOLDS], configuration="2d", model_folder=folder_of(base, "2d")
+    )
+    folders = [RunFolder(path) for path in sorted((base / "results").glob("*/*/fold_*"))]
+    folds = [fold for folder in folders if not isinstance(fold := read_fold(folder, folder.spec(), "final"), str)]
+    ema = {"nnUNetTrainer": 0.2, "nnUNetTrainerDA5": 0.1}
+    known = [replace(fold, ema_pseudo_dice=ema[fold.spec.trainer] + 0.3 * int(fold.spec.fold)) for fold in folds]
+    cheap = answer_of(models_of(known), "final", is_forced=True).cheap
+    assert (cheap.pairs, cheap.folds, cheap.tau) == (3, 3, -1)
+    page = html(answer_of(models_of(known), "final", is_forced=True), {})
+    assert "over 3 pairs of models within one of 3 folds: -1.00." in page

@@ -74,8 +74,6 @@ def test_a_clear_order_is_stable_and_a_tie_is_not() -> None:
         assert stability.shares.sum(axis=1) == pytest.approx(1)
         assert stability.patients == 40
     assert 0.05 < found["mean-then-rank"].shares[1, 0] < 0.95
-    assert set(np.round(found["mean-then-rank"].taus, 3)) == {1.0, 0.333}
-    assert len(found["test-then-rank"].taus) == 1000
 
 
 def test_ranks_are_over_cases_that_all_models_have_with_a_score() -> None:
@@ -87,7 +85,6 @@ def test_ranks_are_over_cases_that_all_models_have_with_a_score() -> None:
 def test_a_class_with_one_patient_is_ranked_in_the_resamples_that_draw_the_patient() -> None:
     found = rank_stability(dice({"A": [0.5, NAN, NAN], "B": [0.6, NAN, NAN]}), resamples=500)["mean-then-rank"]
     assert (found.patients, found.shares.tolist()) == (1, [[0, 1], [1, 0]])
-    assert 300 < len(found.taus) < 400  # of 500 resamples 1 - (2/3)^3 = 0.70 have the patient
 
 
 def test_without_a_common_case_there_is_no_ranking() -> None:
@@ -114,6 +111,12 @@ def test_a_fold_without_the_class_has_no_ranking() -> None:
     assert (found["fold0"].patients, found["fold0"].tau) == (1, 1)
     assert (found["fold1"].patients, found["fold1"].ranks.tolist()) == (0, [1, 1])
     assert np.isnan(found["fold1"].tau)
+
+
+def test_seeds_without_a_case_in_common_have_no_ranking() -> None:
+    scores = dice({"A0": [0.9, NAN], "B0": [0.8, NAN], "A1": [NAN, 0.9], "B1": [NAN, 0.8]})
+    found = ranks_by_model_group(scores, ["A", "B", "A", "B"], ["0", "0", "1", "1"])
+    assert [group.patients for group in found.values()] == [0, 0]
 
 
 def test_ranking_of_each_seed_against_the_mean_over_seeds() -> None:

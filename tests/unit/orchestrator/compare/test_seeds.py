@@ -21,38 +21,52 @@ def test_a_patient_with_many_cases_counts_once_in_the_spread() -> None:
     assert found["A"].sd == pytest.approx(np.std([70, 60], ddof=1))
 
 
-def test_agreement_is_scipys_tau_and_counts_what_it_leaves_out() -> None:
-    rng = np.random.default_rng(0)
-    full = {f"run{i}": float(value) for i, value in enumerate(rng.normal(size=15))}
-    cheap = {name: value + float(rng.normal(0, 0.7)) for name, value in full.items()} | {"no full": 0.5, "undefined": NAN}
-    found = agreement(cheap, full | {"undefined": 0.3, "no cheap": 0.1})
-    expected = stats.kendalltau([cheap[name] for name in full], list(full.values()))
-    assert (found.models, found.left_out) == (15, 3)
-    assert [found.tau, found.p] == pytest.approx([expected.statistic, expected.pvalue])
-    assert -1 <= found.low < found.tau < found.high <= 1
+def drawn(rng: np.random.Generator, models: int, difficulty: float = 0.0, noise: float = 0.7) -> list[tuple[float, float]]:
+    """Both scores of the models in one fold: they rise with the ease of the fold."""
+    full = rng.normal(difficulty, 1, models)
+    return [(float(value + rng.normal(0, noise)), float(value)) for value in full]
 
 
-def test_the_interval_of_tau_is_scipys_percentile_bootstrap() -> None:
+def test_within_one_fold_agreement_is_scipys_tau_and_counts_what_it_leaves_out() -> None:
+    fold = drawn(np.random.default_rng(0), 15)
+    found = agreement([[*fold, (0.5, NAN), (NAN, 0.3), (NAN, NAN)]])
+    assert (found.pairs, found.folds, found.left_out) == (105, 1, 3)
+    assert found.tau == pytest.approx(stats.kendalltau(*zip(*fold, strict=True)).statistic)
+
+
+def test_how_hard_folds_are_is_no_agreement() -> None:
+    """In each of three folds the pseudo-Dice ranks the two models the wrong way; over all points tau would be 9 of 15."""
+    folds = [[(ease, ease + 0.01), (ease + 0.01, ease)] for ease in (0.5, 0.7, 0.9)]
+    pooled = stats.kendalltau(*zip(*(scores for fold in folds for scores in fold), strict=True)).statistic
+    assert pooled == pytest.approx(9 / 15)
+    assert agreement(folds).tau == -1
+    assert agreement(folds).pairs == 3
+
+
+def test_pairs_of_all_folds_count_alike() -> None:
+    """Three models in one fold, two of its pairs concordant; two in the other, discordant: (2 - 1 - 1) of 4."""
+    assert agreement([[(1, 1), (2, 3), (3, 2)], [(1, 2), (2, 1)]]).tau == pytest.approx(0)
+
+
+def test_the_interval_of_tau_is_scipys_bootstrap_over_folds() -> None:
     rng = np.random.default_rng(1)
-    x = rng.normal(size=20)
-    y = x + rng.normal(0, 0.5, 20)
-    found = agreement({str(i): v for i, v in enumerate(x)}, {str(i): v for i, v in enumerate(y)})
-    expected = stats.bootstrap(
-        (x, y), lambda a, b: stats.kendalltau(a, b).statistic, paired=True, vectorized=False, n_resamples=400, method="percentile",
-        rng=np.random.default_rng(2),
-    ).confidence_interval  # fmt: skip
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.08)
+    folds = [drawn(rng, 4, difficulty) for difficulty in rng.normal(0, 3, 12)]
+    counts = np.array(
+        [[stats.kendalltau(*zip(*fold, strict=True)).statistic, 1] for fold in folds]
+    )  # four models without ties: 6 pairs each
+    expected = stats.bootstrap((counts[:, 0],), np.mean, n_resamples=4000, method="percentile", rng=rng).confidence_interval
+    found = agreement(folds)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
 
 
-@pytest.mark.parametrize("models", [0, 1, 2, 4, 9])
-def test_perfect_agreement_of_any_number_has_no_interval(models: int) -> None:
-    scores = {str(i): float(i) for i in range(models)}
-    found = agreement(scores, scores)
+@pytest.mark.parametrize("folds", [0, 1, 4, 9])
+def test_perfect_agreement_in_any_number_of_folds_has_no_interval(folds: int) -> None:
+    found = agreement([[(1.0, 1.0), (2.0, 2.0)]] * folds)
     assert np.isnan([found.low, found.high]).all()
-    assert found.models == models
-    assert found.tau == pytest.approx(1 if models > 1 else NAN, nan_ok=True)
+    assert found.folds == found.pairs == folds
+    assert found.tau == pytest.approx(1 if folds else NAN, nan_ok=True)
 
 
-def test_equal_scores_have_no_tau() -> None:
-    found = agreement(dict.fromkeys("abcdef", 0.5), {name: i / 10 for i, name in enumerate("abcdef")})
-    assert np.isnan([found.tau, found.low, found.high]).all()
+def test_equal_scores_and_one_model_have_no_tau() -> None:
+    assert np.isnan(agreement([[(0.5, 0.1), (0.5, 0.2)]] * 6).tau)
+    assert np.isnan(agreement([[(0.5, 0.1)]] * 6).tau)

@@ -13,9 +13,8 @@ def test_dice_is_in_points_and_a_distance_is_negated() -> None:
     assert both.case_scores(HD95).values.tolist() == [[-4.0]]
 
 
-def test_a_missing_record_is_listed_and_is_not_an_undefined_one() -> None:
+def test_a_missing_record_is_not_an_undefined_one() -> None:
     short = table_of(records({"A": [0.5, NAN], "B": [0.5]}))
-    assert short.missing(DICE) == [("B", "case1", "liver")]
     assert short.case_scores(DICE).recorded.tolist() == [[True, True], [True, False]]
 
 
