@@ -110,16 +110,23 @@ def submit(
     cluster: str | None = None,
     on_submit: Callable[[str], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    *,
+    replaces: bool = False,
 ) -> Submission:
     """Start a campaign and return once it owns its runs; it goes on without us. Starts the local services when no cluster is named.
 
+    `replaces`: folders of other runs, which have other settings or data, are moved aside, unless one is at work; nothing is deleted.
     `on_submit` gets the campaign's id just before it is sent: whoever is interrupted from then on has to `withdraw` it. `on_wait` gets
     the reason when it takes long. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
     """
     _check_here(experiment, cluster)
     meant = reach(cluster, starts=True)
     experiment_yaml = _as_sent(experiment, meant.local).to_yaml()
-    return _submitted(meant, lambda campaign_id: meant.jobs.submit_campaign(campaign_id, experiment_yaml), on_submit, on_wait)
+
+    def send(campaign_id: str) -> str:
+        return meant.jobs.submit_campaign(campaign_id, experiment_yaml, replaces=replaces)
+
+    return _submitted(meant, send, on_submit, on_wait)
 
 
 def resume(

@@ -23,6 +23,7 @@ from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
 from orchestrator.cli.watch import done_fraction, watch_view
+from orchestrator.dataset.model_folder import CURES
 from orchestrator.demo import DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
@@ -134,8 +135,10 @@ class FakeApi:
         cluster: str | None = None,
         on_submit: Callable[[str], None] | None = None,
         on_wait: Callable[[str], None] | None = None,
+        *,
+        replaces: bool = False,
     ) -> Any:
-        self._ask("submit", experiment, cluster)
+        self._ask("submit", experiment, cluster, *(["replaces"] if replaces else []))
         return self._sent(on_submit)
 
     def resume(
@@ -281,6 +284,29 @@ def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert api.asked[0][2] == "http://head:8265"
     _, out, _ = nnfleet("submit", "e.yaml", "--json")
     assert json.loads(out)["campaign"] == "c1"
+
+
+def test_submit_and_train_replace_runs_only_when_asked_to(nnfleet: Nnfleet, api: FakeApi) -> None:
+    for arguments in (("submit", "e.yaml"), ("train", "17", "3d_fullres", "0", "--cpu")):
+        nnfleet(*arguments)
+        nnfleet(*arguments, "--replace")
+    assert [what[3:] for what in api.asked if what[0] == "submit"] == [(), ("replaces",), (), ("replaces",)]
+
+
+def test_train_names_a_variant(nnfleet: Nnfleet, api: FakeApi) -> None:
+    nnfleet("train", "17", "3d_fullres", "0", "--cpu", "--variant", "short", "--epochs", "5")
+    (sent,) = (what[1] for what in api.asked if what[0] == "submit")
+    assert [(name, schedule.epochs) for name, schedule in sent.variants] == [("short", 5)]
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0", "--variant", "seed1")
+    assert code == 2
+    assert "--variant: got 'seed1': the name would be taken for a seed" in err
+
+
+def test_train_names_its_own_options_for_a_folder_of_another_run(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.fail_with(ConfigError(f"results: /r belongs to the run k. {CURES}"))
+    _, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert "To keep both: --variant NAME gives the new runs a model folder of their own; or name another nnUNet_results." in err
+    assert "To start anew here: --replace moves the old run folder aside." in err
 
 
 def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) -> None:
