@@ -24,6 +24,7 @@ from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import training_logs
 
 if TYPE_CHECKING:
+    from orchestrator.campaign.removal import Removable
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
     from orchestrator.drill.order import DrillEvent, Report
@@ -252,6 +253,30 @@ def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:
     if refused:
         raise refused[0]
     return sent
+
+
+def removable(runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> "list[Removable]":
+    """The runs that `remove` would remove, with their sizes on disk: those below `results` (default: nnUNet_results of this process) that
+    the names mean. Raises ConfigError for a name that means none, and for a run that has not ended, on `cluster` or by its folder.
+    """
+    from orchestrator.campaign.removal import removable
+
+    meant = reach(cluster)
+    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
+    jobs = [] if meant.reached is None else meant.reached.records()
+    return removable(runs, results_folder(results, os.environ), statuses, jobs)
+
+
+def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False) -> "list[Removable]":
+    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin; returns what was removed.
+
+    Raises as `removable`, then nothing was removed; TrackingError, DataError.
+    """
+    from orchestrator.campaign.removal import remove
+
+    found = removable(runs, results, cluster)
+    remove(found, mlflow=mlflow)
+    return found
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
