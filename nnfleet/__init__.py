@@ -15,7 +15,7 @@ from os import PathLike
 from typing import Any
 
 from orchestrator import Experiment, PlanReport, RunStatus, Submission, __version__, api
-from orchestrator.api import compare, down, export, logs, resume, status, stop, sync, up, validate, wait, write_report
+from orchestrator.api import compare, down, export, logs, removable, remove, resume, status, stop, sync, up, validate, wait, write_report
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import experiment_from
 
@@ -31,6 +31,8 @@ __all__ = [
     "export",
     "logs",
     "plan",
+    "removable",
+    "remove",
     "resume",
     "status",
     "stop",
@@ -51,6 +53,8 @@ def plan(experiment: AnyExperiment, cluster: str | None = None) -> PlanReport:
     return api.plan(experiment_from(experiment), cluster)
 
 
-def submit(experiment: AnyExperiment, cluster: str | None = None, on_wait: Callable[[str], None] | None = None) -> Submission:
+def submit(
+    experiment: AnyExperiment, cluster: str | None = None, on_wait: Callable[[str], None] | None = None, *, replaces: bool = False
+) -> Submission:
     """Start a campaign and return once it owns its runs; see `orchestrator.api.submit`."""
-    return api.submit(experiment_from(experiment), cluster, on_wait=on_wait)
+    return api.submit(experiment_from(experiment), cluster, on_wait=on_wait, replaces=replaces)

@@ -24,6 +24,7 @@ from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import training_logs
 
 if TYPE_CHECKING:
+    from orchestrator.campaign.removal import Removable
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
     from orchestrator.drill.order import DrillEvent, Report
@@ -110,16 +111,23 @@ def submit(
     cluster: str | None = None,
     on_submit: Callable[[str], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    *,
+    replaces: bool = False,
 ) -> Submission:
     """Start a campaign and return once it owns its runs; it goes on without us. Starts the local services when no cluster is named.
 
+    `replaces`: folders of other runs, which have other settings or data, are moved aside, unless one is at work; nothing is deleted.
     `on_submit` gets the campaign's id just before it is sent: whoever is interrupted from then on has to `withdraw` it. `on_wait` gets
     the reason when it takes long. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
     """
     _check_here(experiment, cluster)
     meant = reach(cluster, starts=True)
     experiment_yaml = _as_sent(experiment, meant.local).to_yaml()
-    return _submitted(meant, lambda campaign_id: meant.jobs.submit_campaign(campaign_id, experiment_yaml), on_submit, on_wait)
+
+    def send(campaign_id: str) -> str:
+        return meant.jobs.submit_campaign(campaign_id, experiment_yaml, replaces=replaces)
+
+    return _submitted(meant, send, on_submit, on_wait)
 
 
 def resume(
@@ -245,6 +253,30 @@ def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:
     if refused:
         raise refused[0]
     return sent
+
+
+def removable(runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> "list[Removable]":
+    """The runs that `remove` would remove, with their sizes on disk: those below `results` (default: nnUNet_results of this process) that
+    the names mean. Raises ConfigError for a name that means none, and for a run that has not ended, on `cluster` or by its folder.
+    """
+    from orchestrator.campaign.removal import removable
+
+    meant = reach(cluster)
+    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
+    jobs = [] if meant.reached is None else meant.reached.records()
+    return removable(runs, results_folder(results, os.environ), statuses, jobs)
+
+
+def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False) -> "list[Removable]":
+    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin; returns what was removed.
+
+    Raises as `removable`, then nothing was removed; TrackingError, DataError.
+    """
+    from orchestrator.campaign.removal import remove
+
+    found = removable(runs, results, cluster)
+    remove(found, mlflow=mlflow)
+    return found
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":

@@ -27,9 +27,12 @@ from orchestrator.campaign.reserved import reservations, runs_at_work
 from orchestrator.campaign.resume import choose, find_runs, of_one_server
 from orchestrator.campaign.takeover import refuse
 from orchestrator.cluster.nodes import cluster_nodes
+from orchestrator.dataset.model_folder import folders_of_others
+from orchestrator.dataset.problems import listed
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.plan import PlanReport, Queue, plan_of_runs, plan_report
 from orchestrator.queue.registry import Registry
+from orchestrator.run.aside import aside_name
 from orchestrator.run.below import results_folder
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
@@ -57,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path, nargs="?", help="experiment file")
     parser.add_argument("--campaign", default="", help="id of this campaign")
+    parser.add_argument("--replace", action="store_true", help="move folders of other runs aside")
     parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
     parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
     parser.add_argument("--run-key", default="", help="with --validate: refuse when the folder is another run's")
@@ -73,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             return resume(campaign, Path(options.resume) if options.resume else None, options.only, options.tracking_uri)
         if options.experiment is None:
             raise ConfigError("campaign: name an experiment file.")
-        return _train(campaign, options.experiment, plan_only=options.plan_only)
+        return _train(campaign, options.experiment, plan_only=options.plan_only, replaces=options.replace)
     except NnfleetError as err:
         emit(Failed(error=type(err).__name__, message=masked(str(err))))
         return err.exit_code
@@ -83,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
+def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.experiment.model import load_experiment
 
@@ -93,7 +97,8 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
         tracking = experiment.tracking.model_copy(update={"uri": uri})
         experiment = experiment.model_copy(update={"tracking": tracking})
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
-    specs = expand(experiment)
+    specs = expand(experiment, replaces=replaces)
+    warnings += replacements(specs) if replaces else []
     cluster = Jobs.inside_job()
     address = os.environ.get("RAY_ADDRESS", "")
     jobs, registry = cluster.records(), Registry.of_cluster(address)
@@ -104,9 +109,19 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool) -> int:
     never = _never_fits(report)
     if never and not plan_only:
         raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
-    runner = None if plan_only else _opened(campaign, cluster, specs)
+    runner = None if plan_only else _opened(campaign, cluster, specs, replaces=replaces)
     emit(Planned(plan=report))
     return runner.run() if runner is not None else 0
+
+
+def replacements(specs: Sequence[RunSpec]) -> list[str]:
+    """What `--replace` moves aside, in a sentence; nothing if no folder is another run's."""
+    folders = sorted(map(str, folders_of_others(specs)))
+    if not folders:
+        return []
+    called = aside_name(Path(folders[0]), "replaced", "<UTC time>")
+    what = "1 run folder of another run was" if len(folders) == 1 else f"{len(folders)} run folders of other runs were"
+    return [f"results: {what} moved aside, to `{called}` beside its place: {listed(folders)}."]
 
 
 def _never_fits(report: PlanReport) -> list[str]:
@@ -181,9 +196,17 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -
 
 
 def _opened(
-    campaign: str, cluster: ClusterJobs, specs: Sequence[RunSpec], *, only_validate: bool = False, is_quiet: bool = False
+    campaign: str,
+    cluster: ClusterJobs,
+    specs: Sequence[RunSpec],
+    *,
+    only_validate: bool = False,
+    is_quiet: bool = False,
+    replaces: bool = False,
 ) -> Campaign:
-    """A campaign in possession of its runs. `is_quiet`: that no orphan workers train them was checked before."""
+    """A campaign in possession of its runs. `is_quiet`: that no orphan workers train them was checked before. `replaces`: it moves the
+    folders of other runs aside.
+    """
     from orchestrator.tracking.client import Tracker
 
     if not is_quiet:
@@ -192,7 +215,7 @@ def _opened(
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     tracker = Tracker(uri) if uri else None
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
-    runner.open(specs, only_validate=only_validate)
+    runner.open(specs, only_validate=only_validate, replaces=replaces)
     with runner.interruptible():
         if tracker is not None:
             end_orphans(tracker, cluster.records, registry)

@@ -59,8 +59,8 @@ class Campaign:
         self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock)
         self.runs: dict[str, FollowedRun] = {}
 
-    def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False) -> None:
-        """Take possession of every run; `only_validate`: of trained ones, to validate them again. Raises as `opening`."""
+    def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False, replaces: bool = False) -> None:
+        """Take possession of every run, as `opening` does, and raise as it does."""
         with opening(
             specs,
             campaign=self.campaign,
@@ -69,6 +69,7 @@ class Campaign:
             tracker=self._tracker,
             clock=self._clock,
             only_validate=only_validate,
+            replaces=replaces,
         ) as opened:
             self.runs = {one.run.key: one.run for one in opened}
             for one in opened:

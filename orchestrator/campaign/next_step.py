@@ -175,7 +175,7 @@ def _reassigned(facts: Facts, before: RunState) -> Step:
     whose = f"its folder belongs to the run {facts.reassigned_to} now"
     if (job := facts.live("train") or facts.live("validate")) is not None:
         return StopJob(before, job, f"stops: {whose}.")
-    advice = "Submit it again with another nnUNet_results, or after that one's folder was moved away."
+    advice = "Submit it again as a variant (`variant: NAME`), or in that one's place: `nnfleet submit --replace`."
     return End(RunState.STOPPED, f"{whose}. {advice}")
 
 

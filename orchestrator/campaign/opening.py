@@ -8,7 +8,8 @@ from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.followed_run import FollowedRun
 from orchestrator.campaign.observe import Observer
 from orchestrator.campaign.reserved import runs_at_work
-from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, refuse, stop_mark
+from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, make_way, refuse, stop_mark
+from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
@@ -40,8 +41,10 @@ def opening(
     tracker: TrackingServer | None,
     clock: Clock,
     only_validate: bool = False,
+    replaces: bool = False,
 ) -> Iterator[list[Opened]]:
-    """Take possession of every run; `only_validate`: of trained ones, to validate them again.
+    """Take possession of every run; `only_validate`: of trained ones, to validate them again; `replaces`: folders of other runs
+    are moved aside.
 
     Inside the block the lock of openings is held: the campaign publishes there what it owns. Raises ConfigError, DataError, ClusterError or
     TrackingError; nothing has started then. Whatever fails, here or in the block, leaves no run that waits in MLflow for ever.
@@ -58,9 +61,11 @@ def opening(
         with registry.locked():  # no campaign submits a job meanwhile
             jobs = cluster.records()
             at_work = runs_at_work(jobs, registry, but=campaign)
+            leaving = folders_of_others(specs) if replaces else set()
             for spec in specs:
-                refuse(spec, jobs, at_work)
-            acquired = [acquire(spec, jobs, only_validate=only_validate) for spec in specs]
+                refuse(spec, jobs, at_work, leaving)
+            made_way = {spec.run_key: make_way(spec) for spec in specs if spec.run_folder in leaving}
+            acquired = [acquire(spec, jobs, only_validate=only_validate, made_way=made_way.get(spec.run_key)) for spec in specs]
         opened: list[Opened] = []
         try:
             for each in acquired:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.dataset.model_folder import belongs_to_another, model_folder_problems, other_plans
 from orchestrator.dataset.problems import Problems
+from orchestrator.run.aside import move_aside
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.run.progress import Action, progress_of
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Replaced:
-    """A run that had kept nothing, whose folder is another's now."""
+    """A run whose folder is another's now: it had kept nothing, or was moved aside."""
 
     run_key: str
     mlflow_run_id: str
@@ -60,26 +61,43 @@ class Acquired:
         return self.stop_mark is not None
 
 
-def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = ()) -> None:
+def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = (), leaving: Collection[Path] = ()) -> None:
     """Raise ConfigError or DataError for a run that cannot be taken possession of. Changes nothing.
 
-    `at_work`: keys of the runs that other campaigns have not brought to their end.
+    `at_work`: keys of the runs that other campaigns have not brought to their end. `leaving`: run folders that are to be moved aside.
     """
     _refuse_second_folder(spec, living_job(spec, jobs))
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
         plans = load_plans(spec.preprocessed_folder, spec.plans)
         problems = Problems()
-        problems.add(*model_folder_problems(spec, plans, {*at_work, *living}, lambda fold, run: is_alive(fold, run, jobs, time.time())))
+        problems.add(
+            *model_folder_problems(spec, plans, {*at_work, *living}, lambda fold, run: is_alive(fold, run, jobs, time.time()), leaving)
+        )
         problems.raise_if_any()
 
 
-def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False) -> Acquired:
+def make_way(spec: RunSpec) -> Replaced:
+    """Move the folder of another run aside, with all that it has kept; `refuse` has let pass that `spec` gets its place. Deletes nothing.
+
+    The fencing tokens go on: what may be left of the old run, unseen, commits and publishes nothing any more, there or here.
+    """
+    folder = RunFolder(spec.run_folder)
+    with explained(spec):
+        replaced = _replaced(folder, folder.spec())
+        token = acquire_token(folder, f"takeover by {spec.run_key}", {"role": TAKEOVER})
+        target = move_aside(folder.root, "replaced", time.time())
+        log.warning("%s of the run %s is %s now: %s replaces it", folder.root, replaced.run_key, target, spec.run_key)
+        acquire_token(folder, f"takeover by {spec.run_key}", {"role": TAKEOVER}, least=token + 1)
+    return replaced
+
+
+def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False, made_way: Replaced | None = None) -> Acquired:
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
     The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives.
-    The folder of another run that has kept nothing becomes this one's. Raises ConfigError when it belongs to another run all the same,
-    DataError when it cannot be written.
+    The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was moved aside for it. Raises
+    ConfigError when it belongs to another run all the same, DataError when it cannot be written.
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
     with explained(spec):
@@ -89,7 +107,7 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if before is not None and is_new and has_kept:
             raise belongs_to_another(folder, before, spec)
         _share_model_files(spec, renews=not has_kept)
-        replaced = None
+        replaced = made_way
         if before is not None and is_new:
             acquire_token(folder, f"takeover by {spec.run_key}", {"role": TAKEOVER})  # from here on nothing of the old run is committed
             if commit_files(folder):
@@ -127,8 +145,7 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     Its fencing tokens stay, and the failures that name them. The caller has acquired a newer token: what may be left of the old run commits
     and publishes nothing any more.
     """
-    end = final_state(read_outcome(folder)) or RunState.STOPPED
-    replaced = Replaced(present.run_key, noted_run_id(folder), end)
+    replaced = _replaced(folder, present)
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
     for request in (folder.stop_file, folder.save_file, folder.accepted_save_file, folder.published_file):
         request.unlink(missing_ok=True)
@@ -136,6 +153,10 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
         if file.exists():
             os.replace(file, _aside(file, present.run_key))
     return replaced
+
+
+def _replaced(folder: RunFolder, present: RunSpec) -> Replaced:
+    return Replaced(present.run_key, noted_run_id(folder), final_state(read_outcome(folder)) or RunState.STOPPED)
 
 
 def _aside(file: Path, run_key: str) -> Path:

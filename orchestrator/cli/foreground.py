@@ -44,11 +44,11 @@ def ask() -> Answer:
     return "detach"
 
 
-def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: str) -> "Submission":
+def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: str, *, replaces: bool = False) -> "Submission":
     """Submit; `doing` is shown meanwhile. Ctrl-C withdraws what was sent already and reports it: no campaign stays unnoticed."""
     from orchestrator import api
 
-    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note), cluster, doing)
+    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note, replaces=replaces), cluster, doing)
 
 
 def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster: str | None, doing: str) -> "Submission":

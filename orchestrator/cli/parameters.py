@@ -35,6 +35,9 @@ SomeRuns = Annotated[
         show_default=False,
     ),
 ]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Move the folders of other runs aside (replaced-fold_0-...) and start anew; deletes nothing.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)]
 

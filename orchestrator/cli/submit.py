@@ -1,10 +1,10 @@
 """`nnfleet submit`: hand an experiment to the cluster; the laptop may disconnect."""
 
 from orchestrator.cli.output import print_json, say
-from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile, cluster_option
+from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile, Replace, cluster_option
 
 
-def submit(experiment: ExperimentFile, cluster: Cluster = None, as_json: AsJson = False) -> None:
+def submit(experiment: ExperimentFile, cluster: Cluster = None, replace: Replace = False, as_json: AsJson = False) -> None:
     """Send an experiment to the cluster. The same experiment again continues what is unfinished and repeats nothing."""
     import json
 
@@ -12,7 +12,7 @@ def submit(experiment: ExperimentFile, cluster: Cluster = None, as_json: AsJson 
     from orchestrator.cli.plan import show_plan
     from orchestrator.experiment.model import load_experiment
 
-    submission = submit_in_foreground(load_experiment(experiment), cluster, "Submitting ...")
+    submission = submit_in_foreground(load_experiment(experiment), cluster, "Submitting ...", replaces=replace)
     if as_json:
         plan = json.loads(submission.plan.to_json())
         print_json({"campaign": submission.campaign_id, "submission_id": submission.submission_id, "plan": plan})

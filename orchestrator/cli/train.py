@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.output import console, note
-from orchestrator.cli.parameters import Cluster
+from orchestrator.cli.parameters import Cluster, Replace
 from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trainers.contract.run_spec import WorkerSpec
 
 OPTIONS = {
+    "`variant: NAME` in the experiment file": "--variant NAME",
+    "`nnfleet submit --replace`": "--replace",
     "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
     "Ask for less under `workers`": "Ask for less (--num-workers, --cpus, --cpu)",
     "workers.count": "--num-workers",
@@ -50,6 +52,7 @@ def train(
         int | None, typer.Option("--cpus", min=1, help="CPU cores per worker, data loading included. Default: 8, or what this machine has.")
     ] = None,
     cluster: Cluster = None,
+    replace: Replace = False,
 ) -> None:
     """Train and validate one model, here and now.
 
@@ -66,7 +69,7 @@ def train(
     named |= {} if variant is None else {"variant": variant}
     with hearing_sigterm():
         try:
-            submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster)
+            submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster, replaces=replace)
         except NnfleetError as err:
             raise type(err)(in_words_of_the_command_line(str(err))) from err
         for warning in submission.plan.warnings:
@@ -83,7 +86,7 @@ def train(
     raise typer.Exit(worst_exit_code(statuses))
 
 
-def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | None) -> "Submission":
+def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | None, *, replaces: bool) -> "Submission":
     from orchestrator import api
     from orchestrator.cli.foreground import submit_in_foreground
     from orchestrator.experiment.model import single_training
@@ -95,7 +98,7 @@ def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | No
         if changes:
             note(changes)
     experiment = single_training(**(named | ({"workers": workers} if workers else {})))
-    return submit_in_foreground(experiment, cluster, "Checking data, starting services ...")
+    return submit_in_foreground(experiment, cluster, "Checking data, starting services ...", replaces=replaces)
 
 
 def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) -> tuple[dict[str, int], str]:

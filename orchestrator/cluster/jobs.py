@@ -100,9 +100,10 @@ class Jobs:
         carried = {key: str(metadata[key]) for key in ("nnfleet_campaign", "nnfleet_mlflow_run_id") if metadata.get(key)}
         return cls(address, working_dir=working_dir, inherited=carried, modules=modules or _modules_of(own))
 
-    def submit_campaign(self, campaign: str, experiment_yaml: str, *, plan_only: bool = False) -> str:
-        """Start the campaign job of an experiment; returns its submission id."""
-        arguments = ["experiment.yaml", "--campaign", campaign, *(["--plan-only"] if plan_only else [])]
+    def submit_campaign(self, campaign: str, experiment_yaml: str, *, plan_only: bool = False, replaces: bool = False) -> str:
+        """Start the campaign job of an experiment; returns its submission id. `replaces`: it moves folders of other runs aside."""
+        options = [*(["--plan-only"] if plan_only else []), *(["--replace"] if replaces else [])]
+        arguments = ["experiment.yaml", "--campaign", campaign, *options]
         kind: JobKind = "control" if plan_only else "campaign"
         name = f"{'plan' if plan_only else 'campaign'}-{campaign}"
         return self._submit(name, kind, self._modules.campaign, arguments, {"campaign": campaign}, {"experiment.yaml": experiment_yaml})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from orchestrator.dataset.case_readings import data_changes
@@ -14,7 +15,9 @@ from trainers.contract.plans import Plans, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
-ESCAPE = "Move the folder away or name another nnUNet_results."
+OWN_FOLDER = "`variant: NAME` in the experiment file gives the new runs a model folder of their own"
+ESCAPE = f"{OWN_FOLDER}; or name another nnUNet_results."
+CURES = f"To keep both: {ESCAPE} To start anew here: `nnfleet submit --replace` moves the old run folder aside."
 
 
 def run_differences(present: RunSpec, wanted: RunSpec) -> str:
@@ -33,17 +36,26 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     return ", ".join(found) or "the recipe's version"
 
 
-def problems_of_folders(specs: Sequence[RunSpec], plans: Mapping[str, Plans]) -> list[NnfleetError]:
-    """`model_folder_problems` of the runs of an experiment, where folders of other runs that differ in the same are one problem."""
+def problems_of_folders(specs: Sequence[RunSpec], plans: Mapping[str, Plans], *, replaces: bool = False) -> list[NnfleetError]:
+    """`model_folder_problems` of the runs of an experiment, where folders of other runs that differ in the same are one problem.
+
+    `replaces`: they are none, as these folders will be moved aside.
+    """
+    leaving = folders_of_others(specs) if replaces else set()
     others: dict[str, list[tuple[RunFolder, RunSpec, RunSpec]]] = {}
     found: list[NnfleetError] = []
     for spec in specs:
         present = _kept_by_another(spec)
-        if present is None:
-            found += model_folder_problems(spec, plans[spec.plans])
+        if present is None or replaces:
+            found += model_folder_problems(spec, plans[spec.plans], leaving=leaving)
         else:
             others.setdefault(run_differences(present, spec), []).append((RunFolder(spec.run_folder), present, spec))
     return [*found, *(_belong_to_others(runs, differences) for differences, runs in others.items())]
+
+
+def folders_of_others(specs: Sequence[RunSpec]) -> set[Path]:
+    """The run folders of `specs` in which other runs have kept something."""
+    return {spec.run_folder for spec in specs if _kept_by_another(spec) is not None}
 
 
 def _kept_by_another(spec: RunSpec) -> RunSpec | None:
@@ -64,17 +76,22 @@ def _belong_to_others(runs: Sequence[tuple[RunFolder, RunSpec, RunSpec]], differ
     folders = listed([str(folder.root) for folder, _, _ in runs])
     return ConfigError(
         f"results: {len(runs)} folders belong to other runs, which differ from those of this experiment in {differences}: {folders}. "
-        "Move the folders away or name another nnUNet_results."
+        f"{CURES}"
     )
 
 
 def model_folder_problems(
-    spec: RunSpec, plans: Plans, at_work: Collection[str] = (), is_active: Callable[[RunFolder, RunSpec], bool] = lambda folder, run: False
+    spec: RunSpec,
+    plans: Plans,
+    at_work: Collection[str] = (),
+    is_active: Callable[[RunFolder, RunSpec], bool] = lambda folder, run: False,
+    leaving: Collection[Path] = (),
 ) -> list[NnfleetError]:
     """The folder of a run belongs to it alone: refuse what nnU-Net or another run keeps there, and a model folder of other plans.
 
     A run that has kept nothing and is not `at_work` (run keys) leaves its folder, and the plans if no other fold needs them, to the next.
     `is_active` is asked of the other folds where the plans depend on it: whether a fold's own folder shows work, maybe of another cluster.
+    `leaving`: run folders of other runs that are moved aside, unless these are at work or active.
     A fold that has kept something is not compared with the model folder again: its run key says that it is the same run.
     """
     folder = RunFolder(spec.run_folder)
@@ -84,22 +101,23 @@ def model_folder_problems(
         except DataError as err:
             return [DataError(f"{err} {ESCAPE}")]
         is_its_own = present.run_key == spec.run_key
-        if commit_files(folder):
+        is_leaving = not is_its_own and folder.root in leaving
+        if commit_files(folder) and not is_leaving:
             return [] if is_its_own else [belongs_to_another(folder, present, spec)]
-        if present.run_key in at_work and not is_its_own:
+        if (present.run_key in at_work and not is_its_own) or (is_leaving and is_active(folder, present)):
             return [_is_at_work(folder, present)]
-        if strange := sorted(path.name for path in folder.root.glob("checkpoint_*.pth")):
+        if not is_leaving and (strange := sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))):
             return [_not_ours(folder, strange)]
     elif foreign := sorted(file_names(folder.root) - {folder.own.name}):
         return [_not_ours(folder, foreign)]
-    return _problems_of_plans(spec, plans, at_work, is_active)
+    return _problems_of_plans(spec, plans, at_work, is_active, leaving)
 
 
 def belongs_to_another(folder: RunFolder, present: RunSpec, wanted: RunSpec) -> ConfigError:
     """The refusal of a folder in which another run has kept something."""
     return ConfigError(
         f"results: {folder.root} belongs to the run {present.run_key}, which differs from {wanted.run_key} "
-        f"in {run_differences(present, wanted)}. {ESCAPE}"
+        f"in {run_differences(present, wanted)}. {CURES}"
     )
 
 
@@ -111,12 +129,16 @@ def _is_at_work(folder: RunFolder, present: RunSpec) -> ConfigError:
 
 
 def _problems_of_plans(
-    spec: RunSpec, plans: Plans, at_work: Collection[str], is_active: Callable[[RunFolder, RunSpec], bool]
+    spec: RunSpec,
+    plans: Plans,
+    at_work: Collection[str],
+    is_active: Callable[[RunFolder, RunSpec], bool],
+    leaving: Collection[Path],
 ) -> list[NnfleetError]:
-    """Other plans in the model folder are no problem if it has folds of ours alone, none of which has kept anything or is at work."""
+    """Other plans in the model folder are no problem if it has folds of ours alone, none of which keeps anything there or is at work."""
     problems = other_plans(spec, plans)
     folds = [RunFolder(path) for path in spec.model_folder.glob("fold_*")]
-    if not problems or not folds or not all(_has_kept_nothing(fold) for fold in folds):
+    if not problems or not folds or not all(fold.root in leaving or _has_kept_nothing(fold) for fold in folds):
         return problems
     runs = [(fold, fold.spec()) for fold in folds]
     busy = sorted(run.run_key for fold, run in runs if run.run_key in at_work or (fold.root != spec.run_folder and is_active(fold, run)))

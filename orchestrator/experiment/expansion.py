@@ -24,19 +24,20 @@ from trainers.contract.run_spec import RunSpec
 log = logging.getLogger(__name__)
 
 
-def expand(experiment: Experiment) -> list[RunSpec]:
+def expand(experiment: Experiment, *, replaces: bool = False) -> list[RunSpec]:
     """The runs of an experiment in the order of submission (see `Experiment.axes`). Makes splits_final.json where it is missing.
 
+    `replaces`: run folders of other runs are no problem, as they will be moved aside.
     Raises ConfigError (the request must change) or DataError (the data must change) that lists every problem found.
     """
-    return _Expansion(experiment.with_folders_resolved()).runs()
+    return _Expansion(experiment.with_folders_resolved(), replaces=replaces).runs()
 
 
 class _Expansion:
     """One reading of an experiment's data: each file once, each problem once."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, *, replaces: bool) -> None:
+        self.experiment, self.replaces = experiment, replaces
         self.problems = Problems()
         preprocessed, results = experiment.nnUNet_preprocessed, experiment.nnUNet_results
         assert preprocessed is not None
@@ -62,7 +63,7 @@ class _Expansion:
                 spec = self._spec(self._planned(variant, plans[plans_name], configuration, trainer, seed, fold, split), readings)
                 specs.append(spec)
                 self.problems.add(*data_problems(spec, readings.of(plans[plans_name], configuration, spec.case_digests is not None)))
-        self.problems.add(*problems_of_folders(specs, plans))
+        self.problems.add(*problems_of_folders(specs, plans, replaces=self.replaces))
         self.problems.raise_if_any()
         return specs
 
@@ -132,6 +133,7 @@ class _Expansion:
             RunFolder(model_folder / f"fold_{planned.fold}"),
             planned,
             lambda is_whole: readings.of(planned.plans, planned.configuration, is_whole),
+            replaces=self.replaces,
         )
         return RunSpec(
             run_key=identity.run_key,

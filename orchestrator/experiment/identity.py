@@ -64,17 +64,17 @@ class Planned:
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 
 
-def identity_in(folder: RunFolder, planned: Planned, read: Callable[[bool], CaseReadings]) -> Identity:
+def identity_in(folder: RunFolder, planned: Planned, read: Callable[[bool], CaseReadings], *, replaces: bool = False) -> Identity:
     """The identity of a run that is to have `folder`: the former one if a run from before run keys covered the preprocessed cases has it.
 
     Of such a run nobody knows which images it began with, so the same labels and plans make the same run. `read` gives the cases' label
-    files, or with True all of them.
+    files, or with True all of them. `replaces`: another run that has kept something in the folder will not be in it any more.
     """
     former = planned.identity(read(False), is_former=True)
-    return former if _holds(folder, former) else planned.identity(read(True))
+    return former if _holds(folder, former, replaces=replaces) else planned.identity(read(True))
 
 
-def _holds(folder: RunFolder, former: Identity) -> bool:
+def _holds(folder: RunFolder, former: Identity, *, replaces: bool) -> bool:
     """A former run of the same data, which may be wanted for more epochs now, has kept something here or is the very run."""
     if not folder.spec_file.exists():
         return False
@@ -83,4 +83,4 @@ def _holds(folder: RunFolder, former: Identity) -> bool:
     except DataError:
         return False  # reported with the other problems of the folder
     is_same_data = present.case_digests is None and present.data_digest == former.data_digest
-    return is_same_data and (present.run_key == former.run_key or bool(commit_files(folder)))
+    return is_same_data and (present.run_key == former.run_key or (not replaces and bool(commit_files(folder))))

@@ -240,6 +240,18 @@ class Tracker:
         if not run.inputs or not run.inputs.dataset_inputs:
             self._client.log_inputs(run_id, datasets=_dataset_inputs(spec))
 
+    def delete_run(self, run_id: str) -> None:
+        """Put a run into MLflow's bin; nothing happens to one that is there, or is gone for good."""
+        with self._speaking(f"delete run {run_id}"):
+            try:
+                is_there = self._client.get_run(run_id).info.lifecycle_stage != DELETED
+            except MlflowException as err:
+                if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                is_there = False
+            if is_there:
+                self._client.delete_run(run_id)
+
     def restore_run(self, run_id: str) -> None:
         """Take a run out of MLflow's bin if it is there; nothing can be recorded of it before."""
         with self._speaking(f"restore the deleted run {run_id}"):

@@ -519,6 +519,16 @@ def test_a_run_deleted_in_mlflow_while_it_trains_is_restored_with_one_warning(
     assert 1 <= len([m for m in caplog.messages if "was deleted there and is restored" in m]) <= 2, "two threads may find it at once"
 
 
+def test_a_run_goes_into_the_bin_once_and_one_that_is_gone_is_no_error(tracker: Tracker, run: FakeRun) -> None:
+    for _ in range(2):
+        tracker.delete_run(run_id(run))
+        recorded = tracker.recorded_run(run_id(run))
+        assert recorded is not None
+        assert recorded.is_deleted
+        assert tracker.known_run(run.spec.run_key) is None, "the same may be trained again"
+    tracker.delete_run("0" * 32)
+
+
 def test_sync_restores_a_run_that_was_deleted_unless_another_took_its_place(tracker: Tracker, run: FakeRun) -> None:
     age(run)
     run.epoch()

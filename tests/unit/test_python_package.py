@@ -20,7 +20,7 @@ def test_the_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys:
     (example,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     asked: list[Any] = []
 
-    def submit(experiment: nnfleet.Experiment, cluster: str | None, on_wait: None) -> Any:
+    def submit(experiment: nnfleet.Experiment, cluster: str | None, on_wait: None, replaces: bool) -> Any:
         asked.append(experiment)
         return SimpleNamespace(campaign_id="c1")
 

@@ -95,6 +95,21 @@ def test_stored_runs_are_those_that_no_campaign_of_the_cluster_follows(
     assert api.snapshot(campaign="c").stored == []
 
 
+def test_removing_asks_the_cluster_whether_a_run_has_ended(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    machine.jobs.campaign("c", "RUNNING", RunState.QUEUED, 1, run_key=run.run_key)
+    with pytest.raises(ConfigError, match=r"\(key0\) is QUEUED in the campaign c"):
+        api.remove(["1"])
+    machine.jobs.campaign("c", "RUNNING", RunState.STOPPED, 2, run_key=run.run_key)
+    assert [item.run_key for item in api.remove(["1"])] == ["key0"]
+    assert not run.run_folder.exists()
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(ConfigError, match="--results"):
+        api.removable(["1"])
+
+
 def test_the_log_of_the_run_that_owns_the_folder_is_meant_by_its_address(machine: Machine) -> None:
     machine.jobs.campaign("first", "SUCCEEDED", RunState.FAILED_CONFIG, 5, run_key="old-1")
     machine.jobs.campaign("second", "RUNNING", RunState.RUNNING, 9, run_key="new-1")

@@ -17,12 +17,14 @@ import pytest
 from rich.console import Console
 
 import orchestrator
+from orchestrator.campaign.removal import Removable
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
 from orchestrator.cli.watch import done_fraction, watch_view
+from orchestrator.dataset.model_folder import CURES
 from orchestrator.demo import DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
@@ -53,6 +55,19 @@ def run_status(**changes: Any) -> RunStatus:
         "run_folder": Path("/results/fold_0"),
     }
     return RunStatus(**{**values, **changes})
+
+
+def removable_run(fold: int) -> Removable:
+    return Removable(
+        run_key=f"k{fold}",
+        address=f"17/2d/nnUNetTrainer/{fold}",
+        state=RunState.STOPPED,
+        epochs_done=3,
+        epochs=5,
+        run_folder=Path(f"/r/fold_{fold}"),
+        size_bytes=750_000_000,
+        mlflow_run_id="m",
+    )
 
 
 def done(**changes: Any) -> RunStatus:
@@ -134,8 +149,10 @@ class FakeApi:
         cluster: str | None = None,
         on_submit: Callable[[str], None] | None = None,
         on_wait: Callable[[str], None] | None = None,
+        *,
+        replaces: bool = False,
     ) -> Any:
-        self._ask("submit", experiment, cluster)
+        self._ask("submit", experiment, cluster, *(["replaces"] if replaces else []))
         return self._sent(on_submit)
 
     def resume(
@@ -204,6 +221,16 @@ class FakeApi:
         self._ask("stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []))
         before, self.runs = self.runs, [run_status(state=RunState.STOPPED)]
         return before
+
+    def removable(self, runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> list[Removable]:
+        self._ask("removable", tuple(runs), results)
+        return [removable_run(fold) for fold in (0, 1)]
+
+    def remove(
+        self, runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False
+    ) -> list[Removable]:
+        self._ask("remove", tuple(runs), results, mlflow)
+        return [removable_run(fold) for fold in (0, 1)]
 
     def local_runs(self) -> list[RunStatus]:
         return self.runs
@@ -281,6 +308,29 @@ def test_submit_names_the_campaign(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert api.asked[0][2] == "http://head:8265"
     _, out, _ = nnfleet("submit", "e.yaml", "--json")
     assert json.loads(out)["campaign"] == "c1"
+
+
+def test_submit_and_train_replace_runs_only_when_asked_to(nnfleet: Nnfleet, api: FakeApi) -> None:
+    for arguments in (("submit", "e.yaml"), ("train", "17", "3d_fullres", "0", "--cpu")):
+        nnfleet(*arguments)
+        nnfleet(*arguments, "--replace")
+    assert [what[3:] for what in api.asked if what[0] == "submit"] == [(), ("replaces",), (), ("replaces",)]
+
+
+def test_train_names_a_variant(nnfleet: Nnfleet, api: FakeApi) -> None:
+    nnfleet("train", "17", "3d_fullres", "0", "--cpu", "--variant", "short", "--epochs", "5")
+    (sent,) = (what[1] for what in api.asked if what[0] == "submit")
+    assert [(name, schedule.epochs) for name, schedule in sent.variants] == [("short", 5)]
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0", "--variant", "seed1")
+    assert code == 2
+    assert "--variant: got 'seed1': the name would be taken for a seed" in err
+
+
+def test_train_names_its_own_options_for_a_folder_of_another_run(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.fail_with(ConfigError(f"results: /r belongs to the run k. {CURES}"))
+    _, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert "To keep both: --variant NAME gives the new runs a model folder of their own; or name another nnUNet_results." in err
+    assert "To start anew here: --replace moves the old run folder aside." in err
 
 
 def test_submit_says_when_nothing_is_left_to_do(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -380,6 +430,32 @@ def test_down_lists_runs_that_have_not_ended_and_pauses_them_only_when_it_is_tol
     api.runs = [done()]
     assert nnfleet("down")[0] == 0
     assert api.asked == [("down",)]
+
+
+def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, _, err = nnfleet("rm", "17")
+    assert code == ConfigError.exit_code
+    assert "17/2d/nnUNetTrainer/0  STOPPED  3/5 epochs  750.0 MB  /r/fold_0" in err
+    assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at. `nnfleet rm --yes`" in err
+    assert api.asked == [("removable", ("17",), None)]
+    code, out, err = nnfleet("rm", "17", "--yes", "--results", "/r")
+    assert code == 0
+    assert api.asked[2] == ("remove", ("k0", "k1"), Path("/r"), False), "exactly the runs that were listed"
+    assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
+    assert "Their MLflow runs stay" in err
+    _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
+    assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
+    assert api.asked[-1][-1] is True
+    assert "Their MLflow runs stay" not in err
+
+
+def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.rm.console", lambda stderr: SimpleNamespace(is_terminal=True))
+    monkeypatch.setattr("sys.stdin", StringIO("n\n"))
+    code, _, err = nnfleet("rm", "17", "--mlflow")
+    assert code == 1
+    assert "Remove 2 runs (1.5 GB on the disk) and their MLflow runs, for good?" in err
+    assert [what[0] for what in api.asked] == ["removable"]
 
 
 def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:

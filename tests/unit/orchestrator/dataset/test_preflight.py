@@ -170,7 +170,8 @@ def test_a_folder_of_another_run_is_refused_and_ones_own_is_not(spec: RunSpec) -
     write_json_atomic(folder.state / "e00001_a0001.json", {})
     (problem,) = check_run(other)
     assert f"{folder.root} belongs to the run {spec.run_key}" in problem
-    assert "Move the folder away or name another nnUNet_results." in problem
+    assert "`variant: NAME` in the experiment file gives the new runs a model folder of their own" in problem
+    assert "`nnfleet submit --replace` moves the old run folder aside." in problem
     folder.spec_file.write_text("{}")
     (problem,) = check_run(spec)
     assert "is not a run specification of this version" in problem

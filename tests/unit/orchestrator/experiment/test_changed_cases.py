@@ -221,3 +221,10 @@ def test_raw_files_newer_than_the_preprocessed_cases_are_a_warning(tiny: Tiny) -
     )
     without_raw = parse_experiment(experiment.model_copy(update={"nnUNet_raw": None}).to_yaml())
     assert plan_report(without_raw, specs, nodes).warnings[0].startswith("dataset: labels of case_1 are newer than")
+
+
+def test_a_new_run_in_the_place_of_an_old_one_knows_its_images(tiny: Tiny) -> None:
+    (old,) = [keep(former(spec, tiny)) for spec in expand(experiment_of(tiny, folds=[0], epochs=5))]
+    assert expand(experiment_of(tiny, folds=[0], epochs=5), replaces=True) == [old], "the very same run continues"
+    (new,) = expand(experiment_of(tiny, folds=[0], epochs=6), replaces=True)
+    assert new.case_digests is not None

@@ -1,0 +1,70 @@
+"""`nnfleet rm`: remove runs that are not needed any more."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.output import console, note, print_json, say, working
+from orchestrator.cli.parameters import AsJson, Cluster, SomeRuns
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.campaign.removal import Removable
+
+
+def rm(
+    runs: SomeRuns,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Also put their MLflow runs into MLflow's bin.")] = False,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FOLDER", help="Folder that holds the runs. Default: nnUNet_results of this shell.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove runs from nnUNet_results for good: checkpoints, validation and all. They are listed with their sizes before; runs that have
+    not ended are refused.
+    """
+    from orchestrator import api
+
+    with working("Reading run folders ..."):
+        found = api.removable(runs, results, cluster)
+    if not yes:
+        _ask_about(found, mlflow=mlflow)
+    with working("Removing ..."):
+        removed = api.remove([run.run_key for run in found], results, cluster, mlflow=mlflow)
+    if as_json:
+        print_json([run.model_dump(mode="json") for run in removed])
+        return
+    for run in removed:
+        say(f"removed {_line(run)}")
+    if not mlflow and any(run.mlflow_run_id for run in removed):
+        note("Their MLflow runs stay, with curves and checkpoints; before the same is trained again, delete them in MLflow's pages.")
+
+
+def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:
+    """Go on only if the user means it. Raises ConfigError where nobody can be asked."""
+    for run in found:
+        note(_line(run))
+    count = "1 run" if len(found) == 1 else f"{len(found)} runs"
+    size = size_text(sum(run.size_bytes for run in found))
+    what = f"{count} ({size} on the disk){' and their MLflow runs' if mlflow else ''}"
+    if not console(stderr=True).is_terminal:
+        raise ConfigError(
+            f"rm: {what} would be removed, and there is no terminal to ask at. `nnfleet rm --yes` removes without a question."
+        )
+    typer.confirm(f"Remove {what}, for good?", abort=True, err=True)
+
+
+def _line(run: "Removable") -> str:
+    return f"{run.address}  {run.state.value}  {run.epochs_done}/{run.epochs} epochs  {size_text(run.size_bytes)}  {run.run_folder}"
+
+
+def size_text(size_bytes: int) -> str:
+    """`1.2 GB`, as disks are sold."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.1f} {unit}"
+    return f"{size_bytes / 1e3:.1f} kB"
