@@ -10,8 +10,9 @@ from typing import Literal
 from trainers.contract.errors import ConfigError
 from trainers.contract.names import nearest
 
-Recipe = Literal["default", "da5", "da5_classic"]
+Recipe = Literal["default", "da5", "da5_classic", "no_augmentation"]
 Mirroring = Literal["all", "01", "none"]
+Nearest = Literal["nothing", "labels", "all"]
 Rate = Literal["poly", "cosine", "warmup"]
 Oversampling = Literal["last", "drawn", "drawn_as_often"]
 Loss = Literal["dice_ce", "dice_ce_no_smooth", "dice", "ce"]
@@ -30,6 +31,10 @@ class TrainerSettings:
     """Epochs of a trainer whose name says how many; None: those of the experiment."""
     mirroring: Mirroring = "all"
     """Spatial axes that are flipped, in augmentation as in prediction; `01`: the first two of 3D, the first of 2D."""
+    nearest: Nearest = "nothing"
+    """What rotation and scaling take from the nearest voxel instead of interpolating: nothing, the labels, or the image too."""
+    dummy_2d: bool = True
+    """Rotate and scale within slices only where they are much thicker than their pixels."""
     loss: Loss = "dice_ce"
     """Dice and cross entropy, the same with nothing added to the Dice's numerator and denominator, or one of the two alone."""
     deep_supervision: bool = True
@@ -72,6 +77,13 @@ TRAINERS: dict[str, TrainerSettings] = {
     "nnUNetTrainer_onlyMirror01": TrainerSettings(mirroring="01"),
     "nnUNetTrainer_onlyMirror01_1500ep": TrainerSettings(epochs=1500, mirroring="01"),
     "nnUNetTrainer_onlyMirror01_DA5": TrainerSettings(recipe="da5", mirroring="01"),
+    "nnUNetTrainerNoDA": TrainerSettings(recipe="no_augmentation", mirroring="none"),
+    "nnUNetTrainer_noDummy2DDA": TrainerSettings(dummy_2d=False),
+    "nnUNetTrainer_DASegOrd0": TrainerSettings(nearest="labels"),
+    "nnUNetTrainer_DASegOrd0_NoMirroring": TrainerSettings(nearest="labels", mirroring="none"),
+    "nnUNetTrainer_onlyMirror01_DASegOrd0": TrainerSettings(nearest="labels", mirroring="01"),
+    "nnUNetTrainerDA5Segord0": TrainerSettings(recipe="da5", nearest="labels"),
+    "nnUNetTrainerDA5ord0": TrainerSettings(recipe="da5", nearest="all"),
     "nnUNetTrainerDiceLoss": TrainerSettings(loss="dice"),
     "nnUNetTrainerDiceCELoss_noSmooth": TrainerSettings(loss="dice_ce_no_smooth"),
     "nnUNetTrainerCELoss": TrainerSettings(loss="ce"),
@@ -93,7 +105,6 @@ _ADAM = "it trains with Adam, and nnfleet trains with SGD alone"
 _ADAN = "it trains with Adan of the package adan_pytorch, and nnfleet trains with SGD alone"
 _PRIMUS = "it trains a network of its own, Primus, with AdamW, and nnfleet trains the network of the plans with SGD"
 _LOSS = "it trains on the tenth of the voxels with the greatest cross entropy, which nnfleet does not select"
-_AUGMENTATION = "it augments otherwise than nnUNetTrainer and nnUNetTrainerDA5, the two recipes of nnfleet"
 
 REFUSED: dict[str, str] = {
     "nnUNetTrainerAdam": _ADAMW,
@@ -121,18 +132,6 @@ REFUSED: dict[str, str] = {
             *(f"_Primus_{size}_BS1" for size in ("S_96", "B_96", "M_96", "L_48")),
         ),
         _PRIMUS,
-    ),
-    **dict.fromkeys(
-        (
-            "nnUNetTrainerNoDA",
-            "nnUNetTrainer_noDummy2DDA",
-            "nnUNetTrainer_DASegOrd0",
-            "nnUNetTrainer_DASegOrd0_NoMirroring",
-            "nnUNetTrainer_onlyMirror01_DASegOrd0",
-            "nnUNetTrainerDA5ord0",
-            "nnUNetTrainerDA5Segord0",
-        ),
-        _AUGMENTATION,
     ),
     **dict.fromkeys(
         (

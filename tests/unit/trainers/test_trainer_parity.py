@@ -183,7 +183,18 @@ def test_drawn_oversampling_draws_for_each_sample_of_either_split_and_moves_noth
     assert np.array_equal(one.images, other.images)
 
 
-AUGMENTING_OTHERWISE = ["nnUNetTrainerNoMirroring", "nnUNetTrainer_onlyMirror01", "nnUNetTrainer_onlyMirror01_DA5"]
+AUGMENTING_OTHERWISE = [
+    "nnUNetTrainerNoMirroring",
+    "nnUNetTrainer_onlyMirror01",
+    "nnUNetTrainer_onlyMirror01_DA5",
+    "nnUNetTrainer_noDummy2DDA",
+    "nnUNetTrainer_DASegOrd0",
+    "nnUNetTrainer_DASegOrd0_NoMirroring",
+    "nnUNetTrainer_onlyMirror01_DASegOrd0",
+    "nnUNetTrainerDA5Segord0",
+    "nnUNetTrainerDA5ord0",
+    "nnUNetTrainerNoDA",
+]
 
 
 @pytest.mark.parametrize("name", AUGMENTING_OTHERWISE)
