@@ -10,8 +10,11 @@ from typing import Literal
 from trainers.contract.errors import ConfigError
 from trainers.contract.names import nearest
 
-Recipe = Literal["default", "da5", "da5_classic"]
+Recipe = Literal["default", "da5", "da5_classic", "no_augmentation"]
 Mirroring = Literal["all", "01", "none"]
+Nearest = Literal["nothing", "labels", "all"]
+Rate = Literal["poly", "cosine", "warmup"]
+Oversampling = Literal["last", "drawn", "drawn_as_often"]
 Loss = Literal["dice_ce", "dice_ce_no_smooth", "dice", "ce"]
 
 RECIPE_VERSION = 1
@@ -28,10 +31,21 @@ class TrainerSettings:
     """Epochs of a trainer whose name says how many; None: those of the experiment."""
     mirroring: Mirroring = "all"
     """Spatial axes that are flipped, in augmentation as in prediction; `01`: the first two of 3D, the first of 2D."""
+    nearest: Nearest = "nothing"
+    """What rotation and scaling take from the nearest voxel instead of interpolating: nothing, the labels, or the image too."""
+    dummy_2d: bool = True
+    """Rotate and scale within slices only where they are much thicker than their pixels."""
     loss: Loss = "dice_ce"
     """Dice and cross entropy, the same with nothing added to the Dice's numerator and denominator, or one of the two alone."""
     deep_supervision: bool = True
     """Train every output but the coarsest; False: the finest alone."""
+    rate: Rate = "poly"
+    """Curve of the learning rate: nnU-Net's polynomial, half a cosine, or 50 epochs of linear increase before the polynomial."""
+    oversampling: Oversampling = "last"
+    """Which samples are centred on foreground: the last of each global batch; each by a draw with the probability
+    `foreground_oversampling`; or by a draw with the share that the last are of a batch."""
+    foreground_oversampling: float | None = None
+    """That probability of a trainer whose name says it; None: that of the experiment."""
 
     def mirror_axes(self, dimensions: int) -> tuple[int, ...]:
         """Spatial axes that are flipped, of a patch of so many; none where nothing is mirrored."""
@@ -41,7 +55,8 @@ class TrainerSettings:
     @property
     def schedule(self) -> dict[str, float]:
         """Fields of the schedule that the name sets, which an experiment cannot set otherwise."""
-        return {} if self.epochs is None else {"epochs": self.epochs}
+        named = {"epochs": self.epochs, "foreground_oversampling": self.foreground_oversampling}
+        return {field: value for field, value in named.items() if value is not None}
 
     def unfit(self, *, has_regions: bool, has_ignore_label: bool) -> str:
         """What of a dataset's labels the loss is not made for, in nnU-Net as here; empty: nothing."""
@@ -62,11 +77,23 @@ TRAINERS: dict[str, TrainerSettings] = {
     "nnUNetTrainer_onlyMirror01": TrainerSettings(mirroring="01"),
     "nnUNetTrainer_onlyMirror01_1500ep": TrainerSettings(epochs=1500, mirroring="01"),
     "nnUNetTrainer_onlyMirror01_DA5": TrainerSettings(recipe="da5", mirroring="01"),
+    "nnUNetTrainerNoDA": TrainerSettings(recipe="no_augmentation", mirroring="none"),
+    "nnUNetTrainer_noDummy2DDA": TrainerSettings(dummy_2d=False),
+    "nnUNetTrainer_DASegOrd0": TrainerSettings(nearest="labels"),
+    "nnUNetTrainer_DASegOrd0_NoMirroring": TrainerSettings(nearest="labels", mirroring="none"),
+    "nnUNetTrainer_onlyMirror01_DASegOrd0": TrainerSettings(nearest="labels", mirroring="01"),
+    "nnUNetTrainerDA5Segord0": TrainerSettings(recipe="da5", nearest="labels"),
+    "nnUNetTrainerDA5ord0": TrainerSettings(recipe="da5", nearest="all"),
     "nnUNetTrainerDiceLoss": TrainerSettings(loss="dice"),
     "nnUNetTrainerDiceCELoss_noSmooth": TrainerSettings(loss="dice_ce_no_smooth"),
     "nnUNetTrainerCELoss": TrainerSettings(loss="ce"),
     "nnUNetTrainerCELoss_5epochs": TrainerSettings(epochs=5, loss="ce"),
     "nnUNetTrainerNoDeepSupervision": TrainerSettings(deep_supervision=False),
+    "nnUNetTrainerCosAnneal": TrainerSettings(rate="cosine"),
+    "nnUNetTrainer_warmup": TrainerSettings(rate="warmup"),
+    "nnUNetTrainer_probabilisticOversampling": TrainerSettings(oversampling="drawn_as_often"),
+    "nnUNetTrainer_probabilisticOversampling_033": TrainerSettings(oversampling="drawn", foreground_oversampling=0.33),
+    "nnUNetTrainer_probabilisticOversampling_010": TrainerSettings(oversampling="drawn", foreground_oversampling=0.1),
 }
 """Trainer name -> its settings. All but `nnUNetTrainerDA5_classic` are nnU-Net's own names and mean what they mean there."""
 
@@ -78,9 +105,6 @@ _ADAM = "it trains with Adam, and nnfleet trains with SGD alone"
 _ADAN = "it trains with Adan of the package adan_pytorch, and nnfleet trains with SGD alone"
 _PRIMUS = "it trains a network of its own, Primus, with AdamW, and nnfleet trains the network of the plans with SGD"
 _LOSS = "it trains on the tenth of the voxels with the greatest cross entropy, which nnfleet does not select"
-_AUGMENTATION = "it augments otherwise than nnUNetTrainer and nnUNetTrainerDA5, the two recipes of nnfleet"
-_SAMPLING = "it draws which samples are centred on foreground, and nnfleet takes the last of each batch"
-_RATE = "it follows another curve of the learning rate, and nnfleet lowers it by nnU-Net's polynomial alone"
 
 REFUSED: dict[str, str] = {
     "nnUNetTrainerAdam": _ADAMW,
@@ -111,29 +135,12 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "nnUNetTrainerNoDA",
-            "nnUNetTrainer_noDummy2DDA",
-            "nnUNetTrainer_DASegOrd0",
-            "nnUNetTrainer_DASegOrd0_NoMirroring",
-            "nnUNetTrainer_onlyMirror01_DASegOrd0",
-            "nnUNetTrainerDA5ord0",
-            "nnUNetTrainerDA5Segord0",
-        ),
-        _AUGMENTATION,
-    ),
-    **dict.fromkeys(
-        (
             "nnUNetTrainerTopk10Loss",
             "nnUNetTrainerTopk10LossLS01",
             "nnUNetTrainerDiceTopK10Loss",
         ),
         _LOSS,
     ),
-    "nnUNetTrainer_probabilisticOversampling": _SAMPLING,
-    "nnUNetTrainer_probabilisticOversampling_033": _SAMPLING,
-    "nnUNetTrainer_probabilisticOversampling_010": _SAMPLING,
-    "nnUNetTrainerCosAnneal": _RATE,
-    "nnUNetTrainer_warmup": _RATE,
 }
 """Every other trainer class of nnU-Net 2.8.1 -> why it is refused: nothing of nnfleet would train what it trains."""
 

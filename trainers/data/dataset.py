@@ -22,7 +22,7 @@ from trainers.contract.errors import ConfigError, DataError
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage import check_dataset_is_there, reading
-from trainers.contract.trainer_table import Recipe, TrainerSettings
+from trainers.contract.trainer_table import Nearest, Recipe, TrainerSettings
 from trainers.data.batches import SplitName
 from trainers.data.case_files import open_case, read_properties
 
@@ -34,8 +34,14 @@ ClassLocations = Mapping[int | tuple[int, ...], npt.NDArray[Any]]
 ANISOTROPY_THRESHOLD = 3
 """Above this ratio of the longest to the first axis of a patch, slices are augmented one by one (nnunetv2/configuration.py)."""
 PREPROCESS_COMMAND = "nnUNetv2_preprocess"
-_SCALE_RANGE: dict[Recipe, tuple[float, float]] = {"default": (0.85, 1.25), "da5": (0.7, 1.43), "da5_classic": (0.7, 1.43)}
-"""The scales that the loader's margin allows for; for `default` nnU-Net really draws 0.7 to 1.4 and lets corners lie outside."""
+_SCALE_RANGE: dict[Recipe, tuple[float, float] | None] = {
+    "default": (0.85, 1.25),
+    "da5": (0.7, 1.43),
+    "da5_classic": (0.7, 1.43),
+    "no_augmentation": None,
+}
+"""The scales that the loader's margin allows for; for `default` nnU-Net really draws 0.7 to 1.4 and lets corners lie outside.
+None: there is no margin."""
 _CACHED_LOCATIONS_BYTES = 128 * 2**20
 _CACHED_ARRAYS_BYTES = 512 * 2**20
 _HANDLE_BYTES = 4 * 2**20
@@ -56,21 +62,27 @@ class Geometry:
     """Rotate and scale within slices only, because they are much thicker than their pixels."""
     mirror_axes: tuple[int, ...]
     """Spatial axes that are flipped, in augmentation as in prediction; none where the trainer mirrors nothing."""
+    nearest: Nearest
+    """What takes the nearest voxel instead of interpolating."""
 
 
 def geometry(patch: tuple[int, ...], trainer: TrainerSettings) -> Geometry:
     """nnU-Net's rules for rotation range, dummy 2D, mirroring and the loader's patch. `patch` has two or three axes."""
-    from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
-
     if len(patch) not in (2, 3):
         raise DataError(f"plans: a patch has two or three axes, got {list(patch)}.")
-    dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPY_THRESHOLD
+    dummy_2d = trainer.dummy_2d and len(patch) == 3 and max(patch) / patch[0] > ANISOTROPY_THRESHOLD
     limit = _rotation_degrees(patch, dummy_2d) / 360 * 2.0 * math.pi
     rotation = (-limit, limit)
-    loader = [int(n) for n in get_patch_size(list(patch), rotation, rotation, rotation, _SCALE_RANGE[trainer.recipe])]
-    if dummy_2d:
-        loader[0] = patch[0]
-    return Geometry(patch, tuple(loader), rotation, dummy_2d, trainer.mirror_axes(len(patch)))
+    scale = _SCALE_RANGE[trainer.recipe]
+    loader = patch if scale is None else _with_margin(patch, rotation, scale, dummy_2d)
+    return Geometry(patch, loader, rotation, dummy_2d, trainer.mirror_axes(len(patch)), trainer.nearest)
+
+
+def _with_margin(patch: tuple[int, ...], rotation: tuple[float, float], scale: tuple[float, float], dummy_2d: bool) -> tuple[int, ...]:
+    from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+
+    loader = [int(n) for n in get_patch_size(list(patch), rotation, rotation, rotation, scale)]
+    return (patch[0], *loader[1:]) if dummy_2d else tuple(loader)
 
 
 def _rotation_degrees(patch: tuple[int, ...], dummy_2d: bool) -> float:

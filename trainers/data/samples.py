@@ -22,6 +22,7 @@ import torch
 
 from trainers.contract.errors import DataError
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.batches import Batch, SplitName
 from trainers.data.case_files import damaged
 from trainers.data.dataset import ClassLocations, TrainingData
@@ -69,7 +70,7 @@ def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, 
     with _isolated(), torch.no_grad():
         for index, position in enumerate(positions):
             key = SampleKey(spec.seed, split, epoch, iteration, position)
-            case_id, sample = _sample(data, steps, key, is_forced(position, data.batch_size, spec.schedule.foreground_oversampling))
+            case_id, sample = _sample(data, steps, key, _is_forced(key, data.batch_size, spec))
             if images is None:
                 images = np.empty((len(positions), *sample["image"].shape), np.float32)
                 targets = [np.empty((len(positions), *t.shape), t.numpy().dtype) for t in sample["segmentation"]]
@@ -85,6 +86,21 @@ def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, 
 def is_forced(position: int, batch_size: int, oversampling: float) -> bool:
     """True if the sample at `position` of the global batch is centred on foreground: the last ones, rounded as Python does."""
     return position >= round(batch_size * (1 - oversampling))
+
+
+def forced_probability(batch_size: int, oversampling: float, settings: TrainerSettings) -> float:
+    """How probable it is that a sample is centred on foreground, for a trainer that draws it."""
+    if settings.oversampling == "drawn":
+        return oversampling
+    return sum(is_forced(position, batch_size, oversampling) for position in range(batch_size)) / batch_size
+
+
+def _is_forced(key: SampleKey, batch_size: int, spec: RunSpec) -> bool:
+    share, settings = spec.schedule.foreground_oversampling, spec.settings
+    if settings.oversampling == "last":
+        return is_forced(key.position, batch_size, share)
+    draw = np.random.RandomState(key.stream("forced")).uniform()
+    return bool(draw < forced_probability(batch_size, share, settings))
 
 
 def lower_corner(

@@ -1,9 +1,11 @@
 """Network, optimizer, loss and scaler of one rank, and the two things done with a batch: a training step and an evaluation.
 
 Optimizer, schedule, clipping, mixed precision and compilation are nnU-Net's
-(nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py: configure_optimizers, train_step, validation_step, _do_i_compile).
+(nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py: configure_optimizers, train_step, validation_step, _do_i_compile;
+variants/lr_schedule/).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.contract.plans import Labels
 from trainers.contract.run_spec import Schedule
+from trainers.contract.trainer_table import Rate
 from trainers.data.batches import Batch
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import plain_state_dict
@@ -21,6 +24,8 @@ from trainers.network.model import plain_state_dict
 MAX_GRADIENT_NORM = 12.0
 MOMENTUM = 0.99
 POLY_EXPONENT = 0.9
+WARMUP_EPOCHS = 50
+"""Epochs in which nnUNetTrainer_warmup increases the learning rate."""
 Targets = list[torch.Tensor]
 
 
@@ -41,10 +46,12 @@ class Learner:
     fencing_token: int
     dropout_seed: int | None = None
     """Where a network with dropout draws from, of this rank; None for a network that draws nothing."""
+    curve: Rate = "poly"
+    """How the learning rate goes."""
 
     def start_epoch(self, epoch: int) -> float:
-        """Set and return nnU-Net's polynomial learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it."""
-        rate = learning_rate(self.schedule, epoch)
+        """Set and return nnU-Net's learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it."""
+        rate = learning_rate(self.schedule, epoch, self.curve)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -129,9 +136,15 @@ class Learner:
         return to_device(batch.images, self.device), [to_device(target, self.device) for target in batch.targets]
 
 
-def learning_rate(schedule: Schedule, epoch: int) -> float:
-    """initial_lr * (1 - epoch / epochs)^0.9."""
-    return float(schedule.initial_lr * (1 - epoch / schedule.epochs) ** POLY_EXPONENT)
+def learning_rate(schedule: Schedule, epoch: int, curve: Rate = "poly") -> float:
+    """nnU-Net's learning rate of an epoch: initial_lr * (1 - epoch / epochs)^0.9, or another trainer's curve."""
+    start, epochs = schedule.initial_lr, schedule.epochs
+    if curve == "cosine":
+        return start * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    if curve == "warmup" and epoch < WARMUP_EPOCHS:
+        return start / WARMUP_EPOCHS * (1 + epoch)
+    before = WARMUP_EPOCHS if curve == "warmup" else 0
+    return float(start * (1 - (epoch - before) / (epochs - before)) ** POLY_EXPONENT)
 
 
 def sgd(network: nn.Module, schedule: Schedule) -> torch.optim.SGD:

@@ -118,8 +118,8 @@ class SegmentationLoss:
     def _dice(self, term: _Terms, pooled_3C: Tensor) -> Tensor:
         """The mean soft Dice of the pooled global batch, or the rank's share of the mean over samples."""
         if self.batch_dice:
-            overlap_C, predicted_C, truth_C = pooled_3C
-            return _soft_dice(overlap_C, predicted_C, truth_C, self.smooth).mean()
+            overlap, predicted, truth = pooled_3C
+            return _soft_dice(overlap, predicted, truth, self.smooth).mean()
         dice_BC = _soft_dice(term.overlap, term.predicted, term.truth, self.smooth)
         return dice_BC.mean(1).sum() * (self.world_size / self.global_batch)
 

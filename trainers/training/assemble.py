@@ -91,6 +91,7 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         world_size=world.world_size,
         fencing_token=fencing_token,
         dropout_seed=spec.seed * 100_003 + world.global_rank if draws else None,
+        curve=settings.rate,
     )
 
 

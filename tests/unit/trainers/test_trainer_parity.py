@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,15 +18,22 @@ from tests.unit.trainers.data.test_recipes import check_samples, check_transform
 from trainers.contract.plans import Labels
 from trainers.contract.run_spec import Schedule
 from trainers.contract.trainer_table import TRAINERS
-from trainers.data.dataset import geometry
-from trainers.network.learner import as_list
+from trainers.data.batches import SplitName
+from trainers.data.dataset import geometry, open_dataset
+from trainers.data.samples import SampleKey, _is_forced, forced_probability, make_batch
+from trainers.network.learner import as_list, learning_rate, sgd
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import deep_supervision_weights, mirroring_axes
 from trainers.training.assemble import assemble, model_config
 from trainers.training.world import World
 
 NAMES = [name for name in TRAINERS if name != "nnUNetTrainerDA5_classic"]
-COVERED = {"__init__", "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "get_training_transforms", "_build_loss"}
+COVERED = {"__init__", "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "get_training_transforms", "_build_loss"} | {
+    "configure_optimizers",
+    "on_train_epoch_start",
+    "load_checkpoint",  # of warmup: the same, but for the order in which the optimizer is made
+    "_set_batch_size_and_oversample",  # of the drawn oversampling: the plain one without another share per rank
+}
 """What these tests compare: a class that overrides something else would not be known by its settings."""
 Built = Callable[..., Any]
 ALONE = World(global_rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -52,7 +60,12 @@ def test_the_numbers_are_those_of_nnunet(built: Built, name: str) -> None:
         ours.val_iterations,
     )
     assert (theirs.initial_lr, theirs.weight_decay) == (ours.initial_lr, ours.weight_decay)
-    assert (theirs.oversample_foreground_percent, theirs.probabilistic_oversampling) == (ours.foreground_oversampling, False)
+    settings, batch_size = TRAINERS[name], theirs.configuration_manager.batch_size
+    assert theirs.probabilistic_oversampling is (settings.oversampling != "last")
+    if settings.oversampling == "last":
+        assert theirs.oversample_foreground_percent == ours.foreground_oversampling
+    else:
+        assert theirs.oversample_foreground_percent == forced_probability(batch_size, ours.foreground_oversampling, settings)
     assert theirs.enable_deep_supervision is TRAINERS[name].deep_supervision
 
 
@@ -125,7 +138,63 @@ def test_the_network_is_that_of_nnunet(toys: Toys, built: Built, name: str) -> N
         assert [o.shape for o in as_list(ours(patch))] == [o.shape for o in as_list(network(patch))]
 
 
-AUGMENTING_OTHERWISE = ["nnUNetTrainerNoMirroring", "nnUNetTrainer_onlyMirror01", "nnUNetTrainer_onlyMirror01_DA5"]
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings(
+    "ignore:Detected call of:UserWarning", "ignore:The epoch parameter:UserWarning"
+)  # nnU-Net's way with schedulers
+def test_the_optimizer_and_the_learning_rates_are_those_of_nnunet(built: Built, name: str) -> None:
+    theirs, schedule = built(name), Schedule.model_validate(TRAINERS[name].schedule)
+    theirs.network = torch.nn.Linear(2, 2)
+    theirs.optimizer, theirs.lr_scheduler = theirs.configure_optimizers()
+    theirs.logger = SimpleNamespace(log=lambda *_: None)
+    ours = sgd(torch.nn.Linear(2, 2), schedule)
+    assert type(theirs.optimizer) is type(ours)
+    changing = {"lr", "initial_lr", "params"}
+    groups = [{key: value for key, value in o.param_groups[0].items() if key not in changing} for o in (theirs.optimizer, ours)]
+    assert groups[0] == groups[1]
+    for epoch in (e for e in (0, 1, 2, 4, 9, 48, 49, 50, 51, 499, 500, 998, 999) if e < schedule.epochs):
+        theirs.current_epoch = epoch
+        theirs.on_train_epoch_start()
+        assert learning_rate(schedule, epoch, TRAINERS[name].rate) == theirs.optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 9])
+def test_the_share_of_drawn_oversampling_is_that_of_nnunet(built: Built, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+    monkeypatch.setattr(ConfigurationManager, "batch_size", batch_size)
+    for name in NAMES:
+        if TRAINERS[name].oversampling != "last":
+            share = Schedule.model_validate(TRAINERS[name].schedule).foreground_oversampling
+            assert built(name).oversample_foreground_percent == forced_probability(batch_size, share, TRAINERS[name])
+
+
+def test_drawn_oversampling_draws_for_each_sample_of_either_split_and_moves_nothing_else(toys: Toys) -> None:
+    """The stream of its own leaves case, location and augmentation of every sample where they are without it."""
+    spec = toy_spec(toys(), schedule=Schedule(foreground_oversampling=0.5))
+    drawing = spec.model_copy(update={"trainer": "nnUNetTrainer_probabilisticOversampling"})
+    splits: tuple[SplitName, ...] = ("train", "val")
+    keys = [SampleKey(0, split, 0, iteration, position) for split in splits for iteration in range(500) for position in range(2)]
+    forced = [_is_forced(key, 2, drawing) for key in keys]
+    assert forced == [_is_forced(key, 2, drawing) for key in keys]
+    assert [round(sum(forced[part::2]) / 1000, 1) for part in (0, 1)] == [0.5, 0.5]  # whatever the position
+    data, chosen = open_dataset(spec), next(key for key in keys if key.position == 1 and _is_forced(key, 2, drawing))
+    one, other = (make_batch(data, run, chosen.split, chosen.epoch, chosen.iteration, [1]) for run in (spec, drawing))
+    assert np.array_equal(one.images, other.images)
+
+
+AUGMENTING_OTHERWISE = [
+    "nnUNetTrainerNoMirroring",
+    "nnUNetTrainer_onlyMirror01",
+    "nnUNetTrainer_onlyMirror01_DA5",
+    "nnUNetTrainer_noDummy2DDA",
+    "nnUNetTrainer_DASegOrd0",
+    "nnUNetTrainer_DASegOrd0_NoMirroring",
+    "nnUNetTrainer_onlyMirror01_DASegOrd0",
+    "nnUNetTrainerDA5Segord0",
+    "nnUNetTrainerDA5ord0",
+    "nnUNetTrainerNoDA",
+]
 
 
 @pytest.mark.parametrize("name", AUGMENTING_OTHERWISE)

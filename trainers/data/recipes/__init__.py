@@ -5,7 +5,7 @@ import importlib
 
 from trainers.contract.trainer_table import Recipe
 from trainers.data.batches import SplitName
-from trainers.data.recipes.stages import Inputs, Pipeline, Sample, Spatial, Stage, finishing, inputs_of
+from trainers.data.recipes.stages import Inputs, Pipeline, Sample, Spatial, Stage, inputs_of
 
 __all__ = ["Inputs", "Pipeline", "Sample", "Spatial", "Stage", "inputs_of", "pipeline"]
 
@@ -13,8 +13,7 @@ __all__ = ["Inputs", "Pipeline", "Sample", "Spatial", "Stage", "inputs_of", "pip
 @functools.lru_cache(maxsize=16)
 def pipeline(recipe: Recipe, split: SplitName, inputs: Inputs) -> Pipeline:
     """The pipeline of a recipe, which keeps no state of samples; validation samples are only cropped, without a margin."""
-    if split == "val":
-        return Pipeline(inputs.geometry.patch, None, finishing(inputs))
-    module = importlib.import_module(f"trainers.data.recipes.{recipe}")  # only who asks for a recipe waits for what it imports
+    name = "no_augmentation" if split == "val" else recipe
+    module = importlib.import_module(f"trainers.data.recipes.{name}")  # only who asks for a recipe waits for what it imports
     made: Pipeline = module.training(inputs)
     return made

@@ -19,7 +19,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
-from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, masking, mirroring
+from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
 
@@ -55,6 +55,7 @@ def _spatial(inputs: Inputs) -> Spatial:
         bg_style_seg_sampling=False,
         border_mode_seg="constant",
         padding_value_seg=-1,
+        **interpolation(inputs),
     )
     return Spatial(transform, geometry.dummy_2d)
 

@@ -98,7 +98,13 @@ class Spatial:
         if parameters["grid"] is None:
             return dict(self.transform.apply(sample, **parameters))
         image = self.transform._apply_to_image(sample["image"], **parameters)
-        return {**sample, "image": image, "segmentation": resampled_labels(self.transform, sample["segmentation"], parameters["grid"])}
+        return {**sample, "image": image, "segmentation": self._labels(sample["segmentation"], parameters)}
+
+    def _labels(self, labels: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
+        if self.transform.mode_seg == "bilinear":
+            return resampled_labels(self.transform, labels, parameters["grid"])
+        found: torch.Tensor = self.transform._apply_to_segmentation(labels, **parameters)
+        return found
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,15 @@ def finishing(inputs: Inputs) -> tuple[Stage, ...]:
         stages.append(Stage("regions", ConvertSegmentationToRegionsTransform(regions=[*inputs.regions, *ignored], channel_in_seg=0)))
     stages.append(Stage("downsample", DownsampleSegForDSTransform(ds_scales=[list(scale) for scale in inputs.scales])))
     return tuple(stages)
+
+
+def interpolation(inputs: Inputs) -> dict[str, str]:
+    """How SpatialTransform finds the values between voxels."""
+    nearest = inputs.geometry.nearest
+    return {
+        "mode_image": "nearest" if nearest == "all" else "bilinear",
+        "mode_seg": "bilinear" if nearest == "nothing" else "nearest",
+    }
 
 
 def mirroring(inputs: Inputs) -> tuple[Stage, ...]:

@@ -133,13 +133,13 @@ def test_samples_are_bit_equal_to_nnunets_for_the_same_draws(trainer: str, patch
 
 def check_samples(trainer: str, given: Inputs, seeds: int) -> None:
     ours, reference = pipeline(TRAINERS[trainer].recipe, "train", given), composed_by_nnunet(trainer, "train", given)
-    assert ours.spatial is not None
     for seed in range(seeds):
         seed_all(seed)
         expected = reference(**raw_sample(given, seed))
         seed_all(seed)
         sample: dict[str, Any] = raw_sample(given, seed)
-        sample = ours.spatial.apply(sample, ours.spatial.draw(2, ours.crop))
+        if ours.spatial is not None:
+            sample = ours.spatial.apply(sample, ours.spatial.draw(2, ours.crop))
         for stage in ours.stages:
             sample = stage(sample)
         assert torch.equal(sample["image"], expected["image"])
