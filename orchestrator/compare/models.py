@@ -1,5 +1,6 @@
 """Trained models with their full validations: the folds of one model folder, read from the run folders."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
     if not spec.val_cases:
         return f"fold {spec.fold} holds no case back, so that nothing was validated"
     stored = (read_result(folder, checkpoint, case) for case in spec.val_cases)
-    found = [_placed(result, folder.validation(checkpoint)) for result in stored if result is not None]
+    predictions = str(folder.validation(checkpoint))
+    found = [_placed(result, predictions) for result in stored if result is not None]
     if len(found) < len(spec.val_cases):
         return f"{len(found)} of {len(spec.val_cases)} cases are validated with its {checkpoint} checkpoint"
     digests = {result.checkpoint_sha256 for result in found}
@@ -74,9 +76,9 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
     return ValidatedFold(folder, spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history)
 
 
-def _placed(result: CaseResult, predictions: Path) -> CaseResult:
+def _placed(result: CaseResult, predictions: str) -> CaseResult:
     """A result of a folder that may have been moved or copied."""
-    return result.model_copy(update={"prediction_file": str(predictions / Path(result.prediction_file).name)})
+    return result.model_copy(update={"prediction_file": os.path.join(predictions, os.path.basename(result.prediction_file))})
 
 
 def models_of(folds: Sequence[ValidatedFold]) -> list[TrainedModel]:

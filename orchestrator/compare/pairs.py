@@ -8,6 +8,7 @@ The interval of the mean is Student's t, since BCa bootstrap intervals are too n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -172,11 +173,17 @@ def mean_interval(differences: Floats) -> Interval:
 
 def median_interval(differences: Floats) -> Interval:
     """The narrowest pair of order statistics that holds the median with at least 1 - ALPHA; from 6 patients on."""
-    place = int(stats.binom.ppf(ALPHA / 2, differences.size, 0.5)) if differences.size else 0
+    place = _place_of_median_bound(differences.size)
     if place == 0:
         return -np.inf, np.inf
     ordered = np.sort(differences)
     return float(ordered[place - 1]), float(ordered[-place])
+
+
+@lru_cache
+def _place_of_median_bound(patients: int) -> int:
+    """Of the ordered differences, counted from one at either end; 0 where there is none. Kept, as all pairs mostly have as many."""
+    return int(stats.binom.ppf(ALPHA / 2, patients, 0.5)) if patients else 0
 
 
 def detectable_difference(spread: float, patients: int, comparisons: int) -> float:

@@ -13,6 +13,7 @@ What a score that is no number means, everywhere in this wing:
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,9 +157,17 @@ def table_of(scores: Iterable[Score]) -> ScoreTable:
 
 def patient_means(values: Floats, patients: Sequence[str]) -> Floats:
     """(rows, cases) -> (rows, patients): the mean over a patient's cases, without NaN; NaN for a patient who has nothing else."""
+    number, place = _places(tuple(patients))
+    counts = np.stack([np.bincount(place, ~np.isnan(row), number) for row in values])
+    return ratio(np.stack([np.bincount(place, np.where(np.isnan(row), 0, row), number) for row in values]), counts)
+
+
+@lru_cache(maxsize=8)
+def _places(patients: tuple[str, ...]) -> tuple[int, npt.NDArray[np.intp]]:
+    """How many patients there are, and which of them, in the order of their names, each case has. Kept: all pairs have the same cases."""
     names, place = np.unique(np.asarray(patients), return_inverse=True)
-    counts = np.stack([np.bincount(place, ~np.isnan(row), len(names)) for row in values])
-    return ratio(np.stack([np.bincount(place, np.where(np.isnan(row), 0, row), len(names)) for row in values]), counts)
+    place.flags.writeable = False
+    return len(names), place
 
 
 def ratio(numerators: npt.NDArray[Any], denominators: npt.NDArray[Any]) -> Floats:

@@ -72,7 +72,8 @@ def _reference(metrics: ClassMetrics) -> tuple[int, int]:
 
 def _unlike_splits(a: TrainedModel, b: TrainedModel) -> list[str]:
     """A case that both validate must have been left out of the training of both together with the same other cases."""
-    splits = [{case: frozenset(fold.spec.train_cases) for fold in model.folds for case in fold.spec.val_cases} for model in (a, b)]
+    trained = [[(fold.spec.val_cases, frozenset(fold.spec.train_cases)) for fold in model.folds] for model in (a, b)]
+    splits = [{case: others for cases, others in folds for case in cases} for folds in trained]
     if other := sorted(case for case in splits[0].keys() & splits[1].keys() if splits[0][case] != splits[1][case]):
         return [f"{a.name} and {b.name} were trained on different cases where they predict {_listed(other)}: the splits differ"]
     return []
