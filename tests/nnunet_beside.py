@@ -8,9 +8,12 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, get_tp_fp_fn_tn
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
+from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 
 from trainers.contract.plans import Labels, labels_of
+from trainers.contract.trainer_table import Loss
 from trainers.data.dataset import target_scales
 from trainers.network.model import build_network
 
@@ -96,11 +99,17 @@ def nnunet_weights(num_outputs: int) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-def nnunet_loss(labels: Labels, batch_dice: bool, num_outputs: int) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
-    """The loss of nnUNetTrainer._build_loss of a single process, without torch.compile."""
-    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": False}
+def nnunet_loss(
+    labels: Labels, batch_dice: bool, num_outputs: int, name: Loss = "dice_ce"
+) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
+    """The loss of nnUNetTrainer._build_loss of a single process, without torch.compile; or one of its terms, as its variants build it."""
+    dice = {"batch_dice": batch_dice, "smooth": 0 if name == "dice_ce_no_smooth" else 1e-5, "ddp": False}
     kind = MemoryEfficientSoftDiceLoss
-    if labels.has_regions:
+    if name == "dice":
+        loss = kind(**dice, do_bg=labels.has_regions, apply_nonlin=torch.sigmoid if labels.has_regions else softmax_helper_dim1)
+    elif name == "ce":
+        loss = RobustCrossEntropyLoss(ignore_index=-100 if labels.ignore_label is None else labels.ignore_label)
+    elif labels.has_regions:
         loss = DC_and_BCE_loss({}, {**dice, "do_bg": True}, use_ignore_label=labels.ignore_label is not None, dice_class=kind)
     else:
         loss = DC_and_CE_loss({**dice, "do_bg": False}, {}, weight_ce=1, weight_dice=1, ignore_label=labels.ignore_label, dice_class=kind)

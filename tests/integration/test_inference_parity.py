@@ -105,6 +105,25 @@ def test_whole_cases_and_summary_equal_nnunets(
         np.testing.assert_allclose(ours["mean"][key]["Dice"], value["Dice"], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "axes"),
+    [("nnUNetTrainerNoMirroring", None), ("nnUNetTrainer_onlyMirror01", (0, 1)), ("nnUNetTrainerNoDeepSupervision", (0, 1, 2))],
+)
+def test_nnunet_predicts_with_the_checkpoint_of_a_variant_as_we_do(toys: Toys, tmp_path: Path, trainer: str, axes: Any) -> None:
+    """It finds its own class by the name in the checkpoint, and mirrors along the axes of that trainer alone."""
+    import torch
+
+    toy = toys("labels")
+    spec, folder = random_run(toy, tmp_path / "results", trainer=trainer)
+    checkpoint = torch.load(folder.checkpoint("final"), weights_only=True)
+    assert (checkpoint["trainer_name"], checkpoint["inference_allowed_mirroring_axes"]) == (trainer, axes)
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    with nnunet_environment(toy.base):
+        nnunets_predictions(folder, spec, toy.raw, tmp_path / "nnunet")
+    for case in spec.val_cases:
+        assert equal_share(predictor.predict(case, tmp_path / "ours"), tmp_path / "nnunet" / f"{case}.nii.gz") >= 0.9999
+
+
 def assert_same(ours: Any, theirs: Any) -> None:
     """Equal structure and values; a NaN of nnU-Net's foreground mean may be a number with us. As text, NaN equals NaN."""
     assert json.dumps(ours["metric_per_case"], sort_keys=True, indent=1) == json.dumps(theirs["metric_per_case"], sort_keys=True, indent=1)

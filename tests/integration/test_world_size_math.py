@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tests.nnunet_beside import (
     seeded_network,
 )
 from trainers.contract.plans import Labels
+from trainers.contract.trainer_table import Loss
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import deep_supervision_weights, freeze_dead_head, plain_state_dict
 from trainers.training.pseudo_dice import batch_counts, gather_epoch
@@ -46,6 +47,7 @@ class Case:
     kind: str
     batch_dice: bool
     split: tuple[int, ...]
+    loss: Loss = "dice_ce"
 
 
 @dataclass(frozen=True, repr=False)  # pytest would print thousands of tensors for minutes
@@ -58,6 +60,9 @@ class Course:
 
 
 CASES = [Case(*values) for values in itertools.product(KINDS, [True, False], SPLITS)]
+VARIANTS: tuple[Loss, ...] = ("dice", "ce", "dice_ce_no_smooth")
+CASES += [Case("labels", *values) for values in itertools.product([True, False], [(1, 2), (2, 1, 1)], VARIANTS)]
+CASES += [Case("regions", batch_dice, (1, 2), "dice") for batch_dice in (True, False)]
 
 
 def _global_batch(kind: str, size: int, iteration: int) -> tuple[Tensor, list[Tensor]]:
@@ -91,7 +96,7 @@ def _our_course(case: Case, rank: int) -> Course:
     world_size = len(case.split)
     if world_size > 1:
         network = DistributedDataParallel(network)
-    course = _train(network, SegmentationLoss(labels, case.batch_dice, WEIGHTS, sum(case.split), world_size), case, rank)
+    course = _train(network, SegmentationLoss(labels, case.batch_dice, WEIGHTS, sum(case.split), world_size, case.loss), case, rank)
     if world_size == 1:
         return course
     losses = torch.tensor(course.losses, dtype=torch.float64)
@@ -148,21 +153,23 @@ def gangs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[RankResult
 
 
 @pytest.fixture(scope="module")
-def nnunet_courses() -> dict[tuple[str, bool, int], Course]:
-    """nnU-Net's loss on the whole batch in one process, without DDP and without freezing, by kind, batch_dice and batch size."""
+def nnunet_courses() -> dict[Case, Course]:
+    """nnU-Net's loss on the whole batch in one process, without DDP and without freezing, by the case of one rank."""
     courses = {}
-    for kind, batch_dice, size in itertools.product(KINDS, [True, False], [3, 4]):
-        labels = labels_for(kind)
+    for case in {replace(case, split=(sum(case.split),)) for case in CASES}:
+        labels = labels_for(case.kind)
         network = seeded_network(CONFIGURATION, labels)
-        courses[kind, batch_dice, size] = _train(network, nnunet_loss(labels, batch_dice, 3), Case(kind, batch_dice, (size,)))
+        courses[case] = _train(network, nnunet_loss(labels, case.batch_dice, 3, case.loss), case)
     return courses
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{'batch' if case.batch_dice else 'sample'}_dice-{case.split}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.kind}-{'batch' if case.batch_dice else 'sample'}_dice-{case.split}-{case.loss}"
+)
 def test_any_split_trains_as_nnunet_does_in_one_process(
-    case: Case, gangs: dict[int, list[RankResult]], nnunet_courses: dict[tuple[str, bool, int], Course]
+    case: Case, gangs: dict[int, list[RankResult]], nnunet_courses: dict[Case, Course]
 ) -> None:
-    expected = nnunet_courses[case.kind, case.batch_dice, sum(case.split)]
+    expected = nnunet_courses[replace(case, split=(sum(case.split),))]
     ours = gangs[len(case.split)][0][0][case]
     assert all(math.isfinite(loss) for loss in ours.losses)
     assert ours.losses == pytest.approx(expected.losses, abs=1e-5)
