@@ -208,8 +208,9 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}")
 
 
-def link_atomic(source: Path, target: Path) -> None:
-    """Make `target` a second name of `source`'s content, replacing what was there in one step; copies where links are not supported."""
+def link_atomic(source: Path, target: Path) -> bool:
+    """Make `target` a second name of `source`'s content, replacing what was there in one step. Where links are not supported it is copied
+    and False returned."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         os.link(source, temporary)
@@ -217,7 +218,7 @@ def link_atomic(source: Path, target: Path) -> None:
         if err.errno in NO_LINKS:
             with source.open("rb") as opened:
                 write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
-            return
+            return False
         with storing(target):
             raise
     with storing(target):
@@ -225,6 +226,7 @@ def link_atomic(source: Path, target: Path) -> None:
             os.replace(temporary, target)
         _remove(temporary)  # rename() does nothing when both names already are the same file
         fsync_folder(target.parent)
+    return True
 
 
 def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:

@@ -15,13 +15,23 @@ import pytest
 
 from orchestrator.dataset.folder import ensure_splits
 from tests.fake_run import FakeRun
-from tests.unit.trainers.training.test_state import committed_epochs
+from tests.unit.trainers.training.test_state import committed_epochs, row, tensors
+from trainers.contract.commits import BestRecord, newest_committed
 from trainers.contract.errors import Superseded
 from trainers.contract.fencing import acquire_token, check_fence, newest_token
-from trainers.contract.files import NO_FOLDER_SYNC, NO_LINKS, create_exclusive, fsync_folder, link_atomic, release_claim, write_atomic
+from trainers.contract.files import (
+    NO_FOLDER_SYNC,
+    NO_LINKS,
+    create_exclusive,
+    fsync_folder,
+    link_atomic,
+    release_claim,
+    sha256_of,
+    write_atomic,
+)
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_folder import RunFolder
-from trainers.training.state import newest_valid
+from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
 
 def without_links(monkeypatch: pytest.MonkeyPatch, number: int = errno.EPERM) -> None:
@@ -96,6 +106,35 @@ def test_a_split_that_its_user_deletes_is_made_anew_of_the_present_cases(tmp_pat
     ensure_splits(tmp_path, cases[:5])
     (tmp_path / "splits_final.json").unlink()
     assert sorted(case for split in ensure_splits(tmp_path, cases) for case in split.val) == cases
+
+
+def test_a_best_checkpoint_is_copied_once_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch)
+    folder = RunFolder(tmp_path / "fold_0")
+    writer = committed_epochs(folder, [0.5])
+    named = folder.checkpoint("best")
+    copied, reached = named.stat(), TrainingProgress((row(0, 0.5), row(1, 0.4)), BestRecord(ema=0.5, score=0.5, best_epoch=0))
+    commit(writer, reached, is_best=False)
+    assert (named.stat().st_ino, named.stat().st_mtime_ns) == (copied.st_ino, copied.st_mtime_ns)
+    named.unlink()
+    commit(writer, reached, is_best=False)
+    assert sha256_of(named) == newest_best(folder)
+    better = TrainingProgress((*reached.history, row(2, 0.9)), BestRecord(ema=0.9, score=0.9, best_epoch=2))
+    before = newest_best(folder)
+    commit(writer, better, is_best=True)
+    assert sha256_of(named) == newest_best(folder) != before
+
+
+def commit(writer: StateWriter, reached: TrainingProgress, *, is_best: bool) -> None:
+    writer.commit(reached, is_best, lambda: tensors(float(reached.epochs_done)))
+    writer.drain()
+
+
+def newest_best(folder: RunFolder) -> str:
+    committed = newest_committed(folder)
+    assert committed is not None
+    assert committed.best is not None
+    return committed.best.sha256
 
 
 def test_an_error_that_is_none_of_links_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
