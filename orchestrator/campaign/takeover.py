@@ -23,7 +23,7 @@ from orchestrator.tracking.reconcile import is_alive
 from trainers.contract.commits import commit_files
 from trainers.contract.errors import ConfigError, TrackingError
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
-from trainers.contract.files import create_exclusive, write_atomic
+from trainers.contract.files import create_exclusive, release_claim, write_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
@@ -149,6 +149,7 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
     for request in (folder.stop_file, folder.save_file, folder.accepted_save_file, folder.published_file):
         request.unlink(missing_ok=True)
+    release_claim(folder.spec_file)
     for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):
         if file.exists():
             os.replace(file, _aside(file, present.run_key))
@@ -215,7 +216,14 @@ def _share_model_files(spec: RunSpec, *, renews: bool) -> None:
             continue
         if is_outdated:
             write_atomic(target, file.read_bytes())
-        elif target.exists() or not create_exclusive(target, file.read_bytes()):
+        elif target.exists() or not _is_created(target, file.read_bytes()):
             continue
         with contextlib.suppress(PermissionError):  # vfat and many an SMB share keep no permissions
             shutil.copymode(file, target)
+
+
+def _is_created(target: Path, content: bytes) -> bool:
+    """As `create_exclusive`, of a file that may be deleted by hand."""
+    is_created = create_exclusive(target, content)
+    release_claim(target)
+    return is_created

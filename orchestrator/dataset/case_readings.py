@@ -6,13 +6,14 @@ from pathlib import Path
 
 from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.problems import listed
-from orchestrator.dataset.remembered import CACHE_NAME, Reading, read_files
+from orchestrator.dataset.remembered import CACHE_NAME, MOST_THREADS, Reading, read_files
 from orchestrator.errors import DataError
 from trainers.contract.run_spec import RunSpec
 
 CaseDigests = Mapping[str, Sequence[str]]
 DIGITS = 8
 """Digits of each digest that a run keeps: enough to name the case that changed, while `data_digest` covers all of them."""
+PACKED_THREADS = 2
 KINDS = ("labels", "images", "preprocessed labels")
 """What each of the digests in `RunSpec.case_digests` is of."""
 
@@ -64,11 +65,16 @@ def contents_of_cases(data_folder: Path, cases: Iterable[str], channels: int, re
 
     def read_all(part: Part) -> dict[str, Reading]:
         files = {case: file_of(data_folder, case, part) for case in cases}
-        return read_files(files, lambda case: read(case, part), f"preprocessed {part}", results / CACHE_NAME)
+        return read_files(files, lambda case: read(case, part), f"preprocessed {part}", results / CACHE_NAME, most_threads(files.values()))
 
     cases = tuple(cases)
     images, labels = read_all("image"), read_all("labels")
     return {case: (images[case], labels[case]) for case in cases}
+
+
+def most_threads(files: Iterable[Path]) -> int:
+    """How many of these files are read at once: of packed ones each thread holds a whole image. Pure."""
+    return PACKED_THREADS if any(file.suffix == ".npz" for file in files) else MOST_THREADS
 
 
 def damaged_cases(faults: Mapping[str, str]) -> list[DataError]:

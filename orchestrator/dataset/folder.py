@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError, StorageError
-from trainers.contract.files import create_exclusive
+from trainers.contract.files import create_exclusive, release_claim
 from trainers.contract.names import LONGEST_CASE, fault_of_name, nearest, shown
 from trainers.contract.plans import PREPROCESS_COMMAND, Split, check_case_ids, load_splits
 from trainers.contract.storage import reading
@@ -80,6 +80,7 @@ def ensure_splits(dataset_folder: Path, case_ids: Iterable[str]) -> list[Split]:
     try:
         if create_exclusive(path, json.dumps(folds, indent=4, sort_keys=True).encode()):
             log.info("made %s with %d folds, as nnU-Net does on its first training", path, len(folds))
+        release_claim(path)  # users delete it to have it made anew
     except (OSError, StorageError) as err:
         log.warning("%s cannot be written (%s): this plan uses the folds that nnU-Net would make", path, err)
         return [Split(tuple(fold["train"]), tuple(fold["val"])) for fold in folds]

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 CACHE_NAME = ".nnfleet_digests.json"
 CACHE_VERSION = 2
+MOST_THREADS = 8
 SETTLED_S = 2.0
 """A file changed less than this many seconds ago is not remembered: on file systems with coarse times its next change would be missed."""
 PROGRESS_S = 10.0
@@ -34,13 +35,19 @@ class Reading:
     fault: str = ""
 
 
-def read_files(files: Mapping[str, Path], read: Callable[[str], Reading], kind: str, cache_file: Path | None = None) -> dict[str, Reading]:
+def read_files(
+    files: Mapping[str, Path],
+    read: Callable[[str], Reading],
+    kind: str,
+    cache_file: Path | None = None,
+    most_threads: int = MOST_THREADS,
+) -> dict[str, Reading]:
     """`read` of each name in `files`, in parallel, unless `cache_file` remembers it of the name's file as it is now.
 
     `kind` says in words what is read of them: one file may be read in several ways. A fault is never remembered.
     """
     known = _load_cache(cache_file)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(max_workers=min(most_threads, os.cpu_count() or 1)) as threads:
         stamps = dict(zip(files, threads.map(_stamp, files.values()), strict=True))
         keys = {name: f"{kind}: {path}" for name, path in files.items()}
         found = {name: known[key][1] for name, key in keys.items() if known.get(key, (None,))[0] == stamps[name] is not None}

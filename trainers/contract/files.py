@@ -30,6 +30,8 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.
 """How they say that a folder cannot be opened or synced like a file."""
 NO_MODES = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 """How they say that the permissions of a file cannot be changed."""
+IS_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+"""How they say that a folder is not replaced by another one."""
 CLAIMED = "content"
 """Name of the file in a folder that is a claim."""
 
@@ -114,7 +116,10 @@ def write_heartbeat(target: Path, value: Any, writer: int) -> None:
 
 
 def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
-    """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder."""
+    """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder.
+
+    Whoever moves or deletes such a file calls `release_claim` before.
+    """
     temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
     with storing(target):
         try:
@@ -122,7 +127,7 @@ def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
         except OSError as err:
             if err.errno not in NO_LINKS:
                 raise
-            is_made = _created_by_claim(temporary, target, content)
+            is_made = _created_by_claim(temporary, target)
         finally:
             _remove(temporary)
         if is_made:
@@ -138,28 +143,35 @@ def _linked(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _created_by_claim(temporary: Path, target: Path, content: bytes) -> bool:
+def _created_by_claim(temporary: Path, target: Path) -> bool:
     """As `create_exclusive`, where there are no hard links. The exclusive act is the renaming of a folder with the content in it: a folder
     that is not empty is never replaced, so one of all wins.
 
-    From then on everybody can complete what the winner began, so a kill at any moment leaves `target` whole, or leaves it to the next.
+    The claim stays: whatever a cache answers to the question whether `target` is there, no second one wins, and whoever writes `target`
+    writes what the winner claimed. So a kill at any moment leaves `target` whole, or leaves it to the next.
     """
-    claim = target.with_name(f".{target.name}.claim")
-    is_claimed = not target.exists() and _renamed_onto(claim, temporary, target)
+    if target.exists():
+        return False
+    claim = _claim_of(target)
+    is_claimed = _renamed_onto(claim, temporary)
     _complete(claim, target)
-    return is_claimed and target.read_bytes() == content  # else somebody had made it just before the claim
+    return is_claimed
 
 
-def _renamed_onto(claim: Path, temporary: Path, target: Path) -> bool:
-    """Make `claim` a folder that holds the file `temporary`; False if another was first, whose claim may be `target` already."""
-    own = claim.with_name(f"{claim.name}.{uuid.uuid4().hex}")
+def _claim_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.claim")
+
+
+def _renamed_onto(claim: Path, temporary: Path) -> bool:
+    """Make `claim` a folder that holds the file `temporary`; False if another was first."""
+    own = _beside(claim)
     own.mkdir()
     try:
         os.replace(temporary, own / CLAIMED)
         fsync_folder(own)
         os.rename(own, claim)
-    except OSError:
-        if not (claim.is_dir() or target.exists()):
+    except OSError as err:
+        if err.errno not in IS_TAKEN and not claim.is_dir():
             raise
         return False
     finally:
@@ -168,22 +180,37 @@ def _renamed_onto(claim: Path, temporary: Path, target: Path) -> bool:
 
 
 def _complete(claim: Path, target: Path) -> None:
-    """Make `target` of what `claim` holds, unless it is there, and remove the claim. Whoever sees one may, and all at once."""
+    """Make `target` of what `claim` holds, unless it is there. Whoever sees a claim may, and all at once."""
     held = claim / CLAIMED
     try:
         content, mode = held.read_bytes(), stat.S_IMODE(held.stat().st_mode)
-    except FileNotFoundError:  # completed already
-        pass
-    else:
-        if not target.exists():  # asked after reading: a claim that came later than the target is seen to be late
-            write_through(target, lambda stream: _write_all(stream, content), mode)
-    _remove(held)
-    with contextlib.suppress(OSError):
-        claim.rmdir()
+    except FileNotFoundError:  # of a version that removed claims
+        return
+    if not target.exists():
+        write_through(target, lambda stream: _write_all(stream, content), mode)
 
 
-def link_atomic(source: Path, target: Path) -> None:
-    """Make `target` a second name of `source`'s content, replacing what was there in one step; copies where links are not supported."""
+def release_claim(target: Path) -> None:
+    """Let an exclusively created file be created anew once it is gone; without hard links its claim would bring it back.
+
+    Called before `target` is moved, and after it was made where its users may delete it. Does nothing where there are hard links.
+    """
+    claim, released = _claim_of(target), _beside(_claim_of(target))
+    with storing(target):
+        try:
+            os.rename(claim, released)
+        except FileNotFoundError:
+            return
+    shutil.rmtree(released, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+
+
+def link_atomic(source: Path, target: Path) -> bool:
+    """Make `target` a second name of `source`'s content, replacing what was there in one step. Where links are not supported it is copied
+    and False returned."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         os.link(source, temporary)
@@ -191,7 +218,7 @@ def link_atomic(source: Path, target: Path) -> None:
         if err.errno in NO_LINKS:
             with source.open("rb") as opened:
                 write_through(target, lambda stream: shutil.copyfileobj(opened, stream, 1 << 22))
-            return
+            return False
         with storing(target):
             raise
     with storing(target):
@@ -199,6 +226,7 @@ def link_atomic(source: Path, target: Path) -> None:
             os.replace(temporary, target)
         _remove(temporary)  # rename() does nothing when both names already are the same file
         fsync_folder(target.parent)
+    return True
 
 
 def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:

@@ -8,7 +8,8 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +25,21 @@ log = logging.getLogger(__name__)
 
 _ENDINGS = (".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
 Part = Literal["image", "labels"]
+_HEADERS: dict[tuple[int, int], Any] = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+"""Readers of the headers of .npy, by version; later ones are for named fields."""
+PARTS: tuple[Part, ...] = ("image", "labels")
 
 
-def open_case(folder: Path, case_id: str, channels: int) -> tuple[Any, Any]:
+def open_case(folder: Path, case_id: str, channels: int, wanted: Collection[Part] = PARTS) -> tuple[Any, Any]:
     """Image (C, Z, Y, X) and labels (1, Z, Y, X) of a case; slicing them reads only what is asked for.
 
-    Of the format before nnU-Net 2.6 the unpacked .npy are mapped, else the whole .npz is unpacked.
+    Of the format before nnU-Net 2.6 the unpacked .npy are mapped, else the `wanted` parts of the .npz are unpacked; another one only has
+    its shape and type.
     Raises DataError when they are damaged or are not arrays of these shapes, StorageError when the disk is away.
     """
     try:
         is_blosc2 = (folder / f"{case_id}.b2nd").is_file()
-        image, labels = _open_blosc2(folder, case_id) if is_blosc2 else _open_numpy(folder, case_id)
+        image, labels = _open_blosc2(folder, case_id) if is_blosc2 else _open_numpy(folder, case_id, wanted)
         fault = fault_of_arrays(image, labels, channels)
     except Exception as err:  # blosc2, numpy and zipfile raise many kinds for a broken file
         raise damaged(folder, case_id, err) from err
@@ -85,7 +90,7 @@ def content_sha256(folder: Path, case_id: str, channels: int, part: Part) -> str
 
     Raises as `open_case` does.
     """
-    image, labels = open_case(folder, case_id, channels)
+    image, labels = open_case(folder, case_id, channels, (part,))
     try:
         return _sha256_of_values(image if part == "image" else labels)
     except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
@@ -178,13 +183,19 @@ def _one_thread() -> None:
     blosc2.set_nthreads(1)
 
 
-def _open_numpy(folder: Path, case_id: str) -> tuple[Any, ...]:
-    return tuple(_array(folder, case_id, end, key) for end, key in (("", "data"), ("_seg", "seg")))
+def _open_numpy(folder: Path, case_id: str, wanted: Collection[Part]) -> tuple[Any, ...]:
+    return tuple(_array(file_of(folder, case_id, part), key, part in wanted) for part, key in zip(PARTS, ("data", "seg"), strict=True))
 
 
-def _array(folder: Path, case_id: str, end: str, key: str) -> Any:
-    unpacked = folder / f"{case_id}{end}.npy"
-    if unpacked.is_file():
-        return _mapped_if_possible(_load_npy, unpacked)
-    with (folder / f"{case_id}.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as packed:
-        return packed[key]
+def _array(path: Path, key: str, is_wanted: bool) -> Any:
+    if path.suffix == ".npy":
+        return _mapped_if_possible(_load_npy, path)
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as packed:
+        return packed[key] if is_wanted else _outline(packed.zip, key)
+
+
+def _outline(packed: zipfile.ZipFile, key: str) -> Any:
+    """An array with the shape and type of a packed one, whose values take no memory: zeros."""
+    with packed.open(f"{key}.npy") as stream:
+        shape, _, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
+    return np.broadcast_to(np.zeros((), dtype), shape)

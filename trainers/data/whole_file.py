@@ -18,6 +18,8 @@ _GIPL_HEADER = 256
 _GZIP = b"\x1f\x8b"
 _HEAD = 544
 """Bytes that hold every header looked at here."""
+_BLOCK = 1 << 20
+"""So much is read, and unpacked, at a time."""
 
 
 def check_whole(path: Path) -> None:
@@ -68,18 +70,18 @@ def _unpacked(path: Path) -> Generator[bytes, None, None]:
     Raises ValueError when it ends within a member, zlib.error when a check sum differs.
     """
     with path.open("rb") as stream:
-        block = stream.read(1 << 20)
+        block = stream.read(_BLOCK)
         if not block.startswith(_GZIP):
             while block:
                 yield block
-                block = stream.read(1 << 20)
+                block = stream.read(_BLOCK)
             return
         while block.startswith(_GZIP):
             member = zlib.decompressobj(wbits=31)
             while not member.eof:
                 if not block:
                     raise ValueError("it ends before its last packed byte")
-                yield member.decompress(block)
-                block = member.unused_data if member.eof else stream.read(1 << 20)
+                yield member.decompress(block, _BLOCK)
+                block = member.unused_data if member.eof else member.unconsumed_tail or stream.read(_BLOCK)
             if len(block) < len(_GZIP):
-                block += stream.read(1 << 20)
+                block += stream.read(_BLOCK)

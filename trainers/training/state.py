@@ -100,6 +100,8 @@ class StateWriter:
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
     _best: Manifest | None = None
+    _copied_best: str | None = None
+    """SHA-256 of the best checkpoint that has nnU-Net's name as a copy, where there are no hard links."""
     _snapshot: dict[str, Any] | None = None
     """The newest one: the memory of the next."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -185,10 +187,11 @@ class StateWriter:
         prune(self.folder, self.fencing_token)
 
     def _link(self, committed: Committed) -> None:
-        """nnU-Net's names for the end of an epoch. Who stalls just behind the fence keeps them until the next commit or the validation."""
+        """nnU-Net's names for the end of an epoch. Who stalls just behind the fence keeps them until the next commit or the validation;
+        without hard links the best's until the next best."""
         if committed.in_flight is None:
             check_fence(self.folder, self.fencing_token)
-            link_for_nnunet(self.folder, committed)
+            self._copied_best = link_for_nnunet(self.folder, committed, self._copied_best)
 
     def _check_presence(self) -> None:
         """Where a share is not mounted, writing would make the folders on the disk below, out of everybody's sight."""
@@ -225,16 +228,21 @@ def describe_position(reached: TrainingProgress) -> str:
     return f"{reached.epochs_done} epochs{within}"
 
 
-def link_for_nnunet(folder: RunFolder, committed: Committed) -> None:
-    """Give the committed files nnU-Net's names: checkpoint_best, and checkpoint_final after the last epoch or checkpoint_latest before."""
-    if committed.best is not None:
-        link_atomic(folder.root / committed.best.file, folder.checkpoint("best"))
+def link_for_nnunet(folder: RunFolder, committed: Committed, copied: str | None = None) -> str | None:
+    """Give the committed files nnU-Net's names: checkpoint_best, and checkpoint_final after the last epoch or checkpoint_latest before.
+
+    Returns the SHA-256 of a best checkpoint that had to be copied; one that is `copied` already is not copied again.
+    """
+    best, named = committed.best, folder.checkpoint("best")
+    if best is not None and not (best.sha256 == copied and named.is_file()):
+        copied = None if link_atomic(folder.root / best.file, named) else best.sha256
     latest = folder.root / "checkpoint_latest.pth"
     if committed.final is None:
         link_atomic(folder.state / f"{committed.stem}.pth", latest)
     else:
         link_atomic(folder.root / committed.final.file, folder.checkpoint("final"))
         latest.unlink(missing_ok=True)
+    return copied
 
 
 def newest_valid(folder: RunFolder) -> Committed | None:

@@ -17,6 +17,7 @@ from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.reconcile import mlflow_run_of
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
+from tests.unit.trainers.contract.test_linkless import without_links
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.files import write_json_atomic
 from trainers.contract.records import MlflowRun, write_mlflow_run
@@ -173,6 +174,23 @@ def test_the_folder_of_a_run_that_failed_before_its_first_epoch_is_the_next_ones
     stage.cluster.training_ends(next_run)
     stage.cluster.validation_ends(next_run)
     assert campaign.run(poll_s=0) == 0
+
+
+def test_a_folder_on_a_file_system_without_links_gets_no_retired_run_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the campaign that made run.json was killed before it had removed what it was made of, as older versions did."""
+    without_links(monkeypatch)
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    failed_before_its_first_epoch(stage, run)
+    left = folder.own / ".run.json.claim" / "content"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(folder.spec_file.read_bytes())
+    next_run = mended(stage, run)
+    acquire(next_run, stage.cluster.records())
+    assert folder.spec() == next_run
+    assert (run.model_folder / "plans.json").read_bytes() == (stage.data / "nnUNetPlans.json").read_bytes()
+    last = mended(stage, next_run)
+    acquire(last, stage.cluster.records())
+    assert folder.spec() == last
 
 
 def test_nothing_of_the_old_run_is_committed_once_its_folder_is_another_runs(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from orchestrator.dataset import case_readings
-from orchestrator.dataset.case_readings import case_differences
+from orchestrator.dataset.case_readings import case_differences, most_threads
 from orchestrator.dataset.preflight import check_run
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, parse_experiment
 from orchestrator.experiment.plan import plan_report
@@ -180,6 +181,26 @@ def test_packed_arrays_of_older_versions_have_the_digests_of_the_same_values(tin
     np.savez(tiny.data_folder() / "case_1.npz", data=np.zeros((1, 4, 3, 2), np.float32), seg=np.zeros((1, 4, 3, 2), np.int8))
     assert [content_sha256(tiny.data_folder(), "case_1", 1, part) for part in ("image", "labels")] == expected
     assert expected[0] != expected[1]
+
+
+def test_of_a_packed_case_only_the_part_is_unpacked_that_is_asked_for(tmp_path: Path) -> None:
+    packed = tmp_path / "a.npz"
+    np.savez(packed, data=np.ones((1, 20, 20, 20), np.float32), seg=np.ones((1, 20, 20, 20), np.int8))
+    expected = content_sha256(tmp_path, "a", 1, "image")
+    content = bytearray(packed.read_bytes())
+    content[zipfile.ZipFile(packed).start_dir - 1] ^= 1  # the last voxel of the labels, which come last
+    packed.write_bytes(content)
+    assert content_sha256(tmp_path, "a", 1, "image") == expected
+    with pytest.raises(DataError, match="case a in .* cannot be read"):
+        content_sha256(tmp_path, "a", 1, "labels")
+    np.savez(packed, data=np.ones((1, 20, 20, 20), np.float32), seg=np.ones((1, 20, 20, 9), np.int8))
+    with pytest.raises(DataError, match=r"has labels of shape \(1, 20, 20, 9\) beside an image of shape \(1, 20, 20, 20\)"):
+        content_sha256(tmp_path, "a", 1, "image")
+
+
+def test_fewer_packed_cases_are_held_in_memory_at_once() -> None:
+    assert most_threads([Path("a.b2nd"), Path("b.npy")]) == 8
+    assert most_threads([Path("a.npy"), Path("b.npz")]) == 2
 
 
 def test_the_digest_counts_every_channel_and_the_order_of_voxels(tmp_path: Path) -> None:

@@ -13,14 +13,25 @@ from typing import Any
 
 import pytest
 
+from orchestrator.dataset.folder import ensure_splits
 from tests.fake_run import FakeRun
-from tests.unit.trainers.training.test_state import committed_epochs
+from tests.unit.trainers.training.test_state import committed_epochs, row, tensors
+from trainers.contract.commits import BestRecord, newest_committed
 from trainers.contract.errors import Superseded
 from trainers.contract.fencing import acquire_token, check_fence, newest_token
-from trainers.contract.files import NO_FOLDER_SYNC, NO_LINKS, create_exclusive, fsync_folder, link_atomic, write_atomic
+from trainers.contract.files import (
+    NO_FOLDER_SYNC,
+    NO_LINKS,
+    create_exclusive,
+    fsync_folder,
+    link_atomic,
+    release_claim,
+    sha256_of,
+    write_atomic,
+)
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_folder import RunFolder
-from trainers.training.state import newest_valid
+from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
 
 def without_links(monkeypatch: pytest.MonkeyPatch, number: int = errno.EPERM) -> None:
@@ -37,7 +48,7 @@ def test_a_file_is_created_once_where_there_are_no_links(tmp_path: Path, monkeyp
     assert not create_exclusive(tmp_path / "claim", b"y")
     assert (tmp_path / "claim").read_bytes() == b"x"
     assert (tmp_path / "claim").stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".claim.claim", "claim"]
 
 
 def test_only_one_of_many_creates_a_file_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +68,73 @@ def test_only_one_of_many_creates_a_file_where_there_are_no_links(tmp_path: Path
             thread.join()
         assert len(won) == 1
         assert target.read_bytes() == str(won[0]).encode() * 1000
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, range(20)))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(map(str, range(20)))
+
+
+def test_nobody_creates_a_file_twice_who_is_told_by_a_cache_that_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SMB and some of FUSE remember for a while that a name was not found; the winner of the first time has come to its end meanwhile."""
+    without_links(monkeypatch)
+    target, look_up = tmp_path / "0001.json", Path.stat
+    assert create_exclusive(target, b"first")
+
+    def remembered(path: Path, **options: Any) -> os.stat_result:
+        if path.name in (target.name, f".{target.name}.claim"):
+            raise FileNotFoundError(errno.ENOENT, "remembered")
+        return look_up(path, **options)
+
+    with monkeypatch.context() as cached:
+        cached.setattr(Path, "stat", remembered)
+        assert not create_exclusive(target, b"second")
+    assert target.read_bytes() == b"first"
+
+
+def test_a_file_that_was_removed_is_created_anew_once_its_claim_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch)
+    target = tmp_path / "run.json"
+    assert create_exclusive(target, b"first")
+    release_claim(target)
+    assert list(tmp_path.iterdir()) == [target]
+    assert not create_exclusive(target, b"second")
+    target.unlink()
+    assert create_exclusive(target, b"third")
+    assert target.read_bytes() == b"third"
+
+
+def test_a_split_that_its_user_deletes_is_made_anew_of_the_present_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch)
+    cases = [f"case_{number}" for number in range(6)]
+    ensure_splits(tmp_path, cases[:5])
+    (tmp_path / "splits_final.json").unlink()
+    assert sorted(case for split in ensure_splits(tmp_path, cases) for case in split.val) == cases
+
+
+def test_a_best_checkpoint_is_copied_once_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch)
+    folder = RunFolder(tmp_path / "fold_0")
+    writer = committed_epochs(folder, [0.5])
+    named = folder.checkpoint("best")
+    copied, reached = named.stat(), TrainingProgress((row(0, 0.5), row(1, 0.4)), BestRecord(ema=0.5, score=0.5, best_epoch=0))
+    commit(writer, reached, is_best=False)
+    assert (named.stat().st_ino, named.stat().st_mtime_ns) == (copied.st_ino, copied.st_mtime_ns)
+    named.unlink()
+    commit(writer, reached, is_best=False)
+    assert sha256_of(named) == newest_best(folder)
+    better = TrainingProgress((*reached.history, row(2, 0.9)), BestRecord(ema=0.9, score=0.9, best_epoch=2))
+    before = newest_best(folder)
+    commit(writer, better, is_best=True)
+    assert sha256_of(named) == newest_best(folder) != before
+
+
+def commit(writer: StateWriter, reached: TrainingProgress, *, is_best: bool) -> None:
+    writer.commit(reached, is_best, lambda: tensors(float(reached.epochs_done)))
+    writer.drain()
+
+
+def newest_best(folder: RunFolder) -> str:
+    committed = newest_committed(folder)
+    assert committed is not None
+    assert committed.best is not None
+    return committed.best.sha256
 
 
 def test_an_error_that_is_none_of_links_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +176,7 @@ while is_killed:
     found = target.read_bytes() if target.exists() else b""
     is_second = create_exclusive(target, b"second" * 100)
     is_of_winner = target.read_bytes() == (b"second" if is_second else b"first") * 100
-    has_leftover = target.with_name(".0001.json.claim").exists()
-    print(step, found == b"", found in (b"", b"first" * 100), is_second, is_of_winner, has_leftover)
+    print(step, found == b"", found in (b"", b"first" * 100), is_second, is_of_winner)
 """
 
 
@@ -108,12 +184,11 @@ def test_a_kill_at_any_step_leaves_the_file_whole_or_to_the_next(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", KILLED_AT_EVERY_STEP, str(tmp_path)], capture_output=True, text=True, check=True)
     rows = [[word == "True" for word in line.split()[1:]] for line in done.stdout.splitlines()]
     assert len(rows) > 10
-    for is_missing, is_whole, is_second, is_of_winner, has_leftover in rows:
+    for is_missing, is_whole, is_second, is_of_winner in rows:
         assert is_whole
         assert is_of_winner
-        assert not has_leftover
         assert is_missing or not is_second
-    assert {(missing, second) for missing, _, second, _, _ in rows} == {(True, True), (True, False), (False, False)}, "each stage was met"
+    assert {(missing, second) for missing, _, second, _ in rows} == {(True, True), (True, False), (False, False)}, "each stage was met"
 
 
 @pytest.mark.parametrize("number", sorted(NO_FOLDER_SYNC))
@@ -209,7 +284,7 @@ def test_a_run_lives_on_a_file_system_without_links(mounted: Path) -> None:
     assert acquire_token(folder, "second") == 2
     link_atomic(folder.checkpoint("best"), mounted / "again.pth")
     assert (mounted / "again.pth").read_bytes() == folder.checkpoint("best").read_bytes()
-    assert [path for path in mounted.rglob("*") if ".claim" in path.name or path.suffix == ".part"] == []
+    assert [path for path in mounted.rglob("*") if ".claim." in path.name or path.suffix == ".part"] == []
 
 
 def _touched(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import random
 import shutil
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +199,17 @@ def test_a_loader_whose_node_does_not_have_the_run_folder_yet_waits_for_it(spec:
     back.start()
     assert len(Loader(str(folder.root), [0, 1]).make("train", 0, 0).images) == 2
     back.join()
+
+
+def test_a_file_that_unpacks_to_a_thousand_times_its_size_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "case.nii.gz"
+    SimpleITK.WriteImage(SimpleITK.Image(512, 512, 120, SimpleITK.sitkUInt8), str(path))
+    assert path.stat().st_size < 1 << 17
+    tracemalloc.start()
+    check_whole(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20, "30 MiB are unpacked"
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
