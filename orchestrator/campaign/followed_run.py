@@ -79,7 +79,10 @@ class FollowedRun:
         return is_told
 
     def status(self) -> RunStatus:
-        """The run as users see it, read from its folder now; of one that has ended, read when it ended. Raises StorageError or OSError."""
+        """The run as users see it, read from its folder now; of one that has ended, read when it ended and MLflow lacked nothing.
+
+        Raises StorageError or OSError.
+        """
         if self._end is not None:
             return self._end
         known = RunStatus(
@@ -94,6 +97,7 @@ class FollowedRun:
             mlflow_url=self.tracked.url,
             run_folder=self.folder.root,
         )
-        status = with_reading(known, self.spec, self.observer.reading(self.state))
-        self._end = status if self.state.is_final else None
+        reading = self.observer.reading(self.state)
+        status = with_reading(known, self.spec, reading)
+        self._end = status if self.state.is_final and not reading.undelivered else None
         return status
