@@ -43,6 +43,8 @@ class FollowedRun:
     """Of what was last asked for it; None once it was taken."""
     is_waiting: bool = False
     """It stands in the queue, also for its next job."""
+    is_delivering: bool = False
+    """It was finished before, and a job sends its results to MLflow."""
     changed_unix: float = 0.0
     _end: RunStatus | None = field(default=None, repr=False)
     """The status of a run that has ended: its folder is not read again."""
@@ -99,5 +101,5 @@ class FollowedRun:
         )
         reading = self.observer.reading(self.state)
         status = with_reading(known, self.spec, reading)
-        self._end = status if self.state.is_final and not reading.undelivered else None
+        self._end = status if self.state.is_final and not (self.is_delivering or reading.undelivered) else None
         return status
