@@ -75,27 +75,29 @@ SYNC_EVENTS = TypeAdapter(SyncedEvent)
 def sync_below(results: Path | None, runs: Sequence[str], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
     """`sync` of every run below a results folder (by default nnUNet_results), or of those that the names `runs` mean.
 
-    Raises ConfigError without such a folder, and, once the others are synced, for names that mean no run.
+    A name that means no run is one that lacks everything. Raises ConfigError if none means any, and without such a folder.
     """
     place = results_folder(results, os.environ)
     folders = run_folders_below(place)
-    found, unknown = called(runs, folders, place) if runs else (folders, [])
+    found, unknown = called(runs, folders, place) if runs else (folders, {})
+    if unknown and not found:
+        raise ConfigError("\n".join(map(str, unknown.values())))
     yield from sync(found, jobs)
-    if unknown:
-        raise ConfigError("\n".join(map(str, unknown)))
+    for name, err in unknown.items():
+        yield Synced(run_key=name, run_folder=place, lacking=str(err))
 
 
-def called(runs: Sequence[str], folders: Sequence[RunFolder], place: Path) -> tuple[list[RunFolder], list[ConfigError]]:
-    """Those of the run folders below `place` that any of the names `runs` means, each once; and an error for each name that means none."""
+def called(runs: Sequence[str], folders: Sequence[RunFolder], place: Path) -> tuple[list[RunFolder], dict[str, ConfigError]]:
+    """Those of the run folders below `place` that any of the names `runs` means, each once; and the error of each name that means none."""
     readable = list(_readable(folders))
     names = [Names(spec.run_key, spec.address, noted_run_id(folder), str(folder.root)) for folder, spec in readable]
     found: list[int] = []
-    unknown: list[ConfigError] = []
+    unknown: dict[str, ConfigError] = {}
     for run in runs:
         try:
             found += resolve(run, names, f"below {place}")
         except ConfigError as err:
-            unknown.append(err)
+            unknown[run] = err
     return [readable[i][0] for i in dict.fromkeys(found)], unknown
 
 

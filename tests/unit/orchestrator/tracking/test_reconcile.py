@@ -188,14 +188,14 @@ def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monke
     folders = run_folders_below(tmp_path / "results")
     assert folders == [first.folder, second.folder]
     place = tmp_path / "results"
-    assert called(["901-toy-1"], folders, place) == ([second.folder], [])
-    assert called(["901/3d_fullres/default/0"], folders, place) == ([first.folder], [])
+    assert called(["901-toy-1"], folders, place) == ([second.folder], {})
+    assert called(["901/3d_fullres/default/0"], folders, place) == ([first.folder], {})
     for several in ("901", "901-toy", "901/*/default"):
-        assert called([several], folders, place) == (folders, []), several
-    found, (unknown, empty) = called(["901-toy-1", "x", " ", "901"], folders, place)
+        assert called([several], folders, place) == (folders, {}), several
+    found, unknown = called(["901-toy-1", "x", " ", "901"], folders, place)
     assert found == [second.folder, first.folder], "each once"
-    assert re.search(rf"no run 'x' below {place}.*\(901-toy-0\)", str(unknown))
-    assert "empty" in str(empty)
+    assert re.search(rf"no run 'x' below {place}.*\(901-toy-0\)", str(unknown["x"]))
+    assert "empty" in str(unknown[" "])
     second.folder.spec_file.write_text("{")
     entries = [done.note or done.lacking for done in sync(folders, [])]
     assert entries[0] == "not tracked"
@@ -207,10 +207,11 @@ def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monke
 
 def test_a_name_that_means_no_run_keeps_back_none_of_the_others(tmp_path: Path) -> None:
     FakeRun(tmp_path)
-    synced = sync_below(tmp_path / "results", ["x", "901-toy-0"], [])
-    assert next(synced).note == "not tracked"
+    (known, unknown) = sync_below(tmp_path / "results", ["x", "901-toy-0"], [])
+    assert known.note == "not tracked"
+    assert "no run 'x'" in unknown.lacking
     with pytest.raises(ConfigError, match="no run 'x'"):
-        next(synced)
+        list(sync_below(tmp_path / "results", ["x"], []))
 
 
 @pytest.mark.parametrize("place", ["results", "results/Dataset901_Toy", "results/Dataset901_Toy/nnUNetTrainer__nnUNetPlans__3d_fullres"])
