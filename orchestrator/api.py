@@ -17,7 +17,7 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
-from orchestrator.errors import ConfigError, NnfleetError
+from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.run.below import results_folder
 from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match, match_all
@@ -291,11 +291,18 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
     meant = reach(cluster)
     if meant.is_here:
         jobs = [] if meant.reached is None else meant.reached.records()
-        return list(with_models(sync_below(results, run, jobs), jobs))
+        return list(with_models(sync_below(results, [run] if run else [], jobs), jobs))
     arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
     submission_id = meant.jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
-    Follower(meant.jobs).finish(submission_id)
-    return [event.synced for event in events_in(meant.jobs.logs(submission_id), SYNC_EVENTS)]
+    failure: ClusterError | None = None
+    try:
+        Follower(meant.jobs).finish(submission_id)
+    except ClusterError as err:
+        failure = err
+    found = [event.synced for event in events_in(meant.jobs.logs(submission_id), SYNC_EVENTS)]
+    if failure is not None and not any(item.lacking for item in found):  # else it has failed by what is lacking
+        raise failure
+    return found
 
 
 def drill(

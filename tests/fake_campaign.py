@@ -70,6 +70,7 @@ class FakeCluster(ClusterJobs):
         if self.is_away:
             raise ClusterError("cluster: away")
         self.controls.append(arguments)
+        self.jobs[f"control-{name}"] = JobRecord(submission_id=f"control-{name}", kind="control", state="RUNNING")
         return f"control-{name}"
 
     def stop(self, submission_id: str) -> None:
@@ -159,7 +160,7 @@ class FakeCluster(ClusterJobs):
         return next(n for n, job in reversed(self.jobs.items()) if job.is_live and job.run_key == run.run_key)
 
     def live_jobs(self) -> list[str]:
-        return [name for name, job in self.jobs.items() if job.is_live and job.kind != "campaign"]
+        return [name for name, job in self.jobs.items() if job.is_live and job.kind in ("train", "validate")]
 
     def kill(self, name: str) -> None:
         """SIGKILL to a job of whatever kind."""
@@ -168,6 +169,10 @@ class FakeCluster(ClusterJobs):
     def ends(self, name: str) -> None:
         """A job of whatever folder has done its work."""
         self._end(name, "SUCCEEDED", 0)
+
+    def fails(self, name: str) -> None:
+        """A job ends with an error of its own."""
+        self._end(name, "FAILED", 1)
 
     def _end(self, name: str, state: JobState, code: int) -> None:
         self.jobs[name] = self.jobs[name].model_copy(update={"state": state, "exit_code": code, "ended_unix": time.time()})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
-from trainers.contract.errors import NnfleetError
+from trainers.contract.errors import NnfleetError, TrackingError
 from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
 
@@ -32,25 +32,28 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.verb == "sync":
-            synchronise(options.runs, options.results)
-        else:
-            stop_all(options.run_folders, options.run_key, is_now=options.now)
+            return synchronise(options.runs, options.results)
+        stop_all(options.run_folders, options.run_key, is_now=options.now)
     except NnfleetError as err:
         sys.stdout.write(f"Error: {err}\n")
         return err.exit_code
     return 0
 
 
-def synchronise(runs: Sequence[str], results: Path | None) -> None:
-    """Sync all runs below a results folder, or those of these names, by default in this node's nnUNet_results; one event each."""
+def synchronise(runs: Sequence[str], results: Path | None) -> int:
+    """Sync all runs below a results folder, or those of these names, by default in this node's nnUNet_results; one event each.
+
+    Returns the exit code: not 0 if MLflow lacks something still. Raises ConfigError as `sync_below`.
+    """
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.compare.model_run import with_models
     from orchestrator.tracking.reconcile import SyncedEvent, sync_below
 
-    jobs = Jobs.inside_job().records()
-    for run in runs or [""]:
-        for done in with_models(sync_below(results, run, jobs), jobs):
-            emit(SyncedEvent(synced=done))
+    jobs, exit_code = Jobs.inside_job().records(), 0
+    for done in with_models(sync_below(results, runs, jobs), jobs):
+        emit(SyncedEvent(synced=done))
+        exit_code = TrackingError.exit_code if done.lacking else exit_code
+    return exit_code
 
 
 def stop_all(folders: Sequence[Path], run_keys: Sequence[str], *, is_now: bool) -> None:

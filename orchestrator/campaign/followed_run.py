@@ -43,6 +43,8 @@ class FollowedRun:
     """Of what was last asked for it; None once it was taken."""
     is_waiting: bool = False
     """It stands in the queue, also for its next job."""
+    is_delivering: bool = False
+    """It was finished before, and a job sends its results to MLflow."""
     changed_unix: float = 0.0
     _end: RunStatus | None = field(default=None, repr=False)
     """The status of a run that has ended: its folder is not read again."""
@@ -79,7 +81,10 @@ class FollowedRun:
         return is_told
 
     def status(self) -> RunStatus:
-        """The run as users see it, read from its folder now; of one that has ended, read when it ended. Raises StorageError or OSError."""
+        """The run as users see it, read from its folder now; of one that has ended, read when it ended and MLflow lacked nothing.
+
+        Raises StorageError or OSError.
+        """
         if self._end is not None:
             return self._end
         known = RunStatus(
@@ -94,6 +99,7 @@ class FollowedRun:
             mlflow_url=self.tracked.url,
             run_folder=self.folder.root,
         )
-        status = with_reading(known, self.spec, self.observer.reading(self.state))
-        self._end = status if self.state.is_final else None
+        reading = self.observer.reading(self.state)
+        status = with_reading(known, self.spec, reading)
+        self._end = status if self.state.is_final and not (self.is_delivering or reading.undelivered) else None
         return status

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
 
+from orchestrator.campaign.deliveries import SENDS, Deliveries
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
 from orchestrator.campaign.events import CampaignEvent, Done, StatusChanged, Warned
 from orchestrator.campaign.followed_run import FollowedRun
@@ -56,6 +57,7 @@ class Campaign:
         self._reported_s: dict[str, float] = {}
         self._logged_s: dict[str, float] = {}
         self._reporter = StateReporter(campaign, tracker, self._warn, self._clock)
+        self._deliveries = Deliveries(campaign, cluster, self._warn)
         self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock)
         self.runs: dict[str, FollowedRun] = {}
 
@@ -74,7 +76,7 @@ class Campaign:
             self.runs = {one.run.key: one.run for one in opened}
             for one in opened:
                 self._begin(one)
-            self._deliver([one.run for one in opened if one.action is Action.DELIVER])
+            self._deliveries.start([one.run for one in opened if one.action is Action.DELIVER])
             self._registry.post(self.campaign, self._dispatcher.entry([*self.runs.values()]))
 
     def _begin(self, opened: Opened) -> None:
@@ -83,7 +85,7 @@ class Campaign:
             case Action.NOTHING:
                 self._enter(opened.run, RunState.SUCCEEDED, "was finished before.")
             case Action.DELIVER:
-                self._enter(opened.run, RunState.SUCCEEDED, "was finished before; a job sends its results to MLflow.")
+                self._enter(opened.run, RunState.SUCCEEDED, SENDS)
             case Action.TRAIN | Action.VALIDATE:
                 self._enter(opened.run, RunState.QUEUED)
             case Action.FOLLOW if opened.acquired.was_stopping:
@@ -92,17 +94,6 @@ class Campaign:
                 pass
             case _:
                 assert_never(opened.action)
-
-    def _deliver(self, finished: Sequence[FollowedRun]) -> None:
-        """Have what MLflow lacks of finished runs sent there, by one job for each results folder. It changes nothing in their folders that
-        anybody decides by: another cluster may have made them, and follows them still."""
-        places = sorted({run.spec.model_folder.parents[1] for run in finished})
-        for number, place in enumerate(places):
-            keys = [run.key for run in finished if run.spec.model_folder.parents[1] == place]
-            try:
-                self._cluster.submit_control(f"sync-{self.campaign}-{number}", ["sync", *keys, "--results", str(place)])
-            except ClusterError as err:
-                self._warn(f"the results of {', '.join(keys)} are not sent to MLflow: {err} `nnfleet sync` sends them.")
 
     def run(self, poll_s: float = POLL_S) -> int:
         """Follow the runs to their end; the exit code is 0 when none failed. A cluster, server or disk that is away is waited for."""
@@ -118,7 +109,7 @@ class Campaign:
         """Look once; True when nothing is left to follow or to report."""
         try:
             self.tick()
-            return self.report() and not self._open_runs() and self._reporter.is_over()
+            return self.report() and not self._open_runs() and self._deliveries.is_over and self._reporter.is_over()
         except (ClusterError, StorageError, OSError) as err:
             self._log_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             return False
@@ -140,6 +131,7 @@ class Campaign:
         with self._registry.locked():
             self._dispatcher.begin_look()
             jobs = self._cluster.records()
+            self._deliveries.check(jobs)
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
             for run in self._open_runs():

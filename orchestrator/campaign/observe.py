@@ -188,7 +188,7 @@ class Observer:
             num_drivers=self._count_drivers(),
             validation=cases_done(self.folder, self._validated_token) if state is RunState.VALIDATING else None,
             full_dice=full_dice(self.folder, self.spec) if is_scored else {},
-            undelivered="" if self.reassigned_to else undelivered_text(self.folder),
+            undelivered="" if self.reassigned_to else undelivered_text(self.folder, has_ended=state.is_final),
             is_waiting=self._storage_wait is not None,
         )
 

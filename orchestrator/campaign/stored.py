@@ -10,6 +10,7 @@ from orchestrator.run.activity import newest_stamp, owner_of
 from orchestrator.run.heartbeat import FRESH_S
 from orchestrator.run.progress import full_dice
 from orchestrator.run.status import RunStatus
+from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking.binding import noted_url
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import count_drivers
@@ -41,9 +42,13 @@ def status_of_stored(run: Found) -> RunStatus:
         mlflow_url=noted_url(folder),
         run_folder=spec.run_folder,
     )
-    return with_reading(
-        known, spec, Reading(newest_committed(folder), num_drivers=count_drivers(folder), full_dice=full_dice(folder, spec))
+    reading = Reading(
+        newest_committed(folder),
+        num_drivers=count_drivers(folder),
+        full_dice=full_dice(folder, spec),
+        undelivered=undelivered_text(folder, has_ended=state.is_final),
     )
+    return with_reading(known, spec, reading)
 
 
 def at_work_elsewhere(folder: RunFolder) -> str:

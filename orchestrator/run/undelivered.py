@@ -26,17 +26,23 @@ def forget_undelivered(folder: RunFolder, what: str) -> None:
         _file(folder, what).unlink(missing_ok=True)
 
 
-def undelivered_text(folder: RunFolder) -> str:
-    """What MLflow lacks of a run, since when and why; empty when nothing is known to fail."""
+def undelivered_text(folder: RunFolder, *, has_ended: bool = False) -> str:
+    """What MLflow lacks of a run, since when and why; empty when nothing is known to fail.
+
+    `has_ended`: then its last job may be gone, and nobody tries any more.
+    """
     with suppress(OSError, StorageError):
         found = [read_record(path, Undelivered) for path in sorted(folder.undelivered.glob("*.json"))]
-        return " ".join(_sentence(record) for record in found if record is not None)
+        return " ".join(_sentence(record, has_ended) for record in found if record is not None)
     return ""
 
 
-def _sentence(record: Undelivered) -> str:
-    since = time.strftime("%H:%M", time.localtime(record.since_unix))
-    return f"MLflow gets no {record.what} since {since} and is tried again: {record.because}"
+def _sentence(record: Undelivered, has_ended: bool) -> str:
+    since = time.localtime(record.since_unix)
+    if has_ended:
+        when = time.strftime("%Y-%m-%d %H:%M", since)
+        return f"MLflow lacks {record.what} since {when}, and `nnfleet sync` delivers what no job of it does: {record.because}"
+    return f"MLflow gets no {record.what} since {time.strftime('%H:%M', since)} and is tried again: {record.because}"
 
 
 def _file(folder: RunFolder, what: str) -> Path:

@@ -40,7 +40,10 @@ class FoldSource(Protocol):
 
 def folds_below(results: Path, name: str) -> "list[FolderFold]":
     """Those below a results folder that are called `name`. Raises ConfigError with what is known when there is none."""
-    return [FolderFold(folder) for folder in called(name, run_folders_below(results), results)]
+    found, unknown = called([name], run_folders_below(results), results)
+    if unknown:
+        raise unknown[name]
+    return [FolderFold(folder) for folder in found]
 
 
 class FolderFold:

@@ -3,6 +3,7 @@
 Works where the campaign, the cluster that made the runs, or MLflow's own database no longer exist: the run folder is the authority.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -14,12 +15,13 @@ from pydantic import TypeAdapter
 
 from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import newest_stamp
+from orchestrator.run.below import results_folder, run_folders_below
 from orchestrator.run.events import Event
 from orchestrator.run.heartbeat import FRESH_S, VALIDATION_FRESH_S
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_job
 from orchestrator.run.names import Names, resolve
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.run.undelivered import forget_undelivered
+from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, run_to_take, track
 from orchestrator.tracking.end_state import final_state, is_refusal
 from orchestrator.tracking.files_channel import CHECKPOINTS, FilesChannel
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESULTS_VARIABLE = "nnUNet_results"
 GONE = "its job is gone; `nnfleet resume` continues it."
 
 
@@ -71,32 +72,33 @@ class SyncedEvent(Event):
 SYNC_EVENTS = TypeAdapter(SyncedEvent)
 
 
-def run_folders(results: Path) -> list[RunFolder]:
-    """All run folders below an nnUNet_results. Raises ConfigError when that is no folder."""
-    if not results.is_dir():
-        raise ConfigError(f"sync: {results} is not a folder. Name the nnUNet_results of the runs: --results FOLDER.")
-    return [RunFolder(file.parents[1].absolute()) for file in sorted(results.glob("*/*/fold_*/nnfleet/run.json"))]
+def sync_below(results: Path | None, runs: Sequence[str], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
+    """`sync` of every run below a results folder (by default nnUNet_results), or of those that the names `runs` mean.
 
-
-def sync_below(results: Path | None, run: str, jobs: Sequence[JobRecord]) -> Iterator[Synced]:
-    """`sync` of every run below a results folder (by default nnUNet_results), or of those called `run` if it is not empty.
-
-    Raises ConfigError.
+    A name that means no run is one that lacks everything. Raises ConfigError if none means any, and without such a folder.
     """
-    place = results or Path(os.environ.get(RESULTS_VARIABLE, ""))
-    if place == Path():
-        raise ConfigError(
-            f"sync: {RESULTS_VARIABLE} is not set here. Export it (on a cluster where its head starts), or use --results FOLDER."
-        )
-    folders = run_folders(place.absolute())
-    return sync(called(run, folders, place) if run else folders, jobs)
+    place = results_folder(results, os.environ)
+    folders = run_folders_below(place)
+    found, unknown = called(runs, folders, place) if runs else (folders, {})
+    if unknown and not found:
+        raise ConfigError("\n".join(map(str, unknown.values())))
+    yield from sync(found, jobs)
+    for name, err in unknown.items():
+        yield Synced(run_key=name, run_folder=place, lacking=str(err))
 
 
-def called(run: str, folders: Sequence[RunFolder], place: Path) -> list[RunFolder]:
-    """Those of the run folders below `place` whose runs are called `run`. Raises ConfigError with what is known when there is none."""
+def called(runs: Sequence[str], folders: Sequence[RunFolder], place: Path) -> tuple[list[RunFolder], dict[str, ConfigError]]:
+    """Those of the run folders below `place` that any of the names `runs` means, each once; and the error of each name that means none."""
     readable = list(_readable(folders))
     names = [Names(spec.run_key, spec.address, noted_run_id(folder), str(folder.root)) for folder, spec in readable]
-    return [readable[i][0] for i in resolve(run, names, f"below {place}")]
+    found: list[int] = []
+    unknown: dict[str, ConfigError] = {}
+    for run in runs:
+        try:
+            found += resolve(run, names, f"below {place}")
+        except ConfigError as err:
+            unknown[run] = err
+    return [readable[i][0] for i in dict.fromkeys(found)], unknown
 
 
 def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
@@ -123,13 +125,25 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
                 run_folder=folder.root,
                 note="a job of it is alive and delivers; run `nnfleet sync` again after its end",
             )
-        _deliver(folder, spec, delivered)
+        with _noting_failure(folder):
+            _deliver(folder, spec, delivered)
     except (NnfleetError, OSError) as err:
         lacking = str(err)
     except Exception as err:  # whatever a folder of another age holds
         log.exception("%s was not delivered", spec.run_key)
         lacking = f"{type(err).__name__}: {err}"
     return Synced(run_key=spec.run_key, run_folder=folder.root, delivered=tuple(delivered), lacking=lacking)
+
+
+@contextlib.contextmanager
+def _noting_failure(folder: RunFolder) -> Iterator[None]:
+    """What keeps a delivery back stands in the run folder until one succeeds, for `status`: nobody may read what this process prints."""
+    try:
+        yield
+    except Exception as err:
+        note_undelivered(folder, "results", time.time(), str(err))
+        raise
+    forget_undelivered(folder, "results")
 
 
 def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Superseded, TrackingError
+from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from orchestrator.tracking.binding import bound_run, server_of
 from orchestrator.tracking.scores import extended_file, holds_scores, scored_unix, tracked_metrics
 from trainers.contract.commits import newest_committed
@@ -26,6 +27,9 @@ from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows
 
 log = logging.getLogger(__name__)
+
+WHAT = "full validation"
+"""By this name `status` calls what is sent from here."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,14 @@ def deliver_reports(
     """Send reports to the MLflow run of this folder, trying again after each of `waits_s`. Returns None, or why it was not delivered.
 
     A run that is not tracked has nothing to deliver. May be called again at any time: the same report sent twice changes nothing. Of a
-    driver that was superseded nothing is sent.
+    driver that was superseded nothing is sent. While it is not delivered the run folder says so, for `status`.
     """
+    began_unix = time.time()
     for wait_s in (*waits_s, None):
         try:
             _send(folder, spec, reports, fencing_token)
         except TrackingError as err:
+            note_undelivered(folder, WHAT, began_unix, str(err))
             if wait_s is None:
                 return str(err)
             log.warning("the tracking server did not take the validation; next try in %.0f s: %s", wait_s, err)
@@ -128,6 +134,7 @@ def deliver_reports(
             log.exception("delivery of the validation failed")
             return f"{type(err).__name__}: {err}"
         else:
+            forget_undelivered(folder, WHAT)
             return None
     raise AssertionError("unreachable")
 

@@ -13,9 +13,11 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import ProcessRecord, end, start_detached
 from orchestrator.cluster.service_records import Recorded, write_record
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.experiment.model import single_training
+from orchestrator.run.events import line_of
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.reconcile import Synced, SyncedEvent
 from tests.fake_campaign import Stage
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
 from trainers.contract.states import RunState
@@ -168,6 +170,23 @@ def test_a_stop_of_several_runs_is_one_request(machine: Machine) -> None:
     assert first[0] == "stop"
     assert [first[i + 1] for i, word in enumerate(first) if word == "--run-key"] == ["a", "b"]
     assert second[-1] == "--now"
+
+
+def test_a_sync_that_leaves_something_out_says_what_and_one_whose_job_dies_is_an_error(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Synced(run_key="k", run_folder=Path("/r"), lacking="the disk is full.")
+    lines = {"lacking": line_of(SyncedEvent(synced=done)), "dead": "Traceback"}
+
+    def submit(name: str, arguments: list[str]) -> str:
+        job = "dead" if "dead" in arguments else "lacking"
+        machine.jobs.add(job, "control", "FAILED", lines[job])
+        return job
+
+    monkeypatch.setattr(machine.jobs, "submit_control", submit)
+    assert api.sync("x", cluster="http://head:8265") == [done]
+    with pytest.raises(ClusterError, match="dead failed"):
+        api.sync("dead", cluster="http://head:8265")
 
 
 def test_runs_of_earlier_heads_have_logs_and_names(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

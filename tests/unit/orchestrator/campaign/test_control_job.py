@@ -7,10 +7,13 @@ import pytest
 from orchestrator.campaign import job
 from orchestrator.campaign.control_job import main, stop
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, TrackingError
+from orchestrator.tracking import reconcile
+from orchestrator.tracking.reconcile import Synced
 from tests.fake_campaign import Stage, look
 from trainers.contract.requests import StopRequest, read_stop_request
 from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
 
 
 @pytest.fixture
@@ -63,6 +66,30 @@ def test_one_request_stops_several_runs_and_one_that_is_not_to_be_stopped_keeps_
     assert main(["stop", *folders, "--run-key", "key0", "--run-key", "another", "--run-key", "key2"]) == ConfigError.exit_code
     assert "belongs to the run key1 now, not to another" in capsys.readouterr().out
     assert [read_stop_request(RunFolder(run.run_folder)) is not None for run in runs] == [True, False, True]
+
+
+def test_a_delivery_that_leaves_something_out_fails_and_goes_on_with_the_others(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fold in range(2):
+        stage.campaign(stage.run(fold), name=f"c{fold}")
+    lacking = {"key0": "the disk is full."}
+    sent: list[str] = []
+
+    def synced_one(folder: RunFolder, spec: RunSpec, jobs: object) -> Synced:
+        sent.append(spec.run_key)
+        return Synced(run_key=spec.run_key, run_folder=folder.root, lacking=lacking.get(spec.run_key, ""))
+
+    monkeypatch.setattr(reconcile, "_sync_one", synced_one)
+    arguments = ["sync", "key0", "key1", "--results", str(stage.base / "results")]
+    assert main(arguments) == TrackingError.exit_code
+    assert sent == ["key0", "key1"]
+    lacking.clear()
+    assert main(arguments) == 0
+    sent.clear()
+    assert main(["sync", "unknown", *arguments[1:]]) == TrackingError.exit_code
+    assert sent == ["key0", "key1"]
+    assert "there is no run 'unknown' below" in capsys.readouterr().out
 
 
 def test_a_validation_of_a_run_whose_folder_is_another_runs_now_is_refused(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import progress_of
 from orchestrator.run.status import CasesDone
+from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.errors import StorageError
@@ -692,6 +693,20 @@ def test_what_has_ended_is_not_read_again(stage: Stage, monkeypatch: pytest.Monk
     before = campaign.runs["key0"].status()
     monkeypatch.setattr(observe, "full_dice", lambda *_: pytest.fail("read again"))
     assert campaign.runs["key0"].status() == before
+
+
+def test_a_run_that_has_ended_is_not_said_to_be_tried_again_for_ever(stage: Stage) -> None:
+    run, campaign = finished(stage)
+    folder = RunFolder(run.run_folder)
+    look(campaign)
+    note_undelivered(folder, "metrics", 1e9, "it is away.")
+    look(again := stage.campaign(run, name="c2"))
+    assert (shown := again.runs["key0"].status()).state == "SUCCEEDED"
+    assert "MLflow lacks metrics since 2001" in shown.reason
+    assert "`nnfleet sync`" in shown.reason
+    assert "tried again" not in shown.reason
+    forget_undelivered(folder, "metrics")  # its last job has delivered after all
+    assert "MLflow lacks" not in again.runs["key0"].status().reason
 
 
 def test_cases_that_are_done_anew_are_progress(stage: Stage) -> None:

@@ -11,6 +11,7 @@ from orchestrator.campaign.stored import status_of_stored, stored_below
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.status import RunStatus
 from orchestrator.run.training_log import training_logs
+from orchestrator.run.undelivered import note_undelivered
 from tests.fake_campaign import Stage, finish_on_disk
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import write_json_atomic
@@ -52,6 +53,16 @@ def test_a_finished_run_is_still_shown_with_its_dice_and_its_page(stage: Stage) 
     assert (status.state, status.reason, status.epochs_done) == ("SUCCEEDED", "", run.schedule.epochs)
     assert status.full_dice == {"best": 0.75}
     assert status.mlflow_url.startswith("http://127.0.0.1:5000/#/experiments/7/runs/abc")
+
+
+def test_what_mlflow_lacks_of_a_run_that_has_ended_is_said_after_its_campaign_too(stage: Stage) -> None:
+    run = begun(stage)
+    finish_on_disk(run)
+    ended(run, "SUCCEEDED")
+    note_undelivered(RunFolder(run.run_folder), "checkpoints and files", time.time(), "the disk is full.")
+    reason = shown(stage).reason
+    assert reason.startswith("MLflow lacks checkpoints and files since 20")
+    assert reason.endswith("and `nnfleet sync` delivers what no job of it does: the disk is full.")
 
 
 @pytest.mark.parametrize(

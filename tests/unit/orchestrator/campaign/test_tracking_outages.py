@@ -15,6 +15,7 @@ from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.state_reporter import PATIENCE_S, REFRESH_S, RETRY_S
 from orchestrator.errors import ClusterError, StorageError, TrackingError
 from orchestrator.queue.registry import Registry
+from orchestrator.run.undelivered import note_undelivered
 from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.run_folder import RunFolder
@@ -46,9 +47,11 @@ def test_a_finished_run_that_mlflow_does_not_know_is_delivered_and_stays_finishe
     assert stage.cluster.live_jobs() == []
     assert stage.cluster.controls == [["sync", "key0", "--results", str(stage.base / "results")]]
     assert folder.outcome_file.read_bytes() == before
-    assert again.run(poll_s=0) == 0
-    assert states(again) == ["SUCCEEDED"]
     assert again.runs["key0"].status().reason == "was finished before; a job sends its results to MLflow."
+    stage.clock.after(5, lambda: stage.cluster.ends("control-sync-c2-0"))
+    assert again.run(poll_s=1) == 0
+    assert states(again) == ["SUCCEEDED"]
+    assert again.runs["key0"].status().reason == "was finished before; a job has sent its results to MLflow."
     assert stage.tracking.states["id-key0"] == [RunState.SUCCEEDED]
 
 
@@ -66,6 +69,34 @@ def test_finished_runs_are_delivered_by_one_job_which_may_be_refused(stage: Stag
     monkeypatch.setattr(stage.cluster, "submit_control", refuse)
     assert stage.campaign(*runs, name="once more").run(poll_s=0) == 0
     assert "the results of key0, key1 are not sent to MLflow: cluster: takes no job. `nnfleet sync` sends them." in stage.warnings()
+
+
+@pytest.mark.parametrize("says_why", [True, False])
+def test_a_delivery_of_finished_runs_that_fails_is_said_by_the_runs_and_ends_with_the_campaign(stage: Stage, says_why: bool) -> None:
+    stage.cluster.gpus, runs = 2, [stage.run(0), stage.run(1)]
+    for number, run in enumerate(runs):
+        finish(stage, run, f"c{number}")
+    stage.tracking.lose_everything()
+    again = stage.campaign(*runs, name="again")
+
+    def fails() -> None:
+        if says_why:
+            note_undelivered(RunFolder(runs[1].run_folder), "results", 1e9, "the disk is full.")
+        stage.cluster.fails("control-sync-again-0")
+
+    stage.clock.after(5, fails)
+    assert again.run(poll_s=1) == 0
+    reasons = [run.status().reason for run in again.runs.values()]
+    if says_why:
+        assert reasons[0] == "was finished before; a job has sent its results to MLflow."
+        assert reasons[1].startswith("was finished before. MLflow lacks results since 2001-09-09")
+        assert reasons[1].endswith("the disk is full.")
+        assert stage.warnings() == ["MLflow lacks results of key1: `nnfleet sync` sends them."]
+    else:
+        assert {"the job control-sync-again-0 that sends its results to MLflow failed" in reason for reason in reasons} == {True}
+        assert stage.warnings() == ["MLflow lacks results of key0, key1: `nnfleet sync` sends them."]
+    last = [event.status for event in stage.events if isinstance(event, StatusChanged)][-1]
+    assert "a job sends" not in last["reason"]
 
 
 @pytest.mark.parametrize("changes", [{"val_cases": ()}, {"validation": ValidationSpec(checkpoints=())}])

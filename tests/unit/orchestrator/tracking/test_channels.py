@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking import client
 from orchestrator.tracking.binding import bound_run, noted_run_id
 from orchestrator.tracking.publisher import Publisher, deliver_run
@@ -16,7 +17,7 @@ from orchestrator.tracking.validation_report import ValidationReport, deliver_re
 from orchestrator.validation.job import deliver_all
 from tests.fake_run import FakeRun
 from trainers.contract.commits import Manifest
-from trainers.contract.errors import DataError
+from trainers.contract.errors import DataError, TrackingError
 from trainers.contract.records import PublishedFiles, read_mlflow_run, read_published_files, write_published_files
 
 
@@ -94,6 +95,23 @@ def test_a_validation_delivers_nothing_once_another_driver_owns_the_run(tmp_path
     assert set(calls) <= {"ping"}
     assert deliver_reports(run.folder, run.spec, [report], run.fencing_token, ()) is None
     assert calls[-2:] == ["upload_file", "log_validation"], "the scores, which vouch for the pictures, come last"
+
+
+def test_scores_that_mlflow_does_not_take_are_said_until_it_takes_them(
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TrackingError("mlflow: takes no scores.")
+
+    run = FakeRun(tmp_path)
+    run.track("http://mlflow", "r")
+    report = ValidationReport("best", {"dice_mean": 0.5}, [], run.folder.spec_file, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeTracker, "log_validation", refuse, raising=False)
+        assert deliver_reports(run.folder, run.spec, [report], run.fencing_token, ()) == "mlflow: takes no scores."
+    assert "MLflow lacks full validation" in undelivered_text(run.folder, has_ended=True)
+    assert deliver_reports(run.folder, run.spec, [report], run.fencing_token, ()) is None
+    assert undelivered_text(run.folder) == ""
 
 
 def test_files_of_the_version_before_are_read(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Bringing MLflow up to date without jobs: what is due, who counts as alive, and servers that answer nonsense."""
 
+import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, TrackingError
+from orchestrator.run.below import run_folders_below
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, write_outcome
+from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking.address import masked
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.tracking.publisher import Publisher
-from orchestrator.tracking.reconcile import Synced, called, is_alive, run_folders, state_due, sync, sync_below
+from orchestrator.tracking.reconcile import Synced, called, is_alive, state_due, sync, sync_below
 from tests.away import BROKEN
 from tests.fake_run import FakeRun
 from tests.serving import serving
@@ -161,11 +165,11 @@ def test_a_copy_of_a_run_folder_delivers_nothing_to_the_mlflow_run_of_the_origin
     run.epoch()
     shutil.copytree(tmp_path / "results", tmp_path / "backup")
     (done,) = sync(
-        run_folders(tmp_path / "backup"), [JobRecord(submission_id="t", kind="train", state="RUNNING", run_key=run.spec.run_key)]
+        run_folders_below(tmp_path / "backup"), [JobRecord(submission_id="t", kind="train", state="RUNNING", run_key=run.spec.run_key)]
     )
     assert f"is of a run in {run.folder.root}: the folder was moved or copied. Bring it back, or submit" in done.lacking
     (tmp_path / "linked").symlink_to(tmp_path / "results")
-    (done,) = sync(run_folders(tmp_path / "linked"), [])
+    (done,) = sync(run_folders_below(tmp_path / "linked"), [])
     assert "moved or copied" not in done.lacking, "the same folder by another path"
 
 
@@ -181,23 +185,54 @@ def test_a_disk_that_does_not_tell_who_works_on_a_run_keeps_back_no_other(tmp_pa
 
 def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = FakeRun(tmp_path), FakeRun(tmp_path, run_key="901-toy-1", fold=1)
-    folders = run_folders(tmp_path / "results")
+    folders = run_folders_below(tmp_path / "results")
     assert folders == [first.folder, second.folder]
     place = tmp_path / "results"
-    assert called("901-toy-1", folders, place) == [second.folder]
-    assert called("901/3d_fullres/default/0", folders, place) == [first.folder]
+    assert called(["901-toy-1"], folders, place) == ([second.folder], {})
+    assert called(["901/3d_fullres/default/0"], folders, place) == ([first.folder], {})
     for several in ("901", "901-toy", "901/*/default"):
-        assert called(several, folders, place) == folders, several
-    for name, message in (("x", rf"no run 'x' below {place}.*\(901-toy-0\)"), (" ", "empty")):
-        with pytest.raises(ConfigError, match=message):
-            called(name, folders, place)
+        assert called([several], folders, place) == (folders, {}), several
+    found, unknown = called(["901-toy-1", "x", " ", "901"], folders, place)
+    assert found == [second.folder, first.folder], "each once"
+    assert re.search(rf"no run 'x' below {place}.*\(901-toy-0\)", str(unknown["x"]))
+    assert "empty" in str(unknown[" "])
     second.folder.spec_file.write_text("{")
     entries = [done.note or done.lacking for done in sync(folders, [])]
     assert entries[0] == "not tracked"
     assert "cannot be read" in entries[1]
     monkeypatch.delenv("nnUNet_results", raising=False)
     with pytest.raises(ConfigError, match="nnUNet_results"):
-        sync_below(None, "", [])
+        list(sync_below(None, [], []))
+
+
+def test_a_name_that_means_no_run_keeps_back_none_of_the_others(tmp_path: Path) -> None:
+    FakeRun(tmp_path)
+    (known, unknown) = sync_below(tmp_path / "results", ["x", "901-toy-0"], [])
+    assert known.note == "not tracked"
+    assert "no run 'x'" in unknown.lacking
+    with pytest.raises(ConfigError, match="no run 'x'"):
+        list(sync_below(tmp_path / "results", ["x"], []))
+
+
+@pytest.mark.parametrize("place", ["results", "results/Dataset901_Toy", "results/Dataset901_Toy/nnUNetTrainer__nnUNetPlans__3d_fullres"])
+def test_sync_takes_every_folder_that_holds_runs_as_every_other_verb_does(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeRun(tmp_path)
+    monkeypatch.chdir(tmp_path / place)
+    assert [done.run_folder for done in sync_below(Path(), [], [])] == [run.folder.root]
+
+
+def test_what_a_sync_could_not_deliver_is_said_in_the_run_folder(tmp_path: Path, hostile: str) -> None:
+    run = FakeRun(tmp_path, tracking_uri=hostile)
+    run.track(hostile + "/500", "r")
+    list(sync([run.folder], []))
+    assert undelivered_text(run.folder) == "", "its driver may be alive"
+    for file in run.folder.tokens.glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"claimed_unix": 1.0}))
+    (done,) = sync([run.folder], [])
+    assert done.lacking
+    assert "MLflow lacks results" in undelivered_text(run.folder, has_ended=True)
 
 
 def test_a_synced_run_in_one_line() -> None:
