@@ -123,13 +123,14 @@ def track(spec: RunSpec, tracker: TrackingServer | None) -> TrackedRun:
 
 
 def run_to_take(spec: RunSpec, tracker: TrackingServer) -> KnownRun | None:
-    """The MLflow run that `track` takes: the one that the run folder names, else the oldest with the run key; None: it makes a new one.
+    """The MLflow run that `track` takes: the one that the run folder names, while it is this run's, else the oldest with the run key; None:
+    it makes a new one.
 
     One that the folder names and that was deleted in MLflow's pages is restored, unless another has its place; or unless it has epochs and
     the folder none: then it was deleted to start anew.
     """
     folder = RunFolder(spec.run_folder)
-    recorded = _recorded(folder)
+    recorded = None if _is_of_another(folder, spec.run_key) else _recorded(folder)
     is_of_server = recorded is not None and recorded.tracking_uri.rstrip("/") == tracker.uri
     own = tracker.recorded_run(recorded.run_id) if recorded is not None and is_of_server else None
     if own is not None and not own.is_deleted:
@@ -138,6 +139,14 @@ def run_to_take(spec: RunSpec, tracker: TrackingServer) -> KnownRun | None:
     if other is not None or own is None:
         return other
     return None if MARKER_METRIC in own.metrics and newest_committed(folder) is None else own
+
+
+def _is_of_another(folder: RunFolder, run_key: str) -> bool:
+    """True while another run has the folder, which has not been replaced yet."""
+    try:
+        return folder.spec_file.exists() and folder.spec().run_key != run_key
+    except DataError:
+        return False
 
 
 def noted_run_id(folder: RunFolder) -> str:

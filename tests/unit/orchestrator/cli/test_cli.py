@@ -320,7 +320,7 @@ def test_submit_and_train_replace_runs_only_when_asked_to(nnfleet: Nnfleet, api:
 def test_train_names_a_variant(nnfleet: Nnfleet, api: FakeApi) -> None:
     nnfleet("train", "17", "3d_fullres", "0", "--cpu", "--variant", "short", "--epochs", "5")
     (sent,) = (what[1] for what in api.asked if what[0] == "submit")
-    assert [(name, schedule.epochs) for name, schedule in sent.variants] == [("short", 5)]
+    assert [(name, schedule.epochs) for name, schedule in sent.variants("nnUNetTrainer")] == [("short", 5)]
     code, _, err = nnfleet("train", "17", "3d_fullres", "0", "--variant", "seed1")
     assert code == 2
     assert "--variant: got 'seed1': the name would be taken for a seed" in err
