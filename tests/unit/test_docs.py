@@ -52,8 +52,9 @@ def test_commands_and_their_options_exist(document: Path) -> None:
         assert used <= known, f"{document.name}: nnfleet {verb}: {used - known}"
 
 
-def test_the_readme_names_every_verb_but_no_other() -> None:
-    named = {verb for verb, _ in COMMAND.findall(code_of(ROOT / "README.md"))}
+def test_readme_and_docs_name_every_verb_but_no_other() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {verb for page in pages for verb, _ in COMMAND.findall(code_of(page))}
     assert named == set(VERBS)
 
 
@@ -165,14 +166,14 @@ def test_constraints_are_exact_versions_from_nowhere_in_particular() -> None:
     assert len(lines) == len(set(lines))
 
 
-def test_the_readme_explains_every_exit_code_of_a_command() -> None:
+def test_every_exit_code_of_a_command_is_explained() -> None:
     from orchestrator import errors
     from orchestrator.cli import drill, output
 
     of_jobs_only = {errors.DivergedError.exit_code, errors.Superseded.exit_code}
     of_errors = {getattr(errors, name).exit_code for name in errors.__all__} - of_jobs_only
     of_verbs = {code for name, code in vars(output).items() if name.startswith("EXIT_")} | {drill.EXIT_LOST}
-    table = re.findall(r"^\| (\d+) \|", text_of(ROOT / "README.md"), re.MULTILINE)
+    table = re.findall(r"^\| (\d+) \|", text_of(ROOT / "docs" / "operations.md"), re.MULTILINE)
     assert sorted(map(int, table)) == sorted({0} | of_errors | of_verbs)
 
 
