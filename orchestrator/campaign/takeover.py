@@ -22,8 +22,9 @@ from orchestrator.tracking.end_state import final_state
 from orchestrator.tracking.reconcile import is_alive
 from trainers.contract.commits import commit_files
 from trainers.contract.errors import ConfigError, TrackingError
+from trainers.contract.exclusive import create_exclusive, release_claim
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
-from trainers.contract.files import create_exclusive, release_claim, write_atomic
+from trainers.contract.files import write_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder

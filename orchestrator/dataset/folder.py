@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError, StorageError
-from trainers.contract.files import create_exclusive, release_claim
+from trainers.contract.exclusive import create_exclusive, release_claim
 from trainers.contract.names import LONGEST_CASE, fault_of_name, nearest, shown
 from trainers.contract.plans import PREPROCESS_COMMAND, Split, check_case_ids, load_splits
 from trainers.contract.storage import reading

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainers.contract.errors import Superseded
-from trainers.contract.files import create_exclusive
+from trainers.contract.exclusive import create_exclusive
 from trainers.contract.records import TokenClaim, claim_seen, read_claim
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.storage import reading

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,10 +29,6 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.
 """How they say that a folder cannot be opened or synced like a file."""
 NO_MODES = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 """How they say that the permissions of a file cannot be changed."""
-IS_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
-"""How they say that a folder is not replaced by another one."""
-CLAIMED = "content"
-"""Name of the file in a folder that is a claim."""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -79,6 +74,15 @@ def _set_mode(descriptor: int, mode: int, target: Path) -> None:
         log.warning("%s is to be read by its owner alone, but its file system does not keep permissions: others may read it", target)
 
 
+def filled(content: bytes) -> Callable[[IO[bytes]], None]:
+    """What `write_beside` and `write_through` are given to write these bytes."""
+
+    def fill(stream: IO[bytes]) -> None:
+        stream.write(content)
+
+    return fill
+
+
 def write_through(target: Path, fill: Callable[[IO[bytes]], None], mode: int = 0o644) -> None:
     """Replace `target` atomically and durably by what `fill` writes into the stream that it is given."""
     temporary = write_beside(target, fill, mode)
@@ -97,7 +101,7 @@ def write_hashed(target: Path, fill: Callable[[IO[bytes]], None]) -> str:
 
 def write_atomic(target: Path, content: bytes) -> None:
     """Replace `target` atomically and durably by `content`."""
-    write_through(target, lambda stream: _write_all(stream, content))
+    write_through(target, filled(content))
 
 
 def write_json_atomic(target: Path, value: Any) -> None:
@@ -113,99 +117,6 @@ def write_heartbeat(target: Path, value: Any, writer: int) -> None:
     beside = target.with_suffix(f".{writer}.part")
     beside.write_text(json.dumps(value))
     os.replace(beside, target)
-
-
-def create_exclusive(target: Path, content: bytes, mode: int = 0o644) -> bool:
-    """Create `target` whole or not at all; False if it already exists. Safe between processes and nodes of a shared folder.
-
-    Whoever moves or deletes such a file calls `release_claim` before.
-    """
-    temporary = write_beside(target, lambda stream: _write_all(stream, content), mode)
-    with storing(target):
-        try:
-            is_made = _linked(temporary, target)
-        except OSError as err:
-            if err.errno not in NO_LINKS:
-                raise
-            is_made = _created_by_claim(temporary, target)
-        finally:
-            _remove(temporary)
-        if is_made:
-            fsync_folder(target.parent)
-    return is_made
-
-
-def _linked(temporary: Path, target: Path) -> bool:
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        return os.stat(temporary).st_nlink >= 2  # it was made after all: NFS repeats a request whose answer was lost
-    return True
-
-
-def _created_by_claim(temporary: Path, target: Path) -> bool:
-    """As `create_exclusive`, where there are no hard links. The exclusive act is the renaming of a folder with the content in it: a folder
-    that is not empty is never replaced, so one of all wins.
-
-    The claim stays: whatever a cache answers to the question whether `target` is there, no second one wins, and whoever writes `target`
-    writes what the winner claimed. So a kill at any moment leaves `target` whole, or leaves it to the next.
-    """
-    if target.exists():
-        return False
-    claim = _claim_of(target)
-    is_claimed = _renamed_onto(claim, temporary)
-    _complete(claim, target)
-    return is_claimed
-
-
-def _claim_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.claim")
-
-
-def _renamed_onto(claim: Path, temporary: Path) -> bool:
-    """Make `claim` a folder that holds the file `temporary`; False if another was first."""
-    own = _beside(claim)
-    own.mkdir()
-    try:
-        os.replace(temporary, own / CLAIMED)
-        fsync_folder(own)
-        os.rename(own, claim)
-    except OSError as err:
-        if err.errno not in IS_TAKEN and not claim.is_dir():
-            raise
-        return False
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-    return True
-
-
-def _complete(claim: Path, target: Path) -> None:
-    """Make `target` of what `claim` holds, unless it is there. Whoever sees a claim may, and all at once."""
-    held = claim / CLAIMED
-    try:
-        content, mode = held.read_bytes(), stat.S_IMODE(held.stat().st_mode)
-    except FileNotFoundError:  # of a version that removed claims
-        return
-    if not target.exists():
-        write_through(target, lambda stream: _write_all(stream, content), mode)
-
-
-def release_claim(target: Path) -> None:
-    """Let an exclusively created file be created anew once it is gone; without hard links its claim would bring it back.
-
-    Called before `target` is moved, and after it was made where its users may delete it. Does nothing where there are hard links.
-    """
-    claim, released = _claim_of(target), _beside(_claim_of(target))
-    with storing(target):
-        try:
-            os.rename(claim, released)
-        except FileNotFoundError:
-            return
-    shutil.rmtree(released, ignore_errors=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}")
 
 
 def link_atomic(source: Path, target: Path) -> bool:
@@ -224,7 +135,7 @@ def link_atomic(source: Path, target: Path) -> bool:
     with storing(target):
         with _removed_on_error(temporary):
             os.replace(temporary, target)
-        _remove(temporary)  # rename() does nothing when both names already are the same file
+        remove_quietly(temporary)  # rename() does nothing when both names already are the same file
         fsync_folder(target.parent)
     return True
 
@@ -233,7 +144,7 @@ def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:
     """Raise StorageError unless `folder` is there and takes a file of this size now; nothing is left of it."""
     if not folder.is_dir():
         raise StorageError(f"storage: {folder} is gone; {free_space(folder)}. Mount the shared folder again.")
-    _remove(write_beside(folder / "probe", lambda stream: _write_all(stream, bytes(size_bytes))))
+    remove_quietly(write_beside(folder / "probe", filled(bytes(size_bytes))))
 
 
 @contextlib.contextmanager
@@ -292,20 +203,16 @@ class _Hashing:
         return self._stream.write(block)
 
 
-def _write_all(stream: IO[bytes], content: bytes) -> None:
-    stream.write(content)
-
-
 @contextlib.contextmanager
 def _removed_on_error(temporary: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _remove(temporary)
+        remove_quietly(temporary)
         raise
 
 
-def _remove(temporary: Path) -> None:
+def remove_quietly(temporary: Path) -> None:
     """Delete a file if it is there; where even that fails, the error that led here says more."""
     with contextlib.suppress(OSError):
         temporary.unlink()

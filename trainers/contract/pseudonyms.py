@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from trainers.contract.errors import DataError
-from trainers.contract.files import create_exclusive
+from trainers.contract.exclusive import create_exclusive
 
 SALT_FILE = ".nnfleet_salt"
 

@@ -18,14 +18,13 @@ from tests.fake_run import FakeRun
 from tests.unit.trainers.training.test_state import committed_epochs, row, tensors
 from trainers.contract.commits import BestRecord, newest_committed
 from trainers.contract.errors import Superseded
+from trainers.contract.exclusive import create_exclusive, release_claim
 from trainers.contract.fencing import acquire_token, check_fence, newest_token
 from trainers.contract.files import (
     NO_FOLDER_SYNC,
     NO_LINKS,
-    create_exclusive,
     fsync_folder,
     link_atomic,
-    release_claim,
     sha256_of,
     write_atomic,
 )
@@ -147,7 +146,7 @@ def test_an_error_that_is_none_of_links_is_not_taken_for_one(tmp_path: Path, mon
 KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
-from trainers.contract.files import create_exclusive
+from trainers.contract.exclusive import create_exclusive
 
 def refuse(*_):
     raise PermissionError(1, "no links here")

@@ -23,8 +23,9 @@ from tests.unit.trainers.network.test_learner import ALONE
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs, row, tensors
 from trainers.contract.commits import BestRecord, Committed, committed_states, newest_committed, read_committed
 from trainers.contract.errors import CheckpointError, DataError, StorageError
+from trainers.contract.exclusive import create_exclusive
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import check_takes, create_exclusive, link_atomic, read_json, sha256_of, write_atomic
+from trainers.contract.files import check_takes, link_atomic, read_json, sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.storage import backoff_s, find_outage, is_of_storage, reading, retry_storage, storing
 from trainers.network.checkpoint import read_checkpoint
