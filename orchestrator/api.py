@@ -408,8 +408,8 @@ def write_report(answer: "Answer", target: Path) -> None:
 
 
 def is_local() -> bool:
-    """True if a verb that is given no cluster means this machine: Ray's own variables name none."""
-    return named_by_environment() is None
+    """True if a verb that is given no cluster means this machine: Ray's own variables name none, or its local head (`auto`)."""
+    return named_by_environment() is None or reach().is_here
 
 
 def this_machine() -> "NodeResources":

@@ -118,11 +118,7 @@ def _brought_up(home: Home, asked: Share) -> Services:
     asked = asked.over(before.asked)
     ray, offer = _reused(before.records.get("ray")), before.offer
     if ray is None:
-        offer = nodes.offer_of(asked, neighbours(home.root))
-        if crowded := crowding_of(home, offer):
-            log.warning("%s", crowded)
-        ray = start_ray(home, offer)
-        leave_notice(home.root, ray, offer)
+        ray, offer = _started_ray(home, asked)
     elif asked != before.asked and not (offer and offer.meets(asked)):
         runs_with = offer.words if offer else "what an earlier version gave it"
         raise ConfigError(f"up: the Ray head runs already, with {runs_with}. `nnfleet down` first; `nnfleet resume` continues its runs.")
@@ -134,6 +130,22 @@ def _brought_up(home: Home, asked: Share) -> Services:
     wait_until_up(mlflow, lambda: is_listening(mlflow) and _mlflow_answers(mlflow.port), home.mlflow_log, START_TIMEOUT_S)
     write_ports(home, Ports(ray=ray.port, mlflow=mlflow.port))
     return Services(ray=ray, mlflow=mlflow, token_file=home.token_file)
+
+
+def _started_ray(home: Home, asked: Share) -> tuple[ProcessRecord, Offer]:
+    """A new Ray head, and what it gives out: no GPU of another head's. Raises ConfigError."""
+    for _ in range(STARTS):
+        offer = nodes.offer_of(asked, neighbours(home.root))
+        if crowded := crowding_of(home, offer):
+            log.warning("%s", crowded)
+        ray = start_ray(home, offer)
+        leave_notice(home.root, ray, offer, nodes.gpu_uuids(offer.gpu_ids))
+        if not any(nodes.shared_gpus(offer.gpu_ids, other) for other in neighbours(home.root)):
+            return ray, offer
+        # another head chose at the same moment; as each checks after it has left its notice, one at least learns of it, and chooses anew
+        end(ray, grace_s=0.0)
+        remove_notice(home.root)
+    raise ConfigError("up: heads of other users that start at this moment choose the same GPUs. Run `nnfleet up` again.")
 
 
 def down(home: Home | None = None) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -39,6 +39,8 @@ class Notice(BaseModel):
     started_unix: float
     boot_id: str
     offer: Offer
+    gpu_uuids: tuple[str, ...] = ()
+    """Of the GPUs of the offer; none where NVML did not tell, and of an earlier version."""
 
     @property
     def is_alive(self) -> bool:
@@ -49,6 +51,8 @@ class Notice(BaseModel):
             return bool(abs(psutil.Process(self.pid).create_time() - self.started_unix) < CLOCK_STEP_S)
         except psutil.AccessDenied:
             return True
+        except psutil.NoSuchProcess:
+            return _is_hidden(self.pid)
         except (psutil.Error, OSError):
             return False
 
@@ -56,7 +60,18 @@ class Notice(BaseModel):
         return f"user {self.user} runs a head here with {self.offer.words}"
 
 
-def leave_notice(home: Path, ray: ProcessRecord, offer: Offer) -> None:
+def _is_hidden(pid: int) -> bool:
+    """True for another user's process that /proc does not show (hidepid): only a signal tells that it is there."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def leave_notice(home: Path, ray: ProcessRecord, offer: Offer, gpu_uuids: Sequence[str] = ()) -> None:
     """Tell the neighbours about a head of this home. Where no place takes a notice, they only do not learn of it."""
     notice = Notice(
         uid=os.getuid(),
@@ -66,6 +81,7 @@ def leave_notice(home: Path, ray: ProcessRecord, offer: Offer) -> None:
         started_unix=ray.started_unix,
         boot_id=ray.boot_id,
         offer=offer,
+        gpu_uuids=tuple(gpu_uuids),
     )
     for path in _own_files(home):
         try:

@@ -31,8 +31,9 @@ def offer_of(asked: Share, others: Sequence[Notice] = ()) -> Offer:
     """What a head that this process starts would give out beside those of others. Raises ConfigError when it may not use so many GPUs,
     or would use those of others."""
     ids = usable_gpus()
-    taken = [other for other in others if overlap(ids, other.offer.gpu_ids)]
-    free = [gpu for gpu in ids if not any(overlap([gpu], other.offer.gpu_ids) for other in taken)]
+    shared = [(other, shared_gpus(ids, other)) for other in others]
+    taken = [other for other, gpus in shared if gpus]
+    free = [gpu for gpu in ids if not any(gpu in gpus for _, gpus in shared)]
     chosen = ids if asked.gpus is None else free[: asked.gpus]
     if asked.gpus is not None and asked.gpus > len(ids):
         found = f"GPUs {','.join(ids)}" if ids else "no NVIDIA GPU"
@@ -61,6 +62,51 @@ def visible_gpus(found: int, named: Sequence[str] | None) -> list[str]:
         return [str(index) for index in range(found)]
     names = [name.strip() for name in named] if found else []
     return list(takewhile(lambda name: name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < found), names))
+
+
+def shared_gpus(ids: Sequence[str], other: Notice) -> list[str]:
+    """Those of this process's GPUs, as CUDA_VISIBLE_DEVICES names them, that another head may give out too.
+
+    Their UUIDs tell, where both are known: a number counts the GPUs that a process sees, so in two jobs of a batch system that shows each
+    its own ones, 0 is mostly not the same GPU, and 0 in one may be 1 outside.
+    """
+    uuids = gpu_uuids(ids) if other.gpu_uuids else ()
+    if uuids:
+        return [gpu for gpu, uuid in zip(ids, uuids, strict=True) if uuid in other.gpu_uuids]
+    return [gpu for gpu in ids if overlap([gpu], other.offer.gpu_ids)]
+
+
+def gpu_uuids(ids: Sequence[str]) -> tuple[str, ...]:
+    """The UUIDs of GPUs that CUDA_VISIBLE_DEVICES names so here; empty where NVML does not know every one of them."""
+    return uuids_of(ids, seen_uuids()) if ids else ()
+
+
+def uuids_of(ids: Sequence[str], seen: Sequence[str]) -> tuple[str, ...]:
+    """By the UUIDs of the GPUs that this process sees, in their order. A name may be the beginning of a UUID. Pure."""
+    found = []
+    for name in ids:
+        meant = seen[int(name) : int(name) + 1] if name.isdecimal() else [uuid for uuid in seen if uuid.startswith(name)]
+        if len(meant) != 1:
+            return ()
+        found.append(meant[0])
+    return tuple(found)
+
+
+def seen_uuids() -> list[str]:
+    """The UUIDs of the NVIDIA GPUs that this process sees, in the order of their numbers; none where NVML does not answer."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        uuids = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [uuid.decode() if isinstance(uuid, bytes) else str(uuid) for uuid in uuids]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def overlap(some: Sequence[str], others: Sequence[str]) -> bool:

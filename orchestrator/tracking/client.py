@@ -133,12 +133,12 @@ class Tracker:
                 found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise TrackingError(f"mlflow: experiment {name!r} could not be made at {self.uri}. See the server's log.")
-            restore_experiment(self._client, found)
             experiment_id = str(found.experiment_id)
             if not local_artifacts and self.uri.startswith("http") and is_path(found.artifact_location):
                 if made == experiment_id:
                     withdraw_experiment(self._client, found)
                 raise ConfigError(local_artifacts_text(name, self.uri, found.artifact_location))
+            restore_experiment(self._client, found)
             self._write_views(experiment_id, found.tags)
         return experiment_id
 

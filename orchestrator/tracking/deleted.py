@@ -23,7 +23,13 @@ def restore_experiment(client: "MlflowClient", experiment: Any) -> None:
     """Take an experiment out of the bin if it is there, with its runs, as MLflow does; but those that were there before it stay there."""
     if experiment.lifecycle_stage != DELETED:
         return
-    client.restore_experiment(experiment.experiment_id)
+    try:
+        client.restore_experiment(experiment.experiment_id)
+    except Exception as err:  # MLflow, which only client.py imports, calls an experiment unknown that is not in its bin any more
+        is_gone = getattr(err, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+        if not is_gone or client.get_experiment(experiment.experiment_id).lifecycle_stage == DELETED:
+            raise
+        return  # another caller was faster
     for run_id in deleted_before(pages(client.search_runs, [experiment.experiment_id], f"tags.`{RUN_KEY_TAG}` != ''")):
         client.delete_run(run_id)
     log.warning(

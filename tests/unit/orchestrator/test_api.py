@@ -7,7 +7,7 @@ import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator import api
-from orchestrator.cluster import local_services
+from orchestrator.cluster import local_services, target
 from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
@@ -140,6 +140,26 @@ def test_a_server_that_answers_is_not_called_down_though_its_supervisor_died(mac
         assert told.startswith(outage)
         assert bool(told) == bool(outage)
     assert api.tracking_outage("http://head:8265") == api.snapshot("http://head:8265").outage == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "store", "is_local"),
+    [
+        ("auto", "127.0.0.1:6379", True),
+        ("auto", "10.0.0.7:6379", False),
+        ("http://127.0.0.1:8265", "", True),
+        ("http://head:8265", "", False),
+    ],
+)
+def test_an_address_that_is_the_local_head_means_this_machine(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, address: str, store: str, is_local: bool
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(target, "cluster_of_this_machine", lambda: store)
+    monkeypatch.setattr(local_services, "control_store", lambda home: "127.0.0.1:6379")
+    machine.health = None
+    assert api.is_local() is is_local
+    assert ("MLflow is down" in api.tracking_outage()) is is_local
 
 
 def test_this_machine_is_what_the_local_head_gives_out_once_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import local_services, neighbours
+from orchestrator.cluster import local_services, neighbours, nodes
 from orchestrator.cluster.capacity import Offer, usable_cpus
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
@@ -115,6 +115,30 @@ def test_a_service_that_lives_is_not_started_again_for_what_its_log_says(home: H
         assert starts == [1]
     finally:
         local_services.down(home)
+
+
+def test_of_two_heads_that_start_at_once_no_two_take_one_gpu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = start_detached("Ray head", ["sleep", "60"], os.environ, tmp_path / "log", 1)
+    given: list[Offer] = []
+
+    def start(home: Home, offer: Offer) -> ProcessRecord:
+        given.append(offer)
+        if len(given) == 1:  # the other one has chosen too, and leaves its notice now
+            neighbours.leave_notice(tmp_path / "another home", other, offer)
+        return web_server("Ray head", home.ray_log, free_port())
+
+    monkeypatch.setattr(nodes, "usable_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(local_services, "start_ray", start)
+    monkeypatch.setattr(local_services, "start_mlflow", lambda home: web_server("MLflow server", home.mlflow_log, free_port()))
+    try:
+        local_services.up(home, num_gpus=1)
+        assert [offer.gpu_ids for offer in given] == [("0",), ("1",)]
+        local_services.down(home)
+        with pytest.raises(ConfigError, match="Free are 1 GPUs"):
+            local_services.up(home)
+    finally:
+        local_services.down(home)
+        end(other, grace_s=0)
 
 
 def test_what_is_asked_for_holds_until_down_and_is_refused_of_a_head_with_other_numbers(

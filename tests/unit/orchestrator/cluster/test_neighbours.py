@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.cluster import neighbours, nodes
 from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.neighbours import Notice, crowding, leave_notice, remove_notice
-from orchestrator.cluster.nodes import offer_of, overlap
-from orchestrator.cluster.processes import ProcessRecord, end, start_detached
+from orchestrator.cluster.nodes import offer_of, overlap, uuids_of
+from orchestrator.cluster.processes import ProcessRecord, boot_id, end, start_detached
 from orchestrator.errors import ConfigError
 
 OFFER = Offer(cpus=6, gpu_ids=("0", "1"), memory_gib=16)
@@ -80,6 +81,50 @@ def test_gpus_of_another_head_are_not_taken_and_free_ones_are(monkeypatch: pytes
     assert offer_of(Share(), [ann(OFFER.model_copy(update={"gpu_ids": ()}))]).gpu_ids == ("0", "1", "2")
     monkeypatch.setattr(nodes, "usable_gpus", lambda: ["2"])
     assert offer_of(Share(), [ann()]).gpu_ids == ("2",)
+
+
+def test_gpus_are_told_apart_by_uuid_as_two_batch_jobs_number_their_own_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "usable_gpus", lambda: ["0"])
+    monkeypatch.setattr(nodes, "seen_uuids", lambda: ["GPU-b"])
+    anns = ann(OFFER.model_copy(update={"gpu_ids": ("0",)}))
+    assert offer_of(Share(), [anns.model_copy(update={"gpu_uuids": ("GPU-a",)})]).gpu_ids == ("0",)
+    with pytest.raises(ConfigError, match="Free are 0 GPUs"):
+        offer_of(Share(), [ann(OFFER.model_copy(update={"gpu_ids": ("1",)})).model_copy(update={"gpu_uuids": ("GPU-b",)})])
+    with pytest.raises(ConfigError, match="Free are 0 GPUs"):
+        offer_of(Share(), [anns])  # of a version that left numbers only
+    monkeypatch.setattr(nodes, "seen_uuids", list)
+    with pytest.raises(ConfigError, match="Free are 0 GPUs"):
+        offer_of(Share(), [anns.model_copy(update={"gpu_uuids": ("GPU-a",)})])
+
+
+@pytest.mark.parametrize(
+    ("ids", "seen", "uuids"),
+    [
+        (["1", "0"], ["GPU-a1", "GPU-b2"], ("GPU-b2", "GPU-a1")),
+        (["GPU-b"], ["GPU-a1", "GPU-b2"], ("GPU-b2",)),
+        (["GPU-"], ["GPU-a1", "GPU-b2"], ()),
+        (["0", "2"], ["GPU-a1", "GPU-b2"], ()),
+        (["MIG-c3"], ["GPU-a1"], ()),
+        ([], ["GPU-a1"], ()),
+    ],
+)
+def test_names_of_gpus_become_uuids_where_each_means_one(ids: list[str], seen: list[str], uuids: tuple[str, ...]) -> None:
+    assert uuids_of(ids, seen) == uuids
+
+
+@pytest.mark.parametrize(("answer", "is_alive"), [(PermissionError(), True), (ProcessLookupError(), False), (None, False)])
+def test_a_head_whose_process_is_hidden_is_alive(monkeypatch: pytest.MonkeyPatch, answer: Exception | None, is_alive: bool) -> None:
+    def hidden(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def kill(pid: int, signal: int) -> None:
+        assert signal == 0
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(psutil, "Process", hidden)
+    monkeypatch.setattr(os, "kill", kill)
+    assert ann().model_copy(update={"boot_id": boot_id()}).is_alive is is_alive
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from orchestrator.errors import TrackingError
+from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.run.undelivered import note_undelivered, undelivered_text
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.publisher import Publisher
@@ -18,6 +18,7 @@ from tests.fake_run import FakeRun
 from tests.serving import serving
 
 RUN = {"info": {"run_id": "r", "run_uuid": "r", "experiment_id": "1", "lifecycle_stage": "active", "status": "RUNNING"}, "data": {}}
+BINNED = {"experiment_id": "1", "name": "x", "lifecycle_stage": "deleted", "artifact_location": "file:///srv/mlruns/1"}
 
 
 class Behind(BaseHTTPRequestHandler):
@@ -31,7 +32,8 @@ class Behind(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         run_id = (re.search(r"run_id=(\w+)", self.path) or ["", "r"])[1]
         info = RUN["info"] | {"run_id": run_id, "artifact_uri": f"mlflow-artifacts:/1/{run_id}/artifacts"}
-        self._say(200, json.dumps({"run": RUN | {"info": info}} if "runs/get" in self.path else {}))
+        answers = {"runs/get": {"run": RUN | {"info": info}}, "experiments/get-by-name": {"experiment": BINNED}}
+        self._say(200, json.dumps(next((found for path, found in answers.items() if path in self.path), {})))
 
     do_POST = do_GET
 
@@ -107,3 +109,11 @@ def test_scores_are_not_sent_before_the_files_that_they_vouch_for(server: str, t
     monkeypatch.setattr(Behind, "answer", (200, ""))
     Tracker(server).log_validation("scores", "best", {"dice_mean": 0.5}, [], summary, 1.0)
     assert Behind.asked[-1].endswith("runs/log-batch")
+
+
+def test_an_experiment_that_may_not_be_used_is_not_restored_before_it_is_refused(server: str) -> None:
+    with pytest.raises(ConfigError, match="count as published"):
+        Tracker(server).ensure_experiment("x", local_artifacts=False)
+    assert [path.rsplit("/", 1)[1] for path in Behind.asked] == ["get-by-name"]
+    Tracker(server).ensure_experiment("x", local_artifacts=True)
+    assert [path for path in Behind.asked if path.endswith("experiments/restore")]
