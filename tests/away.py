@@ -1,7 +1,11 @@
 """A disk that is away, for single files and without the right to mount anything."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 BROKEN = Path("/proc/self/mem")
 """Its beginning is mapped nowhere: whoever reads it gets EIO."""
@@ -33,3 +37,17 @@ class OnlyHere:
     def share(self) -> None:
         """Everybody sees it."""
         self._kept.replace(self.path)
+
+
+def share_is_away(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whoever looks up files of this name gets an error, which `Path.exists` and `is_file` take for no from Python 3.14 on."""
+    stat = os.stat
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if os.path.basename(os.fspath(path)) == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))
+    monkeypatch.setattr(Path, "is_file", lambda path: os.path.isfile(path))

@@ -30,6 +30,7 @@ from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.contract.storage import is_there
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
     with explained(spec):
-        before = folder.spec() if folder.spec_file.exists() else None
+        before = folder.spec() if is_there(folder.spec_file) else None
         is_new = before is None or before.run_key != spec.run_key
         has_kept = bool(commit_files(folder))
         if before is not None and is_new and has_kept:

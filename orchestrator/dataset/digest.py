@@ -88,7 +88,7 @@ def run_key(
 
     `variant` and `replicate` are part of it only where one is named, so that all other runs keep their keys.
 
-    At most 120 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and a tag in MLflow.
+    At most 140 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and of file names, and a tag in MLflow.
     """
     digest = _sha256(
         {

@@ -73,17 +73,16 @@ def _plain_slabs(path: Path, reader: str) -> Iterable[np.ndarray[Any, Any]] | No
         image = nibabel.load(path, keep_file_open=True)
     except Exception:  # of a file that the reader may take nevertheless
         return None
-    stored = image.header
-    if image.ndim != 3 or image.get_data_dtype().kind not in "iuf" or not _is_unscaled(stored["scl_slope"], stored["scl_inter"]):
+    if image.ndim != 3 or image.get_data_dtype().kind not in "iuf" or _is_scaled(image.dataobj):
         return None
     if family == "SimpleITK":
         _check_geometry(path)
     return _slabs(image)
 
 
-def _is_unscaled(slope: float, intercept: float) -> bool:
-    """NaN is what nibabel writes for none."""
-    return bool((slope == 1 or math.isnan(slope)) and (intercept == 0 or math.isnan(intercept)))
+def _is_scaled(stored: Any) -> bool:
+    """Asked of the stored array: the header that nibabel hands out has forgotten slope and intercept."""
+    return bool((stored.slope, stored.inter) != (1, 0))
 
 
 def _check_geometry(path: Path) -> None:
@@ -109,7 +108,7 @@ def _distinct(slabs: Iterable[np.ndarray[Any, Any]]) -> tuple[float, ...]:
         values.update(_values_of(slab))
         if len(values) > MAX_VALUES:
             break
-    return tuple(sorted(values))[:MAX_VALUES]
+    return tuple(sorted(values, key=lambda value: (math.isnan(value), value)))[:MAX_VALUES]
 
 
 def _values_of(slab: np.ndarray[Any, Any]) -> list[float]:
@@ -119,4 +118,4 @@ def _values_of(slab: np.ndarray[Any, Any]) -> list[float]:
     if is_whole and highest - lowest < 2**16:
         counts = np.bincount(slab.ravel(order="K").astype(np.int64) - int(lowest))
         return [float(v + int(lowest)) for v in np.flatnonzero(counts)]
-    return [float(v) for v in np.unique(slab)[: MAX_VALUES + 1]]
+    return [math.nan if np.isnan(v) else float(v) for v in np.unique(slab)[: MAX_VALUES + 1]]  # one NaN: none equals another

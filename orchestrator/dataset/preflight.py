@@ -154,16 +154,16 @@ def label_problems(folder: Path, labels: Mapping[str, Reading], known: Labels) -
     place = folder / "gt_segmentations"
     found: list[NnfleetError] = []
     faults: dict[str, list[str]] = {}
-    strange: dict[tuple[float, ...], list[str]] = {}
+    strange: dict[str, tuple[tuple[float, ...], list[str]]] = {}
     for case, label in labels.items():
         if label.fault:
             faults.setdefault(label.fault, []).append(case)
         elif unknown := tuple(v for v in label.values if v not in known.values):
-            strange.setdefault(unknown, []).append(case)
+            strange.setdefault(repr(unknown), (unknown, []))[1].append(case)  # by text, for no NaN equals another
     for fault, cases in faults.items():
         found.append(DataError(f"labels: in {place} the file of {listed(cases)} {fault}. Restore it, or run {PREPROCESS_COMMAND} again."))
     names = ", ".join(str(v) for v in sorted(known.values))
-    for values, cases in strange.items():
+    for values, cases in strange.values():
         shown = ", ".join(map(_value_text, values[:MAX_LISTED]))
         cure = " Labels must be whole numbers, stored without a scale." if any(not v.is_integer() for v in values) else ""
         found.append(

@@ -11,6 +11,7 @@ from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Schedule
+from trainers.contract.storage import is_there
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def identity_in(folder: RunFolder, planned: Planned, read: Callable[[bool], Case
 
 def _holds(folder: RunFolder, former: Identity, *, replaces: bool) -> bool:
     """A former run of the same data, which may be wanted for more epochs now, has kept something here or is the very run."""
-    if not folder.spec_file.exists():
+    if not is_there(folder.spec_file):
         return False
     try:
         present = folder.spec()

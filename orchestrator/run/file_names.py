@@ -1,5 +1,6 @@
 """Whether a results folder keeps the file names that a validation will ask it to: found before a week of training, not after it."""
 
+import errno
 import os
 import re
 import tempfile
@@ -8,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainers.contract.mounts import file_system_of
-from trainers.contract.storage import storing
+from trainers.contract.storage import is_of_storage, storing
 
+_REFUSED = {errno.EACCES, errno.EPERM}
+"""How some file systems refuse a name, in a folder that was made for it a moment ago."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 """Names that every file system takes."""
 
@@ -36,9 +39,11 @@ def names_problem(folder: Path, names: Sequence[str]) -> str:
 
 
 def _takes(place: Path, name: str) -> bool:
-    """Make a file; False if that is refused, or comes to another name."""
+    """Make a file; False if that is refused, or comes to another name. Raises OSError where the disk takes no file by any name."""
     try:
         (place / name).open("xb").close()
-    except OSError:
+    except OSError as err:
+        if is_of_storage(err) and err.errno not in _REFUSED:
+            raise
         return False
     return name in os.listdir(place)

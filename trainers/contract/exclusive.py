@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from trainers.contract.files import NO_LINKS, filled, fsync_folder, remove_quietly, write_beside, write_through
-from trainers.contract.storage import storing
+from trainers.contract.storage import is_there, storing
 
 IS_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 """How they say that a folder is not replaced by another one."""
@@ -51,7 +51,7 @@ def _created_by_claim(temporary: Path, target: Path) -> bool:
     The claim stays: whatever a cache answers to the question whether `target` is there, no second one wins, and whoever writes `target`
     writes what the winner claimed. So a kill at any moment leaves `target` whole, or leaves it to the next.
     """
-    if target.exists():
+    if is_there(target):
         return False
     claim = _claim_of(target)
     is_claimed = _renamed_onto(claim, temporary)
@@ -87,7 +87,7 @@ def _complete(claim: Path, target: Path) -> None:
         content, mode = held.read_bytes(), stat.S_IMODE(held.stat().st_mode)
     except FileNotFoundError:  # of a version that removed claims
         return
-    if not target.exists():
+    if not is_there(target):
         write_through(target, filled(content), mode)
 
 

@@ -71,6 +71,17 @@ def reading(place: Path) -> Iterator[None]:
         raise
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there. Raises StorageError where its disk is away, or OSError, where `Path.exists`
+    says no from Python 3.14 on."""
+    try:
+        with reading(path):
+            path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def find_outage(error: Exception, files: Sequence[Path], dataset: Path | None = None) -> None:
     """Raise StorageError if a library's `error` about `files` comes of a file system that is away; returns for any other.
 

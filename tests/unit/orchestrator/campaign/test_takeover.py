@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.campaign.job import check_trained, queue_of
 from orchestrator.campaign.takeover import acquire
-from orchestrator.errors import ConfigError, DataError, Superseded, TrackingError
+from orchestrator.errors import ConfigError, DataError, StorageError, Superseded, TrackingError
 from orchestrator.queue.registry import Registry
 from orchestrator.run.activity import owner_of
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
@@ -16,6 +16,7 @@ from orchestrator.tracking.binding import noted_run_id
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.reconcile import mlflow_run_of
 from orchestrator.tracking.records import MARKER_METRIC
+from tests.away import share_is_away
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.trainers.contract.test_linkless import without_links
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
@@ -45,6 +46,16 @@ def test_a_folder_of_another_run_is_refused(stage: Stage) -> None:
     stage.campaign(stage.run(0))
     with pytest.raises(ConfigError, match="belongs to the run key0"):
         stage.campaign(stage.run(0).model_copy(update={"run_key": "other"}), name="c2")
+
+
+def test_a_folder_whose_share_is_away_is_not_taken_for_one_without_a_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage.run(0)
+    acquire(run, [])
+    share_is_away(monkeypatch, "run.json")
+    with pytest.raises(StorageError, match=r"run\.json cannot be read: the file system is unavailable"):
+        acquire(run.model_copy(update={"run_key": "other"}), [])
+    monkeypatch.undo()
+    assert RunFolder(run.run_folder).spec() == run
 
 
 def test_a_run_that_lives_in_another_results_folder_is_refused(stage: Stage) -> None:

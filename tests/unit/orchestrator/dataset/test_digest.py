@@ -145,6 +145,9 @@ def test_whatever_determines_the_result_changes_the_digits_of_the_key(changes: d
 def test_a_key_is_short_and_safe_whatever_the_names_are() -> None:
     long = key(configuration="3d/full res ü" * 20, plans="nnUNetPlans_" * 20, dataset="Dataset017_" + "x" * 300, seed=2**63 - 1, fold="all")
     assert len(long) <= 120
+    longest = key(dataset="Dataset123456789_X", configuration="3" * 80, plans="p" * 80, fold="all", seed=2**63 - 1, replicate="r" * 80)
+    assert 120 < len(longest) <= 140
+    assert "140 characters" in str(run_key.__doc__)
     assert re.fullmatch(r"[A-Za-z0-9_.\-]+", long)
     assert key(plans="P" * 40 + "a") != key(plans="P" * 40 + "b")
 

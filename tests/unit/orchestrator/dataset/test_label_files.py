@@ -1,6 +1,7 @@
 """Label files as the reader of the plans gives them: what it takes is taken, and what the validation could not read is refused before."""
 
 import gzip
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy.typing as npt
 import pytest
 import SimpleITK
 
+from orchestrator.dataset import label_files
 from orchestrator.dataset.label_files import read_label_files, voxel_values
 from orchestrator.dataset.preflight import check_run
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import single_training
 from tests.unit.tiny_dataset import tiny_dataset
-from trainers.data.segmentation_file import read_segmentation
+from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 
 VOXELS = np.arange(6 * 5 * 4).reshape(6, 5, 4).astype(np.uint8) % 4
 READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
@@ -43,6 +45,34 @@ def test_scaled_labels_are_what_the_reader_rounds_them_to(tmp_path: Path, reader
     nibabel.save(image, tmp_path / "a.nii.gz")
     assert set(np.unique(nibabel.load(tmp_path / "a.nii.gz").dataobj)) != {0, 1, 2, 3}
     assert voxel_values(tmp_path / "a.nii.gz", reader) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("image", "is_readers"), [(scaled(VOXELS, np.uint8), True), (nibabel.Nifti1Image(VOXELS, np.eye(4)), False)])
+def test_only_values_that_need_no_arithmetic_are_read_without_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, image: nibabel.Nifti1Image, is_readers: bool
+) -> None:
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    asked: list[Path] = []
+
+    def noted(path: Path, readers: Any) -> SegmentationFile:
+        asked.append(path)
+        return read_segmentation(path, readers)
+
+    monkeypatch.setattr(label_files, "read_segmentation", noted)
+    assert voxel_values(tmp_path / "a.nii.gz", reader) == (0, 1, 2, 3)
+    assert bool(asked) == is_readers
+
+
+def test_not_a_number_is_one_value_wherever_it_lies(tmp_path: Path) -> None:
+    """Slabs give it again and again, and it equals nothing, nor is it larger or smaller."""
+    values = np.zeros((2**10, 2**10, 3), np.float32)
+    values[0, 0], values[1, 1] = math.nan, 2
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    found = voxel_values(tmp_path / "a.nii", "SimpleITKIO")
+    assert found[:2] == (0, 2)
+    assert len(found) == 3
+    assert math.isnan(found[2])
 
 
 @pytest.mark.parametrize("reader", READERS)

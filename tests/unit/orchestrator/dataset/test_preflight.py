@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
-from orchestrator.dataset.preflight import check_run, usable_configuration
+from orchestrator.dataset.preflight import check_run, label_problems, usable_configuration
+from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import single_training
@@ -19,7 +20,7 @@ from tests.conftest import Toys
 from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.files import write_json_atomic
-from trainers.contract.plans import load_plans
+from trainers.contract.plans import labels_of, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.split_batch import split_dependence
@@ -334,6 +335,13 @@ def test_cases_are_told_from_their_segmentations(tmp_path: Path) -> None:
 def test_too_few_cases_for_nnunets_folds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="4 cases are too few for nnU-Net's 5 folds"):
         ensure_splits(tmp_path, ["a", "b", "c", "d"])
+
+
+def test_cases_with_nan_among_their_labels_are_one_problem(tmp_path: Path) -> None:
+    labels = {f"case_{number}": Reading(values=(0.0, 1.0, float("nan"))) for number in range(40)}  # as read anew, each a NaN of its own
+    (problem,) = label_problems(tmp_path, labels, labels_of(DATASET_JSON))
+    assert "case_0, case_1" in str(problem)
+    assert "has the value nan, which dataset.json does not name" in str(problem)
 
 
 @pytest.mark.usefixtures("read_only_disk")

@@ -14,11 +14,12 @@ import pytest
 from orchestrator.dataset import case_readings
 from orchestrator.dataset.case_readings import case_differences, most_threads
 from orchestrator.dataset.preflight import check_run
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, parse_experiment
 from orchestrator.experiment.plan import plan_report
 from orchestrator.queue.gang_fit import NodeResources
+from tests.away import share_is_away
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
 from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
@@ -152,6 +153,14 @@ def test_a_folder_in_which_an_old_run_kept_nothing_is_a_new_runs(tiny: Tiny) -> 
     assert expand(experiment_of(tiny, folds=[0], epochs=5)) == [old], "it may be queued"
     (new,) = expand(experiment_of(tiny, folds=[0], epochs=6))
     assert new.case_digests is not None
+
+
+def test_a_run_whose_share_is_away_gets_no_new_key(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = keep(former(expand(experiment_of(tiny, folds=[0]))[0], tiny))
+    assert expand(experiment_of(tiny, folds=[0])) == [old]
+    share_is_away(monkeypatch, "run.json")
+    with pytest.raises(StorageError, match=r"run\.json cannot be read: the file system is unavailable"):
+        expand(experiment_of(tiny, folds=[0]))
 
 
 def test_a_content_is_read_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import StorageError
 from orchestrator.run.file_names import names_problem
 
 
@@ -33,6 +34,18 @@ class ExFat:
         if any(path.name.casefold() == other.name.casefold() for other in path.parent.iterdir()):
             raise FileExistsError(errno.EEXIST, "File exists")
         return self.open(path, mode)
+
+
+@pytest.mark.parametrize(("number", "fault"), [(errno.ENOSPC, "is full"), (errno.EIO, "unavailable"), (errno.ESTALE, "unavailable")])
+def test_a_disk_that_takes_no_file_at_all_is_no_matter_of_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fault: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StorageError, match=fault):
+        names_problem(tmp_path, ["a b"])
 
 
 @pytest.mark.parametrize(

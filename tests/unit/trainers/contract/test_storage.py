@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.away import Away
+from tests.away import Away, share_is_away
 from tests.fake_run import FakeRun
 from tests.unit.trainers.network.test_learner import ALONE
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs, row, tensors
@@ -27,7 +27,7 @@ from trainers.contract.exclusive import create_exclusive
 from trainers.contract.fencing import acquire_token
 from trainers.contract.files import check_takes, link_atomic, read_json, sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.storage import backoff_s, find_outage, is_of_storage, reading, retry_storage, storing
+from trainers.contract.storage import backoff_s, find_outage, is_of_storage, is_there, reading, retry_storage, storing
 from trainers.network.checkpoint import read_checkpoint
 from trainers.training.assemble import newest_everywhere
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
@@ -468,3 +468,15 @@ def is_whole(folder: RunFolder, original: Committed) -> bool:
     tensors_whole = tensors_file.is_file() and sha256_of(tensors_file) == original.state_sha256
     found = read_committed(folder.state / f"{original.stem}.json")
     return tensors_whole and found is not None and text(found) == text(original)
+
+
+def test_what_is_there_is_told_from_what_is_not_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    assert is_there(tmp_path)
+    assert is_there(tmp_path / "file")
+    assert not is_there(tmp_path / "none")
+    assert not is_there(tmp_path / "file" / "below")
+    share_is_away(monkeypatch, "file")
+    with pytest.raises(StorageError, match="file cannot be read: the file system is unavailable"):
+        is_there(tmp_path / "file")
+    assert not (tmp_path / "file").exists()
