@@ -17,7 +17,7 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
-from orchestrator.errors import ClusterError, ConfigError, NnfleetError
+from orchestrator.errors import ClusterError, ConfigError, NnfleetError, StorageError
 from orchestrator.run.below import results_folder
 from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match, match_all
@@ -403,7 +403,7 @@ def write_report(answer: "Answer", target: Path) -> None:
     raw = os.environ.get(RAW)
     try:
         write_report(answer, error_maps(answer.models, Path(raw) if raw else None), target.absolute())
-    except OSError as err:
+    except (OSError, StorageError) as err:
         raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err
 
 
