@@ -1,6 +1,6 @@
 """Faults, drawn once and for all, over runs on a cluster of several nodes: they end as if nothing had happened.
 
-The test that is marked `long` draws what the short one lacks; more of everything: `python -m benchmarks.chaos --faults 20 --seed 1`.
+The second test draws what the first one lacks; more of everything: `python -m benchmarks.chaos --faults 20 --seed 1`.
 """
 
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.chaos import Setting, play
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
 KINDS = ("rank 0", "driver", "state truncated", "tracking killed")
-CI = Setting(faults=3, seed=1, runs=1, epochs=6, train_iterations=20, nodes=(1, 1), kinds=KINDS, validation=())
+SHORT = Setting(faults=3, seed=1, runs=1, epochs=6, train_iterations=20, nodes=(1, 1), kinds=KINDS, validation=())
 LONG_KINDS = ("other rank", "node", "head", "campaign", "driver", "loader", "drain notice", "validation worker", "validation driver")
 LONG = Setting(faults=9, seed=35, runs=2, epochs=12, kinds=LONG_KINDS)
 """Each of these kinds comes once; with this seed the head dies while its nodes live on, and a new one starts at another address."""
@@ -19,12 +19,11 @@ LONG = Setting(faults=9, seed=35, runs=2, epochs=12, kinds=LONG_KINDS)
 
 def test_a_campaign_under_fire_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     told: list[str] = []
-    rows, violations = play(CI, tmp_path, told.append)
+    rows, violations = play(SHORT, tmp_path, told.append)
     assert not violations, "\n".join([*violations, *told])
     assert all(row.recovery_s is not None or row.result == "struck again in its start-up" for row in rows), "\n".join(told)
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_campaign_that_loses_nodes_head_drivers_and_validation_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     told: list[str] = []

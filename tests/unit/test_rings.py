@@ -11,7 +11,7 @@ import pytest
 
 from tests import rings
 from tests.ring_record import Record
-from tests.rings import REPOSITORY, Ended, files, run, summary
+from tests.rings import REPOSITORY, Ended, files, may_have_tests, run, summary
 
 PASSES = "def test_passes():\n    pass\n"
 DIES = "import os, signal\ndef test_lives():\n    pass\ndef test_dies():\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
@@ -133,6 +133,18 @@ def test_long_files_start_first(tmp_path: Path) -> None:
     a, training = written(tmp_path, a=PASSES, training=PASSES)
     assert files([tmp_path]) == [training, a]
     assert set(rings.LONGEST) <= {path.stem for path in rings.INTEGRATION.glob("test_*.py")}
+
+
+def test_a_file_without_a_test_of_the_ring_is_not_started(tmp_path: Path) -> None:
+    whole = "import pytest\npytestmark = [\n    pytest.mark.timeout(9),\n    pytest.mark.long,\n]\ndef test_a():\n    pass\n"
+    part = "import pytest\n@pytest.mark.long\ndef test_a():\n    pass\ndef test_b():\n    pass\n"
+    files_of = dict(zip(("whole", "part", "none"), written(tmp_path, whole=whole, part=part, none=PASSES), strict=True))
+    chosen = {
+        expression: [name for name, path in files_of.items() if may_have_tests(path, expression)] for expression in ("long", "not long", "")
+    }
+    assert chosen == {"long": ["whole", "part"], "not long": ["part", "none"], "": ["whole", "part", "none"]}
+    real = {path.stem for path in rings.INTEGRATION.glob("test_*.py") if not may_have_tests(path, "not long")}
+    assert real == {"test_chaos", "test_drill", "test_elastic", "test_hosts", "test_orphans", "test_resume"}
 
 
 def test_the_unit_ring_runs_again_when_anything_has_changed(
