@@ -12,7 +12,7 @@ from orchestrator.campaign.stored import status_of_stored
 from orchestrator.dataset.problems import listed
 from orchestrator.run.aside import move_aside
 from orchestrator.run.job_record import JobRecord, living_campaigns
-from orchestrator.run.names import resolve
+from orchestrator.run.names import resolve_all
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.reconcile import is_alive
 from trainers.contract.errors import ConfigError, DataError
@@ -45,9 +45,7 @@ def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus]
     Raises ConfigError for a name that means none, and for runs that have not ended.
     """
     found, _ = find_runs(results)
-    known = [run.names for run in found]
-    meant = dict.fromkeys(i for name in names for i in resolve(name, known, f"below {results}", hints=False))
-    wanted = [found[i] for i in meant]
+    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)]
     if busy := [f"{run} {why}" for run in wanted if (why := _at_work(run, statuses, jobs))]:
         raise ConfigError(
             f"rm: {len(busy)} of {len(wanted)} runs have not ended: {listed(busy)}. Nothing was removed. Stop them first (nnfleet stop), "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.run.below import run_folders_below
-from orchestrator.run.names import Names, resolve
+from orchestrator.run.names import Names, resolve_all
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.tracking.binding import noted_run_id
@@ -96,8 +96,7 @@ def choose(found: Sequence[Found], damaged: Sequence[str], names: Sequence[str],
     """The runs to continue among those found: all that the names mean, else all that were cut off. Raises ConfigError for a name that
     means none.
     """
-    known = [run.names for run in found]
-    wanted = [found[i] for i in dict.fromkeys(i for name in names for i in resolve(name, known, f"below {place}"))] if names else found
+    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {place}")] if names else found
     verdicts = [(run, verdict_on(run, is_named=bool(names))) for run in wanted]
     return Choice(
         tuple(run for run, verdict in verdicts if verdict.is_taken),

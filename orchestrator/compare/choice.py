@@ -8,7 +8,7 @@ from orchestrator.compare.answer import Answer, answer
 from orchestrator.compare.models import ValidatedFold, models_of, read_fold
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
-from orchestrator.run.names import Names, resolve
+from orchestrator.run.names import Names, resolve_all
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.errors import DataError, StorageError
 from trainers.contract.run_folder import RunFolder
@@ -30,7 +30,7 @@ def compared(
     """Compare the models of the runs below `results`. Raises ConfigError where a name means none, or nothing is left to compare."""
     runs, left = _runs(results)
     known = [Names(spec.run_key, spec.address, run_id, str(folder.root)) for folder, spec, run_id in runs]
-    wanted = [runs[i] for i in dict.fromkeys(i for name in names for i in resolve(name, known, f"below {results}"))] if names else runs
+    wanted = [runs[i] for i in resolve_all(names, known, f"below {results}")] if names else runs
     folds: list[ValidatedFold] = []
     for folder, spec, _ in wanted:
         found = _fold(folder, spec, checkpoint)

@@ -47,6 +47,11 @@ def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = Tr
     raise ConfigError(f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_listed(names)}.")
 
 
+def resolve_all(wanted: Sequence[str], names: Sequence[Names], place: str, *, hints: bool = True) -> list[int]:
+    """The runs that any of `wanted` means, as indices, each once. Raises ConfigError as `resolve`, for the first name that means none."""
+    return list(dict.fromkeys(i for name in wanted for i in resolve(name, names, place, hints=hints)))
+
+
 def resolve_one(wanted: str, names: Sequence[Names], place: str) -> int:
     """The one run called `wanted`, as `resolve` finds it. Raises ConfigError with the candidates when several are."""
     found = resolve(wanted, names, place)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.run.names import Names, resolve, resolve_one
+from orchestrator.run.names import Names, resolve_all, resolve_one
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.states import RunState
 
@@ -76,5 +76,4 @@ def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
 
 def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True) -> list[RunStatus]:
     """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`."""
-    names = [status.names for status in statuses]
-    return [statuses[i] for i in dict.fromkeys(i for name in wanted for i in resolve(name, names, PLACE, hints=hints))]
+    return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints)]
