@@ -16,12 +16,12 @@ from typing import Any
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
 from trainers.contract.files import NO_LINKS, fsync_folder, write_atomic, write_json_atomic
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
+from trainers.contract.run_folder import CROSSVAL_PREFIX, crossval_name
 from trainers.contract.storage import storing
 from trainers.contract.summary import CaseResult, summarise, summary_bytes
 
 log = logging.getLogger(__name__)
 
-PREFIX = "crossval_results_folds_"
 MARK = "nnfleet.json"
 """Tells a folder that was made here from one that nnU-Net made, which is never touched."""
 
@@ -33,9 +33,9 @@ def refresh_crossval(model_folder: Path) -> Path | None:
     """
     found = cross_validation(model_folder)
     if isinstance(found, str) or found.lacking:
-        log.info("no %s* in %s: %s", PREFIX, model_folder, found if isinstance(found, str) else found.lacking)
+        log.info("no %s* in %s: %s", CROSSVAL_PREFIX, model_folder, found if isinstance(found, str) else found.lacking)
         return None
-    target = model_folder / f"{PREFIX}{'_'.join(found.folds)}"
+    target = model_folder / crossval_name(found.folds)
     if target.exists() and not (target / MARK).is_file():
         log.info("%s was made by nnU-Net and is left as it is", target)
         return None
@@ -48,8 +48,8 @@ def refresh_crossval(model_folder: Path) -> Path | None:
 
 def drop_crossval(model_folder: Path, fold: object) -> None:
     """Remove what holds the predictions of a fold that are about to be replaced, and what a killed job left half made."""
-    _remove([folder for folder in _own(model_folder) if str(fold) in folder.name.removeprefix(PREFIX).split("_")])
-    _remove(list(model_folder.glob(f".{PREFIX}*")))
+    _remove([folder for folder in _own(model_folder) if str(fold) in folder.name.removeprefix(CROSSVAL_PREFIX).split("_")])
+    _remove(list(model_folder.glob(f".{CROSSVAL_PREFIX}*")))
 
 
 def crossval_summary(results: Sequence[CaseResult], labels: Labels, predictions: Path | None) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def crossval_summary(results: Sequence[CaseResult], labels: Labels, predictions:
 
 
 def _own(model_folder: Path) -> list[Path]:
-    return [mark.parent for mark in model_folder.glob(f"{PREFIX}*/{MARK}")]
+    return [mark.parent for mark in model_folder.glob(f"{CROSSVAL_PREFIX}*/{MARK}")]
 
 
 def _remove(folders: Sequence[Path]) -> None:

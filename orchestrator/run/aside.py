@@ -1,14 +1,12 @@
 """Run folders that are taken out of nnU-Net's way in one step, with everything in them."""
 
-import errno
 import os
 import time
 from itertools import count
 from pathlib import Path
 
+from trainers.contract.exclusive import IS_TAKEN
 from trainers.contract.files import fsync_folder
-
-TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def aside_name(root: Path, why: str, when: str) -> str:
@@ -24,7 +22,7 @@ def move_aside(root: Path, why: str, unix: float) -> Path:
         try:
             os.rename(root, target)
         except OSError as err:
-            if err.errno not in TAKEN:
+            if err.errno not in IS_TAKEN:
                 raise
         else:
             break

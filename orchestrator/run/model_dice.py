@@ -31,7 +31,7 @@ def _over_cases(folds: Sequence[tuple[float, int]]) -> float:
 def _classes(folder: RunFolder, checkpoint: CheckpointName) -> dict[str, tuple[float, int]]:
     """Mean Dice and number of cases with a Dice, per class; empty where they cannot be read."""
     try:
-        content = json.loads((folder.own / f"validation_{checkpoint}.json").read_text())["classes"]
+        content = json.loads(folder.extended_summary(checkpoint).read_text())["classes"]
         return {str(name): (float(each["dice"]), int(each["n_dice"])) for name, each in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -59,7 +59,7 @@ def progress_of(spec: RunSpec) -> Progress:
     if done < spec.schedule.epochs or committed.final is None:
         return Progress(stage="continues", epochs_done=done)
     outcome = read_outcome(folder)
-    has_summaries = all((folder.validation(name) / "summary.json").is_file() for name in checkpoints_due(spec, committed))
+    has_summaries = all(folder.summary(name).is_file() for name in checkpoints_due(spec, committed))
     is_validated = outcome is not None and outcome.state == "SUCCEEDED" and has_summaries
     return Progress(stage="finished" if is_validated else "validates", epochs_done=done)
 
@@ -80,7 +80,7 @@ def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in spec.validation.checkpoints:
         try:
-            found[name] = float(json.loads((folder.own / f"validation_{name}.json").read_text())["dice_mean"])
+            found[name] = float(json.loads(folder.extended_summary(name).read_text())["dice_mean"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

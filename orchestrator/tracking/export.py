@@ -16,6 +16,7 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.tracking.fold_facts import FoldFacts, unlike
 from orchestrator.tracking.fold_sources import FoldSource
 from trainers.contract.files import read_json, sha256_of, write_json_atomic
+from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.storage import storing
 
@@ -165,7 +166,7 @@ def _same(one: Path, other: Path) -> bool:
 def _add_crossval(source: FoldSource, folds: Sequence[str], model: Path) -> None:
     """The summary of the cross-validation over exactly these folds, where it lies in the folder that they come from."""
     numbers = sorted(set(folds) - {"all"}, key=int)
-    name = f"crossval_results_folds_{'_'.join(numbers)}"
+    name = crossval_name(numbers)
     summary = None if source.model_folder is None else source.model_folder / name / "summary.json"
     if summary is not None and summary.is_file():
         (model / name).mkdir()

@@ -19,8 +19,6 @@ from trainers.contract.run_spec import CheckpointName
 
 log = logging.getLogger(__name__)
 
-SUMMARIES: dict[CheckpointName, str] = {"best": "validation_best/summary.json", "final": "validation/summary.json"}
-
 
 class FoldSource(Protocol):
     """A fold that can be exported."""
@@ -73,9 +71,10 @@ class FolderFold:
 
     def _filled(self, model: Path) -> FoldFacts:
         manifests = self._manifests()
+        fold = RunFolder(model / f"fold_{self.facts.fold}")
         for name, manifest in manifests.items():
-            self._copy(manifest, model / f"fold_{self.facts.fold}" / f"checkpoint_{name}.pth")
-        for source, target in self._files(model).items():
+            self._copy(manifest, fold.checkpoint(name))
+        for source, target in self._files(model, fold).items():
             if source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
@@ -87,16 +86,14 @@ class FolderFold:
         shutil.copyfile(own if own.is_file() else named, target)
         check_file(target, manifest, str(own))
 
-    def _files(self, model: Path) -> Mapping[Path, Path]:
+    def _files(self, model: Path, fold: RunFolder) -> Mapping[Path, Path]:
         """Small file -> its place in a model folder. With pseudonyms those that MLflow gets, which name no case."""
-        fold, spec, root = model / f"fold_{self.facts.fold}", self._spec, self._folder.root
-        own = {name: self._folder.own / "pseudonyms" / name / "summary.json" for name in CHECKPOINTS}
-        summaries = own if spec.pseudonyms else {name: root / path for name, path in SUMMARIES.items()}
+        summary = self._folder.shared_summary if self._spec.pseudonyms else self._folder.summary
         return {
-            plans_file(self._folder, spec): model / "plans.json",
-            dataset_file(self._folder, spec): model / "dataset.json",
+            plans_file(self._folder, self._spec): model / "plans.json",
+            dataset_file(self._folder, self._spec): model / "dataset.json",
             self._folder.model_folder / "dataset_fingerprint.json": model / "dataset_fingerprint.json",
-            **{path: fold / SUMMARIES[name] for name, path in summaries.items()},
+            **{summary(name): fold.summary(name) for name in CHECKPOINTS},
         }
 
 

@@ -12,9 +12,10 @@ from orchestrator.tracking.checkpoint_store import download_checkpoint, publishe
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.files_channel import CHECKPOINTS
 from orchestrator.tracking.fold_facts import FoldFacts, facts_of, shared_params
-from orchestrator.tracking.fold_sources import SUMMARIES, digests_of
+from orchestrator.tracking.fold_sources import digests_of
 from orchestrator.tracking.records import ADDRESS_TAG, FOLDER_TAG, RUN_KEY_TAG
 from trainers.contract.files import read_json, temporary_folder
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -59,18 +60,17 @@ class MlflowFold:
             raise CheckpointError(
                 f"export: {where} has no {' and no '.join(missing)} among its artifacts. Let its training job start once."
             )
-        fold = model / f"fold_{self.facts.fold}"
+        fold = RunFolder(model / f"fold_{self.facts.fold}")
         taken = {
-            name: download_checkpoint(self._tracker, self._run_id, name, fold / f"checkpoint_{name}.pth").manifest
-            for name in self.facts.checkpoints
+            name: download_checkpoint(self._tracker, self._run_id, name, fold.checkpoint(name)).manifest for name in self.facts.checkpoints
         }
         for file in MODEL_FILES:
             self._fetch_json(file, model / file)
         validated = self._tracker.list_files(self._run_id, "fullval") if "fullval" in self._files else {}
-        for name, path in SUMMARIES.items():
+        for name in CHECKPOINTS:
             if f"fullval/{name}" in validated:
                 self._files |= self._tracker.list_files(self._run_id, f"fullval/{name}")
-                self._fetch_json(f"fullval/{name}/summary.json", fold / path)
+                self._fetch_json(f"fullval/{name}/summary.json", fold.summary(name))
         return self.facts.model_copy(update={"checkpoints": digests_of(taken)})
 
     def _cases(self) -> dict[str, str] | None:

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking.records import metric_path
@@ -34,18 +33,13 @@ def holds_scores(held: Mapping[str, float], folder: RunFolder, name: CheckpointN
     Scores that are all NaN, since no case had foreground, are none to lack. Where the folder's record of them cannot be read, any will do.
     """
     try:
-        stored = score_metrics(name, tracked_metrics(json.loads(extended_file(folder, name).read_text())))
+        stored = score_metrics(name, tracked_metrics(json.loads(folder.extended_summary(name).read_text())))
     except (OSError, ValueError, TypeError, AttributeError):
         return any(key.startswith(f"full/{name}/") for key in held)
     return all(math.isclose(held.get(key, math.nan), value, rel_tol=1e-9) for key, value in stored.items())
 
 
-def extended_file(folder: RunFolder, name: CheckpointName) -> Path:
-    """What `summary.json` has no place for: distances, numbers of cases, per-case rows."""
-    return folder.own / f"validation_{name}.json"
-
-
 def scored_unix(folder: RunFolder, name: CheckpointName) -> float:
     """When a checkpoint got the scores that it has, the time that they carry in MLflow: of one step, MLflow shows the newest."""
-    files = (folder.validation(name) / "summary.json", extended_file(folder, name))
+    files = (folder.summary(name), folder.extended_summary(name))
     return max((file.stat().st_mtime for file in files if file.is_file()), default=time.time())

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.errors import Superseded, TrackingError
 from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from orchestrator.tracking.binding import bound_run, server_of
-from orchestrator.tracking.scores import extended_file, holds_scores, scored_unix, tracked_metrics
+from orchestrator.tracking.scores import holds_scores, scored_unix, tracked_metrics
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.files import write_atomic
@@ -54,7 +54,7 @@ def picture_file(folder: RunFolder, name: CheckpointName, case_id: str) -> Path:
 def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: CheckpointName, results: Sequence[CaseResult]) -> ValidationReport:
     """Write summary.json and validation_<name>.json into the run folder, atomically; files that would not change are left alone."""
     summary = summarise(results, labels)
-    summary_file = folder.validation(name) / "summary.json"
+    summary_file = folder.summary(name)
     _write_if_changed(summary_file, summary_bytes(summary))
     extended = extended_summary(results, labels)
     difference = minus_ema(extended["dice_mean"], ema_of(folder, name, results[0].checkpoint_sha256))
@@ -63,10 +63,10 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
     if extended["no_distances"]:
         log.warning("no HD95 and no surface Dice for %s", extended["no_distances"])
     extended["cases"] = table_rows(results, labels, name, None)
-    _write_if_changed(extended_file(folder, name), json.dumps(extended, indent=1).encode())
+    _write_if_changed(folder.extended_summary(name), json.dumps(extended, indent=1).encode())
     salt = pseudonym_salt(folder.model_folder.parent) if spec.pseudonyms else None
     if salt is not None:
-        summary_file = folder.own / "pseudonyms" / name / "summary.json"
+        summary_file = folder.shared_summary(name)
         _write_if_changed(summary_file, summary_bytes(without_case_ids(summary, results, salt)))
     return ValidationReport(
         name=name,
@@ -143,7 +143,7 @@ def stored_reports(folder: RunFolder, spec: RunSpec, held: Mapping[str, float]) 
     """Reports of full validations whose every case lies in the run folder and whose scores are not those that MLflow has, `held`."""
     found = []
     for name in spec.validation.checkpoints:
-        if holds_scores(held, folder, name) or not (folder.validation(name) / "summary.json").is_file():
+        if holds_scores(held, folder, name) or not folder.summary(name).is_file():
             continue
         results = [result for case in spec.val_cases if (result := read_result(folder, name, case)) is not None]
         if results and len(results) == len(spec.val_cases) and len({result.checkpoint_sha256 for result in results}) == 1:

@@ -235,7 +235,7 @@ def validate_checkpoint(
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))
     if missing:
-        for summary in (folder.validation(name) / "summary.json", folder.own / f"validation_{name}.json"):
+        for summary in (folder.summary(name), folder.extended_summary(name)):
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         if name == CHECKPOINT:
             drop_crossval(folder.model_folder, spec.fold)

@@ -1,5 +1,6 @@
 """The run folder: nnU-Net's `fold_k` with one sub-folder of ours. The only class that knows the paths of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,13 @@ from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.files import read_json
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.storage import check_dataset_is_there
+
+CROSSVAL_PREFIX = "crossval_results_folds_"
+
+
+def crossval_name(folds: Sequence[str]) -> str:
+    """nnU-Net's name for the cross-validation over these folds, a folder in their model folder: `crossval_results_folds_0_1`."""
+    return f"{CROSSVAL_PREFIX}{'_'.join(folds)}"
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,18 @@ class RunFolder:
     def validation(self, name: CheckpointName) -> Path:
         """Predictions and summary.json: nnU-Net's `validation` for the final checkpoint, `validation_best` for the best."""
         return self.root / ("validation" if name == "final" else f"validation_{name}")
+
+    def summary(self, name: CheckpointName) -> Path:
+        """nnU-Net's summary.json of a full validation."""
+        return self.validation(name) / "summary.json"
+
+    def shared_summary(self, name: CheckpointName) -> Path:
+        """The same with pseudonyms in place of case ids, where the run has them."""
+        return self.own / "pseudonyms" / name / "summary.json"
+
+    def extended_summary(self, name: CheckpointName) -> Path:
+        """What summary.json has no place for: distances, numbers of cases, per-case rows."""
+        return self.own / f"validation_{name}.json"
 
     def cases(self, name: CheckpointName) -> Path:
         """Per-case results of the full validation, one JSON file each."""
