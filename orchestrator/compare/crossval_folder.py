@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
 from trainers.contract.files import NO_LINKS, fsync_folder, write_atomic, write_json_atomic
-from trainers.contract.plans import Labels, labels_of, load_dataset_json
+from trainers.contract.plans import Labels
 from trainers.contract.run_folder import CROSSVAL_PREFIX, crossval_name
 from trainers.contract.storage import storing
 from trainers.contract.summary import CaseResult, summarise, summary_bytes
@@ -39,9 +39,8 @@ def refresh_crossval(model_folder: Path) -> Path | None:
     if target.exists() and not (target / MARK).is_file():
         log.info("%s was made by nnU-Net and is left as it is", target)
         return None
-    labels = labels_of(load_dataset_json(model_folder), str(model_folder / "dataset.json"))
-    if not _is_current(target, found, labels):
-        _replace(target, found, labels)
+    if not _is_current(target, found):
+        _replace(target, found)
     _remove([folder for folder in _own(model_folder) if folder != target])
     return target
 
@@ -52,12 +51,17 @@ def drop_crossval(model_folder: Path, fold: object) -> None:
     _remove(list(model_folder.glob(f".{CROSSVAL_PREFIX}*")))
 
 
+def by_file_name(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """The order of the cases in a cross-validation's summary."""
+    return sorted(results, key=lambda result: Path(result.prediction_file).name)
+
+
 def crossval_summary(results: Sequence[CaseResult], labels: Labels, predictions: Path | None) -> dict[str, Any]:
     """nnU-Net's summary of a cross-validation, its cases by the names of their files. Pure.
 
     `predictions`: the folder that holds them all; None where they lie with their folds.
     """
-    ordered = sorted(results, key=lambda result: Path(result.prediction_file).name)
+    ordered = by_file_name(results)
     if predictions is None:
         return summarise(ordered, labels)
     placed = [result.model_copy(update={"prediction_file": str(predictions / Path(result.prediction_file).name)}) for result in ordered]
@@ -73,7 +77,7 @@ def _remove(folders: Sequence[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_current(target: Path, found: CrossValidation, labels: Labels) -> bool:
+def _is_current(target: Path, found: CrossValidation) -> bool:
     """True when the folder holds these very predictions, or none, and their summary."""
     results = found.model.results
     links = [target / Path(result.prediction_file).name for result in results]
@@ -81,16 +85,16 @@ def _is_current(target: Path, found: CrossValidation, labels: Labels) -> bool:
         pairs = zip(links, results, strict=True)
         if not all(link.exists() and os.path.samefile(link, result.prediction_file) for link, result in pairs):
             return False
-    expected = summary_bytes(crossval_summary(results, labels, target if has_predictions else None))
+    expected = summary_bytes(crossval_summary(results, found.model.labels, target if has_predictions else None))
     summary = target / "summary.json"
     return summary.is_file() and summary.read_bytes() == expected
 
 
-def _replace(target: Path, found: CrossValidation, labels: Labels) -> None:
+def _replace(target: Path, found: CrossValidation) -> None:
     """Build the folder beside its place and rename it; of two jobs that do so at once, one is enough."""
     with storing(target), tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as place:
         built = Path(place) / "new"
-        _build(built, target, found, labels)
+        _build(built, target, found)
         if target.exists():
             target.rename(Path(place) / "old")
         try:
@@ -101,13 +105,13 @@ def _replace(target: Path, found: CrossValidation, labels: Labels) -> None:
         fsync_folder(target.parent)
 
 
-def _build(folder: Path, target: Path, found: CrossValidation, labels: Labels) -> None:
+def _build(folder: Path, target: Path, found: CrossValidation) -> None:
     folder.mkdir(mode=0o755)
     for name in ("dataset.json", "plans.json"):
         shutil.copy(target.parent / name, folder / name)
     results = found.model.results
     is_linked = _link_all([Path(result.prediction_file) for result in results], folder)
-    write_atomic(folder / "summary.json", summary_bytes(crossval_summary(results, labels, target if is_linked else None)))
+    write_atomic(folder / "summary.json", summary_bytes(crossval_summary(results, found.model.labels, target if is_linked else None)))
     checkpoints = {str(fold.spec.fold): fold.results[0].checkpoint_sha256 for fold in found.model.folds}
     write_json_atomic(folder / MARK, {"checkpoints_sha256": checkpoints, "predictions": "links" if is_linked else "in the folds"})
 

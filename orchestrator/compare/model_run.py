@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, cross_validation, fold_folders
-from orchestrator.compare.crossval_folder import crossval_summary
+from orchestrator.compare.crossval_folder import by_file_name, crossval_summary
 from orchestrator.compare.pairs import mean_interval
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
@@ -29,7 +29,7 @@ from orchestrator.tracking.reconcile import Synced, is_alive
 from orchestrator.tracking.records import FOLDER_TAG, MODEL_KEY_TAG, ModelRun, fixed_params, group_of, metric_path, params_of
 from orchestrator.tracking.validation_report import without_case_ids
 from trainers.contract.errors import DataError, NnfleetError
-from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_splits
+from trainers.contract.plans import load_splits
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
@@ -132,16 +132,14 @@ def with_models(synced: Iterable[Synced], jobs: Sequence[JobRecord]) -> Iterator
 def report_of(found: CrossValidation) -> ModelReport:
     """What MLflow gets. Reads dataset.json and the split."""
     spec, results = found.model.spec, found.model.results
-    labels = labels_of(load_dataset_json(found.model.folder), str(found.model.folder / "dataset.json"))
     salt = pseudonym_salt(spec.model_folder.parent) if spec.pseudonyms else None
-    summary = crossval_summary(results, labels, None)
+    summary = crossval_summary(results, found.model.labels, None)
     if salt is not None:
-        ordered = sorted(results, key=lambda result: Path(result.prediction_file).name)
-        summary = without_case_ids(summary, ordered, salt)
+        summary = without_case_ids(summary, by_file_name(results), salt)
     return ModelReport(
         run=ModelRun(model_key(found), spec.model, shared_params(params_of(spec)), _tags(found, missing_folds(found))),
         metrics=metrics_of(found),
-        table=_table(found, labels, salt),
+        table=_table(found, salt),
         summary=summary_bytes(summary),
     )
 
@@ -184,10 +182,10 @@ def _interval(results: Sequence[CaseResult], class_name: str) -> tuple[float, fl
     return mean_interval(dice[~np.isnan(dice)])
 
 
-def _table(found: CrossValidation, labels: Labels, salt: str | None) -> list[Row]:
+def _table(found: CrossValidation, salt: str | None) -> list[Row]:
     rows = []
     for fold in found.model.folds:
-        for row in table_rows(fold.results, labels, CHECKPOINT, salt):
+        for row in table_rows(fold.results, found.model.labels, CHECKPOINT, salt):
             rows.append({"case": row["case"], "fold": str(fold.spec.fold), **row})
     return rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.tracking.validation_report import ema_of
 from trainers.contract.commits import EpochRow, newest_committed
-from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
@@ -53,10 +53,14 @@ class TrainedModel:
         return [result for fold in self.folds for result in fold.results]
 
     @cached_property
+    def labels(self) -> Labels:
+        """Of the model folder's dataset.json. Raises DataError."""
+        return labels_of(load_dataset_json(self.folder), str(self.folder / "dataset.json"))
+
+    @cached_property
     def summary(self) -> dict[str, object]:
         """Means over the cases of all folds, per class, then over the classes: nnU-Net's number for a cross-validation."""
-        labels = labels_of(load_dataset_json(self.folder), str(self.folder / "dataset.json"))
-        return extended_summary(self.results, labels)
+        return extended_summary(self.results, self.labels)
 
 
 def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> ValidatedFold | str:

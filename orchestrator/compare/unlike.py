@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.compare.models import TrainedModel
 from orchestrator.compare.schedules import unlike_schedules
-from orchestrator.tracking.fold_facts import facts_of, unlike
+from orchestrator.tracking.fold_facts import facts_of, listed_cases, unlike
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
-
-MAX_LISTED = 3
 
 
 def differences(models: Sequence[TrainedModel]) -> list[str]:
@@ -28,7 +26,7 @@ def _unlike_folds(model: TrainedModel) -> Iterator[str]:
 def _cases_twice(model: TrainedModel) -> Iterator[str]:
     counts = Counter(result.case_id for result in model.results)
     if twice := sorted(case for case, count in counts.items() if count > 1):
-        yield f"{model.name}: {_listed(twice)} validated in more than one fold"
+        yield f"{model.name}: {listed_cases(twice)} validated in more than one fold"
 
 
 def _unlike_scoring(models: Sequence[TrainedModel]) -> Iterator[str]:
@@ -54,7 +52,7 @@ def _unlike_models(a: TrainedModel, b: TrainedModel) -> list[str]:
         return [f"{pair} have no validated case in common"]
     found = []
     if other := sorted(mine.case_id for mine, theirs in common if not _same_reference(mine, theirs)):
-        found.append(f"{pair} were validated against different reference labels: {_listed(other)}")
+        found.append(f"{pair} were validated against different reference labels: {listed_cases(other)}")
     tolerances = sorted({result.surface_tolerance_mm for model in (a, b) for result in model.results})
     if len(tolerances) > 1:
         found.append(f"{pair} have surface Dice at different tolerances: {' and '.join(f'{mm:g}' for mm in tolerances)} mm")
@@ -75,10 +73,5 @@ def _unlike_splits(a: TrainedModel, b: TrainedModel) -> list[str]:
     trained = [[(fold.spec.val_cases, frozenset(fold.spec.train_cases)) for fold in model.folds] for model in (a, b)]
     splits = [{case: others for cases, others in folds for case in cases} for folds in trained]
     if other := sorted(case for case in splits[0].keys() & splits[1].keys() if splits[0][case] != splits[1][case]):
-        return [f"{a.name} and {b.name} were trained on different cases where they predict {_listed(other)}: the splits differ"]
+        return [f"{a.name} and {b.name} were trained on different cases where they predict {listed_cases(other)}: the splits differ"]
     return []
-
-
-def _listed(cases: Sequence[str]) -> str:
-    more = len(cases) - MAX_LISTED
-    return ", ".join(cases[:MAX_LISTED]) + (f" and {more} more cases" if more > 0 else "")

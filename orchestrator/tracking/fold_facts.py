@@ -60,5 +60,10 @@ def _settings(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[st
 
 def _contents(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
     if changed := sorted(case for case in first.keys() & other.keys() if first[case] != other[case]):
-        more = len(changed) - MAX_LISTED
-        yield f"the data of {', '.join(changed[:MAX_LISTED])}" + (f" and {more} more cases" if more > 0 else "")
+        yield f"the data of {listed_cases(changed)}"
+
+
+def listed_cases(cases: Sequence[str]) -> str:
+    """`a, b, c and 4 more cases`."""
+    more = len(cases) - MAX_LISTED
+    return ", ".join(cases[:MAX_LISTED]) + (f" and {more} more cases" if more > 0 else "")
