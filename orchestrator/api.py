@@ -182,9 +182,7 @@ def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[l
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
     """`status`, `stored` and `tracking_outage` at one look, which asks the job server for its list once."""
     meant = reach(cluster)
-    statuses = [] if meant.reached is None else Follower(meant.reached).statuses(campaign)
-    unknown = _stored(statuses, meant, results) if campaign is None else []  # they belong to no campaign
-    return Snapshot(statuses, unknown, outage_of(meant.local))
+    return Snapshot(*_known(meant, _follower(meant), campaign, results), outage_of(meant.local))
 
 
 def stored(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
@@ -213,11 +211,13 @@ def logs(
     the cluster knows: the training log in its folder. `on_found` gets the run's status before its first line.
     """
     meant = reach(cluster)
-    found = match(run, _known(meant))
+    follower = _follower(meant)
+    reported, stored = _known(meant, follower)
+    found = match(run, [*reported, *stored])
     on_found(found)
-    if not found.campaign or meant.reached is None:
+    if not found.campaign or follower is None:
         return training_logs(found.run_folder, earlier=earlier)
-    return Follower(meant.reached).logs(found.run_key, found.campaign, follow=follow, earlier=earlier)
+    return follower.logs(found.run_key, found.campaign, follow=follow, earlier=earlier)
 
 
 def stop(
@@ -231,13 +231,15 @@ def stop(
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
     meant = reach(cluster)
-    statuses = _known(meant, campaign)
+    follower = _follower(meant)
+    reported, stored = _known(meant, follower, campaign)
+    statuses = [*reported, *stored]
     found = match_all(runs, statuses, hints=False) if runs else [status for status in statuses if not status.state.is_final]
     living = [status for status in found if status.campaign and not status.state.is_final]
-    if living:
+    if living and follower is not None:
         keys = [argument for status in living for argument in ("--run-key", status.run_key)]
         arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
-        Follower(meant.jobs).finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
+        follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
     return found
 
 
@@ -247,7 +249,8 @@ def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:
     """
     meant = reach(cluster, starts=True)
     follower = Follower(meant.jobs)
-    found = match_all(runs, _known(meant))
+    reported, stored = _known(meant, follower)
+    found = match_all(runs, [*reported, *stored])
     sent = [meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key) for status in found]
     refused = [refusal for submission_id in sent if (refusal := _refusal_of(follower, submission_id)) is not None]
     if refused:
@@ -448,10 +451,18 @@ def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":
     return resolved.model_copy(update={"tracking": resolved.tracking.model_copy(update={"uri": local.mlflow_uri})})
 
 
-def _known(meant: Target, campaign: str | None = None) -> list[RunStatus]:
-    """The runs that a name may mean: those that campaigns of the cluster have reported, then those that only their folders know."""
-    statuses = [] if meant.reached is None else Follower(meant.reached).statuses(campaign)
-    return [*statuses, *(_stored(statuses, meant, None) if campaign is None else [])]
+def _follower(meant: Target) -> Follower | None:
+    """One for a whole verb: it reads each campaign's log once. None where no cluster runs."""
+    return None if meant.reached is None else Follower(meant.reached)
+
+
+def _known(
+    meant: Target, follower: Follower | None, campaign: str | None = None, results: Path | None = None
+) -> tuple[list[RunStatus], list[RunStatus]]:
+    """The runs that a name may mean: those that campaigns of the cluster have reported, and those that only their folders know, which
+    belong to no campaign."""
+    reported = [] if follower is None else follower.statuses(campaign)
+    return reported, _stored(reported, meant, results) if campaign is None else []
 
 
 def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
