@@ -438,7 +438,7 @@ def _check_here(experiment: "Experiment", cluster: str | None) -> None:
         from orchestrator.dataset.folder import find_dataset
 
         resolved = experiment.with_folders_resolved()
-        find_dataset(Path(resolved.nnUNet_preprocessed or ""), experiment.dataset)
+        find_dataset(Path(resolved.nnUNet_preprocessed or ""), experiment.dataset, resolved.nnUNet_raw)
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":

@@ -227,3 +227,12 @@ def test_an_experiment_whose_folders_or_dataset_are_not_there_starts_no_services
         api.submit(single_training(17, "2d", 0))
     with pytest.raises(ConfigError, match="dataset: 17 is not in"):
         api.submit(single_training(17, "2d", 0, nnUNet_preprocessed=str(tmp_path), nnUNet_results=str(tmp_path / "results")))
+
+
+def test_a_dataset_that_is_raw_only_is_told_to_be_preprocessed(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_services, "up", lambda: pytest.fail("services were started"))
+    (tmp_path / "raw" / "Dataset017_X").mkdir(parents=True)
+    (tmp_path / "preprocessed").mkdir()
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    with pytest.raises(ConfigError, match="Dataset017_X is raw but not preprocessed"):
+        api.submit(single_training(17, "2d", 0, **folders))
