@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
 from orchestrator.compare.crossval_folder import MARK, drop_crossval, refresh_crossval
-from tests.validated_model import validated_model
+from tests.validated_model import model_with_predictions
 from trainers.contract.files import read_json, write_atomic, write_json_atomic
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder
@@ -29,11 +29,7 @@ SHAPE = (4, 5, 6)
 @pytest.fixture
 def folds(tmp_path: Path) -> list[RunFolder]:
     """Three validated folds with a prediction file for each case."""
-    found = validated_model(tmp_path, lambda case, name: 0.5, FOLDS)
-    for folder, cases in zip(found, FOLDS, strict=True):
-        for case in cases:
-            write_atomic(folder.validation("final") / f"{case}.nii.gz", case.encode())
-    return found
+    return model_with_predictions(tmp_path, FOLDS)
 
 
 def write_labels(path: Path, values: npt.NDArray[np.uint8]) -> None:

@@ -18,7 +18,7 @@ from orchestrator.tracking.mlflow_folds import folds_in_mlflow
 from orchestrator.tracking.published import Published
 from orchestrator.tracking.records import params_of, tags_of
 from tests.fake_run import FakeRun
-from tests.validated_model import validated_model
+from tests.validated_model import model_with_predictions, validated_model
 from trainers.contract.commits import newest_committed
 from trainers.contract.files import read_json, write_atomic, write_json_atomic
 from trainers.contract.run_folder import RunFolder
@@ -30,11 +30,9 @@ FOLDS = [["case_0", "case_1"], ["case_2"], ["case_3"]]
 @pytest.fixture
 def folds(tmp_path: Path) -> list[RunFolder]:
     """Three validated folds of one model, with their predictions, summaries and cross-validation."""
-    found = validated_model(tmp_path, lambda case, name: 0.5, FOLDS)
-    for folder, cases in zip(found, FOLDS, strict=True):
-        for case in cases:
-            write_atomic(folder.validation("final") / f"{case}.nii.gz", case.encode())
-        write_json_atomic(folder.validation("final") / "summary.json", {"fold": folder.root.name})
+    found = model_with_predictions(tmp_path, FOLDS)
+    for folder in found:
+        write_json_atomic(folder.summary("final"), {"fold": folder.root.name})
     refresh_crossval(found[0].model_folder)
     write_json_atomic(found[0].model_folder / "dataset_fingerprint.json", {"spacings": []})
     return found
