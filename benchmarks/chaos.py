@@ -382,7 +382,7 @@ def unlike(have: dict[str, Points], committed: dict[str, Points], *, was_cut: bo
 
 def mlflow_differences(folder: RunFolder, uri: str, *, was_cut: bool) -> list[str]:
     """Where MLflow does not hold exactly what was committed (see `unlike`)."""
-    from orchestrator.tracking.checkpoint_store import published
+    from orchestrator.publishing.checkpoint_store import published
 
     tracker, run_id = Tracker(uri), noted_run_id(folder)
     wanted: dict[str, Points] = {}

@@ -23,9 +23,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from orchestrator.tracking.checkpoint_store import download_checkpoint, published
+from orchestrator.publishing.checkpoint_store import download_checkpoint, published
+from orchestrator.publishing.publisher import deliver_run
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.publisher import deliver_run
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord, newest_committed
@@ -33,7 +33,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.training.state import StateWriter, TrainingProgress
 
 PUBLISH = (
-    "import sys, time; from pathlib import Path; from orchestrator.tracking.publisher import Publisher; "
+    "import sys, time; from pathlib import Path; from orchestrator.publishing.publisher import Publisher; "
     "from trainers.contract.run_folder import RunFolder; "
     "Publisher(RunFolder(Path(sys.argv[1])), 1, interval_s=0.5).start(); print('ready', flush=True); time.sleep(3600)"
 )

@@ -19,10 +19,10 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from orchestrator.compare.pairs import Comparison, compare_all, detectable_difference
-from orchestrator.compare.ranks import rank_stability
-from orchestrator.compare.table import DICE, CaseScores, Floats, ScoreTable
-from orchestrator.compare.verdict import better, leaders
+from orchestrator.statistics.pairs import Comparison, compare_all, detectable_difference
+from orchestrator.statistics.ranks import rank_stability
+from orchestrator.statistics.table import DICE, CaseScores, Floats, ScoreTable
+from orchestrator.statistics.verdict import better, leaders
 
 FAILURES = {"no failures": (0.0, 0.0), "failures 0.5 % and 0.5 %": (0.005, 0.005), "failures 4 % and 2 %": (0.04, 0.02)}
 """Of the first and of every other model, per class."""

@@ -29,11 +29,11 @@ import torch
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
 from trainers.data.batches import Batch, BatchSource, SplitName
 from trainers.network.learner import Learner
+from trainers.storage.files import write_atomic
 from trainers.training.assemble import assemble, model_config, progress_from, state_writer, warm_up
 from trainers.training.loop import train
 from trainers.training.mid_epoch import MidEpochSaver

@@ -37,16 +37,15 @@ from orchestrator.cluster.service_records import read_ports, read_record
 from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.preflight import usable_configuration
 from orchestrator.experiment.model import parse_experiment
+from orchestrator.publishing.checkpoint_store import published
 from orchestrator.run.activity import has_begun, owner_of
 from orchestrator.run.outcome import read_outcome
-from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.records import metric_names
 from orchestrator.training.failures import read_failures
 from tests.fake_run import epoch_row
 from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
 from trainers.contract.commits import Committed, Manifest, newest_committed
-from trainers.contract.errors import NnfleetError
 from trainers.contract.fencing import count_drivers
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, load_splits, num_input_channels
 from trainers.contract.records import (
@@ -62,6 +61,7 @@ from trainers.contract.requests import read_stop_request, stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.data.case_files import read_properties
 from trainers.data.dataset import read_locations, target_scales
+from trainers.errors import NnfleetError
 from trainers.network.checkpoint import read_checkpoint
 
 SLOW_S = 10

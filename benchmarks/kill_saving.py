@@ -35,16 +35,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from orchestrator.errors import CheckpointError, TrackingError
-from orchestrator.tracking import checkpoint_store
-from orchestrator.tracking.checkpoint_store import download_checkpoint, published
+from orchestrator.publishing import checkpoint_store
+from orchestrator.publishing.checkpoint_store import download_checkpoint, published
+from orchestrator.publishing.publisher import Publisher, deliver_run
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.publisher import Publisher, deliver_run
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer
 from trainers.contract.commits import BestRecord, Committed, InFlight, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token, newest_token
-from trainers.contract.files import sha256_of, write_json_atomic
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import sha256_of, write_json_atomic
 from trainers.training import state
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 

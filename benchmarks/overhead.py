@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.checkpoint import state_of
+from orchestrator.publishing.publisher import Publisher
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.publisher import Publisher
 from tests.fake_campaign import Stage, look
 from tests.fake_run import FakeRun, epoch_row
 from tests.integration.mlflow_server import MlflowServer

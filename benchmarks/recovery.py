@@ -143,9 +143,9 @@ class Fit:
         from orchestrator.training.worker import WorkerJob
         from tests.toy import toy_spec
         from trainers.contract.fencing import acquire_token
-        from trainers.contract.files import write_atomic
         from trainers.contract.run_folder import RunFolder
         from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
+        from trainers.storage.files import write_atomic
 
         spec = toy_spec(
             toy,

@@ -24,15 +24,15 @@ from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import training_logs
 
 if TYPE_CHECKING:
-    from orchestrator.campaign.removal import Removable
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
+    from orchestrator.export.model import Exported
+    from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
-    from orchestrator.tracking.export import Exported
-    from orchestrator.tracking.reconcile import Synced
+    from orchestrator.resume.removal import Removable
     from trainers.contract.run_spec import CheckpointName
 
 RESULTS = "nnUNet_results"
@@ -262,7 +262,7 @@ def removable(runs: Sequence[str], results: Path | None = None, cluster: str | N
     """The runs that `remove` would remove, with their sizes on disk: those below `results` (default: nnUNet_results of this process) that
     the names mean. Raises ConfigError for a name that means none, and for a run that has not ended, on `cluster` or by its folder.
     """
-    from orchestrator.campaign.removal import removable
+    from orchestrator.resume.removal import removable
 
     meant = reach(cluster)
     statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
@@ -275,7 +275,7 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
 
     Raises as `removable`, then nothing was removed; TrackingError, DataError.
     """
-    from orchestrator.campaign.removal import remove
+    from orchestrator.resume.removal import remove
 
     found = removable(runs, results, cluster)
     remove(found, mlflow=mlflow)
@@ -289,7 +289,7 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
     `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
     """
     from orchestrator.compare.model_run import with_models
-    from orchestrator.tracking.reconcile import SYNC_EVENTS, sync_below
+    from orchestrator.publishing.reconcile import SYNC_EVENTS, sync_below
 
     meant = reach(cluster)
     if meant.is_here:
@@ -350,8 +350,8 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
     From the run folders below `results`, else from the server `tracking_uri`; with neither from nnUNet_results of this process, and from
     MLflow (MLFLOW_TRACKING_URI, else the local server) where no such run lies there. Raises ConfigError, CheckpointError, TrackingError.
     """
-    from orchestrator.tracking.export import export_model
-    from orchestrator.tracking.fold_sources import folds_below
+    from orchestrator.export.fold_sources import folds_below
+    from orchestrator.export.model import export_model
 
     if results is not None and tracking_uri:
         raise ConfigError("export: --results and --tracking-uri both name where the model comes from. Name one of them.")
@@ -371,7 +371,7 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
             "export: no run folder lies here (nnUNet_results, --results), no tracking server is named and none runs here. "
             "Name one by its URI, or start ours: `nnfleet up`."
         )
-    from orchestrator.tracking.mlflow_folds import folds_in_mlflow
+    from orchestrator.export.mlflow_folds import folds_in_mlflow
 
     return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
 
@@ -468,7 +468,7 @@ def _known(
 def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
     if results is None and not (meant.is_here and os.environ.get(RESULTS)):
         return []
-    from orchestrator.campaign.stored import stored_below
+    from orchestrator.resume.stored import stored_below
 
     try:
         place = results_folder(results, os.environ)

@@ -1,6 +1,6 @@
-"""The error tree, for the orchestrator's side; drawn and defined in `trainers/contract/errors.py`, which both sides share."""
+"""The error tree, for the orchestrator's side; drawn and defined in `trainers/errors.py`, which both sides share."""
 
-from trainers.contract.errors import (
+from trainers.errors import (
     CheckpointError,
     ClusterError,
     ConfigError,

@@ -8,24 +8,24 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import CampaignEvent, StatusChanged, Warned
 from orchestrator.campaign.loop import Campaign
-from orchestrator.campaign.orphan_workers import refuse_orphan_workers
 from orchestrator.errors import ClusterError, ConfigError, Superseded, TrackingError
+from orchestrator.publishing.published import Published, published_tag
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
+from orchestrator.resume.orphan_workers import refuse_orphan_workers
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.failure import local_artifacts_text
-from orchestrator.tracking.published import Published, published_tag
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun, mlflow_status
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 
 class FakeCluster(ClusterJobs):

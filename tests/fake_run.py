@@ -7,9 +7,9 @@ from pathlib import Path
 from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest, state_stem
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec, WorkerSpec
+from trainers.storage.files import write_atomic, write_json_atomic
 
 CLASSES = ("left kidney", "tumour (solid)")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainers.contract.errors import NnfleetError
+from trainers.errors import NnfleetError
 
 
 class Evil:

@@ -10,12 +10,12 @@ import torch
 
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest
-from trainers.contract.files import write_json_atomic
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.network.checkpoint import checkpoint_header
 from trainers.network.model import build_network, mirroring_axes
+from trainers.storage.files import write_json_atomic
 
 EMA = 0.5
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from tests.ring_record import Record, read_record
-from trainers.contract.files import write_atomic
+from trainers.storage.files import write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
 UNIT, INTEGRATION = REPOSITORY / "tests/unit", REPOSITORY / "tests/integration"

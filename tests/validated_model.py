@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.fake_run import CLASSES, FakeRun
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
+from trainers.storage.files import write_atomic
 
 VOXELS = 1000
 REFERENCE = 200

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
-from trainers.contract.errors import NnfleetError, TrackingError
 from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import NnfleetError, TrackingError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def synchronise(runs: Sequence[str], results: Path | None) -> int:
     """
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.compare.model_run import with_models
-    from orchestrator.tracking.reconcile import SyncedEvent, sync_below
+    from orchestrator.publishing.reconcile import SyncedEvent, sync_below
 
     jobs, exit_code = Jobs.inside_job().records(), 0
     for done in with_models(sync_below(results, runs, jobs), jobs):

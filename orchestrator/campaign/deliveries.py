@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from orchestrator.campaign.dispatch import ClusterJobs
-from orchestrator.campaign.followed_run import FollowedRun
+from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.undelivered import undelivered_text
-from trainers.contract.errors import ClusterError
 from trainers.contract.states import RunState
+from trainers.errors import ClusterError
 
 SENDS = "was finished before; a job sends its results to MLflow."
 SENT = "was finished before; a job has sent its results to MLflow."

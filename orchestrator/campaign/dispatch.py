@@ -5,21 +5,21 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from orchestrator.campaign.followed_run import FollowedRun, Order, Refusal
-from orchestrator.campaign.next_step import Train, Validate
-from orchestrator.campaign.reserved import elastic_trainings, reservations
-from orchestrator.campaign.takeover import reset
+from orchestrator.follow.followed_run import FollowedRun, Order, Refusal
+from orchestrator.follow.next_step import Train, Validate
+from orchestrator.follow.reserved import elastic_trainings, reservations
 from orchestrator.queue.admission import Waiting, decide, growth
 from orchestrator.queue.gang_fit import NodeResources, Reservation
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.resume.takeover import reset
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_campaigns, validations
 from orchestrator.run.progress import Action
-from trainers.contract.errors import ClusterError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
-from trainers.contract.storage import backoff_s
+from trainers.errors import ClusterError, StorageError
+from trainers.storage.faults import backoff_s
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from orchestrator import errors
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.run.events import Event, events_in
 from orchestrator.run.status import RunStatus
-from trainers.contract.errors import NnfleetError
+from trainers.errors import NnfleetError
 
 
 class Planned(Event):

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from orchestrator.campaign.events import CampaignLog
-from orchestrator.campaign.next_step import death
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.follow.next_step import death
 from orchestrator.run.events import EVENT_PREFIX
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.status import RunStatus

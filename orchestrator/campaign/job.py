@@ -22,16 +22,16 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
-from orchestrator.campaign.orphan_workers import refuse_orphan_workers
-from orchestrator.campaign.reserved import reservations, runs_at_work
-from orchestrator.campaign.resume import choose, find_runs, of_one_server
-from orchestrator.campaign.takeover import refuse
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.dataset.problems import listed
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.plan import PlanReport, Queue, plan_of_runs, plan_report
+from orchestrator.follow.reserved import reservations, runs_at_work
 from orchestrator.queue.registry import Registry
+from orchestrator.resume.orphan_workers import refuse_orphan_workers
+from orchestrator.resume.takeover import refuse
+from orchestrator.resume.unfinished import choose, find_runs, of_one_server
 from orchestrator.run.aside import aside_name
 from orchestrator.run.below import results_folder
 from orchestrator.run.clock import Clock
@@ -42,9 +42,9 @@ from orchestrator.tracking.address import check_tracking_uri, masked
 from orchestrator.tracking.binding import TrackingServer
 from orchestrator.validation.cases import checkpoints_to_validate
 from trainers.contract.commits import newest_committed
-from trainers.contract.errors import ClusterError, ConfigError, NnfleetError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.errors import ClusterError, ConfigError, NnfleetError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +132,8 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     """Continue the unfinished runs below a results folder, or the named ones. A run that cannot go on is left, with the reason; when it
     was named, that is an error.
     """
-    from orchestrator.campaign.resume_check import sound, with_reachable_server
     from orchestrator.cluster.jobs import Jobs
+    from orchestrator.resume.resume_check import sound, with_reachable_server
 
     place = results_folder(results, os.environ)
     found, damaged = find_runs(place)
@@ -225,7 +225,7 @@ def _opened(
 
 def end_orphans(tracker: TrackingServer, jobs: Callable[[], Sequence[JobRecord]], registry: Registry) -> None:
     """End in MLflow what nobody works on any more. A failure is only logged: the next campaign does it."""
-    from orchestrator.tracking.reconcile import end_orphaned_runs
+    from orchestrator.publishing.reconcile import end_orphaned_runs
 
     try:
         with registry.locked("opening"):  # nobody is about to acquire what is found dead

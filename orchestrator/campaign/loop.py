@@ -11,11 +11,11 @@ from typing import assert_never
 from orchestrator.campaign.deliveries import SENDS, Deliveries
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
 from orchestrator.campaign.events import CampaignEvent, Done, StatusChanged, Warned
-from orchestrator.campaign.followed_run import FollowedRun
-from orchestrator.campaign.next_step import End, Follow, Step, StopJob, Train, Validate, next_step
 from orchestrator.campaign.opening import Opened, opening
-from orchestrator.campaign.render import changes, is_news
 from orchestrator.campaign.state_reporter import StateReporter
+from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, next_step
+from orchestrator.follow.render import changes, is_news
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
@@ -23,10 +23,10 @@ from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import Action
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import TrackingServer
-from trainers.contract.errors import ClusterError, StorageError
 from trainers.contract.fencing import newest_token
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState, can_follow
+from trainers.errors import ClusterError, StorageError
 
 log = logging.getLogger(__name__)
 

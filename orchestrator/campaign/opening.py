@@ -5,20 +5,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.campaign.dispatch import ClusterJobs
-from orchestrator.campaign.followed_run import FollowedRun
-from orchestrator.campaign.observe import Observer
-from orchestrator.campaign.reserved import runs_at_work
-from orchestrator.campaign.takeover import Acquired, acquire, end_replaced, make_way, refuse, stop_mark
 from orchestrator.dataset.model_folder import folders_of_others
+from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.follow.observe import Observer
+from orchestrator.follow.reserved import runs_at_work
+from orchestrator.publishing.lacking import lacks_results
 from orchestrator.queue.registry import Registry
+from orchestrator.resume.takeover import Acquired, acquire, end_replaced, make_way, refuse, stop_mark
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Action
 from orchestrator.tracking.binding import TrackingServer, open_experiments, refuse_mixture, run_to_take, track
-from orchestrator.tracking.lacking import lacks_results
-from trainers.contract.errors import StorageError, TrackingError
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.errors import StorageError, TrackingError
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from orchestrator.campaign.followed_run import FollowedRun
+from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.run.clock import Clock
 from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.end_state import is_refusal
 from orchestrator.tracking.records import shared_reason
-from trainers.contract.errors import TrackingError
 from trainers.contract.states import RunState
+from trainers.errors import TrackingError
 
 log = logging.getLogger(__name__)
 

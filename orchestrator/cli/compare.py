@@ -54,7 +54,7 @@ def show(answer: "Answer") -> None:
     """Print the answer: the verdict first, then the models, then each pair."""
     from orchestrator.compare.answer import whole
     from orchestrator.compare.tables import models_table
-    from orchestrator.compare.verdict import sentence
+    from orchestrator.statistics.verdict import sentence
 
     say(answer.verdict)
     for text in answer.notes:

@@ -10,7 +10,7 @@ from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.export import Exported
+    from orchestrator.export.model import Exported
 
 Model = Annotated[
     str,

@@ -11,7 +11,7 @@ from orchestrator.cli.parameters import AsJson, Cluster, SomeRuns
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.campaign.removal import Removable
+    from orchestrator.resume.removal import Removable
 
 
 def rm(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import orchestrator
 import trainers
-from trainers.contract.errors import StorageError
-from trainers.contract.files import temporary_folder
-from trainers.contract.storage import free_space, storing
+from trainers.errors import StorageError
+from trainers.storage.faults import free_space, storing
+from trainers.storage.files import temporary_folder
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.address import DEFAULT_PORTS, holds_credentials, host_and_port
-from trainers.contract.errors import ClusterError, ConfigError
+from trainers.errors import ClusterError, ConfigError
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """The variables that Ray's own `ray job` reads, in its order."""

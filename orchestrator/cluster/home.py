@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.contract.errors import ClusterError, ConfigError
-from trainers.contract.files import expanded
-from trainers.contract.mounts import file_system_of
+from trainers.errors import ClusterError, ConfigError
+from trainers.storage.files import expanded
+from trainers.storage.mounts import file_system_of
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from orchestrator.cluster.code_package import staged
 from orchestrator.cluster.discovery import ADDRESS_VARIABLES, job_server_of, server_of
 from orchestrator.cluster.service_environment import QUIET, without_proxy
 from orchestrator.run.job_record import JobKind, JobRecord, record_of
-from trainers.contract.errors import ClusterError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import storage_error
+from trainers.errors import ClusterError
+from trainers.storage.faults import storage_error
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_fre
 from orchestrator.cluster.service_environment import LOOPBACK, service_environment
 from orchestrator.cluster.service_records import Ports, Recorded, read_ports, read_record, write_ports, write_record
 from orchestrator.queue.file_lock import locked
-from trainers.contract.errors import ClusterError, ConfigError
-from trainers.contract.storage import storing
+from trainers.errors import ClusterError, ConfigError
+from trainers.storage.faults import storing
 
 log = logging.getLogger(__name__)
 

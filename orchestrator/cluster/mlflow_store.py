@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.home import Home
-from trainers.contract.errors import ClusterError, ConfigError
-from trainers.contract.files import write_atomic
+from trainers.errors import ClusterError, ConfigError
+from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 

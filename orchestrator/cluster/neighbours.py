@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.cluster.capacity import Offer
 from orchestrator.cluster.processes import ProcessRecord, boot_id
-from trainers.contract.errors import StorageError
-from trainers.contract.files import write_atomic
+from trainers.errors import StorageError
+from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 

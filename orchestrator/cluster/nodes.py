@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
 from orchestrator.cluster.neighbours import Notice
 from orchestrator.queue.gang_fit import NodeResources
-from trainers.contract.errors import ClusterError, ConfigError
+from trainers.errors import ClusterError, ConfigError
 
 
 def cluster_nodes() -> list[NodeResources]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from trainers.contract.errors import ClusterError
+from trainers.errors import ClusterError
 
 MARK = "NNFLEET_SERVICE"
 SERVICE_PORTS = range(20000, 32000)

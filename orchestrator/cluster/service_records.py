@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord
-from trainers.contract.errors import ClusterError
-from trainers.contract.files import write_atomic
+from trainers.errors import ClusterError
+from trainers.storage.files import write_atomic
 
 
 class Recorded(BaseModel):

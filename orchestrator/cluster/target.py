@@ -7,7 +7,7 @@ from orchestrator.cluster.discovery import AUTO, cluster_of_this_machine, named_
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.cluster.local_services import Services
-from trainers.contract.errors import ClusterError
+from trainers.errors import ClusterError
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compare.models import TrainedModel, short_names
-from orchestrator.compare.pairs import Comparison, compare_family
-from orchestrator.compare.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
-from orchestrator.compare.seeds import Agreement, SeedSpread, agreement, seed_spread
-from orchestrator.compare.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
 from orchestrator.compare.unlike import differences
-from orchestrator.compare.verdict import leaders, leaders_sentence, sentence
 from orchestrator.errors import ConfigError
+from orchestrator.statistics.pairs import Comparison, compare_family
+from orchestrator.statistics.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
+from orchestrator.statistics.seeds import Agreement, SeedSpread, agreement, seed_spread
+from orchestrator.statistics.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
+from orchestrator.statistics.verdict import leaders, leaders_sentence, sentence
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import CaseResult, nan_mean
 

@@ -10,9 +10,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve_all
 from orchestrator.tracking.binding import noted_run_id
-from trainers.contract.errors import DataError, StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.errors import DataError, StorageError
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from orchestrator.compare.models import TrainedModel, ValidatedFold, read_fold
 from orchestrator.compare.unlike import differences
-from trainers.contract.errors import DataError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
+from trainers.errors import DataError
 
 CHECKPOINT: CheckpointName = "final"
 """What nnU-Net validates. Best checkpoints are chosen on the cases that they would be judged by."""

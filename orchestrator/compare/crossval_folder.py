@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
-from trainers.contract.files import NO_LINKS, fsync_folder, write_atomic, write_json_atomic
 from trainers.contract.plans import Labels
 from trainers.contract.run_folder import CROSSVAL_PREFIX, crossval_name
-from trainers.contract.storage import storing
 from trainers.contract.summary import CaseResult, summarise, summary_bytes
+from trainers.storage.faults import storing
+from trainers.storage.files import NO_LINKS, fsync_folder, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 

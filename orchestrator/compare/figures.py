@@ -9,10 +9,10 @@ import numpy as np
 
 from orchestrator.compare.answer import Answer, fold_dice
 from orchestrator.compare.models import TrainedModel
-from orchestrator.compare.pairs import Comparison
-from orchestrator.compare.ranks import RankStability, Scheme
-from orchestrator.compare.table import DICE, CaseScores
-from orchestrator.compare.verdict import better
+from orchestrator.statistics.pairs import Comparison
+from orchestrator.statistics.ranks import RankStability, Scheme
+from orchestrator.statistics.table import DICE, CaseScores
+from orchestrator.statistics.verdict import better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,16 +19,15 @@ import numpy as np
 
 from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, cross_validation, fold_folders
 from orchestrator.compare.crossval_folder import by_file_name, crossval_summary
-from orchestrator.compare.pairs import mean_interval
+from orchestrator.export.fold_facts import facts_of, shared_params
+from orchestrator.publishing.reconcile import Synced, is_alive
+from orchestrator.publishing.validation_report import without_case_ids
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
+from orchestrator.statistics.pairs import mean_interval
 from orchestrator.tracking.binding import experiment_of, server_of
 from orchestrator.tracking.end_state import final_state
-from orchestrator.tracking.fold_facts import facts_of, shared_params
-from orchestrator.tracking.reconcile import Synced, is_alive
 from orchestrator.tracking.records import FOLDER_TAG, MODEL_KEY_TAG, ModelRun, fixed_params, group_of, metric_path, params_of
-from orchestrator.tracking.validation_report import without_case_ids
-from trainers.contract.errors import DataError, NnfleetError
 from trainers.contract.plans import load_splits
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.records import read_mlflow_run
@@ -36,6 +35,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.summary import CaseResult, Row, summary_bytes, table_rows
 from trainers.contract.trainer_table import RECIPE_VERSION
+from trainers.errors import DataError, NnfleetError
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Tracker

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.tracking.validation_report import ema_of
+from orchestrator.publishing.validation_report import ema_of
 from trainers.contract.commits import EpochRow, newest_committed
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result

@@ -16,13 +16,13 @@ from orchestrator.compare.figures import (
     scores_figure,
     significance_figure,
 )
-from orchestrator.compare.pairs import ALPHA, POWER, Comparison
-from orchestrator.compare.ranks import RESAMPLES
-from orchestrator.compare.seeds import Agreement
-from orchestrator.compare.table import DICE, HD95, NSD
 from orchestrator.compare.tables import TextTable, classes_table, groups_table, models_table, number, pairs_table
-from orchestrator.compare.verdict import sentence
-from trainers.contract.files import write_atomic
+from orchestrator.statistics.pairs import ALPHA, POWER, Comparison
+from orchestrator.statistics.ranks import RESAMPLES
+from orchestrator.statistics.seeds import Agreement
+from orchestrator.statistics.table import DICE, HD95, NSD
+from orchestrator.statistics.verdict import sentence
+from trainers.storage.files import write_atomic
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.compare.answer import Answer
 from orchestrator.compare.models import TrainedModel
-from orchestrator.compare.pairs import Comparison
-from orchestrator.compare.ranks import GroupRanks
+from orchestrator.statistics.pairs import Comparison
+from orchestrator.statistics.ranks import GroupRanks
 
 _LATEX = {
     "\\": r"\textbackslash{}",

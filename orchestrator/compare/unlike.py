@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.compare.models import TrainedModel
 from orchestrator.compare.schedules import unlike_schedules
-from orchestrator.tracking.fold_facts import facts_of, listed_cases, unlike
+from orchestrator.export.fold_facts import facts_of, listed_cases, unlike
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 

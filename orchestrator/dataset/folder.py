@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError, StorageError
-from trainers.contract.exclusive import create_exclusive, release_claim
 from trainers.contract.names import LONGEST_CASE, fault_of_name, nearest, shown
 from trainers.contract.plans import PREPROCESS_COMMAND, Split, check_case_ids, load_splits
-from trainers.contract.storage import reading
+from trainers.storage.exclusive import create_exclusive, release_claim
+from trainers.storage.faults import reading
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.dataset.remembered import Reading, read_files
-from trainers.contract.files import sha256_of
-from trainers.contract.storage import find_outage
 from trainers.data.segmentation_file import read_segmentation
 from trainers.data.whole_file import check_whole
+from trainers.storage.faults import find_outage
+from trainers.storage.files import sha256_of
 
 MAX_VALUES = 100
 """More distinct values than this are no label map: the rest is not listed."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StorageError
-from trainers.contract.files import write_atomic
+from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 

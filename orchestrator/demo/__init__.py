@@ -17,7 +17,7 @@ from typing import IO
 
 from orchestrator.demo.anatomy import MAX_SPACING_MM, MIN_SPACING_MM, load_template, make_subject, write_dataset_json, write_subject
 from orchestrator.errors import ConfigError, DataError
-from trainers.contract.files import expanded, write_atomic, write_json_atomic
+from trainers.storage.files import expanded, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 

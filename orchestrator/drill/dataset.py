@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainers.contract.files import write_atomic, write_json_atomic
+from trainers.storage.files import write_atomic, write_json_atomic
 
 PLANS = "nnUNetPlans"
 CONFIGURATION = "drill_3d"

@@ -49,10 +49,10 @@ from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.commits import Committed, committed_position, newest_committed
 from trainers.contract.fencing import claims_seen
-from trainers.contract.files import expanded
 from trainers.contract.records import TokenClaim, read_heartbeat, read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
+from trainers.storage.files import expanded
 
 REFERENCE, DRILLED = "Dataset998_NnfleetDrillReference", "Dataset999_NnfleetDrill"
 PATIENCE_S = 300.0

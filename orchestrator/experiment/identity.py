@@ -11,7 +11,7 @@ from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Schedule
-from trainers.contract.storage import is_there
+from trainers.storage.faults import is_there
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from orchestrator.experiment.fields import (
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.tracking.address import holds_secret
-from trainers.contract.files import expanded
 from trainers.contract.names import Fold
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
 from trainers.contract.trainer_table import TRAINERS
+from trainers.storage.files import expanded
 
 NAME_LENGTH = 80
 """Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""

@@ -15,10 +15,10 @@ from orchestrator.queue.admission import Waiting, schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
-from trainers.contract.mounts import LOCAL, file_system_of, is_linkless
 from trainers.contract.plans import load_plans
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.split_batch import rank_sizes
+from trainers.storage.mounts import LOCAL, file_system_of, is_linkless
 
 if TYPE_CHECKING:
     from orchestrator.experiment.model import Experiment

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trainers.contract.errors import ClusterError, StorageError
-from trainers.contract.storage import storing
+from trainers.errors import ClusterError, StorageError
+from trainers.storage.faults import storing
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from orchestrator.queue.admission import RegistryRecord, Waiting
 from orchestrator.queue.file_lock import locked
-from trainers.contract.errors import ClusterError
-from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.run_spec import WorkerSpec
+from trainers.errors import ClusterError
+from trainers.storage.files import write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 GROWTH_LIMITS_FRESH_S = 60.0

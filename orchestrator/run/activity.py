@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from orchestrator.run.status import CasesDone
 from trainers.contract.fencing import TAKEOVER, claims_seen, newest_token
-from trainers.contract.files import write_heartbeat
 from trainers.contract.records import TokenClaim, ValidationHeartbeat, claim_seen, read_heartbeat, read_validation_heartbeat
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import write_heartbeat
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import time
 from itertools import count
 from pathlib import Path
 
-from trainers.contract.exclusive import IS_TAKEN
-from trainers.contract.files import fsync_folder
+from trainers.storage.exclusive import IS_TAKEN
+from trainers.storage.files import fsync_folder
 
 
 def aside_name(root: Path, why: str, when: str) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainers.contract.errors import ConfigError
-from trainers.contract.files import expanded
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import ConfigError
+from trainers.storage.files import expanded
 
 RUN_FILE = "nnfleet/run.json"
 LEVELS = ("", "fold_*", "*/fold_*", "*/*/fold_*")

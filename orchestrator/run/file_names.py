@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.contract.mounts import file_system_of
-from trainers.contract.storage import is_of_storage, storing
+from trainers.storage.faults import is_of_storage, storing
+from trainers.storage.mounts import file_system_of
 
 _REFUSED = {errno.EACCES, errno.EPERM}
 """How some file systems refuse a name, in a folder that was made for it a moment ago."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from trainers.contract.errors import ConfigError
 from trainers.contract.names import nearest, shown
 from trainers.contract.trainer_table import canonical_trainer
+from trainers.errors import ConfigError
 
 MAX_LISTED = 5
 LONGEST_SHOWN = 200

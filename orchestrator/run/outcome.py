@@ -5,11 +5,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from trainers.contract.errors import ClusterError, DataError, StorageError, Superseded
 from trainers.contract.fencing import check_driver_fence, fencing_tokens
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen
+from trainers.errors import ClusterError, DataError, StorageError, Superseded
+from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from trainers.contract.errors import StorageError
-from trainers.contract.files import write_json_atomic
 from trainers.contract.records import Undelivered, read_record
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import StorageError
+from trainers.storage.files import write_json_atomic
 
 
 def note_undelivered(folder: RunFolder, what: str, since_unix: float, because: str) -> None:

@@ -5,8 +5,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from trainers.contract.errors import DataError
 from trainers.contract.run_spec import RunSpec
+from trainers.errors import DataError
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from orchestrator.tracking.address import masked
 from orchestrator.tracking.records import FOLDER_TAG, MARKER_METRIC, KnownRun, OpenRun, job_tags
 from orchestrator.tracking.saved_views import run_url
 from trainers.contract.commits import CommitReader, Committed, newest_committed
-from trainers.contract.errors import ConfigError, DataError, StorageError
 from trainers.contract.fencing import check_driver_fence
 from trainers.contract.records import MlflowRun, read_mlflow_run, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Tracker

@@ -5,9 +5,9 @@ import logging
 from orchestrator.run.outcome import Outcome, is_newest
 from orchestrator.tracking.binding import bound_run, server_of
 from orchestrator.tracking.records import shared_reason
-from trainers.contract.errors import NnfleetError, TrackingError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
+from trainers.errors import NnfleetError, TrackingError
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from platform import python_version
 from typing import Any
 
 from trainers.contract.commits import EpochRow
-from trainers.contract.errors import NnfleetError
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.errors import NnfleetError
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
 from orchestrator.training.failures import MESSAGE_CHARACTERS, read_failures
 from orchestrator.training.worker import WorkerJob, this_node, train_worker
 from trainers.contract.commits import Committed, newest_committed
-from trainers.contract.errors import ClusterError, NnfleetError, StorageError
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import retry_storage
+from trainers.errors import ClusterError, NnfleetError, StorageError
+from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -66,8 +66,8 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
     """Train, publish and, if `hands_over`, submit the validation job. Returns and stores the outcome of everything that happens once the
     token is acquired; before, raises DataError (its run.json is broken) or StorageError (run or dataset cannot be seen, or the disk does
     not take the token, for minutes)."""
+    from orchestrator.publishing.publisher import Publisher
     from orchestrator.tracking.end_state import publish_end
-    from orchestrator.tracking.publisher import Publisher
 
     driver = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     spec = retry_storage(folder.living_spec, f"the start of {folder.root}")

@@ -23,9 +23,9 @@ from orchestrator.run.outcome import EVIDENCE_CHARACTERS
 from orchestrator.training.failures import MESSAGE_CHARACTERS, Blame, RankError, blame, write_failure
 from orchestrator.training.retry_budgets import STARTS_WITHOUT_PROGRESS, final_failure, starts_charged
 from trainers.contract.commits import committed_position
-from trainers.contract.errors import NnfleetError
 from trainers.contract.fencing import newest_token_of
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import NnfleetError
 
 log = logging.getLogger(__name__)
 NEW_WAIT_S = 60.0

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from orchestrator.run.failure import Failure, FailureKind, failure_files
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState
 from orchestrator.training.memory_report import memory_report
-from trainers.contract.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.storage import is_of_storage
+from trainers.errors import ConfigError, DataError, DivergedError, StorageError, Superseded
+from trainers.storage.faults import is_of_storage
+from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 RECENT_LINES = 40

@@ -17,11 +17,11 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainers.contract.errors import StorageError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import retry_storage
 from trainers.data.batches import Batch, Request, SplitName, requests_from
+from trainers.errors import StorageError
+from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
     from trainers.data.dataset import TrainingData

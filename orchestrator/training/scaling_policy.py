@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util import placement_group_table
 
 from orchestrator.queue.registry import Registry
-from trainers.contract.errors import NnfleetError
+from trainers.errors import NnfleetError
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0

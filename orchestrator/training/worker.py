@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
-from trainers.contract.errors import ConfigError
 from trainers.contract.fencing import acquire_token, check_driver_fence
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import retry_storage
+from trainers.errors import ConfigError
+from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
     from trainers.training.world import World

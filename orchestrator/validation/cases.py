@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
+from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.progress import checkpoints_due
-from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.commits import Manifest, newest_committed
-from trainers.contract.errors import CheckpointError
-from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.plans import load_plans
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.storage import reading
+from trainers.errors import CheckpointError
+from trainers.storage.faults import reading
+from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 

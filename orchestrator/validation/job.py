@@ -22,11 +22,11 @@ import ray
 
 from orchestrator.compare.cross_validation import CHECKPOINT
 from orchestrator.compare.crossval_folder import drop_crossval, refresh_crossval
+from orchestrator.publishing.publisher import deliver_run
+from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, write_report
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.tracking.end_state import publish_end
-from orchestrator.tracking.publisher import deliver_run
-from orchestrator.tracking.validation_report import ValidationReport, deliver_reports, write_report
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import (
     Stopped,
@@ -38,15 +38,15 @@ from orchestrator.validation.cases import (
     share_results,
 )
 from orchestrator.validation.worker_pool import Pool
-from trainers.contract.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError, TrackingError
-from trainers.contract.files import check_takes
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.storage import is_of_storage, retry_storage
 from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
+from trainers.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError, TrackingError
+from trainers.storage.faults import is_of_storage, retry_storage
+from trainers.storage.files import check_takes
 
 log = logging.getLogger(__name__)
 DELIVERY_WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15, 30, 60, 120)

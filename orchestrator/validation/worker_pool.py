@@ -14,19 +14,19 @@ import click
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.activity import report_cases
 from orchestrator.run.status import CasesDone
-from orchestrator.tracking.validation_report import picture_file
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
 from orchestrator.validation.cases import Stopped, case_sizes
-from trainers.contract.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
-from trainers.contract.files import check_takes, write_atomic
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.storage import is_of_storage, retry_storage
 from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
+from trainers.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
+from trainers.storage.faults import is_of_storage, retry_storage
+from trainers.storage.files import check_takes, write_atomic
 
 if TYPE_CHECKING:
     from trainers.validation.inference import CasePredictor
@@ -100,7 +100,7 @@ class CaseWorker:
 
         assert self.predictor is not None
         try:
-            from orchestrator.tracking.pictures import overlay
+            from orchestrator.publishing.pictures import overlay
 
             shown = case_picture(self.predictor, result.case_id, Path(result.prediction_file))
             volumes = (shown.image_ZYX, shown.truth_ZYX, shown.prediction_ZYX)

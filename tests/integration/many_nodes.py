@@ -26,7 +26,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import LOOPBACK, service_environment
 from tests.integration.cluster import SHORT
-from trainers.contract.errors import ClusterError
+from trainers.errors import ClusterError
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 200 << 20

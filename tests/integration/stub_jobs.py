@@ -17,8 +17,8 @@ from orchestrator.cluster.jobs import Jobs
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import write_json_atomic
 
 
 def note(folder: RunFolder, what: str, job: str) -> None:

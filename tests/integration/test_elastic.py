@@ -17,9 +17,9 @@ from tests.integration.cluster import REPOSITORY
 from tests.toy import toy_spec
 from trainers.contract.commits import EpochRow, newest_committed
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Schedule, WorkerSpec
+from trainers.storage.files import write_atomic
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 SCHEDULE = Schedule(epochs=6, train_iterations=40, val_iterations=4)

@@ -19,9 +19,9 @@ from tests.integration.hosts import Host, Hosts, RayHosts, reason_against
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import committed_states
 from trainers.contract.fencing import newest_token
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
+from trainers.storage.files import write_atomic
 
 NOT_HERE = reason_against()
 pytestmark = [

@@ -18,10 +18,10 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 from tests.conftest import Toys
 from tests.random_model import random_run
 from tests.toy import nnunet_environment
-from trainers.contract.errors import CheckpointError, DataError
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.summary import summarise, summary_bytes
+from trainers.errors import CheckpointError, DataError
 from trainers.validation.inference import CasePredictor
 from trainers.validation.one_case import case_picture, original_slice, validate_case
 

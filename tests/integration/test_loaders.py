@@ -12,9 +12,9 @@ from orchestrator.training.loader_pool import LoaderPool
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.toy import toy_spec
-from trainers.contract.errors import DataError, StorageError
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import DataError, StorageError
+from trainers.storage.files import write_json_atomic
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 

@@ -16,8 +16,8 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.cluster.local_services import Services
 from orchestrator.experiment.model import Experiment
+from orchestrator.publishing.checkpoint_store import published
 from orchestrator.run.status import RunStatus
-from orchestrator.tracking.checkpoint_store import published
 from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
 from tests.integration.digests import reached

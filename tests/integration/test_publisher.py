@@ -14,16 +14,16 @@ import pytest
 
 from orchestrator.compare.model_run import publish_cross_validation
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
+from orchestrator.export.mlflow_folds import folds_in_mlflow
+from orchestrator.export.model import export_model
+from orchestrator.publishing.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
+from orchestrator.publishing.publisher import Publisher, deliver_run
+from orchestrator.publishing.reconcile import end_orphaned_runs, sync
 from orchestrator.queue.registry import Registry
 from orchestrator.run.outcome import Outcome
 from orchestrator.tracking.binding import track
-from orchestrator.tracking.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.end_state import publish_end
-from orchestrator.tracking.export import export_model
-from orchestrator.tracking.mlflow_folds import folds_in_mlflow
-from orchestrator.tracking.publisher import Publisher, deliver_run
-from orchestrator.tracking.reconcile import end_orphaned_runs, sync
 from tests.fake_run import CLASSES, FakeRun
 from tests.integration.mlflow_server import MlflowServer, client_of
 from tests.validated_model import validated_model
@@ -32,7 +32,7 @@ from trainers.contract.fencing import check_driver_fence
 from trainers.contract.states import RunState
 
 REPOSITORY = Path(__file__).parents[2]
-DELIVER = "import sys; from pathlib import Path; from orchestrator.tracking.publisher import deliver_run; "
+DELIVER = "import sys; from pathlib import Path; from orchestrator.publishing.publisher import deliver_run; "
 DELIVER += "from trainers.contract.run_folder import RunFolder; deliver_run(RunFolder(Path(sys.argv[1])), 1, 60.0)"
 BIG = 40_000_000
 """Bytes of a checkpoint whose upload can be hit in the middle."""

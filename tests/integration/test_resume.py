@@ -21,9 +21,9 @@ from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.integration.local_home import services_of_its_own, toy_experiment
 from tests.toy import Toy
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 pytestmark = pytest.mark.long
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from benchmarks.kill_saving import Reader, kill_saving, table, tensors_of
+from orchestrator.publishing.files_channel import FilesChannel
 from orchestrator.run.failure import Failure
 from orchestrator.run.outcome import Outcome, write_outcome
-from orchestrator.tracking.files_channel import FilesChannel
 from orchestrator.training.failures import write_failure
 from tests.fake_run import FakeRun
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import MlflowServer
-from tests.unit.trainers.contract.test_storage import reached
+from tests.unit.trainers.storage.test_storage import reached
 from tests.unit.trainers.training.test_state import FIXED, tensors
-from trainers.contract.errors import StorageError
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import StorageError
+from trainers.storage.files import sha256_of, write_atomic
 from trainers.training.state import StateWriter, newest_valid
 
 

@@ -23,9 +23,9 @@ from tests.toy import Toy, toy_spec
 from tests.unit.old_folder import old_run_folder
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
+from trainers.storage.files import write_atomic
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 EPOCHS = 6

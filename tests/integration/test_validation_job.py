@@ -25,10 +25,10 @@ from tests.integration.cluster import SHORT
 from tests.integration.disks import Disk, small_disk
 from tests.integration.mlflow_server import free_port
 from tests.random_model import EMA, random_run
-from trainers.contract.files import write_json_atomic
 from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec, ValidationSpec, WorkerSpec
+from trainers.storage.files import write_json_atomic
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 

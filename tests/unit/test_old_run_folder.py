@@ -26,12 +26,12 @@ from tests.fake_campaign import FakeTracking, Stage, look
 from tests.unit.old_folder import FILES, RUN_KEY, WRITTEN, old_run_folder
 from trainers.contract.commits import Committed, Manifest, committed_states, newest_committed
 from trainers.contract.fencing import acquire_token, check_driver_fence, count_drivers, fencing_tokens, newest_token, newest_token_of
-from trainers.contract.files import write_json_atomic
 from trainers.contract.records import MlflowRun, read_published_files
 from trainers.contract.requests import StopRequest, read_stop_request, save_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 DRIVER = "vm-24863-7380216b"
 JOB = f"train-{RUN_KEY}-a1"

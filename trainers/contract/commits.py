@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen
-from trainers.contract.storage import reading
+from trainers.storage.faults import reading
 
 log = logging.getLogger(__name__)
 _reported: deque[Path] = deque(maxlen=256)

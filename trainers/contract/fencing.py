@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainers.contract.errors import Superseded
-from trainers.contract.exclusive import create_exclusive
 from trainers.contract.records import TokenClaim, claim_seen, read_claim
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.storage import reading
+from trainers.errors import Superseded
+from trainers.storage.exclusive import create_exclusive
+from trainers.storage.faults import reading
 
 TAKEOVER = "takeover"
 """Role of a token that fences off the run that had the folder before; nobody trains under it."""

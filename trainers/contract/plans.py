@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trainers.contract.architecture import MAX_SIZE, MAX_STAGES, fault_of_architecture, is_size
-from trainers.contract.errors import ConfigError, DataError
-from trainers.contract.files import read_json
 from trainers.contract.names import LONGEST_CASE, Fold, fault_of_case, fault_of_name, nearest, shown
 from trainers.contract.old_network import fault_of_old_network, is_of_old_plans, with_architecture
+from trainers.errors import ConfigError, DataError
+from trainers.storage.files import read_json
 
 PREPROCESS_COMMAND = "nnUNetv2_plan_and_preprocess"
 

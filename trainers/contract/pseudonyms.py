@@ -6,8 +6,8 @@ import re
 import secrets
 from pathlib import Path
 
-from trainers.contract.errors import DataError
-from trainers.contract.exclusive import create_exclusive
+from trainers.errors import DataError
+from trainers.storage.exclusive import create_exclusive
 
 SALT_FILE = ".nnfleet_salt"
 

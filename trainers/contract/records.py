@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainers.contract.errors import DataError
-from trainers.contract.files import read_json, write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import CaseResult
+from trainers.errors import DataError
+from trainers.storage.files import read_json, write_json_atomic
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0

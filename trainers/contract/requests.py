@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
-from trainers.contract.files import write_json_atomic
 from trainers.contract.records import Record
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import write_json_atomic
 
 
 class StopRequest(Record):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.contract.errors import ConfigError, DataError, StorageError
-from trainers.contract.files import read_json
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.storage import check_dataset_is_there
+from trainers.errors import ConfigError, DataError, StorageError
+from trainers.storage.faults import check_dataset_is_there
+from trainers.storage.files import read_json
 
 CROSSVAL_PREFIX = "crossval_results_folds_"
 

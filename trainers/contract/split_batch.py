@@ -7,7 +7,7 @@ The plan's batch size is the global one. Every rank takes the floor of its share
 from collections.abc import Mapping
 from typing import Any
 
-from trainers.contract.errors import ConfigError
+from trainers.errors import ConfigError
 
 
 def rank_sizes(batch_size: int, world_size: int) -> list[int]:

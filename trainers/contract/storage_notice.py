@@ -9,10 +9,10 @@ import time
 
 from pydantic import Field
 
-from trainers.contract.errors import StorageError
-from trainers.contract.files import write_atomic
 from trainers.contract.records import Record, read_record
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import StorageError
+from trainers.storage.files import write_atomic
 
 SIZE_BYTES = 8192
 LONGEST_CHARACTERS = 1000

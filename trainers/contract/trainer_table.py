@@ -7,8 +7,8 @@ what they need. `docs/trainers.md` is this table for users.
 from dataclasses import dataclass
 from typing import Literal
 
-from trainers.contract.errors import ConfigError
 from trainers.contract.names import nearest
+from trainers.errors import ConfigError
 
 Recipe = Literal["default", "da5", "da5_classic", "no_augmentation"]
 Mirroring = Literal["all", "01", "none"]

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import blosc2
 import numpy as np
 
-from trainers.contract.errors import DataError
-from trainers.contract.storage import find_outage
 from trainers.data.not_finite import middle_is_finite, not_finite
 from trainers.data.restricted_pickle import read_pickle
+from trainers.errors import DataError
+from trainers.storage.faults import find_outage
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache, cached
 
-from trainers.contract.errors import ConfigError, DataError
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import check_dataset_is_there, reading
 from trainers.contract.trainer_table import Nearest, Recipe, TrainerSettings
 from trainers.data.batches import SplitName
 from trainers.data.case_files import open_case, read_properties
+from trainers.errors import ConfigError, DataError
+from trainers.storage.faults import check_dataset_is_there, reading
 
 log = logging.getLogger(__name__)
 

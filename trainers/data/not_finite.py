@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainers.contract.errors import DataError, NnfleetError
 from trainers.contract.plans import load_dataset_json
+from trainers.errors import DataError, NnfleetError
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from trainers.contract.errors import DataError
 from trainers.contract.names import shown
-from trainers.contract.storage import reading
+from trainers.errors import DataError
+from trainers.storage.faults import reading
 
 MAX_DEPTH = 50
 """Containers within containers; nnU-Net's properties have four."""

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainers.contract.errors import DataError
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.batches import Batch, SplitName
@@ -28,6 +27,7 @@ from trainers.data.case_files import damaged
 from trainers.data.dataset import ClassLocations, TrainingData
 from trainers.data.not_finite import not_finite
 from trainers.data.recipes import Pipeline, Sample, inputs_of, pipeline
+from trainers.errors import DataError
 
 log = logging.getLogger(__name__)
 

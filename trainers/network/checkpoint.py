@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from trainers.contract.commits import BestRecord, EpochRow
-from trainers.contract.errors import CheckpointError
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import find_outage
 from trainers.contract.trainer_table import checkpoint_trainer_name
+from trainers.errors import CheckpointError
+from trainers.storage.faults import find_outage
 
 Checkpoint = dict[str, Any]
 

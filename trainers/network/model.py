@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainers.contract.errors import ConfigError
 from trainers.contract.trainer_table import TrainerSettings
+from trainers.errors import ConfigError
 
 
 def build_network(configuration: Mapping[str, Any], num_input_channels: int, num_heads: int, deep_supervision: bool = True) -> nn.Module:

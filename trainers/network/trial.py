@@ -11,8 +11,8 @@ import sys
 import torch
 
 from trainers.contract.architecture import NetworkTrial, NetworkVerdict
-from trainers.contract.errors import ConfigError, DataError
 from trainers.data.dataset import target_scales
+from trainers.errors import ConfigError, DataError
 from trainers.network.learner import as_list
 from trainers.network.model import build_network
 

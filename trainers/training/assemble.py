@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.contract.commits import BestRecord, Committed
-from trainers.contract.errors import ConfigError
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels, without_cases
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
-from trainers.contract.storage import retry_storage
+from trainers.errors import ConfigError
 from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint
 from trainers.network.learner import Learner, as_list, sgd
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
+from trainers.storage.faults import retry_storage
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 from trainers.training.world import World
 

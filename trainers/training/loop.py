@@ -16,15 +16,15 @@ from typing import Literal
 import torch
 
 from trainers.contract.commits import BestRecord, EpochRow
-from trainers.contract.errors import DivergedError
-from trainers.contract.files import write_heartbeat
 from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.records import Heartbeat as HeartbeatRecord
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.data.batches import BatchSource, SplitName
+from trainers.errors import DivergedError
 from trainers.network.learner import Learner
+from trainers.storage.files import write_heartbeat
 from trainers.training.mid_epoch import MidEpochSaver
 from trainers.training.node_load import node_load
 from trainers.training.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts

@@ -35,15 +35,15 @@ from trainers.contract.commits import (
     order_of,
     state_stem,
 )
-from trainers.contract.errors import CheckpointError, StorageError
 from trainers.contract.fencing import check_fence, gone_when_superseded, newest_token
-from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
 from trainers.contract.requests import acknowledge_save, complete_save
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.storage import STORAGE_RETRY_S, free_space, reading, retry_storage
 from trainers.contract.storage_notice import StorageNotice
+from trainers.errors import CheckpointError, StorageError
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
+from trainers.storage.faults import STORAGE_RETRY_S, free_space, reading, retry_storage
+from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
 
 log = logging.getLogger(__name__)
 KEEP_STATES = 2

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels
 from trainers.contract.summary import ClassMetrics
+from trainers.errors import DataError
 from trainers.validation.surfaces import Mask, surface_metrics
 
 Volume = npt.NDArray[Any]

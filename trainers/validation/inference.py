@@ -21,16 +21,16 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from trainers.contract.errors import CheckpointError, ConfigError, DataError
-from trainers.contract.files import fsync_folder, sha256_of
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.storage import find_outage, reading
 from trainers.data.case_files import damaged, open_case, read_properties
 from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
+from trainers.errors import CheckpointError, ConfigError, DataError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
+from trainers.storage.faults import find_outage, reading
+from trainers.storage.files import fsync_folder, sha256_of
 from trainers.validation.spacing import Spacing, noted_spacing
 
 log = logging.getLogger(__name__)

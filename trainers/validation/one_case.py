@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from trainers.contract.errors import DataError, StorageError
-from trainers.contract.files import write_json_atomic
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import SCORING, CaseResult
 from trainers.data.segmentation_file import SegmentationFile
+from trainers.errors import DataError, StorageError
+from trainers.storage.files import write_json_atomic
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.inference import CasePredictor
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import fuzz
 from orchestrator.experiment.model import parse_experiment, single_training
-from trainers.contract.errors import ConfigError
 from trainers.contract.names import fault_of_case, fault_of_name
 from trainers.data.restricted_pickle import loads
+from trainers.errors import ConfigError
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 

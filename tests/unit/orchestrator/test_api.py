@@ -15,9 +15,9 @@ from orchestrator.cluster.processes import ProcessRecord, end, start_detached
 from orchestrator.cluster.service_records import Recorded, write_record
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.experiment.model import single_training
+from orchestrator.publishing.reconcile import Synced, SyncedEvent
 from orchestrator.run.events import line_of
 from orchestrator.run.status import RunStatus
-from orchestrator.tracking.reconcile import Synced, SyncedEvent
 from tests.fake_campaign import Stage
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
 from trainers.contract.states import RunState

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.next_step import MAX_WITHOUT_PROGRESS
+from orchestrator.follow.next_step import MAX_WITHOUT_PROGRESS
 from orchestrator.run.failure import Failure
 from orchestrator.run.heartbeat import SILENT_S
 from orchestrator.run.job_record import JobRecord
 from orchestrator.training.failures import write_failure
 from tests.fake_campaign import Stage, look, states
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 HOUR_S = 3600.0
 

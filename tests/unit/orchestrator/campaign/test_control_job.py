@@ -8,8 +8,8 @@ from orchestrator.campaign import job
 from orchestrator.campaign.control_job import main, stop
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ConfigError, TrackingError
-from orchestrator.tracking import reconcile
-from orchestrator.tracking.reconcile import Synced
+from orchestrator.publishing import reconcile
+from orchestrator.publishing.reconcile import Synced
 from tests.fake_campaign import Stage, look
 from trainers.contract.requests import StopRequest, read_stop_request
 from trainers.contract.run_folder import RunFolder

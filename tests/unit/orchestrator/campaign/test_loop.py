@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign import observe
 from orchestrator.campaign.dispatch import FIRST_PAUSE_S, LONGEST_PAUSE_S, STOP_AGAIN_S
 from orchestrator.campaign.events import CampaignLog, Done, StatusChanged
 from orchestrator.campaign.loop import Campaign
-from orchestrator.campaign.render import MIN_REPORT_INTERVAL_S, Reading, is_news
-from orchestrator.campaign.reserved import reservations
 from orchestrator.errors import ClusterError
+from orchestrator.follow import observe
+from orchestrator.follow.render import MIN_REPORT_INTERVAL_S, Reading, is_news
+from orchestrator.follow.reserved import reservations
 from orchestrator.queue.registry import GROWTH_LIMITS_FRESH_S, Registry
 from orchestrator.run.activity import report_cases
 from orchestrator.run.events import line_of
@@ -26,12 +26,12 @@ from orchestrator.run.status import CasesDone
 from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
-from trainers.contract.errors import StorageError
 from trainers.contract.fencing import acquire_token, newest_token
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
+from trainers.errors import StorageError
+from trainers.storage.files import write_json_atomic
 
 
 @pytest.fixture

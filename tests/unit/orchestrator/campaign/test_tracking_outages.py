@@ -14,9 +14,9 @@ from orchestrator.campaign.job import end_orphans
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.state_reporter import PATIENCE_S, REFRESH_S, RETRY_S
 from orchestrator.errors import ClusterError, StorageError, TrackingError
+from orchestrator.publishing.reconcile import end_orphaned_runs
 from orchestrator.queue.registry import Registry
 from orchestrator.run.undelivered import note_undelivered
-from orchestrator.tracking.reconcile import end_orphaned_runs
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, ValidationSpec

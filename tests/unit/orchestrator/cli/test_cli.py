@@ -17,7 +17,6 @@ import pytest
 from rich.console import Console
 
 import orchestrator
-from orchestrator.campaign.removal import Removable
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.foreground import answer_of
@@ -29,10 +28,11 @@ from orchestrator.demo import DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
+from orchestrator.export.model import Exported
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.resume.removal import Removable
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
-from orchestrator.tracking.export import Exported
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
 

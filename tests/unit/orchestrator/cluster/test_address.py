@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.campaign.resume import Found
-from orchestrator.campaign.resume_check import with_reachable_server
 from orchestrator.cluster.address import host_and_port
+from orchestrator.resume.resume_check import with_reachable_server
+from orchestrator.resume.unfinished import Found
 from tests.fake_run import FakeRun
 
 

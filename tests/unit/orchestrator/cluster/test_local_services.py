@@ -16,7 +16,7 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.processes import ProcessRecord, end, free_port, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import service_environment
 from orchestrator.cluster.service_records import Recorded, write_record
-from trainers.contract.errors import ClusterError, ConfigError, StorageError
+from trainers.errors import ClusterError, ConfigError, StorageError
 
 
 def web_server(name: str, log_file: Path, port: int) -> ProcessRecord:

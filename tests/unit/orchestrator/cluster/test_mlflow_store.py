@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.mlflow_store import keep_settings, read_settings, server_options, upgrade_database
-from trainers.contract.errors import ClusterError, ConfigError
+from trainers.errors import ClusterError, ConfigError
 
 
 @pytest.fixture

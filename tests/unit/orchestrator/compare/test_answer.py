@@ -23,15 +23,15 @@ from orchestrator.compare.answer import answer as answer_of
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.error_maps import shown_cases
 from orchestrator.compare.models import models_of, read_fold
-from orchestrator.compare.pairs import holm
 from orchestrator.compare.report import html
 from orchestrator.compare.tables import TextTable, as_json, classes_table, groups_table, models_table
-from orchestrator.compare.verdict import sentence
 from orchestrator.errors import ConfigError
+from orchestrator.statistics.pairs import holm
+from orchestrator.statistics.verdict import sentence
 from tests.fake_run import CLASSES
 from tests.validated_model import metrics_of, validated_model
-from trainers.contract.files import read_json, write_json_atomic
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import read_json, write_json_atomic
 
 FOLDS = [[f"case_{fold}{number}" for number in range(6)] for fold in range(3)]
 DA5: dict[str, Any] = {"trainer": "nnUNetTrainerDA5"}

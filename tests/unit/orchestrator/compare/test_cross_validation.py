@@ -17,9 +17,9 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
 from orchestrator.compare.crossval_folder import MARK, drop_crossval, refresh_crossval
 from tests.validated_model import model_with_predictions
-from trainers.contract.files import read_json, write_atomic, write_json_atomic
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import read_json, write_atomic, write_json_atomic
 from trainers.validation.case_metrics import case_metrics
 
 FOLDS = [["case_b", "case_d"], ["case_a"], ["case_c"]]

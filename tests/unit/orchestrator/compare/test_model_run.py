@@ -12,17 +12,17 @@ from scipy import stats
 from orchestrator.compare import model_run
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
 from orchestrator.compare.model_run import metrics_of, missing_folds, model_key, publish_cross_validation, report_of, with_models
+from orchestrator.publishing.reconcile import Synced
 from orchestrator.run.outcome import Outcome, write_outcome
-from orchestrator.tracking.reconcile import Synced
 from orchestrator.tracking.records import FOLDER_TAG, MODEL_KEY_TAG, KnownRun, ModelRun, metric_path
 from orchestrator.tracking.saved_views import METRICS
 from orchestrator.validation.job import deliver_cross_validation
 from tests.fake_run import CLASSES
 from tests.validated_model import validated_model
-from trainers.contract.errors import TrackingError
-from trainers.contract.files import read_json, write_json_atomic
 from trainers.contract.records import MlflowRun, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import TrackingError
+from trainers.storage.files import read_json, write_json_atomic
 
 FOLDS = [["case_0", "case_1"], ["case_2"], ["case_3"]]
 DICE = {"case_0": 0.5, "case_1": 0.6, "case_2": 0.8, "case_3": 0.9}

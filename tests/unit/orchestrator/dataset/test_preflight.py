@@ -19,11 +19,11 @@ from tests.away import Away
 from tests.conftest import Toys
 from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
-from trainers.contract.files import write_json_atomic
 from trainers.contract.plans import labels_of, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.split_batch import split_dependence
+from trainers.storage.files import write_json_atomic
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from orchestrator.experiment.plan import plan_report
 from orchestrator.queue.gang_fit import NodeResources
 from tests.away import share_is_away
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.data.case_files import content_sha256
+from trainers.storage.files import write_json_atomic
 
 SPLITS = [{"train": [c for c in CASES if c != f"case_{n}"], "val": [f"case_{n}"]} for n in range(2)]
 

@@ -22,10 +22,10 @@ from orchestrator.run.progress import Progress, progress_of
 from orchestrator.tracking.records import params_of, run_name, tags_of
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
 from trainers.contract.commits import Committed, Manifest
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.split_batch import rank_positions, rank_sizes
+from trainers.storage.files import write_json_atomic
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from orchestrator.campaign.events import CAMPAIGN_EVENTS, CampaignLog, Done, Failed, Planned, StatusChanged, Waiting, Warned
 from orchestrator.drill.order import DRILL_EVENTS, Mend, Phase, Recovered, Refused, Report, Reported, Strike, Struck
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.publishing.reconcile import SYNC_EVENTS, Synced, SyncedEvent
 from orchestrator.run.events import EVENT_PREFIX, Event, emit, events_in, line_of
-from orchestrator.tracking.reconcile import SYNC_EVENTS, Synced, SyncedEvent
 
 PLAN = PlanReport(experiment="e", cluster="c", rows=(), n_now=0, n_later=0, n_never=0, n_finished=0)
 STRIKE = Strike(part="worker", what="process 1", moment="in epoch 2 of 9", recovery_s=1.5)

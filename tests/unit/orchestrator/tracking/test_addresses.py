@@ -11,11 +11,11 @@ from orchestrator.campaign import job
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Tracking, parse_experiment
+from orchestrator.export.mlflow_folds import folds_in_mlflow
 from orchestrator.tracking.address import check_tracking_uri, is_path, masked
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.mlflow_folds import folds_in_mlflow
 from tests.fake_run import FakeRun
-from trainers.contract.files import write_json_atomic
+from trainers.storage.files import write_json_atomic
 
 WITH_PASSWORD = [
     "user:hunter2@host",

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.export.mlflow_folds import fold_in
+from orchestrator.publishing.checkpoint_store import download_checkpoint
 from orchestrator.run.names import resolve
 from orchestrator.tracking.address import check_tracking_uri
-from orchestrator.tracking.checkpoint_store import download_checkpoint
-from orchestrator.tracking.mlflow_folds import fold_in
 from tests.hostile import Place, Row, check
 from trainers.contract.commits import Manifest
 

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.tracking.records import params_of, shared_reason, tags_of, validation_data
 from tests.fake_run import FakeRun
-from trainers.contract.errors import DataError
 from trainers.contract.pseudonyms import SALT_FILE, pseudonym, pseudonym_salt
+from trainers.errors import DataError
 
 
 def test_the_salt_is_made_once_and_private(tmp_path: Path) -> None:

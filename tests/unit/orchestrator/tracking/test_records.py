@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator.cluster import code_identity
 from orchestrator.cluster.code_identity import CODE_VARIABLE, code_tags, shipped_code
+from orchestrator.publishing.shared_files import shared_files
 from orchestrator.run.job_record import record_of
 from orchestrator.tracking.records import job_tags, params_of, tags_of
-from orchestrator.tracking.shared_files import shared_files
 from tests.fake_run import FakeRun
 
 

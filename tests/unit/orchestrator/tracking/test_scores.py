@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.publishing.validation_report import stored_reports, write_report
 from orchestrator.tracking.scores import holds_scores, scored_unix
-from orchestrator.tracking.validation_report import stored_reports, write_report
 from tests.fake_run import FakeRun
 from tests.validated_model import validated_model
-from trainers.contract.files import write_json_atomic
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import CaseResult
+from trainers.storage.files import write_json_atomic
 
 
 @pytest.fixture

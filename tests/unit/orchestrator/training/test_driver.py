@@ -13,9 +13,9 @@ from orchestrator.training import driver, network_check
 from tests.fake_run import FakeRun
 from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, tiny_dataset
-from trainers.contract.errors import StorageError
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_spec import RunSpec
+from trainers.errors import StorageError
 
 
 @pytest.mark.parametrize(("state", "code"), [("TRAINED", 0), ("STOPPED", 0), ("FAILED_CODE", 1), ("FAILED_CLUSTER", 5), ("SUPERSEDED", 7)])

@@ -23,8 +23,8 @@ from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.training.failure_policy import BudgetPolicy
 from orchestrator.training.failures import keep_evidence, read_failures, write_failure
 from tests.fake_run import FakeRun
-from trainers.contract.errors import DataError
 from trainers.contract.fencing import acquire_token
+from trainers.errors import DataError
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 

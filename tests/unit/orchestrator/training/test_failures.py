@@ -22,8 +22,8 @@ from orchestrator.training.failures import (
     write_failure,
 )
 from orchestrator.training.retry_budgets import final_failure
-from trainers.contract.errors import CheckpointError, ConfigError, DataError, DivergedError, StorageError, Superseded
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import CheckpointError, ConfigError, DataError, DivergedError, StorageError, Superseded
 
 GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp"
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.validation_report import picture_file
+from orchestrator.publishing.validation_report import picture_file
 from orchestrator.validation.cases import digest_of_named, is_done, share_results
 from tests.fake_run import FakeRun
-from trainers.contract.errors import CheckpointError
-from trainers.contract.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.records import read_result
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
+from trainers.errors import CheckpointError
+from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 
 
 @pytest.fixture

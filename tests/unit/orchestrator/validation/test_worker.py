@@ -12,9 +12,9 @@ import pytest
 from orchestrator.validation.worker_pool import CaseWorker
 from tests.away import Away
 from tests.fake_run import FakeRun
-from trainers.contract.errors import CheckpointError, DataError
-from trainers.contract.files import read_json
 from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.errors import CheckpointError, DataError
+from trainers.storage.files import read_json
 
 
 class Predictor:

@@ -17,8 +17,8 @@ from orchestrator.validation.case_queue import CaseQueue
 from orchestrator.validation.cases import Stopped
 from orchestrator.validation.worker_pool import Pool
 from tests.fake_run import FakeRun
-from trainers.contract.errors import ClusterError, DataError, StorageError
-from trainers.contract.files import write_json_atomic
+from trainers.errors import ClusterError, DataError, StorageError
+from trainers.storage.files import write_json_atomic
 
 AFTER_SO_MANY_LOOKS = 50
 DIED, TAKEN_AWAY = RayActorError(), RayActorError(preempted=True)

@@ -12,8 +12,8 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from tests.nnunet_beside import configuration
 from tests.unit.old_plans import old_configuration
 from trainers.contract.architecture import nearest_patch
-from trainers.contract.errors import DataError
 from trainers.contract.plans import Plans, fault_of_configuration
+from trainers.errors import DataError
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 

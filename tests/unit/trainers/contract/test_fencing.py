@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.resume import find_runs
-from orchestrator.campaign.takeover import acquire
+from orchestrator.resume.takeover import acquire
+from orchestrator.resume.unfinished import find_runs
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
 from tests.away import BROKEN, Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from tests.fake_run import FakeRun
-from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, count_drivers, newest_token, newest_token_of
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import DataError, StorageError
 
 
 def claim_file(folder: RunFolder, fencing_token: int) -> Path:

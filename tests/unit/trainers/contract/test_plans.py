@@ -10,15 +10,15 @@ from typing import IO, Any
 import pytest
 
 from tests.unit.tiny_dataset import CONFIGURATIONS, Tiny, tiny_dataset
-from trainers.contract import files
-from trainers.contract.errors import ConfigError, DataError, Superseded
-from trainers.contract.exclusive import create_exclusive
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
-from trainers.contract.files import link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 from trainers.contract.names import nearest
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import FINAL, TRANSITIONS, RunState, can_follow
+from trainers.errors import ConfigError, DataError, Superseded
+from trainers.storage import files
+from trainers.storage.exclusive import create_exclusive
+from trainers.storage.files import link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 
 LABELS: list[dict[str, Any]] = [
     {"labels": {"background": 0, "organ": 1, "lesion": 2}},

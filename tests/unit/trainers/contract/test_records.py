@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.contract.errors import DataError
 from trainers.contract.fencing import acquire_token
-from trainers.contract.files import write_json_atomic
 from trainers.contract.records import (
     Heartbeat,
     TokenClaim,
@@ -19,6 +17,8 @@ from trainers.contract.records import (
 )
 from trainers.contract.requests import StopRequest, read_stop_request, request_save, request_stop, save_request_seen, stop_request_seen
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import DataError
+from trainers.storage.files import write_json_atomic
 
 DAMAGED = ["", "{", "[]", "3", '{"epoch": "x", "unix": 1}', '{"epoch": 1, "unix": NaN}', "[" * 10_000, "\x00"]
 

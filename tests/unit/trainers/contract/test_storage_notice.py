@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.trainers.contract.test_storage import Clock, Disk, big, no_file_above, reached
+from tests.unit.trainers.storage.test_storage import Clock, Disk, big, no_file_above, reached
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs
-from trainers.contract.errors import DataError, StorageError
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.storage import retry_storage
 from trainers.contract.storage_notice import SIZE_BYTES, StorageNotice, StorageWait, storage_wait_seen
+from trainers.errors import DataError, StorageError
+from trainers.storage.faults import retry_storage
 from trainers.training.state import StateWriter, newest_valid
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.publishing.validation_report import minus_ema, without_case_ids
 from orchestrator.tracking.scores import tracked_metrics
-from orchestrator.tracking.validation_report import minus_ema, without_case_ids
 from orchestrator.validation.case_queue import is_finished, largest_first
-from trainers.contract.errors import DataError
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
+from trainers.errors import DataError
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.surfaces import surface_metrics
 

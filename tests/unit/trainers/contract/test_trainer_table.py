@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.contract.errors import ConfigError
 from trainers.contract.trainer_table import REFUSED, SHORT, TRAINERS, TrainerSettings, canonical_trainer, checkpoint_trainer_name
+from trainers.errors import ConfigError
 
 DOCUMENT = Path(__file__).parents[4] / "docs" / "trainers.md"
 

@@ -17,13 +17,13 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 from orchestrator.dataset.preflight import check_run
 from tests.conftest import Toys
 from tests.toy import Toy, toy_spec
-from trainers.contract.errors import DataError
-from trainers.contract.files import read_json, write_json_atomic
 from trainers.contract.run_spec import RunSpec
 from trainers.data.case_files import check_case
 from trainers.data.dataset import open_dataset
 from trainers.data.not_finite import middle_is_finite, not_finite
 from trainers.data.samples import make_batch
+from trainers.errors import DataError
+from trainers.storage.files import read_json, write_json_atomic
 
 Change = Callable[[npt.NDArray[np.float32]], None]
 

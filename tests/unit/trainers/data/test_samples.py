@@ -16,13 +16,13 @@ import torch
 from tests.conftest import Toys
 from tests.nnunet_reference import loader_of_nnunet
 from tests.toy import toy_spec
-from trainers.contract.errors import DataError
 from trainers.contract.run_spec import RunSpec
 from trainers.data import samples
 from trainers.data.batches import Batch, SplitName
 from trainers.data.dataset import TrainingData, open_dataset
 from trainers.data.recipes import Spatial
 from trainers.data.samples import SampleKey, chosen_voxels, is_forced, lower_corner, make_batch, read_crop
+from trainers.errors import DataError
 
 TRAINERS = ["nnUNetTrainer", "nnUNetTrainerDA5", "nnUNetTrainerDA5_classic"]
 EXPECTED_STREAM = [93883252, 3544729784, 1580478759, 2390906175, 4161119769, 4269239031, 2629472841, 4118620352]

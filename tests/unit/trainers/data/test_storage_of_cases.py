@@ -17,13 +17,13 @@ from orchestrator.training.loader_pool import Loader
 from tests.away import Away
 from tests.conftest import Toys
 from tests.toy import toy_spec
-from trainers.contract.errors import DataError, StorageError
-from trainers.contract.files import write_json_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
 from trainers.data.whole_file import check_whole
+from trainers.errors import DataError, StorageError
+from trainers.storage.files import write_json_atomic
 
 Change = Callable[[npt.NDArray[np.generic]], None]
 
@@ -185,7 +185,7 @@ def test_a_loader_waits_for_its_disk_and_opens_the_files_anew(spec: RunSpec, cap
     after = [loader.make("train", 0, iteration) for iteration in range(4)]
     back.join()
     assert all(np.array_equal(one.images, other.images) for one, other in zip(before, after, strict=True))
-    assert [record.getMessage()[:44] for record in caplog.records if record.name == "trainers.contract.storage"] == [
+    assert [record.getMessage()[:44] for record in caplog.records if record.name == "trainers.storage.faults"] == [
         "batch 0 of train in epoch 0: storage is unav",
         "batch 0 of train in epoch 0: storage recover",
     ]

@@ -11,10 +11,10 @@ import torch
 
 from tests.conftest import Toys
 from tests.toy import toy_spec
-from trainers.contract.errors import DivergedError
 from trainers.contract.plans import Labels
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.data.batches import Batch
+from trainers.errors import DivergedError
 from trainers.network.checkpoint import copied_to_cpu
 from trainers.network.learner import Learner, learning_rate
 from trainers.training.assemble import ModelConfig, assemble, model_config, warm_up

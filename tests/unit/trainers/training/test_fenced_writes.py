@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.resume import choose, find_runs
+from orchestrator.resume.unfinished import choose, find_runs
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.trainers.training.test_state import FIXED, committed_epochs, row, tensors
 from trainers.contract.commits import BestRecord, committed_states, newest_committed
-from trainers.contract.errors import Superseded
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
-from trainers.contract.files import sha256_of, write_atomic
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.errors import Superseded
+from trainers.storage.files import sha256_of, write_atomic
 from trainers.training import state
 from trainers.training.state import StateWriter, TrainingProgress, link_for_nnunet, newest_valid, prune
 

@@ -20,7 +20,6 @@ from tests.unit.trainers.network.test_learner import ALONE, batch
 from tests.unit.trainers.training.test_fenced_writes import PATIENCE_S, Gate
 from tests.unit.trainers.training.test_state import FIXED, row
 from trainers.contract.commits import Committed, InFlight, committed_states, newest_committed, state_stem
-from trainers.contract.files import write_atomic, write_json_atomic
 from trainers.contract.requests import (
     acknowledge_save,
     complete_save,
@@ -34,6 +33,7 @@ from trainers.contract.run_spec import CheckpointSpec, Schedule
 from trainers.data.batches import Batch, SplitName, requests_from
 from trainers.network.checkpoint import training_part
 from trainers.network.learner import Learner
+from trainers.storage.files import write_atomic, write_json_atomic
 from trainers.training.assemble import assemble, model_config
 from trainers.training.loop import train
 from trainers.training.mid_epoch import LEAVING_S, MidEpochSaver, save_is_due

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from trainers.contract.commits import BestRecord, EpochRow, InFlight, committed_states, newest_committed
-from trainers.contract.errors import CheckpointError, Superseded
 from trainers.contract.fencing import acquire_token, check_driver_fence, newest_token
-from trainers.contract.files import sha256_of
 from trainers.contract.run_folder import RunFolder
+from trainers.errors import CheckpointError, Superseded
 from trainers.network.checkpoint import copied_to_cpu, read_checkpoint
+from trainers.storage.files import sha256_of
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
 FIXED: dict[str, Any] = {

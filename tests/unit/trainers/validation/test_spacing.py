@@ -14,11 +14,11 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from tests.fake_run import FakeRun
-from trainers.contract.files import write_json_atomic
 from trainers.contract.plans import labels_of
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import SCORING, CaseResult, extended_summary
+from trainers.storage.files import write_json_atomic
 from trainers.validation.inference import CasePredictor
 from trainers.validation.one_case import validate_case
 from trainers.validation.spacing import noted_spacing

@@ -1,0 +1,102 @@
+"""Folds of an exported model that come from their run folders; each checkpoint is checked by its SHA-256."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.errors import CheckpointError
+from orchestrator.export.fold_facts import FoldFacts, facts_of
+from orchestrator.publishing.checkpoint_store import check_file
+from orchestrator.publishing.files_channel import CHECKPOINTS
+from orchestrator.publishing.reconcile import called
+from orchestrator.publishing.shared_files import dataset_file, plans_file
+from orchestrator.run.below import run_folders_below
+from trainers.contract.commits import Manifest, newest_committed
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName
+
+log = logging.getLogger(__name__)
+
+
+class FoldSource(Protocol):
+    """A fold that can be exported."""
+
+    facts: FoldFacts
+    place: str
+    """The model folder that it was trained in, as far as it is known."""
+    model_folder: Path | None
+    """The same, where it is seen here and its summaries may be copied."""
+
+    def fill(self, model: Path) -> FoldFacts:
+        """Write the fold, with the files of its model, into a new model folder; returns what was written.
+
+        Raises CheckpointError for bytes that are not what they should be, TrackingError, OSError.
+        """
+
+
+def folds_below(results: Path, name: str) -> "list[FolderFold]":
+    """Those below a results folder that are called `name`. Raises ConfigError with what is known when there is none."""
+    found, unknown = called([name], run_folders_below(results), results)
+    if unknown:
+        raise unknown[name]
+    return [FolderFold(folder) for folder in found]
+
+
+class FolderFold:
+    """A fold from its run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._spec = folder, folder.spec()
+        self.place = str(folder.model_folder)
+        self.model_folder = None if self._spec.pseudonyms else folder.model_folder
+        facts = facts_of(self._spec)
+        hidden = {"cases": None} if self._spec.pseudonyms else {}
+        self.facts = facts.model_copy(update={"checkpoints": digests_of(self._manifests()), **hidden})
+
+    def _manifests(self) -> dict[CheckpointName, Manifest]:
+        committed = newest_committed(self._folder)
+        if committed is None or committed.run_key != self._spec.run_key:
+            return {}
+        return {manifest.checkpoint: manifest for manifest in (committed.best, committed.final) if manifest is not None}
+
+    def fill(self, model: Path) -> FoldFacts:
+        """See `FoldSource`. A best checkpoint that a newer one replaces meanwhile is no error: the newer one is taken."""
+        try:
+            return self._filled(model)
+        except (CheckpointError, FileNotFoundError) as err:
+            log.info("the checkpoints in %s are read once more: %s", self._folder.root, err)
+        return self._filled(model)
+
+    def _filled(self, model: Path) -> FoldFacts:
+        manifests = self._manifests()
+        fold = RunFolder(model / f"fold_{self.facts.fold}")
+        for name, manifest in manifests.items():
+            self._copy(manifest, fold.checkpoint(name))
+        for source, target in self._files(model, fold).items():
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        return self.facts.model_copy(update={"checkpoints": digests_of(manifests)})
+
+    def _copy(self, manifest: Manifest, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        own, named = self._folder.root / manifest.file, self._folder.checkpoint(manifest.checkpoint)
+        shutil.copyfile(own if own.is_file() else named, target)
+        check_file(target, manifest, str(own))
+
+    def _files(self, model: Path, fold: RunFolder) -> Mapping[Path, Path]:
+        """Small file -> its place in a model folder. With pseudonyms those that MLflow gets, which name no case."""
+        summary = self._folder.shared_summary if self._spec.pseudonyms else self._folder.summary
+        return {
+            plans_file(self._folder, self._spec): model / "plans.json",
+            dataset_file(self._folder, self._spec): model / "dataset.json",
+            self._folder.model_folder / "dataset_fingerprint.json": model / "dataset_fingerprint.json",
+            **{summary(name): fold.summary(name) for name in CHECKPOINTS},
+        }
+
+
+def digests_of(manifests: Mapping[CheckpointName, Manifest]) -> dict[CheckpointName, str]:
+    """Name -> SHA-256."""
+    return {name: manifest.sha256 for name, manifest in manifests.items()}

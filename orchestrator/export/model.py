@@ -1,0 +1,173 @@
+"""Folds of one model as a folder that nnU-Net's own tools read: `nnUNetv2_predict_from_modelfolder -m <folder> -f <folds>`.
+
+A new folder appears complete or not at all. To one that was exported before, folds of the same model are added, each with a rename; what
+lies there is never replaced. Beside the checkpoints of each fold lies what is known of it (`RECORD`), by which this is decided.
+"""
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.export.fold_facts import FoldFacts, unlike
+from orchestrator.export.fold_sources import FoldSource
+from trainers.contract.run_folder import crossval_name
+from trainers.contract.run_spec import CheckpointName
+from trainers.storage.faults import storing
+from trainers.storage.files import read_json, sha256_of, write_json_atomic
+
+RECORD = "nnfleet_export.json"
+MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model folder that nnU-Net reads."""
+
+    folder: Path
+    folds: dict[str, tuple[CheckpointName, ...]]
+    """Every fold in it, also those of earlier exports -> its checkpoints."""
+    left: tuple[str, ...]
+    """A sentence for each fold that was meant and has no checkpoint yet."""
+
+    @property
+    def checkpoint(self) -> CheckpointName:
+        """One that every fold has, the best if there is such."""
+        return "best" if all("best" in names for names in self.folds.values()) else "final"
+
+
+def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: str) -> Exported:
+    """Make `target` an nnU-Net model folder with these folds, or add them to it. `place`: where they are called `name`, as in `below X`.
+
+    Raises ConfigError for folds of several models or of unlike data, plans or schedules, when none has a checkpoint, and for a target that
+    holds anything else or cannot be made; CheckpointError, TrackingError.
+    """
+    target = target.absolute()
+    refuse_several_models(name, sources, place)
+    present = exported_folds(target)
+    ready = [source for source in sources if source.facts.checkpoints]
+    if not ready:
+        raise ConfigError(
+            f"export: run {name} {place} has no published checkpoint yet. Wait for its first epochs, or resume it if it has stopped."
+        )
+    refuse_unlike([*present.values(), *(source.facts for source in ready)], target if present else None)
+    due = [source for source in ready if not _holds(present.get(source.facts.fold), source.facts)]
+    if due:
+        with storing(target):
+            _write(due, target, present)
+    left = [f"fold {source.facts.fold} has no checkpoint yet and is not in it." for source in sources if source not in ready]
+    folds = {fold: tuple(facts.checkpoints) for fold, facts in exported_folds(target).items()}
+    return Exported(target, folds, tuple(left))
+
+
+def _holds(present: FoldFacts | None, wanted: FoldFacts) -> bool:
+    return present is not None and present.checkpoints == wanted.checkpoints
+
+
+def refuse_several_models(name: str, sources: Sequence[FoldSource], place: str) -> None:
+    """Raise ConfigError, with all of them, unless these are folds of one model, each once."""
+    models = sorted({(source.facts.model, source.place) for source in sources})
+    folds = Counter(source.facts.fold for source in sources)
+    if len(models) == 1 and max(folds.values()) == 1:
+        return
+    texts = [f"{model} in {folder}" for model, folder in models]
+    if len(models) == 1:
+        texts = [f"{source.facts.model}/{source.facts.fold} ({source.facts.run_key})" for source in sources]
+    more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
+    what = f"{len(models)} models" if len(models) > 1 else "several runs of one fold"
+    raise ConfigError(f"export: {name} means {what} {place}: {', '.join(texts[:MAX_LISTED])}{more}. Name one, by its run key if need be.")
+
+
+def refuse_unlike(folds: Sequence[FoldFacts], target: Path | None) -> None:
+    """Raise ConfigError, with what differs, unless these folds go together. `target`: the folder that holds some of them."""
+    found = unlike(folds)
+    runs: dict[str, str] = {}
+    for fold in folds:
+        if runs.setdefault(fold.fold, fold.run_key) != fold.run_key:
+            found.append(f"fold {fold.fold} is of the run {runs[fold.fold]}, not of {fold.run_key}")
+    if found:
+        cure = f"Name another folder than {target}." if target else "Export each into a folder of its own."
+        raise ConfigError(f"export: these are not folds of one model: {'; '.join(dict.fromkeys(found))}. Nothing was written. {cure}")
+
+
+def exported_folds(target: Path) -> dict[str, FoldFacts]:
+    """What earlier exports wrote into a folder, by fold. Raises ConfigError where it holds anything else."""
+    if not target.exists():
+        return {}
+    if not target.is_dir():
+        raise ConfigError(f"export: {target} exists and is not a folder. Name a folder that does not exist yet.")
+    records = [_record(folder / RECORD) for folder in sorted(target.glob("fold_*"))]
+    if any(target.iterdir()) and not records:
+        raise ConfigError(f"export: {target} exists and is not an empty folder. Name a folder that does not exist yet.")
+    return {record.fold: record for record in records}
+
+
+def _record(file: Path) -> FoldFacts:
+    try:
+        facts = FoldFacts.model_validate(read_json(file, "export"))
+        if file.parent.name != f"fold_{facts.fold}":
+            raise ValueError("it is of another fold")
+        return facts
+    except (DataError, ValueError) as err:
+        why = f"{file.parent} was not made by this version of `nnfleet export`, so nothing is added beside it"
+        raise ConfigError(f"export: {why}. Name a folder that does not exist yet.") from err
+
+
+def _write(due: Sequence[FoldSource], target: Path, present: dict[str, FoldFacts]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"export: {target.parent} cannot be made: {err}. Name a folder that you may write.") from err
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        model = Path(folder) / "model"
+        for source in due:
+            part = Path(folder) / "part"
+            written = source.fill(part)
+            write_json_atomic(part / f"fold_{written.fold}" / RECORD, written.model_dump(mode="json"))
+            merge(part, model)
+        _add_crossval(due[0], [*present, *(source.facts.fold for source in due)], model)
+        if present:
+            merge(model, target)
+        else:
+            model.rename(target)  # replaces an empty folder
+
+
+def merge(source: Path, target: Path) -> None:
+    """Move what `source` holds and `target` lacks. Raises ConfigError, and moves nothing, where a file of `target` is another one."""
+    target.mkdir(parents=True, exist_ok=True)
+    files = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+    other = [str(file) for file in files if file.name != RECORD and (target / file).exists() and not _same(source / file, target / file)]
+    if other:
+        raise ConfigError(
+            f"export: {target} holds other files by the name of {', '.join(other[:3])}, and nothing is replaced. Name another folder."
+        )
+    for fold in sorted(source.glob("*")):
+        if fold.is_dir() and not (target / fold.name).exists():
+            fold.rename(target / fold.name)
+    for file in sorted(files, key=lambda path: path.name == RECORD):  # the record last: it vouches for the rest
+        if (source / file).exists() and (file.name == RECORD or not (target / file).exists()):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source / file, target / file)
+    shutil.rmtree(source)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Equal bytes, or of a model's own files equal JSON: MLflow's copy may be laid out in another way."""
+    if sha256_of(one) == sha256_of(other):
+        return True
+    is_of_model = one.suffix == ".json" and one.name != "summary.json"
+    return is_of_model and bool(read_json(one, "export") == read_json(other, "export"))
+
+
+def _add_crossval(source: FoldSource, folds: Sequence[str], model: Path) -> None:
+    """The summary of the cross-validation over exactly these folds, where it lies in the folder that they come from."""
+    numbers = sorted(set(folds) - {"all"}, key=int)
+    name = crossval_name(numbers)
+    summary = None if source.model_folder is None else source.model_folder / name / "summary.json"
+    if summary is not None and summary.is_file():
+        (model / name).mkdir()
+        shutil.copyfile(summary, model / name / "summary.json")

@@ -1,0 +1,134 @@
+"""Removing runs: which are meant, which have not ended, what they take on the disk, and how they go."""
+
+import os
+import shutil
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.dataset.problems import listed
+from orchestrator.publishing.reconcile import is_alive
+from orchestrator.resume.stored import status_of_stored
+from orchestrator.resume.unfinished import Found, find_runs
+from orchestrator.run.aside import move_aside
+from orchestrator.run.job_record import JobRecord, living_campaigns
+from orchestrator.run.names import resolve_all
+from orchestrator.run.status import RunStatus
+from trainers.contract.records import read_mlflow_run
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Frozen
+from trainers.contract.states import RunState
+from trainers.errors import ConfigError, DataError
+
+SHARED = frozenset({"plans.json", "dataset.json", "dataset_fingerprint.json"})
+"""What a campaign puts into a model folder for all folds."""
+
+
+class Removable(Frozen):
+    """A run that nobody works on, with what goes when it is removed."""
+
+    run_key: str
+    address: str
+    state: RunState
+    epochs_done: int
+    epochs: int
+    run_folder: Path
+    size_bytes: int
+    """Taken on the disk by the run folder; a file with several names counts once."""
+    mlflow_run_id: str = ""
+
+
+def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: Sequence[JobRecord] = ()) -> list[Removable]:
+    """The runs below `results` that the names mean. `statuses` and `jobs`: what the cluster knows.
+
+    Raises ConfigError for a name that means none, and for runs that have not ended.
+    """
+    found, _ = find_runs(results)
+    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)]
+    if busy := [f"{run} {why}" for run in wanted if (why := _at_work(run, statuses, jobs))]:
+        raise ConfigError(
+            f"rm: {len(busy)} of {len(wanted)} runs have not ended: {listed(busy)}. Nothing was removed. Stop them first (nnfleet stop), "
+            "or name other runs."
+        )
+    return [_removable(run) for run in wanted]
+
+
+def _at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]) -> str:
+    """Who still works on a run or is going to, in words; '' when nobody does."""
+    spec, living = run.spec, living_campaigns(jobs)
+    for job in jobs:
+        if job.is_live and (job.run_key == spec.run_key or job.run_folder == str(spec.run_folder)):
+            return f"has the job {job.submission_id}"
+    for status in statuses:
+        if status.run_key == spec.run_key and status.campaign in living and not status.state.is_final:
+            return f"is {status.state.value} in the campaign {status.campaign}"
+    is_active = is_alive(RunFolder(spec.run_folder), spec, jobs, time.time())
+    return "shows recent activity in its folder" if is_active else ""
+
+
+def _removable(run: Found) -> Removable:
+    status = status_of_stored(run)
+    return Removable(
+        run_key=status.run_key,
+        address=status.address,
+        state=status.state,
+        epochs_done=status.epochs_done,
+        epochs=status.epochs,
+        run_folder=status.run_folder,
+        size_bytes=size_on_disk(status.run_folder),
+        mlflow_run_id=run.mlflow_run_id,
+    )
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes that a folder's files take; one with several names, as best checkpoints have, counts once. Links are not followed."""
+    sizes: dict[tuple[int, int], int] = {}
+    for root, _, files in os.walk(folder):
+        for name in files:
+            try:
+                found = os.lstat(os.path.join(root, name))
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())
+
+
+def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
+    """Remove run folders for good, one after the other, and with `mlflow` their MLflow runs into its bin before.
+
+    A model folder in which no fold is left goes too. Raises TrackingError before anything is removed where a server does not answer,
+    DataError for a folder that may not be removed: those before it are gone then.
+    """
+    if mlflow:
+        _into_the_bin(runs)
+    for run in runs:
+        try:
+            shutil.rmtree(move_aside(run.run_folder, "removed", time.time()))  # half a run folder would look like a run
+            _remove_if_empty(run.run_folder.parent)
+        except OSError as err:
+            raise DataError(
+                f"rm: {run.run_folder} of {run.run_key} cannot be removed: {err.strerror or err} ({err.filename or 'unknown file'}). "
+                "Let this user write there; what begins with `removed-` in its model folder is left of it and may be deleted."
+            ) from err
+
+
+def _into_the_bin(runs: Sequence[Removable]) -> None:
+    from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
+
+    bound = [found for run in runs if (found := read_mlflow_run(RunFolder(run.run_folder))) is not None]
+    servers = {each.tracking_uri: Tracker(each.tracking_uri) for each in bound}
+    for server in servers.values():
+        server.ping()
+    for each in bound:
+        servers[each.tracking_uri].delete_run(each.run_id)
+
+
+def _remove_if_empty(model_folder: Path) -> None:
+    """Remove a model folder that holds nnU-Net's shared files alone: they would keep plans from changing that no fold needs."""
+    left = {path.name for path in model_folder.iterdir()}
+    if left <= SHARED:
+        for name in left:
+            (model_folder / name).unlink()
+        model_folder.rmdir()

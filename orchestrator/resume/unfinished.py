@@ -1,0 +1,121 @@
+"""Which runs below a results folder `nnfleet resume` continues: read from their folders alone, without the experiment file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.run.below import run_folders_below
+from orchestrator.run.names import Names, resolve_all
+from orchestrator.run.outcome import Outcome, read_outcome
+from orchestrator.run.progress import Progress, progress_of
+from orchestrator.tracking.binding import noted_run_id
+from trainers.contract.requests import read_stop_request
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.errors import DataError, StorageError
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run whose folder was read."""
+
+    spec: RunSpec
+    progress: Progress
+    outcome: Outcome | None = None
+    """How its newest job ended; None when it left no result, or goes on."""
+    is_stopping: bool = False
+    """A stop request is pending."""
+    mlflow_run_id: str = ""
+
+    @property
+    def names(self) -> Names:
+        """By what a user may name it."""
+        return Names(self.spec.run_key, self.spec.address, self.mlflow_run_id, str(self.spec.run_folder))
+
+    def __str__(self) -> str:
+        """As a sentence names it."""
+        return f"{self.spec.address} ({self.spec.run_key})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run is continued, and why or why not."""
+
+    is_taken: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the runs that were found are continued."""
+
+    taken: tuple[Found, ...]
+    left: tuple[str, ...]
+    """One sentence for each run, or file, that is left as it is."""
+
+
+def find_runs(results: Path) -> tuple[list[Found], list[str]]:
+    """All runs of ours below `results`, and a sentence for each run.json that cannot be followed: damaged, or made for another place."""
+    found, damaged = [], []
+    for folder in run_folders_below(results):
+        try:
+            found.append(_found(folder))
+        except (DataError, StorageError, OSError) as err:
+            damaged.append(str(err))
+    return found, damaged
+
+
+def _found(folder: RunFolder) -> Found:
+    spec = folder.spec()
+    folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
+    own = RunFolder(spec.run_folder)
+    return Found(spec, progress_of(spec), read_outcome(own), read_stop_request(own) is not None, noted_run_id(own))
+
+
+def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
+    """Whether `run` is continued: pure. Whatever was cut off is; what a person or an error ended, only by its name."""
+    if run.progress.stage == "finished":
+        return Verdict(False, "is finished.")
+    state = run.outcome.state if run.outcome else ""
+    if is_named or not (run.is_stopping or state in _ENDED):
+        return Verdict(True, run.progress.text)
+    message = run.outcome.message.split("\n", 1)[0] if run.outcome else ""
+    why = {
+        "STOPPED": "was stopped",
+        "SUCCEEDED": "had succeeded, but files of it are missing",
+        "FAILED_CONFIG": f"needs another request or other data ({message})",
+        "FAILED_CODE": f"failed by an error of the code ({message})",
+    }.get(state, "was asked to stop")
+    return Verdict(False, f"{why}. To continue it nevertheless: nnfleet resume {run.spec.run_key}")
+
+
+_ENDED = ("SUCCEEDED", "STOPPED", "FAILED_CONFIG", "FAILED_CODE")
+
+
+def choose(found: Sequence[Found], damaged: Sequence[str], names: Sequence[str], place: Path) -> Choice:
+    """The runs to continue among those found: all that the names mean, else all that were cut off. Raises ConfigError for a name that
+    means none.
+    """
+    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {place}")] if names else found
+    verdicts = [(run, verdict_on(run, is_named=bool(names))) for run in wanted]
+    return Choice(
+        tuple(run for run, verdict in verdicts if verdict.is_taken),
+        (*(f"{run} {verdict.why}" for run, verdict in verdicts if not verdict.is_taken), *(() if names else damaged)),
+    )
+
+
+def of_one_server(choice: Choice) -> Choice:
+    """A campaign has one tracking server: the runs of the server that most of `choice` use; each of the others is left, with the reason."""
+    by_server: dict[str, list[Found]] = {}
+    for run in choice.taken:
+        by_server.setdefault(run.spec.tracking_uri, []).append(run)
+    if len(by_server) < 2:
+        return choice
+    most = max(by_server, key=lambda uri: len(by_server[uri]))
+    others = [
+        f"{run} goes to {uri or 'no tracking server'}, the others to {most or 'none'}: continue it apart: nnfleet resume {run.spec.run_key}"
+        for uri, runs in by_server.items()
+        if uri != most
+        for run in runs
+    ]
+    return Choice(tuple(by_server[most]), (*choice.left, *others))

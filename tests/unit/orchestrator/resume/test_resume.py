@@ -1,0 +1,124 @@
+"""Which runs `resume` takes up from a results folder, and which it leaves and why."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.resume.stored import status_of_stored
+from orchestrator.resume.unfinished import choose, find_runs, of_one_server
+from orchestrator.run.below import results_folder
+from orchestrator.run.outcome import EndState, Outcome, write_outcome
+from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.contract.fencing import acquire_token
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def claimed(stage: Stage, fold: int, state: EndState | None = None, message: str = "said so") -> RunSpec:
+    """A run that was begun, and ended so."""
+    run = stage.run(fold)
+    folder = RunFolder(run.run_folder)
+    write_json_atomic(folder.spec_file, json.loads(run.model_dump_json()))
+    if state is not None:
+        fencing_token = acquire_token(folder, f"train-{run.run_key}")
+        write_outcome(folder, Outcome(job="training", state=state, fencing_token=fencing_token, message=message))
+    return run
+
+
+def taken(stage: Stage, *names: str) -> list[str]:
+    return [run.spec.run_key for run in choose(*find_runs(stage.base / "results"), names, stage.base).taken]
+
+
+def test_what_did_not_come_to_an_end_of_its_own_is_taken_up(stage: Stage) -> None:
+    claimed(stage, 0)
+    claimed(stage, 1, "FAILED_CLUSTER")
+    trained = claimed(stage, 2, "TRAINED")
+    finish_on_disk(trained, is_validated=False)
+    assert taken(stage) == ["key0", "key1", "key2"]
+
+
+def test_what_a_person_or_an_error_ended_is_left_unless_it_is_named(stage: Stage) -> None:
+    for fold, state in enumerate(("STOPPED", "FAILED_CONFIG", "FAILED_CODE")):
+        claimed(stage, fold, state)  # type: ignore[arg-type]
+    stopping = claimed(stage, 3)
+    write_json_atomic(RunFolder(stopping.run_folder).stop_file, {"now": False})
+    choice = choose(*find_runs(stage.base / "results"), (), stage.base)
+    assert choice.taken == ()
+    for text, why in zip(choice.left, ("was stopped", "(said so)", "error of the code (said so)", "was asked to stop"), strict=True):
+        assert why in text
+        assert "nnfleet resume key" in text
+    assert taken(stage, "key0", "1/3d/nnUNetTrainer/1", "key3") == ["key0", "key1", "key3"]
+
+
+def test_a_finished_run_is_left_named_or_not(stage: Stage) -> None:
+    run = claimed(stage, 0, "SUCCEEDED")
+    finish_on_disk(run)
+    assert taken(stage) == taken(stage, "key0") == []
+
+
+def test_damaged_and_moved_runs_are_told_and_stop_no_other(stage: Stage) -> None:
+    claimed(stage, 0)
+    broken, moved = claimed(stage, 1), claimed(stage, 2)
+    RunFolder(broken.run_folder).spec_file.write_text('{"run_key": "x"')
+    elsewhere = moved.run_folder.parents[1] / "other"
+    elsewhere.mkdir()
+    moved.run_folder.rename(elsewhere / "fold_2")
+    choice = choose(*find_runs(stage.base / "results"), (), stage.base)
+    assert [run.spec.run_key for run in choice.taken] == ["key0"]
+    assert len(choice.left) == 2
+    assert any("cannot be read as JSON" in text for text in choice.left)
+    assert any("was moved or copied" in text for text in choice.left)
+
+
+def test_a_name_means_all_runs_that_match_and_one_that_means_none_is_an_error(stage: Stage) -> None:
+    for fold in range(3):
+        claimed(stage, fold, "STOPPED")
+    assert taken(stage, "1", "key2") == taken(stage, "1/3d/*/?") == taken(stage, "key") == ["key0", "key1", "key2"]
+    assert taken(stage, "1/*/default/[01]") == ["key0", "key1"]
+    with pytest.raises(ConfigError, match=r"there is no run 'nonsense' below .* 1/3d/nnUNetTrainer/0 \(key0\)"):
+        taken(stage, "nonsense")
+
+
+def test_a_folder_below_nnunet_results_will_do(stage: Stage) -> None:
+    run = claimed(stage, 0)
+    for place in (run.model_folder.parents[1], run.model_folder.parent, run.model_folder, run.run_folder):
+        assert [found.spec.run_key for found in find_runs(place)[0]] == ["key0"], place
+
+
+def test_the_folder_is_the_named_one_else_the_one_of_the_environment(tmp_path: Path) -> None:
+    assert results_folder(None, {"nnUNet_results": str(tmp_path)}) == results_folder(tmp_path, {}) == tmp_path
+    with pytest.raises(ConfigError, match=r"Set it \(export nnUNet_results"):
+        results_folder(None, {})
+    with pytest.raises(ConfigError, match="is no folder"):
+        results_folder(tmp_path / "none", {})
+
+
+def test_runs_of_another_tracking_server_are_continued_apart(stage: Stage) -> None:
+    for fold, uri in enumerate(("http://a:1", "http://a:1", "http://b:1")):
+        run = claimed(stage, fold).model_copy(update={"tracking_uri": uri})
+        write_json_atomic(RunFolder(run.run_folder).spec_file, json.loads(run.model_dump_json()))
+    choice = of_one_server(choose(*find_runs(stage.base / "results"), (), stage.base))
+    assert [run.spec.run_key for run in choice.taken] == ["key0", "key1"]
+    assert "continue it apart: nnfleet resume key2" in choice.left[0]
+
+
+def test_a_campaign_of_what_was_found_continues_it(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster.jobs.clear()  # the head is new
+    (found,) = choose(*find_runs(stage.base / "results"), (), stage.base).taken
+    assert status_of_stored(found).state is RunState.PAUSED
+    assert "`nnfleet resume` continues it" in status_of_stored(found).reason
+    look(again := stage.campaign(found.spec, name="c2"))
+    assert states(again) == ["RUNNING"]
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
