@@ -23,6 +23,7 @@ _FAILED = (
     "The server failed at it: see its log; most often a disk is full or a quota is used up. Free space there; `nnfleet up "
     "--artifacts FOLDER` puts the local server's artifacts elsewhere."
 )
+_PAGE = re.compile(r"(<!doctype\s+html[^>]*>\s*)?<html\b.*(</html>|$)", re.IGNORECASE | re.DOTALL)
 _BY_STATUS = {413: _TOO_LARGE, 500: _FAILED, 502: _TOO_SLOW, 503: _TOO_SLOW, 504: _TOO_SLOW, 507: DISK_FULL}
 
 
@@ -35,7 +36,13 @@ def reason(err: BaseException) -> str:
         layer = layer.__cause__ or layer.__context__ or within
     if isinstance(layer, OSError):
         return f"{whose}{layer.strerror or layer}"
-    return " ".join(str(err).split()) or type(err).__name__
+    return " ".join(_PAGE.sub(_title, str(err)).split()) or type(err).__name__
+
+
+def _title(page: re.Match[str]) -> str:
+    """What a proxy's HTML page calls itself."""
+    title = re.search(r"<title>(.*?)</title>", page[0], re.IGNORECASE | re.DOTALL)
+    return title[1] if title else "(a web page)"
 
 
 def _is_of_requests(err: BaseException | None) -> bool:

@@ -20,6 +20,12 @@ from tests.serving import serving
 RUN = {"info": {"run_id": "r", "run_uuid": "r", "experiment_id": "1", "lifecycle_stage": "active", "status": "RUNNING"}, "data": {}}
 BINNED = {"experiment_id": "1", "name": "x", "lifecycle_stage": "deleted", "artifact_location": "file:///srv/mlruns/1"}
 
+NGINX = (
+    "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>\r\n<center><h1>413 Request Entity Too Large</h1></center>"
+    "\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n"
+)
+"""The page that nginx answers with."""
+
 
 class Behind(BaseHTTPRequestHandler):
     """An MLflow server that takes measurements, and answers uploads with `answer`."""
@@ -63,6 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ("code", "text", "told"),
     [
         (413, "<h1>413 Request Entity Too Large</h1><hr>nginx/1.22.1", "nginx/1.22.1.* takes no file of this size.*client_max_body_size"),
+        (413, NGINX, r"[^<>]*413 Request Entity Too Large[^<>]*takes no file of this size"),
         (504, "<h1>504 Gateway Time-out</h1>", "did not wait.*proxy_read_timeout"),
         (502, "", "did not wait"),
         (500, "Internal Server Error", "see its log; most often a disk is full.*--artifacts"),  # all that MLflow says of that
