@@ -85,13 +85,30 @@ def _is_scaled(stored: Any) -> bool:
     return bool((stored.slope, stored.inter) != (1, 0))
 
 
-def _check_geometry(path: Path) -> None:
-    """Raise RuntimeError for a header that SimpleITK refuses, such as of axes that are not at right angles. Reads no voxel."""
+def _check_geometry(path: Path) -> tuple[int, ...]:
+    """The size of an image along its axes, X first, from its header. Reads no voxel.
+
+    Raises RuntimeError for a header that SimpleITK refuses, such as of axes that are not at right angles.
+    """
     import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
     header = sitk.ImageFileReader()
     header.SetFileName(str(path))
     header.ReadImageInformation()
+    return tuple(int(size) for size in header.GetSize())
+
+
+def unlike_shape(path: Path, image_shape_ZYX: Iterable[int]) -> str:
+    """How a label file's shape differs from that of its image; '' where it does not, or where its header does not say.
+
+    The axes are compared in any order: some of nnU-Net's readers turn images.
+    """
+    try:
+        size = _check_geometry(path)
+    except RuntimeError:  # of a format or a header that only the reader of the plans takes
+        return ""
+    labels, image = (1,) * (3 - len(size)) + size[::-1], tuple(image_shape_ZYX)
+    return "" if sorted(labels) == sorted(image) else f"has the shape {labels}, its image had {image} when it was preprocessed"
 
 
 def _slabs(image: Any) -> Iterable[np.ndarray[Any, Any]]:

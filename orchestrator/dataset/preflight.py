@@ -10,6 +10,7 @@ from orchestrator.dataset.case_readings import CaseReadings, contents_of_cases, 
 from orchestrator.dataset.digest import data_digest
 from orchestrator.dataset.folder import cases_in, file_names
 from orchestrator.dataset.model_folder import model_folder_problems
+from orchestrator.dataset.opened_cases import cases_that_do_not_open, labels_of_another_shape
 from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
 from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, NnfleetError
@@ -51,7 +52,7 @@ def check_run(spec: RunSpec) -> list[str]:
     Raises StorageError where a disk is away.
     """
     problems = Problems()
-    problems.add(*(problems_of(spec) or _cases_that_do_not_open(spec)))
+    problems.add(*(problems_of(spec) or _problems_of_opened_cases(spec)))
     return problems.texts
 
 
@@ -290,19 +291,11 @@ def _case_file_problems(spec: RunSpec, data_folder: Path, cases: list[str]) -> l
     return [DataError(f"cases: {len(lacking)} of {len(cases)} cases lack files in {data_folder}: {shown}. Run {command}.")]
 
 
-def _cases_that_do_not_open(spec: RunSpec) -> list[DataError]:
-    """Cases whose files do not open as an image and its labels, which a worker would find with its accelerator in hand; 1.5 ms each."""
-    from trainers.data.case_files import check_case  # blosc2 is not on every laptop
-
+def _problems_of_opened_cases(spec: RunSpec) -> list[DataError]:
     data = _data_of(spec)
-    channels = num_input_channels(data.dataset_json)
-    faults: dict[str, str] = {}
-    for case in sorted({*spec.train_cases, *spec.val_cases}):
-        try:
-            check_case(data.folder, case, channels)
-        except DataError as err:
-            faults[case] = str(err)
-    return damaged_cases(faults)
+    cases = sorted({*spec.train_cases, *spec.val_cases})
+    labels = {case: spec.preprocessed_folder / "gt_segmentations" / f"{case}{data.dataset_json['file_ending']}" for case in spec.val_cases}
+    return cases_that_do_not_open(data.folder, cases, num_input_channels(data.dataset_json)) or labels_of_another_shape(data.folder, labels)
 
 
 def _lacking(case: str, present: frozenset[str], endings: tuple[str, ...]) -> list[str]:

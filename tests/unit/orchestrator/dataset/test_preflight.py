@@ -1,6 +1,7 @@
 """Preflight: every kind of bad data is refused in words that say what to do."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,20 @@ def spec(tiny: Tiny) -> RunSpec:
 
 def test_a_good_run_has_no_problems(spec: RunSpec) -> None:
     assert check_run(spec) == []
+
+
+@pytest.mark.parametrize(("shape", "is_like"), [((2, 3, 4), True), ((4, 2, 3), True), ((2, 3, 5), False), ((6, 4), False)])
+def test_labels_of_another_image_are_found_before_a_worker_starts(tiny: Tiny, spec: RunSpec, shape: tuple[int, ...], is_like: bool) -> None:
+    """The label file has 2 x 3 x 4 voxels. Readers that turn images, and transposed plans, give the axes in another order."""
+    case = spec.val_cases[1]
+    (tiny.data_folder() / f"{case}.pkl").write_bytes(pickle.dumps({"shape_before_cropping": shape}))
+    problems = check_run(spec)
+    if is_like:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert f"the file of {case} is of another image: that of {case} has the shape (2, 3, 4), its image had {shape}" in problem
+        assert "Restore the label file" in problem
 
 
 @pytest.mark.parametrize("kind", ["labels", "regions", "ignore"])
