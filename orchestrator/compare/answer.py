@@ -13,12 +13,26 @@ from orchestrator.errors import ConfigError
 from orchestrator.statistics.pairs import Comparison, compare_family
 from orchestrator.statistics.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
 from orchestrator.statistics.seeds import Agreement, SeedSpread, agreement, seed_spread
-from orchestrator.statistics.table import DICE, HD95, NSD, CaseScores, Metric, Score, ScoreTable, table_of
+from orchestrator.statistics.table import (
+    DICE,
+    HD95,
+    LESION_DICE,
+    LESION_FALSE_POSITIVES,
+    LESION_SENSITIVITY,
+    NSD,
+    CaseScores,
+    Metric,
+    Score,
+    ScoreTable,
+    table_of,
+)
 from orchestrator.statistics.verdict import leaders, leaders_sentence, sentence
 from trainers.contract.run_spec import CheckpointName
-from trainers.contract.summary import CaseResult, nan_mean
+from trainers.contract.summary import CaseResult, have_lesions, nan_mean
 
 METRICS: tuple[Metric, ...] = (DICE, HD95, NSD)
+LESION_METRICS: tuple[Metric, ...] = (LESION_SENSITIVITY, LESION_FALSE_POSITIVES, LESION_DICE)
+"""Compared where they were counted in every case of every model."""
 OPTIMISTIC = (
     "These are the best checkpoints, each chosen on its own validation fold: their scores are optimistic. "
     "The final checkpoints are the fair comparison."
@@ -78,6 +92,7 @@ class Answer:
         notes = [f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced]
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
         notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
+        notes += _without_lesions(self.models)
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 
@@ -105,7 +120,7 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         missing=_missing_folds(ordered),
         forced=tuple(forced),
         table=table,
-        pooled={metric.name: _pairs([table.case_scores(metric)], bases)[0] for metric in METRICS},
+        pooled={metric.name: _pairs([table.case_scores(metric)], bases)[0] for metric in metrics_of(ordered)},
         per_class=dict(zip(table.classes, _pairs(of_classes, bases), strict=True)),
         stability=_stability(dice.averaged(bases)),
         by_fold=ranks_by_case_group(dice.averaged(bases), _fold_of_each(table.cases, ordered)),
@@ -113,6 +128,20 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         spreads=seed_spread(dice, bases),
         cheap=_cheap(ordered),
     )
+
+
+def metrics_of(models: Sequence[TrainedModel]) -> tuple[Metric, ...]:
+    """What these models can be compared by."""
+    return (*METRICS, *LESION_METRICS) if all(have_lesions(model.results) for model in models) else METRICS
+
+
+def _without_lesions(models: Sequence[TrainedModel]) -> list[str]:
+    """A note where lesions were counted, but not in all cases of all models."""
+    lacking = [model.name for model in models if not have_lesions(model.results)]
+    if not lacking or not any(result.has_lesions for model in models for result in model.results):
+        return []
+    cure = "submit with `validation: {lesions: true}` and validate again, which predicts nothing anew"
+    return [f"Lesions are not compared, as they were not counted in all cases of {', '.join(lacking)}: {cure}."]
 
 
 def _bases(models: Sequence[TrainedModel]) -> list[str]:
@@ -158,6 +187,7 @@ def _scores(models: Sequence[TrainedModel], patients: str | None) -> list[Score]
             patient = patient_of(result.case_id, pattern)
             for name, metrics in result.metrics.items():
                 values = {DICE.name: metrics.dice, HD95.name: metrics.hd95_mm, NSD.name: metrics.nsd}
+                values |= metrics.lesions.scores if metrics.lesions else {}
                 rows += [Score(model.name, patient, result.case_id, name, metric, value) for metric, value in values.items()]
     return rows
 

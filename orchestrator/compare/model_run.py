@@ -28,6 +28,7 @@ from orchestrator.statistics.pairs import mean_interval
 from orchestrator.tracking.binding import experiment_of, server_of
 from orchestrator.tracking.end_state import final_state
 from orchestrator.tracking.records import FOLDER_TAG, MODEL_KEY_TAG, ModelRun, fixed_params, group_of, metric_path, params_of
+from trainers.contract.lesions import LESION_SCORES
 from trainers.contract.plans import load_splits
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.records import read_mlflow_run
@@ -169,11 +170,12 @@ def metrics_of(found: CrossValidation) -> dict[str, float]:
     """`cv/...`: nnU-Net's mean Dice, and each class with its 95 % interval over the cases that have a Dice."""
     summary: dict[str, Any] = dict(found.model.summary)
     values = {f"cv/{name}": summary[name] for name in ("dice_mean", "hd95_mm_mean", "nsd_mean")}
+    values |= {f"cv/{name}": summary[name] for name in LESION_SCORES if name in summary}
     values |= {"cv/num_cases": float(len(found.model.results)), "cv/num_folds": float(len(found.folds))}
     for name, means in summary["classes"].items():
         low, high = _interval(found.model.results, name)
         values |= {f"cv/dice/{name}": means["dice"], f"cv/dice_low/{name}": low, f"cv/dice_high/{name}": high}
-        values |= {f"cv/hd95_mm/{name}": means["hd95_mm"], f"cv/nsd/{name}": means["nsd"]}
+        values |= {f"cv/{metric}/{name}": means[metric] for metric in ("hd95_mm", "nsd", *LESION_SCORES) if metric in means}
     return {metric_path(name): value for name, value in values.items() if math.isfinite(value)}
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
+from orchestrator.compare.cheap import CheapAndFull, cheap_and_full
 from orchestrator.publishing.validation_report import ema_of
 from trainers.contract.commits import EpochRow, newest_committed
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
@@ -28,6 +30,12 @@ class ValidatedFold:
     ema_pseudo_dice: float | None
     """Of these very weights; None where it is not known."""
     history: tuple[EpochRow, ...]
+
+    @cached_property
+    def checkpoints(self) -> dict[CheckpointName, CheapAndFull]:
+        """Of every checkpoint that was validated, of the one that is not compared too."""
+        found = {name: cheap_and_full(self.folder, name) for name in get_args(CheckpointName)}
+        return {name: scores for name, scores in found.items() if scores is not None}
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,21 @@ from orchestrator.compare.figures import (
     scores_figure,
     significance_figure,
 )
-from orchestrator.compare.tables import TextTable, classes_table, groups_table, models_table, number, pairs_table
+from orchestrator.compare.tables import TextTable, checkpoints_table, classes_table, groups_table, models_table, number, pairs_table
 from orchestrator.statistics.pairs import ALPHA, POWER, Comparison
 from orchestrator.statistics.ranks import RESAMPLES
 from orchestrator.statistics.seeds import Agreement
-from orchestrator.statistics.table import DICE, HD95, NSD
+from orchestrator.statistics.table import DICE, HD95, LESION_DICE, LESION_FALSE_POSITIVES, LESION_SENSITIVITY, NSD
 from orchestrator.statistics.verdict import sentence
 from trainers.storage.files import write_atomic
 
+METRIC_TITLES = {
+    HD95.name: "HD95",
+    NSD.name: "Surface Dice",
+    LESION_SENSITIVITY.name: "lesion sensitivity",
+    LESION_FALSE_POSITIVES.name: "false lesions per case",
+    LESION_DICE.name: "lesion-wise Dice",
+}
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 
 
@@ -84,9 +91,7 @@ def _sections(answer: Answer, error_maps: Mapping[str, bytes]) -> list[Section]:
     pairs = answer.pooled[DICE.name]
     if pairs:
         sections += [_pairs_section(answer, pairs), *_stability_section(answer)]
-        sections += [
-            _metric_section(answer, answer.pooled[metric.name], title) for metric, title in ((HD95, "HD95"), (NSD, "Surface Dice"))
-        ]
+        sections += [_metric_section(answer, found, METRIC_TITLES[name]) for name, found in answer.pooled.items() if name in METRIC_TITLES]
     sections.append(Section("Classes", lines=tuple(_class_lines(answer)), table=classes_table(answer)))
     if error_maps:
         lines = ("Green: right. Red: predicted falsely, or as another class. Blue: missed.",)
@@ -142,13 +147,15 @@ def _training_section(answer: Answer) -> Section:
     if any(fold.ema_pseudo_dice is not None for model in answer.models for fold in model.folds):
         caption = "The pseudo-Dice of the weights against their Dice of whole cases, a point per fold."
         figures.append(Picture(caption, cheap_figure(answer.models)))
-    return Section("Training, and what its pseudo-Dice is worth", tuple(lines), figures=tuple(figures))
+    return Section("Training, and what its pseudo-Dice is worth", tuple(lines), checkpoints_table(answer), tuple(figures))
 
 
 def _cheap_lines(cheap: Agreement) -> list[str]:
     if not cheap.pairs:
         return []
-    interval = "" if math.isnan(cheap.low) else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
+    interval = (
+        " (an interval needs five folds that disagree)" if math.isnan(cheap.low) else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
+    )
     return [
         f"Kendall's tau between EMA pseudo-Dice and full Dice over {cheap.pairs} pairs of models within one of {cheap.folds} folds: "
         f"{number(cheap.tau, 2)}{interval}. At 1 the number that training shows ranks models as whole cases do."

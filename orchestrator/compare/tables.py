@@ -8,15 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.answer import Answer
-from orchestrator.compare.models import TrainedModel
+from orchestrator.compare.cheap import CheapAndFull
+from orchestrator.compare.models import TrainedModel, ValidatedFold
 from orchestrator.statistics.pairs import Comparison
 from orchestrator.statistics.ranks import GroupRanks
+from orchestrator.statistics.table import LESION_DICE, LESION_FALSE_POSITIVES, LESION_SENSITIVITY
+from trainers.contract.lesions import LESION_SCORES
 
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+}
+
+_SUMMARY_KEYS = ("dice_mean", "hd95_mm_mean", "nsd_mean", *LESION_SCORES, "classes")
+_LESION_HEADS = {
+    LESION_SENSITIVITY.name: "lesion sensitivity",
+    LESION_FALSE_POSITIVES.name: "false lesions per case",
+    LESION_DICE.name: "lesion Dice",
 }
 
 
@@ -46,12 +56,16 @@ def _latex_row(cells: tuple[str, ...]) -> str:
 
 
 def models_table(answer: Answer) -> TextTable:
-    """A row per model: folds, cases, Dice, HD95 and surface Dice over the cases of all folds; missed: classes that it did not find."""
+    """A row per model: folds, cases, Dice, HD95 and surface Dice over the cases of all folds; missed: classes that it did not find.
+
+    Where lesions were counted: sensitivity, false positives per case and lesion-wise Dice, per class and then over classes.
+    """
     head = ("model", "folds", "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false")
-    return TextTable(head, tuple(_model_row(model, answer) for model in answer.models))
+    lesions = {name: title for name, title in _LESION_HEADS.items() if name in answer.pooled}
+    return TextTable((*head, *lesions.values()), tuple(_model_row(model, answer, list(lesions)) for model in answer.models))
 
 
-def _model_row(model: TrainedModel, answer: Answer) -> tuple[str, ...]:
+def _model_row(model: TrainedModel, answer: Answer, lesions: Sequence[str]) -> tuple[str, ...]:
     summary, classes = model.summary, _classes(model)
     folds = ", ".join(str(fold.spec.fold) for fold in model.folds)
     lacking = answer.missing[model.name]
@@ -64,6 +78,7 @@ def _model_row(model: TrainedModel, answer: Answer) -> tuple[str, ...]:
         number(summary["nsd_mean"], 4),
         str(sum(int(values["n_missed"]) for values in classes.values())),
         str(sum(int(values["n_invented"]) for values in classes.values())),
+        *(number(summary[name], 4 if name != LESION_FALSE_POSITIVES.name else 2) for name in lesions),
     )
 
 
@@ -123,6 +138,18 @@ def _group_row(name: str, found: GroupRanks, models: Sequence[str]) -> tuple[str
     return (name, *(ranks.get(model, "-") for model in models), str(found.patients), number(found.tau, 2))
 
 
+def checkpoints_table(answer: Answer) -> TextTable:
+    """A row per fold of each model: EMA pseudo-Dice and full Dice of the final and of the best checkpoint, where they are known."""
+    head = ("run", "final: EMA pseudo-Dice", "final: full Dice", "best: EMA pseudo-Dice", "best: full Dice (optimistic)")
+    return TextTable(head, tuple(_checkpoints_row(model, fold) for model in answer.models for fold in model.folds))
+
+
+def _checkpoints_row(model: TrainedModel, fold: ValidatedFold) -> tuple[str, ...]:
+    unknown = CheapAndFull(math.nan, math.nan)
+    values = (*fold.checkpoints.get("final", unknown), *fold.checkpoints.get("best", unknown))
+    return (f"{model.name}, fold {fold.spec.fold}", *(number(value, 4) for value in values))
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
     """The answer for scripts: numbers as numbers, NaN where there is none."""
     return {
@@ -138,7 +165,10 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "folds": [str(fold.spec.fold) for fold in model.folds],
                 "missing_folds": list(answer.missing[model.name]),
                 "cases": len(model.results),
-                **{key: model.summary[key] for key in ("dice_mean", "hd95_mm_mean", "nsd_mean", "classes")},
+                **{key: model.summary[key] for key in _SUMMARY_KEYS if key in model.summary},
+                "checkpoints": {
+                    str(fold.spec.fold): {name: scores._asdict() for name, scores in fold.checkpoints.items()} for fold in model.folds
+                },
             }
             for model in answer.models
         ],

@@ -41,6 +41,9 @@ class Metric:
 
 DICE = Metric("dice", "Dice points", scale=100)
 NSD = Metric("nsd", "NSD points", scale=100)
+LESION_SENSITIVITY = Metric("lesion_sensitivity", "points of sensitivity", scale=100)
+LESION_FALSE_POSITIVES = Metric("lesion_false_positives", "false positives", higher_is_better=False)
+LESION_DICE = Metric("lesion_dice", "lesion Dice points", scale=100)
 HD95 = Metric("hd95_mm", "mm", higher_is_better=False, overlap="dice")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.tracking.records import metric_path
+from trainers.contract.lesions import LESION_SCORES
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 
@@ -17,8 +18,8 @@ from trainers.contract.run_spec import CheckpointName
 def tracked_metrics(extended: Mapping[str, Any]) -> dict[str, float]:
     """Names and values below `full/<checkpoint>/`, NaN left out. Pure."""
     classes = extended.get("classes", {})
-    values = {f"{metric}/{name}": c.get(metric) for name, c in classes.items() for metric in ("dice", "hd95_mm", "nsd")}
-    values |= {key: extended.get(key) for key in ("dice_mean", "hd95_mm_mean", "nsd_mean", "minus_ema_pseudo_dice")}
+    values = {f"{metric}/{name}": c.get(metric) for name, c in classes.items() for metric in ("dice", "hd95_mm", "nsd", *LESION_SCORES)}
+    values |= {key: extended.get(key) for key in ("dice_mean", "hd95_mm_mean", "nsd_mean", "minus_ema_pseudo_dice", *LESION_SCORES)}
     return {key: float(value) for key, value in values.items() if value is not None and not math.isnan(value)}
 
 

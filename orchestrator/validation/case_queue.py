@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.run.outcome import EndState
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import CheckpointName, ValidationSpec
 from trainers.contract.summary import SCORING, CaseResult
 
 
@@ -19,14 +19,17 @@ def largest_first(sizes: Mapping[str, int]) -> list[str]:
     return sorted(sizes, key=lambda case: (-sizes[case], case))
 
 
-def is_finished(result: CaseResult | None, checkpoint_sha256: str, surface_tolerance_mm: float, has_prediction: bool) -> bool:
-    """True when a stored result is of exactly these weights, tolerance and scoring rule and its prediction is there."""
+def is_finished(result: CaseResult | None, checkpoint_sha256: str, asked: ValidationSpec, has_prediction: bool) -> bool:
+    """True when a stored result is of exactly these weights, tolerance and scoring rule, with its lesions counted if that is `asked`, and
+    its prediction is there.
+    """
     return (
         result is not None
         and has_prediction
         and result.checkpoint_sha256 == checkpoint_sha256
-        and result.surface_tolerance_mm == surface_tolerance_mm
+        and result.surface_tolerance_mm == asked.surface_tolerance_mm
         and result.scoring == SCORING
+        and (result.has_lesions or not asked.lesions)
     )
 
 

@@ -66,7 +66,7 @@ def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str
     """True when the run folder holds the result and the prediction of this case by exactly these weights, scored as it is now."""
     result = read_result(folder, name, case_id)
     has_prediction = result is not None and Path(result.prediction_file).is_file()
-    return is_finished(result, digest, spec.validation.surface_tolerance_mm, has_prediction)
+    return is_finished(result, digest, spec.validation, has_prediction)
 
 
 def share_results(folder: RunFolder, spec: RunSpec, name: CheckpointName, digest: str) -> None:

@@ -115,6 +115,8 @@ class ValidationSpec(Frozen):
     """Which checkpoints predict the fold's validation cases; nnU-Net: final."""
     surface_tolerance_mm: float = Field(1.0, gt=0)
     """Tolerance of the normalised surface Dice, in millimetres."""
+    lesions: bool = Field(False, exclude_if=lambda on: not on)
+    """Count lesions too, the connected components of each class: sensitivity, false positives and lesion-wise Dice of every case."""
     attempts_per_case: int = Field(3, ge=1)
     """How often a case is tried before the validation fails."""
 

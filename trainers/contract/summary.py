@@ -14,6 +14,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pydantic import Field
+
+from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import Labels
 from trainers.contract.pseudonyms import pseudonym
 from trainers.contract.run_spec import CheckpointName, Frozen
@@ -41,6 +44,8 @@ class ClassMetrics(Frozen):
     """95th percentile of the Hausdorff distance, the larger of both directions, in millimetres."""
     nsd: float
     """Normalised surface Dice at the validation's tolerance, 0 to 1."""
+    lesions: Lesions | None = Field(None, exclude_if=lambda lesions: lesions is None)
+    """None where nobody asked for them."""
 
 
 class CaseResult(Frozen):
@@ -65,6 +70,11 @@ class CaseResult(Frozen):
     def dice_mean(self) -> float:
         """Mean Dice over the classes that have one."""
         return nan_mean(m.dice for m in self.metrics.values())
+
+    @property
+    def has_lesions(self) -> bool:
+        """True when lesions were counted in every class."""
+        return all(m.lesions is not None for m in self.metrics.values())
 
 
 def nan_mean(values: Iterable[float]) -> float:
@@ -115,8 +125,14 @@ def extended_summary(results: Sequence[CaseResult], labels: Labels) -> dict[str,
         "nsd_mean": nan_mean(c["nsd"] for c in classes.values()),
         "no_distances": _no_distances(results),
         "seconds": math.fsum(r.seconds for r in results),
+        **({name: nan_mean(c[name] for c in classes.values()) for name in LESION_SCORES} if have_lesions(results) else {}),
         "classes": classes,
     }
+
+
+def have_lesions(results: Sequence[CaseResult]) -> bool:
+    """True when lesions were counted in all of these cases; of some alone there are no means."""
+    return bool(results) and all(r.has_lesions for r in results)
 
 
 def _no_distances(results: Sequence[CaseResult]) -> str:
@@ -133,7 +149,16 @@ def _class_summary(metrics: Sequence[ClassMetrics]) -> dict[str, float]:
         "n_hd95": sum(not math.isnan(m.hd95_mm) for m in metrics),
         "n_missed": sum(m.tp + m.fn > 0 and m.tp + m.fp == 0 for m in metrics),
         "n_invented": sum(m.tp + m.fn == 0 and m.tp + m.fp > 0 for m in metrics),
+        **_lesion_summary([m.lesions for m in metrics if m.lesions is not None], len(metrics)),
     }
+
+
+def _lesion_summary(lesions: Sequence[Lesions], num_cases: int) -> dict[str, float]:
+    """Means over cases, as of all metrics, and the numbers of lesions; nothing where they were not counted in every case."""
+    if not lesions or len(lesions) < num_cases:
+        return {}
+    means = {name: nan_mean(found.scores[name] for found in lesions) for name in LESION_SCORES}
+    return means | {"n_lesions": sum(found.num_true for found in lesions), "n_detected": sum(found.num_detected for found in lesions)}
 
 
 def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: CheckpointName, salt: str | None) -> list[Row]:
@@ -146,4 +171,5 @@ def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: s
     for name in labels.foreground:
         m = result.metrics[name]
         row |= {f"dice/{name}": m.dice, f"hd95_mm/{name}": m.hd95_mm, f"nsd/{name}": m.nsd}
+        row |= {f"{score}/{name}": value for score, value in (m.lesions.scores if m.lesions else {}).items()}
     return row | {"seconds": round(result.seconds, 3)}

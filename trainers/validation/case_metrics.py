@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from trainers.contract.lesions import Lesions
 from trainers.contract.plans import Labels
 from trainers.contract.summary import ClassMetrics
 from trainers.errors import DataError
+from trainers.validation.lesions import lesions_of
 from trainers.validation.surfaces import Mask, surface_metrics
 
 Volume = npt.NDArray[Any]
@@ -26,11 +28,14 @@ def case_metrics(
     spacing_ZYX: tuple[float, ...] | None,
     labels: Labels,
     tolerance_mm: float,
+    *,
+    count_lesions: bool = False,
 ) -> dict[str, ClassMetrics]:
     """Score every class of `labels.foreground`. Voxels whose reference is the ignore label count for nothing.
 
     Both volumes hold label values. A volume of one slice is scored in its plane. Without a spacing HD95 and surface Dice are NaN.
-    NaN policy: see `trainers/contract/summary.py`.
+    NaN policy: see `trainers/contract/summary.py`. `count_lesions`: see `trainers/validation/lesions.py`; of a predicted
+    lesion counts what lies outside the ignore label, each part of it alone.
     Raises DataError when the shapes differ.
     """
     if reference_ZYX.shape != prediction_ZYX.shape:
@@ -46,10 +51,14 @@ def case_metrics(
     pairs = _pair_counts(reference, prediction, num_values + 2)
     total = int(pairs.sum()) - int(pairs[num_values + 1].sum())
     boxes = ndimage.find_objects(reference + 1, num_values), ndimage.find_objects(prediction + 1, num_values)
-    return {
+    found = {
         name: _class_metrics(values, reference, prediction, spacing_ZYX, tolerance_mm, pairs, total, boxes)
         for name, values in labels.foreground.items()
     }
+    if not count_lesions:
+        return found
+    lesions = {name: _lesions(labels.foreground[name], reference, prediction, boxes) for name in found}
+    return {name: metrics.model_copy(update={"lesions": lesions[name]}) for name, metrics in found.items()}
 
 
 def _whole_numbers(volume: Volume, num_values: int) -> npt.NDArray[np.int32]:
@@ -99,6 +108,20 @@ def _class_metrics(
         hd95_mm=hd95_mm,
         nsd=nsd,
     )
+
+
+def _lesions(
+    values: tuple[int, ...],
+    reference: npt.NDArray[np.int32],
+    prediction: npt.NDArray[np.int32],
+    boxes: tuple[list[Box | None], list[Box | None]],
+) -> Lesions:
+    own = sorted(set(values))
+    present = [side[value] for side in boxes for value in own if side[value] is not None]
+    if not present:
+        return Lesions(num_true=0, num_detected=0, num_false=0, dice=math.nan)
+    box = union_box(present)
+    return lesions_of(_mask(reference[box], own), _mask(prediction[box], own))
 
 
 def union_box(boxes: list[Box | None]) -> Box:

@@ -30,10 +30,10 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
     reference_file = predictor.reference_file(case_id)
     reference = predictor.read_segmentation(reference_file)
     prediction = _stored_prediction(predictor, folder, name, case_id) or _predicted(predictor, folder, name, case_id)
-    tolerance_mm = predictor.spec.validation.surface_tolerance_mm
-    spacing = predictor.original_spacing(case_id)
+    asked, spacing = predictor.spec.validation, predictor.original_spacing(case_id)
+    volumes = reference.values_ZYX, prediction.segmentation.values_ZYX
     try:
-        metrics = case_metrics(reference.values_ZYX, prediction.segmentation.values_ZYX, spacing.mm_ZYX, predictor.labels, tolerance_mm)
+        metrics = case_metrics(*volumes, spacing.mm_ZYX, predictor.labels, asked.surface_tolerance_mm, count_lesions=asked.lesions)
     except DataError as err:
         raise DataError(f"case {case_id} ({reference_file}): {err}") from err
     result = CaseResult(
@@ -41,7 +41,7 @@ def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointN
         checkpoint_sha256=predictor.checkpoint_sha256,
         reference_file=str(reference_file),
         prediction_file=str(prediction.file),
-        surface_tolerance_mm=tolerance_mm,
+        surface_tolerance_mm=asked.surface_tolerance_mm,
         scoring=SCORING,
         no_distances=spacing.why_unknown,
         metrics=metrics,

@@ -10,8 +10,10 @@ import pytest
 from orchestrator.publishing.validation_report import minus_ema, without_case_ids
 from orchestrator.tracking.scores import tracked_metrics
 from orchestrator.validation.case_queue import is_finished, largest_first
+from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
+from trainers.contract.run_spec import ValidationSpec
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
 from trainers.errors import DataError
 from trainers.validation.case_metrics import case_metrics
@@ -20,6 +22,7 @@ from trainers.validation.surfaces import surface_metrics
 NAN = math.nan
 LABELS = labels_of({"labels": {"background": 0, "organ": 1, "lesion": 2}})
 IGNORE = labels_of({"labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}})
+MM = {mm: ValidationSpec(surface_tolerance_mm=mm) for mm in (1, 2)}
 REGIONS = labels_of({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]})
 
 
@@ -203,9 +206,46 @@ def test_the_largest_case_goes_first() -> None:
 
 def test_only_a_result_of_the_same_weights_tolerance_and_scoring_rule_is_finished() -> None:
     stored = result("a", organ=score(1.0))
-    assert not is_finished(stored.model_copy(update={"scoring": 0}), "ab", 1.0, has_prediction=True)
-    assert is_finished(stored, "ab", 1.0, has_prediction=True)
-    assert not is_finished(stored, "cd", 1.0, has_prediction=True)
-    assert not is_finished(stored, "ab", 2.0, has_prediction=True)
-    assert not is_finished(stored, "ab", 1.0, has_prediction=False)
-    assert not is_finished(None, "ab", 1.0, has_prediction=True)
+    assert not is_finished(stored.model_copy(update={"scoring": 0}), "ab", MM[1], has_prediction=True)
+    assert is_finished(stored, "ab", MM[1], has_prediction=True)
+    assert not is_finished(stored, "cd", MM[1], has_prediction=True)
+    assert not is_finished(stored, "ab", MM[2], has_prediction=True)
+    assert not is_finished(stored, "ab", MM[1], has_prediction=False)
+    assert not is_finished(None, "ab", MM[1], has_prediction=True)
+
+
+def counted(num_true: int, num_detected: int, num_false: int, dice: float) -> ClassMetrics:
+    found = Lesions(num_true=num_true, num_detected=num_detected, num_false=num_false, dice=dice)
+    return score(0.5).model_copy(update={"lesions": found})
+
+
+def test_a_result_without_lesions_is_not_finished_where_they_are_asked_for() -> None:
+    asked = ValidationSpec(lesions=True)
+    assert not is_finished(result("a", organ=score(1.0)), "ab", asked, has_prediction=True)
+    assert is_finished(result("a", organ=counted(1, 1, 0, 1.0)), "ab", asked, has_prediction=True)
+    assert is_finished(result("a", organ=counted(1, 1, 0, 1.0)), "ab", ValidationSpec(), has_prediction=True)
+
+
+def test_lesions_are_summarised_over_cases_then_over_classes_and_go_to_the_table_and_to_mlflow() -> None:
+    """Sensitivity of organ: (1/2 + 1) / 2, as the case without a true lesion has none; of lesion: 1/4."""
+    organ = (counted(2, 1, 1, 0.25), counted(1, 1, 0, 0.75), counted(0, 0, 2, 0.0))
+    results = [result(f"case_{i}", organ=own, lesion=counted(4, 1, 0, 0.5)) for i, own in enumerate(organ)]
+    summary = extended_summary(results, LABELS)
+    assert summary["classes"]["organ"]["lesion_sensitivity"] == 0.75
+    assert summary["classes"]["organ"]["lesion_false_positives"] == 1.0
+    assert summary["classes"]["organ"]["lesion_dice"] == pytest.approx(1 / 3)
+    assert (summary["classes"]["organ"]["n_lesions"], summary["classes"]["organ"]["n_detected"]) == (3, 2)
+    assert (summary["lesion_sensitivity"], summary["lesion_false_positives"]) == (0.5, 0.5)
+    tracked = tracked_metrics(summary)
+    assert (tracked["lesion_sensitivity"], tracked["lesion_sensitivity/organ"], tracked["lesion_dice/lesion"]) == (0.5, 0.75, 0.5)
+    row = table_rows(results, LABELS, "final", None)[0]
+    assert [row[f"{name}/organ"] for name in LESION_SCORES] == [0.5, 1.0, 0.25]
+    assert CaseResult.model_validate_json(results[0].model_dump_json()) == results[0]
+
+
+def test_without_lesions_results_and_summaries_hold_no_word_of_them() -> None:
+    results = [result("a", organ=score(0.5), lesion=score(0.5))]
+    texts = [results[0].model_dump_json(), json.dumps(extended_summary(results, LABELS)), ValidationSpec().model_dump_json()]
+    assert not any("lesions" in text or "lesion_" in text for text in texts)
+    mixed = [*results, result("b", organ=counted(1, 1, 0, 1.0), lesion=counted(1, 1, 0, 1.0))]
+    assert "lesion_dice" not in extended_summary(mixed, LABELS), "means of some cases alone"
