@@ -153,10 +153,10 @@ def _training_section(answer: Answer) -> Section:
 def _cheap_lines(cheap: Agreement) -> list[str]:
     if not cheap.pairs:
         return []
-    interval = (
-        " (an interval needs five folds that disagree)" if math.isnan(cheap.low) else f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]"
-    )
+    is_known = not math.isnan(cheap.low)
+    interval = f" [{number(cheap.low, 2)}, {number(cheap.high, 2)}]" if is_known else ""
+    lacking = "" if is_known else " An interval needs five folds that do not all agree."
     return [
         f"Kendall's tau between EMA pseudo-Dice and full Dice over {cheap.pairs} pairs of models within one of {cheap.folds} folds: "
-        f"{number(cheap.tau, 2)}{interval}. At 1 the number that training shows ranks models as whole cases do."
+        f"{number(cheap.tau, 2)}{interval}. At 1 the number that training shows ranks models as whole cases do.{lacking}"
     ]

@@ -168,6 +168,20 @@ def test_a_case_that_an_older_rule_scored_is_scored_anew_without_predicting_it_a
     assert (again.scoring, predictor.predictions) == (SCORING, 1)
 
 
+def test_lesions_that_are_asked_for_later_are_counted_in_the_stored_prediction(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", ".nii.gz", (5.0, 0.5, 0.5))
+    result, predictor = validated(tmp_path, "SimpleITKIO", ".nii.gz")
+    assert not result.has_lesions
+    asked = predictor.spec.validation.model_copy(update={"lesions": True})
+    predictor.spec = predictor.spec.model_copy(update={"validation": asked})
+    again = validated_by(predictor)
+    lesions = again.metrics["organ"].lesions
+    assert lesions is not None
+    assert (lesions.num_true, lesions.num_detected, lesions.num_false) == (1, 1, 0)
+    assert lesions.dice == pytest.approx(again.metrics["organ"].dice), "of one lesion it is the Dice of the class"
+    assert predictor.predictions == 1
+
+
 @pytest.mark.parametrize("fault", ["other weights", "damaged", "gone"])
 def test_a_stored_prediction_that_cannot_serve_is_made_again(tmp_path: Path, fault: str) -> None:
     write_raw(tmp_path / "raw", ".nii.gz", (5.0, 0.5, 0.5))
