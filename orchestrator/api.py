@@ -296,7 +296,8 @@ def evaluate(
     """Predict a held-out test set with the folds that `model` means, as nnU-Net's ensemble, and with `labels` score it. Returns at its end.
 
     Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues.
-    Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; ClusterError for cases that failed.
+    Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; at its end what is to blame for
+    cases that failed.
     """
     from orchestrator.validation.held_out_job import HELD_OUT_EVENTS
 
@@ -317,8 +318,8 @@ def evaluate(
     if ended is None:
         raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
     if ended.exit_code:
-        kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError)
-        raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), ClusterError)(ended.message)
+        kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
+        raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)
     return ended
 
 

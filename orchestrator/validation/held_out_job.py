@@ -16,13 +16,13 @@ from typing import Literal
 import ray
 from pydantic import Field, TypeAdapter
 
-from orchestrator.errors import ConfigError, NnfleetError
+from orchestrator.errors import ConfigError, DataError, NnfleetError
 from orchestrator.export.fold_facts import facts_of, unlike
 from orchestrator.publishing.reconcile import called
 from orchestrator.run.below import results_folder, run_folders_below
 from orchestrator.run.events import Event, emit
 from orchestrator.run.interrupts import obey_interrupts
-from orchestrator.validation.case_queue import CaseFailure, CaseQueue, failure_message, largest_first
+from orchestrator.validation.case_queue import CaseFailure, CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import Stopped, digest_of_named
 from orchestrator.validation.held_out_cases import check_labels, held_out_cases
 from orchestrator.validation.held_out_pool import HeldOutPool
@@ -189,7 +189,9 @@ def predicted(held: HeldOut, output: RunFolder) -> list[CaseResult] | HeldOutEve
 
 def _failed(held: HeldOut, failures: Mapping[str, Sequence[CaseFailure]]) -> HeldOutEvent:
     text = failure_message(held.checkpoint, failures, len(held.cases), work="test set", again="run the same command")
-    return HeldOutEvent(message=text, exit_code=1)
+    state = end_of(list(failures.values()))
+    kinds = {"FAILED_CONFIG": DataError, "FAILED_CLUSTER": ClusterError}
+    return HeldOutEvent(message=text, exit_code=kinds.get(state, NnfleetError).exit_code)
 
 
 def _number(value: object) -> float | None:

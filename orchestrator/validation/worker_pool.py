@@ -206,7 +206,7 @@ class Pool:
     def _start_worker(self) -> None:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
-        actor_class = ray.remote(self.actor_class()).options(
+        actor_class: Any = ray.remote(self.actor_class()).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads}
         )
         actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
