@@ -15,7 +15,24 @@ from os import PathLike
 from typing import Any
 
 from orchestrator import Experiment, PlanReport, RunStatus, Submission, __version__, api
-from orchestrator.api import compare, down, export, logs, removable, remove, resume, status, stop, sync, up, validate, wait, write_report
+from orchestrator.api import (
+    compare,
+    down,
+    evaluate,
+    export,
+    logs,
+    predict,
+    removable,
+    remove,
+    resume,
+    status,
+    stop,
+    sync,
+    up,
+    validate,
+    wait,
+    write_report,
+)
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import experiment_from
 
@@ -28,9 +45,11 @@ __all__ = [
     "__version__",
     "compare",
     "down",
+    "evaluate",
     "export",
     "logs",
     "plan",
+    "predict",
     "removable",
     "remove",
     "resume",

@@ -17,7 +17,7 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
-from orchestrator.errors import ClusterError, ConfigError, NnfleetError, StorageError
+from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.run.below import results_folder
 from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match, match_all
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
+    from orchestrator.validation.held_out_job import HeldOutEvent
     from trainers.contract.run_spec import CheckpointName
 
 RESULTS = "nnUNet_results"
@@ -280,6 +281,59 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
     found = removable(runs, results, cluster)
     remove(found, mlflow=mlflow)
     return found
+
+
+def evaluate(
+    model: str,
+    images: Path,
+    labels: Path | None = None,
+    output: Path | None = None,
+    *,
+    checkpoint: "CheckpointName" = "final",
+    results: Path | None = None,
+    cluster: str | None = None,
+) -> "HeldOutEvent":
+    """Predict a held-out test set with the folds that `model` means, as nnU-Net's ensemble, and with `labels` score it. Returns at its end.
+
+    Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues.
+    Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; at its end what is to blame for
+    cases that failed.
+    """
+    from orchestrator.validation.held_out_job import HELD_OUT_EVENTS
+
+    meant = reach(cluster, starts=True)
+    place = results_folder(results, os.environ) if meant.is_here else results
+    folders = {"--images": images, "--labels": labels, "--output": output, "--results": place}
+    named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
+    submission_id = meant.jobs.submit_held_out(secrets.token_hex(4), [model, *named, f"--checkpoint={checkpoint}"])
+    failure: ClusterError | None = None
+    try:
+        Follower(meant.jobs).finish(submission_id)
+    except KeyboardInterrupt:
+        meant.jobs.stop(submission_id)
+        raise
+    except ClusterError as err:
+        failure = err
+    ended = next(events_in(meant.jobs.logs(submission_id), HELD_OUT_EVENTS), None)
+    if ended is None:
+        raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
+    if ended.exit_code:
+        kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
+        raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)
+    return ended
+
+
+def predict(
+    model: str,
+    images: Path,
+    output: Path,
+    *,
+    checkpoint: "CheckpointName" = "final",
+    results: Path | None = None,
+    cluster: str | None = None,
+) -> "HeldOutEvent":
+    """As `evaluate`, without labels."""
+    return evaluate(model, images, None, output, checkpoint=checkpoint, results=results, cluster=cluster)
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":

@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import note, print_json, say, working
-from orchestrator.cli.parameters import AsJson
+from orchestrator.cli.parameters import AsJson, Model
 
 if TYPE_CHECKING:
     from orchestrator.export.model import Exported
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="17/3d_fullres/nnUNetTrainer means all its folds; one fold by its address, run key or MLflow run id.",
-        show_default=False,
-    ),
-]
 
 
 def export(

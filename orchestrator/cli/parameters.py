@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,19 @@ SomeRuns = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="17/3d_fullres/nnUNetTrainer means all its folds; one fold by its address, run key or MLflow run id.",
+        show_default=False,
+    ),
+]
+TestImages = Annotated[
+    Path, typer.Option("--images", metavar="FOLDER", help="Test images, <case>_0000.nii.gz and so on, as the cluster sees them.")
+]
+TestCheckpoint = Annotated[Literal["final", "best"], typer.Option("--checkpoint", help="Which weights of each fold predict.")]
+Results = Annotated[Path | None, typer.Option("--results", metavar="FOLDER", help="Folder that holds the runs; default: nnUNet_results.")]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Move the folders of other runs aside (replaced-fold_0-...) and start anew; deletes nothing.")
 ]

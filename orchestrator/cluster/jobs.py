@@ -63,6 +63,7 @@ class Modules:
     validation: str = "orchestrator.validation.job"
     control: str = "orchestrator.campaign.control_job"
     drill: str = "orchestrator.drill.job"
+    held_out: str = "orchestrator.validation.held_out_job"
 
 
 class Jobs:
@@ -144,6 +145,10 @@ class Jobs:
     def submit_drill(self, drill: str, arguments: list[str]) -> str:
         """Start the job of a drill; returns its submission id."""
         return self._submit(f"drill-{drill}", "control", self._modules.drill, arguments, {})
+
+    def submit_held_out(self, name: str, arguments: list[str]) -> str:
+        """Start the job that predicts a held-out test set; returns its submission id."""
+        return self._submit(f"test-{name}", "control", self._modules.held_out, arguments, {})
 
     def submit_control(self, name: str, arguments: list[str]) -> str:
         """Start a small job that acts where the run folders are; returns its submission id."""

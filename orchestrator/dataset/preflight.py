@@ -152,7 +152,17 @@ def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
 
 def label_problems(folder: Path, labels: Mapping[str, Reading], known: Labels) -> list[NnfleetError]:
     """Label files that are missing or unreadable, and values that dataset.json does not name."""
-    place = folder / "gt_segmentations"
+    return problems_of_label_files(
+        folder / "gt_segmentations",
+        labels,
+        known,
+        restore=f"Restore it, or run {PREPROCESS_COMMAND} again.",
+        correct=f"Correct the label file or dataset.json, then run {PREPROCESS_COMMAND}.",
+    )
+
+
+def problems_of_label_files(place: Path, labels: Mapping[str, Reading], known: Labels, *, restore: str, correct: str) -> list[NnfleetError]:
+    """The same of label files in any folder, with what cures a missing or unreadable file, and one with a strange value."""
     found: list[NnfleetError] = []
     faults: dict[str, list[str]] = {}
     strange: dict[str, tuple[tuple[float, ...], list[str]]] = {}
@@ -162,7 +172,7 @@ def label_problems(folder: Path, labels: Mapping[str, Reading], known: Labels) -
         elif unknown := tuple(v for v in label.values if v not in known.values):
             strange.setdefault(repr(unknown), (unknown, []))[1].append(case)  # by text, for no NaN equals another
     for fault, cases in faults.items():
-        found.append(DataError(f"labels: in {place} the file of {listed(cases)} {fault}. Restore it, or run {PREPROCESS_COMMAND} again."))
+        found.append(DataError(f"labels: in {place} the file of {listed(cases)} {fault}. {restore}"))
     names = ", ".join(str(v) for v in sorted(known.values))
     for values, cases in strange.values():
         shown = ", ".join(map(_value_text, values[:MAX_LISTED]))
@@ -170,7 +180,7 @@ def label_problems(folder: Path, labels: Mapping[str, Reading], known: Labels) -
         found.append(
             DataError(
                 f"labels: in {place} {listed(cases)} has the value {shown}, which dataset.json does not name (it names {names}).{cure} "
-                f"Correct the label file or dataset.json, then run {PREPROCESS_COMMAND}."
+                f"{correct}"
             )
         )
     return found

@@ -118,12 +118,19 @@ def end_of(failures: Sequence[Sequence[CaseFailure]]) -> EndState:
     return "FAILED_CLUSTER" if kinds == {"lost"} else "FAILED_CODE"
 
 
-def failure_message(name: CheckpointName, failures: Mapping[str, Sequence[CaseFailure]], total: int) -> str:
-    """What the user reads when the retries of cases are exhausted."""
+def failure_message(
+    name: CheckpointName,
+    failures: Mapping[str, Sequence[CaseFailure]],
+    total: int,
+    *,
+    work: str = "full validation",
+    again: str = "validate",
+) -> str:
+    """What the user reads when the retries of cases are exhausted. `again`: the verb that does it once more."""
     listed = "; ".join(f"{case} (tried {_times(len(tries))}): {tries[-1].reason}" for case, tries in sorted(failures.items()))
     return (
-        f"full validation ({name}): {len(failures)} of {total} cases failed: {listed} "
-        "The other cases are done and kept: repair these and validate again."
+        f"{work} ({name}): {len(failures)} of {total} cases failed: {listed} "
+        f"The other cases are done and kept: repair these and {again} again."
     )
 
 

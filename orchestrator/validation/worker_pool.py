@@ -51,6 +51,13 @@ def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "
     return predictor
 
 
+def own_place() -> str:
+    """Where this actor runs: its node, and its GPU if it has one."""
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU", [])
+    return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
+
+
 class CaseWorker:
     """The actor: holds the network of one checkpoint at a time and validates one case after the other."""
 
@@ -69,9 +76,7 @@ class CaseWorker:
         self._name, self.predictor = name, None  # the memory of the one before is free
         what = f"loading {self._folder.checkpoint(name)}"
         self.predictor = retry_storage(lambda: loaded(self._folder, name, digest), what, tell=self._notice.tell)
-        context = ray.get_runtime_context()
-        gpus = context.get_accelerator_ids().get("GPU", [])
-        return f"node {context.get_node_id()}" + (f", GPU {','.join(gpus)}" if gpus else "")
+        return own_place()
 
     def validate(self, case_id: str) -> float:
         """Validate one case; its files are the result. Returns the mean Dice, for the log.
@@ -175,6 +180,19 @@ class Pool:
             for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._quarantined)]:
                 ray.kill(actor)
 
+    def actor_class(self) -> type:
+        """What the actors are: made of the folder and the fencing token, with `load` and `validate` as those of `CaseWorker`."""
+        return CaseWorker
+
+    def load_here(self) -> None:
+        """Load what a worker has loaded; raises what is wrong with the files from here too."""
+        loaded(self.folder, self.name, self.digest, "cpu")
+
+    def check_inputs(self, case_id: str) -> None:
+        """Raise StorageError where what a case needs is not to be seen from here either."""
+        self.folder.living_spec()
+        case_sizes(self.spec, [case_id])
+
     def _look_for_stop(self) -> None:
         """Raise Stopped if somebody wants that at once; take note if after the cases in work."""
         request = stop_request_seen(self.folder)
@@ -188,7 +206,9 @@ class Pool:
     def _start_worker(self) -> None:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
-        actor_class = ray.remote(CaseWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})
+        actor_class: Any = ray.remote(self.actor_class()).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads}
+        )
         actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
         self._pending[actor.load.remote(self.name, self.digest)] = PendingCall(actor, None, "", time.monotonic())
 
@@ -274,7 +294,7 @@ class Pool:
         is_of_files = isinstance(cause, StorageError | DataError | CheckpointError)
         if is_of_files:
             self._quarantined.append((pending.actor, ""))
-            loaded(self.folder, self.name, self.digest, "cpu")  # raises if they are so from here too; else it is its node
+            self.load_here()  # raises if they are so from here too; else it is its node
         else:
             ray.kill(pending.actor)
             if isinstance(cause, NnfleetError):
@@ -300,8 +320,7 @@ class Pool:
             ray.kill(pending.actor)  # a CUDA error leaves the process useless, a disk that went away its open files
         if is_of_disk:  # the worker has waited for it; raises if it is away from here too
             check_takes(self.folder.own)
-            self.folder.living_spec()
-            case_sizes(self.spec, [case_id])
+            self.check_inputs(case_id)
         kind = "data" if is_data else "lost" if is_of_disk else "code"
         self._note(case_id, CaseFailure(kind, f"{type(cause).__name__}: {cause}", pending.place), error)  # type: ignore[arg-type]
         if is_data:

@@ -24,6 +24,7 @@ SPEAKS_RAY = {
     "training/save_before_resize",
     "training/scaling_policy",
     "training/worker",
+    "validation/held_out_job",
     "validation/job",
     "validation/worker_pool",
 }
@@ -48,14 +49,14 @@ experiment: dataset errors queue run tracking trainers.contract trainers.storage
 training: cluster dataset publishing queue run tracking trainers.contract trainers.data trainers.errors trainers.storage
     trainers.training
 compare: errors export publishing run statistics tracking trainers.contract trainers.data trainers.errors trainers.storage
-validation: compare errors publishing run tracking trainers.contract trainers.errors trainers.storage trainers.validation
+validation: compare dataset errors export publishing run tracking trainers.contract trainers.errors trainers.storage trainers.validation
 follow: queue run tracking trainers.contract trainers.errors trainers.storage
 resume: cluster dataset follow publishing queue run tracking trainers.contract trainers.errors trainers.storage
 campaign: cluster compare dataset errors experiment follow publishing queue resume run tracking validation trainers.contract
     trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
-api: campaign cluster compare dataset drill errors experiment export publishing resume run
+api: campaign cluster compare dataset drill errors experiment export publishing resume run validation
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

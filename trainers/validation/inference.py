@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainers.contract.run_spec import RunSpec
 from trainers.data.case_files import damaged, open_case, read_properties
 from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
+from trainers.data.whole_file import check_whole
 from trainers.errors import CheckpointError, ConfigError, DataError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
@@ -38,19 +40,21 @@ PART_PREFIX = ".part-"
 """Start of the names of temporary folders inside an output folder: leftovers of a killed process may be deleted."""
 
 
-class CasePredictor:
-    """Predicts preprocessed cases of a run's dataset with one checkpoint; loads the network once.
+class ModelPredictor:
+    """nnU-Net's predictor with the weights of one or several folds of a model, and how their segmentations are written and read.
 
-    `checkpoint_file` lies in a fold folder of a model folder with plans.json and dataset.json. Up to `threads` CPU threads are used.
-    Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans, ConfigError for a cascade.
+    Each of `checkpoint_files` lies in a fold folder of one model folder with plans.json and dataset.json. Up to `threads` CPU threads are
+    used. Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans, ConfigError for a
+    cascade.
     """
 
-    def __init__(self, spec: RunSpec, checkpoint_file: Path, device: torch.device | str, threads: int = 1) -> None:
+    def __init__(self, spec: RunSpec, checkpoint_files: Sequence[Path], device: torch.device | str, threads: int = 1) -> None:
         self.spec = spec
         self.threads = threads
-        self.checkpoint_sha256 = _digest(checkpoint_file)
+        self.digests = tuple(_digest(file) for file in checkpoint_files)
+        """SHA-256 of each checkpoint file."""
         torch.set_num_threads(threads)
-        model_folder = checkpoint_file.parent.parent
+        model_folder = checkpoint_files[0].parent.parent
         self.dataset_json = load_dataset_json(model_folder)
         self.labels: Labels = labels_of(self.dataset_json, str(model_folder / "dataset.json"))
         plans = load_plans(model_folder, "plans")
@@ -60,20 +64,15 @@ class CasePredictor:
         if self.configuration.previous_stage_name is not None:
             raise ConfigError(f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not predict.")
         self.reader = self.plans.image_reader_writer_class()
-        self._predictor = self._loaded(checkpoint_file, torch.device(device))
+        self._predictor = self._loaded(checkpoint_files, torch.device(device))
 
     @property
     def file_ending(self) -> str:
         """Ending of the dataset's label files, '.nii.gz' for example."""
         return str(self.dataset_json["file_ending"])
 
-    def predict(self, case_id: str, output_folder: Path) -> Path:
-        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all.
-
-        Raises DataError when the case cannot be read, StorageError when its disk is away.
-        """
-        data_CZYX, _, properties = self._read(case_id)
-        logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
+    def _export(self, logits: torch.Tensor, properties: dict[str, Any], case_id: str, output_folder: Path) -> Path:
+        """Write a segmentation on the original grid into `output_folder` as <case_id><file ending>, whole or not at all."""
         output_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
             export_prediction_from_logits(
@@ -89,6 +88,47 @@ class CasePredictor:
         except Exception as err:  # each reader raises its library's own kinds
             find_outage(err, [path], self.spec.preprocessed_folder)
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
+
+    def _loaded(self, checkpoint_files: Sequence[Path], device: torch.device) -> nnUNetPredictor:
+        """nnU-Net's predictor, with the mirroring axes of the first checkpoint, as nnU-Net takes them."""
+        checkpoints = [read_checkpoint(file) for file in checkpoint_files]
+        heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
+        channels = num_input_channels(self.dataset_json)
+        network = build_network(self.configuration.configuration, channels, heads, deep_supervision=False)
+        weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
+        for file, parameters in zip(reversed(checkpoint_files), reversed(weights), strict=True):  # it ends with the first one's
+            self._load(network, parameters, file)
+        predictor = _quietly(nnUNetPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False)
+        axes = checkpoints[0].get("inference_allowed_mirroring_axes")
+        trainer = str(checkpoints[0].get("trainer_name", self.spec.trainer))
+        predictor.manual_initialization(network, self.plans, self.configuration, weights, self.dataset_json, trainer, axes)
+        torch.backends.cudnn.benchmark = not self.spec.deterministic  # the predictor's constructor turns it on
+        return predictor
+
+    def _load(self, network: torch.nn.Module, parameters: Any, checkpoint_file: Path) -> None:
+        try:
+            network.load_state_dict(parameters)
+        except RuntimeError as err:
+            raise CheckpointError(
+                f"checkpoint: {checkpoint_file} does not fit {self.spec.configuration!r} in plans.json of its model folder: {err}"
+            ) from err
+
+
+class CasePredictor(ModelPredictor):
+    """Predicts preprocessed cases of a run's dataset with one checkpoint; loads the network once. Raises as `ModelPredictor`."""
+
+    def __init__(self, spec: RunSpec, checkpoint_file: Path, device: torch.device | str, threads: int = 1) -> None:
+        super().__init__(spec, [checkpoint_file], device, threads)
+        self.checkpoint_sha256 = self.digests[0]
+
+    def predict(self, case_id: str, output_folder: Path) -> Path:
+        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all.
+
+        Raises DataError when the case cannot be read, StorageError when its disk is away.
+        """
+        data_CZYX, _, properties = self._read(case_id)
+        logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
+        return self._export(logits, properties, case_id, output_folder)
 
     def reference_file(self, case_id: str) -> Path:
         """The original labels of a case, copied by nnU-Net's preprocessing."""
@@ -109,25 +149,6 @@ class CasePredictor:
         image_ZYX[seg_ZYX < 0] = image_ZYX.min()
         return image_ZYX, properties
 
-    def _loaded(self, checkpoint_file: Path, device: torch.device) -> nnUNetPredictor:
-        checkpoint = read_checkpoint(checkpoint_file)
-        heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
-        channels = num_input_channels(self.dataset_json)
-        network = build_network(self.configuration.configuration, channels, heads, deep_supervision=False)
-        try:
-            network.load_state_dict(checkpoint["network_weights"])
-        except RuntimeError as err:
-            raise CheckpointError(
-                f"checkpoint: {checkpoint_file} does not fit {self.spec.configuration!r} in plans.json of its model folder: {err}"
-            ) from err
-        predictor = _quietly(nnUNetPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False)
-        axes = checkpoint.get("inference_allowed_mirroring_axes")
-        predictor.manual_initialization(
-            network, self.plans, self.configuration, None, self.dataset_json, str(checkpoint.get("trainer_name", self.spec.trainer)), axes
-        )
-        torch.backends.cudnn.benchmark = not self.spec.deterministic  # the predictor's constructor turns it on
-        return predictor
-
     def _read(self, case_id: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], dict[str, Any]]:
         """Image channels of a preprocessed case, its segmentation (Z, Y, X), and what preprocessing noted of it."""
         folder = self.spec.preprocessed_folder / str(self.configuration.data_identifier)
@@ -140,6 +161,44 @@ class CasePredictor:
         if not np.isfinite(data_CZYX).all():
             raise not_finite(folder, case_id, data_CZYX)
         return data_CZYX, seg_ZYX, properties
+
+
+class EnsemblePredictor(ModelPredictor):
+    """Predicts raw images, as `nnUNetv2_predict` does, with the mean of the logits of all checkpoints. Raises as `ModelPredictor`."""
+
+    def predict(self, case_id: str, images: Sequence[Path], output_folder: Path) -> tuple[Path, Spacing]:
+        """Preprocess a case by the plans and write its segmentation, whole or not at all; returns its file and the images' spacing.
+
+        `images`: one file per channel. Raises DataError when they cannot be read, StorageError when their disk is away.
+        """
+        data_CZYX, properties = self._preprocessed(case_id, images)
+        spacing = noted_spacing(properties, type(self.reader).__name__)
+        logits = _quietly(self._predictor.predict_logits_from_preprocessed_data, torch.from_numpy(data_CZYX)).cpu()
+        return self._export(logits, properties, case_id, output_folder), spacing
+
+    def spacing_of(self, case_id: str, images: Sequence[Path]) -> Spacing:
+        """Spacing of a case's images, in the order of `read_segmentation`. Raises as `predict`."""
+        return noted_spacing(self._read_images(case_id, images)[1], type(self.reader).__name__)
+
+    def _preprocessed(self, case_id: str, images: Sequence[Path]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        values_CZYX, properties = self._read_images(case_id, images)
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        data, _, noted = preprocessor.run_case_npy(values_CZYX, None, properties, self.plans, self.configuration, self.dataset_json)
+        if not np.isfinite(data).all():
+            raise DataError(
+                f"images: case {case_id} ({images[0].parent}) has values that are no finite numbers. Correct its images, then try again."
+            )
+        return np.ascontiguousarray(data, dtype=np.float32), noted
+
+    def _read_images(self, case_id: str, images: Sequence[Path]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        try:
+            for image in images:
+                check_whole(image)
+            values_CZYX, properties = _quietly(self.reader.read_images, [str(image) for image in images])
+        except Exception as err:  # each reader raises its library's own kinds
+            find_outage(err, list(images))
+            raise DataError(f"images: case {case_id} ({images[0].parent}) cannot be read: {err}. Copy its images there anew.") from err
+        return values_CZYX, properties
 
 
 def _digest(checkpoint_file: Path) -> str:

@@ -1,0 +1,43 @@
+"""`nnfleet evaluate`: a held-out test set, predicted by a model's folds together and scored."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.output import note, print_json, say, working
+from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestImages
+
+if TYPE_CHECKING:
+    from orchestrator.validation.held_out_job import HeldOutEvent
+
+
+def evaluate(
+    model: Model,
+    images: TestImages,
+    labels: Annotated[Path | None, typer.Option("--labels", metavar="FOLDER", help="Their labels, <case>.nii.gz; else no scores.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FOLDER", help="New folder, or that of the same test set; default: beside the folds.")
+    ] = None,
+    checkpoint: TestCheckpoint = "final",
+    results: Results = None,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict a held-out test set with all folds of a model as an ensemble, and score it; finished cases are kept."""
+    from orchestrator import api
+
+    with working("Predicting ..."):
+        ended = api.evaluate(model, images, labels, output, checkpoint=checkpoint, results=results, cluster=cluster)
+    show(ended, as_json=as_json)
+
+
+def show(ended: "HeldOutEvent", *, as_json: bool) -> None:
+    """Print how a test set ended."""
+    if as_json:
+        print_json(ended.model_dump(mode="json", exclude={"event", "exit_code"}))
+        return
+    say(f"{ended.message}.")
+    say(f"Predictions: {ended.output}")
+    if ended.undelivered:
+        note(f"Not in MLflow: {ended.undelivered}.")

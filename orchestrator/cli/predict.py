@@ -1,0 +1,27 @@
+"""`nnfleet predict`: images without labels, predicted by a model's folds together."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.evaluate import show
+from orchestrator.cli.output import working
+from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestImages
+
+
+def predict(
+    model: Model,
+    images: TestImages,
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="New folder, or one that this command has begun.")],
+    checkpoint: TestCheckpoint = "final",
+    results: Results = None,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict images with all folds of a model as an ensemble, as nnUNetv2_predict does; finished cases are kept."""
+    from orchestrator import api
+
+    with working("Predicting ..."):
+        ended = api.predict(model, images, output, checkpoint=checkpoint, results=results, cluster=cluster)
+    show(ended, as_json=as_json)

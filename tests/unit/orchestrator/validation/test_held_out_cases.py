@@ -1,0 +1,80 @@
+"""Cases of a held-out test set: found by nnU-Net's names, and refused with what is wrong before a worker starts."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.validation.held_out_cases import cases_by_name, check_labels, held_out_cases
+from trainers.contract.plans import labels_of
+
+DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+
+
+def folder_of(place: Path, *names: str) -> Path:
+    place.mkdir()
+    for name in names:
+        (place / name).write_bytes(b"")
+    return place
+
+
+def images_of(tmp_path: Path, *more: str) -> Path:
+    return folder_of(tmp_path / "imagesTs", "a_0000.nii.gz", "a_0001.nii.gz", "b_1_0000.nii.gz", "b_1_0001.nii.gz", *more)
+
+
+def test_each_case_has_a_file_per_channel_and_its_labels(tmp_path: Path) -> None:
+    images, labels = images_of(tmp_path, ".hidden"), folder_of(tmp_path / "labelsTs", "a.nii.gz", "b_1.nii.gz")
+    found = held_out_cases(images, labels, DATASET)
+    assert list(found) == ["a", "b_1"]
+    assert [image.name for image in found["b_1"].images] == ["b_1_0000.nii.gz", "b_1_0001.nii.gz"]
+    assert found["a"].labels == labels / "a.nii.gz"
+    assert held_out_cases(images, None, DATASET)["a"].labels is None
+
+
+def test_the_spacing_beside_a_tiff_is_no_image() -> None:
+    assert cases_by_name(["a_0000.tif", "a.json", "a_0000.png"], ".tif") == ({"a": [0]}, ["a_0000.png"])
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["c_0000.nii.gz"], r"imagesTs c lacks the channel file <case>_0001.nii.gz; the model has 2 channels. Copy it there."),
+        (["a_0002.nii.gz"], r"imagesTs a has the channel file <case>_0002.nii.gz; the model has 2 channels. Move it away."),
+        (["c_0000.nii"], r"imagesTs holds c_0000.nii; the model reads <case>_0000.nii.gz"),
+        (["c.nii.gz"], r"imagesTs holds c.nii.gz; the model reads <case>_0000.nii.gz"),
+    ],
+)
+def test_a_missing_or_strange_image_is_named_with_its_cure(tmp_path: Path, more: list[str], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        held_out_cases(images_of(tmp_path, *more), None, DATASET)
+
+
+def test_labels_and_images_without_each_other_are_all_named_at_once(tmp_path: Path) -> None:
+    labels = folder_of(tmp_path / "labelsTs", "a.nii.gz", "z.nii.gz", "b_1.mha")
+    with pytest.raises(DataError) as refused:
+        held_out_cases(images_of(tmp_path), labels, DATASET)
+    assert "3 problems" in str(refused.value)
+    assert f"{labels} holds b_1.mha; the model reads <case>.nii.gz" in str(refused.value)
+    assert f"{labels} holds labels of z, of which {tmp_path / 'imagesTs'} has no image" in str(refused.value)
+    assert f"{labels} has no file of b_1" in str(refused.value)
+
+
+def test_an_empty_or_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no file: expected <case>_0000\.nii\.gz"):
+        held_out_cases(folder_of(tmp_path / "imagesTs"), None, DATASET)
+    with pytest.raises(ConfigError, match="is no folder where nnfleet looks for it"):
+        held_out_cases(tmp_path / "nowhere", None, DATASET)
+
+
+def test_an_unknown_label_value_and_a_damaged_file_are_named_before_a_worker_starts(tmp_path: Path) -> None:
+    images, labels = images_of(tmp_path), folder_of(tmp_path / "labelsTs", "b_1.nii.gz")
+    values = np.zeros((2, 3, 4), np.uint8)
+    values[0, 0, 0] = 7
+    nibabel.Nifti1Image(values, np.eye(4)).to_filename(labels / "a.nii.gz")
+    cases = held_out_cases(images, labels, DATASET)
+    with pytest.raises(DataError) as refused:
+        check_labels(labels, cases, labels_of(dict(DATASET)), "SimpleITKIO")
+    assert f"in {labels} a has the value 7, which dataset.json does not name (it names 0, 1). Correct the label file." in str(refused.value)
+    assert f"in {labels} the file of b_1 cannot be read" in str(refused.value)
