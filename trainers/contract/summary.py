@@ -141,6 +141,11 @@ def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: Checkp
     return [_row(r, labels, checkpoint, r.case_id if salt is None else pseudonym(r.case_id, salt)) for r in results]
 
 
+def worst_first(rows: Iterable[Row]) -> list[Row]:
+    """Rows of cases by rising Dice; last those that have none. Pure."""
+    return sorted(rows, key=lambda row: math.inf if math.isnan(dice := float(row["dice_mean"])) else dice)
+
+
 def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: str) -> Row:
     row: Row = {"case": case, "checkpoint": checkpoint, "dice_mean": result.dice_mean}
     for name in labels.foreground:

@@ -148,3 +148,12 @@ def test_a_closing_upload_folder_of_another_user_is_no_harm(tmp_path: Path) -> N
         clear_uploads(run.folder, time.time())
     finally:
         os.chmod(run.folder.uploading, 0o700)
+
+
+def test_the_name_of_a_picture_begins_with_the_dice_of_its_case(tmp_path: Path) -> None:
+    [folder] = validated_model(tmp_path, {"case_0": 0.5, "case_1": math.nan}, [["case_0", "case_1"]])
+    results = [result for case in ("case_0", "case_1") if (result := read_result(folder, "final", case)) is not None]
+    assert [picture_name(result, None) for result in results] == ["0.500_case_0.png", "none_case_1.png"]
+    hidden = picture_name(results[0], "salt")
+    assert hidden.startswith("0.500_")
+    assert "case_0" not in hidden

@@ -12,7 +12,7 @@ from orchestrator.tracking.scores import tracked_metrics
 from orchestrator.validation.case_queue import is_finished, largest_first
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
-from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
+from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, Row, class_keys, extended_summary, summarise, summary_bytes, table_rows, worst_first
 from trainers.errors import DataError
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.surfaces import surface_metrics
@@ -209,3 +209,8 @@ def test_only_a_result_of_the_same_weights_tolerance_and_scoring_rule_is_finishe
     assert not is_finished(stored, "ab", 2.0, has_prediction=True)
     assert not is_finished(stored, "ab", 1.0, has_prediction=False)
     assert not is_finished(None, "ab", 1.0, has_prediction=True)
+
+
+def test_a_table_of_cases_begins_with_the_worst_and_ends_with_those_that_have_no_dice() -> None:
+    rows: list[Row] = [{"case": str(dice), "dice_mean": dice} for dice in (0.9, math.nan, 0.1, 0.5)]
+    assert [row["case"] for row in worst_first(rows)] == ["0.1", "0.5", "0.9", "nan"]
