@@ -212,7 +212,7 @@ def _table(found: CrossValidation, salt: str | None) -> list[Row]:
     rows = []
     for fold in found.model.folds:
         for row in table_rows(fold.results, found.model.labels, CHECKPOINT, salt):
-            rows.append({"case": row["case"], "fold": str(fold.spec.fold), **row})
+            rows.append({**row, "fold": str(fold.spec.fold)})
     return worst_first(rows)
 
 
@@ -237,8 +237,9 @@ def _note(found: CrossValidation, missing: Sequence[str], table: Sequence[Row]) 
     worst = [f"{row['case']} ({number(float(row['dice_mean']), 3)})" for row in table[:WORST_SHOWN]]
     return "\n".join(
         [
-            f"**{spec.model} of {spec.dataset}: cross-validation over {len(found.model.results)} cases** of folds "
-            f"{', '.join(found.folds)}, each predicted by the final weights of the fold that was not trained on it.{without}",
+            f"**Dice {number(found.model.summary['dice_mean'], 3)}: {spec.model} of {spec.dataset}**, cross-validated over "
+            f"{len(found.model.results)} cases of folds {', '.join(found.folds)}, each predicted by the final weights of the fold that was "
+            f"not trained on it.{without}",
             "",
             *_class_rows(found),
             "",

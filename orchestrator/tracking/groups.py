@@ -37,8 +37,14 @@ def grouping_tags(spec: RunSpec) -> dict[str, str]:
         "nnfleet.model": spec.model,
         "nnfleet.schedule": schedule,
         "nnfleet.data": data,
-        GROUP_TAG: ", ".join([short_address(spec.model), schedule, f"data {data}", *again]),
+        GROUP_TAG: ", ".join([_name(spec), schedule, f"data {data}", *again]),
     }
+
+
+def _name(spec: RunSpec) -> str:
+    """The model, what differs most often first: of a group's name a column shows the beginning. The dataset is part of the digest."""
+    _, configuration, trainer = short_address(spec.model).split("/")
+    return f"{trainer} {configuration}"
 
 
 def schedule_text(schedule: Schedule) -> str:
@@ -57,7 +63,7 @@ def data_of_folds(spec: RunSpec) -> str:
         case: " ".join(digests) for case, digests in (spec.case_digests or {}).items()
     }
     salt = pseudonym_salt(spec.model_folder.parent) if spec.pseudonyms else ""
-    content = [salt, cases, _splits(spec), plan_params(spec)]
+    content = [salt, spec.dataset, cases, _splits(spec), plan_params(spec)]
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DATA_DIGITS]
 
 

@@ -22,9 +22,13 @@ CURVES = f"nnfleet-curves-{VERSION}"
 FOLDS = f"nnfleet-folds-{VERSION}"
 CHEAP = f"nnfleet-cheap-{VERSION}"
 SETTINGS = f"nnfleet-settings-{VERSION}"
+MODELS = f"nnfleet-models-{VERSION}"
+CASES = f"nnfleet-cases-{VERSION}"
 QUESTIONS = {
-    RESULTS: "Which is best?",
+    MODELS: "Models, cross-validated",
     FOLDS: "Folds averaged",
+    RESULTS: "Runs",
+    CASES: "Case by case",
     CURVES: "Curves",
     CHEAP: "Pseudo-Dice against Dice",
     SETTINGS: "Settings against Dice",
@@ -37,6 +41,11 @@ PARAMS = ("configuration", "trainer", "plans", "variant", "fold", "seed")
 METRICS = ("cv/dice_mean", "full/final/dice_mean", "full/best/dice_mean", "best/ema_pseudo_dice", "time/epoch_s")
 FOLDS_ALONE = f"tags.`nnfleet.kind` = 'run' AND tags.`{GROUP_TAG}` != ''"
 """Without the cross-validation, which would be averaged with the folds that it is made of, and without runs whose group is not known."""
+MODELS_ALONE = "tags.`nnfleet.kind` = 'cv'"
+"""The cross-validations; the table of one holds the cases of all folds."""
+MODEL_METRICS = ("cv/dice_mean", "cv/hd95_mm_mean", "cv/nsd_mean", "cv/num_folds", "cv/num_cases")
+MODE_OF = {CURVES: "CHART", CHEAP: "CHART", SETTINGS: "CHART", CASES: "ARTIFACT"}
+"""View -> how the page shows the runs, where it is not the table of runs: a saved view does not say it, only a link does."""
 Chart = dict[str, Any]
 WORKFLOW = "workflowType=machine_learning"
 """Without it a browser that is new to the server shows MLflow's pages for language models."""
@@ -47,6 +56,8 @@ def view_tags() -> dict[str, str]:
     """Experiment tags that hold nnfleet's saved views."""
     averaged = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": GROUP_TAG}]}
     views = {
+        MODELS: ("nnfleet: models, cross-validated", _models_state()),
+        CASES: ("nnfleet: case by case", _state(searchFilter=MODELS_ALONE, orderByKey=f"metrics.`{METRICS[0]}`")),
         RESULTS: ("nnfleet: results", _state()),
         CURVES: ("nnfleet: curves", _state(_sections(), searchFilter=FOLDS_ALONE)),
         FOLDS: ("nnfleet: folds averaged", _state(_sections(), searchFilter=FOLDS_ALONE, groupBy=averaged)),
@@ -86,7 +97,8 @@ class Pages:
 
     def view(self, experiment: str, key: str) -> str:
         """Link to one of nnfleet's views of an experiment."""
-        return f"{self.server}/#/experiments/{experiment}/runs?{WORKFLOW}&viewStateShareKey={key}"
+        mode = f"&compareRunsMode={MODE_OF[key]}" if key in MODE_OF else ""
+        return f"{self.server}/#/experiments/{experiment}/runs?{WORKFLOW}&viewStateShareKey={key}{mode}"
 
     def answers(self, experiment: str) -> dict[str, str]:
         """A link for each question."""
@@ -127,10 +139,7 @@ def _state(sections: dict[str, list[Chart]] | None = None, **fields: Any) -> dic
         **fields,
     }
     if sections:
-        state["compareRunSections"] = [
-            {"uuid": f"nnfleet-{number}", "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-            for number, name in enumerate(sections)
-        ]
+        state["compareRunSections"] = [_section(number, name, len(charts)) for number, (name, charts) in enumerate(sections.items())]
         state["compareRunCharts"] = [
             {"uuid": f"nnfleet-{number}-{place}", "metricSectionId": f"nnfleet-{number}", "deleted": False, "isGenerated": False, **chart}
             for number, section in enumerate(sections.values())
@@ -138,6 +147,19 @@ def _state(sections: dict[str, list[Chart]] | None = None, **fields: Any) -> dic
         ]
         state["isAccordionReordered"] = True
     return state
+
+
+def _section(number: int, name: str, charts: int) -> dict[str, Any]:
+    """A section of so many charts; one alone takes the whole width."""
+    is_ours = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+    return {"uuid": f"nnfleet-{number}", "name": name, "columns": min(charts, 3), "cardHeight": 360, **is_ours}
+
+
+def _models_state() -> dict[str, Any]:
+    params = [f"params.`{name}`" for name in PARAMS if name != "fold"]
+    columns = [*params, *(f"metrics.`{name}`" for name in MODEL_METRICS), "tags.`nnfleet.missing_folds`"]
+    charts = {"Cross-validation: whole cases of all folds": [_bar(name, name.removeprefix("cv/")) for name in MODEL_METRICS[:3]]}
+    return _state(charts, searchFilter=MODELS_ALONE, orderByKey=f"metrics.`{METRICS[0]}`", selectedColumns=columns)
 
 
 def _sections() -> dict[str, list[Chart]]:
@@ -162,7 +184,7 @@ def _sections() -> dict[str, list[Chart]]:
 
 def _cheap_sections() -> dict[str, list[Chart]]:
     return {
-        "Is the cheap number right? Pseudo-Dice of patches against Dice of whole cases": [
+        "Pseudo-Dice against Dice of whole cases": [
             _scatter("val/ema_pseudo_dice", "full/final/dice_mean", "Final checkpoint"),
             _scatter("best/ema_pseudo_dice", "full/best/dice_mean", "Best checkpoint"),
         ]

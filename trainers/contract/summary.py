@@ -147,8 +147,8 @@ def worst_first(rows: Iterable[Row]) -> list[Row]:
 
 
 def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: str) -> Row:
-    row: Row = {"case": case, "checkpoint": checkpoint, "dice_mean": result.dice_mean}
+    row: Row = {"case": case, "dice_mean": result.dice_mean}  # MLflow compares runs by the second column
     for name in labels.foreground:
         m = result.metrics[name]
         row |= {f"dice/{name}": m.dice, f"hd95_mm/{name}": m.hd95_mm, f"nsd/{name}": m.nsd}
-    return row | {"seconds": round(result.seconds, 3)}
+    return row | {"checkpoint": checkpoint, "seconds": round(result.seconds, 3)}

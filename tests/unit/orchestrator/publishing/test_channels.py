@@ -1,6 +1,7 @@
 """Two publishers of one run at the same time: links of uploads, and who may still deliver."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -10,14 +11,15 @@ import pytest
 
 from orchestrator.publishing.publisher import Publisher, deliver_run
 from orchestrator.publishing.upload_links import LONGEST_UPLOAD_S, UploadLinks, clear_uploads
-from orchestrator.publishing.validation_report import ValidationReport, deliver_reports
+from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, picture_name
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking import client
 from orchestrator.tracking.binding import bound_run, noted_run_id
 from orchestrator.validation.job import deliver_all
 from tests.fake_run import FakeRun
+from tests.validated_model import validated_model
 from trainers.contract.commits import Manifest
-from trainers.contract.records import PublishedFiles, read_mlflow_run, read_published_files, write_published_files
+from trainers.contract.records import PublishedFiles, read_mlflow_run, read_published_files, read_result, write_published_files
 from trainers.errors import DataError, TrackingError
 
 

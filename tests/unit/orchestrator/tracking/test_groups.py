@@ -26,7 +26,7 @@ def group(spec: RunSpec) -> str:
 
 def test_the_folds_of_a_model_are_one_group_with_a_short_name(tmp_path: Path) -> None:
     first, second = fold(tmp_path, 0), fold(tmp_path, 1)
-    assert group(first) == group(second) == f"901/3d_fullres/default, 1000 epochs, data {data_of_folds(first)}"
+    assert group(first) == group(second) == f"default 3d_fullres, 1000 epochs, data {data_of_folds(first)}"
     assert grouping_tags(first)["nnfleet.model"] == "901/3d_fullres/nnUNetTrainer"
 
 

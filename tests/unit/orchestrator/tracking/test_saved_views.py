@@ -58,6 +58,8 @@ def test_views_are_small_named_and_the_same_every_time() -> None:
         "nnfleet: folds averaged",
         "nnfleet: pseudo-Dice against Dice",
         "nnfleet: settings against Dice",
+        "nnfleet: models, cross-validated",
+        "nnfleet: case by case",
     }
 
 
@@ -66,7 +68,9 @@ def test_every_question_has_a_view_and_a_link() -> None:
     [pages] = pages_of([f"http://h:1/#/{run_place('7', 'a')}"])
     links = pages.answers("7")
     assert list(links) == list(QUESTIONS.values())
-    assert all(link.endswith(f"&viewStateShareKey={key}") for link, key in zip(links.values(), QUESTIONS, strict=True))
+    assert all(f"&viewStateShareKey={key}" in link for link, key in zip(links.values(), QUESTIONS, strict=True))
+    assert pages.view("7", CURVES).endswith("&compareRunsMode=CHART")
+    assert "compareRunsMode" not in pages.view("7", FOLDS), "the table shows how many folds a mean is of"
 
 
 def test_results_view_shows_what_runs_are_compared_by() -> None:

@@ -12,7 +12,18 @@ from orchestrator.tracking.scores import tracked_metrics
 from orchestrator.validation.case_queue import is_finished, largest_first
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
-from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, Row, class_keys, extended_summary, summarise, summary_bytes, table_rows, worst_first
+from trainers.contract.summary import (
+    SCORING,
+    CaseResult,
+    ClassMetrics,
+    Row,
+    class_keys,
+    extended_summary,
+    summarise,
+    summary_bytes,
+    table_rows,
+    worst_first,
+)
 from trainers.errors import DataError
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.surfaces import surface_metrics
