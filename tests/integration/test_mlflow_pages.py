@@ -36,7 +36,7 @@ CASES = [case for fold in FOLDS_OF_CASES for case in fold]
 BETTER = {"nnUNetTrainer": 0.0, "nnUNetTrainerDA5": 0.04}
 """Trainer -> what it adds to every Dice."""
 EPOCHS = 8
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
