@@ -56,7 +56,8 @@ def links_of(statuses: Sequence["RunStatus"], run: str | None, server: str) -> d
     shown = sorted((item for item in named if item.mlflow_url), key=lambda item: -item.since_unix)
     if run is not None and not shown:
         raise ConfigError(f"run: {named[0].address} has no page in MLflow yet (it is {named[0].state}). Ask again once it runs.")
-    of_experiment = _of_one_experiment(shown)
+    beside = [item for item in statuses if item.mlflow_url] if len(named) == 1 else shown[1:]  # a run alone is compared with its like
+    of_experiment = _of_one_experiment([*shown[:1], *(item for item in beside if item not in shown[:1])])
     pages = pages_of([item.mlflow_url for item in of_experiment], "" if shown else server)
     datasets = dict.fromkeys(filter(None, map(dataset_of, of_experiment)))
     others = dict.fromkeys(dataset_of(item) for item in statuses if item.mlflow_url and dataset_of(item) not in datasets)
