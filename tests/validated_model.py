@@ -31,6 +31,7 @@ def validated_model(
     folds: Sequence[Sequence[str]],
     checkpoint: CheckpointName = "final",
     trained: Sequence[int] | None = None,
+    epochs: int = 1,
     **overrides: object,
 ) -> list[RunFolder]:
     """Write one run per fold (`folds`: the validation cases of each; `trained`: only these), every case of which scores
@@ -43,27 +44,39 @@ def validated_model(
         key = "-".join(map(str, [*overrides.values(), number]))
         others = tuple(case for case in cases if case not in val_cases)
         run = FakeRun(base, f"901-{key}", number, val_cases=tuple(val_cases), train_cases=others, **overrides)
-        run.epoch()
+        for _ in range(epochs):
+            run.epoch()
         run.finish()
         digest = run.final if checkpoint == "final" else run.best
         assert digest is not None
         for name in ("dataset.json", "nnUNetPlans.json"):
             shutil.copy(run.spec.preprocessed_folder / name, run.folder.model_folder / name.replace("nnUNetPlans", "plans"))
-        run.folder.cases(checkpoint).mkdir(parents=True)
-        for case in val_cases:
-            scores = {name: dice(case, name) if callable(dice) else dice[case] for name in CLASSES}
-            result = CaseResult(
-                case_id=case,
-                checkpoint_sha256=digest.sha256,
-                reference_file=str(run.spec.preprocessed_folder / f"{case}.nii.gz"),
-                prediction_file=str(run.folder.validation(checkpoint) / f"{case}.nii.gz"),
-                surface_tolerance_mm=run.spec.validation.surface_tolerance_mm,
-                scoring=SCORING,
-                metrics={name: metrics_of(score) for name, score in scores.items()},
-                seconds=1.0,
-            )
-            (run.folder.cases(checkpoint) / f"{case}.json").write_text(result.model_dump_json())
+        score_cases(run.folder, checkpoint, digest.sha256, dice)
         written.append(run.folder)
+    return written
+
+
+def score_cases(
+    folder: RunFolder, checkpoint: CheckpointName, sha256: str, dice: Callable[[str, str], float] | Mapping[str, float]
+) -> list[CaseResult]:
+    """Write the result of every validation case of a run with one checkpoint."""
+    spec = folder.spec()
+    folder.cases(checkpoint).mkdir(parents=True)
+    written = []
+    for case in spec.val_cases:
+        scores = {name: dice(case, name) if callable(dice) else dice[case] for name in CLASSES}
+        result = CaseResult(
+            case_id=case,
+            checkpoint_sha256=sha256,
+            reference_file=str(spec.preprocessed_folder / f"{case}.nii.gz"),
+            prediction_file=str(folder.validation(checkpoint) / f"{case}.nii.gz"),
+            surface_tolerance_mm=spec.validation.surface_tolerance_mm,
+            scoring=SCORING,
+            metrics={name: metrics_of(score) for name, score in scores.items()},
+            seconds=1.0,
+        )
+        (folder.cases(checkpoint) / f"{case}.json").write_text(result.model_dump_json())
+        written.append(result)
     return written
 
 

@@ -1,5 +1,6 @@
 """`nnfleet ui`: where the pictures, curves and tables are."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,51 +13,86 @@ if TYPE_CHECKING:
 
 
 def ui(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run, for a link to its page.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run, a model or a dataset; default: the newest dataset.", show_default=False)
+    ] = None,
     cluster: Cluster = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the MLflow page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the links of MLflow and of the Ray dashboard. With no cluster named: of the local one, starting it if need be."""
+    """Print a link into MLflow for each question, and that of the Ray dashboard. With no cluster named: of the local one, starting it
+    if need be.
+    """
     from orchestrator import api
-    from orchestrator.tracking.saved_views import pages_of
 
     services = None if cluster else api.up()
     seen = api.snapshot(services.ray_address if services else cluster)
-    statuses = [*seen.statuses, *seen.stored]
-    pages = pages_of([item.mlflow_url for item in statuses], services.mlflow_uri if services else "")
-    links: dict[str, Any] = {
-        "mlflow": [link for page in pages for link in page.overview],
-        "comparison": [page.comparison for page in pages if page.comparison],
-        "dashboard": services.ray_address if services else cluster,
-    }
-    if run is not None:
-        links["run"] = run_link(run, statuses)
+    links = links_of([*seen.statuses, *seen.stored], run, services.mlflow_uri if services else "")
+    links["dashboard"] = services.ray_address if services else cluster
     if as_json:
         print_json(links)
     else:
-        for link in links["mlflow"] or ["no run of this cluster has a page in MLflow yet"]:
-            say(f"MLflow         {link}")
-        for link in links["comparison"]:
-            say(f"Side by side   {link}")
-        if "run" in links:
-            say(f"Run            {links['run']}")
         token = f"the token in {services.token_file}" if services else "its token"
-        say(f"Ray dashboard  {links['dashboard']}  (asks for {token})")
+        for line in lines_of(links, token):
+            say(line)
         if cluster and links["mlflow"]:
             say("MLflow's address is the one that the cluster's head knows; from elsewhere it may need a tunnel.")
-    if open_browser and (wanted := [*([links["run"]] if run else []), *links["mlflow"]]):
+    if open_browser and (wanted := [*([links["run"]] if "run" in links else []), *links["mlflow"]]):
         import webbrowser
 
         webbrowser.open(wanted[0])
 
 
-def run_link(run: str, statuses: list["RunStatus"]) -> str:
-    """The MLflow page of a run. Raises ConfigError for an unknown run or one without a page."""
-    from orchestrator.errors import ConfigError
-    from orchestrator.run.status import match
+def links_of(statuses: Sequence["RunStatus"], run: str | None, server: str) -> dict[str, Any]:
+    """The links into MLflow for one experiment: that of the runs called `run`, else the one in which a run has changed last. Pure.
 
-    found = match(run, statuses)
-    if not found.mlflow_url:
-        raise ConfigError(f"run: {found.address} has no page in MLflow yet (it is {found.state}). Ask again once it runs.")
-    return found.mlflow_url
+    Raises ConfigError for an unknown name, and for one whose runs have no page yet.
+    """
+    from orchestrator.errors import ConfigError
+    from orchestrator.run.status import match_all
+    from orchestrator.tracking.saved_views import pages_of
+
+    named = match_all([run], statuses) if run is not None else statuses
+    shown = sorted((item for item in named if item.mlflow_url), key=lambda item: -item.since_unix)
+    if run is not None and not shown:
+        raise ConfigError(f"run: {named[0].address} has no page in MLflow yet (it is {named[0].state}). Ask again once it runs.")
+    beside = [item for item in statuses if item.mlflow_url] if len(named) == 1 else shown[1:]  # a run alone is compared with its like
+    of_experiment = _of_one_experiment([*shown[:1], *(item for item in beside if item not in shown[:1])])
+    pages = pages_of([item.mlflow_url for item in of_experiment], "" if shown else server)
+    datasets = dict.fromkeys(filter(None, map(dataset_of, of_experiment)))
+    others = dict.fromkeys(dataset_of(item) for item in statuses if item.mlflow_url and dataset_of(item) not in datasets)
+    links: dict[str, Any] = {
+        "datasets": list(datasets),
+        "other_datasets": list(others),
+        "mlflow": [link for page in pages for link in page.overview],
+        "questions": {name: link for page in pages for number in page.experiments for name, link in page.answers(number).items()},
+        "comparison": [page.comparison for page in pages if page.comparison],
+    }
+    return links | ({"run": shown[0].mlflow_url} if run is not None and len(named) == 1 else {})
+
+
+def _of_one_experiment(shown: Sequence["RunStatus"]) -> list["RunStatus"]:
+    """Those in the MLflow experiment of the first, in the order in which names sort."""
+    if not shown:
+        return []
+    place = shown[0].mlflow_url.split("/runs/")[0]
+    return sorted((item for item in shown if item.mlflow_url.split("/runs/")[0] == place), key=lambda item: item.address)
+
+
+def dataset_of(status: "RunStatus") -> str:
+    """The dataset's folder name."""
+    return status.run_folder.parent.parent.name
+
+
+def lines_of(links: dict[str, Any], token: str) -> list[str]:
+    """What is printed of links."""
+    rows = {**links["questions"], **dict.fromkeys(["Runs side by side"], "".join(links["comparison"][:1]))}
+    rows |= {"This run": links.get("run", "")}
+    if not links["questions"]:
+        rows["MLflow"] = (links["mlflow"] or ["no run of this cluster has a page in MLflow yet"])[0]
+    rows["Ray dashboard"] = f"{links['dashboard']}  (asks for {token})"
+    width = max(map(len, rows))
+    lines = [f"{name:<{width}}  {link}" for name, link in rows.items() if link]
+    head = [f"{', '.join(links['datasets'])} in MLflow:"] if links["datasets"] else []
+    others = [f"Other datasets: {', '.join(links['other_datasets'])} (nnfleet ui DATASET)"] if links["other_datasets"] else []
+    return [*head, *lines, *others]

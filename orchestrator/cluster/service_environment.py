@@ -12,6 +12,7 @@ QUIET = {
     "RAY_enable_open_telemetry": "0",  # each of the two switches alone leaves such a thread
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_AI_GATEWAY": "false",
     "DO_NOT_TRACK": "true",
 }
 """Nothing calls home, lines of different ranks are not folded into one, and no process of Ray exports metrics (to Prometheus)."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.compare.answer import Answer, fold_dice
 from orchestrator.compare.models import TrainedModel
@@ -36,15 +37,31 @@ def scores_figure(answer: Answer) -> bytes:
     values = [scores.values[row][np.isfinite(scores.values[row])] for row in order]
     figure = _figure(8, 1.2 + 0.5 * len(order))
     panel = figure.subplots()
-    places = np.arange(len(order), 0, -1)
+    _draw_cases(panel, [model.name for model in answer.models], values)
+    panel.set_xlabel("Dice of a case, mean over classes (points)")
+    return _png(figure)
+
+
+def classes_figure(model: TrainedModel) -> bytes:
+    """Every case of one model in each class: its Dice, with the box of the quartiles."""
+    names = list(model.results[0].metrics)
+    dice = [np.array([100 * result.metrics[name].dice for result in model.results]) for name in names]
+    figure = _figure(8, 1.2 + 0.5 * len(names))
+    panel = figure.subplots()
+    _draw_cases(panel, names, [values[np.isfinite(values)] for values in dice])
+    panel.set_xlabel("Dice of a case (points)")
+    return _png(figure)
+
+
+def _draw_cases(panel: "Axes", names: Sequence[str], values: Sequence[NDArray[np.float64]]) -> None:
+    """A row for each name, the first on top: the box of its quartiles, and a dot for each value."""
+    places = np.arange(len(names), 0, -1)
     panel.boxplot(values, positions=places, orientation="horizontal", widths=0.55, showfliers=False, medianprops={"color": "black"})
     spread = np.random.default_rng(SEED)
-    for place, row, dots in zip(places, range(len(order)), values, strict=True):
+    for row, (place, dots) in enumerate(zip(places, values, strict=True)):
         panel.plot(dots, place + spread.uniform(-0.18, 0.18, dots.size), "o", ms=3.5, alpha=0.6, mec="none", color=color_of(row))
-    panel.set_yticks(places, [model.name for model in answer.models])
-    panel.set_xlabel("Dice of a case, mean over classes (points)")
+    panel.set_yticks(places, list(names))
     panel.grid(axis="x", alpha=0.3)
-    return _png(figure)
 
 
 def differences_figure(pairs: Sequence[Comparison]) -> bytes:

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +19,36 @@ import numpy as np
 
 from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, cross_validation, fold_folders
 from orchestrator.compare.crossval_folder import by_file_name, crossval_summary
+from orchestrator.compare.figures import classes_figure
+from orchestrator.compare.tables import number
 from orchestrator.export.fold_facts import facts_of, shared_params
 from orchestrator.publishing.reconcile import Synced, is_alive
 from orchestrator.publishing.validation_report import without_case_ids
 from orchestrator.run.job_record import JobRecord
+from orchestrator.run.names import short_address
 from orchestrator.run.outcome import read_outcome
 from orchestrator.statistics.pairs import mean_interval
 from orchestrator.tracking.binding import experiment_of, server_of
 from orchestrator.tracking.end_state import final_state
-from orchestrator.tracking.records import FOLDER_TAG, MODEL_KEY_TAG, ModelRun, fixed_params, group_of, metric_path, params_of
+from orchestrator.tracking.groups import grouping_tags
+from orchestrator.tracking.records import (
+    FOLDER_TAG,
+    MAX_CLASS_METRICS,
+    MODEL_KEY_TAG,
+    NOTE_TAG,
+    ModelRun,
+    artifact_picture,
+    fixed_params,
+    metric_path,
+    params_of,
+)
 from trainers.contract.lesions import LESION_SCORES
 from trainers.contract.plans import load_splits
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.contract.summary import CaseResult, Row, summary_bytes, table_rows
+from trainers.contract.summary import CaseResult, Row, summary_bytes, table_rows, worst_first
 from trainers.contract.trainer_table import RECIPE_VERSION
 from trainers.errors import DataError, NnfleetError
 
@@ -45,6 +59,9 @@ log = logging.getLogger(__name__)
 
 CONTENT_TAG = "nnfleet.content"
 """SHA-256 of everything that was sent; set last, so what is equal to it has arrived."""
+PICTURE = "dice.png"
+"""Artifact path of the picture in the description."""
+WORST_SHOWN = 3
 UnderWay = Callable[[RunFolder], bool]
 """Whether a fold that is not validated may still come to be, so that the result of the others has to wait."""
 
@@ -57,11 +74,15 @@ class ModelReport:
     metrics: dict[str, float]
     table: list[Row]
     summary: bytes
+    note: str
+    """Markdown; the picture stands below it."""
+    draw: Callable[[], bytes] = field(repr=False)
+    """Makes the picture, as PNG: of the same results always the same."""
 
     @property
     def sha256(self) -> str:
         """Of all of it."""
-        content = [self.run.tags, self.metrics, self.table, self.summary.decode()]
+        content = [self.run.tags, self.metrics, self.table, self.summary.decode(), self.note]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -109,6 +130,8 @@ def send(report: ModelReport, tracker: "Tracker", spec: RunSpec) -> bool:
     run_id = tracker.get_or_create_model_run(tracker.ensure_experiment(experiment_of(spec)), report.run)
     tracker.upload_bytes(run_id, report.summary, f"fullval/{CHECKPOINT}/summary.json")
     tracker.log_table(run_id, f"fullval/{CHECKPOINT}/per_case.json", report.table)
+    tracker.upload_bytes(run_id, report.draw(), PICTURE)
+    tracker.set_tags(run_id, {NOTE_TAG: f"{report.note}\n\n{artifact_picture('Dice of every case in each class', PICTURE, run_id)}"})
     tracker.log_scores(run_id, report.metrics, time.time())  # of several points at one step MLflow shows the newest
     tracker.set_tags(run_id, {CONTENT_TAG: report.sha256})
     return True
@@ -134,14 +157,17 @@ def report_of(found: CrossValidation) -> ModelReport:
     """What MLflow gets. Reads dataset.json and the split."""
     spec, results = found.model.spec, found.model.results
     salt = pseudonym_salt(spec.model_folder.parent) if spec.pseudonyms else None
+    missing, table = missing_folds(found), _table(found, salt)
     summary = crossval_summary(results, found.model.labels, None)
     if salt is not None:
         summary = without_case_ids(summary, by_file_name(results), salt)
     return ModelReport(
-        run=ModelRun(model_key(found), spec.model, shared_params(params_of(spec)), _tags(found, missing_folds(found))),
+        run=ModelRun(model_key(found), short_address(spec.model), shared_params(params_of(spec)), _tags(found, missing)),
         metrics=metrics_of(found),
-        table=_table(found, salt),
+        table=table,
         summary=summary_bytes(summary),
+        note=_note(found, missing, table),
+        draw=lambda: classes_figure(found.model),
     )
 
 
@@ -188,32 +214,51 @@ def _table(found: CrossValidation, salt: str | None) -> list[Row]:
     rows = []
     for fold in found.model.folds:
         for row in table_rows(fold.results, found.model.labels, CHECKPOINT, salt):
-            rows.append({"case": row["case"], "fold": str(fold.spec.fold), **row})
-    return rows
+            rows.append({**row, "fold": str(fold.spec.fold)})
+    return worst_first(rows)
 
 
 def _tags(found: CrossValidation, missing: Sequence[str]) -> dict[str, str]:
     spec = found.model.spec
-    grouping = {f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "seed", "pseudonyms")}
+    settings = {f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "seed", "pseudonyms")}
     tags = {
         "nnfleet.kind": "cv",
-        "nnfleet.model": spec.model,
-        "nnfleet.variant": group_of(spec),
         "nnfleet.folds": ", ".join(found.folds),
         "nnfleet.missing_folds": ", ".join(missing),
         FOLDER_TAG: str(spec.model_folder),
-        "mlflow.note.content": _note(found, missing),
-        **grouping,
+        **grouping_tags(spec),
+        **settings,
     }
     return tags | ({"nnfleet.replicate": spec.replicate} if spec.replicate else {})
 
 
-def _note(found: CrossValidation, missing: Sequence[str]) -> str:
+def _note(found: CrossValidation, missing: Sequence[str], table: Sequence[Row]) -> str:
+    """What a user reads first on the run's page, in Markdown."""
     spec = found.model.spec
     without = f" Folds {', '.join(missing)} are missing." if missing else ""
-    return (
-        f"**{spec.model} of {spec.dataset}: cross-validation over {len(found.model.results)} cases** of folds "
-        f"{', '.join(found.folds)}, each predicted by the final weights of the fold that was not trained on it.{without}\n\n"
-        "`cv/dice_mean` is nnU-Net's number; `cv/dice_low` and `cv/dice_high` bound the mean Dice of a class with 95 % confidence.\n\n"
-        f"Get the model: `nnfleet export {spec.model} FOLDER`"
+    worst = [f"{row['case']} ({number(float(row['dice_mean']), 3)})" for row in table[:WORST_SHOWN]]
+    return "\n".join(
+        [
+            f"**Dice {number(found.model.summary['dice_mean'], 3)}: {spec.model} of {spec.dataset}**, cross-validated over "
+            f"{len(found.model.results)} cases of folds {', '.join(found.folds)}, each predicted by the final weights of the fold that was "
+            f"not trained on it.{without}",
+            "",
+            *_class_rows(found),
+            "",
+            f"Worst cases: {', '.join(worst)}. `cv/dice_mean` is nnU-Net's number.",
+            "",
+            f"Get the model: `nnfleet export {spec.model} FOLDER`",
+        ]
     )
+
+
+def _class_rows(found: CrossValidation) -> Iterator[str]:
+    """A table of the classes in Markdown."""
+    summary: dict[str, Any] = dict(found.model.summary)
+    yield "| class | Dice [95 % interval] | HD95 in mm | surface Dice |"
+    yield "| --- | --- | --- | --- |"
+    for name, means in list(summary["classes"].items())[:MAX_CLASS_METRICS]:
+        low, high = (number(bound, 3) for bound in _interval(found.model.results, name))
+        shown = name.replace("|", "/")
+        yield f"| {shown} | {number(means['dice'], 3)} [{low}, {high}] | {number(means['hd95_mm'], 1)} | {number(means['nsd'], 3)} |"
+    yield f"| **mean** | **{number(summary['dice_mean'], 3)}** | {number(summary['hd95_mm_mean'], 1)} | {number(summary['nsd_mean'], 3)} |"

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from orchestrator.tracking.binding import Destination
-from orchestrator.tracking.records import class_names
+from orchestrator.tracking.plan_params import class_names
 from trainers.contract.commits import EpochRow
 from trainers.contract.run_folder import RunFolder
 

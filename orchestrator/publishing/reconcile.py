@@ -27,6 +27,7 @@ from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from orchestrator.tracking.binding import TrackingServer, noted_run_id, open_experiments, refuse_mixture, run_to_take, track
 from orchestrator.tracking.end_state import final_state, is_refusal
+from orchestrator.tracking.groups import GROUP_TAG, grouping_tags
 from orchestrator.tracking.records import STATE_TAG, shared_reason, shows_end
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import newest_token
@@ -157,6 +158,8 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
     run_id, is_new = mlflow_run_of(folder, spec, tracker)
     if is_new:
         delivered.append("a new MLflow run")
+    elif GROUP_TAG not in tracker.tags(run_id):  # of a version that did not know them
+        tracker.set_tags(run_id, grouping_tags(spec))
     fencing_token, committed = newest_token(folder), newest_committed(folder)
     missing = [] if committed is None else epochs_missing(committed.history, tracker.logged_epochs(run_id))
     before = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
@@ -178,6 +181,8 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
     state = publish_state(tracker, run_id, folder, spec)
     if state is not None:
         delivered.append(f"state {state}")
+    elif missing and (end := final_state(read_outcome(folder))) is not None:
+        tracker.set_state(run_id, end)  # the run's duration is that of the epochs which MLflow has
 
 
 def mlflow_run_of(folder: RunFolder, spec: RunSpec, tracker: "Tracker") -> tuple[str, bool]:

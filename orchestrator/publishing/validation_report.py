@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Superseded, TrackingError
 from orchestrator.run.undelivered import forget_undelivered, note_undelivered
@@ -23,8 +23,11 @@ from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows
+from trainers.contract.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows, worst_first
 from trainers.storage.files import write_atomic
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +74,27 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
     return ValidationReport(
         name=name,
         metrics=tracked_metrics(extended),
-        table=table_rows(results, labels, name, salt),
+        table=worst_first(table_rows(results, labels, name, salt)),
         summary_file=summary_file,
         pictures=_pictures(folder, name, results, salt) if spec.images else {},
     )
 
 
 def _pictures(folder: RunFolder, name: CheckpointName, results: Sequence[CaseResult], salt: str | None) -> dict[str, Path]:
-    shown = {r.case_id if salt is None else pseudonym(r.case_id, salt): picture_file(folder, name, r.case_id) for r in results}
-    return {f"fullval/{name}/overlays/{case}.png": path for case, path in shown.items() if path.is_file()}
+    """The name of a picture begins with the Dice, so that the list of them begins with the worst case."""
+    files = {picture_name(r, salt): picture_file(folder, name, r.case_id) for r in results}
+    return {f"{overlay_folder(name)}/{shown}": path for shown, path in files.items() if path.is_file()}
+
+
+def overlay_folder(name: CheckpointName) -> str:
+    """Artifact path of the pictures of a checkpoint's validation."""
+    return f"fullval/{name}/overlays"
+
+
+def picture_name(result: CaseResult, salt: str | None) -> str:
+    """`0.873_case.png`; `none` for a case that has no Dice. Pure."""
+    dice = "none" if math.isnan(result.dice_mean) else f"{result.dice_mean:.3f}"
+    return f"{dice}_{result.case_id if salt is None else pseudonym(result.case_id, salt)}.png"
 
 
 def without_case_ids(summary: dict[str, Any], results: Sequence[CaseResult], salt: str) -> dict[str, Any]:
@@ -160,10 +175,18 @@ def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[ValidationReport],
     tracker = server_of(bound)
     for report in reports:
         check_driver_fence(folder, fencing_token)
-        for path, file in report.pictures.items():
-            tracker.upload_file(bound.run_id, file, *split_path(path))
+        _send_pictures(tracker, bound.run_id, report)
         unix = scored_unix(folder, report.name)
         tracker.log_validation(bound.run_id, report.name, report.metrics, report.table, report.summary_file, unix)
+
+
+def _send_pictures(tracker: "Tracker", run_id: str, report: ValidationReport) -> None:
+    """Those of an earlier validation, with another Dice in their names, are removed."""
+    directory = overlay_folder(report.name)
+    if report.pictures and not set(tracker.list_files(run_id, directory)) <= report.pictures.keys():
+        tracker.delete_directory(run_id, directory)
+    for path, file in report.pictures.items():
+        tracker.upload_file(run_id, file, *split_path(path))
 
 
 def split_path(path: str) -> tuple[str, str]:

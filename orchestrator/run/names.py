@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from trainers.contract.names import nearest, shown
-from trainers.contract.trainer_table import canonical_trainer
+from trainers.contract.trainer_table import SHORT, canonical_trainer
 from trainers.errors import ConfigError
 
 MAX_LISTED = 5
@@ -16,6 +16,8 @@ LONGEST_SHOWN = 200
 
 MARKS = re.compile(r"[@+][^/]*")
 """What an address names beside the trainer where it is not the usual: `@plans`, `+variant`, `+seed1`."""
+USUAL_PREFIX = "nnUNetTrainer"
+SHORT_OF = {name: short for short, name in SHORT.items()}
 
 
 class Names(NamedTuple):
@@ -63,17 +65,32 @@ def resolve_one(wanted: str, names: Sequence[Names], place: str) -> int:
 
 def _matching(wanted: str, names: Sequence[Names]) -> list[int]:
     parts = canonical_address(wanted).split("/")
+    short = short_address("/".join(parts)).split("/")
     key = wanted if re.search(r"[*?[]", wanted) else f"{wanted}*"
     return (
         [i for i, name in enumerate(names) if wanted in (name.run_key, name.mlflow_run_id)]
         or [i for i, name in enumerate(names) if _is_below(name.address.split("/"), parts)]
         or [i for i, name in enumerate(names) if _is_below(MARKS.sub("", name.address).split("/"), parts)]
+        or [i for i, name in enumerate(names) if _is_below(short_address(name.address).split("/"), short)]
         or [i for i, name in enumerate(names) if fnmatchcase(name.run_key, key) or fnmatchcase(name.mlflow_run_id, key)]
     )
 
 
 def _is_below(address: Sequence[str], parts: Sequence[str]) -> bool:
     return len(parts) <= len(address) and all(map(fnmatchcase, address, parts))
+
+
+def short_address(address: str) -> str:
+    """The address of a run or model without what nnU-Net's names have in common, as MLflow's tables and legends show it:
+    `17/3d_fullres/da5@ResEncUNetM+lowlr/0`. Addresses that differ stay different. Pure.
+    """
+    parts = address.split("/")
+    if len(parts) < 3:
+        return address
+    trainer = re.split(r"[@+]", parts[2], maxsplit=1)[0]
+    short = SHORT_OF.get(trainer) or trainer.removeprefix(USUAL_PREFIX).lstrip("_") or trainer
+    marks = re.sub(r"^@nnUNet(.+?)Plans(?=[+]|$)", r"@\1", parts[2].removeprefix(trainer))
+    return "/".join([*parts[:2], f"{short}{marks}", *parts[3:]])
 
 
 def canonical_address(text: str) -> str:

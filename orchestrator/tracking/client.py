@@ -43,6 +43,7 @@ from orchestrator.tracking.records import (
     FOLDER_TAG,
     MARKER_METRIC,
     MODEL_KEY_TAG,
+    NOTE_TAG,
     PARAM_LENGTH,
     RUN_KEY_TAG,
     STATE_TAG,
@@ -56,6 +57,7 @@ from orchestrator.tracking.records import (
     params_of,
     run_name,
     tags_of,
+    trained_s,
     validation_data,
 )
 from orchestrator.tracking.saved_views import run_url, view_tags
@@ -232,8 +234,8 @@ class Tracker:
         missing = [Param(k, v) for k, v in wanted.items() if k not in known]
         all_tags = tags_of(spec) | code_tags()
         run_id = run.info.run_id
-        if "mlflow.note.content" not in run.data.tags:
-            all_tags["mlflow.note.content"] = note_of(spec, run_id)
+        if NOTE_TAG not in run.data.tags:
+            all_tags[NOTE_TAG] = note_of(spec, run_id)
         for start in range(0, max(len(missing), len(all_tags)), 90):
             some_tags = [RunTag(k, str(v)) for k, v in list(all_tags.items())[start : start + 90]]
             self._client.log_batch(run_id, params=missing[start : start + 90], tags=some_tags)
@@ -280,13 +282,16 @@ class Tracker:
     def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None:
         """Record the state as a tag and as MLflow's status, SCHEDULED for a run that waits in the queue (again, with `is_waiting`).
 
-        MLflow never ends a dead run by itself, so this is the only end it gets.
+        MLflow never ends a dead run by itself, so this is the only end it gets. MLflow shows the time from the start to the end as the
+        run's duration, and lets nobody change the start, which is the submission: the end is set so that the duration is the training's.
         """
         status = mlflow_status(state, is_waiting=is_waiting)
         with self._speaking(f"set the state of run {run_id}"):
             self._client.set_tag(run_id, STATE_TAG, state.value)
             if state.is_final:
-                self._client.set_terminated(run_id, status)
+                began_ms = self._client.get_run(run_id).info.start_time
+                seconds = trained_s(self._client.get_metric_history(run_id, MARKER_METRIC))
+                self._client.set_terminated(run_id, status, end_time=began_ms + int(1000 * seconds))
             else:
                 self._client.update_run(run_id, status=status)
 

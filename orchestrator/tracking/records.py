@@ -3,10 +3,9 @@
 Parameters cannot change in MLflow, so only what the run key fixes is a parameter; what may differ between starts is a tag.
 """
 
-import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -14,20 +13,21 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from orchestrator.run.names import short_address
+from orchestrator.tracking.groups import grouping_tags
+from orchestrator.tracking.plan_params import plan_params
 from trainers.contract.commits import EpochRow
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
-from trainers.errors import NnfleetError
-
-log = logging.getLogger(__name__)
 
 RUN_KEY_TAG = "nnfleet.run_key"
 MODEL_KEY_TAG = "nnfleet.model_key"
 """Of the MLflow run that holds the cross-validation of a model; it has no run key."""
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
+NOTE_TAG = "mlflow.note.content"
+"""The description on a run's page."""
 FOLDER_TAG = "nnfleet.run_folder"
 MARKER_METRIC = "time/epoch_s"
 """Logged for every epoch, always finite: the epochs that MLflow has are the steps of this metric."""
@@ -143,6 +143,11 @@ def epoch_metrics(history: Sequence[EpochRow], class_names: Sequence[str]) -> li
     return records
 
 
+def trained_s(epoch_seconds: Iterable[Any]) -> float:
+    """Seconds that the epochs of a run took, by the points of MARKER_METRIC, each epoch once. Pure."""
+    return math.fsum({point.step: point.value for point in epoch_seconds}.values())
+
+
 def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
     values = {
         "train/loss": row.train_loss,
@@ -167,13 +172,9 @@ def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
 
 
 def run_name(spec: RunSpec) -> str:
-    """Readable name of the run: its address, and its replicate if it is one."""
-    return f"{spec.address}, replicate {spec.replicate}" if spec.replicate else spec.address
-
-
-def class_names(spec: RunSpec) -> list[str]:
-    """Names of the scored classes in the order of `EpochRow.pseudo_dice`."""
-    return list(labels_of(load_dataset_json(spec.preprocessed_folder)).foreground)
+    """Readable name of the run, short enough for a legend: its address without what all have in common, and its replicate if it is one."""
+    name = short_address(spec.address)
+    return f"{name}, replicate {spec.replicate}" if spec.replicate else name
 
 
 def fixed_params(spec: RunSpec) -> dict[str, str]:
@@ -188,34 +189,7 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
 
 def params_of(spec: RunSpec) -> dict[str, str]:
     """MLflow parameters of a run: everything that the run key fixes, with the essentials of the plans."""
-    return fixed_params(spec) | _plan_params(spec)
-
-
-def _plan_params(spec: RunSpec) -> dict[str, str]:
-    try:
-        plan = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
-        names = class_names(spec)
-    except NnfleetError as err:
-        log.warning("the plans of %s are not recorded in MLflow: %s", spec.run_key, err)
-        return {}
-    architecture: Mapping[str, Any] = plan.get("architecture") or {}
-    arguments: Mapping[str, Any] = architecture.get("arch_kwargs") or {}
-    found = {
-        "patch_size": _times(plan.get("patch_size")),
-        "batch_size": plan.get("batch_size"),
-        "spacing_mm": _times(plan.get("spacing")),
-        "batch_dice": plan.get("batch_dice"),
-        "normalization": ", ".join(map(str, plan.get("normalization_schemes") or ())),
-        "architecture": str(architecture.get("network_class_name") or "").rsplit(".", 1)[-1],
-        "features_per_stage": "-".join(map(str, arguments.get("features_per_stage") or ())),
-        "num_classes": len(names),
-        "classes": ", ".join(names),
-    }
-    return {key: str(value) for key, value in found.items() if value not in (None, "")}
-
-
-def _times(sizes: Sequence[float] | None) -> str:
-    return " x ".join(f"{size:g}" for size in sizes or ())
+    return fixed_params(spec) | plan_params(spec)
 
 
 def validation_data(spec: RunSpec) -> str:
@@ -229,21 +203,16 @@ def shared_reason(spec: RunSpec, reason: str) -> str:
     return "" if spec.pseudonyms else reason[:500]
 
 
-def group_of(spec: RunSpec) -> str:
-    """What the folds and seeds of one setting have in common, in one word."""
-    return "__".join(filter(None, (spec.configuration, spec.trainer, spec.plans, spec.variant)))
-
-
 def tags_of(spec: RunSpec) -> dict[str, str]:
     """MLflow tags of a run: its names, and what may differ between starts (workers, loader, validation, kernels, versions)."""
     tags = {
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
         "nnfleet.kind": "run",
-        "nnfleet.variant": group_of(spec),
         FOLDER_TAG: str(spec.run_folder),
         "nnfleet.images": str(spec.images),
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",
+        **grouping_tags(spec),
         **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "fold", "seed")},
         **{f"nnfleet.workers.{key}": str(value) for key, value in spec.workers.model_dump().items()},
         **{f"nnfleet.loader.{key}": str(value) for key, value in spec.loader.model_dump().items()},
@@ -296,5 +265,10 @@ def note_of(spec: RunSpec, run_id: str) -> str:
         f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
         "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
         f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"
-        f"![Losses, pseudo-Dice, times and learning rate](get-artifact?path=progress.png&run_uuid={run_id})"
+        f"{artifact_picture('Losses, pseudo-Dice, times and learning rate', 'progress.png', run_id)}"
     )
+
+
+def artifact_picture(title: str, path: str, run_id: str) -> str:
+    """A picture among the artifacts of a run, in the Markdown of its description."""
+    return f"![{title}](get-artifact?path={path}&run_uuid={run_id})"

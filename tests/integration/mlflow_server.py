@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from orchestrator.cluster.service_environment import QUIET
 from orchestrator.tracking.client import Tracker
 
 
@@ -50,11 +51,7 @@ class MlflowServer:
     def start(self) -> "MlflowServer":
         """Start the server and return when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DO_NOT_TRACK": "true",
-        }
+        environment = os.environ | QUIET
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += self.options or ["--artifacts-destination", str(self.artifacts)]

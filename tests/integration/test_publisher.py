@@ -446,7 +446,8 @@ def test_a_model_has_one_run_with_its_cross_validation_beside_those_of_its_folds
     assert sent == ["cross-validation of folds 0, 1", ""]
     experiment = tracker.ensure_experiment("Dataset901_Toy")
     [found] = client_of(tracker).search_runs([experiment], f"tags.`nnfleet.kind` = 'cv' AND tags.`nnfleet.model` = '{name}'")
-    assert (found.info.run_name, found.info.status, found.data.metrics["cv/dice_mean"]) == (name, "FINISHED", 0.5)
+    assert (found.info.run_name, found.info.status, found.data.metrics["cv/dice_mean"]) == ("901/3d_fullres/default+seed5", "FINISHED", 0.5)
+    assert "dice.png" in tracker.list_files(found.info.run_id)
     assert set(tracker.list_files(found.info.run_id, "fullval/final")) == {"fullval/final/summary.json", "fullval/final/per_case.json"}
     runs = tracker.find_runs(name)
     assert len(runs) == 2, "the folds alone"

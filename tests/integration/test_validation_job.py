@@ -153,7 +153,7 @@ def test_pseudonyms_leave_no_case_id_in_what_is_sent(finished: tuple[RunSpec, Ru
     assert run_validation(folder, delivery_waits_s=()).evidence == ""
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
     names = {pseudonym(case, pseudonym_salt(folder.model_folder.parent)) for case in spec.val_cases}
-    assert {Path(file).stem for file in tracker.list_files(run_id, "fullval/best/overlays")} == names
+    assert {Path(file).stem.split("_", 1)[1] for file in tracker.list_files(run_id, "fullval/best/overlays")} == names
     for file in ("summary.json", "per_case.json"):
         sent = tracker.download(run_id, f"fullval/best/{file}", tmp_path).read_text()
         assert not any(case in sent for case in spec.val_cases)

@@ -166,10 +166,15 @@ def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: Checkp
     return [_row(r, labels, checkpoint, r.case_id if salt is None else pseudonym(r.case_id, salt)) for r in results]
 
 
+def worst_first(rows: Iterable[Row]) -> list[Row]:
+    """Rows of cases by rising Dice; last those that have none. Pure."""
+    return sorted(rows, key=lambda row: math.inf if math.isnan(dice := float(row["dice_mean"])) else dice)
+
+
 def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: str) -> Row:
-    row: Row = {"case": case, "checkpoint": checkpoint, "dice_mean": result.dice_mean}
+    row: Row = {"case": case, "dice_mean": result.dice_mean}  # MLflow compares runs by the second column
     for name in labels.foreground:
         m = result.metrics[name]
         row |= {f"dice/{name}": m.dice, f"hd95_mm/{name}": m.hd95_mm, f"nsd/{name}": m.nsd}
         row |= {f"{score}/{name}": value for score, value in (m.lesions.scores if m.lesions else {}).items()}
-    return row | {"seconds": round(result.seconds, 3)}
+    return row | {"checkpoint": checkpoint, "seconds": round(result.seconds, 3)}

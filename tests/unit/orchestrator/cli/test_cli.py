@@ -33,6 +33,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.resume.removal import Removable
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
+from orchestrator.tracking.saved_views import QUESTIONS
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
 
@@ -758,6 +759,32 @@ def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:
     assert table.startswith("http://127.0.0.1:2/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=")
     assert "compare-runs" in links["comparison"][0]
     assert nnfleet("ui", "18/none")[0] == ConfigError.exit_code
+
+
+def test_ui_links_each_question_of_one_dataset_by_name(nnfleet: Nnfleet, api: FakeApi) -> None:
+    page = "http://127.0.0.1:2/#/experiments/{}/runs/{}?workflowType=machine_learning"
+    places = {17: "Dataset017_BTCV", 4: "Dataset004_Hippocampus"}
+    api.runs = [
+        done(
+            run_key=f"k{n}-{fold}",
+            address=f"{n}/2d/nnUNetTrainer/{fold}",
+            mlflow_url=page.format(n, f"r{n}{fold}"),
+            run_folder=Path(f"/results/{name}/model/fold_{fold}"),
+            since_unix=float(n),
+        )
+        for n, name in places.items()
+        for fold in (0, 1)
+    ]
+    out = nnfleet("ui")[1].splitlines()
+    assert out[0] == "Dataset017_BTCV in MLflow:"
+    assert [line[:25].strip() for line in out[1:-1]] == [*QUESTIONS.values(), "Runs side by side", "Ray dashboard"]
+    assert all("/experiments/17/" in line for line in out[1:6])
+    assert out[-1] == "Other datasets: Dataset004_Hippocampus (nnfleet ui DATASET)"
+    links = json.loads(nnfleet("ui", "4/2d/nnUNetTrainer", "--json")[1])
+    assert (links["datasets"], "run" in links) == (["Dataset004_Hippocampus"], False)
+    assert "/experiments/4/" in links["questions"]["Folds averaged"]
+    assert "r40" in links["comparison"][0]
+    assert "r17" not in links["comparison"][0]
 
 
 def test_ui_of_another_cluster_starts_nothing_here(nnfleet: Nnfleet, api: FakeApi) -> None:

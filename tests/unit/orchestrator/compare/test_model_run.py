@@ -113,7 +113,9 @@ def test_the_headline_is_the_mean_over_all_cases_and_each_class_has_its_interval
 def test_a_run_of_its_own_holds_the_result_with_the_grouping_keys_of_its_folds(folds: list[RunFolder], server: Server) -> None:
     assert publish_cross_validation(folds[0].model_folder) == "cross-validation of folds 0, 1, 2"
     [(key, run)] = server.runs.items()
-    assert run["name"] == "901/3d_fullres/nnUNetTrainer"
+    assert run["name"] == "901/3d_fullres/default"
+    assert run["tags"]["nnfleet.model"] == "901/3d_fullres/nnUNetTrainer"
+    assert run["files"]["dice.png"].startswith(b"\x89PNG")
     assert run["experiment"] == "Dataset901_Toy"
     assert run["tags"]["nnfleet.kind"] == "cv"
     assert (run["tags"]["nnfleet.folds"], run["tags"]["nnfleet.missing_folds"]) == ("0, 1, 2", "")
@@ -126,6 +128,21 @@ def test_a_run_of_its_own_holds_the_result_with_the_grouping_keys_of_its_folds(f
     assert [(row["case"], row["fold"]) for row in table] == [("case_0", "0"), ("case_1", "0"), ("case_2", "1"), ("case_3", "2")]
     assert b'"foreground_mean"' in run["files"]["fullval/final/summary.json"]
     assert key.startswith("901-3d_fullres-nnUNetTrainer-")
+
+
+def test_the_description_has_every_class_the_worst_cases_and_one_picture(folds: list[RunFolder], server: Server) -> None:
+    publish_cross_validation(folds[0].model_folder)
+    [(key, run)] = server.runs.items()
+    note = run["tags"]["mlflow.note.content"]
+    assert "| left kidney | 0.700 [" in note
+    assert "Worst cases: case_0 (0.500), case_1 (0.600), case_2 (0.800)." in note
+    assert note.endswith(f"![Dice of every case in each class](get-artifact?path=dice.png&run_uuid={key})")
+
+
+def test_the_table_of_cases_begins_with_the_worst(tmp_path: Path) -> None:
+    scores = {"case_0": 0.9, "case_1": math.nan, "case_2": 0.2, "case_3": 0.5}
+    folders = validated_model(tmp_path, scores, FOLDS)
+    assert [row["case"] for row in report_of(found(folders)).table] == ["case_2", "case_3", "case_0", "case_1"]
 
 
 def test_the_same_result_is_sent_once_and_another_one_updates_the_run(folds: list[RunFolder], server: Server) -> None:
@@ -192,7 +209,7 @@ def test_pseudonyms_stand_for_the_cases(folds: list[RunFolder]) -> None:
     for folder in folds:
         change(folder, pseudonyms=True)
     report = report_of(found(folds))
-    assert "case_" not in str((report.run, report.metrics, report.table, report.summary))
+    assert "case_" not in str((report.run, report.metrics, report.table, report.summary, report.note))
     assert len({row["case"] for row in report.table}) == 4
 
 

@@ -162,7 +162,7 @@ def test_a_variant_is_a_column_of_its_own_in_mlflow(tiny: Tiny) -> None:
     assert [params_of(spec)["variant"] for spec in (usual, lowlr)] == ["-", "lowlr"]
     assert tags_of(usual)["nnfleet.variant"] == "3d_fullres__nnUNetTrainer__nnUNetPlans"
     assert tags_of(lowlr)["nnfleet.variant"] == "3d_fullres__nnUNetTrainer__nnUNetPlans__lowlr"
-    assert run_name(lowlr) == lowlr.address
+    assert run_name(lowlr) == "17/3d_fullres/default+lowlr/0"
 
 
 def test_a_run_without_a_variant_is_stored_as_before_there_were_any(tiny: Tiny) -> None:

@@ -1,6 +1,7 @@
 """Two publishers of one run at the same time: links of uploads, and who may still deliver."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -10,14 +11,15 @@ import pytest
 
 from orchestrator.publishing.publisher import Publisher, deliver_run
 from orchestrator.publishing.upload_links import LONGEST_UPLOAD_S, UploadLinks, clear_uploads
-from orchestrator.publishing.validation_report import ValidationReport, deliver_reports
+from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, picture_name
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking import client
 from orchestrator.tracking.binding import bound_run, noted_run_id
 from orchestrator.validation.job import deliver_all
 from tests.fake_run import FakeRun
+from tests.validated_model import validated_model
 from trainers.contract.commits import Manifest
-from trainers.contract.records import PublishedFiles, read_mlflow_run, read_published_files, write_published_files
+from trainers.contract.records import PublishedFiles, read_mlflow_run, read_published_files, read_result, write_published_files
 from trainers.errors import DataError, TrackingError
 
 
@@ -148,3 +150,12 @@ def test_a_closing_upload_folder_of_another_user_is_no_harm(tmp_path: Path) -> N
         clear_uploads(run.folder, time.time())
     finally:
         os.chmod(run.folder.uploading, 0o700)
+
+
+def test_the_name_of_a_picture_begins_with_the_dice_of_its_case(tmp_path: Path) -> None:
+    [folder] = validated_model(tmp_path, {"case_0": 0.5, "case_1": math.nan}, [["case_0", "case_1"]])
+    results = [result for case in ("case_0", "case_1") if (result := read_result(folder, "final", case)) is not None]
+    assert [picture_name(result, None) for result in results] == ["0.500_case_0.png", "none_case_1.png"]
+    hidden = picture_name(results[0], "salt")
+    assert hidden.startswith("0.500_")
+    assert "case_0" not in hidden

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.run.names import Names, resolve, resolve_one
+from orchestrator.run.names import Names, resolve, resolve_one, short_address
 from orchestrator.run.status import RunStatus, match, match_all
+from trainers.contract.trainer_table import TRAINERS
 
 RUNS = [
     Names("d017-3d-0-abc", "17/3d_fullres/nnUNetTrainer/0", "aaa1", "/r/3d/fold_0"),
@@ -123,6 +124,27 @@ def test_two_runs_at_one_address_in_different_folders_are_not_told_apart_by_it(f
     names = [RUNS[0]._replace(folder=folder), RUNS[0]._replace(run_key="d017-3d-0-other", folder=folder and "/r")]
     with pytest.raises(ConfigError, match="means 2 runs"):
         one("17/3d_fullres/nnUNetTrainer/0", names)
+
+
+@pytest.mark.parametrize(
+    ("address", "short"),
+    [
+        ("17/2d/nnUNetTrainer/0", "17/2d/default/0"),
+        ("17/2d/nnUNetTrainerDA5_classic/all", "17/2d/da5_classic/all"),
+        ("17/3d_fullres/nnUNetTrainer_250epochs@nnUNetResEncUNetMPlans+lowlr+seed3/4", "17/3d_fullres/250epochs@ResEncUNetM+lowlr+seed3/4"),
+        ("17/2d/nnUNetTrainer@myPlans/0", "17/2d/default@myPlans/0"),
+        ("17/2d/nnUNetTrainer+aPlans/0", "17/2d/default+aPlans/0"),
+        ("17/2d/nnUNetTrainer", "17/2d/default"),
+        ("17", "17"),
+    ],
+)
+def test_a_short_address_leaves_out_what_all_have_in_common_and_means_the_same(address: str, short: str) -> None:
+    assert short_address(address) == short
+    assert one(short, [Names("k", address), Names("other", "18/2d/nnUNetTrainer/0")]) == "k"
+
+
+def test_no_two_trainers_have_one_short_name() -> None:
+    assert len({short_address(f"17/2d/{trainer}/0") for trainer in TRAINERS}) == len(TRAINERS)
 
 
 def test_statuses_are_found_by_the_same_names() -> None:

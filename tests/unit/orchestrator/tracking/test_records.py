@@ -10,7 +10,7 @@ from orchestrator.cluster import code_identity
 from orchestrator.cluster.code_identity import CODE_VARIABLE, code_tags, shipped_code
 from orchestrator.publishing.shared_files import shared_files
 from orchestrator.run.job_record import record_of
-from orchestrator.tracking.records import job_tags, params_of, tags_of
+from orchestrator.tracking.records import job_tags, params_of, tags_of, trained_s
 from tests.fake_run import FakeRun
 
 
@@ -78,3 +78,9 @@ def test_the_logs_of_a_training_are_sent_at_the_end_but_not_with_pseudonyms(tmp_
     assert not any(name.startswith("logs/") for name in shared_files(run.folder, run.spec, closing=False))
     secret = run.spec.model_copy(update={"pseudonyms": True})
     assert not any(name.startswith("logs/") for name in shared_files(run.folder, secret, closing=True))
+
+
+def test_the_duration_of_a_run_is_the_time_of_its_epochs_each_once() -> None:
+    points = [SimpleNamespace(step=0, value=2.0), SimpleNamespace(step=1, value=3.0), SimpleNamespace(step=1, value=3.5)]
+    assert trained_s(points) == 5.5
+    assert trained_s([]) == 0.0

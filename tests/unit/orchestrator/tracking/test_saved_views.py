@@ -5,8 +5,21 @@ import json
 import zlib
 from typing import Any
 
+from orchestrator.tracking.groups import GROUP_TAG
 from orchestrator.tracking.records import epoch_metrics
-from orchestrator.tracking.saved_views import FOLDS, RESULTS, TAG_PREFIX, Pages, pages_of, run_place, view_tags
+from orchestrator.tracking.saved_views import (
+    CHEAP,
+    CURVES,
+    FOLDS,
+    QUESTIONS,
+    RESULTS,
+    SETTINGS,
+    TAG_PREFIX,
+    Pages,
+    pages_of,
+    run_place,
+    view_tags,
+)
 from tests.fake_run import epoch_row
 
 EXPERIMENT_TAG_LENGTH = 20_000
@@ -39,18 +52,53 @@ def test_views_are_small_named_and_the_same_every_time() -> None:
     assert tags == view_tags()
     assert all(key.startswith(TAG_PREFIX) and len(value) < EXPERIMENT_TAG_LENGTH for key, value in tags.items())
     names = {json.loads(value)["name"] for value in tags.values()}
-    assert names == {"nnfleet: results", "nnfleet: curves", "nnfleet: folds averaged"}
+    assert names == {
+        "nnfleet: results",
+        "nnfleet: curves",
+        "nnfleet: folds averaged",
+        "nnfleet: pseudo-Dice against Dice",
+        "nnfleet: settings against Dice",
+        "nnfleet: models, cross-validated",
+        "nnfleet: case by case",
+    }
+
+
+def test_every_question_has_a_view_and_a_link() -> None:
+    assert {f"{TAG_PREFIX}{key}" for key in QUESTIONS} == set(view_tags())
+    [pages] = pages_of([f"http://h:1/#/{run_place('7', 'a')}"])
+    links = pages.answers("7")
+    assert list(links) == list(QUESTIONS.values())
+    assert all(f"&viewStateShareKey={key}" in link for link, key in zip(links.values(), QUESTIONS, strict=True))
+    assert pages.view("7", CURVES).endswith("&compareRunsMode=CHART")
+    assert "compareRunsMode" not in pages.view("7", FOLDS), "the table shows how many folds a mean is of"
 
 
 def test_results_view_shows_what_runs_are_compared_by() -> None:
     state = decoded(view_tags()[TAG_PREFIX + RESULTS])
     assert {"params.`configuration`", "params.`fold`", "metrics.`full/best/dice_mean`"} <= set(state["selectedColumns"])
-    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`full/best/dice_mean`", False)
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`full/final/dice_mean`", False), "nnU-Net's weights"
 
 
-def test_folds_are_averaged_within_a_variant() -> None:
-    keys = decoded(view_tags()[TAG_PREFIX + FOLDS])["groupBy"]["groupByKeys"]
-    assert [key["groupByData"] for key in keys] == ["configuration", "trainer", "plans", "variant"]
+def test_folds_are_averaged_within_a_group_and_without_the_cross_validation() -> None:
+    state = decoded(view_tags()[TAG_PREFIX + FOLDS])
+    assert state["groupBy"] == {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": GROUP_TAG}]}
+    assert state["searchFilter"] == "tags.`nnfleet.kind` = 'run' AND tags.`nnfleet.group` != ''"
+
+
+def test_pseudo_dice_is_drawn_against_dice_and_settings_against_dice() -> None:
+    axes = [
+        (chart["xaxis"]["key"], chart["yaxis"]["key"])
+        for chart in decoded(view_tags()[TAG_PREFIX + CHEAP])["compareRunCharts"]
+        if chart["type"] == "SCATTER"
+    ]
+    assert axes == [("val/ema_pseudo_dice", "full/final/dice_mean"), ("best/ema_pseudo_dice", "full/best/dice_mean")]
+    [parallel] = decoded(view_tags()[TAG_PREFIX + SETTINGS])["compareRunCharts"]
+    assert (parallel["type"], parallel["selectedMetrics"]) == ("PARALLEL", ["full/final/dice_mean"])
+    assert {"trainer", "variant", "epochs"} <= set(parallel["selectedParams"])
+
+
+def test_curves_are_those_of_runs_alone() -> None:
+    assert "'run'" in decoded(view_tags()[TAG_PREFIX + CURVES])["searchFilter"]
 
 
 def test_every_chart_of_a_training_shows_a_metric_that_is_logged() -> None:

@@ -14,7 +14,18 @@ from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.pseudonyms import pseudonym
 from trainers.contract.run_spec import ValidationSpec
-from trainers.contract.summary import SCORING, CaseResult, ClassMetrics, class_keys, extended_summary, summarise, summary_bytes, table_rows
+from trainers.contract.summary import (
+    SCORING,
+    CaseResult,
+    ClassMetrics,
+    Row,
+    class_keys,
+    extended_summary,
+    summarise,
+    summary_bytes,
+    table_rows,
+    worst_first,
+)
 from trainers.errors import DataError
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.surfaces import surface_metrics
@@ -249,3 +260,8 @@ def test_without_lesions_results_and_summaries_hold_no_word_of_them() -> None:
     assert not any("lesions" in text or "lesion_" in text for text in texts)
     mixed = [*results, result("b", organ=counted(1, 1, 0, 1.0), lesion=counted(1, 1, 0, 1.0))]
     assert "lesion_dice" not in extended_summary(mixed, LABELS), "means of some cases alone"
+
+
+def test_a_table_of_cases_begins_with_the_worst_and_ends_with_those_that_have_no_dice() -> None:
+    rows: list[Row] = [{"case": str(dice), "dice_mean": dice} for dice in (0.9, math.nan, 0.1, 0.5)]
+    assert [row["case"] for row in worst_first(rows)] == ["0.1", "0.5", "0.9", "nan"]
