@@ -11,7 +11,10 @@ from orchestrator.compare.answer import Answer
 from orchestrator.compare.models import TrainedModel
 from orchestrator.statistics.pairs import Comparison
 from orchestrator.statistics.ranks import GroupRanks
+from orchestrator.statistics.table import DICE
 
+MOST_DIFFERENT = 8
+"""Cases that are listed."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -97,6 +100,22 @@ def _pair_row(found: Comparison) -> tuple[str, ...]:
         f"{found.p_holm:.2g}",
         number(found.detectable, decimals),
     )
+
+
+def cases_table(answer: Answer, names: Mapping[str, str]) -> TextTable | None:
+    """The cases in which the two leading models differ most, by Dice; None where there are no two. `names`: how to name each case."""
+    if len(answer.models) < 2:
+        return None
+    first, second = answer.models[0].name, answer.models[1].name
+    scores = answer.table.case_scores(DICE)
+    a, b = (scores.values[scores.models.index(name)] for name in (first, second))
+    both = [place for place in range(len(answer.table.cases)) if math.isfinite(a[place]) and math.isfinite(b[place])]
+    both.sort(key=lambda place: -abs(a[place] - b[place]))
+    rows = tuple(
+        (names[answer.table.cases[i]], number(float(a[i]), 1), number(float(b[i]), 1), number(float(a[i] - b[i]), 1))
+        for i in both[:MOST_DIFFERENT]
+    )
+    return TextTable(("case", first, second, "difference"), rows) if rows else None
 
 
 def groups_table(answer: Answer) -> TextTable | None:
