@@ -56,7 +56,7 @@ def _cut(case: CaseVolumes, model: str, plane: int, place: int) -> Cut:
     first, second = (spacing for axis, spacing in enumerate(case.spacing_ZYX) if axis != plane)
 
     def taken(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        plain = np.take(values, place, axis=plane)
+        plain: npt.NDArray[Any] = np.take(values, place, axis=plane)
         return plain if plane == 0 else plain[::-1]
 
     image = None if case.image_ZYX is None else taken(case.image_ZYX)
@@ -70,7 +70,7 @@ def _draw_contours(panel: "Axes", cut: Cut) -> None:
     for value in np.union1d(cut.truth, cut.prediction):
         if value > 0:
             color = COLORS[(int(value) - 1) % len(COLORS)]
-            draw_contours(panel, cut.truth == value, cut.prediction == value, color)
+            draw_contours(panel, cut.truth == value, cut.prediction == value, color, scale=0.5)
     panel.axis(limits)
 
 
@@ -85,6 +85,7 @@ def _draw_errors(panel: "Axes", cut: Cut) -> None:
 
 def _draw_image(panel: "Axes", cut: Cut) -> None:
     background = np.zeros(cut.truth.shape) if cut.image is None else cut.image
-    panel.imshow(background, cmap="gray", aspect=cut.aspect, interpolation="nearest", **grey_window(background))
+    window = grey_window(background)
+    panel.imshow(background, cmap="gray", aspect=cut.aspect, interpolation="nearest", vmin=window["vmin"], vmax=window["vmax"])
     panel.set_xticks([])
     panel.set_yticks([])

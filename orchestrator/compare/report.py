@@ -118,7 +118,12 @@ def _case_sections(answer: Answer, pictures: CasePictures, names: dict[str, str]
 
 
 def _pairs_section(answer: Answer, pairs: tuple[Comparison, ...]) -> Section:
-    figures = [Picture("Mean paired differences with 95 % intervals; positive: the first of the two is better.", differences_figure(pairs))]
+    figures = [
+        Picture(
+            "Mean paired differences with 95 % intervals; positive: the first of the two is better. Grey: too small to be detected.",
+            differences_figure(pairs),
+        )
+    ]
     names = list(dict.fromkeys(name for found in pairs for name in (found.a, found.b)))[::-1]
     if len(names) > 2:
         figures.append(

@@ -152,7 +152,7 @@ def _draw_contours(panel: "Axes", truth_YX: NDArray[Any], prediction_YX: NDArray
     return shown
 
 
-def draw_contours(panel: "Axes", truth_YX: NDArray[np.bool_], prediction_YX: NDArray[np.bool_], color: str) -> bool:
+def draw_contours(panel: "Axes", truth_YX: NDArray[np.bool_], prediction_YX: NDArray[np.bool_], color: str, scale: float = 1.0) -> bool:
     """The contours of one class, solid in the truth and dashed in the prediction; False where it is in neither."""
     masks = ((truth_YX, "solid", 2.2), (prediction_YX, (0, (3, 2)), 1.6))
     for mask, style, width in masks:
@@ -160,7 +160,7 @@ def draw_contours(panel: "Axes", truth_YX: NDArray[np.bool_], prediction_YX: NDA
             # a border of one voxel closes contours that touch the edge of the image
             padded = np.pad(mask.astype(np.float32), 1)
             places = [np.arange(-1, size + 1) for size in mask.shape]
-            panel.contour(places[1], places[0], padded, levels=[0.5], colors=[color], linestyles=[style], linewidths=[width])
+            panel.contour(places[1], places[0], padded, levels=[0.5], colors=[color], linestyles=[style], linewidths=[scale * width])
     return any(mask.any() for mask, *_ in masks)
 
 
