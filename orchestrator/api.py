@@ -452,14 +452,19 @@ def compare(
     return compared(results_folder(results, os.environ), runs, checkpoint, patients, is_forced=is_forced)
 
 
-def write_report(answer: "Answer", target: Path) -> None:
-    """Write the report of a comparison as one HTML file. Raises ConfigError where it cannot be written."""
-    from orchestrator.compare.error_maps import error_maps
+def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, images: bool = False) -> None:
+    """Write the report of a comparison as one HTML file. `raw`: nnUNet_raw, default: the environment's. `images`: also pictures of cases of
+    runs with `images: false`.
+
+    Raises ConfigError where it cannot be written.
+    """
+    from orchestrator.compare.case_pictures import case_pictures
     from orchestrator.compare.report import write_report
 
-    raw = os.environ.get(RAW)
+    named = os.environ.get(RAW)
+    raw = raw or (Path(named) if named else None)
     try:
-        write_report(answer, error_maps(answer.models, Path(raw) if raw else None), target.absolute())
+        write_report(answer, case_pictures(answer.models, raw, on_request=images), target.absolute())
     except (OSError, StorageError) as err:
         raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err
 

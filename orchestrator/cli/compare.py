@@ -28,6 +28,9 @@ def compare(
         typer.Option("--patients", metavar="REGEX", help="Patient of a case id (first group, else match); default: each case is one."),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a report with pictures.")] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Pictures of cases in the report, also of runs with `images: false`: it then shows patients.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Compare models that are not alike; every output is marked.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +43,7 @@ def compare(
         note(f"Left out: {sentence}")
     if report is not None:
         with working("Drawing ..."):
-            api.write_report(found.answer, report)
+            api.write_report(found.answer, report, images=images)
         note(f"Report: {report.absolute()}")
     if as_json:
         from orchestrator.compare.tables import as_json as plain

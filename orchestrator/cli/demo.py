@@ -17,39 +17,51 @@ if TYPE_CHECKING:
     from orchestrator.run.status import RunStatus
 
 
+CASES, CASES_TO_COMPARE = 10, 20
+
+
 def demo(
-    cases: Annotated[int, typer.Option("--cases", help="Synthetic subjects to make.")] = 10,
+    cases: Annotated[
+        int | None,
+        typer.Option("--cases", help=f"Synthetic subjects to make; default: {CASES}, to compare {CASES_TO_COMPARE}.", show_default=False),
+    ] = None,
     spacing_mm: Annotated[float, typer.Option("--spacing-mm", help="Voxel size in mm.")] = 3.0,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the shipped number.", show_default=False)] = None,
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Where data and results go; default: in nnfleet's home.", show_default=False)
     ] = None,
     data_only: Annotated[bool, typer.Option("--data-only", help="Only make the dataset.")] = False,
+    to_compare: Annotated[
+        bool, typer.Option("--compare", help="Train both trainers on three folds in 2D, and write the report that compares them.")
+    ] = False,
 ) -> None:
     """Make a brain dataset, train two nnU-Nets with two workers each, validate them fully, and show which one is better."""
     from orchestrator.cluster.home import Home
-    from orchestrator.demo import build_demo_dataset, write_demo_experiment
+    from orchestrator.demo import COMPARISON_FILE, EXPERIMENT_FILE, build_demo_dataset, write_demo_experiment
 
+    cases = cases or (CASES_TO_COMPARE if to_compare else CASES)
     with _progress() as report:
-        base = folder or Home.default().root / demo_folder_name(cases, spacing_mm, epochs)
+        base = folder or Home.default().root / demo_folder_name(cases, spacing_mm, epochs, to_compare=to_compare)
         paths = build_demo_dataset(base, cases=cases, spacing_mm=spacing_mm, on_progress=report)
-    file = write_demo_experiment(paths, **({} if epochs is None else {"epochs": epochs}))
+    shipped = COMPARISON_FILE if to_compare else EXPERIMENT_FILE
+    file = write_demo_experiment(paths, shipped, **({} if epochs is None else {"epochs": epochs}))
     note(f"Dataset: {paths.preprocessed}   Experiment: {file}")
     if not data_only:
         _train(file, paths)
 
 
-def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None) -> str:
-    """`demo`, with what differs from the shipped numbers: another size is another experiment and gets data and results of its own."""
+def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None, *, to_compare: bool = False) -> str:
+    """`demo` or `demo-compare`, with what differs from the shipped numbers: each is an experiment with a folder of its own."""
     from orchestrator.demo import DemoParameters
 
     shipped = DemoParameters()
+    usual = CASES_TO_COMPARE if to_compare else shipped.cases
     parts = [
-        f"cases{cases}" if cases != shipped.cases else "",
+        f"cases{cases}" if cases != usual else "",
         f"spacing{spacing_mm:g}" if spacing_mm != shipped.spacing_mm else "",
         f"epochs{epochs}" if epochs is not None else "",
     ]
-    return "-".join(["demo", *filter(None, parts)])
+    return "-".join(["demo-compare" if to_compare else "demo", *filter(None, parts)])
 
 
 def environment_line(paths: "DemoPaths") -> str:
@@ -78,8 +90,11 @@ def _train(file: Path, paths: "DemoPaths") -> None:
     out.print(result_table(statuses, out.width))
     say("")
     if all(item.state is RunState.SUCCEEDED for item in statuses):
-        say(api.compare(results=paths.results).answer.verdict)
-        say(f"With the evidence: nnfleet compare --results {quote(str(paths.results))} --report compare.html")
+        answer = api.compare(results=paths.results).answer
+        with working("Drawing ..."):
+            api.write_report(answer, paths.report, paths.raw)
+        say(answer.verdict)
+        say(f"With the evidence: {paths.report}")
         say("")
     say(f"From submit to this table: {seconds(time.monotonic() - began)}")
     _show_links(statuses, services)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c
 """Distinguishable with the common colour blindnesses (Okabe and Ito)."""
 MAX_PAIRS = 20
 SEED = 0
+DPI = 150
+"""Sharp enough on paper."""
 
 
 def color_of(place: int) -> str:
@@ -60,7 +63,7 @@ def _draw_cases(panel: "Axes", names: Sequence[str], values: Sequence[NDArray[np
     spread = np.random.default_rng(SEED)
     for row, (place, dots) in enumerate(zip(places, values, strict=True)):
         panel.plot(dots, place + spread.uniform(-0.18, 0.18, dots.size), "o", ms=3.5, alpha=0.6, mec="none", color=color_of(row))
-    panel.set_yticks(places, list(names))
+    panel.set_yticks(places, [_folded(name) for name in names])
     panel.grid(axis="x", alpha=0.3)
 
 
@@ -77,8 +80,8 @@ def differences_figure(pairs: Sequence[Comparison]) -> bytes:
             panel.plot([low, high], [place, place], color="#0072b2" if better(found) else "0.45", lw=2.5)
         panel.plot(found.mean, place, "o", color="#0072b2" if better(found) else "0.45", ms=7)
     panel.axvline(0, color="black", lw=1)
-    panel.set_yticks(range(len(shown), 0, -1), [f"{found.b}\nminus {found.a}" for found in shown], fontsize=8)
-    panel.set_xlabel(f"mean difference in {shown[0].metric.unit}; grey: too small to be detected")
+    panel.set_yticks(range(len(shown), 0, -1), [f"{_folded(found.b)}\nminus {_folded(found.a)}" for found in shown], fontsize=8)
+    panel.set_xlabel(f"mean difference in {shown[0].metric.unit}")
     panel.grid(axis="x", alpha=0.3)
     return _png(figure)
 
@@ -96,7 +99,7 @@ def ranks_figure(stability: dict[Scheme, RankStability]) -> bytes:
         panel.set(title=scheme, xlabel="rank (1: best)", xlim=(0.5, len(models) + 0.5), ylim=(0.4, len(models) + 0.6))
         panel.set_xticks(range(1, len(models) + 1))
         panel.grid(alpha=0.2)
-    panels[0].set_yticks(range(1, len(models) + 1), models)
+    panels[0].set_yticks(range(1, len(models) + 1), list(map(_folded, models)))
     return _png(figure)
 
 
@@ -121,14 +124,14 @@ def scatter_figure(scores: CaseScores, a: str, b: str) -> bytes:
     """Two models case by case; above the diagonal `b` is better."""
     x, y = scores.values[scores.models.index(a)], scores.values[scores.models.index(b)]
     both = np.isfinite(x) & np.isfinite(y)
-    figure = _figure(5, 5)
+    figure = _figure(4, 4)
     panel = figure.subplots()
     low = min(x[both].min(initial=100.0), y[both].min(initial=100.0))
     margin = 0.05 * (100 - low) + 0.5
     limits = (low - margin, min(100.0, max(x[both].max(initial=0), y[both].max(initial=0)) + margin))
     panel.plot(limits, limits, color="0.5", lw=1)
     panel.plot(x[both], y[both], "o", ms=5, alpha=0.7, color="#0072b2", mec="none")
-    panel.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"{a} (Dice points)", ylabel=f"{b} (Dice points)")
+    panel.set(xlim=limits, ylim=limits, aspect="equal", xlabel=_folded(f"{a} (Dice points)"), ylabel=_folded(f"{b} (Dice points)"))
     panel.grid(alpha=0.3)
     return _png(figure)
 
@@ -153,7 +156,7 @@ def curves_figure(models: Sequence[TrainedModel]) -> bytes:
 
 def cheap_figure(models: Sequence[TrainedModel]) -> bytes:
     """The smoothed pseudo-Dice of a fold's weights against their Dice of whole cases."""
-    figure = _figure(5, 4.5)
+    figure = _figure(4.4, 4)
     panel = figure.subplots()
     for place, model in enumerate(models):
         points = [(fold.ema_pseudo_dice, fold_dice(fold.results)) for fold in model.folds if fold.ema_pseudo_dice is not None]
@@ -164,6 +167,11 @@ def cheap_figure(models: Sequence[TrainedModel]) -> bytes:
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=9)
     return _png(figure)
+
+
+def _folded(text: str) -> str:
+    """In lines that fit beside a panel."""
+    return textwrap.fill(text, 38)
 
 
 def _diagonal(panel: "Axes") -> None:
@@ -179,5 +187,5 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -2,11 +2,11 @@
 
 import base64
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.compare.answer import Answer, whole
+from orchestrator.compare.case_pictures import NO_PICTURES, CasePictures, renamed, shown_names
 from orchestrator.compare.figures import (
     cheap_figure,
     curves_figure,
@@ -16,7 +16,17 @@ from orchestrator.compare.figures import (
     scores_figure,
     significance_figure,
 )
-from orchestrator.compare.tables import TextTable, checkpoints_table, classes_table, groups_table, models_table, number, pairs_table
+from orchestrator.compare.slice_viewer import SCRIPT, SliceViewer
+from orchestrator.compare.tables import (
+    TextTable,
+    cases_table,
+    checkpoints_table,
+    classes_table,
+    groups_table,
+    models_table,
+    number,
+    pairs_table,
+)
 from orchestrator.statistics.pairs import ALPHA, POWER, Comparison
 from orchestrator.statistics.ranks import RESAMPLES
 from orchestrator.statistics.seeds import Agreement
@@ -55,21 +65,28 @@ class Section:
     lines: tuple[str, ...] = ()
     table: TextTable | None = None
     figures: tuple[Picture, ...] = ()
+    viewers: tuple[SliceViewer, ...] = ()
 
 
-def write_report(answer: Answer, error_maps: Mapping[str, bytes], target: Path) -> None:
+def write_report(answer: Answer, pictures: CasePictures, target: Path) -> None:
     """Write the report, whole or not at all."""
-    write_atomic(target, html(answer, error_maps).encode())
+    write_atomic(target, html(answer, pictures).encode())
 
 
-def html(answer: Answer, error_maps: Mapping[str, bytes]) -> str:
-    """The page. `error_maps`: title -> PNG."""
+def html(answer: Answer, pictures: CasePictures = NO_PICTURES) -> str:
+    """The page. It needs no network, and runs in a frame that allows nothing but scripts, as MLflow shows it. Raises DataError."""
     from jinja2 import Environment
 
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    names = shown_names(answer.models)
     title = f"{answer.dataset}: {len(answer.models)} models, {answer.checkpoint} checkpoints"
     return template.render(
-        title=title, verdict=answer.verdict, notes=answer.notes, basis=basis(answer), sections=_sections(answer, error_maps)
+        title=title,
+        verdict=answer.verdict,
+        notes=[renamed(note, names) for note in answer.notes],
+        basis=basis(answer),
+        sections=[*_sections(answer), *_case_sections(answer, pictures, names), _training_section(answer)],
+        script=SCRIPT.read_text(encoding="utf-8") if pictures.viewers else "",
     )
 
 
@@ -86,21 +103,41 @@ def basis(answer: Answer) -> str:
     )
 
 
-def _sections(answer: Answer, error_maps: Mapping[str, bytes]) -> list[Section]:
+def _sections(answer: Answer) -> list[Section]:
     sections = [Section("Models", table=models_table(answer), figures=(Picture("Dice of every case.", scores_figure(answer)),))]
     pairs = answer.pooled[DICE.name]
     if pairs:
         sections += [_pairs_section(answer, pairs), *_stability_section(answer)]
         sections += [_metric_section(answer, found, METRIC_TITLES[name]) for name, found in answer.pooled.items() if name in METRIC_TITLES]
     sections.append(Section("Classes", lines=tuple(_class_lines(answer)), table=classes_table(answer)))
-    if error_maps:
-        lines = ("Green: right. Red: predicted falsely, or as another class. Blue: missed.",)
-        sections.append(Section("Cases", lines, figures=tuple(Picture(title, png) for title, png in error_maps.items())))
-    return [*sections, _training_section(answer)]
+    return sections
+
+
+def _case_sections(answer: Answer, pictures: CasePictures, names: dict[str, str]) -> list[Section]:
+    table = cases_table(answer, names)
+    found = [Section("Cases that differ most", lines=("By Dice, mean over classes.",), table=table)] if table else []
+    if pictures.left_out:
+        found.append(Section("Pictures of cases", (pictures.left_out,)))
+    if pictures.maps:
+        lines = (
+            "First row of each model: contours of the classes, truth solid, prediction dashed. Second row: green is right, red predicted "
+            "falsely or as another class, blue missed.",
+        )
+        figures = tuple(Picture(title, png) for title, png in pictures.maps.items())
+        found.append(Section("Where the models are wrong", lines, figures=figures))
+    if pictures.viewers:
+        lines = ("Sliders move through the slices; a click into a plane moves the other two there.",)
+        found.append(Section("The worst cases, slice by slice", lines, viewers=pictures.viewers))
+    return found
 
 
 def _pairs_section(answer: Answer, pairs: tuple[Comparison, ...]) -> Section:
-    figures = [Picture("Mean paired differences with 95 % intervals; positive: the first of the two is better.", differences_figure(pairs))]
+    figures = [
+        Picture(
+            "Mean paired differences with 95 % intervals; positive: the first of the two is better. Grey: too small to be detected.",
+            differences_figure(pairs),
+        )
+    ]
     names = list(dict.fromkeys(name for found in pairs for name in (found.a, found.b)))[::-1]
     if len(names) > 2:
         figures.append(

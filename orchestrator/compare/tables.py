@@ -12,9 +12,11 @@ from orchestrator.compare.cheap import CheapAndFull
 from orchestrator.compare.models import TrainedModel, ValidatedFold
 from orchestrator.statistics.pairs import Comparison
 from orchestrator.statistics.ranks import GroupRanks
-from orchestrator.statistics.table import LESION_DICE, LESION_FALSE_POSITIVES, LESION_SENSITIVITY
+from orchestrator.statistics.table import DICE, LESION_DICE, LESION_FALSE_POSITIVES, LESION_SENSITIVITY
 from trainers.contract.lesions import LESION_SCORES
 
+MOST_DIFFERENT = 8
+"""Cases that are listed."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -112,6 +114,22 @@ def _pair_row(found: Comparison) -> tuple[str, ...]:
         f"{found.p_holm:.2g}",
         number(found.detectable, decimals),
     )
+
+
+def cases_table(answer: Answer, names: Mapping[str, str]) -> TextTable | None:
+    """The cases in which the two leading models differ most, by Dice; None where there are no two. `names`: how to name each case."""
+    if len(answer.models) < 2:
+        return None
+    first, second = answer.models[0].name, answer.models[1].name
+    scores = answer.table.case_scores(DICE)
+    a, b = (scores.values[scores.models.index(name)] for name in (first, second))
+    both = [place for place in range(len(answer.table.cases)) if math.isfinite(a[place]) and math.isfinite(b[place])]
+    both.sort(key=lambda place: -abs(a[place] - b[place]))
+    rows = tuple(
+        (names[answer.table.cases[i]], number(float(a[i]), 1), number(float(b[i]), 1), number(float(a[i] - b[i]), 1))
+        for i in both[:MOST_DIFFERENT]
+    )
+    return TextTable(("case", first, second, "difference"), rows) if rows else None
 
 
 def groups_table(answer: Answer) -> TextTable | None:

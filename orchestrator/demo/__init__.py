@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 DATASET = "Dataset900_MNIBrain"
 EXPERIMENT_FILE = Path(__file__).parent / "experiment.yaml"
 """The shipped experiment; its folders are filled in by `write_demo_experiment`."""
+COMPARISON_FILE = Path(__file__).parent / "experiment_compare.yaml"
+"""Likewise, of enough folds to compare two trainers."""
 VERSION = 1
 """Raised whenever the same parameters give other data: older folders are then rebuilt."""
 
@@ -56,6 +58,11 @@ class DemoPaths:
     def experiment(self) -> Path:
         """The experiment file with this folder filled in, ready for `nnfleet submit`."""
         return self.base / "experiment.yaml"
+
+    @property
+    def report(self) -> Path:
+        """The report that compares the trained models."""
+        return self.base / "compare.html"
 
     @property
     def log(self) -> Path:
@@ -180,10 +187,10 @@ def _import_path() -> str:
     return os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
 
 
-def write_demo_experiment(paths: DemoPaths, **overrides: int) -> Path:
-    """Write the shipped experiment with the demo's folders (and `overrides`, such as epochs=3); it can be submitted again by hand."""
+def write_demo_experiment(paths: DemoPaths, shipped: Path = EXPERIMENT_FILE, **overrides: int) -> Path:
+    """Write a shipped experiment with the demo's folders (and `overrides`, such as epochs=3); it can be submitted again by hand."""
     import yaml
 
-    content = {**yaml.safe_load(EXPERIMENT_FILE.read_text(encoding="utf-8")), **paths.environment(), **overrides}
+    content = {**yaml.safe_load(shipped.read_text(encoding="utf-8")), **paths.environment(), **overrides}
     write_atomic(paths.experiment, yaml.safe_dump(content, sort_keys=False).encode())
     return paths.experiment

@@ -120,7 +120,7 @@ def overlay(
     figure = Figure(figsize=(2 * width + 1.9, OVERLAY_HEIGHT_IN), layout="constrained", facecolor="white")
     plain, drawn = figure.subplots(1, 2)
     for panel in (plain, drawn):
-        panel.imshow(image[z], cmap="gray", aspect=aspect, interpolation="nearest", **_window(image[z]))
+        panel.imshow(image[z], cmap="gray", aspect=aspect, interpolation="nearest", **grey_window(image[z]))
         panel.set_axis_off()
     limits = drawn.axis()
     shown = _draw_contours(drawn, truth[z], prediction[z], class_names)
@@ -136,7 +136,7 @@ def busiest_slice(truth_ZYX: NDArray[Any], prediction_ZYX: NDArray[Any]) -> int:
     return int(counts.argmax()) if counts.any() else len(counts) // 2
 
 
-def _window(slice_YX: NDArray[Any]) -> dict[str, float]:
+def grey_window(slice_YX: NDArray[Any]) -> dict[str, float]:
     """Grey levels from the 1st to the 99th percentile of what is not the darkest value (air, padding)."""
     bright = slice_YX[slice_YX > slice_YX.min()]
     low, high = np.percentile(bright if bright.size else slice_YX, (1, 99))
@@ -147,16 +147,21 @@ def _draw_contours(panel: "Axes", truth_YX: NDArray[Any], prediction_YX: NDArray
     shown = []
     for index, name in enumerate(class_names):
         color = COLORS[index % len(COLORS)]
-        masks = ((truth_YX == index + 1, "solid", 2.2), (prediction_YX == index + 1, (0, (3, 2)), 1.6))
-        for mask, style, width in masks:
-            if mask.any():
-                # a border of one voxel closes contours that touch the edge of the image
-                padded = np.pad(mask.astype(np.float32), 1)
-                places = [np.arange(-1, size + 1) for size in mask.shape]
-                panel.contour(places[1], places[0], padded, levels=[0.5], colors=[color], linestyles=[style], linewidths=[width])
-        if any(mask.any() for mask, *_ in masks):
+        if draw_contours(panel, truth_YX == index + 1, prediction_YX == index + 1, color):
             shown.append((name, color))
     return shown
+
+
+def draw_contours(panel: "Axes", truth_YX: NDArray[np.bool_], prediction_YX: NDArray[np.bool_], color: str, scale: float = 1.0) -> bool:
+    """The contours of one class, solid in the truth and dashed in the prediction; False where it is in neither."""
+    masks = ((truth_YX, "solid", 2.2), (prediction_YX, (0, (3, 2)), 1.6))
+    for mask, style, width in masks:
+        if mask.any():
+            # a border of one voxel closes contours that touch the edge of the image
+            padded = np.pad(mask.astype(np.float32), 1)
+            places = [np.arange(-1, size + 1) for size in mask.shape]
+            panel.contour(places[1], places[0], padded, levels=[0.5], colors=[color], linestyles=[style], linewidths=[scale * width])
+    return any(mask.any() for mask, *_ in masks)
 
 
 def _legend(figure: "Figure", shown: Sequence[tuple[str, str]]) -> None:

@@ -834,6 +834,8 @@ def test_the_worst_state_decides_the_exit_code() -> None:
 def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
     assert demo_folder_name(10, 3.0, None) == "demo"
     assert demo_folder_name(20, 2.0, 3) == "demo-cases20-spacing2-epochs3"
+    assert demo_folder_name(20, 3.0, None, to_compare=True) == "demo-compare"
+    assert demo_folder_name(10, 3.0, None, to_compare=True) == "demo-compare-cases10"
 
 
 def test_the_demo_prints_the_line_that_a_shell_needs(tmp_path: Path) -> None:
