@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.compare.models import TrainedModel, short_names
+from orchestrator.compare.models import RUN_FOLDER, TrainedModel, short_names
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.unlike import differences
 from orchestrator.errors import ConfigError
@@ -73,11 +73,23 @@ class Answer:
         return [found for found in pairs if best in (found.a, found.b)]
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """What stands in every output of a comparison that should not have been made."""
+        return tuple(f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced)
+
+    @property
+    def is_from_mlflow(self) -> bool:
+        """True when the results of any fold were read from MLflow."""
+        return any(fold.source != RUN_FOLDER for model in self.models for fold in model.folds)
+
+    @property
     def notes(self) -> list[str]:
         """What has to be known beside the numbers."""
-        notes = [f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced]
+        notes = list(self.marks)
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
         notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
+        if self.is_from_mlflow:
+            notes.append(f"{sources_text(self.models)} MLflow gives neither curves nor pictures of cases.")
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 
@@ -122,6 +134,25 @@ def _bases(models: Sequence[TrainedModel]) -> list[str]:
     copied = {base for (base, _), count in trainings.items() if count > 1}
     bases = [model.name if base in copied else base for base, model in zip(bases, models, strict=True)]
     return [model.name for model in models] if len(set(bases)) == 1 else bases
+
+
+def sources_text(models: Sequence[TrainedModel]) -> str:
+    """Where the results of each fold were read: `Read from run folders: A fold 0; from MLflow at http://...: A folds 1, 2.`"""
+    by_source: dict[str, dict[str, list[str]]] = {}
+    for model in models:
+        for fold in model.folds:
+            by_source.setdefault(fold.source, {}).setdefault(model.name, []).append(str(fold.spec.fold))
+    if len(by_source) == 1:
+        return f"All results are read from {_source(next(iter(by_source)))}."
+    parts = [
+        f"from {_source(source)}: {', '.join(f'{name} {_folds(folds)}' for name, folds in found.items())}"
+        for source, found in sorted(by_source.items(), key=lambda item: item[0] != RUN_FOLDER)
+    ]
+    return f"Results are read {'; '.join(parts)}."
+
+
+def _source(source: str) -> str:
+    return "run folders" if source == RUN_FOLDER else source
 
 
 def whole(clause: str) -> str:

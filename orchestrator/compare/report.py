@@ -3,10 +3,10 @@
 import base64
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.compare.answer import Answer, whole
+from orchestrator.compare.answer import Answer, sources_text, whole
 from orchestrator.compare.figures import (
     cheap_figure,
     curves_figure,
@@ -80,7 +80,8 @@ def basis(answer: Answer) -> str:
 
 
 def _sections(answer: Answer, error_maps: Mapping[str, bytes]) -> list[Section]:
-    sections = [Section("Models", table=models_table(answer), figures=(Picture("Dice of every case.", scores_figure(answer)),))]
+    dice = Picture("Dice of every case.", scores_figure(answer))
+    sections = [Section("Models", (sources_text(answer.models),), models_table(answer), (dice,))]
     pairs = answer.pooled[DICE.name]
     if pairs:
         sections += [_pairs_section(answer, pairs), *_stability_section(answer)]
@@ -91,7 +92,12 @@ def _sections(answer: Answer, error_maps: Mapping[str, bytes]) -> list[Section]:
     if error_maps:
         lines = ("Green: right. Red: predicted falsely, or as another class. Blue: missed.",)
         sections.append(Section("Cases", lines, figures=tuple(Picture(title, png) for title, png in error_maps.items())))
-    return [*sections, _training_section(answer)]
+    return [_marked(section, answer.marks) for section in [*sections, _training_section(answer)]]
+
+
+def _marked(section: Section, marks: tuple[str, ...]) -> Section:
+    """A section whose table keeps its marks when it is copied."""
+    return section if section.table is None else replace(section, table=replace(section.table, marks=marks))
 
 
 def _pairs_section(answer: Answer, pairs: tuple[Comparison, ...]) -> Section:

@@ -55,7 +55,7 @@ campaign: cluster compare dataset errors experiment follow publishing queue resu
     trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
-api: campaign cluster compare dataset drill errors experiment export publishing resume run
+api: campaign cluster compare dataset drill errors experiment export publishing resume run tracking
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

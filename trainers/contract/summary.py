@@ -146,4 +146,4 @@ def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: s
     for name in labels.foreground:
         m = result.metrics[name]
         row |= {f"dice/{name}": m.dice, f"hd95_mm/{name}": m.hd95_mm, f"nsd/{name}": m.nsd}
-    return row | {"seconds": round(result.seconds, 3)}
+    return row | {"seconds": round(result.seconds, 3), "scoring": result.scoring}

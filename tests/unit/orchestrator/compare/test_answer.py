@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -239,6 +240,11 @@ def test_a_forced_comparison_says_so_in_every_output(base: Path) -> None:
     assert reason in plain["not_comparable"][0]
     shown = CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--force"])
     assert "NOT COMPARABLE, compared on request" in shown.output
+    printed = json.loads(CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--force", "--json"]).stdout)
+    assert reason in printed["not_comparable"][0]
+    copies = re.findall(r"<textarea.*?aria-label=\"(LaTeX|CSV)\">(.*?)</textarea>", page, re.DOTALL)
+    assert {kind for kind, _ in copies} == {"LaTeX", "CSV"}
+    assert all("NOT COMPARABLE, compared on request" in copy for _, copy in copies)
 
 
 def test_the_best_checkpoints_are_called_optimistic(tmp_path: Path) -> None:
