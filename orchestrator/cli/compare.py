@@ -25,7 +25,11 @@ def compare(
     ] = "final",
     patients: Annotated[
         str | None,
-        typer.Option("--patients", metavar="REGEX", help="Patient of a case id (first group, else match); default: each case is one."),
+        typer.Option(
+            "--patients",
+            metavar="REGEX|FILE.csv",
+            help="Patient of each case: group (else match) of a pattern, or a table case,patient; default: as the experiment says.",
+        ),
     ] = None,
     tracking_uri: Annotated[
         str | None,

@@ -1,12 +1,12 @@
 """Which of these models is better: everything that the table, the report and scripts show, computed once."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compare.models import RUN_FOLDER, TrainedModel, short_names
+from orchestrator.compare.patients import patient_of_each, unlike_patients
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.unlike import differences
 from orchestrator.errors import ConfigError
@@ -94,13 +94,14 @@ class Answer:
 
 
 def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients: str | None = None, *, is_forced: bool = False) -> Answer:
-    """Compare models. `patients`: a regular expression over case ids, whose first group (else whose match) is the patient.
+    """Compare models. `patients`: a regular expression over case ids, whose group (else whose match) is the patient, or the path of a CSV
+    table; default: the patients that the runs' experiments named, else each case is one.
 
-    Raises ConfigError for models that cannot be compared, with what differs, unless `is_forced`; for an unfit pattern.
+    Raises ConfigError for models that cannot be compared, with what differs, unless `is_forced`; for an unfit pattern or table.
     """
     if not models:
         raise ConfigError("compare: there is no model to compare.")
-    forced = differences(models)
+    forced = [*differences(models), *([] if patients else unlike_patients(models))]
     unforceable = len({model.spec.dataset for model in models}) > 1
     if forced and (unforceable or not is_forced):
         way = "Name models of one dataset." if unforceable else "Name models that are alike, or compare them all the same: --force."
@@ -182,32 +183,15 @@ def _stability(scores: CaseScores) -> dict[Scheme, RankStability]:
 
 
 def _scores(models: Sequence[TrainedModel], patients: str | None) -> list[Score]:
-    pattern = _compiled(patients)
+    patient_of = patient_of_each(models, patients)
     rows = []
     for model in models:
         for result in model.results:
-            patient = patient_of(result.case_id, pattern)
+            patient = patient_of[result.case_id]
             for name, metrics in result.metrics.items():
                 values = {DICE.name: metrics.dice, HD95.name: metrics.hd95_mm, NSD.name: metrics.nsd}
                 rows += [Score(model.name, patient, result.case_id, name, metric, value) for metric, value in values.items()]
     return rows
-
-
-def patient_of(case_id: str, pattern: re.Pattern[str] | None) -> str:
-    """The patient of a case: the pattern's first group, else its match; the case itself without a pattern. Raises ConfigError."""
-    if pattern is None:
-        return case_id
-    found = pattern.search(case_id)
-    if found is None:
-        raise ConfigError(f"compare: --patients: {pattern.pattern!r} finds no patient in the case id {case_id!r}.")
-    return str(found[1] if pattern.groups else found[0])
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return re.compile(pattern) if pattern else None
-    except re.error as err:
-        raise ConfigError(f"compare: --patients: {pattern!r} is no regular expression: {err}.") from err
 
 
 def _missing_folds(models: Sequence[TrainedModel]) -> dict[str, tuple[str, ...]]:
