@@ -15,7 +15,23 @@ from os import PathLike
 from typing import Any
 
 from orchestrator import Experiment, PlanReport, RunStatus, Submission, __version__, api
-from orchestrator.api import compare, down, export, logs, removable, remove, resume, status, stop, sync, up, validate, wait, write_report
+from orchestrator.api import (
+    compare,
+    diff,
+    down,
+    export,
+    logs,
+    removable,
+    remove,
+    resume,
+    status,
+    stop,
+    sync,
+    up,
+    validate,
+    wait,
+    write_report,
+)
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import experiment_from
 
@@ -27,6 +43,7 @@ __all__ = [
     "Submission",
     "__version__",
     "compare",
+    "diff",
     "down",
     "export",
     "logs",

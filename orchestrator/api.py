@@ -26,6 +26,7 @@ from orchestrator.run.training_log import training_logs
 if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
+    from orchestrator.compare.run_differences import RunDiff
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
@@ -415,6 +416,13 @@ def _tracker(uri: str, option: str) -> "Tracker":
     tracker = Tracker(uri)
     tracker.ping()
     return tracker
+
+
+def diff(first: str, second: str, results: Path | None = None) -> "RunDiff":
+    """In what two runs below `results` (default: nnUNet_results) differ. Raises ConfigError for a name that means no run or several."""
+    from orchestrator.compare.run_facts import diff_below
+
+    return diff_below(results_folder(results, os.environ), first, second)
 
 
 def write_report(answer: "Answer", target: Path) -> None:

@@ -28,7 +28,7 @@ def compare(
         typer.Option(
             "--patients",
             metavar="REGEX|FILE.csv",
-            help="Patient of each case: group (else match) of a pattern, or a table case,patient; default: as the experiment says.",
+            help="Patient of each case: group (else match) of a pattern, or a table case,patient; default: those of the experiment.",
         ),
     ] = None,
     tracking_uri: Annotated[

@@ -200,9 +200,9 @@ def a_fold_twice(base: Path) -> None:
 
 
 def other_patients(base: Path) -> None:
-    """One experiment says that a fold is a patient, the other that each case is."""
-    for number, model in enumerate(("nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainerDA5__nnUNetPlans__3d_fullres")):
-        name_patients(base, model, lambda case, number=number: case if number else case[:-1])
+    """By one experiment the cases of a fold are one patient, by the other each case is one."""
+    name_patients(base, "nnUNetTrainer__nnUNetPlans__3d_fullres", lambda case: case[:-1])
+    name_patients(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres", lambda case: case)
 
 
 def name_patients(base: Path, model: str, patient_of: Callable[[str], str]) -> None:
