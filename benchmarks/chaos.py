@@ -27,7 +27,8 @@ from orchestrator.run.outcome import read_outcome
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_run_id
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.records import class_names, epoch_metrics
+from orchestrator.tracking.plan_params import class_names
+from orchestrator.tracking.records import epoch_metrics
 from tests.integration.digests import reached, weights_digest
 from tests.integration.local_home import toy_experiment
 from tests.integration.many_nodes import ManyNodes

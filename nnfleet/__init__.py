@@ -17,6 +17,7 @@ from typing import Any
 from orchestrator import Experiment, PlanReport, RunStatus, Submission, __version__, api
 from orchestrator.api import (
     compare,
+    diff,
     down,
     evaluate,
     export,
@@ -44,6 +45,7 @@ __all__ = [
     "Submission",
     "__version__",
     "compare",
+    "diff",
     "down",
     "evaluate",
     "export",

@@ -26,6 +26,7 @@ from orchestrator.run.training_log import training_logs
 if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
+    from orchestrator.compare.run_differences import RunDiff
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
+    from orchestrator.tracking.client import Tracker
     from orchestrator.validation.held_out_job import HeldOutEvent
     from trainers.contract.run_spec import CheckpointName
 
@@ -440,16 +442,41 @@ def compare(
     results: Path | None = None,
     checkpoint: "CheckpointName" = "final",
     patients: str | None = None,
+    tracking_uri: str | None = None,
     *,
     is_forced: bool = False,
 ) -> "Compared":
-    """Which of the models below `results` (default: nnUNet_results) is better, by their full validations; reads run folders alone.
+    """Which models are better, by their full validations in the run folders below `results` (default: nnUNet_results), or in MLflow.
 
-    `runs`: names of runs or of what holds several (`17/3d_fullres`), else all. `patients`: see `answer`. Raises ConfigError.
+    With `tracking_uri` also of the runs on that server whose folders are not seen; without it and `results`, where no folder of such runs
+    is seen, of those on MLFLOW_TRACKING_URI, else on the local server. `runs`: names of runs or of what holds several
+    (`17/3d_fullres`), else all. `patients`: see `answer`. Raises ConfigError, TrackingError.
     """
-    from orchestrator.compare.choice import compared
+    from orchestrator.compare.choice import Places, compared
 
-    return compared(results_folder(results, os.environ), runs, checkpoint, patients, is_forced=is_forced)
+    is_seen = results is not None or Path(os.environ.get(RESULTS, "") or os.devnull).is_dir()
+    uri = tracking_uri or ("" if results is not None else os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow())
+    place = results_folder(results, os.environ) if is_seen or not uri else None
+    server = (lambda: _tracker(uri, "compare: --tracking-uri")) if uri else None
+    return compared(Places(place, server, bool(tracking_uri)), runs, checkpoint, patients, is_forced=is_forced)
+
+
+def _tracker(uri: str, option: str) -> "Tracker":
+    """A tracking server that answers. Raises ConfigError for an address with credentials, TrackingError."""
+    from orchestrator.tracking.address import refuse_credentials
+    from orchestrator.tracking.client import Tracker
+
+    refuse_credentials(uri, option)
+    tracker = Tracker(uri)
+    tracker.ping()
+    return tracker
+
+
+def diff(first: str, second: str, results: Path | None = None) -> "RunDiff":
+    """In what two runs below `results` (default: nnUNet_results) differ. Raises ConfigError for a name that means no run or several."""
+    from orchestrator.compare.run_facts import diff_below
+
+    return diff_below(results_folder(results, os.environ), first, second)
 
 
 def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, images: bool = False) -> None:

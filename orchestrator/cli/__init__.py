@@ -2,9 +2,9 @@
 
 Only typer is imported before a verb runs, so that `nnfleet --help` and shell completion answer at once.
 
-Exit codes: 0 done; 1 a question was answered with no, or a campaign failed in another way; 2 the request cannot be met (ConfigError, or
-a wrong command line); 3 the data do not allow it (DataError); 4 a checkpoint is damaged; 5 the cluster; 6 the tracking server; 8 a run
-that was waited for failed; 9 it was stopped; 11 a disk; 70 an error that nnfleet did not foresee; 130 interrupted.
+Exit codes: 0 done; 1 a question was answered with no, two runs differ, or a campaign failed in another way; 2 the request cannot be met
+(ConfigError, or a wrong command line); 3 the data do not allow it (DataError); 4 a checkpoint is damaged; 5 the cluster; 6 the tracking
+server; 8 a run that was waited for failed; 9 it was stopped; 11 a disk; 70 an error that nnfleet did not foresee; 130 interrupted.
 """
 
 import logging
@@ -17,6 +17,7 @@ import typer
 from orchestrator.cli import (
     compare,
     demo,
+    diff,
     down,
     drill,
     evaluate,
@@ -61,6 +62,7 @@ VERBS: dict[str, Any] = {
     "predict": predict.predict,
     "rm": rm.rm,
     "compare": compare.compare,
+    "diff": diff.diff,
     "sync": sync.sync,
     "export": export.export,
     "ui": ui.ui,

@@ -25,7 +25,20 @@ def compare(
     ] = "final",
     patients: Annotated[
         str | None,
-        typer.Option("--patients", metavar="REGEX", help="Patient of a case id (first group, else match); default: each case is one."),
+        typer.Option(
+            "--patients",
+            metavar="REGEX|FILE.csv",
+            help="Patient of each case: group (else match) of a pattern, or a table case,patient; default: those of the experiment.",
+        ),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            metavar="URI",
+            help="Also the runs on this MLflow server whose folders are not seen here. Default, where none is: MLFLOW_TRACKING_URI, "
+            "else the local one.",
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a report with pictures.")] = None,
     images: Annotated[
@@ -38,7 +51,7 @@ def compare(
     from orchestrator import api
 
     with working("Reading results ..."):
-        found = api.compare(runs or (), results, checkpoint, patients, is_forced=force)
+        found = api.compare(runs or (), results, checkpoint, patients, tracking_uri, is_forced=force)
     for sentence in found.left:
         note(f"Left out: {sentence}")
     if report is not None:

@@ -14,6 +14,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXIT_DIFFERENT = 1
+"""Two runs that were compared differ, as diff(1)."""
 EXIT_RUN_FAILED = 8
 """A run that was waited for ended as FAILED_CODE."""
 EXIT_RUN_STOPPED = 9

@@ -1,12 +1,12 @@
 """Which of these models is better: everything that the table, the report and scripts show, computed once."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.compare.models import TrainedModel, short_names
+from orchestrator.compare.models import RUN_FOLDER, TrainedModel, short_names
+from orchestrator.compare.patients import patient_of_each, unlike_patients
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.unlike import differences
 from orchestrator.errors import ConfigError
@@ -87,23 +87,36 @@ class Answer:
         return [found for found in pairs if best in (found.a, found.b)]
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """What stands in every output of a comparison that should not have been made."""
+        return tuple(f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced)
+
+    @property
+    def is_from_mlflow(self) -> bool:
+        """True when the results of any fold were read from MLflow."""
+        return any(fold.source != RUN_FOLDER for model in self.models for fold in model.folds)
+
+    @property
     def notes(self) -> list[str]:
         """What has to be known beside the numbers."""
-        notes = [f"NOT COMPARABLE, compared on request: {reason}." for reason in self.forced]
+        notes = list(self.marks)
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
         notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
         notes += _without_lesions(self.models)
+        if self.is_from_mlflow:
+            notes.append(f"{sources_text(self.models)} MLflow gives neither curves nor pictures of cases.")
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 
 def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients: str | None = None, *, is_forced: bool = False) -> Answer:
-    """Compare models. `patients`: a regular expression over case ids, whose first group (else whose match) is the patient.
+    """Compare models. `patients`: a regular expression over case ids, whose group (else whose match) is the patient, or the path of a CSV
+    table; default: the patients that the runs' experiments named, else each case is one.
 
-    Raises ConfigError for models that cannot be compared, with what differs, unless `is_forced`; for an unfit pattern.
+    Raises ConfigError for models that cannot be compared, with what differs, unless `is_forced`; for an unfit pattern or table.
     """
     if not models:
         raise ConfigError("compare: there is no model to compare.")
-    forced = differences(models)
+    forced = [*differences(models), *([] if patients else unlike_patients(models))]
     unforceable = len({model.spec.dataset for model in models}) > 1
     if forced and (unforceable or not is_forced):
         way = "Name models of one dataset." if unforceable else "Name models that are alike, or compare them all the same: --force."
@@ -153,6 +166,25 @@ def _bases(models: Sequence[TrainedModel]) -> list[str]:
     return [model.name for model in models] if len(set(bases)) == 1 else bases
 
 
+def sources_text(models: Sequence[TrainedModel]) -> str:
+    """Where the results of each fold were read: `Read from run folders: A fold 0; from MLflow at http://...: A folds 1, 2.`"""
+    by_source: dict[str, dict[str, list[str]]] = {}
+    for model in models:
+        for fold in model.folds:
+            by_source.setdefault(fold.source, {}).setdefault(model.name, []).append(str(fold.spec.fold))
+    if len(by_source) == 1:
+        return f"All results are read from {_source(next(iter(by_source)))}."
+    parts = [
+        f"from {_source(source)}: {', '.join(f'{name} {_folds(folds)}' for name, folds in found.items())}"
+        for source, found in sorted(by_source.items(), key=lambda item: item[0] != RUN_FOLDER)
+    ]
+    return f"Results are read {'; '.join(parts)}."
+
+
+def _source(source: str) -> str:
+    return "run folders" if source == RUN_FOLDER else source
+
+
 def whole(clause: str) -> str:
     """A clause as a sentence. A name at its beginning keeps its letters."""
     is_name = not clause.startswith(("the ", "so "))
@@ -180,33 +212,16 @@ def _stability(scores: CaseScores) -> dict[Scheme, RankStability]:
 
 
 def _scores(models: Sequence[TrainedModel], patients: str | None) -> list[Score]:
-    pattern = _compiled(patients)
+    patient_of = patient_of_each(models, patients)
     rows = []
     for model in models:
         for result in model.results:
-            patient = patient_of(result.case_id, pattern)
+            patient = patient_of[result.case_id]
             for name, metrics in result.metrics.items():
                 values = {DICE.name: metrics.dice, HD95.name: metrics.hd95_mm, NSD.name: metrics.nsd}
                 values |= metrics.lesions.scores if metrics.lesions else {}
                 rows += [Score(model.name, patient, result.case_id, name, metric, value) for metric, value in values.items()]
     return rows
-
-
-def patient_of(case_id: str, pattern: re.Pattern[str] | None) -> str:
-    """The patient of a case: the pattern's first group, else its match; the case itself without a pattern. Raises ConfigError."""
-    if pattern is None:
-        return case_id
-    found = pattern.search(case_id)
-    if found is None:
-        raise ConfigError(f"compare: --patients: {pattern.pattern!r} finds no patient in the case id {case_id!r}.")
-    return str(found[1] if pattern.groups else found[0])
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return re.compile(pattern) if pattern else None
-    except re.error as err:
-        raise ConfigError(f"compare: --patients: {pattern!r} is no regular expression: {err}.") from err
 
 
 def _missing_folds(models: Sequence[TrainedModel]) -> dict[str, tuple[str, ...]]:

@@ -1,15 +1,19 @@
-"""Which runs are compared: those that were named, or all below a results folder, as far as they have been validated."""
+"""Which runs are compared: those that were named, or all, as far as they have been validated; read from their folders below a results
+folder, or from MLflow where the folders are not seen."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from orchestrator.compare.answer import Answer, answer
-from orchestrator.compare.models import ValidatedFold, models_of, read_fold
+from orchestrator.compare.models import RUN_FOLDER, ValidatedFold, models_of, read_fold
+from orchestrator.compare.published_results import ResultServer, read_published
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve_all
-from orchestrator.tracking.binding import noted_run_id
+from orchestrator.tracking.binding import noted_run_id, owners_last
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.errors import DataError, StorageError
@@ -24,24 +28,101 @@ class Compared:
     """A sentence for each run that was left out, with the reason."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A run that may be compared."""
+
+    names: Names
+    read: Callable[[CheckpointName], ValidatedFold | str]
+    """Its full validation with a checkpoint, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where runs are looked for."""
+
+    results: Path | None = None
+    """A folder of results; its runs come before those of the same key in MLflow."""
+    server: Callable[[], ResultServer] | None = None
+    """A tracking server."""
+    asks_server: bool = False
+    """Ask it in any case; else only for what the results folder does not hold."""
+
+    @property
+    def text(self) -> str:
+        """For errors."""
+        return " or ".join([*([f"below {self.results}"] if self.results else []), *(["in MLflow"] if self.server else [])])
+
+
 def compared(
-    results: Path, names: Sequence[str], checkpoint: CheckpointName, patients: str | None = None, *, is_forced: bool = False
+    places: Places | Path, names: Sequence[str], checkpoint: CheckpointName, patients: str | None = None, *, is_forced: bool = False
 ) -> Compared:
-    """Compare the models of the runs below `results`. Raises ConfigError where a name means none, or nothing is left to compare."""
-    runs, left = _runs(results)
-    known = [Names(spec.run_key, spec.address, run_id, str(folder.root)) for folder, spec, run_id in runs]
-    wanted = [runs[i] for i in resolve_all(names, known, f"below {results}")] if names else runs
+    """Compare the models of the runs in `places` (a folder of results stands for itself).
+
+    Raises ConfigError where a name means none, or nothing is left to compare; TrackingError.
+    """
+    places = Places(places) if isinstance(places, Path) else places
+    wanted, left = _wanted(places, names)
     folds: list[ValidatedFold] = []
-    for folder, spec, _ in wanted:
-        found = _fold(folder, spec, checkpoint)
+    for candidate in wanted:
+        found = candidate.read(checkpoint)
         if isinstance(found, str):
-            left.append(f"{spec.address} ({spec.run_key}): {found}.")
+            left.append(f"{candidate.names.address} ({candidate.names.run_key}): {found}.")
         else:
             folds.append(found)
     if not folds:
         why = f" {' '.join(left[:3])}" if left else ""
-        raise ConfigError(f"compare: below {results} no run has a full validation of its {checkpoint} checkpoint.{why} Train first.")
-    return Compared(answer(models_of(folds), checkpoint, patients, is_forced=is_forced), tuple(left))
+        raise ConfigError(f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.{why} Train first.")
+    return Compared(answer(models_of(joined(folds)), checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def _wanted(places: Places, names: Sequence[str]) -> tuple[list[Candidate], list[str]]:
+    """The runs that are meant, and a sentence for each folder whose run cannot be read."""
+    known, damaged = ([], []) if places.results is None else _in_folders(places.results)
+    if places.server is not None and (places.asks_server or not _holds(known, names)):
+        known = [*_in_mlflow(places.server(), {candidate.names.run_key for candidate in known}), *known]
+    if names:
+        return [known[i] for i in resolve_all(names, [candidate.names for candidate in known], places.text)], damaged
+    owners = {candidate.names.folder or candidate.names.mlflow_run_id: candidate for candidate in known}  # of one folder the last owns it
+    return list(owners.values()), damaged
+
+
+def _holds(known: Sequence[Candidate], names: Sequence[str]) -> bool:
+    """True when every name means some of these, or there are any where none is named."""
+    try:
+        return bool(known) and bool(resolve_all(names, [candidate.names for candidate in known], "") or not names)
+    except ConfigError:
+        return False
+
+
+def joined(folds: Sequence[ValidatedFold]) -> list[ValidatedFold]:
+    """Folds from MLflow as folds of the model folder that others of theirs are seen in, wherever it lies now. Pure.
+
+    Where it has been copied, so that there are two, they stay a model of their own.
+    """
+    seen = {fold.folder.model_folder: fold.spec.model_folder for fold in folds if fold.source == RUN_FOLDER}
+    copies = Counter(seen.values())
+    place = {trained: now for now, trained in seen.items() if copies[trained] == 1}
+    return [
+        fold
+        if fold.source == RUN_FOLDER or fold.spec.model_folder not in place
+        else replace(fold, folder=RunFolder(place[fold.spec.model_folder] / fold.folder.root.name))
+        for fold in folds
+    ]
+
+
+def _in_folders(results: Path) -> tuple[list[Candidate], list[str]]:
+    """All runs of ours, each with the id of its MLflow run, and a sentence for each folder whose run cannot be read."""
+    runs, damaged = [], []
+    for folder in run_folders_below(results):
+        try:
+            spec = folder.spec()
+            names = Names(spec.run_key, spec.address, noted_run_id(folder), str(folder.root))
+        except (DataError, StorageError) as err:
+            damaged.append(str(err))
+        else:
+            runs.append(Candidate(names, partial(_fold, folder, spec)))
+    return runs, damaged
 
 
 def _fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> ValidatedFold | str:
@@ -52,12 +133,7 @@ def _fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> Valid
         return str(err).removesuffix(".")
 
 
-def _runs(results: Path) -> tuple[list[tuple[RunFolder, RunSpec, str]], list[str]]:
-    """All runs of ours, each with the id of its MLflow run, and a sentence for each folder whose run cannot be read."""
-    runs, damaged = [], []
-    for folder in run_folders_below(results):
-        try:
-            runs.append((folder, folder.spec(), noted_run_id(folder)))
-        except (DataError, StorageError) as err:
-            damaged.append(str(err))
-    return runs, damaged
+def _in_mlflow(server: ResultServer, seen: set[str]) -> list[Candidate]:
+    """The runs on a tracking server whose folders are not seen."""
+    names = [name for name in owners_last(server.run_names()) if name.run_key not in seen]
+    return [Candidate(name, partial(read_published, server, name.mlflow_run_id)) for name in names]

@@ -1,4 +1,5 @@
-"""Trained models with their full validations: the folds of one model folder, read from the run folders."""
+"""Trained models with their full validations: the folds of one model folder, read from the run folders or, where these are not seen, from
+MLflow (`orchestrator/compare/published_results.py`)."""
 
 import os
 from collections import Counter
@@ -17,19 +18,27 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.summary import CaseResult, extended_summary
 
+RUN_FOLDER = "run folder"
+"""Source of a fold whose folder is seen here."""
+
 
 @dataclass(frozen=True)
 class ValidatedFold:
     """A fold of which every case has been validated with one checkpoint."""
 
     folder: RunFolder
-    """Where it lies now: `spec` names the place where it was trained."""
+    """Where it lies now, if it is seen here: `spec` names the place where it was trained."""
     spec: RunSpec
     results: tuple[CaseResult, ...]
     """In the order of the split; their predictions where they lie now."""
     ema_pseudo_dice: float | None
     """Of these very weights; None where it is not known."""
     history: tuple[EpochRow, ...]
+    """Empty where it is not known, as of a fold from MLflow."""
+    source: str = RUN_FOLDER
+    """Where the results were read: `RUN_FOLDER`, or the MLflow server."""
+    labels: Labels | None = None
+    """Of a fold from MLflow; else the model folder has them."""
 
     @cached_property
     def checkpoints(self) -> dict[CheckpointName, CheapAndFull]:
@@ -62,7 +71,9 @@ class TrainedModel:
 
     @cached_property
     def labels(self) -> Labels:
-        """Of the model folder's dataset.json. Raises DataError."""
+        """Of the model folder's dataset.json, or of that in MLflow. Raises DataError."""
+        if all(fold.source != RUN_FOLDER for fold in self.folds) and self.folds[0].labels is not None:
+            return self.folds[0].labels
         return labels_of(load_dataset_json(self.folder), str(self.folder / "dataset.json"))
 
     @cached_property

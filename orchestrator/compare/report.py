@@ -2,10 +2,10 @@
 
 import base64
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.compare.answer import Answer, whole
+from orchestrator.compare.answer import Answer, sources_text, whole
 from orchestrator.compare.case_pictures import NO_PICTURES, CasePictures, renamed, shown_names
 from orchestrator.compare.figures import (
     cheap_figure,
@@ -80,12 +80,13 @@ def html(answer: Answer, pictures: CasePictures = NO_PICTURES) -> str:
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     names = shown_names(answer.models)
     title = f"{answer.dataset}: {len(answer.models)} models, {answer.checkpoint} checkpoints"
+    sections = [*_sections(answer), *_case_sections(answer, pictures, names), _training_section(answer)]
     return template.render(
         title=title,
         verdict=answer.verdict,
         notes=[renamed(note, names) for note in answer.notes],
         basis=basis(answer),
-        sections=[*_sections(answer), *_case_sections(answer, pictures, names), _training_section(answer)],
+        sections=[_marked(section, answer.marks) for section in sections],
         script=SCRIPT.read_text(encoding="utf-8") if pictures.viewers else "",
     )
 
@@ -104,7 +105,8 @@ def basis(answer: Answer) -> str:
 
 
 def _sections(answer: Answer) -> list[Section]:
-    sections = [Section("Models", table=models_table(answer), figures=(Picture("Dice of every case.", scores_figure(answer)),))]
+    dice = Picture("Dice of every case.", scores_figure(answer))
+    sections = [Section("Models", (sources_text(answer.models),), models_table(answer), (dice,))]
     pairs = answer.pooled[DICE.name]
     if pairs:
         sections += [_pairs_section(answer, pairs), *_stability_section(answer)]
@@ -129,6 +131,11 @@ def _case_sections(answer: Answer, pictures: CasePictures, names: dict[str, str]
         lines = ("Sliders move through the slices; a click into a plane moves the other two there.",)
         found.append(Section("The worst cases, slice by slice", lines, viewers=pictures.viewers))
     return found
+
+
+def _marked(section: Section, marks: tuple[str, ...]) -> Section:
+    """A section whose table keeps its marks when it is copied."""
+    return section if section.table is None else replace(section, table=replace(section.table, marks=marks))
 
 
 def _pairs_section(answer: Answer, pairs: tuple[Comparison, ...]) -> Section:

@@ -38,23 +38,30 @@ class TextTable:
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    marks: tuple[str, ...] = ()
+    """Sentences that a copy of the table must not lose: why its models should not be compared."""
 
     @property
     def csv(self) -> str:
         """As CSV."""
         stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows([self.head, *self.rows])
+        csv.writer(stream, lineterminator="\n").writerows([self.head, *self.rows, *([mark] for mark in self.marks)])
         return stream.getvalue()
 
     @property
     def latex(self) -> str:
         """As a LaTeX table with the rules of booktabs."""
         lines = [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", _latex_row(self.head), r"\midrule"]
-        return "\n".join([*lines, *(_latex_row(row) for row in self.rows), r"\bottomrule", r"\end{tabular}"])
+        marks = [rf"\multicolumn{{{len(self.head)}}}{{l}}{{{_latex(mark)}}} \\" for mark in self.marks]
+        return "\n".join([*lines, *(_latex_row(row) for row in self.rows), r"\bottomrule", *marks, r"\end{tabular}"])
 
 
 def _latex_row(cells: tuple[str, ...]) -> str:
-    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def models_table(answer: Answer) -> TextTable:
@@ -181,6 +188,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "name": model.name,
                 "folder": str(model.folder),
                 "folds": [str(fold.spec.fold) for fold in model.folds],
+                "sources": {str(fold.spec.fold): fold.source for fold in model.folds},
                 "missing_folds": list(answer.missing[model.name]),
                 "cases": len(model.results),
                 **{key: model.summary[key] for key in _SUMMARY_KEYS if key in model.summary},

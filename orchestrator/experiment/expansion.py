@@ -16,6 +16,7 @@ from orchestrator.errors import NnfleetError
 from orchestrator.experiment.identity import Planned, identity_in
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.sweep import Variant
+from orchestrator.run.patients import patients_of
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, num_input_channels, split_for
 from trainers.contract.run_folder import RunFolder
@@ -126,6 +127,15 @@ class _Expansion:
             variant=variant.name,
         )
 
+    def _patients(self, split: Split) -> dict[str, str] | None:
+        if not self.experiment.patients:
+            return None
+        try:
+            return patients_of(self.experiment.patients, split.val, "patients")
+        except NnfleetError as err:
+            self.problems.add(err)
+            return None
+
     def _spec(self, planned: Planned, readings: "_Readings") -> RunSpec:
         experiment, split = self.experiment, planned.split
         model_folder = self.results / planned.model_folder_name
@@ -151,6 +161,7 @@ class _Expansion:
             replicate=planned.replicate,
             train_cases=split.train,
             val_cases=split.val,
+            patients=self._patients(split),
             schedule=planned.schedule,
             deterministic=experiment.deterministic,
             compile=experiment.compile,

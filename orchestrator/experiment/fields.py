@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from orchestrator.errors import ConfigError
+from orchestrator.run.patients import compiled, is_table, read_table
 from orchestrator.tracking.address import check_tracking_uri
 from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, fault_of_name, fault_of_variant
 from trainers.contract.trainer_table import canonical_trainer
+from trainers.storage.files import expanded
 
 LONGEST_REPLICATE = 40
 """Most characters of a replicate's name."""
@@ -107,6 +109,19 @@ def _folder(value: Path) -> Path:
     return value
 
 
+def _patients(value: Any) -> Any:
+    """A pattern as it is, if it is one; of a table what it holds, so that it goes with the experiment to machines without the file."""
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        if is_table(value):
+            return read_table(expanded(Path(value)), "patients")
+        compiled(value, "patients")
+    except ConfigError as err:
+        raise ValueError(str(err).removeprefix("patients: ")) from err
+    return value
+
+
 def _tracking_uri(value: str) -> str:
     try:
         return check_tracking_uri(value)
@@ -132,6 +147,11 @@ Trainers = Annotated[tuple[Annotated[str, BeforeValidator(_trainer)], ...], *_ax
 Folds = Annotated[tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis(_FOLD, _numbered)]
 Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)], ...], *_axis(_SEED, _numbered)]
 DatasetName = Annotated[str, BeforeValidator(_dataset), WithJsonSchema({"type": ["integer", "string"]})]
+Patients = Annotated[
+    str | dict[str, str],
+    BeforeValidator(_patients),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
+]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Printable = Annotated[str, AfterValidator(_printable)]
 ReplicateName = Annotated[str, AfterValidator(_replicate)]

@@ -21,6 +21,7 @@ from orchestrator.experiment.fields import (
     Folder,
     Folds,
     NameList,
+    Patients,
     Printable,
     ReplicateName,
     Seeds,
@@ -30,6 +31,7 @@ from orchestrator.experiment.fields import (
 )
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
+from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.names import Fold
 from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
@@ -106,6 +108,9 @@ class Experiment(Schedule):
     """When states are saved beside the end of every epoch."""
     validation: ValidationSpec = ValidationSpec()
     """The full validation after training."""
+    patients: Patients = ""
+    """Patients of the cases, where some have several: a regular expression over case ids whose group is the patient (`^(sub-\\d+)_`), or
+    a CSV file with the columns `case,patient`, relative to this file. Comparisons then draw patients; empty: each case is one."""
     tracking: Tracking = Tracking()
     """Where measurements go."""
     images: bool = False
@@ -231,7 +236,7 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has."""
     path = Path(path)
     content, root = read_yaml(path)
-    return _checked(content, str(path), root).model_copy(update=_from_file(path, content))
+    return _checked(_with_table_beside(path, content), str(path), root).model_copy(update=_from_file(path, content))
 
 
 def parse_experiment(text: str, source: str = "experiment") -> Experiment:
@@ -290,6 +295,14 @@ def _checked(content: Any, source: str, root: yaml.Node | None) -> Experiment:
         raise config_error(err, Experiment, source, root) from (None if holds_secret(err) else err)  # a traceback prints the cause too
     except RecursionError as err:
         raise ConfigError(f"{source}: a YAML alias contains itself. Write the values out.") from err
+
+
+def _with_table_beside(path: Path, content: Any) -> Any:
+    """The content of a file, with the table of patients found from where the file lies."""
+    named = content.get("patients") if isinstance(content, dict) else None
+    if not isinstance(named, str) or not is_table(named) or named.startswith("~"):
+        return content
+    return {**content, "patients": str(path.parent.absolute() / named)}
 
 
 def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.export.fold_facts import FoldFacts, facts_of, shared_params
@@ -87,17 +88,30 @@ class MlflowFold:
 
     def _fetch_json(self, file: str, target: Path) -> None:
         """Fetch a small JSON file whole. Raises CheckpointError for anything else, TrackingError."""
-        where = f"{file} of run {self._run_id}"
-        if (self._files.get(file) or 0) > LARGEST_MODEL_FILE:
-            raise CheckpointError(f"export: {where} at {self._tracker.uri} has {self._files[file]} bytes: it is no file of nnU-Net.")
         with temporary_folder("nnfleet-export-") as folder:
-            local = self._tracker.download(self._run_id, file, folder)
-            try:
-                read_json(local, f"export: {where}")
-            except DataError as err:
-                raise CheckpointError(str(err)) from err
+            local, _ = fetched_json(self._tracker, self._run_id, file, self._files.get(file), folder, "export")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(local, target)
+
+
+class Artifacts(Protocol):
+    """What is needed to fetch a file of a run; `orchestrator.tracking.client.Tracker` has it."""
+
+    uri: str
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path: ...
+
+
+def fetched_json(server: Artifacts, run_id: str, file: str, size: int | None, folder: Path, verb: str) -> tuple[Path, Any]:
+    """A small JSON artifact of a run below `folder`, whole, and what it holds. Raises CheckpointError for anything else, TrackingError."""
+    where = f"{file} of run {run_id}"
+    if (size or 0) > LARGEST_MODEL_FILE:
+        raise CheckpointError(f"{verb}: {where} at {server.uri} has {size} bytes: it is no file of nnU-Net.")
+    local = server.download(run_id, file, folder)
+    try:
+        return local, read_json(local, f"{verb}: {where}")
+    except DataError as err:
+        raise CheckpointError(str(err)) from err
 
 
 def fold_in(tags: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def dice(case: str, name: str) -> float:
 def model(base: Path, tracker: Tracker, trainer: str) -> list[RunFolder]:
     """The folds of a model, trained and validated."""
     folder = base / "results" / "Dataset901_Toy" / f"{trainer}__nnUNetPlans__3d_fullres"
-    settings = {"trainer": trainer, "model_folder": folder, "tracking_uri": tracker.uri, "images": True}
+    settings: dict[str, Any] = {"trainer": trainer, "model_folder": folder, "tracking_uri": tracker.uri, "images": True}
     folds = validated_model(base, lambda case, name: dice(case, name) + BETTER[trainer], FOLDS_OF_CASES, epochs=EPOCHS, **settings)
     splits = [{"train": [case for case in CASES if case not in fold], "val": fold} for fold in FOLDS_OF_CASES]
     write_json_atomic(base / "preprocessed" / "Dataset901_Toy" / "splits_final.json", splits)
@@ -118,7 +119,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def report(folders: Sequence[RunFolder]) -> bytes:
     """The report of a comparison of all models."""
     folds = [read_fold(folder, folder.spec(), "final") for folder in folders]
-    return html(answer(models_of([fold for fold in folds if isinstance(fold, ValidatedFold)]), "final"), {}).encode()
+    return html(answer(models_of([fold for fold in folds if isinstance(fold, ValidatedFold)]), "final")).encode()
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ campaign: cluster compare dataset errors experiment follow publishing queue resu
     trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
-api: campaign cluster compare dataset drill errors experiment export publishing resume run validation
+api: campaign cluster compare dataset drill errors experiment export publishing resume run tracking validation
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

@@ -152,6 +152,9 @@ class RunSpec(Frozen):
     """Case ids of the training split, in the order that sampling draws from."""
     val_cases: tuple[str, ...]
     """Case ids of the validation split."""
+    patients: dict[str, str] | None = None
+    """Validated case -> patient, as the experiment named them; null: it named none, and run.json does not mention it. No part of the run
+    key: training does not know patients."""
     data_digest: str
     """SHA-256 over plans, dataset.json, split, label files and, where `case_digests` are known, the values of the preprocessed cases."""
     case_digests: dict[str, tuple[str, str, str]] | None = None
@@ -182,9 +185,10 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without digests of cases, variant or replicate that it has not."""
+        """Written as by the version that planned it, which can read it: without digests of cases, variant,
+        replicate or patients that it has not."""
         found = default(self)
-        optional = (("case_digests", None), ("variant", ""), ("replicate", ""))
+        optional = (("case_digests", None), ("variant", ""), ("replicate", ""), ("patients", None))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
 

@@ -177,4 +177,4 @@ def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: s
         m = result.metrics[name]
         row |= {f"dice/{name}": m.dice, f"hd95_mm/{name}": m.hd95_mm, f"nsd/{name}": m.nsd}
         row |= {f"{score}/{name}": value for score, value in (m.lesions.scores if m.lesions else {}).items()}
-    return row | {"checkpoint": checkpoint, "seconds": round(result.seconds, 3)}
+    return row | {"checkpoint": checkpoint, "seconds": round(result.seconds, 3), "scoring": result.scoring}

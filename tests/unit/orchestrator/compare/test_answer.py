@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,6 +197,18 @@ def a_fold_twice(base: Path) -> None:
     validated_model(base, noisy(0, 4), [FOLDS[0], FOLDS[0]], configuration="2d", model_folder=folder_of(base, "2d"))
 
 
+def other_patients(base: Path) -> None:
+    """By one experiment the cases of a fold are one patient, by the other each case is one."""
+    name_patients(base, "nnUNetTrainer__nnUNetPlans__3d_fullres", lambda case: case[:-1])
+    name_patients(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres", lambda case: case)
+
+
+def name_patients(base: Path, model: str, patient_of: Callable[[str], str]) -> None:
+    for folder in map(RunFolder, sorted(folder_of(base, model).glob("fold_*"))):
+        content = read_json(folder.spec_file, "run")
+        write_json_atomic(folder.spec_file, {**content, "patients": {case: patient_of(case) for case in content["val_cases"]}})
+
+
 def other_schedule(base: Path) -> None:
     folder = RunFolder(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres") / "fold_2")
     content = read_json(folder.spec_file, "run")
@@ -218,6 +231,7 @@ def older_scoring(base: Path) -> None:
         (other_cases, "have no validated case in common"),
         (a_fold_twice, "case_00, case_01, case_02 and 3 more cases validated in more than one fold"),
         (other_schedule, r"fold 2 differs from fold 0 in epochs \(7 instead of 1000\)"),
+        (other_patients, "name other patients for case_00, case_01, case_02 and 15 more cases"),
         (other_tolerance, "have surface Dice at different tolerances: 1 and 2 mm"),
         (older_scoring, "of nnUNetTrainerDA5 are by the rules of another version: `nnfleet validate` scores"),
     ],
@@ -237,6 +251,11 @@ def test_a_forced_comparison_says_so_in_every_output(base: Path) -> None:
     assert reason in plain["not_comparable"][0]
     shown = CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--force"])
     assert "NOT COMPARABLE, compared on request" in shown.output
+    printed = json.loads(CliRunner().invoke(app, ["compare", "--results", str(base / "results"), "--force", "--json"]).stdout)
+    assert reason in printed["not_comparable"][0]
+    copies = re.findall(r"<textarea.*?aria-label=\"(LaTeX|CSV)\">(.*?)</textarea>", page, re.DOTALL)
+    assert {kind for kind, _ in copies} == {"LaTeX", "CSV"}
+    assert all("NOT COMPARABLE, compared on request" in copy for _, copy in copies)
 
 
 def test_the_best_checkpoints_are_called_optimistic(tmp_path: Path) -> None:
@@ -253,6 +272,29 @@ def test_patients_are_found_in_case_ids(base: Path) -> None:
         compared(base / "results", (), "final", "patient")
     with pytest.raises(ConfigError, match="is no regular expression"):
         compared(base / "results", (), "final", "(")
+
+
+def test_patients_that_the_experiment_named_are_the_unit(base: Path) -> None:
+    name_patients(base, "nnUNetTrainer__nnUNetPlans__3d_fullres", lambda case: case[:-1])
+    assert "18 paired cases of 3 patients" in found(base).answer.verdict, "a run that names none says nothing"
+
+
+def test_other_patients_do_not_matter_where_those_of_all_are_named(base: Path) -> None:
+    other_patients(base)
+    assert "of 3 patients" in compared(base / "results", (), "final", r"case_\d").answer.verdict
+
+
+def test_patients_of_some_cases_only_are_refused(base: Path) -> None:
+    folder = RunFolder(folder_of(base, "nnUNetTrainer__nnUNetPlans__3d_fullres") / "fold_0")
+    write_json_atomic(folder.spec_file, {**read_json(folder.spec_file, "run"), "patients": dict.fromkeys(FOLDS[0], "a")})
+    with pytest.raises(ConfigError, match="none of them that of case_10, case_11, case_12 and 9 more cases.*--patients"):
+        found(base)
+
+
+def test_a_table_names_the_patients(base: Path) -> None:
+    table = base / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"{case},{case[:-1]}\n" for fold in FOLDS for case in fold))
+    assert "of 3 patients" in compared(base / "results", (), "final", str(table)).answer.verdict
 
 
 def test_the_command_prints_the_verdict_and_writes_one_file_that_needs_no_network(base: Path) -> None:

@@ -61,7 +61,7 @@ def test_models_are_compared_by_sensitivity_false_positives_and_lesion_dice(two:
     assert by_name["nnUNetTrainerDA5"]["lesion sensitivity"] == "0.6000"
     assert by_name["nnUNetTrainer"]["false lesions per case"] == "3.50"
     assert as_json(answer)["models"][0].keys() >= set(LESION_SCORES)
-    assert "Differences in lesion sensitivity" in html(answer, {})
+    assert "Differences in lesion sensitivity" in html(answer)
 
 
 def test_lesions_that_one_model_lacks_are_not_compared_and_a_note_names_it(two: tuple[list[RunFolder], list[RunFolder]]) -> None:
@@ -76,7 +76,7 @@ def test_lesions_that_one_model_lacks_are_not_compared_and_a_note_names_it(two: 
 def test_without_lesions_a_comparison_does_not_mention_them(two: tuple[list[RunFolder], list[RunFolder]]) -> None:
     answer = found(two[0]).answer
     assert answer.notes == []
-    page = html(answer, {})
+    page = html(answer)
     assert not any(word in page for word in ("lesion sensitivity", "false lesions", "lesion-wise Dice"))
 
 
@@ -96,7 +96,7 @@ def test_the_report_shows_pseudo_dice_and_full_dice_of_both_checkpoints_of_every
     rows = {row[0].rpartition(", ")[2]: row[1:] for row in checkpoints_table(answer).rows}
     assert rows["fold 0"][1:] == ("0.5000", "-", "-")
     assert rows["fold 1"] == ("-",) * 4, "a damaged record"
-    assert "final: EMA pseudo-Dice" in html(answer, {})
+    assert "final: EMA pseudo-Dice" in html(answer)
 
 
 def test_a_fold_of_a_model_keeps_the_results_that_were_read(two: tuple[list[RunFolder], list[RunFolder]]) -> None:

@@ -412,3 +412,13 @@ def test_a_plan_names_the_file_system_of_results_on_no_local_disk(
     assert [kind in warning and "hard links" in warning for warning in report.warnings] == [True] * is_doubtful
     show_plan(report)
     assert (f"Results lie on {named}." in " ".join(capsys.readouterr().out.split())) == bool(named)
+
+
+def test_patients_are_recorded_in_the_run_and_leave_its_key_alone(tiny: Tiny) -> None:
+    [plain] = expand(experiment_of(tiny))
+    [named] = expand(experiment_of(tiny, patients=dict.fromkeys(CASES, "one")))
+    assert named.run_key == plain.run_key
+    assert named.patients == dict.fromkeys(plain.val_cases, "one")
+    assert "patients" not in plain.model_dump(mode="json")
+    with pytest.raises(ConfigError, match=r"patients: .*finds no patient in the case id"):
+        expand(experiment_of(tiny, patients="nobody"))

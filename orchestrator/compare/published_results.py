@@ -1,0 +1,113 @@
+"""Full validations as MLflow holds them: what a machine compares that does not see the run folders.
+
+Counts and Dice are those of nnU-Net's summary.json, distances those of the table of cases; both were written from the results in the run
+folder, in one order, so the numbers are the same. Curves, predictions and labels are not read from MLflow.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.compare.models import ValidatedFold
+from orchestrator.errors import CheckpointError, DataError
+from orchestrator.export.mlflow_folds import fetched_json
+from orchestrator.publishing.published import published_in
+from orchestrator.run.names import Names
+from orchestrator.tracking.address import masked
+from trainers.contract.plans import Labels, labels_of
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.summary import CaseResult, ClassMetrics, class_keys
+from trainers.storage.files import temporary_folder
+
+
+class ResultServer(Protocol):
+    """What is read of a tracking server; `orchestrator.tracking.client.Tracker` is it."""
+
+    uri: str
+
+    def run_names(self) -> list[Names]: ...
+    def tags(self, run_id: str) -> dict[str, str]: ...
+    def list_files(self, run_id: str, directory: str = "") -> dict[str, int | None]: ...
+    def download(self, run_id: str, path: str, folder: Path) -> Path: ...
+
+
+def read_published(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> ValidatedFold | str:
+    """As `read_fold`, from MLflow. Raises TrackingError."""
+    try:
+        return _read(server, run_id, checkpoint)
+    except (CheckpointError, DataError) as err:
+        return str(err).removesuffix(".")
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        return f"what MLflow holds of it is not of this version: {err}; `nnfleet sync` delivers it again"
+
+
+def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> ValidatedFold | str:
+    files = server.list_files(run_id)
+    if lacking := sorted({"run.json", "dataset.json"} - files.keys()):
+        return (
+            f"MLflow has no {' and no '.join(lacking)} of it (with pseudonyms no run.json ever): compare where its run folder is seen, "
+            "or let `nnfleet sync` deliver it"
+        )
+    with temporary_folder("nnfleet-compare-") as folder:
+
+        def fetch(file: str) -> Any:
+            return fetched_json(server, run_id, file, files.get(file), folder, "compare")[1]
+
+        spec = RunSpec.model_validate(fetch("run.json"))
+        if not spec.val_cases:
+            return f"fold {spec.fold} holds no case back, so that nothing was validated"
+        labels = labels_of(fetch("dataset.json"), f"dataset.json of run {run_id}")
+        for directory in ("fullval", f"fullval/{checkpoint}"):
+            if directory in files:
+                files |= server.list_files(run_id, directory)
+        table, summary = f"fullval/{checkpoint}/per_case.json", f"fullval/{checkpoint}/summary.json"
+        if not {table, summary} <= files.keys():
+            return f"MLflow has no full validation of its {checkpoint} checkpoint"
+        published = published_in(server.tags(run_id), checkpoint)
+        manifest = published.manifest if published is not None else None
+        results = results_in(fetch(table), fetch(summary), labels, spec, manifest.sha256 if manifest else "")
+    if sorted(result.case_id for result in results) != sorted(spec.val_cases):
+        return f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow"
+    ema = manifest.ema_pseudo_dice if manifest else None
+    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, (), f"MLflow at {masked(server.uri)}", labels)
+
+
+def results_in(
+    table: Mapping[str, Any], summary: Mapping[str, Any], labels: Labels, spec: RunSpec, checkpoint_sha256: str
+) -> tuple[CaseResult, ...]:
+    """Results out of the table of cases and nnU-Net's summary of one validation. Pure. Raises ValueError where the two do not agree."""
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    return tuple(
+        CaseResult(
+            case_id=row["case"],
+            checkpoint_sha256=checkpoint_sha256,
+            reference_file=case["reference_file"],
+            prediction_file=_checked(case["prediction_file"], row["case"]),
+            surface_tolerance_mm=spec.validation.surface_tolerance_mm,
+            scoring=row.get("scoring") or 0,
+            metrics={name: _metrics(row, case["metrics"][key], name) for name, key in class_keys(labels).items()},
+            seconds=row["seconds"],
+        )
+        for row, case in zip(rows, _cases(summary), strict=True)
+    )
+
+
+def _cases(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    cases = summary["metric_per_case"]
+    assert isinstance(cases, list)
+    return cases
+
+
+def _checked(prediction_file: str, case_id: str) -> str:
+    if not os.path.basename(prediction_file).startswith(f"{case_id}."):
+        raise ValueError(f"the table of cases names {case_id} where summary.json has {os.path.basename(prediction_file)}")
+    return prediction_file
+
+
+def _metrics(row: Mapping[str, Any], counted: Mapping[str, Any], name: str) -> ClassMetrics:
+    distances = {key: math.nan if row[f"{key}/{name}"] is None else row[f"{key}/{name}"] for key in ("hd95_mm", "nsd")}
+    counts = {key: counted[key.upper()] for key in ("tp", "fp", "fn", "tn")}
+    return ClassMetrics(**counts, dice=counted["Dice"], iou=counted["IoU"], **distances)

@@ -1,0 +1,70 @@
+"""A machine that sees no run folder compares from MLflow alone: a real store, filled by the same code that publishes validations."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import api
+from orchestrator.compare.choice import Compared
+from orchestrator.compare.tables import as_json
+from orchestrator.publishing.shared_files import shared_files
+from orchestrator.publishing.validation_report import write_report
+from orchestrator.tracking.client import Tracker
+from tests.validated_model import validated_model
+from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.records import read_result
+from trainers.contract.run_folder import RunFolder
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+FOLDS = [["case_a", "case_b", "case_c"], ["case_d", "case_e", "case_f"]]
+DICE = {"case_a": 0.5, "case_b": 0.61, "case_c": 0.0, "case_d": 0.8, "case_e": 0.7, "case_f": float("nan")}
+
+
+def publish(tracker: Tracker, folder: RunFolder) -> None:
+    """What the jobs of a run send, without its checkpoints."""
+    spec = folder.spec()
+    run_id = tracker.get_or_create_run(tracker.ensure_experiment("Toy"), spec)
+    for path, file in shared_files(folder, spec, closing=False).items():
+        tracker.upload_file(run_id, file, "", path)
+    results = [result for case in spec.val_cases if (result := read_result(folder, "final", case)) is not None]
+    report = write_report(folder, spec, labels_of(load_dataset_json(folder.model_folder)), "final", results)
+    tracker.log_validation(run_id, "final", report.metrics, report.table, report.summary_file, 1.7e9)
+
+
+def content(found: Compared) -> dict[str, Any]:
+    """The whole answer, but for where it was read, and for the pseudo-Dice, which checkpoints in MLflow carry."""
+    plain = as_json(found.answer)
+    for model in plain["models"]:
+        del model["sources"]
+    return {key: value for key, value in plain.items() if key not in ("notes", "ema_against_full_dice")}
+
+
+def test_the_answer_from_mlflow_is_that_from_the_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    da5 = tmp_path / "results" / "Dataset901_Toy" / "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"
+    plain = validated_model(tmp_path, DICE, FOLDS)
+    better = {case: value + 0.1 for case, value in DICE.items()}
+    folders = plain + validated_model(tmp_path, better, FOLDS, trainer="nnUNetTrainerDA5", model_folder=da5)
+    for folder in folders:
+        publish(Tracker(uri), folder)
+    from_folders = api.compare(results=tmp_path / "results")
+
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    shutil.rmtree(folders[0].root)
+    both = api.compare(tracking_uri=uri)
+    assert repr(content(both)) == repr(content(from_folders))
+    assert [set(model["sources"].values()) for model in as_json(both.answer)["models"]] == [
+        {"run folder"},
+        {"run folder", f"MLflow at {uri}"},
+    ]
+    assert f"from MLflow at {uri}: nnUNetTrainer fold 0." in both.answer.notes[-1]
+
+    shutil.rmtree(tmp_path / "results")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    from_mlflow = api.compare(["901"])
+    assert repr(content(from_mlflow)) == repr(content(from_folders))
+    assert from_mlflow.left == ()
+    assert f"All results are read from MLflow at {uri}." in from_mlflow.answer.notes[-1]

@@ -1,0 +1,140 @@
+"""Full validations out of MLflow's artifacts: the same results as in the run folder, or a reason why there are none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator.compare.choice import Places, compared, joined
+from orchestrator.compare.models import ValidatedFold, read_fold
+from orchestrator.compare.published_results import read_published
+from orchestrator.publishing.validation_report import write_report
+from orchestrator.run.names import Names
+from tests.validated_model import validated_model
+from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.records import read_result
+from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import write_atomic
+
+FOLDS = [["case_0", "case_1"], ["case_2", "case_3"]]
+DICE = {"case_0": 0.5, "case_1": 0.0, "case_2": float("nan"), "case_3": 0.9}
+
+
+class Server:
+    """The artifacts of runs as files, a folder per run."""
+
+    uri = "http://mlflow"
+
+    def __init__(self, place: Path, folders: list[RunFolder]) -> None:
+        self.place, self.names = place, list[Names]()
+        for number, folder in enumerate(folders):
+            spec, labels = folder.spec(), labels_of(load_dataset_json(folder.model_folder))
+            results = [result for case in spec.val_cases if (result := read_result(folder, "final", case)) is not None]
+            report = write_report(folder, spec, labels, "final", results)
+            columns = list(report.table[0])
+            rows = [[None if value != value else value for value in row.values()] for row in report.table]
+            self.put(number, "run.json", folder.spec_file.read_bytes())
+            self.put(number, "dataset.json", (folder.model_folder / "dataset.json").read_bytes())
+            self.put(number, "fullval/final/summary.json", report.summary_file.read_bytes())
+            self.put(number, "fullval/final/per_case.json", json.dumps({"columns": columns, "data": rows}).encode())
+            self.names.append(Names(spec.run_key, spec.address, str(number), str(folder.root)))
+
+    def put(self, number: int, path: str, content: bytes) -> None:
+        write_atomic(self.place / str(number) / path, content)
+
+    def run_names(self) -> list[Names]:
+        return self.names
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        return {}
+
+    def list_files(self, run_id: str, directory: str = "") -> dict[str, int | None]:
+        root = self.place / run_id
+        return {str(p.relative_to(root)): None if p.is_dir() else p.stat().st_size for p in (root / directory).iterdir()}
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path:
+        return Path(shutil.copy(self.place / run_id / path, folder))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[RunFolder]:
+    return validated_model(tmp_path, DICE, FOLDS)
+
+
+@pytest.fixture
+def server(tmp_path: Path, folders: list[RunFolder]) -> Server:
+    return Server(tmp_path / "mlflow", folders)
+
+
+def fold_in(server: Server, number: int = 0) -> ValidatedFold:
+    found = read_published(server, str(number), "final")
+    assert isinstance(found, ValidatedFold), found
+    return found
+
+
+def test_the_results_are_those_of_the_run_folder(server: Server, folders: list[RunFolder]) -> None:
+    for number, folder in enumerate(folders):
+        seen = read_fold(folder, folder.spec(), "final")
+        assert isinstance(seen, ValidatedFold)
+        expected = [result.model_copy(update={"checkpoint_sha256": ""}) for result in seen.results]
+        assert repr(list(fold_in(server, number).results)) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("run.json", None, "MLflow has no run.json of it"),
+        ("fullval/final/summary.json", None, "MLflow has no full validation of its final checkpoint"),
+        ("run.json", b"[]", "is not of this version"),
+        ("dataset.json", b"<html>", "dataset.json"),
+        ("fullval/final/per_case.json", b'{"columns": ["case"], "data": [["case_0"]]}', "`nnfleet sync` delivers it again"),
+    ],
+)
+def test_what_is_missing_or_broken_leaves_the_run_out_with_the_reason(
+    server: Server, file: str, content: bytes | None, reason: str
+) -> None:
+    (server.place / "0" / file).unlink() if content is None else server.put(0, file, content)
+    found = read_published(server, "0", "final")
+    assert isinstance(found, str)
+    assert reason in found
+    assert len(compared(Places(server=lambda: server), (), "final").left) == 1
+
+
+def test_a_table_and_a_summary_of_different_cases_are_not_put_together(server: Server) -> None:
+    table = json.loads((server.place / "0" / "fullval/final/per_case.json").read_text())
+    table["data"].reverse()
+    server.put(0, "fullval/final/per_case.json", json.dumps(table).encode())
+    assert "names case_1 where summary.json has case_0.nii.gz" in str(read_published(server, "0", "final"))
+
+
+def test_the_server_is_asked_only_for_what_the_folders_do_not_hold(server: Server, folders: list[RunFolder], tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def ask() -> Server:
+        asked.append(True)
+        return server
+
+    results = tmp_path / "results"
+    compared(Places(results, ask), ["901"], "final")
+    assert asked == []
+    shutil.rmtree(folders[1].root)
+    answer = compared(Places(results, ask, asks_server=True), ["901"], "final").answer
+    assert [fold.source for fold in answer.models[0].folds] == ["run folder", "MLflow at http://mlflow"]
+    shutil.rmtree(folders[0].root)
+    assert not compared(Places(results, ask), ["901"], "final").left
+    assert len(asked) == 2
+
+
+def test_folds_from_mlflow_join_a_model_folder_that_was_moved_but_not_its_copies(
+    server: Server, folders: list[RunFolder], tmp_path: Path
+) -> None:
+    published = fold_in(server, 1)
+    moved = RunFolder(tmp_path / "mounted" / folders[0].model_folder.name / "fold_0")
+    shutil.copytree(folders[0].root, moved.root)
+    seen = read_fold(moved, moved.spec(), "final")
+    here = read_fold(folders[0], folders[0].spec(), "final")
+    assert isinstance(seen, ValidatedFold)
+    assert isinstance(here, ValidatedFold)
+    assert {fold.folder.model_folder for fold in joined([seen, published])} == {moved.model_folder}
+    assert joined([seen, here, published])[2] == published
