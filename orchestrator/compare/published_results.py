@@ -1,7 +1,7 @@
 """Full validations as MLflow holds them: what a machine compares that does not see the run folders.
 
 Counts and Dice are those of nnU-Net's summary.json, distances those of the table of cases; both were written from the results in the run
-folder, in one order, so the numbers are the same. Curves, predictions and labels are not read from MLflow.
+folder, so the numbers are the same. Curves, predictions and labels are not read from MLflow.
 """
 
 import math
@@ -59,7 +59,8 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
         spec = RunSpec.model_validate(fetch("run.json"))
         if not spec.val_cases:
             return f"fold {spec.fold} holds no case back, so that nothing was validated"
-        labels = labels_of(fetch("dataset.json"), f"dataset.json of run {run_id}")
+        dataset_json = fetch("dataset.json")
+        labels = labels_of(dataset_json, f"dataset.json of run {run_id}")
         for directory in ("fullval", f"fullval/{checkpoint}"):
             if directory in files:
                 files |= server.list_files(run_id, directory)
@@ -68,43 +69,43 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
             return f"MLflow has no full validation of its {checkpoint} checkpoint"
         published = published_in(server.tags(run_id), checkpoint)
         manifest = published.manifest if published is not None else None
-        results = results_in(fetch(table), fetch(summary), labels, spec, manifest.sha256 if manifest else "")
+        cases = cases_in(fetch(table), fetch(summary), dataset_json["file_ending"])
+        results = results_of(cases, labels, spec, manifest.sha256 if manifest else "")
     if sorted(result.case_id for result in results) != sorted(spec.val_cases):
         return f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow"
     ema = manifest.ema_pseudo_dice if manifest else None
     return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, (), f"MLflow at {masked(server.uri)}", labels)
 
 
-def results_in(
-    table: Mapping[str, Any], summary: Mapping[str, Any], labels: Labels, spec: RunSpec, checkpoint_sha256: str
+def cases_in(table: Mapping[str, Any], summary: Mapping[str, Any], file_ending: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each case's row of the table, with its entry in nnU-Net's summary, in the summary's order.
+
+    Pure. Raises ValueError where the two are not of the same cases.
+    """
+    rows = {f"{row['case']}{file_ending}": row for row in (dict(zip(table["columns"], row, strict=True)) for row in table["data"])}
+    counted = {os.path.basename(case["prediction_file"]): case for case in summary["metric_per_case"]}
+    if unlike := rows.keys() ^ counted.keys():
+        raise ValueError(f"the table of cases and summary.json are of other cases, such as {min(unlike)}")
+    return [(rows[file], case) for file, case in counted.items()]
+
+
+def results_of(
+    cases: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: Labels, spec: RunSpec, checkpoint_sha256: str
 ) -> tuple[CaseResult, ...]:
-    """Results out of the table of cases and nnU-Net's summary of one validation. Pure. Raises ValueError where the two do not agree."""
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    """Results out of what `cases_in` found. Pure."""
     return tuple(
         CaseResult(
             case_id=row["case"],
             checkpoint_sha256=checkpoint_sha256,
             reference_file=case["reference_file"],
-            prediction_file=_checked(case["prediction_file"], row["case"]),
+            prediction_file=case["prediction_file"],
             surface_tolerance_mm=spec.validation.surface_tolerance_mm,
             scoring=row.get("scoring") or 0,
             metrics={name: _metrics(row, case["metrics"][key], name) for name, key in class_keys(labels).items()},
             seconds=row["seconds"],
         )
-        for row, case in zip(rows, _cases(summary), strict=True)
+        for row, case in cases
     )
-
-
-def _cases(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    cases = summary["metric_per_case"]
-    assert isinstance(cases, list)
-    return cases
-
-
-def _checked(prediction_file: str, case_id: str) -> str:
-    if not os.path.basename(prediction_file).startswith(f"{case_id}."):
-        raise ValueError(f"the table of cases names {case_id} where summary.json has {os.path.basename(prediction_file)}")
-    return prediction_file
 
 
 def _metrics(row: Mapping[str, Any], counted: Mapping[str, Any], name: str) -> ClassMetrics:

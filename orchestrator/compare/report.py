@@ -86,7 +86,7 @@ def html(answer: Answer, pictures: CasePictures = NO_PICTURES) -> str:
         verdict=answer.verdict,
         notes=[renamed(note, names) for note in answer.notes],
         basis=basis(answer),
-        sections=[_marked(section, answer.marks) for section in sections],
+        sections=[_marked(section, tuple(renamed(mark, names) for mark in answer.marks)) for section in sections],
         script=SCRIPT.read_text(encoding="utf-8") if pictures.viewers else "",
     )
 
