@@ -18,6 +18,7 @@ from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.sweep import Variant
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, num_input_channels, split_for
+from trainers.contract.pretrained import pretrained_from
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
@@ -47,6 +48,7 @@ class _Expansion:
         self.results: Path = results / self.dataset
         self.dataset_json = load_dataset_json(self.folder)
         labels_of(self.dataset_json, str(self.folder / "dataset.json"))
+        self.pretrained = pretrained_from(experiment.pretrained_weights) if experiment.pretrained_weights else None
 
     def runs(self) -> list[RunSpec]:
         plans = self._plans()
@@ -124,6 +126,7 @@ class _Expansion:
             split=split,
             replicate=self.experiment.replicate,
             variant=variant.name,
+            pretrained=self.pretrained,
         )
 
     def _spec(self, planned: Planned, readings: "_Readings") -> RunSpec:
@@ -149,6 +152,7 @@ class _Expansion:
             seed=planned.seed,
             variant=planned.variant,
             replicate=planned.replicate,
+            pretrained_weights=planned.pretrained,
             train_cases=split.train,
             val_cases=split.val,
             schedule=planned.schedule,

@@ -9,6 +9,8 @@ from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
 OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
 """Parameters of a run in which folds of one model differ."""
+NOT_RECORDED = ("replicate", "pretrained_weights")
+"""Parameters that only runs have which have such."""
 MAX_LISTED = 3
 
 
@@ -50,9 +52,9 @@ def _differences(first: FoldFacts, other: FoldFacts) -> str:
 
 
 def _settings(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
-    """What one of the two does not record says nothing, but that a run is no replicate is not recorded."""
+    """What one of the two does not record says nothing, but `NOT_RECORDED` where there is none."""
     names = [name for name in first if name in other]
-    for name in dict.fromkeys([*names, "replicate"]):
+    for name in dict.fromkeys([*names, *NOT_RECORDED]):
         a, b = first.get(name, "none"), other.get(name, "none")
         if a != b:
             yield f"{name} ({b} instead of {a})"

@@ -119,6 +119,15 @@ class ValidationSpec(Frozen):
     """How often a case is tried before the validation fails."""
 
 
+class PretrainedWeights(Frozen):
+    """A checkpoint whose weights, but for the segmentation layers, a run begins with."""
+
+    file: Path
+    """Absolute, the same for the head and all workers."""
+    sha256: str
+    """Of its bytes when the run was planned; part of the run key."""
+
+
 USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
 
@@ -150,6 +159,8 @@ class RunSpec(Frozen):
     """Case ids of the training split, in the order that sampling draws from."""
     val_cases: tuple[str, ...]
     """Case ids of the validation split."""
+    pretrained_weights: PretrainedWeights | None = None
+    """What the first epoch begins with; null: random weights, and run.json does not mention it."""
     data_digest: str
     """SHA-256 over plans, dataset.json, split, label files and, where `case_digests` are known, the values of the preprocessed cases."""
     case_digests: dict[str, tuple[str, str, str]] | None = None
@@ -180,9 +191,10 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without digests of cases, variant or replicate that it has not."""
+        """Written as by the version that planned it, which can read it: without what it has not: digests of cases, variant, replicate,
+        pretrained weights."""
         found = default(self)
-        optional = (("case_digests", None), ("variant", ""), ("replicate", ""))
+        optional = (("case_digests", None), ("variant", ""), ("replicate", ""), ("pretrained_weights", None))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
 
