@@ -65,7 +65,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
 def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str, digest: str) -> bool:
     """True when the run folder holds the result and the prediction of this case by exactly these weights, scored as it is now."""
     result = read_result(folder, name, case_id)
-    has_prediction = result is not None and Path(result.prediction_file).is_file()
+    has_prediction = result is not None and Path(result.prediction_file).is_file() and folder.has_probabilities_due(name, spec, case_id)
     return is_finished(result, digest, spec.validation.surface_tolerance_mm, has_prediction)
 
 
@@ -92,7 +92,8 @@ def _share(folder: RunFolder, source: CheckpointName, name: CheckpointName, case
     assert result is not None
     prediction = Path(result.prediction_file)
     folder.validation(name).mkdir(parents=True, exist_ok=True)
-    for file in (prediction, prediction.with_name(f"{case_id}.json")):  # TIFF: its spacing
+    beside = (prediction.with_name(f"{case_id}.json"), *folder.probabilities(source, case_id))  # TIFF: its spacing
+    for file in (prediction, *beside):
         if file.is_file():
             link_atomic(file, folder.validation(name) / file.name)
     if (picture := picture_file(folder, source, case_id)).is_file():

@@ -117,6 +117,9 @@ class ValidationSpec(Frozen):
     """Tolerance of the normalised surface Dice, in millimetres."""
     attempts_per_case: int = Field(3, ge=1)
     """How often a case is tried before the validation fails."""
+    npz: bool = Field(False, exclude_if=lambda on: not on)
+    """Keep the probabilities of every case beside its prediction, in nnU-Net's files <case>.npz and <case>.pkl, which ensembling needs;
+    they take many times the space of the predictions. nnU-Net: --npz."""
 
 
 class PretrainedWeights(Frozen):

@@ -97,7 +97,7 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-NUMBERS: list[tuple[Callable[..., Any], str]] = [
+NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Dtype, "numpy.dtype"),
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]

@@ -68,7 +68,8 @@ class CasePredictor:
         return str(self.dataset_json["file_ending"])
 
     def predict(self, case_id: str, output_folder: Path) -> Path:
-        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all.
+        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all; where the run
+        keeps probabilities, nnU-Net's <case_id>.npz and <case_id>.pkl before it.
 
         Raises DataError when the case cannot be read, StorageError when its disk is away.
         """
@@ -76,10 +77,11 @@ class CasePredictor:
         logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
         output_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
+            target, keeps = str(Path(part) / case_id), self.spec.validation.npz
             export_prediction_from_logits(
-                logits, properties, self.configuration, self.plans, self.dataset_json, str(Path(part) / case_id), False, self.threads
+                logits, properties, self.configuration, self.plans, self.dataset_json, target, keeps, self.threads
             )
-            _publish(Path(part), output_folder)
+            _publish(Path(part), output_folder, f"{case_id}{self.file_ending}")
         return output_folder / f"{case_id}{self.file_ending}"
 
     def read_segmentation(self, path: Path) -> SegmentationFile:
@@ -150,9 +152,9 @@ def _digest(checkpoint_file: Path) -> str:
         raise CheckpointError(f"checkpoint: {checkpoint_file} cannot be read: {err}. Train the run first.") from err
 
 
-def _publish(part: Path, output_folder: Path) -> None:
-    """Move all files of `part` into `output_folder`, durably: the label file and what a writer puts beside it (TIFF: its spacing)."""
-    for file in sorted(part.iterdir(), key=lambda p: p.suffix != ".json"):
+def _publish(part: Path, output_folder: Path, label_file: str) -> None:
+    """Move all files of `part` into `output_folder`, durably: what belongs to the label file (TIFF: its spacing), and last that."""
+    for file in sorted(part.iterdir(), key=lambda p: p.name == label_file):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(file, output_folder / file.name)
