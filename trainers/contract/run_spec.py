@@ -135,6 +135,14 @@ USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
 
 
+def model_address(dataset: str, configuration: str, trainer: str, plans: str = USUAL_PLANS, variant: str = "", seed: int = 0) -> str:
+    """How users call a model, see `RunSpec.model`; `dataset`: its folder's name, or its number."""
+    number = dataset.removeprefix("Dataset").split("_", 1)[0]
+    dataset = str(int(number)) if number.isdecimal() and len(number) < 10 else dataset
+    differing = ["" if plans == USUAL_PLANS else f"@{plans}", f"+{variant}" if variant else "", f"+seed{seed}" if seed else ""]
+    return f"{dataset}/{configuration}/{trainer}{''.join(differing)}"
+
+
 class RunSpec(Frozen):
     """One training of one dataset x plans x configuration x trainer x fold x seed, with its validation."""
 
@@ -221,12 +229,7 @@ class RunSpec(Frozen):
         """How users call the model that this run is a fold of: dataset number/configuration/trainer, with `@plans`, `+variant` and
         `+seedN` at the trainer where they are not the usual ones.
         """
-        number = self.dataset.removeprefix("Dataset").split("_", 1)[0]
-        dataset = str(int(number)) if number.isdecimal() and len(number) < 10 else self.dataset
-        plans = "" if self.plans == USUAL_PLANS else f"@{self.plans}"
-        variant = f"+{self.variant}" if self.variant else ""
-        seed = f"+seed{self.seed}" if self.seed else ""
-        return f"{dataset}/{self.configuration}/{self.trainer}{plans}{variant}{seed}"
+        return model_address(self.dataset, self.configuration, self.trainer, self.plans, self.variant, self.seed)
 
     @property
     def address(self) -> str:
