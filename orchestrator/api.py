@@ -246,15 +246,18 @@ def stop(
     return found
 
 
-def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:
-    """Start the full validation of trained runs, again if need be; returns the submission ids. Raises ConfigError for one that is not
-    trained, after the others have been started.
+def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:
+    """Start the full validation of trained runs, again if need be; returns the submission ids.
+
+    `npz`: from now on the runs keep probabilities. `best`: a run that was stopped before its end is validated with its best checkpoint.
+    Raises ConfigError for a run that is not trained, after the others have been started.
     """
     meant = reach(cluster, starts=True)
     follower = Follower(meant.jobs)
     reported, stored = _known(meant, follower)
     found = match_all(runs, [*reported, *stored])
-    sent = [meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key) for status in found]
+    options = [*(["--npz"] if npz else []), *(["--best"] if best else [])]
+    sent = [meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options) for status in found]
     refused = [refusal for submission_id in sent if (refusal := _refusal_of(follower, submission_id)) is not None]
     if refused:
         raise refused[0]

@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plan-only", action="store_true", help="print the plan and end")
     parser.add_argument("--validate", type=Path, metavar="RUN_FOLDER", help="only validate this trained run")
     parser.add_argument("--run-key", default="", help="with --validate: refuse when the folder is another run's")
+    parser.add_argument("--npz", action="store_true", help="with --validate: the run keeps probabilities from now on")
+    parser.add_argument("--best", action="store_true", help="with --validate: of a run that was stopped, its best checkpoint")
     parser.add_argument("--resume", metavar="FOLDER", help="continue unfinished runs below a results folder; empty: nnUNet_results")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
     parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     campaign = options.campaign or uuid.uuid4().hex[:8]
     try:
         if options.validate is not None:
-            return _validate(campaign, options.validate, options.run_key)
+            return _validate(campaign, options.validate, options.run_key, npz=options.npz, best=options.best)
         if options.resume is not None:
             return resume(campaign, Path(options.resume) if options.resume else None, options.only, options.tracking_uri)
         if options.experiment is None:
@@ -175,23 +177,30 @@ def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     )
 
 
-def _validate(campaign: str, run_folder: Path, run_key: str) -> int:
+def _validate(campaign: str, run_folder: Path, run_key: str, *, npz: bool, best: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
 
     folder, cluster = RunFolder(run_folder), Jobs.inside_job()
     spec = folder.spec_of(run_key, "validate")
-    check_trained(folder, spec, cluster.records())
+    if npz:
+        spec = spec.model_copy(update={"validation": spec.validation.model_copy(update={"npz": True})})
+    check_trained(folder, spec, cluster.records(), best=best)
     return _opened(campaign, cluster, [spec], only_validate=True).run()
 
 
-def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> None:
-    """Raise ConfigError for a run that cannot be validated by hand: it is not trained to its end, or it is being trained."""
+def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], *, best: bool = False) -> None:
+    """Raise ConfigError for a run that cannot be validated by hand: it is not trained to its end, or it is being trained.
+
+    `best`: where it is not trained to its end, a best checkpoint is enough.
+    """
     reached = newest_committed(folder)
     if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in jobs):
         raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
-    if reached is None or reached.run_key != spec.run_key or reached.final is None:
+    is_enough = reached is not None and reached.run_key == spec.run_key and (reached.final or (best and reached.best))
+    if not is_enough:
         done = f"{reached.epochs_done} of {spec.schedule.epochs} epochs are done" if reached else "no epoch is done"
-        raise ConfigError(f"validate: {spec.run_key} in {folder.root} is not trained to its end: {done}. Submit it again first.")
+        advice = ", or validate its best checkpoint (--best)" if reached and reached.best and not best else ""
+        raise ConfigError(f"validate: {spec.run_key} in {folder.root} is not trained to its end: {done}. Submit it again first{advice}.")
     checkpoints_to_validate(folder, spec)
 
 

@@ -1,9 +1,11 @@
 """`nnfleet plan`: exactly what `submit` would send."""
 
+import os
 from typing import TYPE_CHECKING
 
 import typer
 
+from orchestrator.cli.nnunet_habits import unread
 from orchestrator.cli.output import console, note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile
 from orchestrator.errors import ClusterError
@@ -26,6 +28,8 @@ def plan(experiment: ExperimentFile, cluster: Cluster = None, as_json: AsJson = 
     from orchestrator.experiment.model import load_experiment
 
     wanted = load_experiment(experiment)
+    for sentence in unread(os.environ, wanted):
+        note(sentence)
     with working("Reading data and cluster ..."):
         report = api.plan(wanted, cluster)
     if as_json:

@@ -1,6 +1,9 @@
 """`nnfleet submit`: hand an experiment to the cluster; the laptop may disconnect."""
 
-from orchestrator.cli.output import print_json, say
+import os
+
+from orchestrator.cli.nnunet_habits import unread
+from orchestrator.cli.output import note, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile, Replace, cluster_option
 
 
@@ -12,7 +15,10 @@ def submit(experiment: ExperimentFile, cluster: Cluster = None, replace: Replace
     from orchestrator.cli.plan import show_plan
     from orchestrator.experiment.model import load_experiment
 
-    submission = submit_in_foreground(load_experiment(experiment), cluster, "Submitting ...", replaces=replace)
+    wanted = load_experiment(experiment)
+    for sentence in unread(os.environ, wanted):
+        note(sentence)
+    submission = submit_in_foreground(wanted, cluster, "Submitting ...", replaces=replace)
     if as_json:
         plan = json.loads(submission.plan.to_json())
         print_json({"campaign": submission.campaign_id, "submission_id": submission.submission_id, "plan": plan})

@@ -1,16 +1,54 @@
 """`nnfleet train`: one training in the foreground, named as nnU-Net's users name it."""
 
+import contextlib
+import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orchestrator.cli.output import console, note
+from orchestrator.cli.nnunet_habits import (
+    COMPILE,
+    answers,
+    gpus_on,
+    refuse_contradictions,
+    settings_by_environment,
+)
+from orchestrator.cli.output import console, note, working
 from orchestrator.cli.parameters import Cluster, Replace
+from orchestrator.cli.train_options import (
+    Compiles,
+    Configuration,
+    Continues,
+    Cpu,
+    Cpus,
+    Dataset,
+    Device,
+    Epochs,
+    FoldName,
+    Images,
+    Iterations,
+    Name,
+    NoCheckpoints,
+    Npz,
+    NumWorkers,
+    OnlyValidates,
+    PlansName,
+    Seed,
+    Trainer,
+    ValBest,
+    ValIterations,
+    Variant,
+    Weights,
+)
 from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from orchestrator.api import Submission
+    from orchestrator.run.status import RunStatus
     from trainers.contract.run_spec import WorkerSpec
 
 OPTIONS = {
@@ -22,6 +60,9 @@ OPTIONS = {
     "workers.cpus": "--cpus",
     "workers.gpus": "--cpu",
     "epochs:": "--epochs:",
+    "train_iterations:": "--iterations:",
+    "val_iterations:": "--val-iterations:",
+    "pretrained_weights:": "-pretrained_weights:",
     "seeds:": "--seed:",
     "variant:": "--variant:",
     "folds:": "FOLD:",
@@ -34,23 +75,29 @@ OPTIONS = {
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="17, 017 or Dataset017_X.", show_default=False)],
-    configuration: Annotated[str, typer.Argument(metavar="CONFIGURATION", help="Such as 3d_fullres.", show_default=False)],
-    fold: Annotated[str, typer.Argument(metavar="FOLD", help="0 to 4, or all.", show_default=False)],
-    trainer: Annotated[str, typer.Option("-tr", "--trainer", help="nnUNetTrainer, nnUNetTrainerDA5, ...")] = "nnUNetTrainer",
-    plans: Annotated[str, typer.Option("-p", "--plans", help="Name of the plans.")] = "nnUNetPlans",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: nnU-Net's 1000.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: 0.", show_default=False)] = None,
-    variant: Annotated[
-        str | None, typer.Option("--variant", metavar="NAME", help="Train beside the usual settings, in a model folder of its own.")
-    ] = None,
-    num_workers: Annotated[
-        int | None, typer.Option("--num-workers", "--num-gpus", "-num_gpus", min=1, help="Workers, each with a GPU.")
-    ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Train on CPUs instead of GPUs.")] = False,
-    cpus: Annotated[
-        int | None, typer.Option("--cpus", min=1, help="CPU cores per worker, data loading included. Default: 8, or what this machine has.")
-    ] = None,
+    dataset: Dataset,
+    configuration: Configuration,
+    fold: FoldName,
+    trainer: Trainer = "nnUNetTrainer",
+    plans: PlansName = "nnUNetPlans",
+    epochs: Epochs = None,
+    iterations: Iterations = None,
+    val_iterations: ValIterations = None,
+    seed: Seed = None,
+    variant: Variant = None,
+    name: Name = None,
+    weights: Weights = None,
+    npz: Npz = False,
+    images: Images = None,
+    compiles: Compiles = None,
+    only_validates: OnlyValidates = False,
+    val_best: ValBest = False,
+    continues: Continues = False,
+    no_checkpoints: NoCheckpoints = False,
+    num_workers: NumWorkers = None,
+    device: Device = None,
+    cpu: Cpu = False,
+    cpus: Cpus = None,
     cluster: Cluster = None,
     replace: Replace = False,
 ) -> None:
@@ -60,30 +107,95 @@ def train(
     same command again continues it.
     """
     from orchestrator import api
-    from orchestrator.cli.foreground import hearing_sigterm, wait_in_foreground
-    from orchestrator.cli.tables import result_table, worst_exit_code
+    from orchestrator.cli.foreground import hearing_sigterm
 
-    named: dict[str, Any] = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
-    named |= {} if epochs is None else {"epochs": epochs}
-    named |= {} if seed is None else {"seeds": [seed]}
-    named |= {} if variant is None else {"variant": variant}
-    with hearing_sigterm():
-        try:
-            submission = _submitted(named, worker_options(num_workers, cpu, cpus), cluster, replaces=replace)
-        except NnfleetError as err:
-            raise type(err)(in_words_of_the_command_line(str(err))) from err
-        for warning in submission.plan.warnings:
-            note(f"Warning: {warning}")
-        statuses = wait_in_foreground(submission.campaign_id, cluster)
+    refuse_contradictions(continues=continues, only_validates=only_validates, has_weights=weights is not None)
+    for sentence in answers(continues=continues, val_best=val_best and not only_validates, no_checkpoints=no_checkpoints):
+        note(sentence)
+    asked: dict[str, Any] = {
+        "epochs": epochs,
+        "train_iterations": iterations,
+        "val_iterations": val_iterations,
+        "seeds": None if seed is None else [seed],
+        "variant": variant,
+        "name": name,
+        "pretrained_weights": None if weights is None else _absolute(weights),
+        "validation": {"npz": True} if npz else None,
+        "images": images,
+        "compile": compiles,
+    }
+    named = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
+    named |= {key: value for key, value in asked.items() if value is not None}
+    with hearing_sigterm(), _own_words():
+        if only_validates:
+            statuses = _validated(named, cluster, npz=npz, best=val_best)
+        else:
+            statuses = _trained(named, worker_options(num_workers, cpu, cpus, device), cluster, replaces=replace)
+    _show(statuses)
+    if outage := api.tracking_outage(cluster):
+        note(outage)
+    raise typer.Exit(exit_code(statuses, best_is_enough=only_validates and val_best))
+
+
+def _show(statuses: list["RunStatus"]) -> None:
+    from orchestrator.cli.tables import result_table
+
     out = console()
     out.print(result_table(statuses, out.width))
     for item in statuses:
         note(f"Model: {item.run_folder}" if item.epochs_done else f"No checkpoint yet: its first epoch has not ended ({item.run_folder}).")
         if item.mlflow_url:
             note(f"MLflow: {item.mlflow_url}")
-    if outage := api.tracking_outage(cluster):
-        note(outage)
-    raise typer.Exit(worst_exit_code(statuses))
+
+
+def exit_code(statuses: "Sequence[RunStatus]", *, best_is_enough: bool) -> int:
+    """As for every command that waits; `best_is_enough`: a stopped run whose best checkpoint is validated is what was asked for."""
+    from orchestrator.cli.tables import worst_exit_code
+    from trainers.contract.states import RunState
+
+    open_ends = [item for item in statuses if not (item.state is RunState.STOPPED and "best" in item.full_dice)]
+    return worst_exit_code(open_ends if best_is_enough else statuses)
+
+
+@contextlib.contextmanager
+def _own_words() -> "Iterator[None]":
+    """Errors inside about keys of an experiment file speak of this command's options."""
+    try:
+        yield
+    except NnfleetError as err:
+        raise type(err)(in_words_of_the_command_line(str(err))) from err
+
+
+def _absolute(file: Path) -> str:
+    """A path that means the same elsewhere; `~` is left to the machine that has the file."""
+    return str(file if str(file).startswith("~") else file.absolute())
+
+
+def _trained(named: dict[str, Any], workers: dict[str, int], cluster: str | None, *, replaces: bool) -> list["RunStatus"]:
+    from orchestrator.cli.foreground import wait_in_foreground
+
+    submission = _submitted(named, workers, cluster, replaces=replaces)
+    for warning in submission.plan.warnings:
+        note(f"Warning: {warning}")
+    return wait_in_foreground(submission.campaign_id, cluster)
+
+
+def _validated(named: dict[str, Any], cluster: str | None, *, npz: bool, best: bool) -> list["RunStatus"]:
+    """The runs that these names mean, validated again; nothing is trained."""
+    from orchestrator import api
+    from orchestrator.cli.foreground import wait_in_foreground
+    from orchestrator.experiment.model import single_training
+    from trainers.contract.run_spec import model_address
+
+    experiment = single_training(**named)
+    models = [
+        (model_address(experiment.dataset, configuration, trainer, plans, experiment.variant, seed), fold)
+        for plans, configuration, trainer, seed, fold in experiment.axes()
+    ]
+    with working("Submitting the validation ..."):
+        submitted = api.validate([f"{model}/{fold}" for model, fold in models], cluster, npz=npz, best=best)
+    campaigns = [submission_id.removeprefix("campaign-") for submission_id in submitted]
+    return [status for campaign in campaigns for status in wait_in_foreground(campaign, cluster)]
 
 
 def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | None, *, replaces: bool) -> "Submission":
@@ -97,7 +209,11 @@ def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | No
         workers, changes = fitted(workers, WorkerSpec(), int(machine["CPU"]), int(machine["GPU"]))
         if changes:
             note(changes)
-    experiment = single_training(**(named | ({"workers": workers} if workers else {})))
+    environment = {key: value for key, value in os.environ.items() if not (key == COMPILE and "compile" in named)}
+    by_habit, sentences = settings_by_environment(environment, workers.get("cpus", WorkerSpec().cpus))
+    for sentence in sentences:
+        note(sentence)
+    experiment = single_training(**(by_habit | named | ({"workers": workers} if workers else {})))
     return submit_in_foreground(experiment, cluster, "Checking data, starting services ...", replaces=replaces)
 
 
@@ -125,13 +241,13 @@ def in_words_of_the_command_line(text: str) -> str:
     return text
 
 
-def worker_options(num_workers: int | None, cpu: bool, cpus: int | None) -> dict[str, int]:
+def worker_options(num_workers: int | None, cpu: bool, cpus: int | None, device: str | None = None) -> dict[str, int]:
     """The `workers` of the experiment: only what was asked for, so that defaults live in one place."""
     options: dict[str, int] = {}
     if num_workers is not None:
         options["count"] = num_workers
-    if cpu:
-        options["gpus"] = 0
+    if (gpus := gpus_on(device, cpu=cpu)) is not None:
+        options["gpus"] = gpus
     if cpus is not None:
         options["cpus"] = cpus
     return options

@@ -1,17 +1,26 @@
 """`nnfleet validate`: the full validation of runs, by hand."""
 
 import shlex
+from typing import Annotated
+
+import typer
 
 from orchestrator.cli.output import print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, SomeRuns, cluster_option
 
 
-def validate(runs: SomeRuns, cluster: Cluster = None, as_json: AsJson = False) -> None:
+def validate(
+    runs: SomeRuns,
+    npz: Annotated[bool, typer.Option("--npz", help="Keep probabilities from now on, for ensembles.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Of a run that was stopped before its end: its best checkpoint.")] = False,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
     """Predict and score the whole validation cases of runs with their best and final weights; finished cases are kept."""
     from orchestrator import api
 
     with working("Submitting the validation ..."):
-        submission_ids = api.validate(runs, cluster)
+        submission_ids = api.validate(runs, cluster, npz=npz, best=best)
     if as_json:
         print_json({"submission_ids": submission_ids})
         return

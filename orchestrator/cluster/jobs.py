@@ -117,9 +117,12 @@ class Jobs:
         arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *(f"--only={name}" for name in names)]
         return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
 
-    def submit_revalidation(self, campaign: str, run_folder: Path, run_key: str) -> str:
-        """Start a campaign that only validates one trained run, again if need be; returns its submission id."""
-        arguments = ["--validate", str(run_folder), "--run-key", run_key, "--campaign", campaign]
+    def submit_revalidation(self, campaign: str, run_folder: Path, run_key: str, options: Sequence[str] = ()) -> str:
+        """Start a campaign that only validates one trained run, again if need be; returns its submission id.
+
+        `options`: `--npz`, `--best` of the campaign's job.
+        """
+        arguments = ["--validate", str(run_folder), "--run-key", run_key, "--campaign", campaign, *options]
         return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
 
     def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:

@@ -83,10 +83,12 @@ def run_key(
     data_digest: str,
     replicate: str = "",
     variant: str = "",
+    pretrained_sha256: str = "",
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
 
-    `variant` and `replicate` are part of it only where one is named, so that all other runs keep their keys.
+    `variant`, `replicate` and the SHA-256 of pretrained weights are part of it only where there are such, so that all other runs keep
+    their keys.
 
     At most 140 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and of file names, and a tag in MLflow.
     """
@@ -103,6 +105,7 @@ def run_key(
             "schedule": schedule.model_dump(mode="json"),
             **({"variant": variant} if variant else {}),
             **({"replicate": replicate} if replicate else {}),
+            **({"pretrained_weights": pretrained_sha256} if pretrained_sha256 else {}),
         }
     )
     number = re.match(r"Dataset(\d+)", dataset)

@@ -29,11 +29,17 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     ]
     if present.replicate != wanted.replicate:
         found.append(f"replicate ({present.replicate or 'none'}, now {wanted.replicate or 'none'})")
+    if _pretrained(present) != _pretrained(wanted):
+        found.append(f"pretrained_weights ({_pretrained(present)}, now {_pretrained(wanted)})")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
         found.append("the cases of the fold")
     elif present.data_digest != wanted.data_digest:
         found.append(data_changes(present, wanted.case_digests))
     return ", ".join(found) or "the recipe's version"
+
+
+def _pretrained(spec: RunSpec) -> str:
+    return f"SHA-256 {spec.pretrained_weights.sha256[:12]}..." if spec.pretrained_weights else "none"
 
 
 def problems_of_folders(specs: Sequence[RunSpec], plans: Mapping[str, Plans], *, replaces: bool = False) -> list[NnfleetError]:

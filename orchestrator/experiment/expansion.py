@@ -19,6 +19,7 @@ from orchestrator.experiment.sweep import Variant
 from orchestrator.run.patients import patients_of
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, num_input_channels, split_for
+from trainers.contract.pretrained import pretrained_from
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
@@ -48,6 +49,7 @@ class _Expansion:
         self.results: Path = results / self.dataset
         self.dataset_json = load_dataset_json(self.folder)
         labels_of(self.dataset_json, str(self.folder / "dataset.json"))
+        self.pretrained = pretrained_from(experiment.pretrained_weights) if experiment.pretrained_weights else None
 
     def runs(self) -> list[RunSpec]:
         plans = self._plans()
@@ -125,6 +127,7 @@ class _Expansion:
             split=split,
             replicate=self.experiment.replicate,
             variant=variant.name,
+            pretrained=self.pretrained,
         )
 
     def _patients(self, split: Split) -> dict[str, str] | None:
@@ -159,6 +162,7 @@ class _Expansion:
             seed=planned.seed,
             variant=planned.variant,
             replicate=planned.replicate,
+            pretrained_weights=planned.pretrained,
             train_cases=split.train,
             val_cases=split.val,
             patients=self._patients(split),

@@ -10,7 +10,7 @@ from trainers.contract.commits import commit_files
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import Schedule
+from trainers.contract.run_spec import PretrainedWeights, Schedule
 from trainers.storage.faults import is_there
 
 
@@ -38,6 +38,7 @@ class Planned:
     split: Split
     replicate: str = ""
     variant: str = ""
+    pretrained: PretrainedWeights | None = None
 
     @property
     def model_folder_name(self) -> str:
@@ -61,6 +62,7 @@ class Planned:
             data_digest=digest,
             replicate=self.replicate,
             variant=self.variant,
+            pretrained_sha256=self.pretrained.sha256 if self.pretrained else "",
         )
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 

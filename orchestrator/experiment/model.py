@@ -42,6 +42,8 @@ NAME_LENGTH = 80
 """Most characters of an experiment's name; names that are made from a file's or a dataset's are cut to it."""
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """Keys of the experiment file and names of nnU-Net's environment variables."""
+PATHS = (*FOLDERS, "pretrained_weights")
+"""Keys that name something on the disk of whoever has the data."""
 
 MAX_RUNS = 10_000
 """Most runs of one experiment."""
@@ -100,6 +102,9 @@ class Experiment(Schedule):
     combination is a variant that is named by them (`initial_lr-0.001`); or names with fields (`low: {initial_lr: 0.001}`)."""
     replicate: ReplicateName = Field("", max_length=LONGEST_REPLICATE)
     """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
+    pretrained_weights: Folder | None = None
+    """A checkpoint of nnU-Net or nnfleet (.pth) of the same network, with whose weights every run begins, but for the segmentation layers;
+    the nodes see it by this path. nnU-Net: -pretrained_weights."""
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
@@ -213,18 +218,19 @@ class Experiment(Schedule):
         return list(product(self.plans, self.configurations, self.trainers, self.seeds, self.folds))
 
     def with_folders_resolved(self, *, required: bool = True, environment: Mapping[str, str] | None = None) -> "Experiment":
-        """This experiment with absolute folders: those of the file, else of the environment variables.
+        """This experiment with absolute paths; folders are those of the file, else of the environment variables.
 
         Raises ConfigError when a folder that training needs is named nowhere and `required`.
         """
         environment = os.environ if environment is None else environment
-        named = {key: getattr(self, key) or environment.get(key) for key in FOLDERS}
+        named: dict[str, Path | str | None] = {key: getattr(self, key) or environment.get(key) for key in FOLDERS}
         missing = [key for key in FOLDERS[1:] if not named[key]]
         if missing and required:
             raise ConfigError(
                 f"{' and '.join(missing)}: neither in the experiment file nor in the environment. "
                 f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
             )
+        named["pretrained_weights"] = self.pretrained_weights
         return self.model_copy(update={key: expanded(Path(value)) for key, value in named.items() if value})
 
     def to_yaml(self) -> str:
@@ -306,8 +312,8 @@ def _with_table_beside(path: Path, content: Any) -> Any:
 
 
 def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """What a file's place says: its name, and where its relative folders begin (`~` is left to the machine that has the data)."""
+    """What a file's place says: its name, and where its relative paths begin (`~` is left to the machine that has the data)."""
     base: Callable[[Any], Path] = lambda value: Path(value) if str(value).startswith("~") else path.parent.absolute() / str(value)  # noqa: E731
     name = "".join(letter if letter.isprintable() else "_" for letter in path.stem)
-    folders = {key: base(content[key]) for key in FOLDERS if content.get(key)}
-    return {**folders, **({} if content.get("name") else {"name": name[:NAME_LENGTH]})}
+    paths = {key: base(content[key]) for key in PATHS if content.get(key)}
+    return {**paths, **({} if content.get("name") else {"name": name[:NAME_LENGTH]})}

@@ -9,6 +9,8 @@ from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
 OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
 """Parameters of a run in which folds of one model differ."""
+NOT_RECORDED = ("replicate", "pretrained_weights")
+"""Parameters that only runs have which have such."""
 MAX_LISTED = 3
 
 
@@ -25,6 +27,8 @@ class FoldFacts(Frozen):
     """Case id -> digests of what it holds; None where they are not known, or may not be named."""
     checkpoints: dict[CheckpointName, str] = Field(default_factory=dict)
     """Name -> SHA-256, of those that there are."""
+    probabilities: tuple[CheckpointName, ...] = Field((), exclude_if=lambda names: not names)
+    """Checkpoints whose predictions of the validation cases are in it, with their probabilities."""
 
 
 def facts_of(spec: RunSpec) -> FoldFacts:
@@ -50,9 +54,9 @@ def _differences(first: FoldFacts, other: FoldFacts) -> str:
 
 
 def _settings(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
-    """What one of the two does not record says nothing, but that a run is no replicate is not recorded."""
+    """What one of the two does not record says nothing, but `NOT_RECORDED` where there is none."""
     names = [name for name in first if name in other]
-    for name in dict.fromkeys([*names, "replicate"]):
+    for name in dict.fromkeys([*names, *NOT_RECORDED]):
         a, b = first.get(name, "none"), other.get(name, "none")
         if a != b:
             yield f"{name} ({b} instead of {a})"

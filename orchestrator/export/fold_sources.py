@@ -14,6 +14,7 @@ from orchestrator.publishing.reconcile import called
 from orchestrator.publishing.shared_files import dataset_file, plans_file
 from orchestrator.run.below import run_folders_below
 from trainers.contract.commits import Manifest, newest_committed
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 
@@ -53,13 +54,25 @@ class FolderFold:
         self.model_folder = None if self._spec.pseudonyms else folder.model_folder
         facts = facts_of(self._spec)
         hidden = {"cases": None} if self._spec.pseudonyms else {}
-        self.facts = facts.model_copy(update={"checkpoints": digests_of(self._manifests()), **hidden})
+        kept = {"checkpoints": digests_of(self._manifests()), "probabilities": self._probabilities()}
+        self.facts = facts.model_copy(update={**kept, **hidden})
 
     def _manifests(self) -> dict[CheckpointName, Manifest]:
         committed = newest_committed(self._folder)
         if committed is None or committed.run_key != self._spec.run_key:
             return {}
         return {manifest.checkpoint: manifest for manifest in (committed.best, committed.final) if manifest is not None}
+
+    def _probabilities(self) -> tuple[CheckpointName, ...]:
+        """Checkpoints whose every validation case has its prediction and probabilities; with pseudonyms none, as files name cases."""
+        spec, folder = self._spec, self._folder
+        if spec.pseudonyms or not spec.validation.npz or not spec.val_cases:
+            return ()
+        return tuple(
+            name
+            for name in CHECKPOINTS
+            if folder.summary(name).is_file() and all(folder.has_probabilities_due(name, spec, case) for case in spec.val_cases)
+        )
 
     def fill(self, model: Path) -> FoldFacts:
         """See `FoldSource`. A best checkpoint that a newer one replaces meanwhile is no error: the newer one is taken."""
@@ -78,7 +91,20 @@ class FolderFold:
             if source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
+        for name in self.facts.probabilities:
+            self._copy_predictions(name, fold)
         return self.facts.model_copy(update={"checkpoints": digests_of(manifests)})
+
+    def _copy_predictions(self, name: CheckpointName, fold: RunFolder) -> None:
+        """The prediction of every case with its probabilities: what nnU-Net's ensembling reads."""
+        fold.validation(name).mkdir(parents=True, exist_ok=True)
+        results = (read_result(self._folder, name, case) for case in self._spec.val_cases)
+        for result in filter(None, results):
+            prediction = self._folder.validation(name) / Path(result.prediction_file).name
+            beside = prediction.with_name(f"{result.case_id}.json")  # TIFF: its spacing
+            for file in (prediction, beside, *self._folder.probabilities(name, result.case_id)):
+                if file.is_file():
+                    shutil.copyfile(file, fold.validation(name) / file.name)
 
     def _copy(self, manifest: Manifest, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

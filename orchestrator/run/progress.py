@@ -59,9 +59,16 @@ def progress_of(spec: RunSpec) -> Progress:
     if done < spec.schedule.epochs or committed.final is None:
         return Progress(stage="continues", epochs_done=done)
     outcome = read_outcome(folder)
-    has_summaries = all(folder.summary(name).is_file() for name in checkpoints_due(spec, committed))
-    is_validated = outcome is not None and outcome.state == "SUCCEEDED" and has_summaries
+    is_validated = (
+        outcome is not None
+        and outcome.state == "SUCCEEDED"
+        and all(_has_results(folder, spec, name) for name in checkpoints_due(spec, committed))
+    )
     return Progress(stage="finished" if is_validated else "validates", epochs_done=done)
+
+
+def _has_results(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> bool:
+    return folder.summary(name).is_file() and all(folder.has_probabilities_due(name, spec, case) for case in spec.val_cases)
 
 
 def checkpoints_due(spec: RunSpec, committed: Committed | None) -> tuple[CheckpointName, ...]:

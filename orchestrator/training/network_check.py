@@ -13,6 +13,7 @@ from pathlib import Path
 import trainers
 from trainers.contract.architecture import NetworkTrial, NetworkVerdict
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.pretrained import check_unchanged
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes
 
@@ -21,13 +22,17 @@ LIMIT_S = 180.0
 
 
 def network_problem(spec: RunSpec) -> str:
-    """Why the network of a run's plans cannot be trained, in words; empty when it can, and when that could not be found out."""
+    """Why the network of a run's plans cannot be trained, or not begin with its pretrained weights, in words; empty when it can, and when
+    that could not be found out. Raises ConfigError where the file of these weights is missing or another one by now, StorageError.
+    """
+    if spec.pretrained_weights is not None:
+        check_unchanged(spec.pretrained_weights)
     found = _verdict(spec)
     if found is None or found.unknown:
         why = found.unknown if found else "the checking process ended without an answer"
         log.warning("whether the network of %s takes its patch is not known before a worker starts: %s", spec.run_key, why[:500])
     if found is None or not found.refusal:
-        return ""
+        return found.unfit_weights if found else ""
     where = f"configuration {spec.configuration!r} of {spec.preprocessed_folder / spec.plans}.json"
     return f"plans: {where}: {found.refusal.removeprefix('plans: ')[:2000]}"
 
@@ -41,6 +46,7 @@ def _verdict(spec: RunSpec) -> NetworkVerdict | None:
         channels=num_input_channels(dataset_json),
         heads=labels_of(dataset_json).num_heads,
         batch=min(rank_sizes(int(configuration["batch_size"]), spec.workers.most)),
+        pretrained_weights=spec.pretrained_weights.file if spec.pretrained_weights else None,
     )
     code = Path(trainers.__path__[0]).parent
     try:

@@ -92,7 +92,7 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
     with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
         learner = assemble(spec, plan, world, fencing_token)
-        restore(folder, learner, newest)
+        restore(spec, folder, learner, newest)
         writer = state_writer(spec, folder, plan, fencing_token, newest) if world.is_main else None
         warm_up(learner, plan, world)
         mid_epoch = MidEpochSaver(spec, folder, world, learner, writer, is_leaving)

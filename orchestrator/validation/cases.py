@@ -9,7 +9,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.validation.case_queue import is_finished
-from trainers.contract.commits import Manifest, newest_committed
+from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.plans import load_plans
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -26,12 +26,16 @@ class Stopped(Exception):
 
 
 def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[CheckpointName]:
-    """The checkpoints that the run has to have validated (see `checkpoints_due`); one that has no best one is warned of.
+    """The checkpoints that the run has to have validated (see `checkpoints_due`); one that has no best one is warned of. Of a run that was
+    stopped before its end the best one.
 
     Raises ConfigError when one is missing that should be there.
     """
     committed = newest_committed(folder)
-    due = list(checkpoints_due(spec, committed))
+    if spec.val_cases and committed is not None and is_unfinished(committed, spec):
+        due: list[CheckpointName] = ["best"]
+    else:
+        due = list(checkpoints_due(spec, committed))
     if spec.val_cases and "best" in spec.validation.checkpoints and "best" not in due:
         log.warning("no epoch of this run saw foreground, so it has no best checkpoint: only the others are validated")
     for name in due:
@@ -39,6 +43,11 @@ def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[Checkpoint
             done = f"{committed.epochs_done} of {spec.schedule.epochs} epochs are done" if committed else "no epoch is done"
             raise ConfigError(f"checkpoint: {folder.checkpoint(name)} does not exist; {done}. Resume the training, then validate again.")
     return due
+
+
+def is_unfinished(committed: Committed, spec: RunSpec) -> bool:
+    """True for a run that was stopped before its last epoch, and so has no final checkpoint."""
+    return committed.epochs_done < spec.schedule.epochs and committed.final is None
 
 
 def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
@@ -65,7 +74,8 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
 def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str, digest: str) -> bool:
     """True when the run folder holds the result and the prediction of this case by exactly these weights, scored as it is now."""
     result = read_result(folder, name, case_id)
-    has_prediction = result is not None and Path(result.prediction_file).is_file()
+    kept = folder.has_probabilities_due(name, spec, case_id)
+    has_prediction = result is not None and Path(result.prediction_file).is_file() and kept
     return is_finished(result, digest, spec.validation, has_prediction)
 
 
@@ -92,7 +102,8 @@ def _share(folder: RunFolder, source: CheckpointName, name: CheckpointName, case
     assert result is not None
     prediction = Path(result.prediction_file)
     folder.validation(name).mkdir(parents=True, exist_ok=True)
-    for file in (prediction, prediction.with_name(f"{case_id}.json")):  # TIFF: its spacing
+    beside = (prediction.with_name(f"{case_id}.json"), *folder.probabilities(source, case_id))  # TIFF: its spacing
+    for file in (prediction, *beside):
         if file.is_file():
             link_atomic(file, folder.validation(name) / file.name)
     if (picture := picture_file(folder, source, case_id)).is_file():

@@ -34,10 +34,12 @@ from orchestrator.validation.cases import (
     checkpoints_to_validate,
     digest_of_named,
     is_done,
+    is_unfinished,
     remove_leftovers,
     share_results,
 )
 from orchestrator.validation.worker_pool import Pool
+from trainers.contract.commits import newest_committed
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -193,7 +195,12 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
         evidence = "\n".join(failure.evidence for failure in failures)
         return _outcome(worst(failures), fencing_token, " ".join(failure.message for failure in failures), evidence=evidence), reports
     scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
-    return _outcome("SUCCEEDED", fencing_token, f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"), reports
+    done = f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"
+    committed = newest_committed(folder)
+    if committed is not None and is_unfinished(committed, spec):
+        reached = f"stopped after {committed.epochs_done} of {spec.schedule.epochs} epochs"
+        return _outcome("STOPPED", fencing_token, f"{reached}; {done}. Submitted again, it continues."), reports
+    return _outcome("SUCCEEDED", fencing_token, done), reports
 
 
 @dataclass(frozen=True)

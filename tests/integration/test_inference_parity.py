@@ -1,5 +1,6 @@
 """Whole-case prediction and its summary beside nnU-Net's own, on the same weights."""
 
+import itertools
 import json
 import multiprocessing.dummy
 import os
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
+from orchestrator.export.fold_sources import FolderFold
+from orchestrator.publishing.validation_report import write_report
 from tests.conftest import Toys
 from tests.random_model import random_run
-from tests.toy import nnunet_environment
+from tests.toy import Toy, nnunet_environment
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec, ValidationSpec
 from trainers.contract.summary import summarise, summary_bytes
 from trainers.errors import CheckpointError, DataError
 from trainers.validation.inference import CasePredictor
@@ -215,3 +218,37 @@ def test_a_checkpoint_of_another_network_is_refused(toys: Toys, tmp_path: Path) 
     folder.checkpoint("final").write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="cannot be read"):
         CasePredictor(spec, folder.checkpoint("final"), "cpu")
+
+
+def test_nnunet_finds_the_best_configuration_and_ensemble_by_the_probabilities_that_a_run_keeps(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On our results folder, and on a results folder of exported models; with threads in place of nnU-Net's pools of processes."""
+    toy = toys("labels")
+    exported = tmp_path / "exported" / toy.name
+    for configuration, fold in itertools.product(("toy_3d", "toy_2d"), (0, 1)):
+        spec, folder = random_run(toy, tmp_path / "results", configuration, fold=fold, validation=ValidationSpec(npz=True))
+        predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+        results = [validate_case(predictor, folder, "final", case) for case in spec.val_cases]
+        write_report(folder, spec, predictor.labels, "final", results)
+        FolderFold(folder).fill(exported / folder.model_folder.name)
+    found = [best_configuration(toy, results, monkeypatch) for results in (tmp_path / "results", tmp_path / "exported")]
+    assert len(found[0]) == 3, "two configurations and their ensemble"
+    assert found[0] == found[1]
+
+
+def best_configuration(toy: Toy, results: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What nnUNetv2_find_best_configuration finds in a results folder: the Dice of each model and ensemble."""
+    from nnunetv2.ensembling import ensemble
+    from nnunetv2.evaluation import evaluate_predictions, find_best_configuration
+    from nnunetv2.postprocessing import remove_connected_components
+
+    for module in (ensemble, evaluate_predictions, remove_connected_components):
+        monkeypatch.setattr(module.multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+    monkeypatch.setenv("nnUNet_results", str(results))
+    models = [{"plans": "nnUNetPlans", "configuration": name, "trainer": "nnUNetTrainer"} for name in ("toy_3d", "toy_2d")]
+    with nnunet_environment(toy.base):
+        monkeypatch.setattr(find_best_configuration, "nnUNet_results", str(results))
+        monkeypatch.setattr("nnunetv2.utilities.file_path_utilities.nnUNet_results", str(results))
+        found = find_best_configuration.find_best_configuration(toy.name, models, num_processes=1, folds=(0, 1))
+    return dict(found["all_results"])

@@ -9,6 +9,7 @@ nnunetv2/experiment_planning/experiment_planners/network_topology.py (`pad_shape
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainers.contract.names import shown
@@ -43,6 +44,8 @@ class NetworkTrial(Frozen):
     """Output channels."""
     batch: int
     """Samples of the worker that has the fewest: some layers need two."""
+    pretrained_weights: Path | None = None
+    """A checkpoint that the network is to begin with."""
 
 
 class NetworkVerdict(Frozen):
@@ -52,6 +55,8 @@ class NetworkVerdict(Frozen):
     """Why no training with this network can work; empty: it can, as far as shapes show."""
     unknown: str = ""
     """Why the meta device could not decide it."""
+    unfit_weights: str = ""
+    """Why the network cannot begin with the checkpoint; empty: it can, or there is none."""
 
 
 def fault_of_architecture(architecture: Any, patch: Sequence[int] | None) -> str:

@@ -125,6 +125,14 @@ class RunFolder:
         """Predictions and summary.json: nnU-Net's `validation` for the final checkpoint, `validation_best` for the best."""
         return self.root / ("validation" if name == "final" else f"validation_{name}")
 
+    def probabilities(self, name: CheckpointName, case_id: str) -> tuple[Path, Path]:
+        """nnU-Net's files of a case's probabilities: the array and the geometry that goes with it."""
+        return self.validation(name) / f"{case_id}.npz", self.validation(name) / f"{case_id}.pkl"
+
+    def has_probabilities_due(self, name: CheckpointName, spec: RunSpec, case_id: str) -> bool:
+        """True unless the run is to keep the probabilities of a case and they are not there."""
+        return not spec.validation.npz or all(file.is_file() for file in self.probabilities(name, case_id))
+
     def summary(self, name: CheckpointName) -> Path:
         """nnU-Net's summary.json of a full validation."""
         return self.validation(name) / "summary.json"

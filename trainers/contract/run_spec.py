@@ -119,10 +119,30 @@ class ValidationSpec(Frozen):
     """Count lesions too, the connected components of each class: sensitivity, false positives and lesion-wise Dice of every case."""
     attempts_per_case: int = Field(3, ge=1)
     """How often a case is tried before the validation fails."""
+    npz: bool = Field(False, exclude_if=lambda on: not on)
+    """Keep the probabilities of every case beside its prediction, in nnU-Net's files <case>.npz and <case>.pkl, which ensembling needs;
+    they take many times the space of the predictions. nnU-Net: --npz."""
+
+
+class PretrainedWeights(Frozen):
+    """A checkpoint whose weights, but for the segmentation layers, a run begins with."""
+
+    file: Path
+    """Absolute, the same for the head and all workers."""
+    sha256: str
+    """Of its bytes when the run was planned; part of the run key."""
 
 
 USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
+
+
+def model_address(dataset: str, configuration: str, trainer: str, plans: str = USUAL_PLANS, variant: str = "", seed: int = 0) -> str:
+    """How users call a model, see `RunSpec.model`; `dataset`: its folder's name, or its number."""
+    number = dataset.removeprefix("Dataset").split("_", 1)[0]
+    dataset = str(int(number)) if number.isdecimal() and len(number) < 10 else dataset
+    differing = ["" if plans == USUAL_PLANS else f"@{plans}", f"+{variant}" if variant else "", f"+seed{seed}" if seed else ""]
+    return f"{dataset}/{configuration}/{trainer}{''.join(differing)}"
 
 
 class RunSpec(Frozen):
@@ -155,6 +175,8 @@ class RunSpec(Frozen):
     patients: dict[str, str] | None = None
     """Validated case -> patient, as the experiment named them; null: it named none, and run.json does not mention it. No part of the run
     key: training does not know patients."""
+    pretrained_weights: PretrainedWeights | None = None
+    """What the first epoch begins with; null: random weights, and run.json does not mention it."""
     data_digest: str
     """SHA-256 over plans, dataset.json, split, label files and, where `case_digests` are known, the values of the preprocessed cases."""
     case_digests: dict[str, tuple[str, str, str]] | None = None
@@ -185,10 +207,10 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without digests of cases, variant,
-        replicate or patients that it has not."""
+        """Written as by the version that planned it, which can read it: without what it has not: digests of cases, variant, replicate,
+        patients, pretrained weights."""
         found = default(self)
-        optional = (("case_digests", None), ("variant", ""), ("replicate", ""), ("patients", None))
+        optional = (("case_digests", None), ("variant", ""), ("replicate", ""), ("patients", None), ("pretrained_weights", None))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
 
@@ -212,12 +234,7 @@ class RunSpec(Frozen):
         """How users call the model that this run is a fold of: dataset number/configuration/trainer, with `@plans`, `+variant` and
         `+seedN` at the trainer where they are not the usual ones.
         """
-        number = self.dataset.removeprefix("Dataset").split("_", 1)[0]
-        dataset = str(int(number)) if number.isdecimal() and len(number) < 10 else self.dataset
-        plans = "" if self.plans == USUAL_PLANS else f"@{self.plans}"
-        variant = f"+{self.variant}" if self.variant else ""
-        seed = f"+seed{self.seed}" if self.seed else ""
-        return f"{dataset}/{self.configuration}/{self.trainer}{plans}{variant}{seed}"
+        return model_address(self.dataset, self.configuration, self.trainer, self.plans, self.variant, self.seed)
 
     @property
     def address(self) -> str:

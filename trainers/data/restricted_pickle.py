@@ -97,6 +97,13 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
+NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Dtype, "numpy.dtype"),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What stands for numpy's single numbers (nnU-Net's checkpoints hold scores as such), each with the name that a pickle calls it by."""
+
+
 _InPython: Any = pickle._Unpickler
 """The unpickler in C allots memory by numbers in the file. Properties are few steps, so speed does not matter."""
 

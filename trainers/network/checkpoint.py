@@ -17,10 +17,12 @@ import torch
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.trainer_table import checkpoint_trainer_name
+from trainers.data.restricted_pickle import NUMBERS
 from trainers.errors import CheckpointError
 from trainers.storage.faults import find_outage
 
 Checkpoint = dict[str, Any]
+torch.serialization.add_safe_globals(NUMBERS)  # never numpy's own
 
 
 def checkpoint_header(

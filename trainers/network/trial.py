@@ -7,14 +7,17 @@ of stdout. The meta device loads 150 MB of torch's compiler, which whoever asks 
 import pydoc
 import re
 import sys
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from trainers.contract.architecture import NetworkTrial, NetworkVerdict
 from trainers.data.dataset import target_scales
-from trainers.errors import ConfigError, DataError
+from trainers.errors import ConfigError, DataError, StorageError
 from trainers.network.learner import as_list
-from trainers.network.model import build_network
+from trainers.network.model import build_network, plain_state_dict
+from trainers.network.pretrained import misfit, weights_in
 
 _ADVICE = "Correct `architecture` or `patch_size` in the plans."
 
@@ -41,7 +44,19 @@ def verdict(trial: NetworkTrial) -> NetworkVerdict:
     if shapes != expected:
         text = f"the network's outputs have the shapes {shapes}, and its strides make targets of {expected}"
         return NetworkVerdict(refusal=f"{text}. {_ADVICE}")
-    return NetworkVerdict()
+    return _verdict_on_weights(network, trial.pretrained_weights)
+
+
+def _verdict_on_weights(network: nn.Module, file: Path | None) -> NetworkVerdict:
+    """Whether the network can begin with a checkpoint."""
+    if file is None:
+        return NetworkVerdict()
+    try:
+        return NetworkVerdict(unfit_weights=misfit(plain_state_dict(network), weights_in(file), file))
+    except ConfigError as err:
+        return NetworkVerdict(unfit_weights=str(err))
+    except (StorageError, MemoryError, OSError) as err:
+        return NetworkVerdict(unknown=f"{type(err).__name__}: {err}")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_chec
 from trainers.network.learner import Learner, as_list, sgd
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
+from trainers.network.pretrained import load_pretrained
 from trainers.storage.faults import retry_storage
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 from trainers.training.world import World
@@ -146,14 +147,27 @@ def progress_from(committed: Committed | None, schedule: Schedule) -> TrainingPr
     return TrainingProgress(history=committed.history, best_policy=committed.best_policy, in_flight=committed.in_flight)
 
 
-def restore(folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
-    """Load a state's tensors into this rank's learner. Raises CheckpointError or StorageError when they cannot be read here."""
+def restore(spec: RunSpec, folder: RunFolder, learner: Learner, committed: Committed | None) -> None:
+    """Load a state's tensors into this rank's learner, or those that a fresh run is to begin with.
+
+    Raises CheckpointError or StorageError when they cannot be read here, ConfigError for pretrained weights that do not fit.
+    """
     if committed is None:
+        _begin(spec, learner)
         return
     learner.load(read_checkpoint(folder.state / f"{committed.stem}.pth"))
     log.info(
         "%s continues in epoch %d after %d iterations, of fencing token %d", committed.run_key, *committed.position, committed.fencing_token
     )
+
+
+def _begin(spec: RunSpec, learner: Learner) -> None:
+    """Random weights stay unless the run names others. Every rank reads them, so that it does not matter when DDP shares its own."""
+    weights = spec.pretrained_weights
+    if weights is None:
+        return
+    retry_storage(lambda: load_pretrained(learner.plain, weights), f"the start from {weights.file}")
+    log.info("%s begins with the weights of %s (SHA-256 %s)", spec.run_key, weights.file, weights.sha256)
 
 
 def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:

@@ -71,14 +71,17 @@ class ModelPredictor:
         """Ending of the dataset's label files, '.nii.gz' for example."""
         return str(self.dataset_json["file_ending"])
 
-    def _export(self, logits: torch.Tensor, properties: dict[str, Any], case_id: str, output_folder: Path) -> Path:
+    def _export(
+        self, logits: torch.Tensor, properties: dict[str, Any], case_id: str, output_folder: Path, *, keeps_probabilities: bool = False
+    ) -> Path:
         """Write a segmentation on the original grid into `output_folder` as <case_id><file ending>, whole or not at all."""
         output_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
+            target = str(Path(part) / case_id)
             export_prediction_from_logits(
-                logits, properties, self.configuration, self.plans, self.dataset_json, str(Path(part) / case_id), False, self.threads
+                logits, properties, self.configuration, self.plans, self.dataset_json, target, keeps_probabilities, self.threads
             )
-            _publish(Path(part), output_folder)
+            _publish(Path(part), output_folder, f"{case_id}{self.file_ending}")
         return output_folder / f"{case_id}{self.file_ending}"
 
     def read_segmentation(self, path: Path) -> SegmentationFile:
@@ -122,13 +125,14 @@ class CasePredictor(ModelPredictor):
         self.checkpoint_sha256 = self.digests[0]
 
     def predict(self, case_id: str, output_folder: Path) -> Path:
-        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all.
+        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all; where the run
+        keeps probabilities, nnU-Net's <case_id>.npz and <case_id>.pkl before it.
 
         Raises DataError when the case cannot be read, StorageError when its disk is away.
         """
         data_CZYX, _, properties = self._read(case_id)
         logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
-        return self._export(logits, properties, case_id, output_folder)
+        return self._export(logits, properties, case_id, output_folder, keeps_probabilities=self.spec.validation.npz)
 
     def reference_file(self, case_id: str) -> Path:
         """The original labels of a case, copied by nnU-Net's preprocessing."""
@@ -209,9 +213,9 @@ def _digest(checkpoint_file: Path) -> str:
         raise CheckpointError(f"checkpoint: {checkpoint_file} cannot be read: {err}. Train the run first.") from err
 
 
-def _publish(part: Path, output_folder: Path) -> None:
-    """Move all files of `part` into `output_folder`, durably: the label file and what a writer puts beside it (TIFF: its spacing)."""
-    for file in sorted(part.iterdir(), key=lambda p: p.suffix != ".json"):
+def _publish(part: Path, output_folder: Path, label_file: str) -> None:
+    """Move all files of `part` into `output_folder`, durably: what belongs to the label file (TIFF: its spacing), and last that."""
+    for file in sorted(part.iterdir(), key=lambda p: p.name == label_file):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(file, output_folder / file.name)

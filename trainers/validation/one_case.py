@@ -22,7 +22,8 @@ from trainers.validation.inference import CasePredictor
 def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult:
     """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
 
-    Writes <validation folder>/<case><ending> and cases/<name>/<case>.json, each whole or not at all. Where the same weights have predicted
+    Writes <validation folder>/<case><ending>, probabilities beside it where the run keeps them, and cases/<name>/<case>.json, each whole or
+    not at all. Where the same weights have predicted
     the case before, that prediction is scored anew: by another tolerance or rule. Raises DataError for a case that cannot be read or
     scored, StorageError when the prediction was not stored whole.
     """
@@ -66,6 +67,8 @@ def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: Checkp
     before = read_result(folder, name, case_id)
     if before is None or before.checkpoint_sha256 != predictor.checkpoint_sha256:
         return None
+    if not folder.has_probabilities_due(name, predictor.spec, case_id):
+        return None
     file = Path(before.prediction_file)
     try:
         return Prediction(file, predictor.read_segmentation(file), before.seconds)
@@ -75,7 +78,8 @@ def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: Checkp
 
 def _predicted(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> Prediction:
     result_file = folder.cases(name) / f"{case_id}.json"
-    result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
+    for file in (result_file, *folder.probabilities(name, case_id)):  # what it vouched for is about to be replaced
+        file.unlink(missing_ok=True)
     file = predictor.predict(case_id, folder.validation(name))
     try:
         return Prediction(file, predictor.read_segmentation(file))

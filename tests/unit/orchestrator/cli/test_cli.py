@@ -243,9 +243,9 @@ class FakeApi:
             yield "\x1b[36mline\x1b[0m one\n"
             yield "line two\n"
 
-    def validate(self, runs: Sequence[str], cluster: str | None = None) -> list[str]:
-        self._ask("validate", *runs)
-        return [f"validate-{run}-v1" for run in runs]
+    def validate(self, runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:
+        self._ask("validate", *runs, *(["npz"] if npz else []), *(["best"] if best else []))
+        return [f"campaign-{run}" for run in runs]
 
     def export(self, model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> Exported:
         self._ask("export", model, target, tracking_uri)
@@ -550,6 +550,63 @@ def test_train_takes_the_options_of_nnunets_users(nnfleet: Nnfleet, api: FakeApi
     assert "0.800" in out
 
 
+def test_train_has_the_settings_of_an_experiment_file(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
+    options = ("--iterations", "20", "--val-iterations", "5", "--name", "trial", "--images", "--no-compile", "--npz")
+    assert nnfleet("train", "17", "3d_fullres", "0", *options, "-pretrained_weights", "w.pth", "-device", "cpu")[0] == 0
+    experiment = api.asked[0][1]
+    assert (experiment.train_iterations, experiment.val_iterations) == (20, 5)
+    assert (experiment.name, experiment.images, experiment.compile, experiment.validation.npz) == ("trial", True, False, True)
+    assert experiment.pretrained_weights == tmp_path / "w.pth"
+    assert experiment.workers.gpus == 0
+    nnfleet("train", "17", "3d_fullres", "0")
+    usual = api.asked[-2][1].model_fields_set
+    assert not usual & {"train_iterations", "val_iterations", "images", "compile", "validation", "pretrained_weights", "loader"}
+
+
+def test_train_obeys_the_environment_of_nnunet_unless_its_option_says_otherwise(
+    nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_compile", "f")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "12")
+    _, _, err = nnfleet("train", "17", "3d_fullres", "0", "--cpus", "4")
+    assert (api.asked[0][1].compile, api.asked[0][1].loader.actors) == (False, 3)
+    assert "nnUNet_n_proc_DA=12: 3 loader actors for each worker, which has 4 CPU cores." in err
+    _, _, err = nnfleet("train", "17", "3d_fullres", "0", "--compile")
+    assert api.asked[-2][1].compile is True
+    assert "nnUNet_compile" not in err
+    assert "nnUNet_compile is set, and an experiment file does not read it" in nnfleet("submit", "e.yaml")[2]
+    assert api.asked[-1][1].compile is True
+
+
+def test_train_val_validates_the_runs_that_it_names_and_trains_nothing(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet("train", "017", "3d_fullres", "0-1", "-p", "P", "--variant", "low", "--seed", "2", "--val", "--npz")
+    assert code == 0
+    runs = [f"17/3d_fullres/nnUNetTrainer@P+low+seed2/{fold}" for fold in (0, 1)]
+    assert api.asked == [("validate", *runs, "npz"), *(("wait", run) for run in runs)]
+    assert "0.810" in out
+
+
+def test_train_val_best_is_done_when_the_best_of_a_stopped_run_is_validated(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.STOPPED, full_dice={"best": 0.7})]
+    assert nnfleet("train", "17", "3d_fullres", "0", "--val", "--val_best")[0] == 0
+    assert api.asked[0] == ("validate", "17/3d_fullres/nnUNetTrainer/0", "best")
+    assert nnfleet("train", "17", "3d_fullres", "0", "--val")[0] == output.EXIT_RUN_STOPPED
+
+
+def test_train_answers_flags_that_change_nothing(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0", "--c", "--val_best", "--disable_checkpointing")
+    assert code == 0
+    for sentence in (
+        "--c: the same command continues a run",
+        "--val_best: the best checkpoint is validated",
+        "a checkpoint is kept all the same",
+    ):
+        assert sentence in err
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0", "-device", "mps")
+    assert code == ConfigError.exit_code
+    assert "nnfleet does not train on mps" in err
+
+
 def test_train_refuses_a_misspelt_trainer_before_anything_starts(nnfleet: Nnfleet, api: FakeApi) -> None:
     code, _, err = nnfleet("train", "17", "3d_fullres", "0", "-tr", "nnUNetTrainerDA6")
     assert code == ConfigError.exit_code
@@ -736,7 +793,7 @@ def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:
 
 def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
     assert nnfleet("logs", "k")[1] == "line one\nline two\n"  # no colours in a pipe
-    assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_ids": ["validate-k-v1"]}
+    assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_ids": ["campaign-k"]}
     _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
     assert f"-m {tmp_path / 'm'} -f 1 3 -chk checkpoint_best.pth" in out
     assert "Only with the best checkpoint so far: fold 3." in err

@@ -68,6 +68,23 @@ def test_all_folds_of_a_model_become_one_folder(folds: list[RunFolder], tmp_path
     assert not list(tmp_path.glob(".model*"))
 
 
+def test_predictions_are_exported_with_the_probabilities_that_a_run_keeps(folds: list[RunFolder], tmp_path: Path) -> None:
+    export(tmp_path)
+    assert not list((tmp_path / "model").rglob("case_*"))
+    change(folds[0], validation={"npz": True})
+    for case in FOLDS[0]:
+        for file in folds[0].probabilities("final", case):
+            write_atomic(file, f"{file.name} of fold 0".encode())
+    export(tmp_path)
+    added = {path.name: path.read_bytes() for path in (tmp_path / "model" / "fold_0" / "validation").iterdir()}
+    endings = (".nii.gz", ".npz", ".pkl")
+    assert set(added) == {"summary.json", *(f"{case}{ending}" for case in FOLDS[0] for ending in endings)}
+    assert added["case_1.npz"] == b"case_1.npz of fold 0"
+    assert added["case_1.nii.gz"] == b"case_1"
+    change(folds[0], pseudonyms=True)
+    assert folds_below(tmp_path / "results", MODEL)[0].facts.probabilities == ()
+
+
 def test_a_fold_is_added_and_what_is_there_stays(folds: list[RunFolder], tmp_path: Path) -> None:
     assert export(tmp_path, f"{MODEL}/1").folds == {"1": ("best", "final")}
     before = content(tmp_path / "model")

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.campaign.job import check_trained
 from orchestrator.publishing.validation_report import picture_file
-from orchestrator.validation.cases import digest_of_named, is_done, share_results
+from orchestrator.run.progress import Action, progress_of
+from orchestrator.validation import job
+from orchestrator.validation.cases import checkpoints_to_validate, digest_of_named, is_done, share_results
 from tests.fake_run import FakeRun
 from trainers.contract.records import read_result
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import CheckpointName, Schedule
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
-from trainers.errors import CheckpointError
+from trainers.errors import CheckpointError, ConfigError
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 
 
@@ -127,3 +130,35 @@ def test_results_of_older_weights_are_not_shared(tmp_path: Path) -> None:
     validated(run, "best", "1" * 64)
     share_results(run.folder, run.spec, "final", run.final.sha256)
     assert read_result(run.folder, "final", "case_2") is None
+
+
+def stopped(base: Path) -> FakeRun:
+    """A run that was stopped after one of three epochs, every validation case of which has its best checkpoint's result."""
+    run = FakeRun(base, schedule=Schedule(epochs=3))
+    committed = run.epoch()
+    assert committed.best is not None
+    link_atomic(run.folder.root / committed.best.file, run.folder.checkpoint("best"))
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".tif"}
+    write_json_atomic(run.folder.model_folder / "dataset.json", dataset)
+    validated(run, "best", committed.best.sha256)
+    return run
+
+
+def test_a_run_that_was_stopped_is_validated_with_its_best_checkpoint_alone_and_stays_stopped(tmp_path: Path) -> None:
+    run = stopped(tmp_path)
+    assert checkpoints_to_validate(run.folder, run.spec) == ["best"]
+    outcome, reports = job.validate(run.folder, run.fencing_token)
+    assert outcome.state == "STOPPED"
+    assert outcome.message.startswith("stopped after 1 of 3 epochs; full validation of 1 cases, mean Dice: best 0.75")
+    assert [report.name for report in reports or []] == ["best"]
+    assert progress_of(run.spec).action is Action.TRAIN, "submitted again, it continues"
+
+
+def test_the_best_of_a_stopped_run_is_validated_by_hand_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    run = stopped(tmp_path)
+    with pytest.raises(ConfigError, match=r"1 of 3 epochs are done\. Submit it again first, or validate its best checkpoint \(--best\)"):
+        check_trained(run.folder, run.spec, [])
+    check_trained(run.folder, run.spec, [], best=True)
+    fresh = FakeRun(tmp_path / "fresh", schedule=Schedule(epochs=3))
+    with pytest.raises(ConfigError, match=r"no epoch is done\. Submit it again first\."):
+        check_trained(fresh.folder, fresh.spec, [], best=True)
