@@ -15,7 +15,23 @@ from os import PathLike
 from typing import Any
 
 from orchestrator import Experiment, PlanReport, RunStatus, Submission, __version__, api
-from orchestrator.api import compare, down, export, logs, removable, remove, resume, status, stop, sync, up, validate, wait, write_report
+from orchestrator.api import (
+    compare,
+    down,
+    export,
+    import_folder,
+    logs,
+    removable,
+    remove,
+    resume,
+    status,
+    stop,
+    sync,
+    up,
+    validate,
+    wait,
+    write_report,
+)
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.model import experiment_from
 
@@ -29,6 +45,7 @@ __all__ = [
     "compare",
     "down",
     "export",
+    "import_folder",
     "logs",
     "plan",
     "removable",

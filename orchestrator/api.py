@@ -376,6 +376,24 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
     return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
 
 
+def import_folder(folder: Path, results: Path | None = None, tracking_uri: str | None = None) -> "list[ImportedFold]":
+    """Make the folds in a model folder that nnU-Net itself trained, or the one fold that `folder` is, runs that are compared beside ours.
+
+    The dataset must lie in nnUNet_preprocessed of this process as it was trained on. `results`: nnUNet_results to link it into; default:
+    it becomes a run where it lies. Sent to the MLflow server `tracking_uri` (default: MLFLOW_TRACKING_URI, else the local one, else none).
+    What is `lacking` of a fold says why it was not imported. Raises ConfigError where no fold is meant.
+    """
+    from orchestrator.imported.importing import import_folder
+
+    preprocessed = os.environ.get(PREPROCESSED)
+    if not preprocessed:
+        raise ConfigError(
+            f"import: {PREPROCESSED} is not set. Set it to the folder of the dataset that was trained on: export {PREPROCESSED}=..."
+        )
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    return list(import_folder(folder, Path(preprocessed).absolute(), results, uri))
+
+
 def _local_mlflow() -> str:
     local = local_services.running()
     return local.mlflow_uri if local else ""

@@ -119,6 +119,15 @@ class ValidationSpec(Frozen):
     """How often a case is tried before the validation fails."""
 
 
+class Imported(Frozen):
+    """Where a run comes from that nnU-Net itself trained."""
+
+    folder: Path
+    """nnU-Net's folder of the fold, as it lay when the run was imported."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """What is known of the software and hardware that trained it, by name."""
+
+
 USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
 
@@ -161,6 +170,8 @@ class RunSpec(Frozen):
     are promised for a fixed number of workers; an elastic run agrees with it up to float rounding."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
+    imported: Imported | None = None
+    """Of a run that nnU-Net itself trained; null, and not in run.json: it was trained here."""
     workers: WorkerSpec = WorkerSpec()
     loader: LoaderSpec = LoaderSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -180,9 +191,9 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without digests of cases, variant or replicate that it has not."""
+        """Written as by the version that planned it, which can read it: without what it has not of the fields that came later."""
         found = default(self)
-        optional = (("case_digests", None), ("variant", ""), ("replicate", ""))
+        optional = (("case_digests", None), ("variant", ""), ("replicate", ""), ("imported", None))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
 
