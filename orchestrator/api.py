@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.export.model import Exported
+    from orchestrator.imported.importing import ImportedFold
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
@@ -39,6 +40,8 @@ RESULTS = "nnUNet_results"
 """The environment variable by which nnU-Net knows where results are."""
 RAW = "nnUNet_raw"
 """The same for raw datasets."""
+PREPROCESSED = "nnUNet_preprocessed"
+"""The same for preprocessed ones."""
 
 
 @dataclass(frozen=True)
@@ -388,7 +391,7 @@ def import_folder(folder: Path, results: Path | None = None, tracking_uri: str |
     preprocessed = os.environ.get(PREPROCESSED)
     if not preprocessed:
         raise ConfigError(
-            f"import: {PREPROCESSED} is not set. Set it to the folder of the dataset that was trained on: export {PREPROCESSED}=..."
+            f"import: {PREPROCESSED} is not set. Set it to the folder that holds the dataset of the training: export {PREPROCESSED}=..."
         )
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
     return list(import_folder(folder, Path(preprocessed).absolute(), results, uri))

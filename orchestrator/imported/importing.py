@@ -103,7 +103,7 @@ def _imported(source: RunFolder, preprocessed: Path, results: Path | None, track
             _write(trained, target, spec, data, scores)
         except (OSError, StorageError) as err:
             raise ConfigError(
-                f"import: {target.root} cannot be written: {err}. Name a results folder of yours, into which it is linked: --results FOLDER."
+                f"import: {target.root} cannot be written: {err}. Link it into a results folder of yours: --results FOLDER."
             ) from err
     synced = next(iter(sync([target], [])))
     return ImportedFold(
@@ -217,7 +217,7 @@ def _is_imported(target: RunFolder, spec: RunSpec) -> bool:
     present = target.spec()
     if present.imported is None:
         raise ConfigError(
-            f"import: {target.root} belongs to the run {present.run_key}, which was trained by nnfleet. Name another --results FOLDER."
+            f"import: {target.root} belongs to the run {present.run_key}, which was trained by nnfleet. Name another folder: --results."
         )
     outcome = read_outcome(target)
     if present.run_key != spec.run_key or outcome is None or not target.extended_summary("final").is_file():

@@ -71,8 +71,8 @@ def check_cases(spec: RunSpec, validated: Mapping[str, Dice], folder: RunFolder)
     parts = [(theirs - mine, "it validated also"), (mine - theirs, "it lacks")]
     if different := [f"{words} {listed(sorted(cases))}" for cases, words in parts if cases]:
         raise DataError(
-            f"import: {folder.summary('final')} is of other cases than fold {spec.fold} of {spec.preprocessed_folder / 'splits_final.json'}: "
-            f"{', '.join(different)}. Import it beside the split that it was trained by; what was trained on other cases cannot be compared."
+            f"import: {folder.summary('final')} is of other cases than fold {spec.fold} of {spec.preprocessed_folder}/splits_final.json: "
+            f"{', '.join(different)}. Import it beside the split that it was trained by: trained on other cases, it cannot be compared."
         )
 
 
@@ -97,9 +97,10 @@ def check_dice(results: Sequence[CaseResult], validated: Mapping[str, Dice], lab
     """Raise DataError, naming cases, unless every Dice is nnU-Net's."""
     keys = class_keys(labels)
     for result in results:
-        if set(keys.values()) != set(validated[result.case_id]):
+        theirs = sorted(validated[result.case_id])
+        if set(keys.values()) != set(theirs):
             raise DataError(
-                f"import: {path} has the classes {listed(sorted(validated[result.case_id]))}, dataset.json has {listed(sorted(keys.values()))}. "
+                f"import: {path} has the classes {listed(theirs)}, dataset.json has {listed(sorted(keys.values()))}. "
                 "Bring the dataset back by which it was trained; models of other labels cannot be compared."
             )
     other = [

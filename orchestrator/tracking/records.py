@@ -304,8 +304,9 @@ class ModelEntry:
 def note_of(spec: RunSpec, run_id: str) -> str:
     """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
     variant = f", variant {spec.variant}" if spec.variant else ""
+    trained_by = "nnfleet" if spec.imported is None else NNUNET
     return (
-        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by {NNUNET if spec.imported is not None else 'nnfleet'} for "
+        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by {trained_by} for "
         f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
         "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
         f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"

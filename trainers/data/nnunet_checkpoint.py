@@ -21,7 +21,10 @@ MAX_PICKLE_BYTES = 1 << 28
 
 
 def read_training_facts(path: Path) -> dict[str, Any]:
-    """The keys of a checkpoint with None in place of every tensor. Raises CheckpointError, naming the file and what is wrong; StorageError."""
+    """The keys of a checkpoint with None in place of every tensor.
+
+    Raises CheckpointError, naming the file and what is wrong with it, or StorageError.
+    """
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
             content = _pickle_in(archive)
