@@ -84,7 +84,7 @@ def nnunet_fold(
 
 
 def _predicted(tiny: Tiny, case: str, target: Path) -> dict[str, Any]:
-    truth = np.asanyarray(nibabel.load(tiny.label_file(case)).dataobj)  # type: ignore[attr-defined]
+    truth = np.asanyarray(nibabel.load(tiny.label_file(case)).dataobj)
     prediction = np.where(truth == 2, 1, truth).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(prediction, np.eye(4)), target / f"{case}.nii")
     metrics = {str(value): _metrics(truth == value, prediction == value) for value in (1, 2)}

@@ -87,7 +87,8 @@ def fold_name(folder: RunFolder) -> FoldName:
             f"import: {folder.root} is not called as nnU-Net calls its folders, DatasetNNN_Name/Trainer__Plans__configuration/fold_K. "
             "Name the folder of a model or of one of its folds, with its name and place as nnU-Net gave them."
         )
-    return FoldName(dataset, *parts, "all" if fold == "all" else int(fold))
+    trainer, plans, configuration = parts
+    return FoldName(dataset, trainer, plans, configuration, "all" if fold == "all" else int(fold))
 
 
 def read_trained_fold(folder: RunFolder) -> TrainedFold:
@@ -148,7 +149,7 @@ def _history(facts: Mapping[str, Any], folder: RunFolder) -> tuple[EpochRow, ...
 def _epochs(facts: Mapping[str, Any], path: Path) -> int:
     epochs = facts.get("current_epoch")
     if type(epochs) is not int or not 1 <= epochs <= MAX_EPOCHS:
-        raise DataError(f"import: {path} says that {shown(epochs)} epochs were trained, expected 1 to {MAX_EPOCHS}. Restore the file.")
+        raise DataError(f"import: {path} has {shown(epochs)} as its number of epochs, expected 1 to {MAX_EPOCHS}. Restore the file.")
     return epochs
 
 

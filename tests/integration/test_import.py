@@ -8,8 +8,11 @@ import pytest
 
 from orchestrator.compare.choice import compared
 from orchestrator.imported.importing import import_folder
+from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
+from tests.nnunet_folder import nnunet_fold, tiny_with_split
 from tests.nnunet_reference import trained_by_nnunet
+from tests.unit.tiny_dataset import tiny_dataset
 from trainers.contract.commits import newest_committed
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
@@ -58,3 +61,23 @@ def test_a_training_of_nnunet_is_imported_with_its_own_dice_and_curves(toys: Toy
     found = compared(tmp_path, [], "final")
     assert [model.spec.run_key for model in found.answer.models] == [imported.run_key]
     assert found.left == ()
+
+
+def test_mlflow_gets_an_imported_run_with_its_tag_curves_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where its artifacts go
+    tiny = tiny_with_split(tiny_dataset(tmp_path))
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker.ensure_experiment(tiny.name)
+    (fold,) = import_folder(nnunet_fold(tiny), tiny.preprocessed.parent, None, tracker.uri)
+    assert fold.lacking == ""
+    known = tracker.known_run(fold.run_key)
+    assert known is not None
+    assert known.tags["nnfleet.imported"] == "nnU-Net"
+    assert known.tags["nnfleet.state"] == "SUCCEEDED"
+    assert known.tags["nnfleet.version.torch"] == "2.9.0+cu128"
+    assert known.metrics["full/final/dice_mean"] == pytest.approx(fold.dice)
+    assert known.metrics["train/loss"] == -0.75
+    assert {"workers", "time/train_s"}.isdisjoint(known.metrics)
+    assert (fold.folder / "progress.png").read_bytes() == b"theirs"
+    (again,) = import_folder(fold.folder, tiny.preprocessed.parent, None, tracker.uri)
+    assert (again.note, again.delivered, again.lacking) == ("already imported", (), "")

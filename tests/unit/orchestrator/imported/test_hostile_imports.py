@@ -94,7 +94,7 @@ ROWS: tuple[Row, ...] = (
         "epochs",
         lambda p: _fold(p, _saved(current_epoch=-1)),
         DataError,
-        ("says that -1 epochs", "Restore the file"),
+        ("has -1 as its number of epochs", "Restore the file"),
     ),
     Row("nnU-Net's checkpoint", "curves", lambda p: _fold(p, _saved(logging={"lrs": 1})), DataError, ("holds no curves", "mean_fg_dice")),
     Row(
