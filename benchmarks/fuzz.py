@@ -37,6 +37,7 @@ from orchestrator.cluster.service_records import read_ports, read_record
 from orchestrator.dataset.label_files import read_label_files
 from orchestrator.dataset.preflight import usable_configuration
 from orchestrator.experiment.model import parse_experiment
+from orchestrator.imported.scores import dice_of_summary
 from orchestrator.publishing.checkpoint_store import published
 from orchestrator.run.activity import has_begun, owner_of
 from orchestrator.run.outcome import read_outcome
@@ -61,6 +62,7 @@ from trainers.contract.requests import read_stop_request, stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.data.case_files import read_properties
 from trainers.data.dataset import read_locations, target_scales
+from trainers.data.nnunet_checkpoint import read_training_facts
 from trainers.errors import NnfleetError
 from trainers.network.checkpoint import read_checkpoint
 
@@ -174,6 +176,8 @@ def _case_targets(base: Path) -> dict[str, Target]:
         "digest cache": Target("cache.json", [_json(cache)], lambda p, b: read_label_files({"c": base / "none.nii"}, "SimpleITKIO", p)),
         "pkl": Target("c.pkl", _pickles(base), lambda p, b: read_properties(base, "c")),
         "class_locations": Target("c.pkl", _pickles(base), lambda p, b: read_locations(base, "c")),
+        "nnU-Net's checkpoint": Target("n.pth", _checkpoints(base), lambda p, b: read_training_facts(p)),
+        "nnU-Net's summary": Target("validation/summary.json", [_summary()], lambda p, b: dice_of_summary(RunFolder(base), ".nii")),
         "checkpoint": Target("c.pth", _checkpoints(base), lambda p, b: read_checkpoint(p)),
     }
 
@@ -502,6 +506,10 @@ def _services() -> bytes:
 def _notice() -> bytes:
     offer = {"cpus": 2, "gpu_ids": [], "memory_gib": 4.0}
     return _json({"uid": 0, "user": "u", "home": "x", "pid": 1, "started_unix": 1.0, "boot_id": "b", "offer": offer})
+
+
+def _summary() -> bytes:
+    return _json({"metric_per_case": [{"prediction_file": "/p/c.nii", "metrics": {"1": {"Dice": 0.5}, "(1, 2)": {"Dice": float("nan")}}}]})
 
 
 def _checkpoints(base: Path) -> list[bytes]:

@@ -4,6 +4,7 @@ Where a verb takes `cluster`, None means: the cluster that Ray's own variables n
 local services. Every verb may raise ClusterError. `orchestrator/run/names.py` holds how a `run` is named; ConfigError lists the known ones.
 """
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.export.model import Exported
+    from orchestrator.imported.importing import ImportedFold
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
@@ -38,10 +40,14 @@ if TYPE_CHECKING:
     from orchestrator.validation.held_out_job import HeldOutEvent
     from trainers.contract.run_spec import CheckpointName
 
+log = logging.getLogger(__name__)
+
 RESULTS = "nnUNet_results"
 """The environment variable by which nnU-Net knows where results are."""
 RAW = "nnUNet_raw"
 """The same for raw datasets."""
+PREPROCESSED = "nnUNet_preprocessed"
+"""The same for preprocessed ones."""
 
 
 @dataclass(frozen=True)
@@ -433,6 +439,30 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
     from orchestrator.export.mlflow_folds import folds_in_mlflow
 
     return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
+
+
+def import_folder(folder: Path, results: Path | None = None, tracking_uri: str | None = None) -> "list[ImportedFold]":
+    """Make the folds in a model folder that nnU-Net itself trained, or the one fold that `folder` is, runs that are compared beside ours.
+
+    The dataset must lie in nnUNet_preprocessed of this process as it was trained on. `results`: nnUNet_results to link it into; default:
+    it becomes a run where it lies. Sent to the MLflow server `tracking_uri` (default: MLFLOW_TRACKING_URI, else the local one, else none).
+    What is `lacking` of a fold says why it was not imported. Raises ConfigError where no fold is meant.
+    """
+    from orchestrator.compare.model_run import with_models
+    from orchestrator.imported.importing import import_folder
+    from orchestrator.publishing.reconcile import Synced
+
+    preprocessed = os.environ.get(PREPROCESSED)
+    if not preprocessed:
+        raise ConfigError(
+            f"import: {PREPROCESSED} is not set. Set it to the folder that holds the dataset of the training: export {PREPROCESSED}=..."
+        )
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    folds = list(import_folder(folder, Path(preprocessed).absolute(), results, uri))
+    for model in with_models([Synced(run_key=fold.run_key, run_folder=fold.run_folder) for fold in folds if fold.run_folder], []):
+        if model.lacking:
+            log.warning("MLflow lacks of %s %s `nnfleet sync` sends it.", model.run_folder, model.lacking)
+    return folds
 
 
 def _local_mlflow() -> str:

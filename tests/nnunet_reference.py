@@ -2,7 +2,9 @@
 
 import functools
 import json
+import multiprocessing.dummy
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,13 +77,39 @@ def variant_class(name: str) -> Any:
         return recursive_find_trainer_class_by_name(name)
 
 
-def built_trainer(name: str, toy: Toy, results: Path, configuration: str = "toy_3d") -> Any:
+def built_trainer(name: str, toy: Toy, results: Path, configuration: str = "toy_3d", fold: int = 0) -> Any:
     """nnU-Net's own trainer object on the CPU, as its command makes it; its files go to `results`."""
     plans = json.loads((toy.preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False}
     dataset_json = json.loads((toy.preprocessed / "dataset.json").read_text())
     kind = variant_class(name)
     with nnunet_environment(toy.base):
         os.environ.update({"nnUNet_results": str(results)})
-        trainer = kind(plans, configuration, 0, dataset_json, torch.device("cpu"))
+        trainer = kind(plans, configuration, fold, dataset_json, torch.device("cpu"))
     trainer.print_to_log_file = lambda *_, **__: None
     return trainer
+
+
+def trained_by_nnunet(toy: Toy, results: Path, configuration: str = "toy_3d", fold: int = 0) -> Path:
+    """Train a fold for two short epochs with nnU-Net's own trainer on the CPU and validate it; returns the fold's folder.
+
+    The loader runs in this process, and threads take the place of its pools of spawned processes.
+    """
+    from nnunetv2.evaluation import evaluate_predictions
+
+    trainer = built_trainer("nnUNetTrainer", toy, results, configuration, fold)
+    del trainer.print_to_log_file  # its log is read
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 2, 1
+    pools = SimpleNamespace(get_context=lambda _: multiprocessing.dummy)
+    modules = [sys.modules["nnunetv2.training.nnUNetTrainer.nnUNetTrainer"], evaluate_predictions]
+    before = [module.multiprocessing for module in modules]
+    try:
+        for module in modules:
+            vars(module)["multiprocessing"] = pools
+        with nnunet_environment(toy.base):
+            os.environ.update({"nnUNet_results": str(results), "nnUNet_n_proc_DA": "0"})
+            trainer.run_training()
+            trainer.perform_actual_validation()
+    finally:
+        for module, pool in zip(modules, before, strict=True):
+            vars(module)["multiprocessing"] = pool
+    return Path(trainer.output_folder)

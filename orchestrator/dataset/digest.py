@@ -84,11 +84,13 @@ def run_key(
     replicate: str = "",
     variant: str = "",
     pretrained_sha256: str = "",
+    weights_sha256: str = "",
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
 
     `variant`, `replicate` and the SHA-256 of pretrained weights are part of it only where there are such, so that all other runs keep
-    their keys.
+    their keys. `weights_sha256`, of the final checkpoint, takes the recipe's place in a run that was trained by nnU-Net: its samples
+    cannot be drawn again.
 
     At most 140 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and of file names, and a tag in MLflow.
     """
@@ -99,7 +101,7 @@ def run_key(
             "configuration": configuration,
             "plans": plans,
             "trainer": trainer,
-            "recipe": [TRAINERS[trainer].recipe, RECIPE_VERSION],
+            "recipe": [weights_sha256] if weights_sha256 else [TRAINERS[trainer].recipe, RECIPE_VERSION],
             "fold": fold,
             "seed": seed,
             "schedule": schedule.model_dump(mode="json"),

@@ -27,6 +27,8 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         for name in type(wanted.schedule).model_fields
         if getattr(present.schedule, name) != getattr(wanted.schedule, name)
     ]
+    if (present.imported is None) != (wanted.imported is None):
+        found.append("who trained it (nnU-Net itself)")
     if present.replicate != wanted.replicate:
         found.append(f"replicate ({present.replicate or 'none'}, now {wanted.replicate or 'none'})")
     if _pretrained(present) != _pretrained(wanted):
@@ -176,8 +178,7 @@ def other_plans(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
         there = model_parts(load_plans(spec.model_folder, "plans"), spec.configuration, dataset_json)
     except (ConfigError, DataError, KeyError, TypeError) as err:
         return [ConfigError(f"results: {path} is not a plans file with {spec.configuration!r} ({err}). {ESCAPE}")]
-    settings = [{**parts.pop("configuration"), **parts.pop("plans"), **parts} for parts in (there, here)]
-    differ = sorted(key for key in {*settings[0], *settings[1]} if _as_json(settings[0].get(key)) != _as_json(settings[1].get(key)))
+    differ = differing_parts(there, here)
     if not differ:
         return []
     return [
@@ -186,6 +187,13 @@ def other_plans(spec: RunSpec, plans: Plans) -> list[NnfleetError]:
             f"{spec.configuration!r}: folds of one model folder must share one plan. {ESCAPE}"
         )
     ]
+
+
+def differing_parts(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The settings in which two `model_parts` differ. Pure."""
+    a, b = ({**parts["configuration"], **parts["plans"], **parts} for parts in (there, here))
+    nested = ("configuration", "plans")
+    return sorted(key for key in {*a, *b} if key not in nested and _as_json(a.get(key)) != _as_json(b.get(key)))
 
 
 def _as_json(value: Any) -> str:

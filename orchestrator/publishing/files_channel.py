@@ -90,7 +90,9 @@ class FilesChannel:
         return self.send_files(closing)
 
     def draw(self, closing: bool) -> None:
-        """Draw progress.png into the run folder when it is due; needs no server."""
+        """Draw progress.png into the run folder when it is due; needs no server. That of nnU-Net is left as it is."""
+        if self._destination.spec.imported is not None:
+            return
         committed = self._destination.committed()
         now = time.monotonic()
         if committed is None or not picture_due(len(committed.history), self._epochs_drawn, now - self._drawn_at, closing):

@@ -55,10 +55,12 @@ def picture_file(folder: RunFolder, name: CheckpointName, case_id: str) -> Path:
 
 
 def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: CheckpointName, results: Sequence[CaseResult]) -> ValidationReport:
-    """Write summary.json and validation_<name>.json into the run folder, atomically; files that would not change are left alone."""
+    """Write summary.json and validation_<name>.json into the run folder, atomically; files that would not change are left alone, and so is
+    the summary.json that nnU-Net wrote of a run that it trained."""
     summary = summarise(results, labels)
     summary_file = folder.summary(name)
-    _write_if_changed(summary_file, summary_bytes(summary))
+    if spec.imported is None or not summary_file.is_file():
+        _write_if_changed(summary_file, summary_bytes(summary))
     extended = extended_summary(results, labels)
     difference = minus_ema(extended["dice_mean"], ema_of(folder, name, results[0].checkpoint_sha256))
     extended |= {"checkpoint": name, "checkpoint_sha256": results[0].checkpoint_sha256, "minus_ema_pseudo_dice": difference}

@@ -76,9 +76,16 @@ def _removable(run: Found) -> Removable:
         epochs_done=status.epochs_done,
         epochs=status.epochs,
         run_folder=status.run_folder,
-        size_bytes=size_on_disk(status.run_folder),
+        size_bytes=size_on_disk(_leaving(status.run_folder)),
         mlflow_run_id=run.mlflow_run_id,
     )
+
+
+def _leaving(run_folder: Path) -> Path:
+    """What of a run folder goes with its run: all of it, unless nnU-Net itself made the folder. Raises DataError, StorageError."""
+    folder = RunFolder(run_folder)
+    imported = folder.spec().imported
+    return folder.own if imported is not None and imported.folder == run_folder else run_folder
 
 
 def size_on_disk(folder: Path) -> int:
@@ -96,7 +103,8 @@ def size_on_disk(folder: Path) -> int:
 
 
 def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
-    """Remove run folders for good, one after the other, and with `mlflow` their MLflow runs into its bin before.
+    """Remove run folders for good, one after the other, and with `mlflow` their MLflow runs into its bin before. Of a run that nnU-Net
+    trained in that folder only what was noted of it goes.
 
     A model folder in which no fold is left goes too. Raises TrackingError before anything is removed where a server does not answer,
     DataError for a folder that may not be removed: those before it are gone then.
@@ -105,7 +113,7 @@ def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
         _into_the_bin(runs)
     for run in runs:
         try:
-            shutil.rmtree(move_aside(run.run_folder, "removed", time.time()))  # half a run folder would look like a run
+            shutil.rmtree(move_aside(_leaving(run.run_folder), "removed", time.time()))  # half a run folder would look like a run
             _remove_if_empty(run.run_folder.parent)
         except OSError as err:
             raise DataError(

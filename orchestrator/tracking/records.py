@@ -33,6 +33,8 @@ MARKER_METRIC = "time/epoch_s"
 """Logged for every epoch, always finite: the epochs that MLflow has are the steps of this metric."""
 MAX_CLASS_METRICS = 60
 """Classes that get curves of their own; the charts page of MLflow freezes with hundreds of keys."""
+NNUNET = "nnU-Net"
+"""Tag `nnfleet.imported` and parameter `recipe` of a run that nnU-Net itself trained."""
 NO_VARIANT = "-"
 """Parameter `variant` of a run of the usual settings: MLflow groups by what every run has. No variant has this name."""
 DIGEST_LENGTH = 36
@@ -161,7 +163,7 @@ def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
         "time/save_s": row.save_s,
         "throughput/samples_per_s": row.samples_per_s,
         "gpu/memory_gib": row.gpu_memory_gib,
-        "workers": float(row.world_size),
+        "workers": float(row.world_size) if row.world_size else math.nan,
         "attempt": float(row.fencing_token),
     }
     if row.ema_pseudo_dice is not None:
@@ -179,8 +181,9 @@ def run_name(spec: RunSpec) -> str:
 
 def fixed_params(spec: RunSpec) -> dict[str, str]:
     """MLflow parameters of a run that its specification alone gives."""
-    grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "recipe", "data_digest")
+    grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "data_digest")
     params = {key: str(getattr(spec, key)) for key in grouping}
+    params["recipe"] = NNUNET if spec.imported is not None else spec.recipe
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
     params["variant"] = spec.variant or NO_VARIANT
     params |= {"replicate": spec.replicate} if spec.replicate else {}
@@ -205,7 +208,8 @@ def shared_reason(spec: RunSpec, reason: str) -> str:
 
 
 def tags_of(spec: RunSpec) -> dict[str, str]:
-    """MLflow tags of a run: its names, and what may differ between starts (workers, loader, validation, kernels, versions)."""
+    """MLflow tags of a run: its names, and what may differ between starts (workers, loader, validation, kernels, versions). Of a run that
+    nnU-Net trained, what is known of its start."""
     tags = {
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
@@ -215,13 +219,22 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",
         **grouping_tags(spec),
         **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "fold", "seed")},
-        **{f"nnfleet.workers.{key}": str(value) for key, value in spec.workers.model_dump().items()},
-        **{f"nnfleet.loader.{key}": str(value) for key, value in spec.loader.model_dump().items()},
         **{f"nnfleet.validation.{key}": str(value) for key, value in spec.validation.model_dump(mode="json").items()},
-        **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("deterministic", "compile", "pseudonyms")},
+        "nnfleet.pseudonyms": str(spec.pseudonyms),
     }
     tags |= {"nnfleet.replicate": spec.replicate} if spec.replicate else {}
-    return tags | {f"nnfleet.version.{name}": found for name, found in versions().items()}
+    tags |= _start_tags(spec) if spec.imported is None else {"nnfleet.imported": NNUNET}
+    found = versions() if spec.imported is None else spec.imported.versions
+    return tags | {f"nnfleet.version.{name}": version for name, version in found.items()}
+
+
+def _start_tags(spec: RunSpec) -> dict[str, str]:
+    """How a run is trained here."""
+    return {
+        **{f"nnfleet.workers.{key}": str(value) for key, value in spec.workers.model_dump().items()},
+        **{f"nnfleet.loader.{key}": str(value) for key, value in spec.loader.model_dump().items()},
+        **{f"nnfleet.{key}": str(getattr(spec, key)) for key in ("deterministic", "compile")},
+    }
 
 
 def job_tags(submission_id: str, fencing_token: int) -> dict[str, str]:
@@ -261,8 +274,9 @@ class ModelEntry:
 def note_of(spec: RunSpec, run_id: str) -> str:
     """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
     variant = f", variant {spec.variant}" if spec.variant else ""
+    trained_by = "nnfleet" if spec.imported is None else NNUNET
     return (
-        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by nnfleet for "
+        f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by {trained_by} for "
         f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
         "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
         f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"

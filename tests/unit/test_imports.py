@@ -45,6 +45,7 @@ statistics:
 tracking: cluster errors run trainers.contract trainers.errors
 publishing: errors queue run tracking trainers.contract trainers.errors trainers.storage
 export: errors publishing run tracking trainers.contract trainers.storage
+imported: dataset errors publishing run trainers.contract trainers.data trainers.storage trainers.validation
 experiment: dataset errors queue run tracking trainers.contract trainers.storage
 training: cluster dataset publishing queue run tracking trainers.contract trainers.data trainers.errors trainers.storage
     trainers.training
@@ -56,7 +57,7 @@ campaign: cluster compare dataset errors experiment follow publishing queue resu
     trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
-api: campaign cluster compare dataset drill errors experiment export publishing resume run tracking validation
+api: campaign cluster compare dataset drill errors experiment export imported publishing resume run tracking validation
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

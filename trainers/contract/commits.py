@@ -44,6 +44,7 @@ class EpochRow(Frozen):
     """None until an epoch had foreground."""
     learning_rate: float
     world_size: int
+    """0 where it is not known: nnU-Net does not record it. Times that it does not record are NaN."""
     epoch_s: float
     train_s: float
     val_s: float

@@ -133,6 +133,15 @@ class PretrainedWeights(Frozen):
     """Of its bytes when the run was planned; part of the run key."""
 
 
+class Imported(Frozen):
+    """Where a run comes from that nnU-Net itself trained."""
+
+    folder: Path
+    """nnU-Net's folder of the fold, as it lay when the run was imported."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """What is known of the software and hardware that trained it, by name."""
+
+
 USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
 
@@ -188,6 +197,8 @@ class RunSpec(Frozen):
     are promised for a fixed number of workers; an elastic run agrees with it up to float rounding."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
+    imported: Imported | None = None
+    """Of a run that nnU-Net itself trained; null, and not in run.json: it was trained here."""
     workers: WorkerSpec = WorkerSpec()
     loader: LoaderSpec = LoaderSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -207,10 +218,10 @@ class RunSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Written as by the version that planned it, which can read it: without what it has not: digests of cases, variant, replicate,
-        patients, pretrained weights."""
+        """Written as by the version that planned it, which can read it: without what it has not of the fields that came later."""
         found = default(self)
-        optional = (("case_digests", None), ("variant", ""), ("replicate", ""), ("patients", None), ("pretrained_weights", None))
+        later = ("case_digests", "patients", "pretrained_weights", "imported")
+        optional = (("variant", ""), ("replicate", ""), *((name, None) for name in later))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
 

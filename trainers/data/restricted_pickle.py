@@ -108,9 +108,11 @@ _InPython: Any = pickle._Unpickler
 """The unpickler in C allots memory by numbers in the file. Properties are few steps, so speed does not matter."""
 
 
-class _Unpickler(_InPython):  # type: ignore[misc]
+class PropertiesUnpickler(_InPython):  # type: ignore[misc]
     """Runs the steps of a pickle with `_NAMES` in place of every import, and refuses steps that properties do not need."""
 
+    what: ClassVar[str] = "case properties"
+    """What is read, as errors name it."""
     dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
 
     def __init__(self, content: bytes) -> None:
@@ -119,7 +121,7 @@ class _Unpickler(_InPython):  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
-            raise _Refused(f"{shown(f'{module}.{name}')}, which no case properties need: it could run code")
+            raise _Refused(f"{shown(f'{module}.{name}')}, which no {self.what} need: it could run code")
         return _NAMES[module, name]
 
     def get_extension(self, code: int) -> Any:
@@ -164,14 +166,14 @@ class _Unpickler(_InPython):  # type: ignore[misc]
     dispatch[pickle.BUILD[0]] = load_build
 
 
-def _refuse(unpickler: _Unpickler) -> None:
+def _refuse(unpickler: PropertiesUnpickler) -> None:
     raise _Refused("a set, an object or a value from outside, which no case properties need")
 
 
 for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.FROZENSET, pickle.ADDITEMS, pickle.EMPTY_SET):
-    _Unpickler.dispatch[_code[0]] = _refuse
+    PropertiesUnpickler.dispatch[_code[0]] = _refuse
 for _code in (pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
-    _Unpickler.dispatch[_code[0]] = _refuse
+    PropertiesUnpickler.dispatch[_code[0]] = _refuse
 
 
 def _put(target: Any, key: Any, value: Any) -> None:
@@ -188,8 +190,13 @@ def _is_key(key: Any) -> bool:
 
 def loads(content: bytes) -> Any:
     """The value in a pickle. Raises ValueError for one that is broken or asks for a name that no case properties need."""
+    return loads_with(PropertiesUnpickler(content))
+
+
+def loads_with(unpickler: PropertiesUnpickler) -> Any:
+    """As `loads`, with an unpickler that may know more names."""
     try:
-        return _finished(_Unpickler(content).load(), 0, {})
+        return _finished(unpickler.load(), 0, {})
     except _Refused as err:
         raise ValueError(f"it holds {err}") from err
     except Exception as err:  # a broken pickle may raise any kind
