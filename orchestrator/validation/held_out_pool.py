@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.validation.worker_pool import Pool, own_place
+from orchestrator.validation.case_worker import own_place
+from orchestrator.validation.worker_pool import Pool
 from trainers.contract.held_out import HeldOut, read_held_out
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName

@@ -25,6 +25,7 @@ SPEAKS_RAY = {
     "training/scaling_policy",
     "training/worker",
     "validation/held_out_job",
+    "validation/case_worker",
     "validation/job",
     "validation/worker_pool",
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.validation.worker_pool import CaseWorker
+from orchestrator.validation.case_worker import CaseWorker
 from tests.away import Away
 from tests.fake_run import FakeRun
 from trainers.contract.plans import labels_of, load_dataset_json
