@@ -35,8 +35,15 @@ class Removable(Frozen):
     epochs: int
     run_folder: Path
     size_bytes: int
-    """Taken on the disk by the run folder; a file with several names counts once."""
+    """Taken on the disk by what is removed; a file with several names counts once."""
     mlflow_run_id: str = ""
+    is_imported_here: bool = False
+    """nnU-Net itself made the folder: only what was noted of the run is removed."""
+
+    @property
+    def leaving(self) -> Path:
+        """The folder that is removed."""
+        return RunFolder(self.run_folder).own if self.is_imported_here else self.run_folder
 
 
 def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: Sequence[JobRecord] = ()) -> list[Removable]:
@@ -68,24 +75,19 @@ def _at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord
 
 
 def _removable(run: Found) -> Removable:
-    status = status_of_stored(run)
-    return Removable(
+    status, imported = status_of_stored(run), run.spec.imported
+    found = Removable(
         run_key=status.run_key,
         address=status.address,
         state=status.state,
         epochs_done=status.epochs_done,
         epochs=status.epochs,
         run_folder=status.run_folder,
-        size_bytes=size_on_disk(_leaving(status.run_folder)),
+        size_bytes=0,
         mlflow_run_id=run.mlflow_run_id,
+        is_imported_here=imported is not None and imported.folder == status.run_folder,
     )
-
-
-def _leaving(run_folder: Path) -> Path:
-    """What of a run folder goes with its run: all of it, unless nnU-Net itself made the folder. Raises DataError, StorageError."""
-    folder = RunFolder(run_folder)
-    imported = folder.spec().imported
-    return folder.own if imported is not None and imported.folder == run_folder else run_folder
+    return found.model_copy(update={"size_bytes": size_on_disk(found.leaving)})
 
 
 def size_on_disk(folder: Path) -> int:
@@ -113,7 +115,7 @@ def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
         _into_the_bin(runs)
     for run in runs:
         try:
-            shutil.rmtree(move_aside(_leaving(run.run_folder), "removed", time.time()))  # half a run folder would look like a run
+            shutil.rmtree(move_aside(run.leaving, "removed", time.time()))  # half a run folder would look like a run
             _remove_if_empty(run.run_folder.parent)
         except OSError as err:
             raise DataError(

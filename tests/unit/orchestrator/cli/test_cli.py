@@ -282,7 +282,9 @@ Nnfleet = Callable[..., tuple[int, str, str]]
 
 def test_every_verb_has_a_file_of_its_own_and_help(nnfleet: Nnfleet) -> None:
     for verb in VERBS:
-        assert importlib.import_module(f"orchestrator.cli.{verb}")
+        assert importlib.import_module(
+            f"orchestrator.cli.{'import_folder' if verb == 'import' else verb}"
+        )  # no module has a keyword's name
         code, out, _ = nnfleet(verb, "--help")
         assert code == 0
         assert "Usage" in out

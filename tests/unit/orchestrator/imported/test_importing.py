@@ -11,6 +11,7 @@ import torch
 
 from orchestrator import api
 from orchestrator.compare.choice import compared
+from orchestrator.dataset.model_folder import problems_of_folders
 from orchestrator.errors import ConfigError
 from orchestrator.imported.importing import ImportedFold, import_folder
 from orchestrator.resume.removal import removable, remove
@@ -20,6 +21,7 @@ from tests.fake_run import FakeRun
 from tests.nnunet_folder import checkpoint_of, nnunet_fold, tiny_with_split, with_patch
 from tests.unit.tiny_dataset import Tiny, tiny_dataset
 from trainers.contract.commits import newest_committed
+from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -131,6 +133,15 @@ def test_removing_the_run_leaves_what_nnunet_made(tiny: Tiny) -> None:
     (fold,) = imported(tiny, root)
     remove(removable([fold.run_key], tiny.results), mlflow=False)
     assert contents(root) == before
+
+
+def test_no_training_of_ours_takes_the_place_of_one_of_nnunets(tiny: Tiny) -> None:
+    (fold,) = imported(tiny, nnunet_fold(tiny))
+    wanted = RunFolder(fold.folder).spec().model_copy(update={"run_key": "k", "imported": None, "variant": ""})
+    plans = {wanted.plans: load_plans(tiny.preprocessed, wanted.plans)}
+    for replaces in (False, True):
+        (problem,) = problems_of_folders([wanted], plans, replaces=replaces)
+        assert "was not made by nnfleet (it holds checkpoint_best.pth, checkpoint_final.pth) and is never overwritten" in str(problem)
 
 
 def test_one_fold_that_cannot_be_imported_stops_no_other(tiny: Tiny) -> None:
