@@ -4,6 +4,7 @@ Where a verb takes `cluster`, None means: the cluster that Ray's own variables n
 local services. Every verb may raise ClusterError. `orchestrator/run/names.py` holds how a `run` is named; ConfigError lists the known ones.
 """
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,11 @@ from orchestrator.errors import ClusterError, ConfigError, NnfleetError, Storage
 from orchestrator.run.below import results_folder
 from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match, match_all
-from orchestrator.run.training_log import training_logs
+from orchestrator.run.training_log import has_begun_its_log, job_logs, stored_logs, training_logs
+from trainers.contract.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from orchestrator.cluster.jobs import Jobs
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
     from orchestrator.drill.order import DrillEvent, Report
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
     from trainers.contract.run_spec import CheckpointName
+
+log = logging.getLogger(__name__)
 
 RESULTS = "nnUNet_results"
 """The environment variable by which nnU-Net knows where results are."""
@@ -102,8 +107,27 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
         crowded = local_services.crowding_of(Home.default(), local_services.offered())
         node, name = this_machine(), "this machine, which runs nothing yet"
         return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])
+    if meant.local is not None and (report := _planned_here(experiment, meant.reached, meant.local)) is not None:
+        return report
     submission_id = meant.reached.submit_campaign(secrets.token_hex(4), _as_sent(experiment, meant.local).to_yaml(), plan_only=True)
     return Follower(meant.reached).first_plan(submission_id)
+
+
+def _planned_here(experiment: "Experiment", jobs: "Jobs", local: Services) -> "PlanReport | None":
+    """The plan for the local cluster without a job of it. None where only its head knows all that a plan needs: folders, or campaigns."""
+    from orchestrator.campaign.planning import planned, sees_campaigns
+    from orchestrator.cluster.list_nodes import nodes_of
+    from orchestrator.queue.registry import Registry
+
+    sent, store = _as_sent(experiment, local), local_services.control_store(Home.default())
+    if not (store and sent.nnUNet_raw and sent.nnUNet_preprocessed and sent.nnUNet_results):
+        return None
+    try:
+        nodes, records, registry = nodes_of(store, local.token_file), jobs.records(), Registry.of_cluster(store)
+    except ClusterError as err:
+        log.info("planned by a job of the cluster: %s", err)
+        return None
+    return planned(sent, records, nodes, registry, store) if sees_campaigns(records, registry) else None
 
 
 def submit(
@@ -205,10 +229,11 @@ def logs(
     earlier: bool = False,
     on_found: Callable[[RunStatus], None] = lambda status: None,
 ) -> Iterator[str]:
-    """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended.
+    """The training log of a run from its folder, then what its validation job printed; where none was begun, or with `follow` as it grows
+    until the run has ended, what its newest training job printed instead.
 
-    With `earlier` the logs of all its jobs, oldest first, each below a line with the job's name and state. Of a run that no campaign of
-    the cluster knows: the training log in its folder. `on_found` gets the run's status before its first line.
+    With `earlier` all training logs and what all its jobs printed, oldest first, each below a line with its name. Of a run that no campaign
+    of the cluster knows: what its folder holds. `on_found` gets the run's status before its first line.
     """
     meant = reach(cluster)
     follower = _follower(meant)
@@ -216,8 +241,22 @@ def logs(
     found = match(run, [*reported, *stored])
     on_found(found)
     if not found.campaign or follower is None:
-        return training_logs(found.run_folder, earlier=earlier)
-    return follower.logs(found.run_key, found.campaign, follow=follow, earlier=earlier)
+        return stored_logs(found.run_folder, earlier=earlier)
+    if follow:
+        return follower.logs(found.run_key, found.campaign, follow=True, earlier=earlier)
+    return _logs_so_far(follower, found, earlier=earlier)
+
+
+def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterator[str]:
+    jobs = follower.jobs_of(run.run_key)
+    if earlier:
+        yield from training_logs(run.run_folder, earlier=True)
+        yield from job_logs(run.run_folder, but={job.submission_id for job in jobs})
+    trainings = [job for job in jobs if job.kind == "train"]
+    has_log = not earlier and has_begun_its_log(run.run_folder, trainings[-1].started_unix if trainings else 0.0)
+    if has_log:
+        yield from training_logs(run.run_folder)
+    yield from follower.logs(run.run_key, run.campaign, earlier=earlier, but_training=has_log)
 
 
 def stop(
@@ -237,10 +276,20 @@ def stop(
     found = match_all(runs, statuses, hints=False) if runs else [status for status in statuses if not status.state.is_final]
     living = [status for status in found if status.campaign and not status.state.is_final]
     if living and follower is not None:
-        keys = [argument for status in living for argument in ("--run-key", status.run_key)]
-        arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
-        follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
+        _ask_to_stop(living, meant, follower, now=now)
     return found
+
+
+def _ask_to_stop(living: Sequence[RunStatus], meant: Target, follower: Follower, *, now: bool) -> None:
+    """From here where the folders of all runs are seen here, else by one small job on the cluster."""
+    if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in living):
+        from orchestrator.campaign.control_job import stop_all
+
+        stop_all([status.run_folder for status in living], [status.run_key for status in living], meant.jobs, is_now=now)
+        return
+    keys = [argument for status in living for argument in ("--run-key", status.run_key)]
+    arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
+    follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
 
 
 def validate(runs: Sequence[str], cluster: str | None = None) -> list[str]:

@@ -62,7 +62,7 @@ class JobServerClient:
         version = str(answer["ray_version"]) if isinstance(answer, dict) and "ray_version" in answer else ""
         major = version.partition(".")[0]
         if not major.isdecimal() or int(major) < OLDEST_RAY:
-            raise RuntimeError(f"it says that its version of Ray is {version or 'none'}; {OLDEST_RAY}.0 is the oldest that is understood.")
+            raise RuntimeError(f"its version of Ray is {version or 'unknown'}; {OLDEST_RAY}.0 is the oldest that is understood.")
 
 
 def request_options(headers: Mapping[str, str]) -> dict[str, Any]:

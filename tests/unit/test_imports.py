@@ -14,6 +14,7 @@ CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
 SPEAKS_RAY = {
     "campaign/control_job",
     "cluster/discovery",
+    "cluster/list_nodes",
     "cluster/nodes",
     "cluster/submission",
     "drill/job",
@@ -55,7 +56,7 @@ campaign: cluster compare dataset errors experiment follow publishing queue resu
     trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
-api: campaign cluster compare dataset drill errors experiment export publishing resume run
+api: campaign cluster compare dataset drill errors experiment export publishing queue resume run trainers.contract
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

@@ -140,7 +140,7 @@ class Old(JobServer):
 @pytest.mark.parametrize("version", [{"ray_version": "1.13.0"}, {}, {"ray_version": "nightly"}])
 def test_what_is_no_job_server_of_a_ray_that_is_understood_is_refused(version: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Old, "version", version)
-    with serving(Old) as address, pytest.raises(ClusterError, match="does not answer as a Ray job server: it says"):
+    with serving(Old) as address, pytest.raises(ClusterError, match="does not answer as a Ray job server: its version of Ray is"):
         Jobs(address)
 
 
