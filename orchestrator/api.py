@@ -18,36 +18,30 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, outage_of, reach
-from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
-from orchestrator.run.below import results_folder
+from orchestrator.errors import ClusterError, ConfigError, NnfleetError
+from orchestrator.model_verbs import compare as compare
+from orchestrator.model_verbs import diff as diff
+from orchestrator.model_verbs import evaluate as evaluate
+from orchestrator.model_verbs import export as export
+from orchestrator.model_verbs import import_folder as import_folder
+from orchestrator.model_verbs import predict as predict
+from orchestrator.model_verbs import write_report as write_report
+from orchestrator.run.below import RESULTS, results_folder
 from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match, match_all
-from orchestrator.run.training_log import training_logs
+from orchestrator.run.training_log import has_begun_its_log, job_logs, stored_logs, training_logs
+from trainers.contract.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from orchestrator.compare.answer import Answer
-    from orchestrator.compare.choice import Compared
-    from orchestrator.compare.run_differences import RunDiff
+    from orchestrator.cluster.jobs import Jobs
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
-    from orchestrator.export.model import Exported
-    from orchestrator.imported.importing import ImportedFold
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
-    from orchestrator.tracking.client import Tracker
-    from orchestrator.validation.held_out_job import HeldOutEvent
-    from trainers.contract.run_spec import CheckpointName
 
 log = logging.getLogger(__name__)
-
-RESULTS = "nnUNet_results"
-"""The environment variable by which nnU-Net knows where results are."""
-RAW = "nnUNet_raw"
-"""The same for raw datasets."""
-PREPROCESSED = "nnUNet_preprocessed"
-"""The same for preprocessed ones."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +105,27 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
         crowded = local_services.crowding_of(Home.default(), local_services.offered())
         node, name = this_machine(), "this machine, which runs nothing yet"
         return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])
+    if meant.local is not None and (report := _planned_here(experiment, meant.reached, meant.local)) is not None:
+        return report
     submission_id = meant.reached.submit_campaign(secrets.token_hex(4), _as_sent(experiment, meant.local).to_yaml(), plan_only=True)
     return Follower(meant.reached).first_plan(submission_id)
+
+
+def _planned_here(experiment: "Experiment", jobs: "Jobs", local: Services) -> "PlanReport | None":
+    """The plan for the local cluster without a job of it. None where only its head knows all that a plan needs: folders, or campaigns."""
+    from orchestrator.campaign.planning import planned, sees_campaigns
+    from orchestrator.cluster.list_nodes import nodes_of
+    from orchestrator.queue.registry import Registry
+
+    sent, store = _as_sent(experiment, local), local_services.control_store(Home.default())
+    if not (store and sent.nnUNet_raw and sent.nnUNet_preprocessed and sent.nnUNet_results):
+        return None
+    try:
+        nodes, records, registry = nodes_of(store, local.token_file), jobs.records(), Registry.of_cluster(store)
+    except ClusterError as err:
+        log.info("planned by a job of the cluster: %s", err)
+        return None
+    return planned(sent, records, nodes, registry, store) if sees_campaigns(records, registry) else None
 
 
 def submit(
@@ -214,10 +227,11 @@ def logs(
     earlier: bool = False,
     on_found: Callable[[RunStatus], None] = lambda status: None,
 ) -> Iterator[str]:
-    """The log of the newest training job of a run, then of its validation; with `follow` as it grows, until the run has ended.
+    """The training log of a run from its folder, then what its validation job printed; where none was begun, or with `follow` as it grows
+    until the run has ended, what its newest training job printed instead.
 
-    With `earlier` the logs of all its jobs, oldest first, each below a line with the job's name and state. Of a run that no campaign of
-    the cluster knows: the training log in its folder. `on_found` gets the run's status before its first line.
+    With `earlier` all training logs and what all its jobs printed, oldest first, each below a line with its name. Of a run that no campaign
+    of the cluster knows: what its folder holds. `on_found` gets the run's status before its first line.
     """
     meant = reach(cluster)
     follower = _follower(meant)
@@ -225,8 +239,22 @@ def logs(
     found = match(run, [*reported, *stored])
     on_found(found)
     if not found.campaign or follower is None:
-        return training_logs(found.run_folder, earlier=earlier)
-    return follower.logs(found.run_key, found.campaign, follow=follow, earlier=earlier)
+        return stored_logs(found.run_folder, earlier=earlier)
+    if follow:
+        return follower.logs(found.run_key, found.campaign, follow=True, earlier=earlier)
+    return _logs_so_far(follower, found, earlier=earlier)
+
+
+def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterator[str]:
+    jobs = follower.jobs_of(run.run_key)
+    if earlier:
+        yield from training_logs(run.run_folder, earlier=True)
+        yield from job_logs(run.run_folder, but={job.submission_id for job in jobs})
+    trainings = [job for job in jobs if job.kind == "train"]
+    has_log = not earlier and has_begun_its_log(run.run_folder, trainings[-1].started_unix if trainings else 0.0)
+    if has_log:
+        yield from training_logs(run.run_folder)
+    yield from follower.logs(run.run_key, run.campaign, earlier=earlier, but_training=has_log)
 
 
 def stop(
@@ -246,10 +274,20 @@ def stop(
     found = match_all(runs, statuses, hints=False) if runs else [status for status in statuses if not status.state.is_final]
     living = [status for status in found if status.campaign and not status.state.is_final]
     if living and follower is not None:
-        keys = [argument for status in living for argument in ("--run-key", status.run_key)]
-        arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
-        follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
+        _ask_to_stop(living, meant, follower, now=now)
     return found
+
+
+def _ask_to_stop(living: Sequence[RunStatus], meant: Target, follower: Follower, *, now: bool) -> None:
+    """From here where the folders of all runs are seen here, else by one small job on the cluster."""
+    if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in living):
+        from orchestrator.campaign.control_job import stop_all
+
+        stop_all([status.run_folder for status in living], [status.run_key for status in living], meant.jobs, is_now=now)
+        return
+    keys = [argument for status in living for argument in ("--run-key", status.run_key)]
+    arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
+    follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
 
 
 def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:
@@ -292,59 +330,6 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
     found = removable(runs, results, cluster)
     remove(found, mlflow=mlflow)
     return found
-
-
-def evaluate(
-    model: str,
-    images: Path,
-    labels: Path | None = None,
-    output: Path | None = None,
-    *,
-    checkpoint: "CheckpointName" = "final",
-    results: Path | None = None,
-    cluster: str | None = None,
-) -> "HeldOutEvent":
-    """Predict a held-out test set with the folds that `model` means, as nnU-Net's ensemble, and with `labels` score it. Returns at its end.
-
-    Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues.
-    Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; at its end what is to blame for
-    cases that failed.
-    """
-    from orchestrator.validation.held_out_job import HELD_OUT_EVENTS
-
-    meant = reach(cluster, starts=True)
-    place = results_folder(results, os.environ) if meant.is_here else results
-    folders = {"--images": images, "--labels": labels, "--output": output, "--results": place}
-    named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
-    submission_id = meant.jobs.submit_held_out(secrets.token_hex(4), [model, *named, f"--checkpoint={checkpoint}"])
-    failure: ClusterError | None = None
-    try:
-        Follower(meant.jobs).finish(submission_id)
-    except KeyboardInterrupt:
-        meant.jobs.stop(submission_id)
-        raise
-    except ClusterError as err:
-        failure = err
-    ended = next(events_in(meant.jobs.logs(submission_id), HELD_OUT_EVENTS), None)
-    if ended is None:
-        raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
-    if ended.exit_code:
-        kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
-        raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)
-    return ended
-
-
-def predict(
-    model: str,
-    images: Path,
-    output: Path,
-    *,
-    checkpoint: "CheckpointName" = "final",
-    results: Path | None = None,
-    cluster: str | None = None,
-) -> "HeldOutEvent":
-    """As `evaluate`, without labels."""
-    return evaluate(model, images, None, output, checkpoint=checkpoint, results=results, cluster=cluster)
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
@@ -407,126 +392,6 @@ def drill(
     finally:
         if "tracking" in order.parts:
             local_services.up()
-
-
-def export(model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> "Exported":
-    """Make `target` an nnU-Net model folder with every fold that `model` means, or add them to what was exported there.
-
-    From the run folders below `results`, else from the server `tracking_uri`; with neither from nnUNet_results of this process, and from
-    MLflow (MLFLOW_TRACKING_URI, else the local server) where no such run lies there. Raises ConfigError, CheckpointError, TrackingError.
-    """
-    from orchestrator.export.fold_sources import folds_below
-    from orchestrator.export.model import export_model
-
-    if results is not None and tracking_uri:
-        raise ConfigError("export: --results and --tracking-uri both name where the model comes from. Name one of them.")
-    place = results or (Path(os.environ[RESULTS]) if os.environ.get(RESULTS) and not tracking_uri else None)
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
-    if place is not None and (results is not None or place.is_dir()):
-        folder = results_folder(place, os.environ)
-        try:
-            folds = folds_below(folder, model)
-        except ConfigError:  # nothing here is called so
-            if results is not None or not uri:
-                raise
-        else:
-            return export_model(model, target, folds, f"below {folder}")
-    if not uri:
-        raise ConfigError(
-            "export: no run folder lies here (nnUNet_results, --results), no tracking server is named and none runs here. "
-            "Name one by its URI, or start ours: `nnfleet up`."
-        )
-    from orchestrator.export.mlflow_folds import folds_in_mlflow
-
-    return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
-
-
-def import_folder(folder: Path, results: Path | None = None, tracking_uri: str | None = None) -> "list[ImportedFold]":
-    """Make the folds in a model folder that nnU-Net itself trained, or the one fold that `folder` is, runs that are compared beside ours.
-
-    The dataset must lie in nnUNet_preprocessed of this process as it was trained on. `results`: nnUNet_results to link it into; default:
-    it becomes a run where it lies. Sent to the MLflow server `tracking_uri` (default: MLFLOW_TRACKING_URI, else the local one, else none).
-    What is `lacking` of a fold says why it was not imported. Raises ConfigError where no fold is meant.
-    """
-    from orchestrator.compare.model_run import with_models
-    from orchestrator.imported.importing import import_folder
-    from orchestrator.publishing.reconcile import Synced
-
-    preprocessed = os.environ.get(PREPROCESSED)
-    if not preprocessed:
-        raise ConfigError(
-            f"import: {PREPROCESSED} is not set. Set it to the folder that holds the dataset of the training: export {PREPROCESSED}=..."
-        )
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
-    folds = list(import_folder(folder, Path(preprocessed).absolute(), results, uri))
-    for model in with_models([Synced(run_key=fold.run_key, run_folder=fold.run_folder) for fold in folds if fold.run_folder], []):
-        if model.lacking:
-            log.warning("MLflow lacks of %s %s `nnfleet sync` sends it.", model.run_folder, model.lacking)
-    return folds
-
-
-def _local_mlflow() -> str:
-    local = local_services.running()
-    return local.mlflow_uri if local else ""
-
-
-def compare(
-    runs: Sequence[str] = (),
-    results: Path | None = None,
-    checkpoint: "CheckpointName" = "final",
-    patients: str | None = None,
-    tracking_uri: str | None = None,
-    *,
-    is_forced: bool = False,
-) -> "Compared":
-    """Which models are better, by their full validations in the run folders below `results` (default: nnUNet_results), or in MLflow.
-
-    With `tracking_uri` also of the runs on that server whose folders are not seen; without it and `results`, where no folder of such runs
-    is seen, of those on MLFLOW_TRACKING_URI, else on the local server. `runs`: names of runs or of what holds several
-    (`17/3d_fullres`), else all. `patients`: see `answer`. Raises ConfigError, TrackingError.
-    """
-    from orchestrator.compare.choice import Places, compared
-
-    is_seen = results is not None or Path(os.environ.get(RESULTS, "") or os.devnull).is_dir()
-    uri = tracking_uri or ("" if results is not None else os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow())
-    place = results_folder(results, os.environ) if is_seen or not uri else None
-    server = (lambda: _tracker(uri, "compare: --tracking-uri")) if uri else None
-    return compared(Places(place, server, bool(tracking_uri)), runs, checkpoint, patients, is_forced=is_forced)
-
-
-def _tracker(uri: str, option: str) -> "Tracker":
-    """A tracking server that answers. Raises ConfigError for an address with credentials, TrackingError."""
-    from orchestrator.tracking.address import refuse_credentials
-    from orchestrator.tracking.client import Tracker
-
-    refuse_credentials(uri, option)
-    tracker = Tracker(uri)
-    tracker.ping()
-    return tracker
-
-
-def diff(first: str, second: str, results: Path | None = None) -> "RunDiff":
-    """In what two runs below `results` (default: nnUNet_results) differ. Raises ConfigError for a name that means no run or several."""
-    from orchestrator.compare.run_facts import diff_below
-
-    return diff_below(results_folder(results, os.environ), first, second)
-
-
-def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, images: bool = False) -> None:
-    """Write the report of a comparison as one HTML file. `raw`: nnUNet_raw, default: the environment's. `images`: also pictures of cases of
-    runs with `images: false`.
-
-    Raises ConfigError where it cannot be written.
-    """
-    from orchestrator.compare.case_pictures import case_pictures
-    from orchestrator.compare.report import write_report
-
-    named = os.environ.get(RAW)
-    raw = raw or (Path(named) if named else None)
-    try:
-        write_report(answer, case_pictures(answer.models, raw, on_request=images), target.absolute())
-    except (OSError, StorageError) as err:
-        raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err
 
 
 def is_local() -> bool:

@@ -49,6 +49,8 @@ class FakeCluster(ClusterJobs):
         self.on_submit: Callable[[JobRecord], None] = lambda job: None
         """Sees every job that is asked for, before it is there."""
         self._delivering: set[str] = set()
+        self.texts: dict[str, str] = {}
+        """What jobs printed; of the others nothing is known."""
 
     # what a campaign asks for
 
@@ -109,6 +111,11 @@ class FakeCluster(ClusterJobs):
         if self.is_away or run_key in self.refuses:
             self.refusing_takes()
             raise ClusterError(f"cluster: takes no order for {run_key}")
+
+    def logs(self, submission_id: str) -> str:
+        if self.is_away:
+            raise ClusterError("cluster: away")
+        return self.texts.get(submission_id, "")
 
     # what happens to the jobs
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import chain, repeat
 from pathlib import Path
 
+from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from trainers.contract.requests import request_stop
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.verb == "sync":
             return synchronise(options.runs, options.results)
-        stop_all(options.run_folders, options.run_key, is_now=options.now)
+        from orchestrator.cluster.jobs import Jobs
+
+        stop_all(options.run_folders, options.run_key, Jobs.inside_job(), is_now=options.now)
     except NnfleetError as err:
         sys.stdout.write(f"Error: {err}\n")
         return err.exit_code
@@ -56,29 +59,26 @@ def synchronise(runs: Sequence[str], results: Path | None) -> int:
     return exit_code
 
 
-def stop_all(folders: Sequence[Path], run_keys: Sequence[str], *, is_now: bool) -> None:
+def stop_all(folders: Sequence[Path], run_keys: Sequence[str], jobs: ClusterJobs, *, is_now: bool) -> None:
     """Ask each run to stop, whatever becomes of the others. Raises the first error, with the texts of all."""
     errors: list[NnfleetError] = []
     for folder, run_key in zip(folders, chain(run_keys, repeat("")), strict=False):
         try:
-            stop(RunFolder(folder), run_key, is_now=is_now)
+            stop(RunFolder(folder), run_key, jobs, is_now=is_now)
         except NnfleetError as err:
             errors.append(err)
     if errors:
         raise type(errors[0])("\n".join(map(str, errors)))
 
 
-def stop(folder: RunFolder, run_key: str = "", *, is_now: bool) -> None:
+def stop(folder: RunFolder, run_key: str, jobs: ClusterJobs, *, is_now: bool) -> None:
     """Ask a run to stop, whether its campaign lives or not: its training sees it at the end of the epoch, its validation when the cases in
     work are done. With `is_now` its jobs are ended.
 
-    Raises ConfigError when the folder is not the one of the run `run_key`, DataError when it is no run folder.
+    Raises ConfigError when the folder is not the one of the run `run_key` (empty: whosever it is), DataError when it is no run folder.
     """
-    from orchestrator.cluster.jobs import Jobs
-
     spec = folder.spec_of(run_key, "stop")
     request_stop(folder, is_now=is_now)
-    jobs = Jobs.inside_job()
     for job in jobs.records():
         if job.run_key == spec.run_key and job.is_live and (is_now or not (job.kind == "train" or job.obeys_gentle_stop)):
             jobs.stop(job.submission_id)

@@ -130,16 +130,24 @@ class Follower:
                 raise _death_of(job)
             time.sleep(self._poll_s + len(text) / LOG_CHARACTERS_PER_S)
 
-    def logs(self, run_key: str, campaign: str, *, follow: bool = False, earlier: bool = False) -> Iterator[str]:
+    def jobs_of(self, run_key: str) -> list[JobRecord]:
+        """The training and validation jobs of a run, oldest first."""
+        return [job for job in self._jobs.records() if job.run_key == run_key and job.kind in ("train", "validate")]
+
+    def logs(
+        self, run_key: str, campaign: str, *, follow: bool = False, earlier: bool = False, but_training: bool = False
+    ) -> Iterator[str]:
         """Text, in whole lines, of a run's newest training job (else of its first job) and of what came after it; see `api.logs`."""
         printed: dict[str, int] = {}
         first = ""
         while True:
-            own = [job for job in self._jobs.records() if job.run_key == run_key and job.kind in ("train", "validate")]
+            own = self.jobs_of(run_key)
             trainings = [job.submission_id for job in own if job.kind == "train"]
             first = first or (trainings[-1] if trainings and not earlier else "")
             begin = next((i for i, job in enumerate(own) if job.submission_id == first), 0)
             for job in own[begin:]:
+                if but_training and job.kind == "train":
+                    continue
                 text = self._jobs.logs(job.submission_id)
                 end = text.rfind("\n") + 1 if follow and job.is_live else len(text)
                 if end > (start := printed.get(job.submission_id, 0)):

@@ -13,7 +13,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,12 +21,13 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
+from orchestrator.campaign.planning import queue_of
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.dataset.problems import listed
 from orchestrator.experiment.expansion import expand
-from orchestrator.experiment.plan import PlanReport, Queue, plan_of_runs, plan_report
-from orchestrator.follow.reserved import reservations, runs_at_work
+from orchestrator.experiment.plan import PlanReport, plan_of_runs, plan_report
+from orchestrator.follow.reserved import runs_at_work
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import refuse_orphan_workers
 from orchestrator.resume.takeover import refuse
@@ -37,7 +37,7 @@ from orchestrator.run.below import results_folder
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
-from orchestrator.run.job_record import JobRecord, living_campaigns
+from orchestrator.run.job_record import JobRecord
 from orchestrator.tracking.address import check_tracking_uri, masked
 from orchestrator.tracking.binding import TrackingServer
 from orchestrator.validation.cases import checkpoints_to_validate
@@ -164,17 +164,6 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
 def _report_waiting(text: str) -> None:
     log.warning("%s", text)
     emit(Waiting(message=text))
-
-
-def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
-    """What all campaigns of the cluster hold and wait for at this moment."""
-    entries = registry.entries(living_campaigns(jobs)).values()
-    living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
-    return Queue(
-        reservations(jobs, entries, registry.room(time.time())),
-        [run for entry in entries for run in entry.waiting if run.run_key not in living],
-        living,
-    )
 
 
 def _validate(campaign: str, run_folder: Path, run_key: str, *, npz: bool, best: bool) -> int:

@@ -11,6 +11,7 @@ from typing import assert_never
 from orchestrator.campaign.deliveries import SENDS, Deliveries
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
 from orchestrator.campaign.events import CampaignEvent, Done, StatusChanged, Warned
+from orchestrator.campaign.job_logs import JobLogs
 from orchestrator.campaign.opening import Opened, opening
 from orchestrator.campaign.state_reporter import StateReporter
 from orchestrator.follow.followed_run import FollowedRun
@@ -58,6 +59,7 @@ class Campaign:
         self._logged_s: dict[str, float] = {}
         self._reporter = StateReporter(campaign, tracker, self._warn, self._clock)
         self._deliveries = Deliveries(campaign, cluster, self._warn)
+        self._logs = JobLogs(cluster, self._clock)
         self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock)
         self.runs: dict[str, FollowedRun] = {}
 
@@ -109,7 +111,9 @@ class Campaign:
         """Look once; True when nothing is left to follow or to report."""
         try:
             self.tick()
-            return self.report() and not self._open_runs() and self._deliveries.is_over and self._reporter.is_over()
+            is_over = self.report() and not self._open_runs()
+            self._logs.keep()
+            return is_over and self._logs.is_over and self._deliveries.is_over and self._reporter.is_over()
         except (ClusterError, StorageError, OSError) as err:
             self._log_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             return False
@@ -132,6 +136,7 @@ class Campaign:
             self._dispatcher.begin_look()
             jobs = self._cluster.records()
             self._deliveries.check(jobs)
+            self._logs.note(self.runs.values(), jobs)
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
             for run in self._open_runs():

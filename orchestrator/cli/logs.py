@@ -1,4 +1,4 @@
-"""`nnfleet logs`: what the jobs of a run print."""
+"""`nnfleet logs`: the training log of a run, and what its jobs print."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +15,11 @@ def logs(
     run: Run,
     cluster: Cluster = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print new lines.")] = False,
-    earlier: Annotated[bool, typer.Option("--all", help="Also the jobs before the newest training job, each below its name.")] = False,
+    earlier: Annotated[
+        bool, typer.Option("--all", help="All its training logs, and what Ray has of all its jobs, each below its name.")
+    ] = False,
 ) -> None:
-    """Print the log of a run's newest training job, then of its validation job."""
+    """Print the training log of a run, then what its validation job printed; after `down` or a reboot from the run folder."""
     from orchestrator import api
 
     statuses: list[RunStatus] = []

@@ -81,3 +81,14 @@ def job_server_of(control_store: str) -> str:
             f"cluster: {control_store} knows no job server. Its head needs Ray's dashboard: `pip install 'ray[default]'` there."
         )
     return f"http://{found.decode()}"
+
+
+def auth_headers() -> dict[str, str]:
+    """The headers with the token that Ray finds for its servers. Ray is not imported where nothing speaks of a token."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    names_token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if mode == "disabled" or not (mode or names_token or os.path.exists(os.path.expanduser("~/.ray/auth_token"))):
+        return {}
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    return dict(get_auth_headers_if_auth_enabled({}))

@@ -1,4 +1,4 @@
-"""The only module that speaks the Ray Jobs API: submits our kinds of jobs, lists them with what they carry, reads logs, stops them.
+"""The jobs of a cluster: submits our kinds of them, lists them with what they carry, reads logs, stops them.
 
 A submission id is unique on a cluster, so submitting one twice is the same as once. What a job is and holds stands in its
 metadata; the list of jobs is therefore also the ledger of reservations.
@@ -11,21 +11,19 @@ import logging
 import os
 import shlex
 import socket
+import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.exceptions
 import requests
-from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import staged
-from orchestrator.cluster.discovery import ADDRESS_VARIABLES, job_server_of, server_of
+from orchestrator.cluster.discovery import auth_headers, job_server_of, server_of
+from orchestrator.cluster.job_server import JobServerClient, TokenRefused
 from orchestrator.cluster.service_environment import QUIET, without_proxy
 from orchestrator.run.job_record import JobKind, JobRecord, record_of
 from trainers.contract.run_folder import RunFolder
@@ -33,11 +31,12 @@ from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
 from trainers.storage.faults import storage_error
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
 log = logging.getLogger(__name__)
 
 REACH_TIMEOUT_S = 5.0
-REQUEST_TIMEOUT_S = 60.0
-RETRY_PAUSES_S = (1.0, 3.0)
 STOP_GRACE_S = 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What the disk of this machine says, where Ray packs our code; other errors are those of a connection."""
@@ -87,7 +86,10 @@ class Jobs:
         self.working_dir = working_dir
         self._inherited = dict(inherited or {})
         self._modules = modules or Modules()
-        self._client = _connect(address, token)
+        self._place = ""
+        self._headers: dict[str, str] = {}
+        self._server = self._connected(token)
+        self._rays_client: JobSubmissionClient | None = None
 
     @classmethod
     def inside_job(cls, modules: Modules | None = None) -> "Jobs":
@@ -160,13 +162,13 @@ class Jobs:
     def records(self) -> list[JobRecord]:
         """All jobs of ours that the cluster knows, oldest first."""
         with self._speaking("list jobs"):
-            details = self._client.list_jobs()
+            details = self._server.list_jobs()
         return sorted((r for r in map(record_of, details) if r is not None), key=lambda r: r.started_unix)
 
     def find(self, submission_id: str) -> JobRecord:
         """One job. Raises ClusterError when the cluster does not know it."""
         with self._speaking(f"look up job {submission_id}"):
-            record = record_of(self._client.get_job_info(submission_id))
+            record = record_of(self._server.get_job_info(submission_id))
         if record is None:
             raise ClusterError(f"jobs: {submission_id} at {self.address} was not submitted by nnfleet.")
         return record
@@ -174,12 +176,12 @@ class Jobs:
     def logs(self, submission_id: str) -> str:
         """Everything that a job has printed so far."""
         with self._speaking(f"read the log of {submission_id}"):
-            return str(self._client.get_job_logs(submission_id))
+            return str(self._server.get_job_logs(submission_id))
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to end (SIGINT, after 20 s SIGKILL); a job that has ended is left alone."""
         with self._speaking(f"stop {submission_id}"):
-            self._client.stop_job(submission_id)
+            self._server.stop_job(submission_id)
 
     def _submit(
         self,
@@ -200,7 +202,7 @@ class Jobs:
                 own["RAY_ADDRESS"] = self.address
             runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}
             try:
-                self._client.submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
+                self._submitting().submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
             except RuntimeError as err:
                 if f"Job with submission_id {submission_id} already exists" not in str(err) or not self._knows(submission_id):
                     raise
@@ -210,7 +212,7 @@ class Jobs:
     def _knows(self, submission_id: str) -> bool:
         """Whether the server has a job of this id: the text of its refusal alone may quote anything."""
         try:
-            return record_of(self._client.get_job_info(submission_id)) is not None
+            return record_of(self._server.get_job_info(submission_id)) is not None
         except RuntimeError:  # the server's "does not exist"
             return False
 
@@ -222,65 +224,37 @@ class Jobs:
             with staged(files) as folder:
                 yield str(folder)
 
+    def _connected(self, token: str | None) -> JobServerClient:
+        """The job server at the address, once it has answered."""
+        _reach(*server_of(self.address), self.address)
+        try:
+            self._place = self.address if "://" in self.address else job_server_of(self.address)
+            self._headers = {"Authorization": f"Bearer {token}"} if token else auth_headers()
+            return JobServerClient(self._place, self._headers)
+        except Exception as err:
+            if not (_is_of_the_server(err) or isinstance(err, ValueError)):
+                raise
+            raise _connection_error(self.address, err) from err
+
+    def _submitting(self) -> "JobSubmissionClient":
+        """Ray's own client, made where the first job is submitted."""
+        if self._rays_client is None:
+            from orchestrator.cluster.submission import client_of
+
+            self._rays_client = client_of(self._place, self._headers)
+        return self._rays_client
+
     @contextlib.contextmanager
     def _speaking(self, purpose: str) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, OSError, ray.exceptions.RayError, requests.RequestException) as err:
+        except Exception as err:
+            if not _is_of_the_server(err):
+                raise
             if isinstance(err, OSError) and err.errno in FULL:
                 raise storage_error(err, Path(err.filename or tempfile.gettempdir())) from err
             cause = " ".join(str(err).split())[:500]
             raise ClusterError(f"cluster: could not {purpose} at {self.address}: {cause}") from err
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An `auth` of requests that adds nothing: without any, it replaces a token by what ~/.netrc has for the host (psf/requests#3929)."""
-    return request
-
-
-class _Client(JobSubmissionClient):
-    """Ray's client with a limit on every request (without one a silent host blocks the caller for ever) and retries for a busy server.
-
-    Every request of ours may be repeated: packages are stored by content, and a submission id is taken once.
-    """
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        options.setdefault("timeout", REQUEST_TIMEOUT_S)
-        if any(name.lower() == "authorization" for name in self._headers):
-            options.setdefault("auth", _as_it_is)
-        for pause_s in RETRY_PAUSES_S:
-            try:
-                return super()._do_request(method, endpoint, **options)
-            except requests.ConnectionError as err:
-                log.info("%s %s broke off (%s); asked again in %.0f s", method, endpoint, err, pause_s)
-                time.sleep(pause_s)
-        return super()._do_request(method, endpoint, **options)
-
-
-_ENVIRONMENT_LOCK = threading.Lock()
-for _chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)  # they print every upload onto the user's terminal
-
-
-def _connect(address: str, token: str | None) -> JobSubmissionClient:
-    """A client of exactly this address: Ray lets its environment variables override what a caller names, so they are hidden from it."""
-    _reach(*server_of(address), address)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with _ENVIRONMENT_LOCK, _hidden(*ADDRESS_VARIABLES):
-        try:
-            return _Client(address if "://" in address else job_server_of(address), headers=headers)
-        except ray.exceptions.AuthenticationError as err:
-            raise ClusterError(
-                f"cluster: {address} refuses the token. Ray finds yours by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, "
-                "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; ask who runs the cluster for it."
-            ) from err
-        except ray.exceptions.RpcError as err:
-            raise ClusterError(
-                f"cluster: {address} does not answer as the control store (GCS) of a Ray cluster: {' '.join(str(err).split())[:500]} "
-                f"If it is a dashboard, write http://{address}."
-            ) from err
-        except (OSError, RuntimeError, ValueError, requests.RequestException) as err:
-            raise ClusterError(f"cluster: {address} does not answer as a Ray job server: {' '.join(str(err).split())[:500]}") from err
 
 
 def _reach(host: str, port: int, address: str) -> None:
@@ -295,13 +269,29 @@ def _reach(host: str, port: int, address: str) -> None:
         ) from err
 
 
-@contextlib.contextmanager
-def _hidden(*names: str) -> Iterator[None]:
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(before)
+def _is_of_the_server(error: Exception) -> bool:
+    """True for what a server, the way to it, or Ray's client says; Ray is not imported to tell."""
+    rays = sys.modules.get("ray.exceptions")
+    is_rays = rays is not None and isinstance(error, rays.RayError)
+    return is_rays or isinstance(error, RuntimeError | OSError | requests.RequestException)
+
+
+def _connection_error(address: str, error: Exception) -> ClusterError:
+    """Why there is no connection, and what to do; errors of Ray go by their names."""
+    if isinstance(error, ClusterError):
+        return error
+    if isinstance(error, TokenRefused) or type(error).__name__ == "AuthenticationError":
+        return ClusterError(
+            f"cluster: {address} refuses the token. Ray finds yours by RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, "
+            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; ask who runs the cluster for it."
+        )
+    cause = " ".join(str(error).split())[:500]
+    if type(error).__name__ == "RpcError":
+        return ClusterError(
+            f"cluster: {address} does not answer as the control store (GCS) of a Ray cluster: {cause} "
+            f"If it is a dashboard, write http://{address}."
+        )
+    return ClusterError(f"cluster: {address} does not answer as a Ray job server: {cause}")
 
 
 def _carried(folder: RunFolder, spec: RunSpec, job_number: int, campaign: str, mlflow_run_id: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ def cheap_and_full(folder: RunFolder, name: CheckpointName) -> CheapAndFull | No
     """As the run folder records it of a checkpoint; None where that was not validated, or its record is damaged."""
     try:
         return _scores(_content(folder.extended_summary(name)))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

@@ -114,7 +114,7 @@ def _numbers(lists: Mapping[str, Any], key: str) -> list[float]:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, OverflowError) as err:
         raise ValueError(f"it lists {shown(value)} where an epoch has a number") from err
 
 

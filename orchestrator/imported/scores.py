@@ -54,7 +54,7 @@ def dice_of_summary(folder: RunFolder, ending: str) -> dict[str, Dice]:
     content = read_json(path, "nnU-Net's summary.json")
     try:
         return dict(_case_dice(case, ending) for case in content["metric_per_case"])
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:  # the last of a whole number beyond all floats
         raise DataError(f"import: {path} is no summary.json of nnU-Net's: {err!r}. Run nnUNetv2_train with --val again.") from err
 
 

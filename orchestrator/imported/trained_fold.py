@@ -157,7 +157,7 @@ def _score(facts: Mapping[str, Any]) -> float | None:
     """EMA pseudo-Dice of the best epoch; None where there is none that is a number."""
     try:
         score = float(facts["_best_ema"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return score if 0 <= score <= 1 else None
 

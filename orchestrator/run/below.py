@@ -11,10 +11,17 @@ RUN_FILE = "nnfleet/run.json"
 LEVELS = ("", "fold_*", "*/fold_*", "*/*/fold_*")
 """Where fold folders lie below a fold's own folder, a model folder, a dataset's folder, and nnUNet_results."""
 
+RESULTS = "nnUNet_results"
+"""The environment variable by which nnU-Net knows where results are."""
+RAW = "nnUNet_raw"
+"""The same for raw datasets."""
+PREPROCESSED = "nnUNet_preprocessed"
+"""The same for preprocessed ones."""
+
 
 def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
     """The folder to look below: the named one, else the one that the environment names as nnU-Net knows it. Raises ConfigError."""
-    folder = named or (Path(environment["nnUNet_results"]) if environment.get("nnUNet_results") else None)
+    folder = named or (Path(environment[RESULTS]) if environment.get(RESULTS) else None)
     if folder is None:
         raise ConfigError(
             "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "

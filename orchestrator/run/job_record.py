@@ -1,7 +1,7 @@
 """One job as the cluster lists it, without Ray: what admission, the campaign and status decide by."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -54,27 +54,28 @@ def validations(jobs: Sequence[JobRecord], run_key: str, job_number: int) -> lis
     return [job for job in jobs if job.kind == "validate" and job.run_key == run_key and job.job_number == job_number]
 
 
-def record_of(details: Any) -> JobRecord | None:
-    """Our view of Ray's record; None for a job that is not ours."""
-    ours = {key.removeprefix("nnfleet_"): value for key, value in (details.metadata or {}).items() if key.startswith("nnfleet_")}
-    if "kind" not in ours or not details.submission_id:
+def record_of(details: Mapping[str, Any]) -> JobRecord | None:
+    """Our view of what the job server says of a job; None for one that is not ours."""
+    ours = {key.removeprefix("nnfleet_"): value for key, value in (details.get("metadata") or {}).items() if key.startswith("nnfleet_")}
+    submission_id, end_ms = details.get("submission_id"), details.get("end_time")
+    if "kind" not in ours or not submission_id:
         return None
     reserved = ours.pop("reservation", None)
     is_before = '"orchestrator.validation_job"' in ours.pop("modules", "")
     try:
         return JobRecord(
-            submission_id=details.submission_id,
-            state=details.status.value,
+            submission_id=submission_id,
+            state=details["status"],
             reserved=WorkerSpec.model_validate_json(reserved) if reserved else None,
-            message=details.message or "",
-            exit_code=details.driver_exit_code,
-            started_unix=(details.start_time or 0) / 1000,
-            ended_unix=details.end_time / 1000 if details.end_time else None,
+            message=details.get("message") or "",
+            exit_code=details.get("driver_exit_code"),
+            started_unix=(details.get("start_time") or 0) / 1000,
+            ended_unix=end_ms / 1000 if end_ms else None,
             obeys_gentle_stop=not is_before,
             **ours,
         )
     except ValidationError as err:
-        log.warning("job %s carries metadata of another version and is ignored: %s", details.submission_id, err)
+        log.warning("job %s carries metadata of another version and is ignored: %s", submission_id, err)
         return None
 
 

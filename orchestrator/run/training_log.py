@@ -1,13 +1,39 @@
-"""The training log in a run's folder, as nnU-Net names it: what remains of a run's logs where its cluster does not."""
+"""The logs in a run's folder: nnU-Net's training log, and what the run's jobs printed. They remain where the cluster does not."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from trainers.contract.run_folder import RunFolder
 
 
 def training_logs(run_folder: Path, *, earlier: bool = False) -> Iterator[str]:
     """The text of the newest `training_log_<time>.txt` of a run; with `earlier` of all, oldest first, each below a line with its name."""
-    files = sorted(run_folder.glob("training_log_*.txt"))
+    files = _training_logs(run_folder)
     for path in files if earlier else files[-1:]:
         if earlier:
             yield f"--- {path.name}\n"
         yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def job_logs(run_folder: Path, *, but: Collection[str] = ()) -> Iterator[str]:
+    """What each ended job of a run printed, oldest first, below a line with its name; `but`: jobs that are shown otherwise."""
+    files = [path for path in RunFolder(run_folder).job_logs.glob("*.txt") if path.stem not in but]
+    for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)):
+        yield f"--- {path.stem}\n"
+        yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def stored_logs(run_folder: Path, *, earlier: bool = False) -> Iterator[str]:
+    """The newest training log; with `earlier` all of them, then what the jobs printed. Without any training log the latter too."""
+    yield from training_logs(run_folder, earlier=earlier)
+    if earlier or not _training_logs(run_folder):
+        yield from job_logs(run_folder)
+
+
+def has_begun_its_log(run_folder: Path, since_unix: float) -> bool:
+    """True if a training log was written since then: one that is older tells nothing of a job that ended before its workers began."""
+    return any(path.stat().st_mtime >= since_unix for path in _training_logs(run_folder)[-1:])
+
+
+def _training_logs(run_folder: Path) -> list[Path]:
+    return sorted(run_folder.glob("training_log_*.txt"))

@@ -80,11 +80,14 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
     from trainers.training.loop import train
     from trainers.training.mid_epoch import MidEpochSaver
+    from trainers.training.start_of_log import log_start
 
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
     if world.is_main:
         start_training_log(folder)
     plan = model_config(spec)
+    if world.is_main:
+        log_start(spec, plan, world.world_size)
     newest = newest_everywhere(folder, world)
     if newest is not None and newest.run_key != spec.run_key:
         raise ConfigError(f"state: {folder.state} holds states of {newest.run_key}, not of {spec.run_key}. Move them away.")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster import local_services
+from orchestrator.cluster.home import Home
 from orchestrator.cluster.jobs import Jobs, Modules
+from orchestrator.cluster.list_nodes import nodes_of
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import reach
 from orchestrator.errors import ClusterError, ConfigError
@@ -105,6 +108,14 @@ def test_rays_variables_name_the_cluster_but_never_override_a_named_one(local: S
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     monkeypatch.setenv("RAY_ADDRESS", local.ray_address)
     assert reach(None).jobs.address == local.ray_address
+
+
+def test_the_nodes_of_the_local_head_are_listed_without_a_job(local: Services) -> None:
+    jobs = Jobs(local.ray_address, local.token)
+    before = jobs.records()
+    (node,) = nodes_of(local_services.control_store(Home.default()), local.token_file)
+    assert node.total["CPU"] == node.free["CPU"] == local_services.offered().cpus
+    assert jobs.records() == before
 
 
 def test_an_unknown_job_is_an_error(local: Services) -> None:

@@ -14,8 +14,9 @@ CLUSTER_AND_TRACKING = ("ray", "mlflow", "orchestrator")
 SPEAKS_RAY = {
     "campaign/control_job",
     "cluster/discovery",
-    "cluster/jobs",
+    "cluster/list_nodes",
     "cluster/nodes",
+    "cluster/submission",
     "drill/job",
     "training/driver",
     "training/failure_policy",
@@ -58,7 +59,8 @@ campaign: cluster compare dataset errors experiment follow publishing queue resu
     trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
-api: campaign cluster compare dataset drill errors experiment export imported publishing resume run tracking validation
+model_verbs: campaign cluster compare errors export imported publishing run tracking validation
+api: campaign cluster compare dataset drill errors experiment model_verbs publishing queue resume run trainers.contract
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}
@@ -149,9 +151,10 @@ def test_only_tracking_imports_mlflow() -> None:
     assert {place(path) for path in files("orchestrator") if forbidden(imports(path), ("mlflow",))} == {"tracking/client"}
 
 
-def test_only_jobs_speaks_the_jobs_api() -> None:
-    speaks = {place(path) for path in files("orchestrator") if forbidden(imports(path), ("ray.job_submission", "ray.dashboard"))}
-    assert speaks == {"cluster/jobs"}
+def test_only_what_submits_jobs_has_rays_client_of_the_job_server() -> None:
+    clients = ("ray.job_submission", "ray.dashboard")
+    speaks = {place(path) for path in files("orchestrator") if forbidden(imports(path, module_level_only=True), clients)}
+    assert speaks == {"cluster/submission"}
 
 
 def test_only_entry_points_and_the_loader_pool_import_ray() -> None:
@@ -183,6 +186,10 @@ def test_help_loads_neither_ray_nor_torch_nor_mlflow(verb: str) -> None:
         "try:\n    orchestrator.cli.main()\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code"
     )
     assert loaded_by(statement, (*HEAVY, "numpy", "scipy")) == set()
+
+
+def test_the_verbs_load_neither_ray_nor_mlflow_before_a_job_is_submitted() -> None:
+    assert loaded_by("import orchestrator.api, orchestrator.cluster.jobs, orchestrator.resume.stored", (*HEAVY, "scipy", "numpy")) == set()
 
 
 @pytest.mark.parametrize("module", ["experiment.model", "experiment.plan", "cluster.local_services", "demo"])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.job_submission import JobDetails
 
 from orchestrator.campaign.events import CampaignLog
 from orchestrator.run.activity import cases_done, has_begun, newest_stamp, owner_of, report_cases, workers_now
@@ -174,7 +173,7 @@ def test_every_file_of_the_folder_is_in_this_table() -> None:
 
 def jobs(root: Path) -> Iterator[JobRecord]:
     for listed in json.loads(text_of("jobs.json", root)):
-        record = record_of(JobDetails.model_validate(listed))
+        record = record_of(listed)
         assert record is not None
         yield record
 

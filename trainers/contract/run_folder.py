@@ -103,6 +103,15 @@ class RunFolder:
         return self.own / "failures"
 
     @property
+    def job_logs(self) -> Path:
+        """What its jobs printed, a bounded file each, kept once the job has ended."""
+        return self.own / "logs"
+
+    def job_log(self, submission_id: str) -> Path:
+        """The kept log of one job."""
+        return self.job_logs / f"{submission_id}.txt"
+
+    @property
     def save_file(self) -> Path:
         """Present when somebody asked for a state within the epoch in flight."""
         return self.own / "save.json"

@@ -1,6 +1,7 @@
 """What the verbs ask of a cluster, and how often; what they show of runs that no campaign follows."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,15 @@ from orchestrator.cluster.service_records import Recorded, write_record
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.experiment.model import single_training
 from orchestrator.publishing.reconcile import Synced, SyncedEvent
+from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
+from trainers.contract.requests import StopRequest, read_stop_request
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
+from trainers.storage.files import write_atomic
 
 
 class Machine:
@@ -190,6 +195,84 @@ def test_a_stop_of_several_runs_is_one_request(machine: Machine) -> None:
     assert first[0] == "stop"
     assert [first[i + 1] for i, word in enumerate(first) if word == "--run-key"] == ["a", "b"]
     assert second[-1] == "--now"
+
+
+def test_a_stop_of_runs_whose_folders_are_seen_here_starts_no_job(machine: Machine, tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1, run_key=run.run_key, run_folder=run.run_folder)
+    machine.jobs.add("train-key0-a1", "train", "RUNNING", run_key=run.run_key)
+    assert [status.run_key for status in api.stop([run.run_key])] == [run.run_key]
+    assert read_stop_request(RunFolder(run.run_folder)) == StopRequest(is_now=False)
+    assert (machine.jobs.stopped, machine.jobs.controls) == ([], [])
+    api.stop([run.run_key], now=True)
+    assert machine.jobs.stopped == ["train-key0-a1"]
+    assert machine.jobs.controls == []
+    api.stop([run.run_key], cluster="http://head:8265")
+    assert len(machine.jobs.controls) == 1, "what another machine sees is not known here"
+
+
+def test_logs_show_the_training_log_before_what_ray_has(machine: Machine, tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    machine.jobs.campaign("c", "RUNNING", RunState.VALIDATING, 1, run_key=run.run_key, run_folder=run.run_folder)
+    now = time.time()
+    machine.jobs.add("train-key0-a2", "train", "SUCCEEDED", "ray\n", run_key=run.run_key, started_unix=now - 60)
+    machine.jobs.add("validate-key0-a2", "validate", "RUNNING", "cases\n", run_key=run.run_key, started_unix=now)
+    assert "".join(api.logs(run.run_key)) == "ray\ncases\n", "no training log was begun"
+    (run.run_folder / "training_log_2026_01_01_00_00_00.txt").write_text("epoch 0\n")
+    write_atomic(RunFolder(run.run_folder).job_log("train-key0-a1"), b"of a head before\n")
+    assert "".join(api.logs(run.run_key)) == "epoch 0\ncases\n"
+    everything = "".join(api.logs(run.run_key, earlier=True))
+    named = ["training_log_2026_01_01_00_00_00.txt", "train-key0-a1", "train-key0-a2", "validate-key0-a2"]
+    assert [line.split()[1] for line in everything.splitlines() if line.startswith("--- ")] == named
+    machine.jobs.add("train-key0-a3", "train", "FAILED", "no memory\n", run_key=run.run_key, started_unix=now + 60)
+    assert "".join(api.logs(run.run_key)) == "no memory\n", "its workers have not begun"
+
+
+class Plans:
+    """Keeps where plans were made: by a job, or here."""
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        monkeypatch.setattr(local_services, "control_store", lambda home: "127.0.0.1:6379")
+        monkeypatch.setattr("orchestrator.cluster.list_nodes.nodes_of", lambda store, token: self.nodes())
+        monkeypatch.setattr("orchestrator.campaign.planning.planned", self.plan_here)
+        monkeypatch.setattr(machine.jobs, "submit_campaign", lambda *arguments, **options: self.made.append("job"), raising=False)
+        monkeypatch.setattr("orchestrator.campaign.follower.Follower.first_plan", lambda *arguments: "plan")
+        self.is_away = False
+
+    def plan_here(self, *arguments: object) -> str:
+        self.made.append("here")
+        return "plan"
+
+    def nodes(self) -> list[object]:
+        if self.is_away:
+            raise ClusterError("cluster: away")
+        return []
+
+
+def test_a_plan_for_this_machine_starts_no_job_where_all_that_it_needs_is_seen_here(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plans = Plans(machine, monkeypatch)
+    api.plan(single_training(17, "2d", 0))
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    experiment = single_training(17, "2d", 0, **folders)
+    api.plan(experiment)
+    api.plan(experiment, "http://head:8265")
+    plans.is_away = True
+    api.plan(experiment)
+    plans.is_away = False
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
+    api.plan(experiment)
+    Registry.of_cluster("127.0.0.1:6379").post("c", Entry())
+    api.plan(experiment)
+    assert plans.made == ["job", "here", "job", "job", "job", "here"]
+    assert machine.jobs.controls == []
 
 
 def test_a_sync_that_leaves_something_out_says_what_and_one_whose_job_dies_is_an_error(

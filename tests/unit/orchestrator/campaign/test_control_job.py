@@ -28,20 +28,20 @@ def test_a_gentle_stop_leaves_a_training_its_epoch_and_a_validation_its_cases_in
     folder = RunFolder(run.run_folder)
     look(stage.campaign(run, other))
     stage.cluster.kill_campaign("c1")
-    stop(folder, run.run_key, is_now=False)
+    stop(folder, run.run_key, stage.cluster, is_now=False)
     assert read_stop_request(folder) == StopRequest(is_now=False)
     stage.cluster.training_ends(run)
-    stop(folder, run.run_key, is_now=False)
+    stop(folder, run.run_key, stage.cluster, is_now=False)
     assert stage.cluster.stopped == []
 
 
 def test_a_stop_at_once_ends_the_training_and_the_validation(stage: Stage) -> None:
     run = stage.run(0)
     look(stage.campaign(run))
-    stop(RunFolder(run.run_folder), is_now=True)
+    stop(RunFolder(run.run_folder), "", stage.cluster, is_now=True)
     assert stage.cluster.stopped == ["train-key0-a1"]
     stage.cluster.training_ends(run)
-    stop(RunFolder(run.run_folder), is_now=True)
+    stop(RunFolder(run.run_folder), "", stage.cluster, is_now=True)
     assert stage.cluster.stopped == ["train-key0-a1", "validate-key0-a1"]
 
 

@@ -68,7 +68,16 @@ class FakeJobs:
     def set_state(self, submission_id: str, state: JobState) -> None:
         self.jobs[submission_id] = self.jobs[submission_id].model_copy(update={"state": state})
 
-    def campaign(self, name: str, job_state: JobState, state: RunState, since: float, num_drivers: int = 0, run_key: str = "r") -> None:
+    def campaign(
+        self,
+        name: str,
+        job_state: JobState,
+        state: RunState,
+        since: float,
+        num_drivers: int = 0,
+        run_key: str = "r",
+        run_folder: Path = Path("/r"),
+    ) -> None:
         status = RunStatus(
             run_key=run_key,
             address=ADDRESS,
@@ -77,7 +86,7 @@ class FakeJobs:
             epochs=1,
             since_unix=since,
             num_drivers=num_drivers,
-            run_folder=Path("/r"),
+            run_folder=run_folder,
         )
         event = {"event": "status", "status": status.model_dump(mode="json")}
         self.add(f"campaign-{name}", "campaign", job_state, f"NNFLEET {json.dumps(event)}\n", campaign=name, run_key="")

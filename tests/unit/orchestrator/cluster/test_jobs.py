@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ClusterError, StorageError
@@ -89,19 +90,58 @@ def no_room(*arguments: Any, **options: Any) -> None:
 
 @pytest.mark.parametrize(
     "full",
-    [(tempfile, "mkdtemp"), (shutil, "copyfile"), (Jobs, "_client")],
+    [(tempfile, "mkdtemp"), (shutil, "copyfile"), (JobSubmissionClient, "submit_job")],
     ids=["no folder", "no file", "no package"],
 )
 def test_a_full_temporary_folder_is_an_error_of_the_disk_in_one_sentence(full: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(JobServer) as address:
         jobs = Jobs(address)
-        if full[0] is Jobs:
-            monkeypatch.setattr(jobs._client, "submit_job", no_room)
-        else:
-            monkeypatch.setattr(*full, no_room)
+        monkeypatch.setattr(*full, no_room)
         with pytest.raises(StorageError, match="storage: ") as refusal:
             jobs.submit_control("name", [])
     assert len(str(refusal.value)) < 400
+
+
+class Counted(JobServer):
+    """Keeps what it was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/api/jobs/":
+            self._answer(200, [])
+        elif self.path.endswith("/logs"):
+            self._answer(200, {"logs": "printed\n"})
+        else:
+            super().do_GET()
+
+
+def test_a_connection_and_each_question_cost_one_request_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "asked", [])
+    monkeypatch.setattr(JobServer, "known", {NAME})
+    with serving(Counted) as address:
+        jobs = Jobs(address, "token")
+        assert jobs.records() == []
+        assert jobs.logs(NAME) == "printed\n"
+        assert (jobs.find(NAME).submission_id, jobs.find(NAME).state) == (NAME, "RUNNING")
+    assert Counted.asked == ["/api/version", "/api/jobs/", f"/api/jobs/{NAME}/logs", *[f"/api/jobs/{NAME}"] * 2]
+
+
+class Old(JobServer):
+    """A server of a Ray that is too old, or none of Ray at all."""
+
+    version: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        self._answer(200, self.version)
+
+
+@pytest.mark.parametrize("version", [{"ray_version": "1.13.0"}, {}, {"ray_version": "nightly"}])
+def test_what_is_no_job_server_of_a_ray_that_is_understood_is_refused(version: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Old, "version", version)
+    with serving(Old) as address, pytest.raises(ClusterError, match="does not answer as a Ray job server: its version of Ray is"):
+        Jobs(address)
 
 
 class Guarded(JobServer):

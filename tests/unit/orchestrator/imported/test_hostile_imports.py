@@ -116,6 +116,13 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "nnU-Net's summary.json",
+        "a Dice beyond all floats",
+        lambda p: _summary(p, _case(metrics={"1": {"Dice": 10**400}})),
+        DataError,
+        ("no summary.json",),
+    ),
+    Row(
+        "nnU-Net's summary.json",
         "another ending",
         lambda p: _summary(p, _case(prediction_file="/p/case_0.mha")),
         DataError,

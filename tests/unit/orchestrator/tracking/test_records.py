@@ -57,16 +57,8 @@ def test_the_code_of_a_job_is_what_its_submitter_shipped(tmp_path: Path, monkeyp
 
 
 def test_a_job_record_says_which_code_the_job_runs() -> None:
-    details = SimpleNamespace(
-        submission_id="campaign-c",
-        metadata={"nnfleet_kind": "campaign", "nnfleet_code": "0.9 abc", "nnfleet_modules": "{}"},
-        status=SimpleNamespace(value="RUNNING"),
-        message="",
-        driver_exit_code=None,
-        start_time=0,
-        end_time=None,
-    )
-    record = record_of(details)
+    carried = {"nnfleet_kind": "campaign", "nnfleet_code": "0.9 abc", "nnfleet_modules": "{}"}
+    record = record_of({"submission_id": "campaign-c", "metadata": carried, "status": "RUNNING", "message": None, "end_time": None})
     assert record is not None
     assert record.code == "0.9 abc"
 

@@ -1,0 +1,200 @@
+"""The verbs about trained models: used on new images, compared, exported and imported. Callers take them from `orchestrator.api`."""
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.campaign.follower import Follower
+from orchestrator.cluster import local_services
+from orchestrator.cluster.target import reach
+from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
+from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_folder
+from orchestrator.run.events import events_in
+
+if TYPE_CHECKING:
+    from orchestrator.compare.answer import Answer
+    from orchestrator.compare.choice import Compared
+    from orchestrator.compare.run_differences import RunDiff
+    from orchestrator.export.model import Exported
+    from orchestrator.imported.importing import ImportedFold
+    from orchestrator.tracking.client import Tracker
+    from orchestrator.validation.held_out_job import HeldOutEvent
+    from trainers.contract.run_spec import CheckpointName
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: str,
+    images: Path,
+    labels: Path | None = None,
+    output: Path | None = None,
+    *,
+    checkpoint: "CheckpointName" = "final",
+    results: Path | None = None,
+    cluster: str | None = None,
+) -> "HeldOutEvent":
+    """Predict a held-out test set with the folds that `model` means, as nnU-Net's ensemble, and with `labels` score it. Returns at its end.
+
+    Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues.
+    Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; at its end what is to blame for
+    cases that failed.
+    """
+    from orchestrator.validation.held_out_job import HELD_OUT_EVENTS
+
+    meant = reach(cluster, starts=True)
+    place = results_folder(results, os.environ) if meant.is_here else results
+    folders = {"--images": images, "--labels": labels, "--output": output, "--results": place}
+    named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
+    submission_id = meant.jobs.submit_held_out(secrets.token_hex(4), [model, *named, f"--checkpoint={checkpoint}"])
+    failure: ClusterError | None = None
+    try:
+        Follower(meant.jobs).finish(submission_id)
+    except KeyboardInterrupt:
+        meant.jobs.stop(submission_id)
+        raise
+    except ClusterError as err:
+        failure = err
+    ended = next(events_in(meant.jobs.logs(submission_id), HELD_OUT_EVENTS), None)
+    if ended is None:
+        raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
+    if ended.exit_code:
+        kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
+        raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)
+    return ended
+
+
+def predict(
+    model: str,
+    images: Path,
+    output: Path,
+    *,
+    checkpoint: "CheckpointName" = "final",
+    results: Path | None = None,
+    cluster: str | None = None,
+) -> "HeldOutEvent":
+    """As `evaluate`, without labels."""
+    return evaluate(model, images, None, output, checkpoint=checkpoint, results=results, cluster=cluster)
+
+
+def export(model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> "Exported":
+    """Make `target` an nnU-Net model folder with every fold that `model` means, or add them to what was exported there.
+
+    From the run folders below `results`, else from the server `tracking_uri`; with neither from nnUNet_results of this process, and from
+    MLflow (MLFLOW_TRACKING_URI, else the local server) where no such run lies there. Raises ConfigError, CheckpointError, TrackingError.
+    """
+    from orchestrator.export.fold_sources import folds_below
+    from orchestrator.export.model import export_model
+
+    if results is not None and tracking_uri:
+        raise ConfigError("export: --results and --tracking-uri both name where the model comes from. Name one of them.")
+    place = results or (Path(os.environ[RESULTS]) if os.environ.get(RESULTS) and not tracking_uri else None)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    if place is not None and (results is not None or place.is_dir()):
+        folder = results_folder(place, os.environ)
+        try:
+            folds = folds_below(folder, model)
+        except ConfigError:  # nothing here is called so
+            if results is not None or not uri:
+                raise
+        else:
+            return export_model(model, target, folds, f"below {folder}")
+    if not uri:
+        raise ConfigError(
+            "export: no run folder lies here (nnUNet_results, --results), no tracking server is named and none runs here. "
+            "Name one by its URI, or start ours: `nnfleet up`."
+        )
+    from orchestrator.export.mlflow_folds import folds_in_mlflow
+
+    return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
+
+
+def import_folder(folder: Path, results: Path | None = None, tracking_uri: str | None = None) -> "list[ImportedFold]":
+    """Make the folds in a model folder that nnU-Net itself trained, or the one fold that `folder` is, runs that are compared beside ours.
+
+    The dataset must lie in nnUNet_preprocessed of this process as it was trained on. `results`: nnUNet_results to link it into; default:
+    it becomes a run where it lies. Sent to the MLflow server `tracking_uri` (default: MLFLOW_TRACKING_URI, else the local one, else none).
+    What is `lacking` of a fold says why it was not imported. Raises ConfigError where no fold is meant.
+    """
+    from orchestrator.compare.model_run import with_models
+    from orchestrator.imported.importing import import_folder
+    from orchestrator.publishing.reconcile import Synced
+
+    preprocessed = os.environ.get(PREPROCESSED)
+    if not preprocessed:
+        raise ConfigError(
+            f"import: {PREPROCESSED} is not set. Set it to the folder that holds the dataset of the training: export {PREPROCESSED}=..."
+        )
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    folds = list(import_folder(folder, Path(preprocessed).absolute(), results, uri))
+    for model in with_models([Synced(run_key=fold.run_key, run_folder=fold.run_folder) for fold in folds if fold.run_folder], []):
+        if model.lacking:
+            log.warning("MLflow lacks of %s %s `nnfleet sync` sends it.", model.run_folder, model.lacking)
+    return folds
+
+
+def _local_mlflow() -> str:
+    local = local_services.running()
+    return local.mlflow_uri if local else ""
+
+
+def compare(
+    runs: Sequence[str] = (),
+    results: Path | None = None,
+    checkpoint: "CheckpointName" = "final",
+    patients: str | None = None,
+    tracking_uri: str | None = None,
+    *,
+    is_forced: bool = False,
+) -> "Compared":
+    """Which models are better, by their full validations in the run folders below `results` (default: nnUNet_results), or in MLflow.
+
+    With `tracking_uri` also of the runs on that server whose folders are not seen; without it and `results`, where no folder of such runs
+    is seen, of those on MLFLOW_TRACKING_URI, else on the local server. `runs`: names of runs or of what holds several
+    (`17/3d_fullres`), else all. `patients`: see `answer`. Raises ConfigError, TrackingError.
+    """
+    from orchestrator.compare.choice import Places, compared
+
+    is_seen = results is not None or Path(os.environ.get(RESULTS, "") or os.devnull).is_dir()
+    uri = tracking_uri or ("" if results is not None else os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow())
+    place = results_folder(results, os.environ) if is_seen or not uri else None
+    server = (lambda: _tracker(uri, "compare: --tracking-uri")) if uri else None
+    return compared(Places(place, server, bool(tracking_uri)), runs, checkpoint, patients, is_forced=is_forced)
+
+
+def _tracker(uri: str, option: str) -> "Tracker":
+    """A tracking server that answers. Raises ConfigError for an address with credentials, TrackingError."""
+    from orchestrator.tracking.address import refuse_credentials
+    from orchestrator.tracking.client import Tracker
+
+    refuse_credentials(uri, option)
+    tracker = Tracker(uri)
+    tracker.ping()
+    return tracker
+
+
+def diff(first: str, second: str, results: Path | None = None) -> "RunDiff":
+    """In what two runs below `results` (default: nnUNet_results) differ. Raises ConfigError for a name that means no run or several."""
+    from orchestrator.compare.run_facts import diff_below
+
+    return diff_below(results_folder(results, os.environ), first, second)
+
+
+def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, images: bool = False) -> None:
+    """Write the report of a comparison as one HTML file. `raw`: nnUNet_raw, default: the environment's. `images`: also pictures of cases of
+    runs with `images: false`.
+
+    Raises ConfigError where it cannot be written.
+    """
+    from orchestrator.compare.case_pictures import case_pictures
+    from orchestrator.compare.report import write_report
+
+    named = os.environ.get(RAW)
+    raw = raw or (Path(named) if named else None)
+    try:
+        write_report(answer, case_pictures(answer.models, raw, on_request=images), target.absolute())
+    except (OSError, StorageError) as err:
+        raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err

@@ -1,0 +1,30 @@
+"""The first lines of a training log: what is trained, as nnU-Net says it at the start of its own."""
+
+import json
+import logging
+from typing import Any
+
+from trainers.contract.run_spec import RunSpec
+from trainers.training.assemble import ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+def log_start(spec: RunSpec, plan: ModelConfig, world_size: int) -> None:
+    """Write them."""
+    for line in start_of_log(spec, plan.plans, plan.configuration, world_size):
+        log.info("%s", line)
+
+
+def start_of_log(spec: RunSpec, plans: dict[str, Any], configuration: dict[str, Any], world_size: int) -> list[str]:
+    """The run and its schedule, configuration, plans without their configurations, and the sizes of the split; no case is named. Pure."""
+    schedule = spec.schedule
+    settings = {key: value for key, value in plans.items() if key != "configurations"}
+    return [
+        f"Run {spec.run_key}: {spec.dataset}, {spec.configuration}, {spec.trainer}, {spec.plans}, fold {spec.fold}, seed {spec.seed}.",
+        f"{schedule.epochs} epochs of {schedule.train_iterations} training and {schedule.val_iterations} validation iterations; "
+        f"the batch of {configuration.get('batch_size')} is split over {world_size} worker{'s' * (world_size != 1)}.",
+        f"This is the configuration used by this training: {spec.configuration} {json.dumps(configuration)}",
+        f"These are the global settings of {spec.plans}: {json.dumps(settings)}",
+        f"This split has {len(spec.train_cases)} training and {len(spec.val_cases)} validation cases.",
+    ]
