@@ -113,19 +113,24 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
 
 def _planned_here(experiment: "Experiment", jobs: "Jobs", local: Services) -> "PlanReport | None":
     """The plan for the local cluster without a job of it. None where only its head knows all that a plan needs: folders, or campaigns."""
-    from orchestrator.campaign.planning import planned, sees_campaigns
+    from concurrent.futures import ThreadPoolExecutor
+
     from orchestrator.cluster.list_nodes import nodes_of
-    from orchestrator.queue.registry import Registry
 
     sent, store = _as_sent(experiment, local), local_services.control_store(Home.default())
     if not (store and sent.nnUNet_raw and sent.nnUNet_preprocessed and sent.nnUNet_results):
         return None
-    try:
-        nodes, records, registry = nodes_of(store, local.token_file), jobs.records(), Registry.of_cluster(store)
-    except ClusterError as err:
-        log.info("planned by a job of the cluster: %s", err)
-        return None
-    return planned(sent, records, nodes, registry, store) if sees_campaigns(records, registry) else None
+    with ThreadPoolExecutor(1) as beside:
+        nodes = beside.submit(nodes_of, store, local.token_file)
+        from orchestrator.campaign.planning import planned, sees_campaigns
+        from orchestrator.queue.registry import Registry
+
+        try:
+            records, registry = jobs.records(), Registry.of_cluster(store)
+            return planned(sent, records, nodes.result, registry, store) if sees_campaigns(records, registry) else None
+        except ClusterError as err:
+            log.info("planned by a job of the cluster: %s", err)
+            return None
 
 
 def submit(

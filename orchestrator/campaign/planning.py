@@ -1,7 +1,7 @@
 """What a submission would meet on a cluster at this moment, by the list of jobs and the registry where campaigns meet."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment
@@ -31,10 +31,12 @@ def sees_campaigns(jobs: Sequence[JobRecord], registry: Registry) -> bool:
 
 
 def planned(
-    experiment: Experiment, jobs: Sequence[JobRecord], nodes: Sequence[NodeResources], registry: Registry, address: str
+    experiment: Experiment, jobs: Sequence[JobRecord], nodes: Callable[[], Sequence[NodeResources]], registry: Registry, address: str
 ) -> PlanReport:
-    """The plan of an experiment whose folders are seen here. Starts nothing. Raises ConfigError, DataError as the campaign would."""
+    """The plan of an experiment whose folders are seen here. Starts nothing. Raises ConfigError, DataError as the campaign would.
+
+    `nodes` is asked last: whoever lists them may still be at it."""
     specs = expand(experiment)
     for spec in specs:
         refuse(spec, jobs, runs_at_work(jobs, registry))
-    return plan_report(experiment, specs, nodes, queue_of(jobs, registry), cluster=address)
+    return plan_report(experiment, specs, nodes(), queue_of(jobs, registry), cluster=address)

@@ -9,16 +9,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from orchestrator.queue.gang_fit import NodeResources
 from trainers.errors import ClusterError
+
+if TYPE_CHECKING:
+    from orchestrator.queue.gang_fit import NodeResources
 
 TIMEOUT_S = 30.0
 
 
-def nodes_of(control_store: str, token_file: Path) -> list[NodeResources]:
+def nodes_of(control_store: str, token_file: Path) -> "list[NodeResources]":
     """The living nodes of the cluster with this control store (GCS). Raises ClusterError."""
+    from orchestrator.queue.gang_fit import NodeResources
+
     command = [sys.executable, "-m", "orchestrator.cluster.list_nodes", control_store]
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file), "PYTHONPATH": os.pathsep.join(sys.path)}
     try:

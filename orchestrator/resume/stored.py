@@ -12,7 +12,6 @@ from orchestrator.run.progress import full_dice
 from orchestrator.run.status import RunStatus
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking.binding import noted_url
-from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import count_drivers
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
@@ -43,7 +42,7 @@ def status_of_stored(run: Found) -> RunStatus:
         run_folder=spec.run_folder,
     )
     reading = Reading(
-        newest_committed(folder),
+        run.committed,
         num_drivers=count_drivers(folder),
         full_dice=full_dice(folder, spec),
         undelivered=undelivered_text(folder, has_ended=state.is_final),

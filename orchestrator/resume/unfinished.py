@@ -7,8 +7,9 @@ from pathlib import Path
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve_all
 from orchestrator.run.outcome import Outcome, read_outcome
-from orchestrator.run.progress import Progress, progress_of
+from orchestrator.run.progress import Progress, progress_at
 from orchestrator.tracking.binding import noted_run_id
+from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.requests import read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -26,6 +27,8 @@ class Found:
     is_stopping: bool = False
     """A stop request is pending."""
     mlflow_run_id: str = ""
+    committed: Committed | None = None
+    """Its newest commit."""
 
     @property
     def names(self) -> Names:
@@ -69,7 +72,8 @@ def _found(folder: RunFolder) -> Found:
     spec = folder.spec()
     folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
     own = RunFolder(spec.run_folder)
-    return Found(spec, progress_of(spec), read_outcome(own), read_stop_request(own) is not None, noted_run_id(own))
+    committed = newest_committed(own)
+    return Found(spec, progress_at(spec, committed), read_outcome(own), read_stop_request(own) is not None, noted_run_id(own), committed)
 
 
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:

@@ -51,8 +51,12 @@ class Progress(Frozen):
 
 def progress_of(spec: RunSpec) -> Progress:
     """What the run folder of `spec` already holds (reads the folder)."""
+    return progress_at(spec, newest_committed(RunFolder(spec.run_folder)))
+
+
+def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
+    """Likewise where the newest commit was read already."""
     folder = RunFolder(spec.run_folder)
-    committed = newest_committed(folder)
     if committed is None or committed.run_key != spec.run_key:
         return Progress(stage="new")
     done = committed.epochs_done

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -242,7 +243,8 @@ class Plans:
         monkeypatch.setattr("orchestrator.campaign.follower.Follower.first_plan", lambda *arguments: "plan")
         self.is_away = False
 
-    def plan_here(self, *arguments: object) -> str:
+    def plan_here(self, sent: object, jobs: object, nodes: Callable[[], object], *more: object) -> str:
+        nodes()
         self.made.append("here")
         return "plan"
 

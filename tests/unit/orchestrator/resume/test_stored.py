@@ -114,6 +114,22 @@ def test_runs_that_the_cluster_knows_are_left_out(stage: Stage) -> None:
     assert [status.run_key for status in stored_below(stage.base / "results", {"key1"})] == ["key0", "key2"]
 
 
+def test_the_newest_commit_of_a_stored_run_is_read_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.campaign(run := stage.run(0))
+    finish_on_disk(run)
+    read: list[str] = []
+    plain = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read.append(path.name)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    (status,) = stored_below(stage.base / "results", ())
+    assert status.epochs_done == 4
+    assert [name for name in read if name.startswith("e00004_")] == ["e00004_a0001.json"]
+
+
 def test_the_training_log_of_a_run_outlives_its_cluster(tmp_path: Path) -> None:
     assert list(training_logs(tmp_path)) == []
     for day in (2, 1):
