@@ -253,7 +253,17 @@ def test_defaults_are_those_of_the_run_specification() -> None:
     for field in ("images", "pseudonyms", "deterministic", "compile", "workers", "loader", "validation"):
         assert getattr(experiment, field) == RunSpec.model_fields[field].default, field
     assert experiment.schedule_of("nnUNetTrainer") == RunSpec.model_fields["schedule"].default
-    derived = {"run_key", "dataset", "preprocessed_folder", "model_folder", "train_cases", "val_cases", "data_digest", "case_digests"}
+    derived = {
+        "run_key",
+        "dataset",
+        "preprocessed_folder",
+        "model_folder",
+        "train_cases",
+        "val_cases",
+        "data_digest",
+        "case_digests",
+        "imported",
+    }
     one_of_several = {"plans", "configuration", "trainer", "fold", "seed"}
     named_otherwise = {"schedule", "upload_interval_s", "local_artifacts", "tracking_uri", "mlflow_experiment"}
     assert set(RunSpec.model_fields) - derived - one_of_several - named_otherwise <= set(Experiment.model_fields)
