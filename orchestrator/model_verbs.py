@@ -48,6 +48,9 @@ def evaluate(
     meant = reach(cluster, starts=True)
     place = results_folder(results, os.environ) if meant.is_here else results
     folders = {"--images": images, "--labels": labels, "--output": output, "--results": place}
+    relative = [str(folder) for folder in folders.values() if folder is not None and not folder.is_absolute()]
+    if relative and not meant.is_here:
+        raise ConfigError(f"test set: {', '.join(relative)} starts at no folder of the cluster. Name whole paths, as its nodes see them.")
     named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
     submission_id = meant.jobs.submit_held_out(secrets.token_hex(4), [model, *named, f"--checkpoint={checkpoint}"])
     failure: ClusterError | None = None

@@ -171,10 +171,20 @@ def _validate(campaign: str, run_folder: Path, run_key: str, *, npz: bool, best:
 
     folder, cluster = RunFolder(run_folder), Jobs.inside_job()
     spec = folder.spec_of(run_key, "validate")
+    check_not_imported(spec)
     if npz:
         spec = spec.model_copy(update={"validation": spec.validation.model_copy(update={"npz": True})})
     check_trained(folder, spec, cluster.records(), best=best)
     return _opened(campaign, cluster, [spec], only_validate=True).run()
+
+
+def check_not_imported(spec: RunSpec) -> None:
+    """Raise ConfigError for a run that nnU-Net trained and validated: a validation here would replace nnU-Net's own files."""
+    if spec.imported is not None:
+        raise ConfigError(
+            f"validate: {spec.address} was validated by nnU-Net in {spec.imported.folder}, whose files stay as they are. Run "
+            "nnUNetv2_train with --val there (and --npz for probabilities), then `nnfleet import` it again."
+        )
 
 
 def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], *, best: bool = False) -> None:

@@ -32,7 +32,7 @@ NO_PICTURES = CasePictures({})
 
 def case_pictures(models: Sequence[TrainedModel], raw: Path | None, *, on_request: bool = False) -> CasePictures:
     """The worst, a median and the best case of the leading model. Files that are gone leave their case out. Raises DataError."""
-    if not on_request and not all(model.spec.images for model in models):
+    if not on_request and not all(fold.spec.images for model in models for fold in model.folds):
         return CasePictures({}, left_out=WITHOUT_IMAGES)
     names, shown, leader = shown_names(models), shown_cases(models[0], models[1:]), models[0].name
     viewed = {case: f"worst case {place}" for place, case in enumerate(_ranked(models[0], models[1:])[:VIEWED], start=1)}
@@ -67,7 +67,7 @@ def _ranked(model: TrainedModel, others: Sequence[TrainedModel]) -> list[str]:
 def shown_names(models: Sequence[TrainedModel]) -> dict[str, str]:
     """Case -> how the report names it: by its pseudonym where one of the models asks for that. Raises DataError."""
     cases = dict.fromkeys(result.case_id for model in models for result in model.results)
-    asking = next((model for model in models if model.spec.pseudonyms), None)
+    asking = next((model for model in models if model.has_pseudonyms), None)
     if asking is None:
         return {case: case for case in cases}
     salt = pseudonym_salt(asking.folder.parent)

@@ -156,7 +156,7 @@ def with_models(synced: Iterable[Synced], jobs: Sequence[JobRecord]) -> Iterator
 def report_of(found: CrossValidation) -> ModelReport:
     """What MLflow gets. Reads dataset.json and the split."""
     spec, results = found.model.spec, found.model.results
-    salt = pseudonym_salt(spec.model_folder.parent) if spec.pseudonyms else None
+    salt = pseudonym_salt(spec.model_folder.parent) if found.model.has_pseudonyms else None
     missing, table = missing_folds(found), _table(found, salt)
     summary = crossval_summary(results, found.model.labels, None)
     if salt is not None:

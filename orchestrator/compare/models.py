@@ -60,6 +60,11 @@ class TrainedModel:
         return self.folds[0].spec
 
     @property
+    def has_pseudonyms(self) -> bool:
+        """True where one of its folds asks for pseudonyms: the cases of all of them are then named so."""
+        return any(fold.spec.pseudonyms for fold in self.folds)
+
+    @property
     def folder(self) -> Path:
         """The model folder, where it lies now."""
         return self.folds[0].folder.model_folder

@@ -75,13 +75,8 @@ def _kept_by_another(spec: RunSpec) -> RunSpec | None:
         present = folder.spec()
     except DataError:
         return None
-    is_another = present.run_key != spec.run_key and not _is_of_nnunet(folder, present)
+    is_another = present.run_key != spec.run_key and not present.is_imported_in_place
     return present if is_another and commit_files(folder) else None
-
-
-def _is_of_nnunet(folder: RunFolder, present: RunSpec) -> bool:
-    """True for a run that nnU-Net trained in this very folder."""
-    return present.imported is not None and present.imported.folder == folder.root
 
 
 def _belong_to_others(runs: Sequence[tuple[RunFolder, RunSpec, RunSpec]], differences: str) -> ConfigError:
@@ -115,7 +110,7 @@ def model_folder_problems(
         except DataError as err:
             return [DataError(f"{err} {ESCAPE}")]
         is_its_own = present.run_key == spec.run_key
-        if not is_its_own and _is_of_nnunet(folder, present):
+        if not is_its_own and present.is_imported_in_place:
             return [_not_ours(folder, sorted(path.name for path in folder.root.glob("checkpoint_*.pth")))]
         is_leaving = not is_its_own and folder.root in leaving
         if commit_files(folder) and not is_leaving:

@@ -6,6 +6,7 @@ In place our folder `nnfleet` is added beside nnU-Net's files, none of which cha
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from orchestrator.imported.scores import ScoredData, score_fold
 from orchestrator.imported.trained_fold import FoldName, TrainedFold, fold_name, read_trained_fold
 from orchestrator.publishing.reconcile import sync
 from orchestrator.publishing.validation_report import write_report
+from orchestrator.run.aside import move_aside
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import full_dice
 from trainers.contract.fencing import acquire_token, newest_token
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
+from trainers.contract.pseudonyms import SALT_FILE
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, Imported, RunSpec, ValidationSpec
@@ -77,7 +80,7 @@ def import_folder(folder: Path, preprocessed: Path, results: Path | None = None,
 def folds_of(folder: Path) -> list[RunFolder]:
     """The folds that a folder of nnU-Net's means, itself or those in it. Raises ConfigError."""
     found = [folder] if folder.name.startswith("fold_") else sorted(path for path in folder.glob("fold_*") if path.is_dir())
-    folds = [RunFolder(path.absolute()) for path in found if path.is_dir()]
+    folds = [RunFolder(Path(os.path.abspath(path))) for path in found if path.is_dir()]  # two names of one folder would be two runs
     if not folds:
         raise ConfigError(
             f"import: {folder} is no fold and holds none. Name a folder that nnU-Net trained: "
@@ -203,6 +206,7 @@ def _spec(
         data_digest=digest,
         case_digests=readings.digests({*split.train, *split.val}),
         schedule=trained.schedule,
+        pseudonyms=(target.model_folder.parent / SALT_FILE).is_file(),  # as asked for in other runs of this dataset
         imported=Imported(folder=trained.folder.root, versions=trained.versions),
         validation=ValidationSpec(checkpoints=("final",)),
         tracking_uri=tracking_uri,
@@ -234,9 +238,11 @@ def _write(trained: TrainedFold, target: RunFolder, spec: RunSpec, data: ScoredD
     """Everything that a finished run of ours has. run.json comes after the rest that it vouches for, the outcome last."""
     if target.root != trained.folder.root:
         _link(trained, target)
-    if target.own.is_dir():
+    if target.spec_file.is_file():
         log.warning("%s was imported before, by other data or weights or not to its end: it is imported anew", target.root)
         shutil.rmtree(target.own)
+    elif target.own.is_dir():  # of an import that was killed, or of a run whose run.json was lost
+        log.warning("%s has no run.json: its folder is kept as %s", target.own, move_aside(target.own, "without-run", time.time()).name)
     for result in scores:
         write_json_atomic(target.cases("final") / f"{result.case_id}.json", result.model_dump())
     committed = trained.committed(spec.run_key)

@@ -75,7 +75,7 @@ def _at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord
 
 
 def _removable(run: Found) -> Removable:
-    status, imported = status_of_stored(run), run.spec.imported
+    status = status_of_stored(run)
     found = Removable(
         run_key=status.run_key,
         address=status.address,
@@ -85,7 +85,7 @@ def _removable(run: Found) -> Removable:
         run_folder=status.run_folder,
         size_bytes=0,
         mlflow_run_id=run.mlflow_run_id,
-        is_imported_here=imported is not None and imported.folder == status.run_folder,
+        is_imported_here=run.spec.is_imported_in_place,
     )
     return found.model_copy(update={"size_bytes": size_on_disk(found.leaving)})
 

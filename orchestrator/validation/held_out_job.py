@@ -99,7 +99,7 @@ def folds_of(name: str, results: Path) -> list[RunFolder]:
     if found := unlike([facts_of(spec) for spec in specs]):
         raise ConfigError(f"test set: the folds of {name} do not go together: {'; '.join(found)}. Name one of them: {name}/0.")
     order = sorted(range(len(specs)), key=lambda place: str(specs[place].fold).zfill(4))
-    return [folders[place] for place in order]
+    return [folders[place] for place in order if len(specs) == 1 or specs[place].fold != "all"]  # as nnU-Net's predict takes 0 to 4
 
 
 def prepared(
@@ -111,7 +111,7 @@ def prepared(
         if not fold.checkpoint(checkpoint).is_file():
             raise ConfigError(
                 f"test set: {fold.checkpoint(checkpoint)} does not exist: this fold has not been trained to its end. "
-                "Wait for it or resume it, or name the folds that are, one by one."
+                "Wait for it or resume it, or name the folds that are, such as MODEL/0 or MODEL/[0-3]."
             )
     dataset_json = load_dataset_json(model_folder)
     cases = held_out_cases(images.absolute(), None if labels is None else labels.absolute(), dataset_json)
@@ -120,8 +120,9 @@ def prepared(
         check_labels(labels.absolute(), cases, labels_of(dataset_json, str(model_folder / "dataset.json")), reader)
     numbers = "_".join(str(fold.spec().fold) for fold in folds)
     place = RunFolder((output or model_folder / f"test_{images.absolute().name}_{checkpoint}_{numbers}").absolute())
+    is_private = any(fold.spec().pseudonyms for fold in folds)
     held = HeldOut(
-        spec=spec.model_copy(update={"val_cases": tuple(cases)}),
+        spec=spec.model_copy(update={"val_cases": tuple(cases), "pseudonyms": is_private}),
         checkpoint=checkpoint,
         checkpoint_files=tuple(fold.checkpoint(checkpoint) for fold in folds),
         weights_sha256=tuple(digest_of_named(fold, checkpoint) for fold in folds),
@@ -132,12 +133,13 @@ def prepared(
 
 
 def claim(output: RunFolder, held: HeldOut) -> None:
-    """Make the output folder of this test set. Raises ConfigError where it holds something else, or predictions by other weights."""
+    """Make the output folder of this test set.
+
+    Raises ConfigError where it holds something else, predictions by other weights or of images in another folder.
+    """
     if held_out_file(output).exists():
-        if read_held_out(output).weights_sha256 != held.weights_sha256:
-            raise ConfigError(
-                f"output: {output.root} holds the predictions of other weights, and nothing is replaced. Name another folder."
-            )
+        if unlike_before := _unlike_before(read_held_out(output), held):
+            raise ConfigError(f"output: {output.root} holds the predictions {unlike_before}, and nothing is replaced. Name another folder.")
     elif output.root.exists() and any(output.root.iterdir()):
         raise ConfigError(f"output: {output.root} is not empty, and nothing in it is replaced. Name a new folder.")
     try:
@@ -147,6 +149,15 @@ def claim(output: RunFolder, held: HeldOut) -> None:
     check_takes(output.own)
     output.stop_file.unlink(missing_ok=True)
     write_json_atomic(held_out_file(output), held.model_dump(mode="json"))
+
+
+def _unlike_before(before: HeldOut, held: HeldOut) -> str:
+    """What the predictions of an output folder are of, where that is not what is asked for; empty where it is. Pure."""
+    if before.weights_sha256 != held.weights_sha256:
+        return "of other weights"
+    folders = {image.parent for case in before.cases.values() for image in case.images}
+    others = folders - {image.parent for case in held.cases.values() for image in case.images}
+    return f"of the images in {min(others)}" if others else ""
 
 
 def run_held_out(held: HeldOut, output: RunFolder, folds: Sequence[RunFolder]) -> HeldOutEvent:
@@ -168,7 +179,7 @@ def run_held_out(held: HeldOut, output: RunFolder, folds: Sequence[RunFolder]) -
 
 def predicted(held: HeldOut, output: RunFolder) -> list[CaseResult] | HeldOutEvent:
     """Every case's result; or how the job ends whose cases failed too often, alone."""
-    missing = [case for case in held.cases if not is_scored(held, output, case, read_result(output, held.checkpoint, case))]
+    missing = [case for case in held.cases if not is_scored(held, case, read_result(output, held.checkpoint, case))]
     log.info("test set: %d of %d cases to do", len(missing), len(held.cases))
     sizes = {case: sum(image.stat().st_size for image in held.cases[case].images) for case in missing}
     queue = CaseQueue.of(largest_first(sizes), held.spec.validation.attempts_per_case)
@@ -178,11 +189,12 @@ def predicted(held: HeldOut, output: RunFolder) -> list[CaseResult] | HeldOutEve
             pool.run(min(held.spec.workers.least, len(missing)))
     if queue.exhausted:
         return _failed(held, {case: queue.failures[case] for case in queue.exhausted})
-    results = [result for case in held.cases if (result := read_result(output, held.checkpoint, case)) is not None]
+    found = {case: read_result(output, held.checkpoint, case) for case in held.cases}
+    results = [result for case, result in found.items() if result is not None and is_scored(held, case, result)]
     if len(results) < len(held.cases):
         raise ClusterError(
-            f"test set: {len(results)} of {len(held.cases)} results are in {output.root} as this node sees it. "
-            "The output folder must be shared between all nodes."
+            f"test set: {len(results)} of {len(held.cases)} results of these images and labels are in {output.root} as this node sees it. "
+            "The output folder must be shared between all nodes, and belong to this command alone."
         )
     return results
 

@@ -44,6 +44,8 @@ class HeldOutWorker:
     def load(self, name: CheckpointName, digest: str) -> str:
         """Load the networks and return the place where they are. Raises as `loaded_ensemble`."""
         self._held = held = retry_storage(self._read, f"reading {self._output.own}", tell=self._notice.tell)
+        if " ".join(held.weights_sha256) != digest:
+            raise CheckpointError(f"test set: another command uses {self._output.root}. Name another output folder.")
         self._predictor = retry_storage(lambda: loaded_ensemble(held), f"loading the {name} checkpoints", tell=self._notice.tell)
         return own_place()
 
@@ -68,7 +70,11 @@ class HeldOutWorker:
         assert self._predictor is not None
         assert self._held is not None
         check_takes(self._output.own)  # before the long work
-        return done_case(self._predictor, self._held, self._output, case_id).dice_mean
+        try:
+            return done_case(self._predictor, self._held, self._output, case_id).dice_mean
+        except Exception:
+            check_takes(self._output.own)  # libraries hide a full disk behind errors of their own, or write half a file
+            raise
 
 
 @dataclass

@@ -51,7 +51,9 @@ def publish_scores(held: HeldOut, output: RunFolder, folds: Sequence[RunFolder],
                 f"MLflow has no run of the cross-validation of {held.spec.model} yet: `nnfleet sync` makes it once its folds are validated"
             )
         tracker.log_scores(run_id, metrics_of(summary), time.time())
-        tracker.set_tags(run_id, {"nnfleet.test_cases": str(summary["n_cases"]), "nnfleet.test_folder": str(output.root)})
+        images = sorted({str(image.parent) for case in held.cases.values() for image in case.images})
+        tags = {"test_cases": str(summary["n_cases"]), "test_folder": str(output.root), "test_images": ", ".join(images)}
+        tracker.set_tags(run_id, {f"nnfleet.{name}": text for name, text in {**tags, "test_checkpoint": held.checkpoint}.items()})
         if not held.spec.pseudonyms:
             tracker.upload_bytes(run_id, (output.root / "summary.json").read_bytes(), "test/summary.json")
     except NnfleetError as err:

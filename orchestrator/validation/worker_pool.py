@@ -7,7 +7,7 @@ quarantined: it holds what it has reserved, so that no replacement lands there, 
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import ray
@@ -24,9 +24,6 @@ from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.storage.faults import is_of_storage
 from trainers.storage.files import check_takes
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0

@@ -35,6 +35,11 @@ class HeldOut(Frozen):
         content = [self.weights_sha256, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def labels_stat(self, case_id: str) -> tuple[int, int] | None:
+        """Size and modification time (ns) of a case's labels, by which corrected ones show. Raises OSError for a file that is away."""
+        labels = self.cases[case_id].labels
+        return None if labels is None else (labels.stat().st_size, labels.stat().st_mtime_ns)
+
 
 def held_out_file(output: RunFolder) -> Path:
     """Where an output folder names its test set."""
@@ -50,7 +55,7 @@ def read_held_out(output: RunFolder) -> HeldOut:
         raise DataError(f"test set: {held_out_file(output)} is of another version: {err}. Name another output folder.") from err
 
 
-def is_scored(held: HeldOut, output: RunFolder, case_id: str, result: CaseResult | None) -> bool:
+def is_scored(held: HeldOut, case_id: str, result: CaseResult | None) -> bool:
     """True when a stored result is of these weights, images, labels, tolerance and scoring rule, and its prediction is there."""
     if result is None or not Path(result.prediction_file).is_file() or result.checkpoint_sha256 != held.key_of(case_id):
         return False
@@ -58,5 +63,4 @@ def is_scored(held: HeldOut, output: RunFolder, case_id: str, result: CaseResult
     if labels is None:
         return True
     is_by_this_rule = result.scoring == SCORING and result.surface_tolerance_mm == held.spec.validation.surface_tolerance_mm
-    scored_at = (output.cases(held.checkpoint) / f"{case_id}.json").stat().st_mtime_ns
-    return is_by_this_rule and result.reference_file == str(labels) and labels.stat().st_mtime_ns <= scored_at
+    return is_by_this_rule and result.reference_file == str(labels) and result.reference_stat == held.labels_stat(case_id)

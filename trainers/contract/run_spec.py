@@ -241,6 +241,11 @@ class RunSpec(Frozen):
         return self.model_folder / f"fold_{self.fold}"
 
     @property
+    def is_imported_in_place(self) -> bool:
+        """True for a run that nnU-Net itself trained in the very folder of the run."""
+        return self.imported is not None and self.imported.folder == self.run_folder
+
+    @property
     def model(self) -> str:
         """How users call the model that this run is a fold of: dataset number/configuration/trainer, with `@plans`, `+variant` and
         `+seedN` at the trainer where they are not the usual ones.

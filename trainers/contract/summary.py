@@ -55,6 +55,8 @@ class CaseResult(Frozen):
     checkpoint_sha256: str
     """SHA-256 of the checkpoint file that predicted: a result of other weights is never taken for this one's."""
     reference_file: str
+    reference_stat: tuple[int, int] | None = Field(None, exclude_if=lambda stat: stat is None)
+    """Size and modification time (ns) of the reference, of a case of a test set: its labels may be corrected at any time."""
     prediction_file: str
     surface_tolerance_mm: float
     scoring: int = 0

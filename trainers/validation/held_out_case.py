@@ -7,7 +7,7 @@ from trainers.contract.held_out import HeldOut
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
-from trainers.errors import DataError
+from trainers.errors import DataError, StorageError
 from trainers.storage.files import write_json_atomic
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.inference import EnsemblePredictor
@@ -20,7 +20,7 @@ def done_case(predictor: EnsemblePredictor, held: HeldOut, output: RunFolder, ca
     Without labels the result has no metrics. Raises DataError for images or labels that cannot be read or do not fit, StorageError.
     """
     started = time.perf_counter()
-    case, key = held.cases[case_id], held.key_of(case_id)
+    case, key, labels_stat = held.cases[case_id], held.key_of(case_id), held.labels_stat(case_id)
     result_file = output.cases(held.checkpoint) / f"{case_id}.json"
     before = read_result(output, held.checkpoint, case_id)
     if before is not None and before.checkpoint_sha256 == key and Path(before.prediction_file).is_file():
@@ -28,11 +28,16 @@ def done_case(predictor: EnsemblePredictor, held: HeldOut, output: RunFolder, ca
     else:
         result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
         file, spacing = predictor.predict(case_id, case.images, output.root)
+        try:
+            predictor.read_segmentation(file)
+        except DataError as err:  # it was written a moment ago
+            raise StorageError(f"storage: {file} was not stored whole: {err}") from err
         seconds = time.perf_counter() - started
     result = CaseResult(
         case_id=case_id,
         checkpoint_sha256=key,
         reference_file="" if case.labels is None else str(case.labels),
+        reference_stat=labels_stat,
         prediction_file=str(file),
         surface_tolerance_mm=held.spec.validation.surface_tolerance_mm,
         scoring=SCORING,

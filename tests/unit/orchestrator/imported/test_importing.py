@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from orchestrator import api
+from orchestrator.campaign.job import check_not_imported
 from orchestrator.compare.choice import compared
 from orchestrator.dataset.model_folder import problems_of_folders
 from orchestrator.errors import ConfigError
@@ -142,6 +143,36 @@ def test_no_training_of_ours_takes_the_place_of_one_of_nnunets(tiny: Tiny) -> No
     for replaces in (False, True):
         (problem,) = problems_of_folders([wanted], plans, replaces=replaces)
         assert "was not made by nnfleet (it holds checkpoint_best.pth, checkpoint_final.pth) and is never overwritten" in str(problem)
+
+
+def test_another_way_to_the_same_folder_names_the_same_run(tiny: Tiny) -> None:
+    root = nnunet_fold(tiny)
+    (fold,) = imported(tiny, root.parent / ".." / root.parent.name / root.name)
+    assert fold.run_folder == root
+    assert RunFolder(root).spec().is_imported_in_place
+
+
+def test_a_validation_of_ours_never_replaces_that_of_nnunet(tiny: Tiny) -> None:
+    (fold,) = imported(tiny, nnunet_fold(tiny))
+    with pytest.raises(ConfigError, match="was validated by nnU-Net in .*, whose files stay as they are. Run nnUNetv2_train with --val"):
+        check_not_imported(RunFolder(fold.folder).spec())
+
+
+def test_what_lost_its_run_file_is_kept_when_a_fold_is_imported(tiny: Tiny) -> None:
+    """It may be a run of ours, whose states nobody else has."""
+    folder = RunFolder(nnunet_fold(tiny))
+    folder.state.mkdir(parents=True)
+    (folder.state / "state.json").write_text("{}")
+    (fold,) = imported(tiny, folder.root)
+    assert fold.lacking == ""
+    assert [path.read_text() for path in folder.root.glob("without-run-nnfleet-*/*/state.json")] == ["{}"]
+
+
+def test_where_runs_of_the_dataset_have_pseudonyms_an_import_has_them_too(tiny: Tiny) -> None:
+    root = nnunet_fold(tiny)
+    (root.parents[1] / ".nnfleet_salt").write_text("ab" * 32)
+    (fold,) = imported(tiny, root)
+    assert RunFolder(fold.folder).spec().pseudonyms
 
 
 def test_one_fold_that_cannot_be_imported_stops_no_other(tiny: Tiny) -> None:

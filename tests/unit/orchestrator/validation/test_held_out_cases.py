@@ -1,5 +1,6 @@
 """Cases of a held-out test set: found by nnU-Net's names, and refused with what is wrong before a worker starts."""
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -8,7 +9,12 @@ import pytest
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.validation.held_out_cases import cases_by_name, check_labels, held_out_cases
+from orchestrator.validation.held_out_job import claim
+from tests.fake_run import FakeRun
+from trainers.contract.held_out import HeldOut, HeldOutCase, is_scored
 from trainers.contract.plans import labels_of
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.summary import SCORING, CaseResult
 
 DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 
@@ -78,3 +84,44 @@ def test_an_unknown_label_value_and_a_damaged_file_are_named_before_a_worker_sta
         check_labels(labels, cases, labels_of(dict(DATASET)), "SimpleITKIO")
     assert f"in {labels} a has the value 7, which dataset.json does not name (it names 0, 1). Correct the label file." in str(refused.value)
     assert f"in {labels} the file of b_1 cannot be read" in str(refused.value)
+
+
+def held_out(tmp_path: Path, images: Path, weights: str = "ab", labels: Path | None = None) -> HeldOut:
+    """One case of one channel."""
+    spec = FakeRun(tmp_path / "run").spec
+    case = HeldOutCase(images=(images / "a_0000.nii.gz",), labels=labels)
+    return HeldOut(spec=spec, checkpoint="final", checkpoint_files=(tmp_path / "f.pth",), weights_sha256=(weights,), cases={"a": case})
+
+
+def test_an_output_folder_takes_one_test_set_of_one_model(tmp_path: Path) -> None:
+    """Two sites call their folder imagesTs and their first case a."""
+    output = RunFolder(tmp_path / "output")
+    claim(output, held_out(tmp_path, tmp_path / "site_a"))
+    claim(output, held_out(tmp_path, tmp_path / "site_a"))
+    with pytest.raises(ConfigError, match=f"holds the predictions of the images in {tmp_path / 'site_a'}, and nothing is replaced"):
+        claim(output, held_out(tmp_path, tmp_path / "site_b"))
+    with pytest.raises(ConfigError, match="holds the predictions of other weights"):
+        claim(output, held_out(tmp_path, tmp_path / "site_a", weights="cd"))
+
+
+def test_labels_that_were_corrected_are_scored_anew_however_old_their_file_is(tmp_path: Path) -> None:
+    (tmp_path / "a_0000.nii.gz").write_bytes(b"image")
+    labels, prediction = tmp_path / "labels.nii.gz", tmp_path / "a.nii.gz"
+    labels.write_bytes(b"labels")
+    prediction.write_bytes(b"prediction")
+    held = held_out(tmp_path, tmp_path, labels=labels)
+    stored = CaseResult(
+        case_id="a",
+        checkpoint_sha256=held.key_of("a"),
+        reference_file=str(labels),
+        reference_stat=held.labels_stat("a"),
+        prediction_file=str(prediction),
+        surface_tolerance_mm=held.spec.validation.surface_tolerance_mm,
+        scoring=SCORING,
+        metrics={},
+        seconds=1.0,
+    )
+    assert is_scored(held, "a", stored)
+    labels.write_bytes(b"Labels")
+    os.utime(labels, ns=(1, 1))
+    assert not is_scored(held, "a", stored)
