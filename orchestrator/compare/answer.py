@@ -104,7 +104,7 @@ class Answer:
         notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
         notes += _without_lesions(self.models)
         if self.is_from_mlflow:
-            notes.append(f"{sources_text(self.models)} MLflow gives neither curves nor pictures of cases.")
+            notes.append(f"{sources_text(self.models)} MLflow gives no curves, lesions, pictures of cases, nor both checkpoints' scores.")
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 

@@ -34,10 +34,12 @@ def publish(tracker: Tracker, folder: RunFolder) -> None:
 
 
 def content(found: Compared) -> dict[str, Any]:
-    """The whole answer, but for where it was read, and for the pseudo-Dice, which checkpoints in MLflow carry."""
+    """The whole answer, but for where it was read, and for the pseudo-Dice, which checkpoints in MLflow carry, and run folders alone
+    hold of both checkpoints.
+    """
     plain = as_json(found.answer)
     for model in plain["models"]:
-        del model["sources"]
+        del model["sources"], model["checkpoints"]
     return {key: value for key, value in plain.items() if key not in ("notes", "ema_against_full_dice")}
 
 
