@@ -27,7 +27,6 @@ from orchestrator.model_verbs import import_folder as import_folder
 from orchestrator.model_verbs import predict as predict
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_folder
-from orchestrator.run.events import events_in
 from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, stored_logs, training_logs
 from trainers.contract.run_folder import RunFolder
@@ -352,12 +351,8 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
         return list(with_models(sync_below(results, [run] if run else [], jobs), jobs))
     arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
     submission_id = meant.jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
-    failure: ClusterError | None = None
-    try:
-        Follower(meant.jobs).finish(submission_id)
-    except ClusterError as err:
-        failure = err
-    found = [event.synced for event in events_in(meant.jobs.logs(submission_id), SYNC_EVENTS)]
+    events, failure = Follower(meant.jobs).ended(submission_id, SYNC_EVENTS)
+    found = [event.synced for event in events]
     if failure is not None and not any(item.lacking for item in found):  # else it has failed by what is lacking
         raise failure
     return found

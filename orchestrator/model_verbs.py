@@ -12,7 +12,6 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.target import reach
 from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_folder
-from orchestrator.run.events import events_in
 
 if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
@@ -53,17 +52,14 @@ def evaluate(
         raise ConfigError(f"test set: {', '.join(relative)} starts at no folder of the cluster. Name whole paths, as its nodes see them.")
     named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
     submission_id = meant.jobs.submit_held_out(secrets.token_hex(4), [model, *named, f"--checkpoint={checkpoint}"])
-    failure: ClusterError | None = None
     try:
-        Follower(meant.jobs).finish(submission_id)
+        events, failure = Follower(meant.jobs).ended(submission_id, HELD_OUT_EVENTS)
     except KeyboardInterrupt:
         meant.jobs.stop(submission_id)
         raise
-    except ClusterError as err:
-        failure = err
-    ended = next(events_in(meant.jobs.logs(submission_id), HELD_OUT_EVENTS), None)
-    if ended is None:
+    if not events:
         raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
+    ended = events[0]
     if ended.exit_code:
         kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
         raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)

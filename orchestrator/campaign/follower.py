@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.campaign.events import CampaignLog
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.follow.next_step import death
-from orchestrator.run.events import EVENT_PREFIX
+from orchestrator.run.events import EVENT_PREFIX, AnyEvent, events_in
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.address import masked
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 LOG_CHARACTERS_PER_S = 2e6
 """A long log is asked for less often: Ray gives it as a whole each time."""
@@ -165,6 +168,15 @@ class Follower:
             time.sleep(self._first_poll_s)
         if job.state != "SUCCEEDED":
             raise ClusterError(f"control: {submission_id} failed. {job.message[-TAIL:]}")
+
+    def ended(self, submission_id: str, kinds: "TypeAdapter[AnyEvent]") -> tuple[list[AnyEvent], ClusterError | None]:
+        """Wait for a control job; the events that it has left, and how it failed, if it did."""
+        failure: ClusterError | None = None
+        try:
+            self.finish(submission_id)
+        except ClusterError as err:
+            failure = err
+        return list(events_in(self._jobs.logs(submission_id), kinds)), failure
 
     def withdraw(self, campaign_id: str) -> list[str]:
         """End a campaign, then every job that it has started; returns the submission ids of those that were alive."""

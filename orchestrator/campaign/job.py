@@ -21,16 +21,14 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
-from orchestrator.campaign.planning import queue_of
+from orchestrator.campaign.planning import queue_of, refuse_all
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.dataset.problems import listed
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.plan import PlanReport, plan_of_runs, plan_report
-from orchestrator.follow.reserved import runs_at_work
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import refuse_orphan_workers
-from orchestrator.resume.takeover import refuse
 from orchestrator.resume.unfinished import choose, find_runs, of_one_server
 from orchestrator.run.aside import aside_name
 from orchestrator.run.below import results_folder
@@ -105,8 +103,7 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     address = os.environ.get("RAY_ADDRESS", "")
     jobs, registry = cluster.records(), Registry.of_cluster(address)
     if plan_only:  # else the opening does, under its lock
-        for spec in specs:
-            refuse(spec, jobs, runs_at_work(jobs, registry))
+        refuse_all(specs, jobs, registry)
     report = plan_report(experiment, specs, cluster_nodes(), queue_of(jobs, registry), cluster=address, warnings=warnings)
     never = _never_fits(report)
     if never and not plan_only:

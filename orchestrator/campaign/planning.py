@@ -11,6 +11,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.takeover import refuse
 from orchestrator.run.job_record import JobRecord, living_campaigns
+from trainers.contract.run_spec import RunSpec
 
 
 def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
@@ -30,6 +31,13 @@ def sees_campaigns(jobs: Sequence[JobRecord], registry: Registry) -> bool:
     return registry.entries(living).keys() == living
 
 
+def refuse_all(specs: Sequence[RunSpec], jobs: Sequence[JobRecord], registry: Registry) -> None:
+    """Raise ConfigError or DataError for the first run that could not be taken possession of now. Changes nothing."""
+    at_work = runs_at_work(jobs, registry)
+    for spec in specs:
+        refuse(spec, jobs, at_work)
+
+
 def planned(
     experiment: Experiment, jobs: Sequence[JobRecord], nodes: Callable[[], Sequence[NodeResources]], registry: Registry, address: str
 ) -> PlanReport:
@@ -37,6 +45,5 @@ def planned(
 
     `nodes` is asked last: whoever lists them may still be at it."""
     specs = expand(experiment)
-    for spec in specs:
-        refuse(spec, jobs, runs_at_work(jobs, registry))
+    refuse_all(specs, jobs, registry)
     return plan_report(experiment, specs, nodes(), queue_of(jobs, registry), cluster=address)

@@ -106,7 +106,6 @@ def train(
     Ctrl-C asks whether to stop (with a loadable checkpoint, once an epoch has ended) or to leave it running; SIGTERM stops it so. The
     same command again continues it.
     """
-    from orchestrator import api
     from orchestrator.cli.foreground import hearing_sigterm
 
     refuse_contradictions(continues=continues, only_validates=only_validates, has_weights=weights is not None)
@@ -131,13 +130,12 @@ def train(
             statuses = _validated(named, cluster, npz=npz, best=val_best)
         else:
             statuses = _trained(named, worker_options(num_workers, cpu, cpus, device), cluster, replaces=replace)
-    _show(statuses)
-    if outage := api.tracking_outage(cluster):
-        note(outage)
+    _show(statuses, cluster)
     raise typer.Exit(exit_code(statuses, best_is_enough=only_validates and val_best))
 
 
-def _show(statuses: list["RunStatus"]) -> None:
+def _show(statuses: list["RunStatus"], cluster: str | None) -> None:
+    from orchestrator import api
     from orchestrator.cli.tables import result_table
 
     out = console()
@@ -146,6 +144,8 @@ def _show(statuses: list["RunStatus"]) -> None:
         note(f"Model: {item.run_folder}" if item.epochs_done else f"No checkpoint yet: its first epoch has not ended ({item.run_folder}).")
         if item.mlflow_url:
             note(f"MLflow: {item.mlflow_url}")
+    if outage := api.tracking_outage(cluster):
+        note(outage)
 
 
 def exit_code(statuses: "Sequence[RunStatus]", *, best_is_enough: bool) -> int:

@@ -13,7 +13,7 @@ from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
 from trainers.errors import CheckpointError
 from trainers.storage.faults import retry_storage
-from trainers.storage.files import check_takes, write_atomic
+from trainers.storage.files import takes_files, write_atomic
 
 if TYPE_CHECKING:
     from trainers.validation.inference import CasePredictor
@@ -76,12 +76,8 @@ class CaseWorker:
         from trainers.validation.one_case import validate_case
 
         assert self.predictor is not None
-        check_takes(self._folder.own)  # before the long work
-        try:
+        with takes_files(self._folder.own):
             return validate_case(self.predictor, self._folder, self._name, case_id)
-        except Exception:
-            check_takes(self._folder.own)  # libraries hide a full disk behind errors of their own, or write half a file
-            raise
 
     def _draw(self, result: CaseResult) -> None:
         """Write the picture of a case; a fault in it is logged and costs the picture alone."""

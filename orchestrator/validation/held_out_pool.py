@@ -12,7 +12,7 @@ from trainers.contract.run_spec import CheckpointName
 from trainers.contract.storage_notice import StorageNotice
 from trainers.errors import CheckpointError, DataError, StorageError
 from trainers.storage.faults import retry_storage
-from trainers.storage.files import check_takes
+from trainers.storage.files import takes_files
 
 if TYPE_CHECKING:
     from trainers.validation.inference import EnsemblePredictor
@@ -69,12 +69,8 @@ class HeldOutWorker:
 
         assert self._predictor is not None
         assert self._held is not None
-        check_takes(self._output.own)  # before the long work
-        try:
+        with takes_files(self._output.own):
             return done_case(self._predictor, self._held, self._output, case_id).dice_mean
-        except Exception:
-            check_takes(self._output.own)  # libraries hide a full disk behind errors of their own, or write half a file
-            raise
 
 
 @dataclass

@@ -148,6 +148,19 @@ def check_takes(folder: Path, size_bytes: int = 4 << 20) -> None:
 
 
 @contextlib.contextmanager
+def takes_files(folder: Path) -> Iterator[None]:
+    """For long work that writes into `folder`: asked before it, and again where it fails, since libraries hide a full disk behind errors of
+    their own, or write half a file. Raises StorageError as `check_takes`.
+    """
+    check_takes(folder)
+    try:
+        yield
+    except Exception:
+        check_takes(folder)
+        raise
+
+
+@contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
     """A folder below the system's temporary one (TMPDIR), gone at the end. Raises StorageError when that takes none."""
     try:

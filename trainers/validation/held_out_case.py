@@ -7,10 +7,11 @@ from trainers.contract.held_out import HeldOut
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
-from trainers.errors import DataError, StorageError
+from trainers.data.segmentation_file import SegmentationFile
+from trainers.errors import DataError
 from trainers.storage.files import write_json_atomic
 from trainers.validation.case_metrics import case_metrics
-from trainers.validation.inference import EnsemblePredictor
+from trainers.validation.inference import EnsemblePredictor, read_back
 from trainers.validation.spacing import Spacing
 
 
@@ -25,13 +26,11 @@ def done_case(predictor: EnsemblePredictor, held: HeldOut, output: RunFolder, ca
     before = read_result(output, held.checkpoint, case_id)
     if before is not None and before.checkpoint_sha256 == key and Path(before.prediction_file).is_file():
         file, spacing, seconds = Path(before.prediction_file), predictor.spacing_of(case_id, case.images), before.seconds
+        found = predictor.read_segmentation(file)
     else:
         result_file.unlink(missing_ok=True)  # what it vouched for is about to be replaced
         file, spacing = predictor.predict(case_id, case.images, output.root)
-        try:
-            predictor.read_segmentation(file)
-        except DataError as err:  # it was written a moment ago
-            raise StorageError(f"storage: {file} was not stored whole: {err}") from err
+        found = read_back(predictor, file)
         seconds = time.perf_counter() - started
     result = CaseResult(
         case_id=case_id,
@@ -42,15 +41,15 @@ def done_case(predictor: EnsemblePredictor, held: HeldOut, output: RunFolder, ca
         surface_tolerance_mm=held.spec.validation.surface_tolerance_mm,
         scoring=SCORING,
         no_distances=spacing.why_unknown,
-        metrics={} if case.labels is None else _scored(predictor, case.labels, file, spacing),
+        metrics={} if case.labels is None else _scored(predictor, case.labels, found, spacing),
         seconds=seconds,
     )
     write_json_atomic(result_file, result.model_dump())
     return result
 
 
-def _scored(predictor: EnsemblePredictor, labels: Path, prediction: Path, spacing: Spacing) -> dict[str, ClassMetrics]:
-    reference, found = predictor.read_segmentation(labels).values_ZYX, predictor.read_segmentation(prediction).values_ZYX
+def _scored(predictor: EnsemblePredictor, labels: Path, prediction: SegmentationFile, spacing: Spacing) -> dict[str, ClassMetrics]:
+    reference, found = predictor.read_segmentation(labels).values_ZYX, prediction.values_ZYX
     if reference.shape != found.shape:
         raise DataError(
             f"labels: {labels} has the shape {reference.shape}, its image {found.shape}. Put the labels of this very image there."

@@ -28,7 +28,7 @@ from trainers.data.case_files import damaged, open_case, read_properties
 from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.data.whole_file import check_whole
-from trainers.errors import CheckpointError, ConfigError, DataError
+from trainers.errors import CheckpointError, ConfigError, DataError, StorageError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
 from trainers.storage.faults import find_outage, reading
@@ -115,6 +115,14 @@ class ModelPredictor:
             raise CheckpointError(
                 f"checkpoint: {checkpoint_file} does not fit {self.spec.configuration!r} in plans.json of its model folder: {err}"
             ) from err
+
+
+def read_back(predictor: ModelPredictor, file: Path) -> SegmentationFile:
+    """What a prediction that was written a moment ago holds. Raises StorageError where it was not stored whole."""
+    try:
+        return predictor.read_segmentation(file)
+    except DataError as err:
+        raise StorageError(f"storage: {file} was not stored whole: {err}") from err
 
 
 class CasePredictor(ModelPredictor):

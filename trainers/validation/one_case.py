@@ -13,19 +13,18 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import SCORING, CaseResult
 from trainers.data.segmentation_file import SegmentationFile
-from trainers.errors import DataError, StorageError
+from trainers.errors import DataError
 from trainers.storage.files import write_json_atomic
 from trainers.validation.case_metrics import case_metrics
-from trainers.validation.inference import CasePredictor
+from trainers.validation.inference import CasePredictor, read_back
 
 
 def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult:
     """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
 
     Writes <validation folder>/<case><ending>, probabilities beside it where the run keeps them, and cases/<name>/<case>.json, each whole or
-    not at all. Where the same weights have predicted
-    the case before, that prediction is scored anew: by another tolerance or rule. Raises DataError for a case that cannot be read or
-    scored, StorageError when the prediction was not stored whole.
+    not at all. Where the same weights have predicted the case before, that prediction is scored anew: by another tolerance or rule.
+    Raises DataError for a case that cannot be read or scored, StorageError when the prediction was not stored whole.
     """
     started = time.perf_counter()
     reference_file = predictor.reference_file(case_id)
@@ -81,10 +80,7 @@ def _predicted(predictor: CasePredictor, folder: RunFolder, name: CheckpointName
     for file in (result_file, *folder.probabilities(name, case_id)):  # what it vouched for is about to be replaced
         file.unlink(missing_ok=True)
     file = predictor.predict(case_id, folder.validation(name))
-    try:
-        return Prediction(file, predictor.read_segmentation(file))
-    except DataError as err:  # it was written a moment ago
-        raise StorageError(f"storage: {file} was not stored whole: {err}") from err
+    return Prediction(file, read_back(predictor, file))
 
 
 @dataclass(frozen=True)
