@@ -6,6 +6,7 @@ Intensities follow the labels, so that a few epochs of a tiny network learn some
 import contextlib
 import io
 import json
+import multiprocessing.dummy
 import os
 import shutil
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 
@@ -54,11 +56,20 @@ def environment(base: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def nnunet_environment(base: Path) -> Iterator[None]:
-    """Run nnU-Net's code on folders below `base`, without its prints and warnings; restores the environment."""
+    """Run nnU-Net's code on folders below `base`, without its prints and warnings; restores the environment.
+
+    Threads list its files in place of forked processes: a process forked beside Ray's threads may hang on a lock that one of them held.
+    """
     before = dict(os.environ)
     os.environ.update(environment(base))
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        from nnunetv2.utilities import utils  # reads the environment
+
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+            mock.patch.object(utils, "Pool", multiprocessing.dummy.Pool),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
