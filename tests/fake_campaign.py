@@ -372,13 +372,13 @@ class Stage:
             workers=WorkerSpec(count=gpus, gpus=1, cpus=1),
         )
 
-    def campaign(self, *specs: RunSpec, name: str = "c1", replaces: bool = False) -> Campaign:
+    def campaign(self, *specs: RunSpec, name: str = "c1", replaces: bool = False, only_validate: bool = False) -> Campaign:
         self.cluster.add_campaign(name)
         refuse_orphan_workers(specs, self.cluster.records, self.clock.clock, self.said.append)
         made = Campaign(
             name, self.cluster, self.cluster.nodes, Registry(self.base / "board"), self.events.append, self.tracking, self.clock.clock
         )
-        made.open(specs, replaces=replaces)
+        made.open(specs, replaces=replaces, only_validate=only_validate)
         return made
 
     def reported(self, run: RunSpec) -> list[str]:

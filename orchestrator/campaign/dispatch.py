@@ -163,9 +163,9 @@ class Dispatcher:
 
     def _submit(self, run: FollowedRun, step: Train | Validate, jobs: Sequence[JobRecord]) -> None:
         carried = {"campaign": self._campaign, "mlflow_run_id": run.tracked.run_id}
-        if run.observer.continues_after_stop:  # the end that it continues after is no end of this campaign
+        if run.observer.ignores_an_end:  # the end that it continues after is no end of this campaign
             reset(run.folder, Action.VALIDATE if isinstance(step, Validate) else Action.TRAIN)
-            run.observer.continues_after_stop = False
+            run.observer.take_up()
         match step:
             case Validate():
                 retry = len(validations(jobs, run.key, step.fencing_token))

@@ -91,9 +91,15 @@ def _followed(acquired: Acquired, jobs: Sequence[JobRecord], campaign: str, trac
     spec = acquired.spec
     tracked = track(spec, tracker)
     own = [job for job in jobs if job.run_key == spec.run_key]
-    earlier = frozenset(job.submission_id for job in own if acquired.was_stopping or not job.is_live)
-    is_trained = acquired.action is Action.VALIDATE
-    observer = Observer(spec, earlier, continues_after_stop=acquired.was_stopping, is_trained=is_trained, clock=clock)
+    earlier = frozenset(job.submission_id for job in own if acquired.was_stopping or acquired.validates_again or not job.is_live)
+    observer = Observer(
+        spec,
+        earlier,
+        continues_after_stop=acquired.was_stopping,
+        validates_again=acquired.validates_again,
+        is_trained=acquired.action is Action.VALIDATE,
+        clock=clock,
+    )
     return FollowedRun(observer, campaign, tracked)
 
 

@@ -36,6 +36,8 @@ class Observer:
     """Jobs that had ended, or were ending, when the campaign began: they do not count as its failures."""
     continues_after_stop: bool = False
     """Submitted again while a job still ends on an earlier stop request: that end is not this campaign's."""
+    validates_again: bool = False
+    """Its validation was asked for while an earlier one still ended: that end is not this campaign's."""
     is_trained: bool = False
     """Its training was seen to be done: whatever becomes of its folder, it is not trained again by this campaign."""
     clock: Clock = field(default=Clock(), repr=False)
@@ -92,7 +94,7 @@ class Observer:
             committed_token=committed.fencing_token if committed is not None else 0,
             has_validated=self._jobs_that_validated(own),
         )
-        facts = self._past_the_stop(facts)
+        facts = self._past_earlier_ends(facts)
         self.is_trained = self.is_trained or (facts.outcome is not None and is_trained(facts.outcome))
         if not any(job.is_live for job in own):
             self._check_training_is_there()
@@ -114,14 +116,27 @@ class Observer:
                 "not trained again. Bring the folder back, or mount its share."
             )
 
-    def _past_the_stop(self, facts: Facts) -> Facts:
-        """Without the end of a job that had been asked to stop before the run was submitted again."""
-        if self.continues_after_stop and facts.stop is not None:
-            self.continues_after_stop = False  # somebody wants it stopped after all
-        if not self.continues_after_stop or facts.outcome is None or facts.outcome.state != "STOPPED":
+    def _past_earlier_ends(self, facts: Facts) -> Facts:
+        """Without the end of a job that had been asked to stop, or that validated as asked earlier, before the run was submitted again."""
+        if facts.stop is not None:
+            self.take_up()  # somebody wants it stopped after all
+        outcome = facts.outcome
+        if outcome is None:
             return facts
-        is_trained = facts.outcome.job == "validation"
-        return replace(facts, outcome=facts.outcome.model_copy(update={"state": "TRAINED"}) if is_trained else None)
+        has_validated = outcome.job == "validation"
+        is_earlier = (self.continues_after_stop and outcome.state == "STOPPED") or (self.validates_again and has_validated)
+        if not is_earlier:
+            return facts
+        return replace(facts, outcome=outcome.model_copy(update={"state": "TRAINED"}) if has_validated else None)
+
+    @property
+    def ignores_an_end(self) -> bool:
+        """The run's outcome may be one that this campaign does not go by."""
+        return self.continues_after_stop or self.validates_again
+
+    def take_up(self) -> None:
+        """From now on every end of a job is this campaign's."""
+        self.continues_after_stop = self.validates_again = False
 
     def _with_workers(self, facts: Facts, job: JobRecord) -> Facts:
         """What the folder holds of the workers of a living training job. Fencing tokens decide, never time stamps."""

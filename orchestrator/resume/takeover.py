@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.dataset.model_folder import belongs_to_another, model_folder_problems, other_plans
 from orchestrator.dataset.problems import Problems
+from orchestrator.follow.next_step import only_delivers
 from orchestrator.publishing.reconcile import is_alive
 from orchestrator.run.aside import move_aside
 from orchestrator.run.job_record import JobRecord, living_job
@@ -55,6 +56,8 @@ class Acquired:
     """What its submission does with it."""
     stop_mark: tuple[bytes, int] | None = None
     """Which stop request its living job has; whoever opens the campaign withdraws that one, which the job may have seen already."""
+    validates_again: bool = False
+    """Its living job's validation is not the one that is asked for: another one follows it."""
     replaced: Replaced | None = None
 
     @property
@@ -97,8 +100,8 @@ def make_way(spec: RunSpec) -> Replaced:
 def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False, made_way: Replaced | None = None) -> Acquired:
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
-    The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives.
-    The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was moved aside for it. Raises
+    The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives,
+    those of its validation in any case. The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was moved aside for it. Raises
     ConfigError when it belongs to another run all the same, DataError when it cannot be written.
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
@@ -120,13 +123,28 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
             raise belongs_to_another(folder, present, spec)
         if job is not None:
-            return Acquired(present, Action.FOLLOW, stop_mark(folder) if read_stop_request(folder) is not None else None)
+            return _joined(present, spec, job, only_validate=only_validate)
         if present != spec:
             write_atomic(folder.spec_file, _content(spec))
         action = Action.VALIDATE if only_validate else progress_of(spec).action
         if action is not Action.NOTHING:
             reset(folder, action)
     return Acquired(spec, action, replaced=replaced)
+
+
+def _joined(present: RunSpec, asked: RunSpec, job: JobRecord, *, only_validate: bool) -> Acquired:
+    """Take possession of a run of which `job` lives. What is asked of its validation holds from the next validation job on."""
+    folder, validation = RunFolder(present.run_folder), asked.validation
+    spec = present.model_copy(update={"validation": validation})
+    if spec != present:
+        write_atomic(folder.spec_file, _content(spec))
+    has_validated = only_validate and only_delivers(job, read_outcome(folder))
+    return Acquired(
+        spec,
+        Action.FOLLOW,
+        stop_mark(folder) if read_stop_request(folder) is not None else None,
+        validates_again=job.kind == "validate" and (has_validated or spec != present),
+    )
 
 
 def stop_mark(folder: RunFolder) -> tuple[bytes, int] | None:
