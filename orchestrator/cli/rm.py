@@ -40,6 +40,8 @@ def rm(
         return
     for run in removed:
         say(f"removed {_line(run)}")
+    for folder in _crossvals(removed):
+        say(f"removed {folder}")
     if not mlflow and any(run.mlflow_run_id for run in removed):
         note("Their MLflow runs stay, with curves and checkpoints; before the same is trained again, delete them in MLflow's pages.")
 
@@ -48,6 +50,8 @@ def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:
     """Go on only if the user means it. Raises ConfigError where nobody can be asked."""
     for run in found:
         note(_line(run))
+    for folder in _crossvals(found):
+        note(f"{folder}  (a cross-validation with what is removed)")
     count = "1 run" if len(found) == 1 else f"{len(found)} runs"
     size = size_text(sum(run.size_bytes for run in found))
     what = f"{count} ({size} on the disk){' and their MLflow runs' if mlflow else ''}"
@@ -60,6 +64,11 @@ def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:
 
 def _line(run: "Removable") -> str:
     return f"{run.address}  {run.state.value}  {run.epochs_done}/{run.epochs} epochs  {size_text(run.size_bytes)}  {run.run_folder}"
+
+
+def _crossvals(runs: Sequence["Removable"]) -> list[Path]:
+    """What is removed besides the run folders, each once."""
+    return list(dict.fromkeys(folder for run in runs for folder in run.crossvals))
 
 
 def size_text(size_bytes: int) -> str:

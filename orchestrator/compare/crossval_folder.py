@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
+from orchestrator.run.crossvals import MARK, own_crossvals, remove_crossvals
 from trainers.contract.plans import Labels
 from trainers.contract.run_folder import CROSSVAL_PREFIX, crossval_name
 from trainers.contract.summary import CaseResult, summarise, summary_bytes
@@ -21,9 +22,6 @@ from trainers.storage.faults import storing
 from trainers.storage.files import NO_LINKS, fsync_folder, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
-
-MARK = "nnfleet.json"
-"""Tells a folder that was made here from one that nnU-Net made, which is never touched."""
 
 
 def refresh_crossval(model_folder: Path) -> Path | None:
@@ -41,14 +39,8 @@ def refresh_crossval(model_folder: Path) -> Path | None:
         return None
     if not _is_current(target, found):
         _replace(target, found)
-    _remove([folder for folder in _own(model_folder) if folder != target])
+    remove_crossvals([folder for folder in own_crossvals(model_folder) if folder != target])
     return target
-
-
-def drop_crossval(model_folder: Path, fold: object) -> None:
-    """Remove what holds the predictions of a fold that are about to be replaced, and what a killed job left half made."""
-    _remove([folder for folder in _own(model_folder) if str(fold) in folder.name.removeprefix(CROSSVAL_PREFIX).split("_")])
-    _remove(list(model_folder.glob(f".{CROSSVAL_PREFIX}*")))
 
 
 def by_file_name(results: Sequence[CaseResult]) -> list[CaseResult]:
@@ -66,15 +58,6 @@ def crossval_summary(results: Sequence[CaseResult], labels: Labels, predictions:
         return summarise(ordered, labels)
     placed = [result.model_copy(update={"prediction_file": str(predictions / Path(result.prediction_file).name)}) for result in ordered]
     return summarise(placed, labels)
-
-
-def _own(model_folder: Path) -> list[Path]:
-    return [mark.parent for mark in model_folder.glob(f"{CROSSVAL_PREFIX}*/{MARK}")]
-
-
-def _remove(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_current(target: Path, found: CrossValidation) -> bool:

@@ -12,6 +12,7 @@ from orchestrator.publishing.reconcile import is_alive
 from orchestrator.resume.stored import status_of_stored
 from orchestrator.resume.unfinished import Found, find_runs
 from orchestrator.run.aside import move_aside
+from orchestrator.run.crossvals import crossvals_with, remove_crossvals
 from orchestrator.run.job_record import JobRecord, living_campaigns
 from orchestrator.run.names import resolve_all
 from orchestrator.run.status import RunStatus
@@ -39,6 +40,8 @@ class Removable(Frozen):
     mlflow_run_id: str = ""
     is_imported_here: bool = False
     """nnU-Net itself made the folder: only what was noted of the run is removed."""
+    crossvals: tuple[Path, ...] = ()
+    """Folders of the model's cross-validation that hold this fold's predictions and are removed with it."""
 
     @property
     def leaving(self) -> Path:
@@ -86,6 +89,7 @@ def _removable(run: Found) -> Removable:
         size_bytes=0,
         mlflow_run_id=run.mlflow_run_id,
         is_imported_here=run.spec.is_imported_in_place,
+        crossvals=tuple(crossvals_with(run.spec.model_folder, run.spec.fold)),
     )
     return found.model_copy(update={"size_bytes": size_on_disk(found.leaving)})
 
@@ -106,7 +110,7 @@ def size_on_disk(folder: Path) -> int:
 
 def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
     """Remove run folders for good, one after the other, and with `mlflow` their MLflow runs into its bin before. Of a run that nnU-Net
-    trained in that folder only what was noted of it goes.
+    trained in that folder only what was noted of it goes. Its model's cross-validations that hold it go with it.
 
     A model folder in which no fold is left goes too. Raises TrackingError before anything is removed where a server does not answer,
     DataError for a folder that may not be removed: those before it are gone then.
@@ -115,6 +119,7 @@ def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
         _into_the_bin(runs)
     for run in runs:
         try:
+            remove_crossvals(run.crossvals)
             shutil.rmtree(move_aside(run.leaving, "removed", time.time()))  # half a run folder would look like a run
             _remove_if_empty(run.run_folder.parent)
         except OSError as err:

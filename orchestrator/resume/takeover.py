@@ -15,6 +15,7 @@ from orchestrator.dataset.problems import Problems
 from orchestrator.follow.next_step import only_delivers
 from orchestrator.publishing.reconcile import is_alive
 from orchestrator.run.aside import move_aside
+from orchestrator.run.crossvals import drop_crossval
 from orchestrator.run.job_record import JobRecord, living_job
 from orchestrator.run.outcome import Outcome, is_newest, read_outcome, write_outcome
 from orchestrator.run.progress import Action, progress_of
@@ -90,6 +91,7 @@ def make_way(spec: RunSpec) -> Replaced:
     folder = RunFolder(spec.run_folder)
     with explained(spec):
         replaced = _replaced(folder, folder.spec())
+        drop_crossval(folder.model_folder, spec.fold)
         token = acquire_token(folder, f"takeover by {spec.run_key}", {"role": TAKEOVER})
         target = move_aside(folder.root, "replaced", time.time())
         log.warning("%s of the run %s is %s now: %s replaces it", folder.root, replaced.run_key, target, spec.run_key)

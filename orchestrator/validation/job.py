@@ -21,9 +21,10 @@ from typing import Any
 import ray
 
 from orchestrator.compare.cross_validation import CHECKPOINT
-from orchestrator.compare.crossval_folder import drop_crossval, refresh_crossval
+from orchestrator.compare.crossval_folder import refresh_crossval
 from orchestrator.publishing.publisher import deliver_run
 from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, write_report
+from orchestrator.run.crossvals import drop_crossval
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
 from orchestrator.tracking.end_state import publish_end

@@ -15,7 +15,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
-from orchestrator.compare.crossval_folder import MARK, drop_crossval, refresh_crossval
+from orchestrator.compare.crossval_folder import refresh_crossval
+from orchestrator.run.crossvals import MARK, drop_crossval
 from tests.validated_model import model_with_predictions
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder

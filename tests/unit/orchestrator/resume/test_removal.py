@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.errors import ConfigError, DataError, TrackingError
 from orchestrator.resume.removal import Removable, removable, remove, size_on_disk
+from orchestrator.run.crossvals import MARK
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.tracking import client
 from tests.fake_campaign import Stage, finish_on_disk, look
@@ -73,9 +74,35 @@ def test_only_the_runs_that_were_named_are_gone(stage: Stage) -> None:
     assert sorted(path.name for path in first.model_folder.iterdir()) == ["dataset.json", "fold_1", "plans.json"]
 
 
+def crossval(run: RunSpec, folds: str, mark: str = MARK) -> Path:
+    """A cross-validation over these folds beside a run."""
+    folder = run.model_folder / f"crossval_results_folds_{folds}"
+    write_json_atomic(folder / mark, {})
+    return folder
+
+
+def test_the_cross_validation_that_holds_a_removed_fold_goes_with_it(stage: Stage) -> None:
+    run = finished(stage, 0)
+    finished(stage, 1)
+    with_it, without_it = crossval(run, "0_1"), crossval(run, "1_10")
+    (found,) = listed(stage, "key0")
+    assert found.crossvals == (with_it,)
+    remove([found], mlflow=False)
+    assert not with_it.exists()
+    assert without_it.exists()
+
+
+def test_a_cross_validation_that_nnunet_made_stays(stage: Stage) -> None:
+    run = finished(stage, 0)
+    theirs = crossval(run, "0_1", "summary.json")
+    remove(listed(stage, "key0"), mlflow=False)
+    assert [path.name for path in theirs.iterdir()] == ["summary.json"]
+
+
 def test_a_model_folder_goes_with_its_last_fold_and_other_plans_may_come(stage: Stage) -> None:
     run = finished(stage, 0)
     finished(stage, 1)
+    crossval(run, "0_1")
     remove(listed(stage, "1/3d/nnUNetTrainer"), mlflow=False)
     assert not run.model_folder.exists()
     assert run.model_folder.parent.exists()

@@ -9,6 +9,7 @@ from orchestrator.campaign.job import replacements
 from orchestrator.errors import ConfigError, Superseded
 from orchestrator.resume.takeover import make_way, refuse
 from orchestrator.run.activity import owner_of
+from orchestrator.run.crossvals import MARK
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.commits import newest_committed
@@ -16,6 +17,7 @@ from trainers.contract.fencing import acquire_token, check_driver_fence, check_f
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 
 @pytest.fixture
@@ -48,11 +50,13 @@ def aside(run: RunSpec) -> list[Path]:
 def test_another_run_gets_the_folder_and_the_old_one_keeps_all_beside_it(stage: Stage) -> None:
     run = stage.run(0)
     trained(stage, run)
+    write_json_atomic(run.model_folder / "crossval_results_folds_0_1" / MARK, {})
     kept = sorted(path.relative_to(run.run_folder) for path in run.run_folder.rglob("*") if path.is_file())
     look(again := stage.campaign(changed(run), name="c2", replaces=True))
     assert states(again) == ["RUNNING"]
     assert RunFolder(run.run_folder).spec() == changed(run)
     assert newest_committed(RunFolder(run.run_folder)) is None
+    assert not list(run.model_folder.glob("crossval*")), "it holds the predictions of the old run"
     (old,) = aside(run)
     assert RunFolder(old).spec() == run
     assert {path.relative_to(old) for path in old.rglob("*") if path.is_file()} >= set(kept)
