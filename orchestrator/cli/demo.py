@@ -74,7 +74,7 @@ def _train(file: Path, paths: "DemoPaths") -> None:
     from orchestrator import api
     from orchestrator.cli.foreground import hearing_sigterm, submit_in_foreground, wait_in_foreground
     from orchestrator.cli.plan import show_plan
-    from orchestrator.cli.tables import result_table, seconds, worst_exit_code
+    from orchestrator.cli.tables import result_view, seconds, worst_exit_code
     from orchestrator.experiment.model import load_experiment
     from trainers.contract.states import RunState
 
@@ -87,7 +87,7 @@ def _train(file: Path, paths: "DemoPaths") -> None:
         statuses = wait_in_foreground(submission.campaign_id, services.ray_address)
     say("")
     out = console()
-    out.print(result_table(statuses, out.width))
+    out.print(result_view(statuses, out.width))
     say("")
     if all(item.state is RunState.SUCCEEDED for item in statuses):
         answer = api.compare(results=paths.results).answer

@@ -1,12 +1,16 @@
-"""Runs as the folds of their models: what stands on a line of its own, and in which order. Pure but for the Dice over all cases."""
+"""Runs as the folds of their models: what stands on a line of its own, and in which order. Pure but for what is read of run folders: the
+Dice over all cases, and whether folds are alike."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import NnfleetError
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -52,14 +56,27 @@ class Model:
             return None
         return max((run.seconds_left for run in self.runs if run.seconds_left is not None), default=None)
 
+    @cached_property
+    def unlike(self) -> str:
+        """In what its folds differ, so that no mean is taken over them; empty where one may be. Where a folder is not to be seen, by epochs."""
+        from orchestrator.compare.unlike import unlike_folds
+
+        if len(self.runs) == 1:
+            return ""
+        try:
+            return "; ".join(unlike_folds([RunFolder(run.run_folder).spec() for run in self.runs]))
+        except (NnfleetError, OSError):
+            epochs = sorted({run.epochs for run in self.runs})
+            return f"its folds have {' and '.join(map(str, epochs))} epochs" if len(epochs) > 1 else ""
+
     def dice_and_source(self, checkpoint: "CheckpointName") -> tuple[float | None, bool]:
         """Mean foreground full Dice of its validated folds, None while there is none; and whether that is the mean over all cases (else,
-        where the run folders are not to be seen, of the folds' means).
+        where the run folders are not to be seen, of the folds' means). None too where its folds are unlike.
         """
         from orchestrator.run.model_dice import dice_over_cases
 
         validated = [run for run in self.runs if checkpoint in run.full_dice]
-        if not validated:
+        if not validated or self.unlike:
             return None, True
         if len(validated) == 1:
             return validated[0].full_dice[checkpoint], True

@@ -12,8 +12,9 @@ from orchestrator.errors import ClusterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
-    from orchestrator.experiment.plan import PlanReport
+    from orchestrator.experiment.plan import PlanReport, PlanRow
 
 WIDE = 120
 """Terminal width from which on all columns of a plan are shown."""
@@ -60,10 +61,9 @@ def plan_table(report: "PlanReport", width: int) -> "RenderableType":
     from orchestrator.cli.tables import plain_table
 
     columns = ["run", ">seed", ">cases", ">epochs", ">workers", ">batch per rank", "resources", "progress", "fits"]
-    shown = columns if width >= WIDE else ["run", ">workers", ">batch per rank", "resources", "fits"]
+    shown = columns if width >= WIDE else ["run", "resources", "progress", "fits"]
     table = plain_table(*shown, width=width, title=f"Plan of {report.experiment}")
     for row in report.rows:
-        fits = Text(row.fits, style=FIT_STYLES[row.fits])
         cells: dict[str, str | Text] = {
             "run": row.address,
             ">seed": str(row.seed),
@@ -73,11 +73,21 @@ def plan_table(report: "PlanReport", width: int) -> "RenderableType":
             ">batch per rank": " to ".join(batch_text(sizes) for sizes in (row.batch_per_rank, row.batch_per_rank_of_most) if sizes),
             "resources": row.resources,
             "progress": row.progress.text,
-            "fits": fits.append(f": {row.because}", style="default") if width >= WIDE else fits,
+            "fits": _fits(row, with_reason=width >= WIDE),
         }
         table.add_row(*[cells[column] for column in shown])
     reasons = [Text(f"{row.address}: {row.fits}: {row.because}", style="dim") for row in report.rows if width < WIDE and row.fits != "now"]
     return Group(table, *reasons)
+
+
+def _fits(row: "PlanRow", *, with_reason: bool) -> "Text":
+    """When a run fits; `-` for a finished one, which needs nothing."""
+    from rich.text import Text
+
+    if row.progress.stage == "finished":
+        return Text("-")
+    fits = Text(row.fits, style=FIT_STYLES[row.fits])
+    return fits.append(f": {row.because}", style="default") if with_reason else fits
 
 
 def batch_text(batch_per_rank: tuple[int, ...]) -> str:

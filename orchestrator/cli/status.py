@@ -62,12 +62,12 @@ def status(
 
 def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
     """The table of results, of the models, or runs, that have some."""
-    from orchestrator.cli.tables import result_table
+    from orchestrator.cli.tables import result_view
 
     if validated := [item for item in statuses if item.full_dice]:
         out = console()
         out.print()
-        out.print(result_table(validated, out.width, all_runs=all_runs))
+        out.print(result_view(validated, out.width, all_runs=all_runs))
 
 
 def _named(statuses: "list[RunStatus]", runs: list[str]) -> "list[RunStatus]":

@@ -9,6 +9,7 @@ from orchestrator.cli.models import Model, models_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from orchestrator.run.status import CasesDone, RunStatus
@@ -81,23 +82,32 @@ def cases_line(validation: "CasesDone") -> str:
     return f"full validation of {validation.checkpoint}: {validation.done}/{validation.cases} cases"
 
 
-def result_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "Table":
-    """What a finished experiment is judged by: pseudo-Dice beside the full Dice for best and final weights, a line for each model, or run.
-
-    The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means.
+def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "RenderableType":
+    """What a finished experiment is judged by: pseudo-Dice beside the full Dice for best and final weights, a line for each model, or run;
+    below them the models over whose folds no mean is taken, with why.
     """
+    from rich.console import Group
+    from rich.text import Text
+
+    models = [Model(run.address, (run,)) for run in statuses] if all_runs else models_of(statuses)
+    reasons = [Text(f"{model.name}: no mean over its folds, which are unlike: {model.unlike}.", style="dim") for model in models if model.unlike]
+    return Group(_result_table(models, width), *reasons)
+
+
+def _result_table(models: Sequence[Model], width: int) -> "Table":
+    """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means."""
     from rich.text import Text
 
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
     table = plain_table(*shown, width=width)
-    for model in [Model(run.address, (run,)) for run in statuses] if all_runs else models_of(statuses):
+    for model in models:
         epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
         ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]
         cells: list[str | Text] = [
             model.name if len(model.runs) > 1 else model.runs[0].address,
             Text(model.state_text, style=STYLES[model.state]),
-            dice(fmean(ema) if ema else None),
+            dice(fmean(ema) if ema and not model.unlike else None),
             _model_dice(model, "best"),
             _model_dice(model, "final"),
             f"{median(epoch_s):.1f}" if epoch_s else "-",

@@ -136,10 +136,10 @@ def train(
 
 def _show(statuses: list["RunStatus"], cluster: str | None) -> None:
     from orchestrator import api
-    from orchestrator.cli.tables import result_table
+    from orchestrator.cli.tables import result_view
 
     out = console()
-    out.print(result_table(statuses, out.width))
+    out.print(result_view(statuses, out.width))
     for item in statuses:
         note(f"Model: {item.run_folder}" if item.epochs_done else f"No checkpoint yet: its first epoch has not ended ({item.run_folder}).")
         if item.mlflow_url:

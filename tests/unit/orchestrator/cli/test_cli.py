@@ -20,6 +20,7 @@ import orchestrator
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.foreground import answer_of
+from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
 from orchestrator.cli.watch import done_fraction, watch_view
@@ -34,7 +35,8 @@ from orchestrator.resume.removal import Removable
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
 from orchestrator.tracking.saved_views import QUESTIONS
-from trainers.contract.run_spec import RunSpec, WorkerSpec
+from tests.fake_run import FakeRun
+from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
 from trainers.contract.states import RunState
 
 EXPERIMENT = "dataset: 17\nconfigurations: [3d_fullres]\nfolds: [0]\n"
@@ -120,6 +122,7 @@ class FakeApi:
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
+        self.printed = ["\x1b[36mline\x1b[0m one\n", "line two\n"]
         self.interruptions = 0
         self.fault: Exception | None = None
         self.interrupted_early: bool | None = None
@@ -240,8 +243,7 @@ class FakeApi:
         self._ask("logs", run, follow, earlier)
         on_found(self.runs[0])
         if all(item.state != RunState.QUEUED for item in self.runs):
-            yield "\x1b[36mline\x1b[0m one\n"
-            yield "line two\n"
+            yield from self.printed
 
     def validate(self, runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:
         self._ask("validate", *runs, *(["npz"] if npz else []), *(["best"] if best else []))
@@ -297,6 +299,17 @@ def test_plan_prints_the_table_in_full_and_its_warnings_apart(nnfleet: Nnfleet, 
         assert text in " ".join(out.split())
     assert "odd data" in err
     assert "\x1b" not in out
+
+
+def test_a_plan_of_eighty_columns_shows_progress_and_a_finished_run_fits_nothing() -> None:
+    (row,) = plan_report().rows
+    done = row.model_copy(update={"progress": Progress(stage="finished"), "fits": "now", "because": "nothing to submit."})
+    console = Console(width=80, file=StringIO())
+    console.print(plan_table(plan_report().model_copy(update={"rows": (row, done)}), 80))
+    _, header, first, second, *_ = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert header.split() == ["run", "resources", "progress", "fits"]
+    assert first.split()[-2:] == ["new", "never"]
+    assert second.split()[-3:] == ["finished:", "skipped", "-"]
 
 
 def test_plan_as_json_is_the_report(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -405,6 +418,23 @@ def test_the_dice_of_a_model_that_cannot_be_taken_over_its_cases_is_marked(nnfle
     api.runs[1] = api.runs[1].model_copy(update={"full_dice": {"final": 0.9}})
     (row,) = [line.split() for line in nnfleet("status")[1].splitlines() if line.startswith("17/2d/t ") and "0.8" in line]
     assert row[-4:-2] == ["0.800", "~0.800"], "one fold's best, the mean of two folds' final"
+
+
+def test_no_mean_is_taken_over_folds_of_unlike_schedules(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
+    fakes = [FakeRun(tmp_path, f"k{fold}", fold, schedule=Schedule(epochs=4, initial_lr=lr)) for fold, lr in enumerate((0.01, 0.02))]
+    runs = folds("17/2d/t", RunState.SUCCEEDED, RunState.SUCCEEDED, full_dice={"final": 0.7}, ema_pseudo_dice=0.5, epochs=4)
+    api.runs = [run.model_copy(update={"run_folder": fake.folder.root}) for run, fake in zip(runs, fakes, strict=True)]
+    _, out, _ = nnfleet("status")
+    *_, result, reason = out.splitlines()
+    assert reason == "17/2d/t: no mean over its folds, which are unlike: fold 1 differs from fold 0 in initial_lr (0.02 instead of 0.01)."
+    assert result.split()[:6] == ["17/2d/t", "2", "SUCCEEDED", "-", "-", "-"]
+    assert "0.700" in nnfleet("status", "--runs")[1]
+
+
+def test_folds_that_are_not_seen_are_unlike_by_their_epochs(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = folds("17/2d/t", RunState.SUCCEEDED, RunState.SUCCEEDED, full_dice={"final": 0.7})
+    api.runs[1] = api.runs[1].model_copy(update={"epochs": 3})
+    assert "17/2d/t: no mean over its folds, which are unlike: its folds have 3 and 50 epochs." in nnfleet("status")[1]
 
 
 def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -693,6 +723,15 @@ def test_the_log_of_a_queued_run_says_why_it_waits(nnfleet: Nnfleet, api: FakeAp
     assert (code, out) == (0, "")
     assert "is QUEUED" in err
     assert "0 GPUs free now." in err
+
+
+def test_the_log_of_a_run_whose_workers_start_says_that_it_waits_for_them(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs, api.printed = [run_status(epochs_done=0)], ["", ""]
+    code, out, err = nnfleet("logs", run_status().address)
+    assert (code, out) == (0, "")
+    assert "is RUNNING and no job of it has printed anything here. It waits: its job checks the data, and its workers start." in err
+    _, _, err = nnfleet("logs", "-f", run_status().address)
+    assert "is RUNNING and waits: its job checks the data, and its workers start. Its log follows when it starts." in err
 
 
 def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> None:
