@@ -6,6 +6,7 @@ import typer
 
 from orchestrator.cli.output import note, write
 from orchestrator.cli.parameters import Cluster, Run
+from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from orchestrator.run.status import RunStatus
@@ -26,13 +27,22 @@ def logs(
 
     def found(status: "RunStatus") -> None:
         statuses.append(status)
-        if follow and status.state == "QUEUED":
-            note(f"{status.address} is QUEUED: {status.reason or 'its campaign has not read it yet.'} Its log follows when it starts.")
+        if follow and (wait := waits_for(status)):
+            note(f"{status.address} is {status.state} and waits: {wait} Its log follows when it starts.")
 
     is_empty = True
-    for part in api.logs(run, cluster, follow, earlier, found):
+    for part in filter(None, api.logs(run, cluster, follow, earlier, found)):
         is_empty = False
         write(part)
     if is_empty:
         status = next((item for item in api.status(cluster) if item.run_key == statuses[0].run_key), statuses[0]) if follow else statuses[0]
-        note(f"{status.address} is {status.state} and no job of it has printed anything here. {status.reason}".rstrip())
+        why = f"It waits: {wait}" if (wait := waits_for(status)) else status.reason
+        note(f"{status.address} is {status.state} and no job of it has printed anything here. {why}".rstrip())
+
+
+def waits_for(status: "RunStatus") -> str:
+    """What a run waits for that trains nothing yet, in a sentence; empty for others."""
+    if status.state is RunState.QUEUED:
+        return status.reason or "its campaign has not read it yet."
+    is_starting = status.state is RunState.RECOVERING or (status.state is RunState.RUNNING and not status.epochs_done)
+    return status.reason or "its job checks the data, and its workers start." if is_starting and not status.phase else ""

@@ -1,9 +1,19 @@
 """The logs in a run's folder: nnU-Net's training log, and what the run's jobs printed. They remain where the cluster does not."""
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from trainers.contract.run_folder import RunFolder
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+RAYS = re.compile(
+    r"\((?:raylet|gcs_server|autoscaler)\b[^)]*\) "
+    r"|(?:\([^)]* pid=\d+[^)]*\) )?\[[\d-]+ [\d:,]+ [A-Z] \d+ \d+\] \w+\.cc:\d+: "
+    r"|\S+ \S+\tINFO job_manager\.py:\d+ -- "
+    r"|Running entrypoint for job "
+)
+"""How the lines begin that Ray prints of itself into the log of a job, without their colours."""
 
 
 def training_logs(run_folder: Path, *, earlier: bool = False) -> Iterator[str]:
@@ -24,15 +34,24 @@ def job_logs(run_folder: Path, *, but: Collection[str] = ()) -> Iterator[str]:
 
 
 def stored_logs(run_folder: Path, *, earlier: bool = False) -> Iterator[str]:
-    """The newest training log; with `earlier` all of them, then what the jobs printed. Without any training log the latter too."""
+    """The newest training log; with `earlier` all of them, then what the jobs printed. Without any training log the latter too, but for
+    what Ray printed of itself.
+    """
     yield from training_logs(run_folder, earlier=earlier)
-    if earlier or not _training_logs(run_folder):
+    if earlier:
         yield from job_logs(run_folder)
+    elif not _training_logs(run_folder):
+        yield from map(own_lines, job_logs(run_folder))
 
 
 def has_begun_its_log(run_folder: Path, since_unix: float) -> bool:
     """True if a training log was written since then: one that is older tells nothing of a job that ended before its workers began."""
     return any(path.stat().st_mtime >= since_unix for path in _training_logs(run_folder)[-1:])
+
+
+def own_lines(text: str) -> str:
+    """What a job printed without what Ray printed there of itself. Pure."""
+    return "".join(line for line in text.splitlines(keepends=True) if not RAYS.match(COLOURS.sub("", line)))
 
 
 def _training_logs(run_folder: Path) -> list[Path]:

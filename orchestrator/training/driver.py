@@ -189,7 +189,7 @@ def ended(folder: RunFolder, fencing_token: int, state: Literal["TRAINED", "STOP
 
 def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
     """The gang of DDP workers: placed all at once or not at all, restarted together; an elastic one also when their number changes."""
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
     from orchestrator.training.failure_policy import BudgetPolicy
@@ -222,6 +222,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
             storage_path=str(folder.own / "ray_train"),
             callbacks=[SaveBeforeResize(folder)],  # type: ignore[list-item] # as above
             worker_runtime_env=environment,
+            logging_config=LoggingConfig(log_level="ERROR"),  # what else Ray Train says is in its own files below its session
         ),
     )
 

@@ -10,6 +10,7 @@ from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import single_training
 from orchestrator.run.outcome import EndState, Outcome, read_outcome, write_outcome
 from orchestrator.training import driver, network_check
+from orchestrator.training.worker import WorkerJob
 from tests.fake_run import FakeRun
 from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, tiny_dataset
@@ -103,3 +104,9 @@ def test_a_check_that_fails_itself_refuses_no_run(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert network_check.network_problem(planned(tmp_path)) == ""
     assert "is not known before a worker starts" in caplog.text
+
+
+def test_ray_train_says_only_errors_into_the_log_of_a_run(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    made = driver.trainer(run.spec, run.folder, WorkerJob(str(run.folder.root), "driver-1", 1))
+    assert made.run_config.logging_config.log_level == "ERROR"
