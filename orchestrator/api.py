@@ -17,7 +17,7 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
-from orchestrator.cluster.target import Target, outage_of, reach
+from orchestrator.cluster.target import Target, is_idle, outage_of, reach
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.model_verbs import compare as compare
 from orchestrator.model_verbs import diff as diff
@@ -28,7 +28,7 @@ from orchestrator.model_verbs import predict as predict
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_folder
 from orchestrator.run.status import RunStatus, match, match_all
-from orchestrator.run.training_log import has_begun_its_log, job_logs, stored_logs, training_logs
+from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 from trainers.contract.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -169,6 +169,11 @@ def resume(
     head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
     as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. Raises as `submit` does.
     """
+    if is_idle(cluster):
+        from orchestrator.resume.unfinished import choose, find_runs
+
+        folder = results_folder(results, os.environ)
+        choose(*find_runs(folder), runs, folder)
     meant = reach(cluster, starts=True)
     place, uri = str(results or ""), ""
     if meant.local is not None:
@@ -234,7 +239,8 @@ def logs(
     """The training log of a run from its folder, then what its validation job printed; where none was begun, or with `follow` as it grows
     until the run has ended, what its newest training job printed instead.
 
-    With `earlier` all training logs and what all its jobs printed, oldest first, each below a line with its name. Of a run that no campaign
+    With `earlier` all training logs and what all its jobs printed, oldest first, each below a line with its name; without it no line that
+    Ray prints of itself, so that a text may be empty. Of a run that no campaign
     of the cluster knows: what its folder holds. `on_found` gets the run's status before its first line.
     """
     meant = reach(cluster)
@@ -245,7 +251,8 @@ def logs(
     if not found.campaign or follower is None:
         return stored_logs(found.run_folder, earlier=earlier)
     if follow:
-        return follower.logs(found.run_key, found.campaign, follow=True, earlier=earlier)
+        printed = follower.logs(found.run_key, found.campaign, follow=True, earlier=earlier)
+        return printed if earlier else map(own_lines, printed)
     return _logs_so_far(follower, found, earlier=earlier)
 
 
@@ -258,7 +265,8 @@ def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterat
     has_log = not earlier and has_begun_its_log(run.run_folder, trainings[-1].started_unix if trainings else 0.0)
     if has_log:
         yield from training_logs(run.run_folder)
-    yield from follower.logs(run.run_key, run.campaign, earlier=earlier, but_training=has_log)
+    printed = follower.logs(run.run_key, run.campaign, earlier=earlier, but_training=has_log)
+    yield from printed if earlier else map(own_lines, printed)
 
 
 def stop(
@@ -300,6 +308,8 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     `npz`: from now on the runs keep probabilities. `best`: a run that was stopped before its end is validated with its best checkpoint.
     Raises ConfigError for a run that is not trained, after the others have been started.
     """
+    if is_idle(cluster):
+        match_all(runs, _known(reach(cluster), None)[1])
     meant = reach(cluster, starts=True)
     follower = Follower(meant.jobs)
     reported, stored = _known(meant, follower)
@@ -373,8 +383,9 @@ def drill(
     `folder`: where the nodes see it; default nnUNet_results of this process for the local services, else of the head. Raises ConfigError
     for what may not be killed, ClusterError.
     """
-    from orchestrator.drill.order import follow, order_of
+    from orchestrator.drill.order import check_parts, follow, order_of
 
+    check_parts(parts)
     meant = reach(cluster, starts=True)
     place, uri, mlflow = str(folder or ""), "", None
     if meant.local is not None:
@@ -417,12 +428,11 @@ def _submitted(
 
 
 def _check_here(experiment: "Experiment", cluster: str | None) -> None:
-    """Where this machine is meant: that folders and dataset are there, before services are started for them. Raises ConfigError."""
+    """Where this machine is meant: that what the experiment names is there, before services are started for it. Raises as `check_named`."""
     if cluster is None and is_local():
-        from orchestrator.dataset.folder import find_dataset
+        from orchestrator.experiment.expansion import check_named
 
-        resolved = experiment.with_folders_resolved()
-        find_dataset(Path(resolved.nnUNet_preprocessed or ""), experiment.dataset, resolved.nnUNet_raw)
+        check_named(experiment)
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
 from orchestrator.cluster import local_services
-from orchestrator.cluster.target import reach
+from orchestrator.cluster.target import is_idle, reach
 from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_folder
 
@@ -42,8 +42,14 @@ def evaluate(
     Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; at its end what is to blame for
     cases that failed.
     """
+    from orchestrator.validation.held_out_cases import held_out_cases
+    from orchestrator.validation.held_out_folds import folds_of
     from orchestrator.validation.held_out_job import HELD_OUT_EVENTS
+    from trainers.contract.plans import load_dataset_json
 
+    if is_idle(cluster):
+        folds, _ = folds_of(model, results_folder(results, os.environ))
+        held_out_cases(images.absolute(), None if labels is None else labels.absolute(), load_dataset_json(folds[0].model_folder))
     meant = reach(cluster, starts=True)
     place = results_folder(results, os.environ) if meant.is_here else results
     folders = {"--images": images, "--labels": labels, "--output": output, "--results": place}

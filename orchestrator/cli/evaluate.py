@@ -34,6 +34,8 @@ def evaluate(
 
 def show(ended: "HeldOutEvent", *, as_json: bool) -> None:
     """Print how a test set ended."""
+    for sentence in ended.left:
+        note(sentence)
     if as_json:
         print_json(ended.model_dump(mode="json", exclude={"event", "exit_code"}))
         return

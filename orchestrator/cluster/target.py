@@ -47,6 +47,11 @@ def reach(cluster: str | None = None, *, starts: bool = False) -> Target:
     return Target(Jobs(named or local.ray_address, local.token) if local is not None else None, local)
 
 
+def is_idle(cluster: str | None = None) -> bool:
+    """True where `reach` would have to start the local services: what can be refused without them is refused before."""
+    return (cluster or named_by_environment()) is None and local_services.running() is None
+
+
 def _running_here() -> Services | None:
     """The local services where another cluster may be meant: those of another host are none of this machine's."""
     try:

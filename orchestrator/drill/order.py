@@ -129,14 +129,18 @@ DrillEvent = Phase | Struck | Mend | Recovered | Reported | Refused
 DRILL_EVENTS: TypeAdapter[DrillEvent] = TypeAdapter(Annotated[DrillEvent, Field(discriminator="event")])
 
 
+def check_parts(parts: Sequence[str]) -> None:
+    """Raise ConfigError for a part that no drill kills."""
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ConfigError(f"drill: {unknown[0]!r} is nothing that a drill kills. Name any of: {', '.join(PARTS)}.")
+
+
 def order_of(parts: Sequence[str], **more: Any) -> Order:
     """A checked order; no part named means a worker and the driver. Raises ConfigError.
 
     `tracking` is killed last: training goes on meanwhile, perhaps to its end, and would leave nothing for another part to interrupt.
     """
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise ConfigError(f"drill: {unknown[0]!r} is nothing that a drill kills. Name any of: {', '.join(PARTS)}.")
+    check_parts(parts)
     named: Any = tuple(sorted(dict.fromkeys(parts), key=lambda part: part == "tracking")) or ("worker", "driver")
     if "tracking" in named and more.get("mlflow") is None:
         raise ConfigError(

@@ -35,6 +35,16 @@ def expand(experiment: Experiment, *, replaces: bool = False) -> list[RunSpec]:
     return _Expansion(experiment.with_folders_resolved(), replaces=replaces).runs()
 
 
+def check_named(experiment: Experiment) -> None:
+    """Raise ConfigError or DataError for what an experiment names and its data lack: dataset, plans, configurations, folds.
+
+    Reads no case. Makes splits_final.json where it is missing.
+    """
+    expansion = _Expansion(experiment.with_folders_resolved(), replaces=False)
+    expansion.named()
+    expansion.problems.raise_if_any()
+
+
 class _Expansion:
     """One reading of an experiment's data: each file once, each problem once."""
 
@@ -51,10 +61,13 @@ class _Expansion:
         labels_of(self.dataset_json, str(self.folder / "dataset.json"))
         self.pretrained = pretrained_from(experiment.pretrained_weights) if experiment.pretrained_weights else None
 
-    def runs(self) -> list[RunSpec]:
+    def named(self) -> tuple[dict[str, Plans], dict[tuple[str, str, Fold], Split]]:
+        """What the experiment names of its dataset: plans by name, and the cases of every fold of every configuration."""
         plans = self._plans()
-        configurations = self._configurations(plans)
-        splits = self._splits(configurations)
+        return plans, self._splits(self._configurations(plans))
+
+    def runs(self) -> list[RunSpec]:
+        plans, splits = self.named()
         readings = _Readings(self.folder, self.dataset_json, self.results, {case for s in splits.values() for case in (*s.train, *s.val)})
         specs = []
         variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainers}

@@ -2,9 +2,9 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from orchestrator.errors import CheckpointError
 from orchestrator.export.fold_facts import FoldFacts, facts_of
@@ -37,6 +37,18 @@ class FoldSource(Protocol):
         """
 
 
+class _WithFacts(Protocol):
+    facts: FoldFacts
+
+
+AnyFold = TypeVar("AnyFold", bound=_WithFacts)
+
+
+def with_checkpoints(folds: Sequence[AnyFold]) -> tuple[list[AnyFold], list[str]]:
+    """The folds that have a checkpoint, and the names of those that have none yet: a model leaves these out and says so. Pure."""
+    return [fold for fold in folds if fold.facts.checkpoints], [fold.facts.fold for fold in folds if not fold.facts.checkpoints]
+
+
 def folds_below(results: Path, name: str) -> "list[FolderFold]":
     """Those below a results folder that are called `name`. Raises ConfigError with what is known when there is none."""
     found, unknown = called([name], run_folders_below(results), results)
@@ -49,7 +61,7 @@ class FolderFold:
     """A fold from its run folder."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._spec = folder, folder.spec()
+        self.folder, self._spec = folder, folder.spec()
         self.place = str(folder.model_folder)
         self.model_folder = None if self._spec.pseudonyms else folder.model_folder
         facts = facts_of(self._spec)
@@ -58,14 +70,14 @@ class FolderFold:
         self.facts = facts.model_copy(update={**kept, **hidden})
 
     def _manifests(self) -> dict[CheckpointName, Manifest]:
-        committed = newest_committed(self._folder)
+        committed = newest_committed(self.folder)
         if committed is None or committed.run_key != self._spec.run_key:
             return {}
         return {manifest.checkpoint: manifest for manifest in (committed.best, committed.final) if manifest is not None}
 
     def _probabilities(self) -> tuple[CheckpointName, ...]:
         """Checkpoints whose every validation case has its prediction and probabilities; with pseudonyms none, as files name cases."""
-        spec, folder = self._spec, self._folder
+        spec, folder = self._spec, self.folder
         if spec.pseudonyms or not spec.validation.npz or not spec.val_cases:
             return ()
         return tuple(
@@ -79,7 +91,7 @@ class FolderFold:
         try:
             return self._filled(model)
         except (CheckpointError, FileNotFoundError) as err:
-            log.info("the checkpoints in %s are read once more: %s", self._folder.root, err)
+            log.info("the checkpoints in %s are read once more: %s", self.folder.root, err)
         return self._filled(model)
 
     def _filled(self, model: Path) -> FoldFacts:
@@ -98,27 +110,27 @@ class FolderFold:
     def _copy_predictions(self, name: CheckpointName, fold: RunFolder) -> None:
         """The prediction of every case with its probabilities: what nnU-Net's ensembling reads."""
         fold.validation(name).mkdir(parents=True, exist_ok=True)
-        results = (read_result(self._folder, name, case) for case in self._spec.val_cases)
+        results = (read_result(self.folder, name, case) for case in self._spec.val_cases)
         for result in filter(None, results):
-            prediction = self._folder.validation(name) / Path(result.prediction_file).name
+            prediction = self.folder.validation(name) / Path(result.prediction_file).name
             beside = prediction.with_name(f"{result.case_id}.json")  # TIFF: its spacing
-            for file in (prediction, beside, *self._folder.probabilities(name, result.case_id)):
+            for file in (prediction, beside, *self.folder.probabilities(name, result.case_id)):
                 if file.is_file():
                     shutil.copyfile(file, fold.validation(name) / file.name)
 
     def _copy(self, manifest: Manifest, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        own, named = self._folder.root / manifest.file, self._folder.checkpoint(manifest.checkpoint)
+        own, named = self.folder.root / manifest.file, self.folder.checkpoint(manifest.checkpoint)
         shutil.copyfile(own if own.is_file() else named, target)
         check_file(target, manifest, str(own))
 
     def _files(self, model: Path, fold: RunFolder) -> Mapping[Path, Path]:
         """Small file -> its place in a model folder. With pseudonyms those that MLflow gets, which name no case."""
-        summary = self._folder.shared_summary if self._spec.pseudonyms else self._folder.summary
+        summary = self.folder.shared_summary if self._spec.pseudonyms else self.folder.summary
         return {
-            plans_file(self._folder, self._spec): model / "plans.json",
-            dataset_file(self._folder, self._spec): model / "dataset.json",
-            self._folder.model_folder / "dataset_fingerprint.json": model / "dataset_fingerprint.json",
+            plans_file(self.folder, self._spec): model / "plans.json",
+            dataset_file(self.folder, self._spec): model / "dataset.json",
+            self.folder.model_folder / "dataset_fingerprint.json": model / "dataset_fingerprint.json",
             **{summary(name): fold.summary(name) for name in CHECKPOINTS},
         }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.export.fold_facts import FoldFacts, unlike
-from orchestrator.export.fold_sources import FoldSource
+from orchestrator.export.fold_sources import FoldSource, with_checkpoints
 from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
 from trainers.storage.faults import storing
@@ -49,7 +49,7 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     target = target.absolute()
     refuse_several_models(name, sources, place)
     present = exported_folds(target)
-    ready = [source for source in sources if source.facts.checkpoints]
+    ready, unready = with_checkpoints(sources)
     if not ready:
         raise ConfigError(
             f"export: run {name} {place} has no published checkpoint yet. Wait for its first epochs, or resume it if it has stopped."
@@ -59,7 +59,7 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     if due:
         with storing(target):
             _write(due, target, present)
-    left = [f"fold {source.facts.fold} has no checkpoint yet and is not in it." for source in sources if source not in ready]
+    left = [f"fold {fold} has no checkpoint yet and is not in it." for fold in unready]
     folds = {fold: tuple(facts.checkpoints) for fold, facts in exported_folds(target).items()}
     return Exported(target, folds, tuple(left))
 

@@ -17,14 +17,13 @@ import ray
 from pydantic import Field, TypeAdapter
 
 from orchestrator.errors import ConfigError, DataError, NnfleetError
-from orchestrator.export.fold_facts import facts_of, unlike
-from orchestrator.publishing.reconcile import called
-from orchestrator.run.below import results_folder, run_folders_below
+from orchestrator.run.below import results_folder
 from orchestrator.run.events import Event, emit
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import Stopped, digest_of_named
 from orchestrator.validation.held_out_cases import check_labels, held_out_cases
+from orchestrator.validation.held_out_folds import folds_of
 from orchestrator.validation.held_out_pool import HeldOutPool
 from orchestrator.validation.held_out_scores import publish_scores, write_scores
 from orchestrator.validation.job import spare_workers
@@ -50,6 +49,8 @@ class HeldOutEvent(Event):
     num_cases: int = 0
     scores: dict[str, float | None] = Field(default_factory=dict)
     """`dice_mean`, `hd95_mm_mean`, `nsd_mean`, with labels alone."""
+    left: tuple[str, ...] = ()
+    """A sentence for each fold that was meant and has no checkpoint yet."""
     undelivered: str = ""
     """Why MLflow does not have the scores; empty where it has, and without labels."""
 
@@ -72,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         results = results_folder(options.results, os.environ)
-        folds = folds_of(options.model, results)
+        folds, left = folds_of(options.model, results)
         held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
         ray.init(logging_level=logging.WARNING)
-        ended = run_held_out(held, output, folds)
+        ended = run_held_out(held, output, folds).model_copy(update={"left": tuple(left)})
     except NnfleetError as err:
         ended = HeldOutEvent(message=str(err), exit_code=err.exit_code)
     except (Stopped, KeyboardInterrupt):
@@ -87,21 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     return ended.exit_code
 
 
-def folds_of(name: str, results: Path) -> list[RunFolder]:
-    """The run folders of the folds that a name means, by fold. Raises ConfigError unless they are folds of one model, of one training."""
-    folders, unknown = called([name], run_folders_below(results), results)
-    if unknown:
-        raise unknown[name]
-    specs = [folder.spec() for folder in folders]
-    models = sorted({str(folder.model_folder) for folder in folders})
-    if len(models) > 1:
-        raise ConfigError(f"test set: {name} means {len(models)} models: {', '.join(models[:5])}. Name one of them.")
-    if found := unlike([facts_of(spec) for spec in specs]):
-        raise ConfigError(f"test set: the folds of {name} do not go together: {'; '.join(found)}. Name one of them: {name}/0.")
-    order = sorted(range(len(specs)), key=lambda place: str(specs[place].fold).zfill(4))
-    return [folders[place] for place in order if len(specs) == 1 or specs[place].fold != "all"]  # as nnU-Net's predict takes 0 to 4
-
-
 def prepared(
     folds: Sequence[RunFolder], images: Path, labels: Path | None, output: Path | None, checkpoint: CheckpointName
 ) -> tuple[HeldOut, RunFolder]:
@@ -111,7 +97,7 @@ def prepared(
         if not fold.checkpoint(checkpoint).is_file():
             raise ConfigError(
                 f"test set: {fold.checkpoint(checkpoint)} does not exist: this fold has not been trained to its end. "
-                "Wait for it or resume it, or name the folds that are, such as MODEL/0 or MODEL/[0-3]."
+                "Wait for it or resume it, name the folds that are, such as MODEL/0 or MODEL/[0-3], or take `--checkpoint best`."
             )
     dataset_json = load_dataset_json(model_folder)
     cases = held_out_cases(images.absolute(), None if labels is None else labels.absolute(), dataset_json)

@@ -19,7 +19,8 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 import torch
 
 from orchestrator.errors import ConfigError
-from orchestrator.validation.held_out_job import folds_of, prepared, run_held_out
+from orchestrator.validation.held_out_folds import folds_of
+from orchestrator.validation.held_out_job import prepared, run_held_out
 from tests.conftest import Toys
 from tests.integration.cluster import SHORT
 from tests.random_model import commit, random_checkpoint, random_run
@@ -107,7 +108,7 @@ def test_a_test_set_killed_in_its_middle_and_continued_equals_nnunets(
     model, (images, labels) = folds[0].model_folder, held_out(toy, tmp_path)
     output = RunFolder(tmp_path / "output")
     name = folds[0].spec().model
-    assert folds_of(name, results) == folds
+    assert folds_of(name, results) == (folds, [])
     options = [f"--images={images}", f"--labels={labels}", f"--output={output.root}", f"--results={results}"]
     killed_after_its_first_case(cluster, [name, *options], output.cases("final"))
     kept = {file.stem: file.stat().st_mtime_ns for file in output.cases("final").glob("*.json")}

@@ -1,9 +1,11 @@
 """What the verbs ask of a cluster, and how often; what they show of runs that no campaign follows."""
 
+import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
@@ -15,18 +17,20 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import ProcessRecord, end, start_detached
 from orchestrator.cluster.service_records import Recorded, write_record
-from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import single_training
 from orchestrator.publishing.reconcile import Synced, SyncedEvent
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
+from tests.fake_run import FakeRun
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
+from tests.unit.tiny_dataset import tiny_dataset
 from trainers.contract.requests import StopRequest, read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
-from trainers.storage.files import write_atomic
+from trainers.storage.files import write_atomic, write_json_atomic
 
 
 class Machine:
@@ -231,6 +235,18 @@ def test_logs_show_the_training_log_before_what_ray_has(machine: Machine, tmp_pa
     assert "".join(api.logs(run.run_key)) == "no memory\n", "its workers have not begun"
 
 
+def test_logs_leave_out_what_ray_prints_of_itself_unless_all_are_asked_for(machine: Machine, tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1, run_key=run.run_key, run_folder=run.run_folder)
+    machine.jobs.add("train-key0-a1", "train", "RUNNING", "(raylet) WARNING: 8 processes\n", run_key=run.run_key)
+    assert "".join(api.logs(run.run_key)) == ""
+    assert "(raylet)" in "".join(api.logs(run.run_key, earlier=True))
+    machine.jobs.add("train-key0-a1", "train", "FAILED", "(raylet) WARNING: 8 processes\nno memory\n", run_key=run.run_key)
+    machine.jobs.campaign("c", "FAILED", RunState.FAILED_CONFIG, 1, run_key=run.run_key, run_folder=run.run_folder)
+    assert "".join(api.logs(run.run_key, follow=True)) == "no memory\n"
+
+
 class Plans:
     """Keeps where plans were made: by a job, or here."""
 
@@ -312,6 +328,47 @@ def test_an_experiment_whose_folders_or_dataset_are_not_there_starts_no_services
         api.submit(single_training(17, "2d", 0))
     with pytest.raises(ConfigError, match="dataset: 17 is not in"):
         api.submit(single_training(17, "2d", 0, nnUNet_preprocessed=str(tmp_path), nnUNet_results=str(tmp_path / "results")))
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"fold": 7}, r"folds: fold 7 does not exist"),
+        ({"configuration": "4d"}, r"configurations?: '4d'"),
+        ({"plans": "nnUNetXLPlans"}, r"nnUNetXLPlans"),
+        ({"dataset": 18}, r"dataset: 18 is not in"),
+        ({"pretrained_weights": "/nowhere.pth"}, r"nowhere\.pth"),
+    ],
+)
+def test_what_the_dataset_has_not_is_refused_before_services_start(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(local_services, "up", lambda: pytest.fail("services were started"))
+    tiny = tiny_dataset(tmp_path)
+    with pytest.raises((ConfigError, DataError), match=told):
+        api.submit(single_training(**{"dataset": 17, "configuration": "2d", "fold": 0, **tiny.folders, **named}))
+
+
+def test_names_that_mean_no_run_and_images_that_are_not_there_are_refused_before_services_start(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_services, "up", lambda: pytest.fail("services were started"))
+    monkeypatch.setattr(local_services, "running", lambda: None)
+    run = FakeRun(tmp_path)
+    monkeypatch.setenv("nnUNet_results", str(run.folder.model_folder.parents[1]))
+    for verb in (api.validate, api.resume):
+        with pytest.raises(ConfigError, match="there is no run '17/2d'"):
+            verb(["17/2d"])
+    with pytest.raises(ConfigError, match="there is no run '17/2d'"):
+        api.evaluate("17/2d", tmp_path)
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        api.evaluate("901", tmp_path)
+    run.epoch()
+    write_json_atomic(run.folder.model_folder / "dataset.json", json.loads((run.spec.preprocessed_folder / "dataset.json").read_text()))
+    with pytest.raises(ConfigError, match=r"images: .*nowhere is no folder"):
+        api.evaluate("901", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="'heads' is nothing that a drill kills"):
+        api.drill(["heads"])
 
 
 def test_a_dataset_that_is_raw_only_is_told_to_be_preprocessed(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
