@@ -58,7 +58,10 @@ class Model:
 
     @cached_property
     def unlike(self) -> str:
-        """In what its folds differ, so that no mean is taken over them; empty where one may be. Where a folder is not to be seen, by epochs."""
+        """In what its folds differ, so that no mean is taken over them; empty where one may be.
+
+        By the rule of comparisons; where a run folder is not to be seen, by the number of epochs.
+        """
         from orchestrator.compare.unlike import unlike_folds
 
         if len(self.runs) == 1:

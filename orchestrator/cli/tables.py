@@ -90,7 +90,9 @@ def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
     from rich.text import Text
 
     models = [Model(run.address, (run,)) for run in statuses] if all_runs else models_of(statuses)
-    reasons = [Text(f"{model.name}: no mean over its folds, which are unlike: {model.unlike}.", style="dim") for model in models if model.unlike]
+    reasons = [
+        Text(f"{model.name}: no mean over its folds, which are unlike: {model.unlike}.", style="dim") for model in models if model.unlike
+    ]
     return Group(_result_table(models, width), *reasons)
 
 

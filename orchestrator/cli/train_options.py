@@ -7,7 +7,7 @@ import typer
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="17, 017 or Dataset017_X.", show_default=False)]
 Configuration = Annotated[str, typer.Argument(metavar="CONFIGURATION", help="Such as 3d_fullres.", show_default=False)]
-FoldName = Annotated[str, typer.Argument(metavar="FOLD", help="0 to 4, or all.", show_default=False)]
+FoldName = Annotated[str, typer.Argument(metavar="FOLD", help="0 to 4, several as 0-4, or all.", show_default=False)]
 Trainer = Annotated[str, typer.Option("-tr", "--trainer", help="nnUNetTrainer, nnUNetTrainerDA5, ...")]
 PlansName = Annotated[str, typer.Option("-p", "--plans", help="Name of the plans.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Default: nnU-Net's 1000.", show_default=False)]

@@ -103,8 +103,8 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
     The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives,
-    those of its validation in any case. The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was moved aside for it. Raises
-    ConfigError when it belongs to another run all the same, DataError when it cannot be written.
+    those of its validation in any case. The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was
+    moved aside for it. Raises ConfigError when it belongs to another run all the same, DataError when it cannot be written.
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
     with explained(spec):

@@ -70,6 +70,7 @@ def removable_run(fold: int) -> Removable:
         run_folder=Path(f"/r/fold_{fold}"),
         size_bytes=750_000_000,
         mlflow_run_id="m",
+        crossvals=(Path("/r/crossval_results_folds_0_1"),),
     )
 
 
@@ -469,12 +470,14 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     code, _, err = nnfleet("rm", "17")
     assert code == ConfigError.exit_code
     assert "17/2d/nnUNetTrainer/0  STOPPED  3/5 epochs  750.0 MB  /r/fold_0" in err
+    assert err.count("/r/crossval_results_folds_0_1  (a cross-validation with what is removed)") == 1
     assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at. `nnfleet rm --yes`" in err
     assert api.asked == [("removable", ("17",), None)]
     code, out, err = nnfleet("rm", "17", "--yes", "--results", "/r")
     assert code == 0
     assert api.asked[2] == ("remove", ("k0", "k1"), Path("/r"), False), "exactly the runs that were listed"
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
+    assert out.splitlines()[2:] == ["removed /r/crossval_results_folds_0_1"]
     assert "Their MLflow runs stay" in err
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
@@ -637,6 +640,12 @@ def test_train_answers_flags_that_change_nothing(nnfleet: Nnfleet, api: FakeApi)
     code, _, err = nnfleet("train", "17", "3d_fullres", "0", "-device", "mps")
     assert code == ConfigError.exit_code
     assert "nnfleet does not train on mps" in err
+
+
+def test_train_takes_several_folds_at_once_and_says_so(nnfleet: Nnfleet, api: FakeApi) -> None:
+    assert "several as 0-4" in " ".join(nnfleet("train", "--help")[1].split())
+    nnfleet("train", "17", "3d_fullres", "0-2")
+    assert next(what for what in api.asked if what[0] == "submit")[1].folds == (0, 1, 2)
 
 
 def test_train_refuses_a_misspelt_trainer_before_anything_starts(nnfleet: Nnfleet, api: FakeApi) -> None:
