@@ -108,5 +108,5 @@ def test_a_check_that_fails_itself_refuses_no_run(
 
 def test_ray_train_says_only_errors_into_the_log_of_a_run(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
-    made = driver.trainer(run.spec, run.folder, WorkerJob(str(run.folder.root), "driver-1", 1))
+    made: Any = driver.trainer(run.spec, run.folder, WorkerJob(str(run.folder.root), "driver-1", 1))
     assert made.run_config.logging_config.log_level == "ERROR"
