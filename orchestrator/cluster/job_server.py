@@ -1,8 +1,8 @@
-"""The job server's own HTTP interface, without Ray, whose import takes longer than an answer: jobs listed, looked up, read and stopped.
-
-Submitting one needs Ray (`submission.py`): it packs and uploads the code.
+"""The job server's own HTTP interface, without Ray, whose import takes longer than an answer: jobs submitted, listed, looked up, read and
+stopped, and the packages of code that they run.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -47,22 +47,44 @@ class JobServerClient:
         """Have a job ended."""
         self._asked("POST", f"/api/jobs/{submission_id}/stop")
 
-    def _asked(self, method: str, endpoint: str) -> Any:
-        options = request_options(self._headers)
-        answer = repeated(
+    def submit_job(self, submission_id: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        """Start a job; returns once the server has stored it. An id that is taken is refused."""
+        order = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": runtime_env, "metadata": metadata}
+        self._asked("POST", "/api/jobs/", json=order)
+
+    def store_package(self, content: bytes) -> str:
+        """Store a zip file that jobs may name as their `working_dir`, unless the cluster has it already; returns its URI."""
+        name = f"_ray_pkg_{hashlib.sha256(content).hexdigest()[:40]}.zip"  # the form of name that Ray keeps and deletes by itself
+        place = f"/api/packages/gcs/{name}"
+        if (found := self._answer("GET", place)).status_code == 404:  # the question keeps it from being deleted before a job names it
+            found = self._answer("PUT", place, data=content)
+        _refuse_failure(found)
+        return f"gcs://{name}"
+
+    def _asked(self, method: str, endpoint: str, **content: Any) -> Any:
+        answer = self._answer(method, endpoint, **content)
+        _refuse_failure(answer)
+        return answer.json()
+
+    def _answer(self, method: str, endpoint: str, **content: Any) -> requests.Response:
+        options = request_options(self._headers) | content
+        answer: requests.Response = repeated(
             f"{method} {endpoint}", lambda: requests.request(method, self._address + endpoint, headers=self._headers, **options)
         )
         if answer.status_code in (401, 403):
             raise TokenRefused(f"status {answer.status_code}: {answer.text}")
-        if answer.status_code != 200:
-            raise RuntimeError(f"Request failed with status code {answer.status_code}: {answer.text}.")
-        return answer.json()
+        return answer
 
     def _check(self, answer: Any) -> None:
         version = str(answer["ray_version"]) if isinstance(answer, dict) and "ray_version" in answer else ""
         major = version.partition(".")[0]
         if not major.isdecimal() or int(major) < OLDEST_RAY:
             raise RuntimeError(f"its version of Ray is {version or 'unknown'}; {OLDEST_RAY}.0 is the oldest that is understood.")
+
+
+def _refuse_failure(answer: requests.Response) -> None:
+    if answer.status_code != 200:
+        raise RuntimeError(f"Request failed with status code {answer.status_code}: {answer.text}.")
 
 
 def request_options(headers: Mapping[str, str]) -> dict[str, Any]:

@@ -5,23 +5,21 @@ metadata; the list of jobs is therefore also the ledger of reservations.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import shlex
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
-from orchestrator.cluster.code_package import staged
+from orchestrator.cluster.code_package import packed
 from orchestrator.cluster.discovery import auth_headers, job_server_of, server_of
 from orchestrator.cluster.job_server import JobServerClient, TokenRefused
 from orchestrator.cluster.service_environment import QUIET, without_proxy
@@ -29,17 +27,11 @@ from orchestrator.run.job_record import JobKind, JobRecord, record_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
-from trainers.storage.faults import storage_error
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
 
 log = logging.getLogger(__name__)
 
 REACH_TIMEOUT_S = 5.0
 STOP_GRACE_S = 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What the disk of this machine says, where Ray packs our code; other errors are those of a connection."""
 JOB_ENVIRONMENT = {
     **QUIET,
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -79,17 +71,14 @@ class Jobs:
     ) -> None:
         """`address`: http(s)://host:port of the dashboard, or a cluster's GCS address. `token`: default what Ray itself finds.
 
-        `working_dir`: a package already on the cluster (`gcs://...zip`); by default our own code is staged and uploaded.
+        `working_dir`: a package already on the cluster (`gcs://...zip`); by default our own code is packed and uploaded.
         `inherited`: metadata passed on to every job that is submitted here.
         """
         self.address = address
         self.working_dir = working_dir
         self._inherited = dict(inherited or {})
         self._modules = modules or Modules()
-        self._place = ""
-        self._headers: dict[str, str] = {}
         self._server = self._connected(token)
-        self._rays_client: JobSubmissionClient | None = None
 
     @classmethod
     def inside_job(cls, modules: Modules | None = None) -> "Jobs":
@@ -196,13 +185,15 @@ class Jobs:
         metadata["nnfleet_modules"] = json.dumps(vars(self._modules))
         metadata["nnfleet_code"] = code = shipped_code()
         command = shlex.join(["python", "-m", module, *arguments])
-        with self._code(files or {}) as working_dir, self._speaking(f"submit {submission_id}"):
+        package = packed(files or {}) if self.working_dir is None or files else None
+        with self._speaking(f"submit {submission_id}"):
+            working_dir = self._server.store_package(package) if package is not None else self.working_dir
             own = {"NNFLEET_SUBMISSION_ID": submission_id, CODE_VARIABLE: code}
             if "://" not in self.address:  # a GCS address; Ray's helper actors would take any cluster of the machine
                 own["RAY_ADDRESS"] = self.address
             runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}
             try:
-                self._submitting().submit_job(entrypoint=command, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata)
+                self._server.submit_job(submission_id, command, runtime_env, metadata)
             except RuntimeError as err:
                 if f"Job with submission_id {submission_id} already exists" not in str(err) or not self._knows(submission_id):
                     raise
@@ -216,33 +207,16 @@ class Jobs:
         except RuntimeError:  # the server's "does not exist"
             return False
 
-    @contextlib.contextmanager
-    def _code(self, files: Mapping[str, str]) -> Iterator[str]:
-        if self.working_dir is not None and not files:
-            yield self.working_dir
-        else:
-            with staged(files) as folder:
-                yield str(folder)
-
     def _connected(self, token: str | None) -> JobServerClient:
         """The job server at the address, once it has answered."""
         _reach(*server_of(self.address), self.address)
         try:
-            self._place = self.address if "://" in self.address else job_server_of(self.address)
-            self._headers = {"Authorization": f"Bearer {token}"} if token else auth_headers()
-            return JobServerClient(self._place, self._headers)
+            place = self.address if "://" in self.address else job_server_of(self.address)
+            return JobServerClient(place, {"Authorization": f"Bearer {token}"} if token else auth_headers())
         except Exception as err:
             if not (_is_of_the_server(err) or isinstance(err, ValueError)):
                 raise
             raise _connection_error(self.address, err) from err
-
-    def _submitting(self) -> "JobSubmissionClient":
-        """Ray's own client, made where the first job is submitted."""
-        if self._rays_client is None:
-            from orchestrator.cluster.submission import client_of
-
-            self._rays_client = client_of(self._place, self._headers)
-        return self._rays_client
 
     @contextlib.contextmanager
     def _speaking(self, purpose: str) -> Iterator[None]:
@@ -251,8 +225,6 @@ class Jobs:
         except Exception as err:
             if not _is_of_the_server(err):
                 raise
-            if isinstance(err, OSError) and err.errno in FULL:
-                raise storage_error(err, Path(err.filename or tempfile.gettempdir())) from err
             cause = " ".join(str(err).split())[:500]
             raise ClusterError(f"cluster: could not {purpose} at {self.address}: {cause}") from err
 

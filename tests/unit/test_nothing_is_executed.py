@@ -4,11 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.code_package import staged
+from orchestrator.cluster.code_package import packed
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,8 +69,13 @@ def test_the_code_package_holds_code_alone(tmp_path: Path, monkeypatch: pytest.M
             (place / name).write_text("x")
         (place / "linked.py").symlink_to(place / "id_rsa")
         monkeypatch.setattr(package, "__path__", [str(place)])
-    with staged({"experiment.yaml": "dataset: 1"}) as folder:
-        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        (place / ".hidden").mkdir()
+        (place / ".hidden" / "module.py").write_text("x")
+    content = packed({"experiment.yaml": "dataset: 1"})
+    assert packed({"experiment.yaml": "dataset: 1"}) == content, "the cluster stores it once"
+    with zipfile.ZipFile(BytesIO(content)) as package:
+        assert package.read("experiment.yaml") == b"dataset: 1"
+        names = sorted(package.namelist())
     assert names == [
         "experiment.yaml",
         *(f"{name}/{file}" for name in ("orchestrator", "trainers") for file in ("module.py", "py.typed", "sub/other.py")),

@@ -1,10 +1,10 @@
-"""What counts as a job that was submitted before: a server of our own speaks the job server's protocol."""
+"""What is asked of the job server, and what counts as a job that was submitted before: a server of our own speaks its protocol."""
 
 import base64
 import errno
 import json
 import os
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.errors import ClusterError, StorageError
+from orchestrator.errors import ClusterError
 from tests.fake_run import FakeRun
 from tests.serving import serving
 
@@ -88,44 +87,80 @@ def no_room(*arguments: Any, **options: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/ray_pack")
 
 
-@pytest.mark.parametrize(
-    "full",
-    [(tempfile, "mkdtemp"), (shutil, "copyfile"), (JobSubmissionClient, "submit_job")],
-    ids=["no folder", "no file", "no package"],
-)
-def test_a_full_temporary_folder_is_an_error_of_the_disk_in_one_sentence(full: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(JobServer) as address:
-        jobs = Jobs(address)
-        monkeypatch.setattr(*full, no_room)
-        with pytest.raises(StorageError, match="storage: ") as refusal:
-            jobs.submit_control("name", [])
-    assert len(str(refusal.value)) < 400
-
-
 class Counted(JobServer):
-    """Keeps what it was asked for."""
+    """Keeps what it was asked for, packages and jobs."""
 
     asked: ClassVar[list[str]] = []
+    stored: ClassVar[dict[str, int]] = {}
+    """Bytes of each package."""
+    ordered: ClassVar[list[dict[str, Any]]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self._note()
         if self.path == "/api/jobs/":
             self._answer(200, [])
         elif self.path.endswith("/logs"):
             self._answer(200, {"logs": "printed\n"})
+        elif self.path.startswith("/api/packages/"):
+            self._answer(200 if self.path in self.stored else 404, "")
         else:
             super().do_GET()
 
+    def do_PUT(self) -> None:
+        self._note()
+        self.stored[self.path] = len(self.rfile.read(int(self.headers["Content-Length"])))
+        self._answer(200, "")
 
-def test_a_connection_and_each_question_cost_one_request_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def do_POST(self) -> None:
+        self._note()
+        self.ordered.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self._answer(200, {"submission_id": self.ordered[-1]["submission_id"]})
+
+    def _note(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Counted, "asked", [])
-    monkeypatch.setattr(JobServer, "known", {NAME})
+    monkeypatch.setattr(Counted, "stored", {})
+    monkeypatch.setattr(Counted, "ordered", [])
     with serving(Counted) as address:
-        jobs = Jobs(address, "token")
-        assert jobs.records() == []
-        assert jobs.logs(NAME) == "printed\n"
-        assert (jobs.find(NAME).submission_id, jobs.find(NAME).state) == (NAME, "RUNNING")
-    assert Counted.asked == ["/api/version", "/api/jobs/", f"/api/jobs/{NAME}/logs", *[f"/api/jobs/{NAME}"] * 2]
+        yield address
+
+
+def test_a_connection_and_each_question_cost_one_request_each(counted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobServer, "known", {NAME})
+    jobs = Jobs(counted, "token")
+    assert jobs.records() == []
+    assert jobs.logs(NAME) == "printed\n"
+    assert (jobs.find(NAME).submission_id, jobs.find(NAME).state) == (NAME, "RUNNING")
+    paths = ["/api/version", "/api/jobs/", f"/api/jobs/{NAME}/logs", *[f"/api/jobs/{NAME}"] * 2]
+    assert Counted.asked == [f"GET {path}" for path in paths]
+
+
+def test_a_job_names_a_package_that_is_sent_once(counted: str) -> None:
+    jobs = Jobs(counted, "token")
+    jobs.submit_control("one", ["stop"])
+    jobs.submit_control("two", ["stop"])
+    (place,) = Counted.stored
+    assert re.fullmatch("/api/packages/gcs/_ray_pkg_[0-9a-f]{40}.zip", place)
+    assert 100_000 < Counted.stored[place] < 1_000_000
+    assert Counted.asked == ["GET /api/version", f"GET {place}", f"PUT {place}", "POST /api/jobs/", f"GET {place}", "POST /api/jobs/"]
+    (first, _) = Counted.ordered
+    assert first["submission_id"] == "control-one"
+    assert first["entrypoint"] == "python -m orchestrator.campaign.control_job stop"
+    assert first["runtime_env"]["working_dir"] == "gcs://" + place.rpartition("/")[2]
+    assert first["runtime_env"]["env_vars"]["NNFLEET_SUBMISSION_ID"] == "control-one"
+    assert first["metadata"]["nnfleet_kind"] == "control"
+
+
+def test_submitting_takes_no_room_on_the_disk_of_the_sender(counted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", no_room)
+    assert Jobs(counted).submit_campaign("c", "dataset: 1") == "campaign-c"
 
 
 class Old(JobServer):
