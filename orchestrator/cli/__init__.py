@@ -10,6 +10,7 @@ server; 8 a run that was waited for failed; 9 it was stopped; 11 a disk; 70 an e
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,7 @@ app = typer.Typer(
     epilog="First steps: nnfleet demo. One training: nnfleet train 17 3d_fullres 0 -tr nnUNetTrainerDA5.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its panels cut names of options off at 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS: dict[str, Any] = {
@@ -73,8 +75,15 @@ VERBS: dict[str, Any] = {
     "drill": drill.drill,
     "schema": schema.schema,
 }
+
+
+def first_sentence(verb: Callable[..., None]) -> str:
+    """Of a verb's help, for the list of verbs: whole, where click would cut it off."""
+    return " ".join((verb.__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
+
+
 for _name, _verb in VERBS.items():
-    app.command(_name)(answering_interrupts(_verb))
+    app.command(_name, short_help=first_sentence(_verb))(answering_interrupts(_verb))
 
 
 def _version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ from orchestrator.cli.output import console, note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Runs
 
 if TYPE_CHECKING:
+    from orchestrator.cli.fitted_table import FittedTable
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.tables import TextTable
 
@@ -76,19 +77,21 @@ def show(answer: "Answer") -> None:
     for text in answer.notes:
         say(text)
     say("")
-    _print(models_table(answer), f"{answer.dataset}, {answer.checkpoint} checkpoints, full validation of whole cases")
+    out = console()
+    title = f"{answer.dataset}, {answer.checkpoint} checkpoints, full validation of whole cases"
+    out.print(drawn(models_table(answer), out.width, title))
     if len(answer.of_the_leader) > 1:  # else the verdict is this very sentence
         say("")
         for found in answer.of_the_leader:
             say(whole(sentence(found)))
 
 
-def _print(table: "TextTable", title: str) -> None:
+def drawn(table: "TextTable", width: int, title: str) -> "FittedTable":
+    """The table as it is shown on a terminal of `width` columns: on a narrow one without the least important numbers."""
     from orchestrator.cli.tables import MEDIUM, plain_table
 
-    out = console()
-    kept = [place for place, name in enumerate(table.head) if out.width >= MEDIUM or name in NARROW_COLUMNS]
-    drawn = plain_table(*(table.head[place] if place < 2 else f">{table.head[place]}" for place in kept), width=out.width, title=title)
+    kept = [place for place, name in enumerate(table.head) if width >= MEDIUM or name in NARROW_COLUMNS]
+    shown = plain_table(*(table.head[place] if place < 2 else f">{table.head[place]}" for place in kept), title=title)
     for row in table.rows:
-        drawn.add_row(*(row[place] for place in kept))
-    out.print(drawn)
+        shown.add_row(*(row[place] for place in kept))
+    return shown

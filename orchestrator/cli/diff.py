@@ -10,6 +10,7 @@ from orchestrator.cli.output import EXIT_DIFFERENT, console, note, print_json, s
 from orchestrator.cli.parameters import AsJson, Run
 
 if TYPE_CHECKING:
+    from orchestrator.cli.fitted_table import FittedTable
     from orchestrator.compare.run_differences import RunDiff
 
 
@@ -38,17 +39,21 @@ def diff(
 
 def show(found: "RunDiff") -> None:
     """Print the two runs, and a row for each thing in which they differ."""
-    from orchestrator.cli.tables import plain_table
-
     say(f"first:  {found.first}")
     say(f"second: {found.second}")
     if found.are_equal:
         say("They are equal in all that was compared.")
         return
-    out = console()
-    drawn = plain_table("", "what", "first", "second", width=out.width)
+    console().print(differences_table(found))
+
+
+def differences_table(found: "RunDiff") -> "FittedTable":
+    """A row for each thing in which two runs differ, below the part of them that it belongs to."""
+    from orchestrator.cli.tables import plain_table
+
+    drawn = plain_table("", "what", "first", "second")
     part = ""
     for row in found.differences:
         drawn.add_row("" if row.part == part else row.part, row.what, row.first, row.second)
         part = row.part
-    out.print(drawn)
+    return drawn

@@ -28,10 +28,11 @@ def down(
 def _unfinished() -> list[str]:
     """A line for each run of the local cluster that has not ended; none where it does not answer."""
     from orchestrator import api
+    from orchestrator.cli.models import by_fold
     from orchestrator.cli.tables import status_line
 
     try:
-        return [status_line(status) for status in api.local_runs() if not status.state.is_final]
+        return [status_line(status) for status in by_fold(api.local_runs()) if not status.state.is_final]
     except ClusterError as err:
         note(f"Which runs have not ended is not known: {err}")
         return []

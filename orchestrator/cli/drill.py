@@ -9,6 +9,7 @@ from orchestrator.cli.output import console, note, print_json, say
 from orchestrator.cli.parameters import AsJson, Cluster
 
 if TYPE_CHECKING:
+    from orchestrator.cli.fitted_table import FittedTable
     from orchestrator.drill.order import DrillEvent, Report
 
 EXIT_LOST = 8
@@ -57,17 +58,21 @@ def _note(event: "DrillEvent") -> None:
 
 
 def _show(report: "Report") -> None:
-    from orchestrator.cli.tables import plain_table
-
-    out = console()
-    table = plain_table("killed", "what", "when", ">recovered after", ">epochs redone", "lost", width=out.width)
-    for strike in report.strikes:
-        seconds = "-" if strike.recovery_s is None else f"{strike.recovery_s:.1f} s"
-        table.add_row(strike.part, strike.what, strike.moment, seconds, str(strike.epochs_redone), strike.lost or "nothing")
-    out.print(table)
+    console().print(strikes_table(report))
     for text in report.differences:
         say(f"Differs from the undisturbed run: {text}")
     if report.is_nothing_lost:
         say(f"Nothing was lost: weights (SHA-256 {report.weights_sha256[:12]}) and curves equal those of the undisturbed run.")
     for text in report.stays:
         note(f"Left behind: {text}")
+
+
+def strikes_table(report: "Report") -> "FittedTable":
+    """A row for each part that was killed."""
+    from orchestrator.cli.tables import plain_table
+
+    table = plain_table("killed", "what", "when", ">recovered after", ">epochs redone", "lost")
+    for strike in report.strikes:
+        seconds = "-" if strike.recovery_s is None else f"{strike.recovery_s:.1f} s"
+        table.add_row(strike.part, strike.what, strike.moment, seconds, str(strike.epochs_redone), strike.lost or "nothing")
+    return table

@@ -28,7 +28,7 @@ QUIET = frozenset({RunState.QUEUED, RunState.SUCCEEDED})
 
 @dataclass(frozen=True)
 class Model:
-    """Runs that are folds of one model, in the order in which they were reported."""
+    """Runs that are folds of one model, in the order of the folds."""
 
     name: str
     runs: tuple["RunStatus", ...]
@@ -91,9 +91,20 @@ class Model:
 def models_of(statuses: Sequence["RunStatus"]) -> list[Model]:
     """The models of these runs: those at work first, then those that wait, then the ended ones."""
     groups: dict[str, list[RunStatus]] = {}
-    for status in statuses:
+    for status in by_fold(statuses):
         groups.setdefault(status.model, []).append(status)
     return sorted((Model(name, tuple(runs)) for name, runs in groups.items()), key=lambda model: ORDER.index(model.state))
+
+
+def by_fold(statuses: Sequence["RunStatus"]) -> list["RunStatus"]:
+    """Models in the order in which they were reported, each with its folds from 0 on; `all` is the last one."""
+    models = {model: place for place, model in enumerate(dict.fromkeys(status.model for status in statuses))}
+
+    def place(status: "RunStatus") -> tuple[int, float]:
+        fold = status.address.rpartition("/")[2]
+        return models[status.model], float(fold) if fold.isdecimal() else math.inf
+
+    return sorted(statuses, key=place)
 
 
 def unfolded(model: Model, *, all_runs: bool) -> list["RunStatus"]:
@@ -109,10 +120,10 @@ def counts_line(statuses: Sequence["RunStatus"]) -> str:
     return f"{len(statuses)} runs of {models} model{'s' * (models != 1)}: {states}."
 
 
-def by_reason(statuses: Sequence["RunStatus"], texts: Sequence[str]) -> list[str]:
+def by_reason(addresses: Sequence[str], texts: Sequence[str]) -> list[str]:
     """`address and 3 more of its model: text` for each text, in their order; texts that are equal within a model stand once."""
-    groups: dict[tuple[str, str], list[RunStatus]] = {}
-    for status, text in zip(statuses, texts, strict=True):
-        groups.setdefault((status.model, text), []).append(status)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for address, text in zip(addresses, texts, strict=True):
+        groups.setdefault((address.rpartition("/")[0], text), []).append(address)
     more = {key: f" and {len(runs) - 1} more of its model" if len(runs) > 1 else "" for key, runs in groups.items()}
-    return [f"{runs[0].address}{more[key]}: {key[1]}" for key, runs in groups.items()]
+    return [f"{runs[0]}{more[key]}: {key[1]}" for key, runs in groups.items()]

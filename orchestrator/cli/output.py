@@ -30,7 +30,7 @@ EXIT_TERMINATED = 143
 """SIGTERM, likewise."""
 
 PIPED_WIDTH = 140
-"""Columns of a table that goes into a pipe or file."""
+"""Columns of a table that goes into a pipe or file, where the environment variable COLUMNS does not name them."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -48,7 +48,7 @@ terminal = Terminal()
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A console on stdout or stderr; on a pipe wide and plain."""
+    """A console on stdout or stderr; on a pipe plain, and wide unless COLUMNS names its width."""
     from rich.console import Console
 
     class Plain(Console):
@@ -56,7 +56,8 @@ def console(*, stderr: bool = False) -> "Console":
             raise BrokenPipeError
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PIPED_WIDTH
+    is_wide = not stream.isatty() and not os.environ.get("COLUMNS", "").isdigit()  # else rich reads it, or asks the terminal
+    width = PIPED_WIDTH if is_wide else None
     return Plain(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 

@@ -12,9 +12,8 @@ from orchestrator.errors import ClusterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.text import Text
 
-    from orchestrator.experiment.plan import PlanReport, PlanRow
+    from orchestrator.experiment.plan import PlanReport
 
 WIDE = 120
 """Terminal width from which on all columns of a plan are shown."""
@@ -54,15 +53,16 @@ def show_plan(report: "PlanReport") -> None:
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":
-    """One row per run: what it is, what it asks for, when it fits; the reason stands in the row if the terminal is wide, else below."""
+    """One row per run: what it is, what it asks for, when it fits; below once per model why runs do not fit now."""
     from rich.console import Group
     from rich.text import Text
 
+    from orchestrator.cli.models import by_reason
     from orchestrator.cli.tables import plain_table
 
     columns = ["run", ">seed", ">cases", ">epochs", ">workers", ">batch per rank", "resources", "progress", "fits"]
     shown = columns if width >= WIDE else ["run", "resources", "progress", "fits"]
-    table = plain_table(*shown, width=width, title=f"Plan of {report.experiment}")
+    table = plain_table(*shown, title=f"Plan of {report.experiment}")
     for row in report.rows:
         cells: dict[str, str | Text] = {
             "run": row.address,
@@ -73,21 +73,12 @@ def plan_table(report: "PlanReport", width: int) -> "RenderableType":
             ">batch per rank": " to ".join(batch_text(sizes) for sizes in (row.batch_per_rank, row.batch_per_rank_of_most) if sizes),
             "resources": row.resources,
             "progress": row.progress.text,
-            "fits": _fits(row, with_reason=width >= WIDE),
+            "fits": Text("-") if row.progress.stage == "finished" else Text(row.fits, style=FIT_STYLES[row.fits]),
         }
         table.add_row(*[cells[column] for column in shown])
-    reasons = [Text(f"{row.address}: {row.fits}: {row.because}", style="dim") for row in report.rows if width < WIDE and row.fits != "now"]
-    return Group(table, *reasons)
-
-
-def _fits(row: "PlanRow", *, with_reason: bool) -> "Text":
-    """When a run fits; `-` for a finished one, which needs nothing."""
-    from rich.text import Text
-
-    if row.progress.stage == "finished":
-        return Text("-")
-    fits = Text(row.fits, style=FIT_STYLES[row.fits])
-    return fits.append(f": {row.because}", style="default") if with_reason else fits
+    held = [row for row in report.rows if row.fits != "now"]
+    reasons = by_reason([row.address for row in held], [f"{row.fits}: {row.because}" for row in held])
+    return Group(table, *([Text()] if reasons else []), *(Text(line, style="dim") for line in reasons))
 
 
 def batch_text(batch_per_rank: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.models import by_fold
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Runs, cluster_option
 from trainers.contract.states import RunState
@@ -28,7 +29,7 @@ def stop(
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
         return
-    for item in statuses:
+    for item in by_fold(statuses):
         say(f"{item.address}  {_answer(item, now)}")
     if any(item.campaign and not item.state.is_final for item in statuses):
         note(f"See it: nnfleet status --watch{cluster_option(cluster)}")

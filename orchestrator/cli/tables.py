@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.models import Model, models_of
+from orchestrator.cli.models import Model, by_fold, models_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
+    from orchestrator.cli.fitted_table import FittedTable
     from orchestrator.run.status import CasesDone, RunStatus
     from trainers.contract.run_spec import CheckpointName
 
 TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
 """States in which the time left means something."""
-NARROW, MEDIUM = 80, 100
-"""Columns of a terminal below which names are folded over several lines, and below which the least important number is left out."""
+MEDIUM = 100
+"""Columns of a terminal below which the least important number is left out."""
 STYLES = {
     RunState.QUEUED: "dim",
     RunState.RUNNING: "cyan",
@@ -49,14 +49,14 @@ def seconds(value: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def plain_table(*columns: str, width: int, title: str | None = None) -> "Table":
-    """A table without frame; columns whose name begins with `>` are aligned to the right. Runs and states stay on one line if they can."""
-    from rich.table import Table
+def plain_table(*columns: str, title: str | None = None) -> "FittedTable":
+    """A table without frame that fits its terminal; columns whose name begins with `>` are aligned to the right."""
+    from orchestrator.cli.fitted_table import FittedTable
 
-    table = Table(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold", header_style="bold")
+    table = FittedTable(title=title, box=None, pad_edge=False, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
         side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        table.add_column(column.lstrip(">"), justify=side, overflow="fold", no_wrap=column in ("run", "state") and width >= NARROW)
+        table.add_column(column.lstrip(">"), justify=side, overflow="fold")
     return table
 
 
@@ -89,20 +89,20 @@ def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
     from rich.console import Group
     from rich.text import Text
 
-    models = [Model(run.address, (run,)) for run in statuses] if all_runs else models_of(statuses)
+    models = [Model(run.address, (run,)) for run in by_fold(statuses)] if all_runs else models_of(statuses)
     reasons = [
         Text(f"{model.name}: no mean over its folds, which are unlike: {model.unlike}.", style="dim") for model in models if model.unlike
     ]
     return Group(_result_table(models, width), *reasons)
 
 
-def _result_table(models: Sequence[Model], width: int) -> "Table":
+def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
     """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means."""
     from rich.text import Text
 
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
-    table = plain_table(*shown, width=width)
+    table = plain_table(*shown)
     for model in models:
         epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
         ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]

@@ -33,7 +33,7 @@ def done_fraction(status: "RunStatus") -> float:
 def watch_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "Table":
     """The runs as a table with bars, below the models that they are folds of; a narrow terminal gets no bars and fewer columns."""
     extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"] if width >= MEDIUM else [">left"]
-    table = plain_table("run", "state", *(["progress"] if width >= MEDIUM else []), ">epoch", *extra, width=width)
+    table = plain_table("run", "state", *(["progress"] if width >= MEDIUM else []), ">epoch", *extra)
     for model in models_of(statuses):
         if len(model.runs) > 1:
             fraction = fmean(done_fraction(run) for run in model.runs)
@@ -76,11 +76,13 @@ def watch_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = 
     from rich.console import Group
     from rich.text import Text
 
-    cases = [Text(f"{s.address}: {cases_line(s.validation)}", style="dim") for s in statuses if s.validation]
-    told = [s for s in statuses if s.reason]
-    reasons = [Text(line, style="dim") for line in by_reason(told, [f"{s.reason}{_since(s)}" for s in told])]
+    shown = [run for model in models_of(statuses) for run in model.runs]
+    told = [run for run in shown if run.reason]
+    cases = [f"{run.address}: {cases_line(run.validation)}" for run in shown if run.validation]
+    lines = [*cases, *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told])]
+    below = [Text(), *(Text(line, style="dim") for line in lines)] if lines else []
     counts = [Text(counts_line(statuses), style="bold"), Text()] if len(statuses) > 1 else []
-    return Group(*counts, watch_table(statuses, width, all_runs=all_runs), *cases, *reasons)
+    return Group(*counts, watch_table(statuses, width, all_runs=all_runs), *below)
 
 
 def _since(status: "RunStatus") -> str:

@@ -1,0 +1,172 @@
+"""The tables of the command line on narrow and wide terminals: no header and no number is broken, folds stand in their order."""
+
+import re
+from collections.abc import Callable
+from io import StringIO
+from itertools import pairwise
+
+import pytest
+from rich.console import Console, RenderableType
+
+from orchestrator.cli.compare import drawn
+from orchestrator.cli.diff import differences_table
+from orchestrator.cli.drill import strikes_table
+from orchestrator.cli.fitted_table import FittedTable, breaks, shared_out
+from orchestrator.cli.models import by_fold
+from orchestrator.cli.output import console
+from orchestrator.cli.plan import plan_table
+from orchestrator.cli.tables import result_view
+from orchestrator.cli.watch import watch_table, watch_view
+from orchestrator.compare.run_differences import Difference, RunDiff
+from orchestrator.compare.tables import TextTable
+from orchestrator.drill.order import Report, Strike
+from tests.unit.orchestrator.cli.screens import LONG, planned, statuses
+
+MODELS = TextTable(
+    ("model", "folds", "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false", "lesion sensitivity", "false lesions per case"),
+    (
+        (LONG.replace("/", " "), "0, 1, 2, 3 (without 4)", "12345", "0.8912", "1234.56", "0.9876", "1234", "5678", "0.7654", "12.34"),
+        ("2d nnUNetTrainer", "0, 1, 2, 3, 4", "12345", "0.8812", "1.23", "0.9776", "12", "56", "0.7554", "0.34"),
+    ),
+)
+DIFF = RunDiff(
+    "a",
+    "b",
+    (
+        Difference("data", "images", "case_0001, case_0002, case_0003 and 1234 more cases", "the same without case_0001"),
+        Difference("schedule", "learning rate", "0.0123456789", "0.00123456789"),
+        Difference("libraries", "torch", "2.11.0+cu128.with.a.very.long.local.version", "2.8.0"),
+    ),
+    (),
+)
+STRIKES = Report(
+    strikes=(
+        Strike(part="worker", what="rank 1 of 2, process 123456 on node 10.11.12.13", moment="epoch 3, iteration 120", recovery_s=123.4),
+        Strike(part="tracking", what="the MLflow server, process 123457", moment="while it got a checkpoint", lost="7 metrics of epoch 5"),
+    )
+)
+TABLES: dict[str, Callable[[int], RenderableType]] = {
+    "status": lambda width: watch_table(statuses(), width),
+    "status --runs": lambda width: watch_table(statuses(), width, all_runs=True),
+    "results": lambda width: result_view([run for run in statuses() if run.full_dice], width),
+    "plan": lambda width: plan_table(planned(), width),
+    "compare": lambda width: drawn(MODELS, width, "Dataset004_Hippocampus"),
+    "diff": lambda width: differences_table(DIFF),
+    "drill": lambda width: strikes_table(STRIKES),
+}
+
+
+def shown(what: RenderableType, width: int) -> list[str]:
+    sink = StringIO()
+    Console(file=sink, width=width, highlight=False, emoji=False, markup=False).print(what)
+    return [line.rstrip() for line in sink.getvalue().splitlines()]
+
+
+def numbers_and_headers(what: RenderableType) -> set[str]:
+    """What may not be broken: as it stands on a terminal on which nothing is."""
+    lines = shown(what, 1000)
+    headers = {word for table in [*getattr(what, "renderables", ()), what] if isinstance(table, FittedTable) for word in _headers(table)}
+    return headers | {number for line in lines for number in re.findall(r"(?<!\S)[~\d][\d.:/+-]*(?!\S)", line)}
+
+
+def _headers(table: FittedTable) -> list[str]:
+    return [word for column in table.columns for word in str(column.header).split()]
+
+
+@pytest.mark.parametrize("width", [80, 84, 100, 120, 140])
+@pytest.mark.parametrize("name", TABLES)
+def test_no_header_and_no_number_is_broken_and_no_line_is_too_long(name: str, width: int) -> None:
+    table = TABLES[name](width)
+    lines = shown(table, width)
+    whole = numbers_and_headers(table)
+    assert len(whole) > 5
+    assert whole <= {word for line in lines for word in line.split()}
+    assert max(map(len, lines)) <= width
+
+
+STATUS_80 = """\
+20 runs of 4 models: 1 RUNNING, 1 RECOVERING, 1 VALIDATING, 8 QUEUED, 1
+FAILED_CLUSTER, 1 PAUSED, 1 STOPPED, 6 SUCCEEDED.
+
+run                                          state               epoch      left
+4/3d_fullres/nnUNetTrainerDA5                1 RUNNING       0/5 folds         -
+@nnUNetResEncUNetMPlans+lowlr+seed1
+  fold 0                                     RUNNING          120/1000  15:05:21
+  fold 1                                     RECOVERING       121/1000  15:05:21
+4/3d_fullres/nnUNetTrainer_250epochs         1 VALIDATING    1/5 folds
+  fold 0                                     VALIDATING      1000/1000
+  fold 2                                     STOPPED          122/1000
+  fold 3                                     FAILED_CLUSTER   123/1000
+  fold 4                                     PAUSED           124/1000
+4/3d_lowres/nnUNetTrainerDA5                 5 QUEUED        0/5 folds
+4/2d/nnUNetTrainer                           5 SUCCEEDED     5/5 folds
+
+4/3d_fullres/nnUNetTrainer_250epochs/0: full validation of best: 3/52 cases
+4/3d_fullres/nnUNetTrainerDA5@nnUNetResEncUNetMPlans+lowlr+seed1/1: its workers
+were lost.
+4/3d_fullres/nnUNetTrainerDA5@nnUNetResEncUNetMPlans+lowlr+seed1/2 and 2 more of
+its model: waits for 2 GPUs: 0 of 8 are free.
+4/3d_fullres/nnUNetTrainer_250epochs/2: stopped as asked.
+4/3d_fullres/nnUNetTrainer_250epochs/3: a node was lost three times without
+progress.
+4/3d_fullres/nnUNetTrainer_250epochs/4: no campaign of this cluster follows it;
+`nnfleet resume` continues it.
+4/3d_lowres/nnUNetTrainerDA5/0 and 4 more of its model: waits for 2 GPUs: 0 of 8
+are free.
+"""
+
+
+def test_the_status_of_four_models_on_eighty_columns() -> None:
+    assert "\n".join([*shown(watch_view(statuses(), 80), 80), ""]) == STATUS_80
+
+
+def test_a_wide_terminal_shows_bars_and_numbers_in_the_same_order() -> None:
+    lines = shown(watch_view(statuses(), 140), 140)
+    assert max(map(len, lines)) <= 140
+    assert lines[2].split() == ["run", "state", "progress", "epoch", "EMA", "best", "s/epoch", "left"]
+    assert [line.split()[1] for line in lines if line.startswith("  fold")] == ["0", "1", "0", "2", "3", "4"]
+    (failed,) = (line.split() for line in lines if line.startswith("  fold") and "FAILED_CLUSTER" in line)
+    assert [word for word in failed if "━" not in word and "╸" not in word][2:] == ["FAILED_CLUSTER", "123/1000", "0.710", "0.723", "62.3"]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_plan_says_once_for_a_model_why_it_does_not_fit_now(width: int) -> None:
+    lines = shown(plan_table(planned(), width), width)
+    assert max(map(len, lines)) <= width
+    fits = [line.split()[-1] for line in lines if line.split() and line.split()[-1] in ("now", "later", "never")]
+    assert fits == [*["now"] * 10, *["later"] * 5, *["never"] * 5]
+    text = " ".join(lines)
+    assert text.count("waits behind 3 runs") == text.count("no node has 2 GPUs") == 1
+    assert "4/3d_lowres/nnUNetTrainerDA5/0 and 4 more of its model: never: no node has 2 GPUs." in text
+
+
+def test_folds_stand_in_their_order_whatever_started_first() -> None:
+    runs = [run.model_copy(update={"address": f"17/2d/t/{fold}"}) for run, fold in zip(statuses(), ["10", "all", "2"], strict=False)]
+    assert [run.address.rpartition("/")[2] for run in by_fold(runs)] == ["2", "10", "all"]
+
+
+def test_names_are_broken_before_their_marks_and_sentences_after_words() -> None:
+    def lines(text: str, width: int) -> list[str]:
+        places = [0, *breaks(text, width), len(text)]
+        return [text[start:end] for start, end in pairwise(places)]
+
+    assert lines("17/2d/t@plans+seed1", 12) == ["17/2d/t", "@plans+seed1"]
+    assert lines("17/2d/t", 4) == ["17/", "2d/t"]
+    assert lines("two GPUs are free", 9) == ["two GPUs ", "are free"]
+    assert lines("short", 9) == ["short"]
+
+
+def test_headers_yield_before_texts_and_numbers_last_of_all() -> None:
+    name, dice = (40, 40, 10), (15, 11, 11)
+    assert shared_out([name, dice], 60) == [40, 15]
+    assert shared_out([name, dice], 52) == [40, 12]
+    assert shared_out([name, dice], 30) == [19, 11]
+    assert shared_out([name, dice], 18) == [9, 9], "too narrow for whole words"
+
+
+def test_a_pipe_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, width in (("80", 80), ("many", 140), (None, 140)):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns:
+            monkeypatch.setenv("COLUMNS", columns)
+        assert console().width == width
