@@ -120,6 +120,8 @@ def _case_sections(answer: Answer, pictures: CasePictures, names: dict[str, str]
     found = [Section("Cases that differ most", lines=("By Dice, mean over classes.",), table=table)] if table else []
     if pictures.left_out:
         found.append(Section("Pictures of cases", (pictures.left_out,)))
+    if pictures.unreadable:
+        found.append(Section("Files that could not be read", pictures.unreadable))
     if pictures.maps:
         lines = (
             "First row of each model: contours of the classes, truth solid, prediction dashed. Second row: green is right, red predicted "
