@@ -10,7 +10,7 @@ from orchestrator.cli.parameters import AsJson, Runs
 
 if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
-    from orchestrator.compare.tables import TextTable
+    from orchestrator.compare.text_table import TextTable
 
 NARROW_COLUMNS = ("model", "folds", "cases", "Dice", "HD95 mm", "missed", "false")
 
@@ -70,6 +70,7 @@ def show(answer: "Answer") -> None:
     """Print the answer: the verdict first, then the models, then each pair."""
     from orchestrator.compare.answer import whole
     from orchestrator.compare.tables import models_table
+    from orchestrator.statistics.table import DICE
     from orchestrator.statistics.verdict import sentence
 
     say(answer.verdict)
@@ -77,8 +78,17 @@ def show(answer: "Answer") -> None:
         say(text)
     say("")
     _print(models_table(answer), f"{answer.dataset}, {answer.checkpoint} checkpoints, full validation of whole cases")
-    if len(answer.of_the_leader) > 1:  # else the verdict is this very sentence
+    for each in answer.held_out:
+        if len(each.of_the_leader) > len(each.pooled):  # else the verdict has this very sentence
+            say("")
+            say(f"On the test set {each.label}:")
+            for found in each.of_the_leader:
+                if found.metric == DICE:
+                    say(whole(sentence(found)))
+    if len(answer.of_the_leader) > 1:  # as above
         say("")
+        if answer.held_out:
+            say("In cross-validation:")
         for found in answer.of_the_leader:
             say(whole(sentence(found)))
 
@@ -87,7 +97,7 @@ def _print(table: "TextTable", title: str) -> None:
     from orchestrator.cli.tables import MEDIUM, plain_table
 
     out = console()
-    kept = [place for place, name in enumerate(table.head) if out.width >= MEDIUM or name in NARROW_COLUMNS]
+    kept = [place for place, name in enumerate(table.head) if out.width >= MEDIUM or name in NARROW_COLUMNS or name.startswith("Dice")]
     drawn = plain_table(*(table.head[place] if place < 2 else f">{table.head[place]}" for place in kept), width=out.width, title=title)
     for row in table.rows:
         drawn.add_row(*(row[place] for place in kept))
