@@ -1,9 +1,10 @@
 """The verbs about trained models: used on new images, compared, exported and imported. Callers take them from `orchestrator.api`."""
 
+import hashlib
+import json
 import logging
 import os
-import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,14 @@ from orchestrator.errors import CheckpointError, ClusterError, ConfigError, Data
 from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_folder
 
 if TYPE_CHECKING:
+    from orchestrator.cluster.jobs import Jobs
     from orchestrator.compare.answer import Answer
     from orchestrator.compare.choice import Compared
     from orchestrator.compare.run_differences import RunDiff
     from orchestrator.export.model import Exported
     from orchestrator.imported.importing import ImportedFold
     from orchestrator.tracking.client import Tracker
-    from orchestrator.validation.held_out_job import HeldOutEvent
+    from orchestrator.validation.held_out_events import HeldOutEvent
     from trainers.contract.run_spec import CheckpointName
 
 log = logging.getLogger(__name__)
@@ -35,16 +37,18 @@ def evaluate(
     checkpoint: "CheckpointName" = "final",
     results: Path | None = None,
     cluster: str | None = None,
+    workers: Mapping[str, int] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> "HeldOutEvent":
     """Predict a held-out test set with the folds that `model` means, as nnU-Net's ensemble, and with `labels` score it. Returns at its end.
 
-    Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues.
-    Interrupted, it stops the job. Raises ConfigError or DataError before a worker starts; at its end what is to blame for
-    cases that failed.
+    Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues, and
+    follows one that is at work. Interrupted, the one that began the job stops it. `workers`: `count`, `gpus`, `cpus` of each; what is left
+    open the cluster decides. `on_wait` gets what it waits for. Raises ConfigError, DataError or ClusterError before a worker starts; at its
+    end what is to blame for cases that failed.
     """
     from orchestrator.validation.held_out_cases import held_out_cases
     from orchestrator.validation.held_out_folds import folds_of
-    from orchestrator.validation.held_out_job import HELD_OUT_EVENTS
     from trainers.contract.plans import load_dataset_json
 
     if is_idle(cluster):
@@ -57,15 +61,35 @@ def evaluate(
     if relative and not meant.is_here:
         raise ConfigError(f"test set: {', '.join(relative)} starts at no folder of the cluster. Name whole paths, as its nodes see them.")
     named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
-    submission_id = meant.jobs.submit_held_out(secrets.token_hex(4), [model, *named, f"--checkpoint={checkpoint}"])
+    arguments = [model, *named, f"--checkpoint={checkpoint}"]
+    return _followed_to_its_end(meant.jobs, arguments, [f"--workers={json.dumps(dict(workers))}"] if workers else [], on_wait)
+
+
+def _followed_to_its_end(
+    jobs: "Jobs", arguments: list[str], how: list[str], on_wait: Callable[[str], None] | None = None
+) -> "HeldOutEvent":
+    """Start the job of a test set, or follow the one that the same command has started. `how`: options that change no result."""
+    from orchestrator.validation.held_out_events import HELD_OUT_EVENTS, HeldOutEvent, HeldOutReport, HeldOutWaits
+
+    def shown(event: HeldOutReport) -> None:
+        if isinstance(event, HeldOutWaits) and on_wait is not None:
+            on_wait(f"It waits for its workers: it {event.because}" if event.because.startswith("needs") else f"It waits: {event.because}")
+
+    name = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:12]
+    earlier = [job for job in jobs.records() if job.submission_id.startswith(f"test-{name}-")]
+    living = next((job.submission_id for job in earlier if job.is_live), "")
+    if living and on_wait is not None:
+        on_wait(f"The same command is at work already as job {living}: this one follows it.")
+    submission_id = living or jobs.submit_held_out(f"{name}-{len(earlier)}", [*arguments, *how])
     try:
-        events, failure = Follower(meant.jobs).ended(submission_id, HELD_OUT_EVENTS)
+        events, failure = Follower(jobs).ended(submission_id, HELD_OUT_EVENTS, shown)
     except KeyboardInterrupt:
-        meant.jobs.stop(submission_id)
+        if not living:
+            jobs.stop(submission_id)
         raise
-    if not events:
+    ended = next((event for event in reversed(events) if isinstance(event, HeldOutEvent)), None)
+    if ended is None:
         raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
-    ended = events[0]
     if ended.exit_code:
         kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
         raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)
@@ -80,9 +104,11 @@ def predict(
     checkpoint: "CheckpointName" = "final",
     results: Path | None = None,
     cluster: str | None = None,
+    workers: Mapping[str, int] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> "HeldOutEvent":
     """As `evaluate`, without labels."""
-    return evaluate(model, images, None, output, checkpoint=checkpoint, results=results, cluster=cluster)
+    return evaluate(model, images, None, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=on_wait)
 
 
 def export(model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> "Exported":

@@ -13,7 +13,7 @@ from orchestrator.queue.gang_fit import NodeResources, Reservation
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.resume.takeover import reset
 from orchestrator.run.clock import Clock
-from orchestrator.run.job_record import JobRecord, living_campaigns, validations
+from orchestrator.run.job_record import JobRecord, living_members, validations
 from orchestrator.run.progress import Action
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -91,7 +91,7 @@ class Dispatcher:
 
     def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
         """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission."""
-        others = self._registry.entries(living_campaigns(jobs) - {self._campaign})
+        others = self._registry.entries(living_members(jobs) - {self._campaign})
         own = self.entry(runs, wanted)
         self._registry.post(self._campaign, own)
         growing = elastic_trainings(jobs)

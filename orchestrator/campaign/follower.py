@@ -169,14 +169,29 @@ class Follower:
         if job.state != "SUCCEEDED":
             raise ClusterError(f"control: {submission_id} failed. {job.message[-TAIL:]}")
 
-    def ended(self, submission_id: str, kinds: "TypeAdapter[AnyEvent]") -> tuple[list[AnyEvent], ClusterError | None]:
-        """Wait for a control job; the events that it has left, and how it failed, if it did."""
+    def ended(
+        self, submission_id: str, kinds: "TypeAdapter[AnyEvent]", on_event: Callable[[AnyEvent], None] | None = None
+    ) -> tuple[list[AnyEvent], ClusterError | None]:
+        """Wait for a control job; the events that it has left, and how it failed, if it did. `on_event` gets those of a living one."""
         failure: ClusterError | None = None
+        if on_event is not None:
+            self._watch(submission_id, kinds, on_event)
         try:
             self.finish(submission_id)
         except ClusterError as err:
             failure = err
         return list(events_in(self._jobs.logs(submission_id), kinds)), failure
+
+    def _watch(self, submission_id: str, kinds: "TypeAdapter[AnyEvent]", on_event: Callable[[AnyEvent], None]) -> None:
+        """Report each event of a job while it lives."""
+        shown = 0
+        while self._jobs.find(submission_id).is_live:
+            text = self._jobs.logs(submission_id)
+            events = list(events_in(text[: text.rfind("\n") + 1], kinds))
+            for event in events[shown:]:
+                on_event(event)
+            shown = len(events)
+            time.sleep(self._poll_s + len(text) / LOG_CHARACTERS_PER_S)
 
     def withdraw(self, campaign_id: str) -> list[str]:
         """End a campaign, then every job that it has started; returns the submission ids of those that were alive."""

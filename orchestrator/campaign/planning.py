@@ -10,13 +10,13 @@ from orchestrator.follow.reserved import reservations, runs_at_work
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.takeover import refuse
-from orchestrator.run.job_record import JobRecord, living_campaigns
+from orchestrator.run.job_record import JobRecord, living_campaigns, living_members
 from trainers.contract.run_spec import RunSpec
 
 
 def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     """What all campaigns of the cluster hold and wait for at this moment."""
-    entries = registry.entries(living_campaigns(jobs)).values()
+    entries = registry.entries(living_members(jobs)).values()
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     return Queue(
         reservations(jobs, entries, registry.room(time.time())),

@@ -11,7 +11,7 @@ from orchestrator.cli.parameters import AsJson, Runs
 if TYPE_CHECKING:
     from orchestrator.cli.fitted_table import FittedTable
     from orchestrator.compare.answer import Answer
-    from orchestrator.compare.tables import TextTable
+    from orchestrator.compare.text_table import TextTable
 
 NARROW_COLUMNS = ("model", "folds", "cases", "Dice", "HD95 mm", "missed", "false")
 
@@ -71,6 +71,7 @@ def show(answer: "Answer") -> None:
     """Print the answer: the verdict first, then the models, then each pair."""
     from orchestrator.compare.answer import whole
     from orchestrator.compare.tables import models_table
+    from orchestrator.statistics.table import DICE
     from orchestrator.statistics.verdict import sentence
 
     say(answer.verdict)
@@ -80,8 +81,17 @@ def show(answer: "Answer") -> None:
     out = console()
     title = f"{answer.dataset}, {answer.checkpoint} checkpoints, full validation of whole cases"
     out.print(drawn(models_table(answer), out.width, title))
-    if len(answer.of_the_leader) > 1:  # else the verdict is this very sentence
+    for each in answer.held_out:
+        if len(each.of_the_leader) > len(each.pooled):  # else the verdict has this very sentence
+            say("")
+            say(f"On the test set {each.label}:")
+            for found in each.of_the_leader:
+                if found.metric == DICE:
+                    say(whole(sentence(found)))
+    if len(answer.of_the_leader) > 1:  # as above
         say("")
+        if answer.held_out:
+            say("In cross-validation:")
         for found in answer.of_the_leader:
             say(whole(sentence(found)))
 
@@ -90,7 +100,7 @@ def drawn(table: "TextTable", width: int, title: str) -> "FittedTable":
     """The table as it is shown on a terminal of `width` columns: on a narrow one without the least important numbers."""
     from orchestrator.cli.tables import MEDIUM, plain_table
 
-    kept = [place for place, name in enumerate(table.head) if width >= MEDIUM or name in NARROW_COLUMNS]
+    kept = [place for place, name in enumerate(table.head) if width >= MEDIUM or name in NARROW_COLUMNS or name.startswith("Dice")]
     shown = plain_table(*(table.head[place] if place < 2 else f">{table.head[place]}" for place in kept), title=title)
     for row in table.rows:
         shown.add_row(*(row[place] for place in kept))

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import note, print_json, say, working
-from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestImages
+from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestCpus, TestImages, TestWorkers
+from orchestrator.cli.train_options import Cpu, Device
+from orchestrator.cli.worker_options import own_words, worker_options
 
 if TYPE_CHECKING:
-    from orchestrator.validation.held_out_job import HeldOutEvent
+    from orchestrator.validation.held_out_events import HeldOutEvent
 
 
 def evaluate(
@@ -20,6 +22,10 @@ def evaluate(
         Path | None, typer.Option("--output", metavar="FOLDER", help="New folder, or that of the same test set; default: beside the folds.")
     ] = None,
     checkpoint: TestCheckpoint = "final",
+    num_workers: TestWorkers = None,
+    device: Device = None,
+    cpu: Cpu = False,
+    cpus: TestCpus = None,
     results: Results = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
@@ -27,8 +33,11 @@ def evaluate(
     """Predict a held-out test set with all folds of a model as an ensemble, and score it; finished cases are kept."""
     from orchestrator import api
 
-    with working("Predicting ..."):
-        ended = api.evaluate(model, images, labels, output, checkpoint=checkpoint, results=results, cluster=cluster)
+    workers = worker_options(num_workers, cpu, cpus, device)
+    with own_words(), working("Predicting ..."):
+        ended = api.evaluate(
+            model, images, labels, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=note
+        )
     show(ended, as_json=as_json)
 
 
@@ -43,3 +52,5 @@ def show(ended: "HeldOutEvent", *, as_json: bool) -> None:
     say(f"Predictions: {ended.output}")
     if ended.undelivered:
         note(f"Not in MLflow: {ended.undelivered}.")
+    if ended.unrecorded:
+        note(f"Not for `nnfleet compare`: {ended.unrecorded}.")

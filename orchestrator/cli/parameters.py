@@ -46,6 +46,16 @@ Model = Annotated[
 TestImages = Annotated[
     Path, typer.Option("--images", metavar="FOLDER", help="Test images, <case>_0000.nii.gz and so on, as the cluster sees them.")
 ]
+TestWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--num-workers", "--num-gpus", "-num_gpus", min=1, help="Workers, a case each. Default: as many as fit now, one at least."
+    ),
+]
+TestCpus = Annotated[
+    int | None,
+    typer.Option("--cpus", min=1, help="CPU cores per worker. Default: 8, or what the cluster has of them for each.", show_default=False),
+]
 TestCheckpoint = Annotated[Literal["final", "best"], typer.Option("--checkpoint", help="Which weights of each fold predict.")]
 Results = Annotated[Path | None, typer.Option("--results", metavar="FOLDER", help="Folder that holds the runs; default: nnUNet_results.")]
 Replace = Annotated[

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.evaluate import show
-from orchestrator.cli.output import working
-from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestImages
+from orchestrator.cli.output import note, working
+from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestCpus, TestImages, TestWorkers
+from orchestrator.cli.train_options import Cpu, Device
+from orchestrator.cli.worker_options import own_words, worker_options
 
 
 def predict(
@@ -15,6 +17,10 @@ def predict(
     images: TestImages,
     output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="New folder, or one that this command has begun.")],
     checkpoint: TestCheckpoint = "final",
+    num_workers: TestWorkers = None,
+    device: Device = None,
+    cpu: Cpu = False,
+    cpus: TestCpus = None,
     results: Results = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
@@ -22,6 +28,7 @@ def predict(
     """Predict images with all folds of a model as an ensemble, as nnUNetv2_predict does; finished cases are kept."""
     from orchestrator import api
 
-    with working("Predicting ..."):
-        ended = api.predict(model, images, output, checkpoint=checkpoint, results=results, cluster=cluster)
+    workers = worker_options(num_workers, cpu, cpus, device)
+    with own_words(), working("Predicting ..."):
+        ended = api.predict(model, images, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=note)
     show(ended, as_json=as_json)

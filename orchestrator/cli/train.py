@@ -1,8 +1,6 @@
 """`nnfleet train`: one training in the foreground, named as nnU-Net's users name it."""
 
-import contextlib
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,6 @@ import typer
 from orchestrator.cli.nnunet_habits import (
     COMPILE,
     answers,
-    gpus_on,
     refuse_contradictions,
     settings_by_environment,
 )
@@ -42,10 +39,10 @@ from orchestrator.cli.train_options import (
     Variant,
     Weights,
 )
-from orchestrator.errors import NnfleetError
+from orchestrator.cli.worker_options import WORKER_OPTIONS, own_words, worker_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from orchestrator.api import Submission
     from orchestrator.run.status import RunStatus
@@ -54,11 +51,7 @@ if TYPE_CHECKING:
 OPTIONS = {
     "`variant: NAME` in the experiment file": "--variant NAME",
     "`nnfleet submit --replace`": "--replace",
-    "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
-    "Ask for less under `workers`": "Ask for less (--num-workers, --cpus, --cpu)",
-    "workers.count": "--num-workers",
-    "workers.cpus": "--cpus",
-    "workers.gpus": "--cpu",
+    **WORKER_OPTIONS,
     "epochs:": "--epochs:",
     "train_iterations:": "--iterations:",
     "val_iterations:": "--val-iterations:",
@@ -125,7 +118,7 @@ def train(
     }
     named = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
     named |= {key: value for key, value in asked.items() if value is not None}
-    with hearing_sigterm(), _own_words():
+    with hearing_sigterm(), own_words(OPTIONS):
         if only_validates:
             statuses = _validated(named, cluster, npz=npz, best=val_best)
         else:
@@ -155,15 +148,6 @@ def exit_code(statuses: "Sequence[RunStatus]", *, best_is_enough: bool) -> int:
 
     open_ends = [item for item in statuses if not (item.state is RunState.STOPPED and "best" in item.full_dice)]
     return worst_exit_code(open_ends if best_is_enough else statuses)
-
-
-@contextlib.contextmanager
-def _own_words() -> "Iterator[None]":
-    """Errors inside about keys of an experiment file speak of this command's options."""
-    try:
-        yield
-    except NnfleetError as err:
-        raise type(err)(in_words_of_the_command_line(str(err))) from err
 
 
 def _absolute(file: Path) -> str:
@@ -231,23 +215,3 @@ def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) ->
         chosen["cpus"] = each
         changes.append(f"{each} CPU core{'s' if each > 1 else ''} per worker instead of {usual.cpus}")
     return chosen, f"Fitted to this machine: {'; '.join(changes)}." if changes else ""
-
-
-def in_words_of_the_command_line(text: str) -> str:
-    """An error about keys of the experiment file as one about the options of this command."""
-    for key, words in OPTIONS.items():
-        place = re.escape(key) if key[-1] != ":" else rf"{re.escape(key[:-1])}(\.\d+)?:"  # `folds.0:` is the first of the folds
-        text = re.sub(rf"(?<![\w./-]){place}", words, text)
-    return text
-
-
-def worker_options(num_workers: int | None, cpu: bool, cpus: int | None, device: str | None = None) -> dict[str, int]:
-    """The `workers` of the experiment: only what was asked for, so that defaults live in one place."""
-    options: dict[str, int] = {}
-    if num_workers is not None:
-        options["count"] = num_workers
-    if (gpus := gpus_on(device, cpu=cpu)) is not None:
-        options["gpus"] = gpus
-    if cpus is not None:
-        options["cpus"] = cpus
-    return options

@@ -45,7 +45,7 @@ Continues = Annotated[bool, typer.Option("--c", help="Nothing: the same command 
 NoCheckpoints = Annotated[bool, typer.Option("--disable_checkpointing", help="Nothing: checkpoints are kept.")]
 NumWorkers = Annotated[int | None, typer.Option("--num-workers", "--num-gpus", "-num_gpus", min=1, help="Workers, each with a GPU.")]
 Device = Annotated[str | None, typer.Option("-device", "--device", help="cuda or cpu.", show_default=False)]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Train on CPUs instead of GPUs.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Run on CPUs instead of GPUs.")]
 Cpus = Annotated[
     int | None, typer.Option("--cpus", min=1, help="CPU cores per worker, data loading included. Default: 8, or what this machine has.")
 ]

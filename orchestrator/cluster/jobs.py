@@ -142,7 +142,7 @@ class Jobs:
 
     def submit_held_out(self, name: str, arguments: list[str]) -> str:
         """Start the job that predicts a held-out test set; returns its submission id."""
-        return self._submit(f"test-{name}", "control", self._modules.held_out, arguments, {})
+        return self._submit(f"test-{name}", "test", self._modules.held_out, arguments, {})
 
     def submit_control(self, name: str, arguments: list[str]) -> str:
         """Start a small job that acts where the run folders are; returns its submission id."""

@@ -5,34 +5,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.compare.held_out_sets import HeldOutSet, held_out_sets, place_in
 from orchestrator.compare.models import RUN_FOLDER, TrainedModel, short_names
+from orchestrator.compare.paired_scores import class_pairs, metrics_of, pooled_pairs, score_table
 from orchestrator.compare.patients import patient_of_each, unlike_patients
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.unlike import differences
 from orchestrator.errors import ConfigError
-from orchestrator.statistics.pairs import Comparison, compare_family
+from orchestrator.statistics.pairs import Comparison
 from orchestrator.statistics.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
 from orchestrator.statistics.seeds import Agreement, SeedSpread, agreement, seed_spread
-from orchestrator.statistics.table import (
-    DICE,
-    HD95,
-    LESION_DICE,
-    LESION_FALSE_POSITIVES,
-    LESION_SENSITIVITY,
-    NSD,
-    CaseScores,
-    Metric,
-    Score,
-    ScoreTable,
-    table_of,
-)
+from orchestrator.statistics.table import DICE, CaseScores, ScoreTable
 from orchestrator.statistics.verdict import leaders, leaders_sentence, sentence
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import CaseResult, have_lesions, nan_mean
 
-METRICS: tuple[Metric, ...] = (DICE, HD95, NSD)
-LESION_METRICS: tuple[Metric, ...] = (LESION_SENSITIVITY, LESION_FALSE_POSITIVES, LESION_DICE)
-"""Compared where they were counted in every case of every model."""
 OPTIMISTIC = (
     "These are the best checkpoints, each chosen on its own validation fold: their scores are optimistic. "
     "The final checkpoints are the fair comparison."
@@ -46,7 +33,7 @@ class Answer:
     dataset: str
     checkpoint: CheckpointName
     models: tuple[TrainedModel, ...]
-    """Best mean Dice first."""
+    """Best mean Dice first: on the test sets that all of them have, then in the cross-validation."""
     missing: Mapping[str, tuple[str, ...]]
     """Model -> folds that another one of these models has and it has not."""
     forced: tuple[str, ...]
@@ -66,14 +53,22 @@ class Answer:
     """Model -> spread of its mean Dice over seeds, pooled, where it has several."""
     cheap: Agreement
     """Between EMA pseudo-Dice and full Dice, of models within one fold."""
+    held_out: tuple[HeldOutSet, ...] = ()
+    """The test sets on which any of the models was evaluated, those first that all have."""
+    unread: tuple[str, ...] = ()
+    """A sentence for each record of a test set that cannot be read."""
 
     @property
     def verdict(self) -> str:
-        """The answer in one sentence, and a second one where it must not be read without."""
+        """The answer in a sentence for each test set that all models have and one for the cross-validation, and what it must not be read
+        without.
+        """
         pairs = self.pooled[DICE.name]
         if not pairs:
             return f"{self.models[0].name} is the only model: there is nothing to compare it with."
-        found = whole(sentence(pairs[0])) if len(pairs) == 1 else whole(leaders_sentence(leaders(pairs)))
+        clause = sentence(pairs[0]) if len(pairs) == 1 else leaders_sentence(leaders(pairs))
+        tests = [f"On the test set {each.label}, {each.verdict}." for each in self.held_out if each.verdict]
+        found = " ".join([*tests, f"In cross-validation, {clause}."]) if self.held_out else whole(clause)
         if self.forced:
             return f"{found} These models are not comparable, and were compared on request."
         unlike = unlike_settings(self.models)
@@ -103,6 +98,7 @@ class Answer:
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
         notes += [whole(sentence) for sentence in schedules_of_variants(self.models)]
         notes += _without_lesions(self.models)
+        notes += [remark for each in self.held_out for remark in each.remarks] + list(self.unread)
         if self.is_from_mlflow:
             notes.append(f"{sources_text(self.models)} MLflow gives no curves, lesions, pictures of cases, nor both checkpoints' scores.")
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
@@ -121,11 +117,13 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
     if forced and (unforceable or not is_forced):
         way = "Name models of one dataset." if unforceable else "Name models that are alike, or compare them all the same: --force."
         raise ConfigError(f"compare: {'; '.join(forced)}. {way}")
-    ordered = sorted(models, key=lambda model: -mean_dice(model))
-    table = table_of(_scores(ordered[::-1], patients))  # the better model of a pair comes second: most differences are positive
-    bases = _bases(ordered[::-1])
+    base_of = dict(zip((model.name for model in models), _bases(models), strict=True))
+    sets, unread = held_out_sets(models, base_of, checkpoint, patients)
+    ordered = sorted(models, key=lambda model: (*place_in(sets, model.name), -mean_dice(model)))
+    worst_first = ordered[::-1]  # the better model of a pair comes second: most differences are positive
+    table = score_table({model.name: model.results for model in worst_first}, patient_of_each(worst_first, patients))
+    bases = [base_of[model.name] for model in worst_first]
     dice = table.case_scores(DICE)
-    of_classes = [table.case_scores(DICE, name) for name in table.classes]
     return Answer(
         dataset=ordered[0].spec.dataset,
         checkpoint=checkpoint,
@@ -133,19 +131,16 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         missing=_missing_folds(ordered),
         forced=tuple(forced),
         table=table,
-        pooled={metric.name: _pairs([table.case_scores(metric)], bases)[0] for metric in metrics_of(ordered)},
-        per_class=dict(zip(table.classes, _pairs(of_classes, bases), strict=True)),
+        pooled=pooled_pairs(table, metrics_of(model.results for model in ordered), bases),
+        per_class=class_pairs(table, bases),
         stability=_stability(dice.averaged(bases)),
         by_fold=ranks_by_case_group(dice.averaged(bases), _fold_of_each(table.cases, ordered)),
         by_seed=ranks_by_model_group(dice, bases, [str(model.spec.seed) for model in ordered[::-1]]),
         spreads=seed_spread(dice, bases),
         cheap=_cheap(ordered),
+        held_out=tuple(sets),
+        unread=tuple(unread),
     )
-
-
-def metrics_of(models: Sequence[TrainedModel]) -> tuple[Metric, ...]:
-    """What these models can be compared by."""
-    return (*METRICS, *LESION_METRICS) if all(have_lesions(model.results) for model in models) else METRICS
 
 
 def _without_lesions(models: Sequence[TrainedModel]) -> list[str]:
@@ -198,30 +193,11 @@ def mean_dice(model: TrainedModel) -> float:
     return -1.0 if math.isnan(value) else value
 
 
-def _pairs(parts: Sequence[CaseScores], bases: Sequence[str]) -> list[tuple[Comparison, ...]]:
-    """Of each part, which are one family; with the spread over seeds in this very metric and class."""
-    sds = [{name: spread.sd for name, spread in seed_spread(part, bases).items()} for part in parts]
-    return [tuple(found) for found in compare_family([part.averaged(bases) for part in parts], sds)]
-
-
 def _stability(scores: CaseScores) -> dict[Scheme, RankStability]:
     try:
         return rank_stability(scores) if len(scores.models) > 1 else {}
     except ValueError:  # no case has a score of every model
         return {}
-
-
-def _scores(models: Sequence[TrainedModel], patients: str | None) -> list[Score]:
-    patient_of = patient_of_each(models, patients)
-    rows = []
-    for model in models:
-        for result in model.results:
-            patient = patient_of[result.case_id]
-            for name, metrics in result.metrics.items():
-                values = {DICE.name: metrics.dice, HD95.name: metrics.hd95_mm, NSD.name: metrics.nsd}
-                values |= metrics.lesions.scores if metrics.lesions else {}
-                rows += [Score(model.name, patient, result.case_id, name, metric, value) for metric, value in values.items()]
-    return rows
 
 
 def _missing_folds(models: Sequence[TrainedModel]) -> dict[str, tuple[str, ...]]:

@@ -40,6 +40,16 @@ class CaseVolumes:
         return z, y, x
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A file of a case that is there and cannot be shown."""
+
+    what: str
+    """`label file`, `raw image`, or `prediction of` a model."""
+    path: Path
+    reason: str
+
+
 class CaseReader:
     """Reads label files and raw images of a dataset with the reader that its plans name."""
 
@@ -50,20 +60,47 @@ class CaseReader:
         self._reader = recursive_find_reader_writer_by_name(str(plans.content["image_reader_writer"]))()
         self._images = None if raw is None else raw / model.spec.dataset / "imagesTr"
 
-    def read(self, case_id: str, models: Sequence[TrainedModel]) -> CaseVolumes:
-        """The files of one case. Raises what the reader raises for a file that is gone or broken."""
+    def read(self, case_id: str, models: Sequence[TrainedModel]) -> tuple[CaseVolumes | None, list[Unreadable]]:
+        """The files of one case, and those that cannot be read: without an image it is shown all the same, without labels it is not."""
         results = {model.name: result_of(model, case_id) for model in models}
-        truth = read_segmentation(Path(next(iter(results.values())).reference_file), self._reader)
-        predictions = {name: read_segmentation(Path(found.prediction_file), self._reader).values_ZYX for name, found in results.items()}
+        faults: list[Unreadable] = []
+        truth = self._labels("label file", Path(next(iter(results.values())).reference_file), faults)
+        predictions = {}
+        for name, found in results.items():
+            if prediction := self._labels(f"prediction of {name}", Path(found.prediction_file), faults, like=truth):
+                predictions[name] = prediction.values_ZYX
+        if truth is None or len(predictions) < len(results):
+            return None, faults
         dice = {name: found.dice_mean for name, found in results.items()}
-        return CaseVolumes(truth.values_ZYX, predictions, self._image(case_id, truth), truth.spacing_ZYX, dice)
+        image = self._image(case_id, truth, faults)
+        return CaseVolumes(truth.values_ZYX, predictions, image, truth.spacing_ZYX, dice), faults
 
-    def _image(self, case_id: str, like: SegmentationFile) -> npt.NDArray[Any] | None:
+    def _labels(self, what: str, path: Path, faults: list[Unreadable], like: SegmentationFile | None = None) -> SegmentationFile | None:
+        try:
+            found = read_segmentation(path, self._reader)
+        except Exception as err:  # each reader raises its library's own kinds
+            faults.append(Unreadable(what, path, _reason(err)))
+            return None
+        if like is not None and found.values_ZYX.shape != like.values_ZYX.shape:
+            faults.append(Unreadable(what, path, f"its shape is {found.values_ZYX.shape}, that of the labels {like.values_ZYX.shape}"))
+            return None
+        return found
+
+    def _image(self, case_id: str, like: SegmentationFile, faults: list[Unreadable]) -> npt.NDArray[Any] | None:
         files = sorted(self._images.glob(f"{case_id}_0000.*")) if self._images is not None else []
         if not files:
             return None
-        values: npt.NDArray[Any] = np.asarray(self._reader.read_images([str(files[0])])[0])[0]
+        try:
+            values: npt.NDArray[Any] = np.asarray(self._reader.read_images([str(files[0])])[0])[0]
+        except Exception as err:  # as above
+            faults.append(Unreadable("raw image", files[0], _reason(err)))
+            return None
         return values if values.shape == like.values_ZYX.shape else None
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of a file, on one line."""
+    return " ".join(f"{error}".split())[:200].rstrip(".") or type(error).__name__
 
 
 def result_of(model: TrainedModel, case_id: str) -> CaseResult:

@@ -1,15 +1,18 @@
 """Which cases the report shows, by which names, and whether it may: pictures are drawn of runs with `images: true`, or on request."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.compare.case_files import CaseReader, has_files
+from orchestrator.compare.case_files import CaseReader, Unreadable, has_files
 from orchestrator.compare.error_maps import error_map
 from orchestrator.compare.models import TrainedModel
 from orchestrator.compare.slice_viewer import SliceViewer, slice_viewer
 from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
+
+log = logging.getLogger(__name__)
 
 VIEWED = 2
 """Of the worst cases so many can be scrolled through."""
@@ -25,28 +28,45 @@ class CasePictures:
     viewers: tuple[SliceViewer, ...] = ()
     left_out: str = ""
     """Why there are none."""
+    unreadable: tuple[str, ...] = ()
+    """A sentence for each file that is there and could not be shown."""
 
 
 NO_PICTURES = CasePictures({})
 
 
 def case_pictures(models: Sequence[TrainedModel], raw: Path | None, *, on_request: bool = False) -> CasePictures:
-    """The worst, a median and the best case of the leading model. Files that are gone leave their case out. Raises DataError."""
+    """The worst, a median and the best case of the leading model. Files that are gone leave their case out; those
+    that cannot be read are named, and the rest is drawn. Raises DataError."""
     if not on_request and not all(fold.spec.images for model in models for fold in model.folds):
         return CasePictures({}, left_out=WITHOUT_IMAGES)
     names, shown, leader = shown_names(models), shown_cases(models[0], models[1:]), models[0].name
     viewed = {case: f"worst case {place}" for place, case in enumerate(_ranked(models[0], models[1:])[:VIEWED], start=1)}
     wanted = [case for case in {**shown, **viewed} if has_files(case, models)]
-    maps, viewers = {}, []
+    maps, viewers, unreadable = {}, [], []
     reader = CaseReader(models[0], raw) if wanted else None
     for case_id in wanted:
         assert reader is not None
-        case = reader.read(case_id, models)
-        if case_id in shown:
+        case, faults = reader.read(case_id, models)
+        unreadable += [fault_sentence(fault, names[case_id], is_named=names[case_id] == case_id) for fault in faults]
+        if case is not None and case_id in shown:
             maps[f"{shown[case_id]} case of {leader}: {names[case_id]}"] = error_map(case)
-        if case_id in viewed:
+        if case is not None and case_id in viewed:
             viewers.append(slice_viewer(case, f"{viewed[case_id]} of {leader}: {names[case_id]}"))
-    return CasePictures(maps, tuple(viewers))
+    return CasePictures(maps, tuple(viewers), unreadable=tuple(unreadable))
+
+
+def fault_sentence(fault: Unreadable, shown_name: str, *, is_named: bool) -> str:
+    """What the report says of a file that cannot be shown. Unless the case `is_named` there, no path nor what a reader says of one: they go
+    to the log alone.
+    """
+    cures = {"raw image": "Copy it there from its source.", "label file": "Restore it from the raw dataset's labelsTr."}
+    cure = cures.get(fault.what, "Delete it: `nnfleet validate` then predicts its case anew.")
+    whole = f"{shown_name}: the {fault.what} {fault.path} cannot be read: {fault.reason}. {cure}"
+    if is_named:
+        return whole
+    log.warning("%s", whole)
+    return f"{shown_name}: the {fault.what} cannot be read; the log names it."
 
 
 def shown_cases(model: TrainedModel, others: Sequence[TrainedModel]) -> dict[str, str]:

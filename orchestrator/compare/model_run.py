@@ -20,7 +20,7 @@ import numpy as np
 from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, cross_validation, fold_folders
 from orchestrator.compare.crossval_folder import by_file_name, crossval_summary
 from orchestrator.compare.figures import classes_figure
-from orchestrator.compare.tables import number
+from orchestrator.compare.text_table import number
 from orchestrator.export.fold_facts import facts_of, shared_params
 from orchestrator.publishing.reconcile import Synced, is_alive
 from orchestrator.publishing.validation_report import without_case_ids

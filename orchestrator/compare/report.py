@@ -16,17 +16,11 @@ from orchestrator.compare.figures import (
     scores_figure,
     significance_figure,
 )
+from orchestrator.compare.held_out_sets import HeldOutSet
+from orchestrator.compare.held_out_tables import held_out_table
 from orchestrator.compare.slice_viewer import SCRIPT, SliceViewer
-from orchestrator.compare.tables import (
-    TextTable,
-    cases_table,
-    checkpoints_table,
-    classes_table,
-    groups_table,
-    models_table,
-    number,
-    pairs_table,
-)
+from orchestrator.compare.tables import cases_table, checkpoints_table, classes_table, groups_table, models_table
+from orchestrator.compare.text_table import TextTable, number, pairs_table
 from orchestrator.statistics.pairs import ALPHA, POWER, Comparison
 from orchestrator.statistics.ranks import RESAMPLES
 from orchestrator.statistics.seeds import Agreement
@@ -107,6 +101,7 @@ def basis(answer: Answer) -> str:
 def _sections(answer: Answer) -> list[Section]:
     dice = Picture("Dice of every case.", scores_figure(answer))
     sections = [Section("Models", (sources_text(answer.models),), models_table(answer), (dice,))]
+    sections += [section for each in answer.held_out for section in _held_out_sections(each, answer)]
     pairs = answer.pooled[DICE.name]
     if pairs:
         sections += [_pairs_section(answer, pairs), *_stability_section(answer)]
@@ -115,11 +110,27 @@ def _sections(answer: Answer) -> list[Section]:
     return sections
 
 
+def _held_out_sections(found: HeldOutSet, answer: Answer) -> list[Section]:
+    """The scores on a test set, and where models are compared on it, their differences: before those of the cross-validation."""
+    cases = len(found.first.results)
+    unit = "each case is a patient" if found.num_patients == cases else f"{found.num_patients} patients are the unit"
+    basis = f"{cases} cases, each predicted by all folds of a model together"
+    lines = (f"{basis}{f'; {unit}' if found.num_patients else ''}.", *found.remarks)
+    sections = [Section(f"Test set {found.label}", lines, held_out_table(found, [model.name for model in answer.models]))]
+    if pairs := found.pooled.get(DICE.name):
+        figure = Picture("Mean paired differences on the test set, as those of the cross-validation below.", differences_figure(pairs))
+        texts = tuple(whole(sentence(each)) for each in found.of_the_leader)
+        sections.append(Section(f"Differences in Dice on the test set {found.label}", texts, pairs_table(pairs), (figure,)))
+    return sections
+
+
 def _case_sections(answer: Answer, pictures: CasePictures, names: dict[str, str]) -> list[Section]:
     table = cases_table(answer, names)
     found = [Section("Cases that differ most", lines=("By Dice, mean over classes.",), table=table)] if table else []
     if pictures.left_out:
         found.append(Section("Pictures of cases", (pictures.left_out,)))
+    if pictures.unreadable:
+        found.append(Section("Files that could not be read", pictures.unreadable))
     if pictures.maps:
         lines = (
             "First row of each model: contours of the classes, truth solid, prediction dashed. Second row: green is right, red predicted "

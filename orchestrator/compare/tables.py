@@ -1,29 +1,20 @@
-"""The tables of a comparison as plain text cells, for the terminal, the report, LaTeX and CSV alike."""
+"""The tables of a comparison, for the terminal and the report alike, and the JSON for scripts."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.answer import Answer
 from orchestrator.compare.cheap import CheapAndFull
+from orchestrator.compare.held_out_tables import dice_cells, dice_columns, held_out_json
 from orchestrator.compare.models import TrainedModel, ValidatedFold
-from orchestrator.statistics.pairs import Comparison
+from orchestrator.compare.text_table import TextTable, number, pair_json
 from orchestrator.statistics.ranks import GroupRanks
 from orchestrator.statistics.table import DICE, LESION_DICE, LESION_FALSE_POSITIVES, LESION_SENSITIVITY
 from trainers.contract.lesions import LESION_SCORES
 
 MOST_DIFFERENT = 8
 """Cases that are listed."""
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
 _SUMMARY_KEYS = ("dice_mean", "hd95_mm_mean", "nsd_mean", *LESION_SCORES, "classes")
 _LESION_HEADS = {
     LESION_SENSITIVITY.name: "lesion sensitivity",
@@ -32,44 +23,13 @@ _LESION_HEADS = {
 }
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """Cells of text under their heads; the first column names the row."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marks: tuple[str, ...] = ()
-    """Sentences that a copy of the table must not lose: why its models should not be compared."""
-
-    @property
-    def csv(self) -> str:
-        """As CSV."""
-        stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows([self.head, *self.rows, *([mark] for mark in self.marks)])
-        return stream.getvalue()
-
-    @property
-    def latex(self) -> str:
-        """As a LaTeX table with the rules of booktabs."""
-        lines = [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", _latex_row(self.head), r"\midrule"]
-        marks = [rf"\multicolumn{{{len(self.head)}}}{{l}}{{{_latex(mark)}}} \\" for mark in self.marks]
-        return "\n".join([*lines, *(_latex_row(row) for row in self.rows), r"\bottomrule", *marks, r"\end{tabular}"])
-
-
-def _latex_row(cells: tuple[str, ...]) -> str:
-    return " & ".join(map(_latex, cells)) + r" \\"
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
 def models_table(answer: Answer) -> TextTable:
-    """A row per model: folds, cases, Dice, HD95 and surface Dice over the cases of all folds; missed: classes that it did not find.
+    """A row per model: its folds; its Dice on each test set; then cases, Dice, HD95 and surface Dice of the cross-validation over the cases
+    of all folds; missed: classes that it did not find.
 
     Where lesions were counted: sensitivity, false positives per case and lesion-wise Dice, per class and then over classes.
     """
-    head = ("model", "folds", "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false")
+    head = ("model", "folds", *dice_columns(answer.held_out), "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false")
     lesions = {name: title for name, title in _LESION_HEADS.items() if name in answer.pooled}
     return TextTable((*head, *lesions.values()), tuple(_model_row(model, answer, list(lesions)) for model in answer.models))
 
@@ -81,6 +41,7 @@ def _model_row(model: TrainedModel, answer: Answer, lesions: Sequence[str]) -> t
     return (
         model.name,
         folds + (f" (without {', '.join(lacking)})" if lacking else ""),
+        *dice_cells(answer.held_out, model.name),
         str(len(model.results)),
         number(summary["dice_mean"], 4),
         number(summary["hd95_mm_mean"], 2),
@@ -100,27 +61,6 @@ def classes_table(answer: Answer) -> TextTable:
         counts = sorted({int(value["n_dice"]) for value in values})
         rows.append((name, *(number(value["dice"], 4) for value in values), "-".join(map(str, {counts[0]: 0, counts[-1]: 0}))))
     return TextTable(head, tuple(rows))
-
-
-def pairs_table(pairs: tuple[Comparison, ...]) -> TextTable:
-    """A row per pair: the difference with its interval, the test, and what could have been detected."""
-    head = ("pair", "patients", "mean difference", "95 % interval", "median", "wins / ties / losses", "p (Holm)", "detectable")
-    return TextTable(head, tuple(_pair_row(found) for found in pairs))
-
-
-def _pair_row(found: Comparison) -> tuple[str, ...]:
-    decimals = 2
-    low, high = found.mean_interval
-    return (
-        f"{found.b} minus {found.a}",
-        str(found.counts.patients),
-        number(found.mean, decimals),
-        f"[{number(low, decimals)}, {number(high, decimals)}]",
-        number(found.median, decimals),
-        f"{found.wins} / {found.ties} / {found.losses}",
-        f"{found.p_holm:.2g}",
-        number(found.detectable, decimals),
-    )
 
 
 def cases_table(answer: Answer, names: Mapping[str, str]) -> TextTable | None:
@@ -183,6 +123,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "verdict": answer.verdict,
         "notes": answer.notes,
         "not_comparable": list(answer.forced),
+        "test_sets": [held_out_json(each, [model.name for model in answer.models]) for each in answer.held_out],
         "models": [
             {
                 "name": model.name,
@@ -198,8 +139,8 @@ def as_json(answer: Answer) -> dict[str, Any]:
             }
             for model in answer.models
         ],
-        "pairs": {metric: [_pair_json(found) for found in pairs] for metric, pairs in answer.pooled.items()},
-        "pairs_per_class": {name: [_pair_json(found) for found in pairs] for name, pairs in answer.per_class.items()},
+        "pairs": {metric: [pair_json(found) for found in pairs] for metric, pairs in answer.pooled.items()},
+        "pairs_per_class": {name: [pair_json(found) for found in pairs] for name, pairs in answer.per_class.items()},
         "rank_shares": {
             scheme: {model: [float(share) for share in shares] for model, shares in zip(found.models, found.shares, strict=True)}
             for scheme, found in answer.stability.items()
@@ -216,37 +157,7 @@ def _group_json(found: GroupRanks) -> dict[str, Any]:
     return {"ranks": ranks, "patients": found.patients, "tau": found.tau}
 
 
-def _pair_json(found: Comparison) -> dict[str, Any]:
-    low, high = (end if math.isfinite(end) else None for end in found.mean_interval)
-    return {
-        "a": found.a,
-        "b": found.b,
-        "unit": found.metric.unit,
-        **found.counts._asdict(),
-        "mean_b_better_by": found.mean,
-        "mean_interval": [low, high],
-        "median": found.median,
-        "wins": found.wins,
-        "ties": found.ties,
-        "losses": found.losses,
-        "p": found.test.p,
-        "p_holm": found.p_holm,
-        "comparisons": found.comparisons,
-        "seed_sd": found.seed_sd,
-        "rank_biserial": found.test.rank_biserial,
-        "detectable": found.detectable if math.isfinite(found.detectable) else None,
-    }
-
-
 def _classes(model: TrainedModel) -> Mapping[str, Mapping[str, float]]:
     classes = model.summary["classes"]
     assert isinstance(classes, dict)
     return classes
-
-
-def number(value: object, decimals: int) -> str:
-    """`-` where there is none; infinite where nothing bounds it."""
-    assert isinstance(value, float)
-    if math.isnan(value):
-        return "-"
-    return f"{value:.{decimals}f}" if math.isfinite(value) else ("∞" if value > 0 else "-∞")

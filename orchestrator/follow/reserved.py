@@ -10,7 +10,7 @@ from orchestrator.queue.admission import ledger
 from orchestrator.queue.gang_fit import Reservation
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.activity import has_begun, workers_now
-from orchestrator.run.job_record import JobRecord, living_campaigns
+from orchestrator.run.job_record import JobRecord, living_members
 from orchestrator.run.outcome import read_outcome
 from trainers.contract.run_folder import RunFolder
 from trainers.errors import StorageError
@@ -29,7 +29,8 @@ def reservations(
     begun = {job.run_key for job in at_work if _read(has_begun, job, False)}
     limits = growth_limits or {}
     sizes = {key: max(now, limits.get(key, 0)) for key, now in _elastic_sizes(at_work).items()}
-    return ledger(at_work, begun, [Reservation(held.run_key, held.workers) for entry in entries for held in entry.holding], sizes)
+    holding = [Reservation(held.run_key, held.workers, held.is_placed) for entry in entries for held in entry.holding]
+    return ledger(at_work, begun, holding, sizes)
 
 
 def elastic_trainings(jobs: Sequence[JobRecord]) -> dict[str, int]:
@@ -52,8 +53,8 @@ def _is_elastic(job: JobRecord) -> bool:
 
 
 def runs_at_work(jobs: Sequence[JobRecord], registry: Registry, *, but: str = "") -> set[str]:
-    """Keys of the runs that living campaigns, all `but` this one, have not brought to their end."""
-    entries = registry.entries(living_campaigns(jobs) - {but}).values()
+    """Keys of the runs that living campaigns, all `but` this one, have not brought to their end; of test sets their output folders."""
+    entries = registry.entries(living_members(jobs) - {but}).values()
     return {run_key for entry in entries for run_key in entry.runs}
 
 

@@ -139,7 +139,7 @@ def _shortage(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
 def _remedy(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
     lower = ["workers.min" if workers.is_elastic else "workers.count"] if workers.least > 1 else []
     if workers.gpus and not any(node.left.get("GPU", 0) for node in nodes):
-        return "Set workers.gpus: 0 to train on CPUs, or start a node with GPUs."
+        return "Set workers.gpus: 0 to run on CPUs, or start a node with GPUs."
     if workers.cpus > 1 and _room(workers.model_copy(update={"cpus": 1}), nodes) >= 1:
         lower.append("workers.cpus")
     return f"Lower {' or '.join(lower)}, or start more nodes." if lower else "Start more nodes."

@@ -1,4 +1,4 @@
-"""Where the campaigns of one cluster meet: its locks, and an entry of each campaign with what it waits for and holds.
+"""Where the campaigns of one cluster, and its test sets, meet: its locks, and an entry of each with what it waits for and holds.
 
 Campaign jobs run on the head node, so a folder there is enough. The entries of campaigns that live no more are passed over.
 """
@@ -34,6 +34,8 @@ class HeldWorkers(RegistryRecord):
 
     run_key: str
     workers: WorkerSpec
+    is_placed: bool = False
+    """They hold it in Ray too, though no job of the list says so."""
 
 
 class Entry(RegistryRecord):

@@ -10,7 +10,8 @@ from trainers.contract.run_spec import Frozen, RunSpec, WorkerSpec
 
 log = logging.getLogger(__name__)
 
-JobKind = Literal["campaign", "train", "validate", "control"]
+JobKind = Literal["campaign", "train", "validate", "control", "test"]
+"""`test`: predicts a held-out test set."""
 JobState = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
 
@@ -87,3 +88,8 @@ def living_job(spec: RunSpec, jobs: Sequence[JobRecord]) -> JobRecord | None:
 def living_campaigns(jobs: Sequence[JobRecord]) -> set[str]:
     """Ids of the campaigns that live on this cluster."""
     return {job.campaign for job in jobs if job.kind == "campaign" and job.is_live}
+
+
+def living_members(jobs: Sequence[JobRecord]) -> set[str]:
+    """Whose entries in the registry count: those of living campaigns, and of the jobs of test sets, which wait and hold as campaigns do."""
+    return living_campaigns(jobs) | {job.submission_id for job in jobs if job.kind == "test" and job.is_live}

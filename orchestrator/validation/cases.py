@@ -121,7 +121,7 @@ def case_sizes(spec: RunSpec, cases: Sequence[str]) -> dict[str, int]:
         return {case: file.stat().st_size if file else 0 for case, file in files.items()}
 
 
-def remove_leftovers(folder: RunFolder, name: CheckpointName) -> None:
-    """Delete what killed workers left half written."""
-    for part in folder.validation(name).glob(".part-*"):
+def remove_leftovers(predictions: Path) -> None:
+    """Delete what killed workers left half written in a folder of predictions."""
+    for part in predictions.glob(".part-*"):
         shutil.rmtree(part, ignore_errors=True)

@@ -11,21 +11,23 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import ray
-from pydantic import Field, TypeAdapter
 
+from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.errors import ConfigError, DataError, NnfleetError
+from orchestrator.queue.registry import Registry
 from orchestrator.run.below import results_folder
-from orchestrator.run.events import Event, emit
+from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, end_of, failure_message, largest_first
-from orchestrator.validation.cases import Stopped, digest_of_named
+from orchestrator.validation.cases import Stopped, digest_of_named, remove_leftovers
+from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, workers_for
 from orchestrator.validation.held_out_cases import check_labels, held_out_cases
+from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits
 from orchestrator.validation.held_out_folds import folds_of
 from orchestrator.validation.held_out_pool import HeldOutPool
-from orchestrator.validation.held_out_scores import publish_scores, write_scores
+from orchestrator.validation.held_out_scores import publish_scores, record_scores, scores_of, write_scores
 from orchestrator.validation.job import spare_workers
 from trainers.contract.held_out import HeldOut, held_out_file, is_scored, read_held_out
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
@@ -39,25 +41,6 @@ from trainers.storage.files import check_takes, write_json_atomic
 log = logging.getLogger(__name__)
 
 
-class HeldOutEvent(Event):
-    """How the job of a test set ended: `exit_code` is that of the error, 0 where there was none."""
-
-    event: Literal["held_out"] = "held_out"
-    message: str
-    exit_code: int = 0
-    output: Path | None = None
-    num_cases: int = 0
-    scores: dict[str, float | None] = Field(default_factory=dict)
-    """`dice_mean`, `hd95_mm_mean`, `nsd_mean`, with labels alone."""
-    left: tuple[str, ...] = ()
-    """A sentence for each fold that was meant and has no checkpoint yet."""
-    undelivered: str = ""
-    """Why MLflow does not have the scores; empty where it has, and without labels."""
-
-
-HELD_OUT_EVENTS: TypeAdapter[HeldOutEvent] = TypeAdapter(HeldOutEvent)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Predict a test set; the exit code is that of the error, 0 where there was none."""
     obey_interrupts()
@@ -68,15 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--checkpoint", choices=("best", "final"), default="final")
     parser.add_argument("--results", type=Path, default=None)
+    parser.add_argument("--workers", type=AskedWorkers.model_validate_json, default=AskedWorkers(), help="what was asked for, as JSON")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        results = results_folder(options.results, os.environ)
-        folds, left = folds_of(options.model, results)
-        held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
-        ray.init(logging_level=logging.WARNING)
-        ended = run_held_out(held, output, folds).model_copy(update={"left": tuple(left)})
+        ended = _done(options)
     except NnfleetError as err:
         ended = HeldOutEvent(message=str(err), exit_code=err.exit_code)
     except (Stopped, KeyboardInterrupt):
@@ -88,10 +68,30 @@ def main(arguments: list[str] | None = None) -> int:
     return ended.exit_code
 
 
+def _done(options: argparse.Namespace) -> HeldOutEvent:
+    """Refuse what cannot be done, wait for the workers, predict."""
+    from orchestrator.cluster.jobs import Jobs
+
+    results = results_folder(options.results, os.environ)
+    folds, left = folds_of(options.model, results)
+    ray.init(logging_level=logging.WARNING)
+    nodes = cluster_nodes()
+    workers_for(options.workers, nodes, 1)  # before what may take minutes
+    held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
+    registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
+    what = f"the test set {held.name} of {held.spec.model}"
+    place = QueuePlace(os.environ.get("NNFLEET_SUBMISSION_ID", ""), what, registry, Jobs.inside_job().records)
+    missing = len(missing_cases(held, output))
+    workers = workers_for(options.workers, nodes, missing) if missing else None
+    with admitted(place, output.root, workers, lambda because: emit(HeldOutWaits(because=because))) as granted:
+        ended = run_held_out(held if granted is None else held.with_workers(granted), output, folds)
+    return ended.model_copy(update={"left": tuple(left)})
+
+
 def prepared(
     folds: Sequence[RunFolder], images: Path, labels: Path | None, output: Path | None, checkpoint: CheckpointName
 ) -> tuple[HeldOut, RunFolder]:
-    """Check everything and record it in the output folder (default: beside the folds). Raises ConfigError, DataError, StorageError."""
+    """Check everything, and say where predictions go (default: beside the folds). Raises ConfigError, DataError, StorageError."""
     spec, model_folder = folds[0].spec(), folds[0].model_folder
     for fold in folds:
         if not fold.checkpoint(checkpoint).is_file():
@@ -114,26 +114,29 @@ def prepared(
         weights_sha256=tuple(digest_of_named(fold, checkpoint) for fold in folds),
         cases=cases,
     )
-    claim(place, held)
+    refuse_other_predictions(place, held)
     return held, place
 
 
-def claim(output: RunFolder, held: HeldOut) -> None:
-    """Make the output folder of this test set.
-
-    Raises ConfigError where it holds something else, predictions by other weights or of images in another folder.
-    """
+def refuse_other_predictions(output: RunFolder, held: HeldOut) -> None:
+    """Raise ConfigError where the output folder holds something else, predictions by other weights or of images in another folder."""
     if held_out_file(output).exists():
         if unlike_before := _unlike_before(read_held_out(output), held):
             raise ConfigError(f"output: {output.root} holds the predictions {unlike_before}, and nothing is replaced. Name another folder.")
     elif output.root.exists() and any(output.root.iterdir()):
         raise ConfigError(f"output: {output.root} is not empty, and nothing in it is replaced. Name a new folder.")
+
+
+def claim(output: RunFolder, held: HeldOut) -> None:
+    """Make the output folder of this test set, without what a killed job left half written. Raises as `refuse_other_predictions`."""
+    refuse_other_predictions(output, held)
     try:
         output.own.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise ConfigError(f"output: {output.own} cannot be made: {err}. Name a folder that the cluster may write.") from err
     check_takes(output.own)
     output.stop_file.unlink(missing_ok=True)
+    remove_leftovers(output.root)
     write_json_atomic(held_out_file(output), held.model_dump(mode="json"))
 
 
@@ -147,25 +150,37 @@ def _unlike_before(before: HeldOut, held: HeldOut) -> str:
 
 
 def run_held_out(held: HeldOut, output: RunFolder, folds: Sequence[RunFolder]) -> HeldOutEvent:
-    """Predict what is missing on the connected cluster, write and deliver the scores. Raises Stopped, ClusterError, CheckpointError."""
+    """Predict what is missing on the connected cluster, write and deliver the scores; nobody else may use the output folder meanwhile.
+
+    Raises ConfigError, Stopped, ClusterError, CheckpointError.
+    """
+    claim(output, held)
     results = predicted(held, output)
     if isinstance(results, HeldOutEvent):
         return results
     if any(case.labels is None for case in held.cases.values()):
         return HeldOutEvent(message=f"{len(results)} cases are predicted", output=output.root, num_cases=len(results))
-    summary = write_scores(held, output, results)
+    scores = scores_of(held, output, [str(fold.spec().fold) for fold in folds], results)
+    summary = write_scores(scores, folds[0].model_folder)
     return HeldOutEvent(
-        message=f"{len(results)} cases: mean Dice {summary['dice_mean']:.4f}",
+        message=f"{len(results)} cases of {scores.label}: mean Dice {summary['dice_mean']:.4f}",
         output=output.root,
         num_cases=len(results),
         scores={name: _number(summary[name]) for name in ("dice_mean", "hd95_mm_mean", "nsd_mean")},
-        undelivered=publish_scores(held, output, folds, summary),
+        test_set=scores.label,
+        unrecorded=record_scores(scores, folds[0].model_folder),
+        undelivered=publish_scores(scores, folds, summary, is_private=held.spec.pseudonyms),
     )
+
+
+def missing_cases(held: HeldOut, output: RunFolder) -> list[str]:
+    """What is still to be predicted or scored. Raises StorageError."""
+    return [case for case in held.cases if not is_scored(held, case, read_result(output, held.checkpoint, case))]
 
 
 def predicted(held: HeldOut, output: RunFolder) -> list[CaseResult] | HeldOutEvent:
     """Every case's result; or how the job ends whose cases failed too often, alone."""
-    missing = [case for case in held.cases if not is_scored(held, case, read_result(output, held.checkpoint, case))]
+    missing = missing_cases(held, output)
     log.info("test set: %d of %d cases to do", len(missing), len(held.cases))
     sizes = {case: sum(image.stat().st_size for image in held.cases[case].images) for case in missing}
     queue = CaseQueue.of(largest_first(sizes), held.spec.validation.attempts_per_case)

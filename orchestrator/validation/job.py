@@ -238,7 +238,7 @@ def validate_checkpoint(
     `spare`: actors that another checkpoint has left; taken from it and, unless this one `is_last`, left in it.
     """
     digest = digest_of_named(folder, name)
-    remove_leftovers(folder, name)
+    remove_leftovers(folder.validation(name))
     share_results(folder, spec, name, digest)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))

@@ -25,10 +25,23 @@ from tests.conftest import Toys
 from tests.integration.cluster import SHORT
 from tests.random_model import commit, random_checkpoint, random_run
 from tests.toy import Toy, nnunet_environment
+from trainers.contract.held_out import scores_below
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import sha256_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's, nnU-Net's and its readers' own
 CASES = ("toy_000", "toy_001", "toy_002", "toy_003")
+ALONE = """
+import sys
+from pathlib import Path
+import ray
+from orchestrator.validation.held_out_job import folds_of, prepared, run_held_out
+name, images, labels, output, results = sys.argv[1:]
+ray.init()
+folds = folds_of(name, Path(results))
+run_held_out(*prepared(folds, Path(images), Path(labels), Path(output), "final"), folds)
+"""
+"""What the job does, without a job server: the queue is a unit test's."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def held_out(toy: Toy, base: Path) -> tuple[Path, Path]:
 
 def killed_after_its_first_case(address: str, arguments: list[str], cases: Path) -> None:
     """Start the job in a process of its own and kill it by SIGKILL as soon as a case is finished, before all are."""
-    command = [sys.executable, "-m", "orchestrator.validation.held_out_job", *arguments]
+    command = [sys.executable, "-c", ALONE, *arguments]
     with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, stdout=subprocess.PIPE, text=True) as job:
         deadline = time.monotonic() + 60
         while not any(cases.glob("*.json")) and job.poll() is None and time.monotonic() < deadline:
@@ -109,8 +122,7 @@ def test_a_test_set_killed_in_its_middle_and_continued_equals_nnunets(
     output = RunFolder(tmp_path / "output")
     name = folds[0].spec().model
     assert folds_of(name, results) == (folds, [])
-    options = [f"--images={images}", f"--labels={labels}", f"--output={output.root}", f"--results={results}"]
-    killed_after_its_first_case(cluster, [name, *options], output.cases("final"))
+    killed_after_its_first_case(cluster, [name, *map(str, (images, labels, output.root, results))], output.cases("final"))
     kept = {file.stem: file.stat().st_mtime_ns for file in output.cases("final").glob("*.json")}
     assert 0 < len(kept) < len(CASES)
 
@@ -133,6 +145,12 @@ def test_a_test_set_killed_in_its_middle_and_continued_equals_nnunets(
     assert ours["foreground_mean"]["Dice"] == pytest.approx(theirs["foreground_mean"]["Dice"], abs=1e-4)
     for key, mean in theirs["mean"].items():
         assert ours["mean"][key]["Dice"] == pytest.approx(mean["Dice"], abs=1e-4, nan_ok=True)
+
+    assert not list(output.root.glob(".part-*"))
+    [scores] = scores_below(model)[0]
+    assert (scores.folds, scores.label) == (("0", "1"), ended.test_set)
+    assert scores.weights_sha256 == tuple(sha256_of(fold.checkpoint("final")) for fold in folds)
+    assert {result.image_sha256 for result in scores.results} == {(sha256_of(images / f"{case}_0000.nii.gz"),) for case in CASES}
 
     assert run_held_out(*prepared(folds, images, labels, output.root, "final"), folds).scores == ended.scores
     assert {file.stem: file.stat().st_mtime_ns for file in output.cases("final").glob("*.json")} == marks

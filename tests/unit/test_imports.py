@@ -50,9 +50,10 @@ imported: dataset errors publishing run trainers.contract trainers.data trainers
 experiment: dataset errors queue run tracking trainers.contract trainers.storage
 training: cluster dataset publishing queue run tracking trainers.contract trainers.data trainers.errors trainers.storage
     trainers.training
-compare: errors export publishing run statistics tracking trainers.contract trainers.data trainers.errors trainers.storage
-validation: compare dataset errors export publishing run tracking trainers.contract trainers.errors trainers.storage trainers.validation
 follow: queue run tracking trainers.contract trainers.errors trainers.storage
+compare: errors export publishing run statistics tracking trainers.contract trainers.data trainers.errors trainers.storage
+validation: cluster compare dataset errors export follow publishing queue run tracking trainers.contract trainers.errors
+    trainers.storage trainers.validation
 resume: cluster dataset follow publishing queue run tracking trainers.contract trainers.errors trainers.storage
 campaign: cluster compare dataset errors experiment follow publishing queue resume run tracking validation trainers.contract
     trainers.errors trainers.storage

@@ -57,6 +57,10 @@ class CaseResult(Frozen):
     reference_file: str
     reference_stat: tuple[int, int] | None = Field(None, exclude_if=lambda stat: stat is None)
     """Size and modification time (ns) of the reference, of a case of a test set: its labels may be corrected at any time."""
+    image_sha256: tuple[str, ...] = Field((), exclude_if=lambda digests: not digests)
+    """Of each channel's image, of a labelled case of a test set: test sets are the same where images and labels are, wherever they lie."""
+    reference_sha256: str = Field("", exclude_if=lambda digest: not digest)
+    """Of the labels, likewise."""
     prediction_file: str
     surface_tolerance_mm: float
     scoring: int = 0

@@ -9,7 +9,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 from trainers.data.segmentation_file import SegmentationFile
 from trainers.errors import DataError
-from trainers.storage.files import write_json_atomic
+from trainers.storage.files import sha256_of, write_json_atomic
 from trainers.validation.case_metrics import case_metrics
 from trainers.validation.inference import EnsemblePredictor, read_back
 from trainers.validation.spacing import Spacing
@@ -37,6 +37,8 @@ def done_case(predictor: EnsemblePredictor, held: HeldOut, output: RunFolder, ca
         checkpoint_sha256=key,
         reference_file="" if case.labels is None else str(case.labels),
         reference_stat=labels_stat,
+        image_sha256=() if case.labels is None else tuple(sha256_of(image) for image in case.images),
+        reference_sha256="" if case.labels is None else sha256_of(case.labels),
         prediction_file=str(file),
         surface_tolerance_mm=held.spec.validation.surface_tolerance_mm,
         scoring=SCORING,

@@ -22,8 +22,9 @@ from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
-from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
+from orchestrator.cli.train import OPTIONS, fitted
 from orchestrator.cli.watch import done_fraction, watch_view
+from orchestrator.cli.worker_options import in_words_of_the_command_line, worker_options
 from orchestrator.dataset.model_folder import CURES
 from orchestrator.demo import DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
@@ -786,9 +787,9 @@ def test_train_on_a_small_machine_says_what_it_takes(nnfleet: Nnfleet, api: Fake
 
 
 def test_errors_of_train_name_its_options(nnfleet: Nnfleet, api: FakeApi) -> None:
-    text = "Set workers.gpus: 0 to train on CPUs, or lower workers.cpus.\nAsk for less under `workers`, or for a larger cluster."
-    assert in_words_of_the_command_line(text) == (
-        "Add --cpu to train on CPUs, or lower --cpus.\nAsk for less (--num-workers, --cpus, --cpu), or for a larger cluster."
+    text = "Set workers.gpus: 0 to run on CPUs, or lower workers.cpus.\nAsk for less under `workers`, or for a larger cluster."
+    assert in_words_of_the_command_line(text, OPTIONS) == (
+        "Add --cpu to run on CPUs, or lower --cpus.\nAsk for less (--num-workers, --cpus, --cpu), or for a larger cluster."
     )
     code, _, err = nnfleet("train", "17", "3d_fullres", "nine")
     assert code == ConfigError.exit_code

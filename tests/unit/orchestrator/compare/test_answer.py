@@ -23,7 +23,8 @@ from orchestrator.compare.case_pictures import shown_cases
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.models import models_of, read_fold
 from orchestrator.compare.report import html
-from orchestrator.compare.tables import TextTable, as_json, classes_table, groups_table, models_table
+from orchestrator.compare.tables import as_json, classes_table, groups_table, models_table
+from orchestrator.compare.text_table import TextTable
 from orchestrator.errors import ConfigError
 from orchestrator.statistics.pairs import holm
 from orchestrator.statistics.verdict import sentence

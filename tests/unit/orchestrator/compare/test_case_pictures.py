@@ -107,6 +107,48 @@ def test_files_that_are_gone_leave_their_case_out(tmp_path: Path) -> None:
     assert len(pictures.viewers) == 1
 
 
+def raw_images(base: Path, damaged: str) -> Path:
+    """A raw image of every case, that of one cut short."""
+    folder = base / "raw" / "Dataset901_Toy" / "imagesTr"
+    folder.mkdir(parents=True)
+    for case in CASES:
+        nibabel.save(nibabel.Nifti1Image(np.ones(SHAPE[::-1], dtype=np.uint8), np.diag([1, 1, 3, 1])), folder / f"{case}_0000.nii.gz")
+    path = folder / f"{damaged}_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    return base / "raw"
+
+
+def test_a_damaged_file_is_named_in_the_report_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    """An image in the worst case, which is drawn without it, and a prediction in the best."""
+    found = models(tmp_path, images=True)
+    raw = raw_images(tmp_path, "case_a")
+    best = next(Path(result.prediction_file) for result in found.models[1].results if result.case_id == "case_d")
+    best.write_bytes(b"no image")
+    pictures = case_pictures(found.models, raw)
+    assert [title.split()[0] for title in pictures.maps] == ["worst", "median"]
+    assert len(pictures.viewers) == 2
+    page = html(found, pictures)
+    image = raw / "Dataset901_Toy" / "imagesTr" / "case_a_0000.nii.gz"
+    assert f"case_a: the raw image {image} cannot be read: " in page
+    assert f"case_d: the prediction of nnUNetTrainer {best} cannot be read: " in page
+
+
+def test_a_prediction_of_another_shape_is_named(tmp_path: Path) -> None:
+    found = models(tmp_path, images=True)
+    other = next(Path(result.prediction_file) for result in found.models[0].results if result.case_id == "case_b")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), other)
+    [sentence] = case_pictures(found.models, None).unreadable
+    assert "its shape is (2, 2, 2), that of the labels (6, 8, 10)" in sentence
+
+
+def test_with_pseudonyms_a_damaged_file_names_no_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = models(tmp_path, images=True, pseudonyms=True)
+    pictures = case_pictures(found.models, raw_images(tmp_path, "case_a"))
+    assert pictures.unreadable == (f"{shown_names(found.models)['case_a']}: the raw image cannot be read; the log names it.",)
+    assert not [case for case in CASES if case in html(found, pictures)]
+    assert "case_a_0000.nii.gz" in caplog.text
+
+
 def test_with_pseudonyms_the_report_names_no_case(tmp_path: Path) -> None:
     """Not in its pictures, its tables, nor in the reasons of a comparison that was forced."""
     found = models(tmp_path, images=True, pseudonyms=True)

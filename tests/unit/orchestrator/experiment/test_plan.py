@@ -52,7 +52,7 @@ def gang(count: int, gpus: int = 1, cpus: int = 4) -> WorkerSpec:
     [
         (gang(1), [node(8, 1)], "now", "1 GPU and 8 CPUs free."),
         (gang(2), [node(8, 1)], "never", "needs 2 workers x (1 GPU, 4 CPUs); the cluster has 1 GPU in all. Lower workers.count"),
-        (gang(1), [node(8)], "never", "the cluster has 0 GPUs in all. Set workers.gpus: 0 to train on CPUs, or start a node with GPUs."),
+        (gang(1), [node(8)], "never", "the cluster has 0 GPUs in all. Set workers.gpus: 0 to run on CPUs, or start a node with GPUs."),
         (gang(2), [node(4, 1), node(4, 1)], "now", "2 GPUs and 8 CPUs free"),
         (gang(1, cpus=8), [node(4, 1), node(4, 1)], "never", "no node has 8 CPUs (the largest has 4). Lower workers.cpus"),
         (gang(3), [node(8, 1), node(4, 2)], "never", "the nodes together hold 2 such workers."),

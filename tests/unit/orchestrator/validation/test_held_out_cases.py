@@ -104,6 +104,16 @@ def test_an_output_folder_takes_one_test_set_of_one_model(tmp_path: Path) -> Non
         claim(output, held_out(tmp_path, tmp_path / "site_a", weights="cd"))
 
 
+def test_what_a_killed_prediction_left_half_written_goes_at_the_next_start(tmp_path: Path) -> None:
+    output = RunFolder(tmp_path / "output")
+    claim(output, held_out(tmp_path, tmp_path / "site_a"))
+    (output.root / ".part-abc").mkdir()
+    (output.root / ".part-abc" / "a.nii.gz").write_bytes(b"half")
+    (output.root / "b.nii.gz").write_bytes(b"whole")
+    claim(output, held_out(tmp_path, tmp_path / "site_a"))
+    assert sorted(path.name for path in output.root.iterdir()) == ["b.nii.gz", "nnfleet"]
+
+
 def test_labels_that_were_corrected_are_scored_anew_however_old_their_file_is(tmp_path: Path) -> None:
     (tmp_path / "a_0000.nii.gz").write_bytes(b"image")
     labels, prediction = tmp_path / "labels.nii.gz", tmp_path / "a.nii.gz"
@@ -115,6 +125,8 @@ def test_labels_that_were_corrected_are_scored_anew_however_old_their_file_is(tm
         checkpoint_sha256=held.key_of("a"),
         reference_file=str(labels),
         reference_stat=held.labels_stat("a"),
+        image_sha256=("of the image",),
+        reference_sha256="of the labels",
         prediction_file=str(prediction),
         surface_tolerance_mm=held.spec.validation.surface_tolerance_mm,
         scoring=SCORING,

@@ -1,0 +1,141 @@
+"""A test set's turn on the cluster: which workers it takes, and the wait until they fit, in one queue with the runs of campaigns.
+
+Its job has an entry in the registry as a campaign has, so that others see what it waits for and what it holds, and that nobody else
+predicts into its output folder.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import Field
+
+from orchestrator.cluster.nodes import cluster_nodes
+from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.follow.reserved import reservations
+from orchestrator.queue.admission import Waiting, decide
+from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, fit
+from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord, living_members
+from trainers.contract.run_spec import Frozen, WorkerSpec
+
+LOOK_S = 2.0
+"""Pause between two looks whether the workers fit."""
+
+
+class AskedWorkers(Frozen):
+    """What somebody asked for; what is left open the cluster decides."""
+
+    count: int | None = Field(None, ge=1)
+    gpus: int | None = Field(None, ge=0, le=1)
+    cpus: int | None = Field(None, ge=1)
+
+
+def workers_for(asked: AskedWorkers, nodes: Sequence[NodeResources], cases: int) -> WorkerSpec:
+    """The workers of a test set with so many cases to do: as many as were asked for, else from one to what the cluster holds. Pure.
+
+    With a GPU each where the cluster has any. Raises ClusterError for what these nodes can never hold.
+    """
+    gpus = int(any(node.total.get("GPU", 0) >= 1 for node in nodes)) if asked.gpus is None else asked.gpus
+    one = WorkerSpec(count=1, gpus=gpus, cpus=asked.cpus or _cpus(nodes, gpus))
+    idle = [replace(node, free=node.total) for node in nodes]
+    wanted = one.model_copy(update={"count": asked.count or 1})
+    if (outcome := fit(wanted, idle)).when == "never":
+        raise ClusterError(f"test set: its workers fit this cluster never: it {outcome.because}")
+    most = min(max(1, cases), asked.count or capacity_beside(one, idle, []))
+    if asked.count is not None or most == 1:
+        return one.model_copy(update={"count": most})
+    return WorkerSpec(min=1, max=most, gpus=one.gpus, cpus=one.cpus)
+
+
+def _cpus(nodes: Sequence[NodeResources], gpus: int) -> int:
+    """Cores of a worker: the usual number, or fewer: the least share of a GPU in its node, without GPUs what the largest node has."""
+    usual = WorkerSpec().cpus
+    if gpus:
+        shares = [int(node.total.get("CPU", 0) // node.total["GPU"]) for node in nodes if node.total.get("GPU", 0) >= 1]
+        return max(1, min([usual, *shares]))
+    return max(1, min(usual, max((int(node.total.get("CPU", 0)) for node in nodes), default=1)))
+
+
+@dataclass(frozen=True)
+class QueuePlace:
+    """Where the job of a test set stands in the queue."""
+
+    job: str
+    """Its submission id, by which its entry counts while it lives."""
+    what: str
+    """How others call it who wait behind it."""
+    registry: Registry
+    records: Callable[[], Sequence[JobRecord]]
+    nodes: Callable[[], Sequence[NodeResources]] = cluster_nodes
+    clock: Clock = field(default_factory=Clock)
+
+    def others(self, jobs: Sequence[JobRecord]) -> dict[str, Entry]:
+        """The entries of all that live beside it."""
+        return self.registry.entries(living_members(jobs) - {self.job})
+
+
+@contextlib.contextmanager
+def admitted(place: QueuePlace, output: Path, workers: WorkerSpec | None, on_wait: Callable[[str], None]) -> Iterator[WorkerSpec | None]:
+    """Own an output folder and hold workers until the block's end; gives those that were granted, once they fit. None: no work, no workers.
+
+    `on_wait` gets each new reason why they do not fit yet. Raises ConfigError where another job owns the folder, ClusterError.
+    """
+    key = f"test set in {os.path.realpath(output)}"
+    with place.registry.locked():
+        owner = next((job for job, entry in place.others(place.records()).items() if key in entry.runs), None)
+        if owner is not None:
+            raise ConfigError(
+                f"output: {owner} predicts into {output} at this moment. Wait until it has ended (finished cases are kept), or name "
+                "another folder: --output."
+            )
+        place.registry.post(place.job, Entry(runs=(key,)))
+    try:
+        yield None if workers is None else _granted(place, key, workers, on_wait)
+    finally:
+        place.registry.withdraw(place.job)
+
+
+def _granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None]) -> WorkerSpec:
+    """Wait until `workers` fit, and hold them."""
+    waiting = Waiting(run_key=key, address=place.what, campaign=place.job, workers=workers, since_unix=place.clock.unix())
+    reason = ""
+    while True:
+        try:
+            granted, because = _look(place, waiting)
+        except ClusterError as err:  # the job server, or whoever holds the lock, may answer again
+            granted, because = None, str(err)
+        if granted is not None:
+            return granted
+        if because != reason:
+            reason = because
+            on_wait(because)
+        place.clock.sleep(LOOK_S)
+
+
+def _look(place: QueuePlace, waiting: Waiting) -> tuple[WorkerSpec | None, str]:
+    """The workers that fit at this moment, published as held; or None and why not."""
+    with place.registry.locked():
+        jobs = place.records()
+        others = list(place.others(jobs).values())
+        held = reservations(jobs, others, place.registry.room(place.clock.unix()))
+        queue, nodes = [run for entry in others for run in entry.waiting], place.nodes()
+        decision = decide([*queue, waiting], nodes, held, [waiting.run_key])
+        if waiting.run_key not in decision.start:
+            place.registry.post(place.job, Entry(waiting=(waiting,), runs=(waiting.run_key,)))
+            return None, decision.because[waiting.run_key]
+        granted = _share(waiting.workers, nodes, held, queue)
+        holding = HeldWorkers(run_key=waiting.run_key, workers=granted, is_placed=True)  # within seconds; a longer wait would hold the lock
+        place.registry.post(place.job, Entry(holding=(holding,), runs=(waiting.run_key,)))
+        return granted, ""
+
+
+def _share(workers: WorkerSpec, nodes: Sequence[NodeResources], held: Sequence[Reservation], queue: Sequence[Waiting]) -> WorkerSpec:
+    """Of an elastic number the fewest, and more only of what nobody waits for. Pure."""
+    holding = {reservation.run_key for reservation in held}
+    wanted = [Reservation(run.run_key, run.workers) for run in queue if run.run_key not in holding]
+    count = max(workers.least, min(workers.most, capacity_beside(workers, nodes, [*held, *wanted])))
+    return WorkerSpec(count=count, gpus=workers.gpus, cpus=workers.cpus)

@@ -1,0 +1,151 @@
+"""The workers of a test set: how many a cluster gives, how long it waits for them, and that nobody else uses its output folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from orchestrator.campaign.planning import queue_of
+from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.queue.admission import Waiting
+from orchestrator.queue.gang_fit import NodeResources, capacity_beside
+from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
+from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, workers_for
+from trainers.contract.run_spec import WorkerSpec
+
+ONE_GPU = WorkerSpec(count=1, gpus=1, cpus=4)
+
+
+def node(cpus: float, gpus: float = 0, free_gpus: float | None = None) -> NodeResources:
+    total = {"CPU": cpus, "GPU": gpus}
+    return NodeResources("n", total, {**total, "GPU": gpus if free_gpus is None else free_gpus})
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "cases", "given"),
+    [
+        ({}, [node(2)], 20, WorkerSpec(count=1, gpus=0, cpus=2)),
+        ({}, [node(64)], 20, WorkerSpec(min=1, max=8, gpus=0, cpus=8)),
+        ({}, [node(64)], 3, WorkerSpec(min=1, max=3, gpus=0, cpus=8)),
+        ({}, [node(2), node(16, gpus=4)], 20, WorkerSpec(min=1, max=4, gpus=1, cpus=4)),
+        ({"gpus": 0}, [node(16, gpus=4)], 20, WorkerSpec(min=1, max=2, gpus=0, cpus=8)),
+        ({"count": 2}, [node(64, gpus=4)], 20, WorkerSpec(count=2, gpus=1, cpus=8)),
+        ({"count": 4}, [node(64, gpus=4)], 3, WorkerSpec(count=3, gpus=1, cpus=8)),
+        ({"cpus": 1, "gpus": 0}, [node(2)], 20, WorkerSpec(min=1, max=2, gpus=0, cpus=1)),
+    ],
+)
+def test_what_is_left_open_the_cluster_decides(asked: dict[str, int], nodes: list[NodeResources], cases: int, given: WorkerSpec) -> None:
+    assert workers_for(AskedWorkers(**asked), nodes, cases) == given
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "reason"),
+    [
+        ({"gpus": 1}, [node(2)], "needs 1 worker x .1 GPU, 8 CPUs.; the cluster has 0 GPUs in all. Set workers.gpus: 0 to run on CPUs"),
+        ({"count": 8}, [node(16, gpus=2)], "the cluster has 2 GPUs in all"),
+        ({"cpus": 9}, [node(8)], "the cluster has 8 CPUs in all. Lower workers.cpus"),
+        ({}, [], "the cluster has no nodes"),
+    ],
+)
+def test_what_can_never_fit_is_refused(asked: dict[str, int], nodes: list[NodeResources], reason: str) -> None:
+    with pytest.raises(ClusterError, match=f"its workers fit this cluster never: it .*{reason}"):
+        workers_for(AskedWorkers(**asked), nodes, 20)
+
+
+@dataclass
+class Cluster:
+    """A job server with a registry. Each sleep of a waiting test set lets the next of `events` happen."""
+
+    registry: Registry
+    nodes: list[NodeResources]
+    jobs: list[JobRecord] = field(default_factory=list)
+    events: list[Callable[[], None]] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+
+    def place(self, job: str = "test-a-0") -> QueuePlace:
+        self.jobs.append(JobRecord(submission_id=job, kind="test", state="RUNNING"))
+        clock = Clock(unix=lambda: 100.0, sleep=lambda _: self.events.pop(0)())
+        return QueuePlace(job, "the test set imagesTs of 4/3d/t", self.registry, lambda: self.jobs, lambda: self.nodes, clock)
+
+    def campaign(self, *, holds: WorkerSpec | None = None, waits_for: WorkerSpec | None = None) -> None:
+        self.jobs.append(JobRecord(submission_id="campaign-c", kind="campaign", state="RUNNING", campaign="c"))
+        waiting = [Waiting(run_key="w", address="4/2d/t/0", campaign="c", workers=waits_for, since_unix=1.0)] if waits_for else []
+        holding = [HeldWorkers(run_key="h", workers=holds, is_placed=True)] if holds else []
+        self.registry.post("c", Entry(waiting=tuple(waiting), holding=tuple(holding)))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(Registry(tmp_path / "registry"), [node(16, gpus=2)])
+
+
+def granted(cluster: Cluster, workers: WorkerSpec, output: Path) -> WorkerSpec | None:
+    with admitted(cluster.place(), output, workers, cluster.waits.append) as found:
+        return found
+
+
+def test_an_elastic_number_takes_what_is_free(cluster: Cluster, tmp_path: Path) -> None:
+    assert granted(cluster, WorkerSpec(min=1, max=4, gpus=1, cpus=4), tmp_path) == WorkerSpec(count=2, gpus=1, cpus=4)
+    cluster.nodes = [node(16, gpus=2, free_gpus=1)]
+    assert granted(cluster, WorkerSpec(min=1, max=4, gpus=1, cpus=4), tmp_path) == ONE_GPU
+    assert cluster.waits == []
+
+
+def test_where_the_cluster_is_busy_it_waits_and_says_for_what(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.campaign(holds=WorkerSpec(count=2, gpus=1, cpus=4))
+    cluster.events = [lambda: None, lambda: cluster.registry.withdraw("c")]
+    assert granted(cluster, ONE_GPU, tmp_path) == ONE_GPU
+    assert cluster.waits == ["needs 1 worker x (1 GPU, 4 CPUs); 0 GPUs and 8 CPUs free now, 1 run ahead."]
+
+
+def test_it_stands_behind_runs_that_have_waited_longer_and_leaves_them_their_room(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.campaign(holds=ONE_GPU, waits_for=WorkerSpec(count=2, gpus=1, cpus=4))
+    cluster.events = [lambda: cluster.registry.post("c", Entry())]
+    assert granted(cluster, ONE_GPU, tmp_path) == ONE_GPU
+    assert cluster.waits == ["queued behind 4/2d/t/0."]
+    cluster.campaign(waits_for=ONE_GPU)
+    assert granted(cluster, WorkerSpec(min=1, max=4, gpus=1, cpus=4), tmp_path) == ONE_GPU, "the other GPU is for whoever waits"
+
+
+def test_a_job_server_that_does_not_answer_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    place, asked = cluster.place(), list[int]()
+
+    def records() -> list[JobRecord]:
+        asked.append(1)
+        if len(asked) == 2:
+            raise ClusterError("cluster: away")
+        return cluster.jobs
+
+    cluster.events = [lambda: None]
+    away = QueuePlace(place.job, place.what, place.registry, records, place.nodes, place.clock)
+    with admitted(away, tmp_path, ONE_GPU, cluster.waits.append) as found:
+        assert found == ONE_GPU
+    assert cluster.waits == ["cluster: away"]
+
+
+def test_what_a_test_set_holds_others_do_not_take(cluster: Cluster, tmp_path: Path) -> None:
+    with admitted(cluster.place(), tmp_path, ONE_GPU, cluster.waits.append):
+        held = queue_of(cluster.jobs, cluster.registry).reserved
+        assert capacity_beside(ONE_GPU, cluster.nodes, held) == 1
+    assert queue_of(cluster.jobs, cluster.registry).reserved == []
+
+
+def test_two_jobs_never_predict_into_one_folder(cluster: Cluster, tmp_path: Path) -> None:
+    """Not by another path either; once the first has ended or died, the next one goes on."""
+    output, link = tmp_path / "output", tmp_path / "link"
+    output.mkdir()
+    link.symlink_to(output)
+    with admitted(cluster.place("test-a-0"), output, None, cluster.waits.append) as found:
+        assert found is None, "all cases are there: no worker is needed"
+        with (
+            pytest.raises(ConfigError, match="test-a-0 predicts into .*link at this moment. Wait until it has ended"),
+            admitted(cluster.place("test-b-0"), link, ONE_GPU, cluster.waits.append),
+        ):
+            pytest.fail("two jobs in one folder")
+        with admitted(cluster.place("test-c-0"), tmp_path / "other", ONE_GPU, cluster.waits.append) as found:
+            assert found == ONE_GPU
+    with admitted(cluster.place("test-d-0"), output, ONE_GPU, cluster.waits.append) as found:
+        assert found == ONE_GPU
