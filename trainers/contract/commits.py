@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, Field, ValidationError
 
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, Frozen
+from trainers.contract.run_spec import CheckpointName, Frozen, WeightsName
 from trainers.storage.faults import reading
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class BestRecord(Frozen):
 class Manifest(Frozen):
     """Which bytes a checkpoint is, and what it stands for."""
 
-    checkpoint: CheckpointName
+    checkpoint: WeightsName
     file: Annotated[str, AfterValidator(_below)]
     """Path below the run folder."""
     epoch: int
@@ -106,8 +106,21 @@ class Committed(Frozen):
     best_policy: BestRecord = BestRecord()
     best: Manifest | None = None
     final: Manifest | None = None
+    candidates: tuple[Manifest, ...] = Field((), exclude_if=lambda found: not found)
+    """The best epochs, highest EMA pseudo-Dice first, of a run that keeps them."""
     state_sha256: str
     state_size_bytes: int
+
+    @property
+    def checkpoints(self) -> dict[CheckpointName, Manifest]:
+        """The best and the final one, as far as they are there."""
+        both: dict[CheckpointName, Manifest | None] = {"best": self.best, "final": self.final}
+        return {name: manifest for name, manifest in both.items() if manifest is not None}
+
+    @property
+    def weights(self) -> dict[WeightsName, Manifest]:
+        """All that a full validation may be of: `checkpoints`, then the candidates."""
+        return {manifest.checkpoint: manifest for manifest in (*self.checkpoints.values(), *self.candidates)}
 
     @property
     def position(self) -> tuple[int, int]:
