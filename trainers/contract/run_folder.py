@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.contract.run_spec import CheckpointName, RunSpec, WeightsName
+from trainers.contract.run_spec import CheckpointName, RunSpec, WeightsName, is_checkpoint
 from trainers.errors import ConfigError, DataError, StorageError
 from trainers.storage.faults import check_dataset_is_there
 from trainers.storage.files import read_json
@@ -143,7 +143,7 @@ class RunFolder:
 
     def has_probabilities_due(self, name: WeightsName, spec: RunSpec, case_id: str) -> bool:
         """True unless the run is to keep the probabilities of a case and they are not there. Those of candidates are not kept."""
-        return not spec.validation.npz or name not in ("best", "final") or all(file.is_file() for file in self.probabilities(name, case_id))
+        return not spec.validation.npz or not is_checkpoint(name) or all(file.is_file() for file in self.probabilities(name, case_id))
 
     def summary(self, name: WeightsName) -> Path:
         """nnU-Net's summary.json of a full validation."""

@@ -1,7 +1,7 @@
 """The specification of one run: everything that its training and validation jobs need, as one frozen JSON document."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -14,6 +14,11 @@ CandidateName = NewType("CandidateName", str)
 """`candidate_<epoch>`: the weights of one of the best epochs by EMA pseudo-Dice, see `ValidationSpec.candidates`."""
 WeightsName = CheckpointName | Annotated[CandidateName, Field(pattern=r"^candidate_[0-9]+$")]
 """What a full validation may be of."""
+
+
+def is_checkpoint(name: WeightsName) -> TypeGuard[CheckpointName]:
+    """True for the best and the final weights, False for those of a candidate."""
+    return name in get_args(CheckpointName)
 
 
 def candidate_name(epoch: int) -> CandidateName:
