@@ -18,6 +18,7 @@ from orchestrator.cli.nnunet_habits import (
 from orchestrator.cli.output import console, note, working
 from orchestrator.cli.parameters import Cluster, Replace
 from orchestrator.cli.train_options import (
+    Candidates,
     Compiles,
     Configuration,
     Continues,
@@ -56,6 +57,7 @@ OPTIONS = {
     "`nnfleet submit --replace`": "--replace",
     "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
     "Ask for less under `workers`": "Ask for less (--num-workers, --cpus, --cpu)",
+    "validation.candidates": "--candidates",
     "workers.count": "--num-workers",
     "workers.cpus": "--cpus",
     "workers.gpus": "--cpu",
@@ -88,6 +90,7 @@ def train(
     name: Name = None,
     weights: Weights = None,
     npz: Npz = False,
+    candidates: Candidates = None,
     images: Images = None,
     compiles: Compiles = None,
     only_validates: OnlyValidates = False,
@@ -119,7 +122,7 @@ def train(
         "variant": variant,
         "name": name,
         "pretrained_weights": None if weights is None else _absolute(weights),
-        "validation": {"npz": True} if npz else None,
+        "validation": {**({"npz": True} if npz else {}), **({} if candidates is None else {"candidates": candidates})} or None,
         "images": images,
         "compile": compiles,
     }

@@ -51,10 +51,10 @@ def _known(value: float) -> float | None:
 def _choice(winner: CandidateScore | None, count: int) -> list[str]:
     if winner is None:
         return ["No candidate has a Dice, as no case of the fold has one."]
-    same = f" It is the {' and the '.join(winner.also)} checkpoint." if winner.also else ""
+    same = f" Its weights are those of the {' and the '.join(winner.also)} checkpoint." if winner.also else ""
     return [
         f"Of {count} candidates, the epochs of the highest EMA pseudo-Dice, epoch {winner.epoch} has the highest full Dice, "
-        f"{winner.dice:.4f}: {OPTIMISTIC}, as it is chosen on its own validation fold; the final checkpoint is the fair one.{same}"
+        f"{winner.dice:.4f} ({OPTIMISTIC}: it is chosen on its own validation fold).{same} The final checkpoint stays the fair one."
     ]
 
 
