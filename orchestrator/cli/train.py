@@ -15,6 +15,7 @@ from orchestrator.cli.nnunet_habits import (
 from orchestrator.cli.output import console, note, working
 from orchestrator.cli.parameters import Cluster, Replace
 from orchestrator.cli.train_options import (
+    Candidates,
     Compiles,
     Configuration,
     Continues,
@@ -52,6 +53,7 @@ OPTIONS = {
     "`variant: NAME` in the experiment file": "--variant NAME",
     "`nnfleet submit --replace`": "--replace",
     **WORKER_OPTIONS,
+    "validation.candidates": "--candidates",
     "epochs:": "--epochs:",
     "train_iterations:": "--iterations:",
     "val_iterations:": "--val-iterations:",
@@ -81,6 +83,7 @@ def train(
     name: Name = None,
     weights: Weights = None,
     npz: Npz = False,
+    candidates: Candidates = None,
     images: Images = None,
     compiles: Compiles = None,
     only_validates: OnlyValidates = False,
@@ -112,7 +115,7 @@ def train(
         "variant": variant,
         "name": name,
         "pretrained_weights": None if weights is None else _absolute(weights),
-        "validation": {"npz": True} if npz else None,
+        "validation": {**({"npz": True} if npz else {}), **({} if candidates is None else {"candidates": candidates})} or None,
         "images": images,
         "compile": compiles,
     }

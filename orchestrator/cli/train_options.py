@@ -33,6 +33,17 @@ Weights = Annotated[
     ),
 ]
 Npz = Annotated[bool, typer.Option("--npz", help="The full validation keeps probabilities, for ensembles.")]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        "--candidates",
+        metavar="K",
+        min=0,
+        max=10,
+        help="Keep the K best epochs by pseudo-Dice, and validate all of them fully. Default: 0.",
+        show_default=False,
+    ),
+]
 Images = Annotated[
     bool | None, typer.Option("--images/--no-images", help="Send pictures of validation cases to MLflow.", show_default=False)
 ]

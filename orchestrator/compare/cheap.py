@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName
 from trainers.contract.summary import nan_mean
 
 
@@ -18,7 +18,7 @@ class CheapAndFull(NamedTuple):
     """Mean over the fold's cases of their mean Dice."""
 
 
-def cheap_and_full(folder: RunFolder, name: CheckpointName) -> CheapAndFull | None:
+def cheap_and_full(folder: RunFolder, name: WeightsName) -> CheapAndFull | None:
     """As the run folder records it of a checkpoint; None where that was not validated, or its record is damaged."""
     try:
         return _scores(_content(folder.extended_summary(name)))

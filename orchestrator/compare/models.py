@@ -11,6 +11,7 @@ from typing import get_args
 
 from orchestrator.compare.cheap import CheapAndFull, cheap_and_full
 from orchestrator.publishing.validation_report import ema_of
+from orchestrator.run.candidates import Candidates, read_candidates
 from trainers.contract.commits import EpochRow, newest_committed
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
@@ -45,6 +46,11 @@ class ValidatedFold:
         """Of every checkpoint that was validated, of the one that is not compared too."""
         found = {name: cheap_and_full(self.folder, name) for name in get_args(CheckpointName)}
         return {name: scores for name, scores in found.items() if scores is not None}
+
+    @cached_property
+    def candidates(self) -> Candidates | None:
+        """What the full validation says of the best epochs, of a run that keeps them."""
+        return read_candidates(self.folder)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from orchestrator.compare.figures import (
 from orchestrator.compare.held_out_sets import HeldOutSet
 from orchestrator.compare.held_out_tables import held_out_table
 from orchestrator.compare.slice_viewer import SCRIPT, SliceViewer
-from orchestrator.compare.tables import cases_table, checkpoints_table, classes_table, groups_table, models_table
+from orchestrator.compare.tables import candidates_table, cases_table, checkpoints_table, classes_table, groups_table, models_table
 from orchestrator.compare.text_table import TextTable, number, pairs_table
 from orchestrator.statistics.pairs import ALPHA, POWER, Comparison
 from orchestrator.statistics.ranks import RESAMPLES
@@ -74,7 +74,7 @@ def html(answer: Answer, pictures: CasePictures = NO_PICTURES) -> str:
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     names = shown_names(answer.models)
     title = f"{answer.dataset}: {len(answer.models)} models, {answer.checkpoint} checkpoints"
-    sections = [*_sections(answer), *_case_sections(answer, pictures, names), _training_section(answer)]
+    sections = [*_sections(answer), *_case_sections(answer, pictures, names), _training_section(answer), *_candidates_section(answer)]
     return template.render(
         title=title,
         verdict=answer.verdict,
@@ -203,6 +203,20 @@ def _training_section(answer: Answer) -> Section:
         caption = "The pseudo-Dice of the weights against their Dice of whole cases, a point per fold."
         figures.append(Picture(caption, cheap_figure(answer.models)))
     return Section("Training, and what its pseudo-Dice is worth", tuple(lines), checkpoints_table(answer), tuple(figures))
+
+
+def _candidates_section(answer: Answer) -> list[Section]:
+    """Of runs that keep them: epoch by epoch the cheap number beside the full one, and what a run's folder says of them."""
+    table = candidates_table(answer)
+    if table is None:
+        return []
+    lines = tuple(
+        f"{model.name}, fold {fold.spec.fold}: {' '.join(fold.candidates.sentences)}"
+        for model in answer.models
+        for fold in model.folds
+        if fold.candidates is not None
+    )
+    return [Section("Is the best epoch by pseudo-Dice the best by Dice?", lines, table)]
 
 
 def _cheap_lines(cheap: Agreement) -> list[str]:

@@ -115,6 +115,28 @@ def _checkpoints_row(model: TrainedModel, fold: ValidatedFold) -> tuple[str, ...
     return (f"{model.name}, fold {fold.spec.fold}", *(number(value, 4) for value in values))
 
 
+def candidates_table(answer: Answer) -> TextTable | None:
+    """A row per candidate of each fold: EMA pseudo-Dice and full Dice; None where no run keeps candidates."""
+    rows = [
+        (
+            f"{model.name}, fold {fold.spec.fold}",
+            str(score.epoch),
+            number(_float(score.ema_pseudo_dice), 4),
+            number(_float(score.dice), 4),
+            ", ".join([*score.also, *(["winner (optimistic)"] if score.epoch == fold.candidates.winner else [])]),
+        )
+        for model in answer.models
+        for fold in model.folds
+        if fold.candidates is not None
+        for score in fold.candidates.scores
+    ]
+    return TextTable(("run", "epoch", "EMA pseudo-Dice", "full Dice (optimistic)", "checkpoint"), tuple(rows)) if rows else None
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
     """The answer for scripts: numbers as numbers, NaN where there is none."""
     return {
@@ -136,6 +158,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "checkpoints": {
                     str(fold.spec.fold): {name: scores._asdict() for name, scores in fold.checkpoints.items()} for fold in model.folds
                 },
+                **_candidates_json(model),
             }
             for model in answer.models
         ],
@@ -150,6 +173,12 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "seed_spread_dice_points": {name: spread.sd for name, spread in answer.spreads.items()},
         "ema_against_full_dice": answer.cheap._asdict(),
     }
+
+
+def _candidates_json(model: TrainedModel) -> dict[str, Any]:
+    """By fold, of the runs that keep candidates."""
+    found = {str(fold.spec.fold): fold.candidates.model_dump() for fold in model.folds if fold.candidates is not None}
+    return {"candidates_optimistic": found} if found else {}
 
 
 def _group_json(found: GroupRanks) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         found.append("who trained it (nnU-Net itself)")
     if present.replicate != wanted.replicate:
         found.append(f"replicate ({present.replicate or 'none'}, now {wanted.replicate or 'none'})")
+    if present.validation.candidates != wanted.validation.candidates:
+        found.append(f"validation.candidates ({present.validation.candidates}, now {wanted.validation.candidates})")
     if _pretrained(present) != _pretrained(wanted):
         found.append(f"pretrained_weights ({_pretrained(present)}, now {_pretrained(wanted)})")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):

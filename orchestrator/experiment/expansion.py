@@ -141,6 +141,7 @@ class _Expansion:
             replicate=self.experiment.replicate,
             variant=variant.name,
             pretrained=self.pretrained,
+            candidates=self.experiment.validation.candidates,
         )
 
     def _patients(self, split: Split) -> dict[str, str] | None:

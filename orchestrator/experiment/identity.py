@@ -39,6 +39,8 @@ class Planned:
     replicate: str = ""
     variant: str = ""
     pretrained: PretrainedWeights | None = None
+    candidates: int = 0
+    """Of how many epochs the weights are kept, beside the best and the last."""
 
     @property
     def model_folder_name(self) -> str:
@@ -63,6 +65,7 @@ class Planned:
             replicate=self.replicate,
             variant=self.variant,
             pretrained_sha256=self.pretrained.sha256 if self.pretrained else "",
+            candidates=self.candidates,
         )
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 

@@ -73,7 +73,7 @@ class FolderFold:
         committed = newest_committed(self.folder)
         if committed is None or committed.run_key != self._spec.run_key:
             return {}
-        return {manifest.checkpoint: manifest for manifest in (committed.best, committed.final) if manifest is not None}
+        return committed.checkpoints
 
     def _probabilities(self) -> tuple[CheckpointName, ...]:
         """Checkpoints whose every validation case has its prediction and probabilities; with pseudonyms none, as files name cases."""
@@ -98,7 +98,7 @@ class FolderFold:
         manifests = self._manifests()
         fold = RunFolder(model / f"fold_{self.facts.fold}")
         for name, manifest in manifests.items():
-            self._copy(manifest, fold.checkpoint(name))
+            self._copy(manifest, self.folder.checkpoint(name), fold.checkpoint(name))
         for source, target in self._files(model, fold).items():
             if source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +118,9 @@ class FolderFold:
                 if file.is_file():
                     shutil.copyfile(file, fold.validation(name) / file.name)
 
-    def _copy(self, manifest: Manifest, target: Path) -> None:
+    def _copy(self, manifest: Manifest, named: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        own, named = self.folder.root / manifest.file, self.folder.checkpoint(manifest.checkpoint)
+        own = self.folder.root / manifest.file
         shutil.copyfile(own if own.is_file() else named, target)
         check_file(target, manifest, str(own))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import CheckpointError, TrackingError
 from orchestrator.publishing.published import Published, published_in, published_tag
 from trainers.contract.commits import Manifest
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName
 from trainers.storage.files import sha256_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def directory_of(manifest: Manifest) -> str:
     return f"checkpoints/{manifest.checkpoint}/e{manifest.epoch:05d}-{manifest.sha256[:8]}"
 
 
-def published(tracker: "Tracker", run_id: str, name: CheckpointName) -> Published | None:
+def published(tracker: "Tracker", run_id: str, name: WeightsName) -> Published | None:
     """What MLflow holds as the best or final checkpoint of a run, or None. Raises TrackingError."""
     return published_in(tracker.tags(run_id), name)
 
@@ -63,14 +63,14 @@ def publish_checkpoint(
     return record
 
 
-def keep_only_published(tracker: "Tracker", run_id: str, name: CheckpointName) -> None:
+def keep_only_published(tracker: "Tracker", run_id: str, name: WeightsName) -> None:
     """Delete the checkpoint before the published one: once a run is over, no later one replaces that while somebody reads it."""
     record = published(tracker, run_id, name)
     if record is not None:
         _delete_others(tracker, run_id, name, {record.directory})
 
 
-def _delete_others(tracker: "Tracker", run_id: str, name: CheckpointName, kept: set[str]) -> None:
+def _delete_others(tracker: "Tracker", run_id: str, name: WeightsName, kept: set[str]) -> None:
     """Also clears what killed uploads left behind. The commit is done, so an error here is only logged."""
     try:
         for directory, size in tracker.list_files(run_id, f"checkpoints/{name}").items():
@@ -80,7 +80,7 @@ def _delete_others(tracker: "Tracker", run_id: str, name: CheckpointName, kept: 
         log.warning("older %s checkpoints of run %s were not deleted; the next upload tries again: %s", name, run_id, err)
 
 
-def download_checkpoint(tracker: "Tracker", run_id: str, name: CheckpointName, target: Path) -> Published:
+def download_checkpoint(tracker: "Tracker", run_id: str, name: WeightsName, target: Path) -> Published:
     """Fetch the published checkpoint to `target`, which appears whole and verified or not at all.
 
     One new try if it was replaced meanwhile. Raises CheckpointError when none is published or its bytes are not what was published.
@@ -92,7 +92,7 @@ def download_checkpoint(tracker: "Tracker", run_id: str, name: CheckpointName, t
     return _download(tracker, run_id, name, target)
 
 
-def _download(tracker: "Tracker", run_id: str, name: CheckpointName, target: Path) -> Published:
+def _download(tracker: "Tracker", run_id: str, name: WeightsName, target: Path) -> Published:
     record = published(tracker, run_id, name)
     if record is None:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from orchestrator.tracking.binding import Destination
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.records import PublishedFiles, read_published_files, write_published_files
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import CheckpointName, WeightsName
 from trainers.storage.files import sha256_of, write_atomic
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ PICTURE_INTERVAL_S = 30.0
 
 
 def checkpoints_due(
-    committed: Committed, held: Mapping[CheckpointName, Manifest | None], seconds_since_upload: float, interval_s: float, closing: bool
+    committed: Committed, held: Mapping[WeightsName, Manifest | None], seconds_since_upload: float, interval_s: float, closing: bool
 ) -> list[Manifest]:
     """Checkpoints to publish now. `held`: what MLflow has of each.
 
@@ -68,7 +68,7 @@ class FilesChannel:
         self._destination = Destination(folder, fencing_token)
         self._folder = folder
         self._links = UploadLinks(folder, fencing_token)
-        self._held: dict[CheckpointName, Manifest | None] | None = None
+        self._held: dict[WeightsName, Manifest | None] | None = None
         self._sent: dict[str, str] = {}  # artifact path -> SHA-256
         self._compared: dict[str, tuple[int, int]] = {}  # artifact path -> time and size of the file when it was compared
         self._uploaded_at = self._drawn_at = float("-inf")
@@ -139,7 +139,7 @@ class FilesChannel:
         if damaged is not None:
             raise damaged
 
-    def _publish(self, tracker: "Tracker", run_id: str, manifest: Manifest, held: dict[CheckpointName, Manifest | None]) -> None:
+    def _publish(self, tracker: "Tracker", run_id: str, manifest: Manifest, held: dict[WeightsName, Manifest | None]) -> None:
         from orchestrator.publishing.checkpoint_store import publish_checkpoint
 
         self._destination.check_fence()

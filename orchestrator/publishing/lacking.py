@@ -1,5 +1,6 @@
 """What MLflow lacks of a finished run: it was not tracked before, another server was meant, or its MLflow run was lost."""
 
+from orchestrator.publishing.candidates import holds_candidates
 from orchestrator.publishing.published import published_in
 from orchestrator.run.progress import checkpoints_due
 from orchestrator.tracking.binding import TrackedRun, TrackingServer
@@ -18,13 +19,13 @@ def lacks_results(spec: RunSpec, tracked: TrackedRun, tracker: TrackingServer | 
     committed = newest_committed(folder)
     if known is None or (committed is not None and _lacks_training(committed, known)):
         return True
-    return not all(holds_scores(known.metrics, folder, name) for name in checkpoints_due(spec, committed))
+    has_scores = all(holds_scores(known.metrics, folder, name) for name in checkpoints_due(spec, committed))
+    return not (has_scores and holds_candidates(known.metrics, folder))
 
 
 def _lacks_training(committed: Committed, known: KnownRun) -> bool:
     """True unless MLflow has an epoch and the very checkpoints that are committed. Pure."""
     if committed.history and MARKER_METRIC not in known.metrics:
         return True
-    manifests = [manifest for manifest in (committed.best, committed.final) if manifest is not None]
-    held = {manifest: published_in(known.tags, manifest.checkpoint) for manifest in manifests}
+    held = {manifest: published_in(known.tags, name) for name, manifest in committed.checkpoints.items()}
     return any(record is None or record.manifest.sha256 != manifest.sha256 for manifest, record in held.items())

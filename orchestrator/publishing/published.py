@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from trainers.contract.commits import Manifest
-from trainers.contract.run_spec import CheckpointName, Frozen
+from trainers.contract.run_spec import Frozen, WeightsName
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ class Published(Frozen):
         return f"{self.directory}/checkpoint_{self.manifest.checkpoint}.pth"
 
 
-def published_tag(name: CheckpointName) -> str:
+def published_tag(name: WeightsName) -> str:
     """Tag whose value is the commit of the published checkpoint."""
     return f"nnfleet.{name}"
 
 
-def published_in(tags: Mapping[str, str], name: CheckpointName) -> Published | None:
+def published_in(tags: Mapping[str, str], name: WeightsName) -> Published | None:
     """The best or final checkpoint that the tags of a run name, or None."""
     value = tags.get(published_tag(name))
     if value is None:

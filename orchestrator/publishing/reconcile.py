@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter
 
+from orchestrator.publishing.candidates import holds_candidates
 from orchestrator.publishing.files_channel import CHECKPOINTS, FilesChannel
 from orchestrator.publishing.metrics_channel import MetricsChannel, epochs_missing
 from orchestrator.publishing.validation_report import deliver_reports, stored_reports
@@ -166,11 +167,13 @@ def _deliver(folder: RunFolder, spec: RunSpec, delivered: list[str]) -> None:
     MetricsChannel(folder, fencing_token).send(closing=True)
     if missing:
         delivered.append(f"{len(missing)} epochs")
-    reports = stored_reports(folder, spec, tracker.metrics(run_id))
-    if reports:
+    held = tracker.metrics(run_id)
+    reports, lacks_candidates = stored_reports(folder, spec, held), not holds_candidates(held, folder)
+    if reports or lacks_candidates:
         if (failure := deliver_reports(folder, spec, reports, fencing_token, waits_s=())) is not None:
             raise TrackingError(failure)
         delivered.extend(f"full validation of {report.name}" for report in reports)
+        delivered.extend(["full validation of candidates"] if lacks_candidates else [])
     forget_undelivered(folder, MetricsChannel.name)
     FilesChannel(folder, fencing_token).send_files(closing=True)
     forget_undelivered(folder, FilesChannel.name)

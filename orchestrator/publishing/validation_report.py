@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Superseded, TrackingError
+from orchestrator.publishing.candidates import send_candidates
 from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from orchestrator.tracking.binding import bound_run, server_of
 from orchestrator.tracking.scores import holds_scores, scored_unix, tracked_metrics
@@ -22,9 +23,9 @@ from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import CheckpointName, RunSpec, WeightsName
 from trainers.contract.summary import CaseResult, Row, extended_summary, summarise, summary_bytes, table_rows, worst_first
-from trainers.storage.files import write_atomic
+from trainers.storage.files import write_if_changed
 
 if TYPE_CHECKING:
     from orchestrator.tracking.client import Tracker
@@ -49,30 +50,19 @@ class ValidationReport:
     """Artifact path -> file."""
 
 
-def picture_file(folder: RunFolder, name: CheckpointName, case_id: str) -> Path:
+def picture_file(folder: RunFolder, name: WeightsName, case_id: str) -> Path:
     """Where the picture of a validated case lies."""
     return folder.own / "overlays" / name / f"{case_id}.png"
 
 
 def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: CheckpointName, results: Sequence[CaseResult]) -> ValidationReport:
-    """Write summary.json and validation_<name>.json into the run folder, atomically; files that would not change are left alone, and so is
-    the summary.json that nnU-Net wrote of a run that it trained."""
-    summary = summarise(results, labels)
+    """Write the summaries of a checkpoint into the run folder (see `write_summaries`); returns what goes to the tracking server."""
+    summary, extended = write_summaries(folder, spec, labels, name, results)
     summary_file = folder.summary(name)
-    if spec.imported is None or not summary_file.is_file():
-        _write_if_changed(summary_file, summary_bytes(summary))
-    extended = extended_summary(results, labels)
-    difference = minus_ema(extended["dice_mean"], ema_of(folder, name, results[0].checkpoint_sha256))
-    extended |= {"checkpoint": name, "checkpoint_sha256": results[0].checkpoint_sha256, "minus_ema_pseudo_dice": difference}
-    extended["surface_tolerance_mm"] = spec.validation.surface_tolerance_mm
-    if extended["no_distances"]:
-        log.warning("no HD95 and no surface Dice for %s", extended["no_distances"])
-    extended["cases"] = table_rows(results, labels, name, None)
-    _write_if_changed(folder.extended_summary(name), json.dumps(extended, indent=1).encode())
     salt = pseudonym_salt(folder.model_folder.parent) if spec.pseudonyms else None
     if salt is not None:
         summary_file = folder.shared_summary(name)
-        _write_if_changed(summary_file, summary_bytes(without_case_ids(summary, results, salt)))
+        write_if_changed(summary_file, summary_bytes(without_case_ids(summary, results, salt)))
     return ValidationReport(
         name=name,
         metrics=tracked_metrics(extended),
@@ -80,6 +70,26 @@ def write_report(folder: RunFolder, spec: RunSpec, labels: Labels, name: Checkpo
         summary_file=summary_file,
         pictures=_pictures(folder, name, results, salt) if spec.images else {},
     )
+
+
+def write_summaries(
+    folder: RunFolder, spec: RunSpec, labels: Labels, name: WeightsName, results: Sequence[CaseResult]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write summary.json and validation_<name>.json into the run folder, atomically, and return both; files that would not change are left
+    alone, and so is the summary.json that nnU-Net wrote of a run that it trained."""
+    summary = summarise(results, labels)
+    summary_file = folder.summary(name)
+    if spec.imported is None or not summary_file.is_file():
+        write_if_changed(summary_file, summary_bytes(summary))
+    extended = extended_summary(results, labels)
+    difference = minus_ema(extended["dice_mean"], ema_of(folder, name, results[0].checkpoint_sha256))
+    extended |= {"checkpoint": name, "checkpoint_sha256": results[0].checkpoint_sha256, "minus_ema_pseudo_dice": difference}
+    extended["surface_tolerance_mm"] = spec.validation.surface_tolerance_mm
+    if extended["no_distances"]:
+        log.warning("no HD95 and no surface Dice for %s", extended["no_distances"])
+    extended["cases"] = table_rows(results, labels, name, None)
+    write_if_changed(folder.extended_summary(name), json.dumps(extended, indent=1).encode())
+    return summary, extended
 
 
 def _pictures(folder: RunFolder, name: CheckpointName, results: Sequence[CaseResult], salt: str | None) -> dict[str, Path]:
@@ -113,12 +123,12 @@ def minus_ema(dice_mean: float, ema_pseudo_dice: float | None) -> float | None:
     return None if ema_pseudo_dice is None or math.isnan(dice_mean) else dice_mean - ema_pseudo_dice
 
 
-def ema_of(folder: RunFolder, name: CheckpointName, checkpoint_sha256: str) -> float | None:
+def ema_of(folder: RunFolder, name: WeightsName, checkpoint_sha256: str) -> float | None:
     """The smoothed pseudo-Dice of the weights in this checkpoint, from the newest committed state; None when that names other weights."""
     committed = newest_committed(folder)
-    manifest = None if committed is None else committed.best if name == "best" else committed.final
+    manifest = None if committed is None else committed.weights.get(name)
     if manifest is None or manifest.sha256 != checkpoint_sha256:
-        log.warning("no committed state names %s: its Dice is not compared with the pseudo-Dice", folder.checkpoint(name))
+        log.warning("no committed state of %s names %s: its Dice is not compared with the pseudo-Dice", folder.root, name)
         return None
     return manifest.ema_pseudo_dice
 
@@ -132,8 +142,9 @@ def deliver_reports(
 ) -> str | None:
     """Send reports to the MLflow run of this folder, trying again after each of `waits_s`. Returns None, or why it was not delivered.
 
-    A run that is not tracked has nothing to deliver. May be called again at any time: the same report sent twice changes nothing. Of a
-    driver that was superseded nothing is sent. While it is not delivered the run folder says so, for `status`.
+    With them goes what the run folder says of candidates. A run that is not tracked has nothing to deliver. May be called again at any
+    time: the same report sent twice changes nothing. Of a driver that was superseded nothing is sent. While it is not delivered the run
+    folder says so, for `status`.
     """
     began_unix = time.time()
     for wait_s in (*waits_s, None):
@@ -180,6 +191,7 @@ def _send(folder: RunFolder, spec: RunSpec, reports: Sequence[ValidationReport],
         _send_pictures(tracker, bound.run_id, report)
         unix = scored_unix(folder, report.name)
         tracker.log_validation(bound.run_id, report.name, report.metrics, report.table, report.summary_file, unix)
+    send_candidates(tracker, bound.run_id, folder)
 
 
 def _send_pictures(tracker: "Tracker", run_id: str, report: ValidationReport) -> None:
@@ -195,9 +207,3 @@ def split_path(path: str) -> tuple[str, str]:
     """Directory and name of an artifact path."""
     directory, _, name = path.rpartition("/")
     return directory, name
-
-
-def _write_if_changed(path: Path, content: bytes) -> None:
-    """Write atomically; an equal file keeps its modification time, by which the tracking server knows a score that it has already."""
-    if not path.is_file() or path.read_bytes() != content:
-        write_atomic(path, content)

@@ -66,6 +66,7 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
     is_validated = (
         outcome is not None
         and outcome.state == "SUCCEEDED"
+        and (not has_candidates(spec, committed) or folder.candidates_file.is_file())
         and all(_has_results(folder, spec, name) for name in checkpoints_due(spec, committed))
     )
     return Progress(stage="finished" if is_validated else "validates", epochs_done=done)
@@ -73,6 +74,11 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
 
 def _has_results(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> bool:
     return folder.summary(name).is_file() and all(folder.has_probabilities_due(name, spec, case) for case in spec.val_cases)
+
+
+def has_candidates(spec: RunSpec, committed: Committed | None) -> bool:
+    """True for a run whose candidates have to be validated beside `checkpoints_due`, pure."""
+    return bool(spec.val_cases and committed and committed.candidates)
 
 
 def checkpoints_due(spec: RunSpec, committed: Committed | None) -> tuple[CheckpointName, ...]:

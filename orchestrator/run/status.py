@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.run.names import Names, resolve_all, resolve_one
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName
 from trainers.contract.states import RunState
 
 PLACE = "on this cluster"
@@ -17,7 +17,7 @@ class CasesDone(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: CheckpointName
+    checkpoint: WeightsName
     done: int
     cases: int
 

@@ -187,6 +187,7 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
     params["variant"] = spec.variant or NO_VARIANT
     params |= {"replicate": spec.replicate} if spec.replicate else {}
+    params |= {"candidates": str(spec.validation.candidates)} if spec.validation.candidates else {}
     params |= {"pretrained_weights": f"SHA-256 {spec.pretrained_weights.sha256}"} if spec.pretrained_weights else {}
     return params | {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
 

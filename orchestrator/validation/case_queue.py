@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.run.outcome import EndState
-from trainers.contract.run_spec import CheckpointName, ValidationSpec
+from trainers.contract.run_spec import ValidationSpec, WeightsName
 from trainers.contract.summary import SCORING, CaseResult
 
 
@@ -119,7 +119,7 @@ def end_of(failures: Sequence[Sequence[CaseFailure]]) -> EndState:
 
 
 def failure_message(
-    name: CheckpointName,
+    name: WeightsName,
     failures: Mapping[str, Sequence[CaseFailure]],
     total: int,
     *,

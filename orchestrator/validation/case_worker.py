@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import ray
 
 from orchestrator.publishing.validation_report import picture_file
+from trainers.contract.commits import weights_file
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import RunSpec, WeightsName, is_checkpoint
 from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
 from trainers.errors import CheckpointError
@@ -21,18 +22,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def loaded(folder: RunFolder, name: CheckpointName, digest: str, device: str = "") -> "CasePredictor":
+def loaded(folder: RunFolder, name: WeightsName, digest: str, device: str = "") -> "CasePredictor":
     """The network of a checkpoint, on the run's kind of device unless one is named.
 
     Raises CheckpointError, also when it is not the file that the job started with, DataError or StorageError.
     """
     from trainers.validation.inference import CasePredictor
 
-    spec, checkpoint = folder.living_spec(), folder.checkpoint(name)
+    spec, checkpoint = _asked_of(folder.living_spec(), name), weights_file(folder, name)
     predictor = CasePredictor(spec, checkpoint, device or ("cuda" if spec.workers.gpus else "cpu"), threads=spec.workers.cpus)
     if predictor.checkpoint_sha256 != digest:
         raise CheckpointError(f"checkpoint: {checkpoint} changed while it was being validated. Validate again.")
     return predictor
+
+
+def _asked_of(spec: RunSpec, name: WeightsName) -> RunSpec:
+    """The run as the validation of these weights takes it: of candidates nothing is kept but predictions and scores."""
+    if is_checkpoint(name):
+        return spec
+    return spec.model_copy(update={"images": False, "validation": spec.validation.model_copy(update={"npz": False})})
 
 
 def own_place() -> str:
@@ -48,17 +56,17 @@ class CaseWorker:
     def __init__(self, root: str, fencing_token: int = 0) -> None:
         self._folder = RunFolder(Path(root))
         self._notice = StorageNotice(self._folder, fencing_token)
-        self._name: CheckpointName = "best"
+        self._name: WeightsName = "best"
         self.predictor: CasePredictor | None = None
         """None until `load`."""
 
-    def load(self, name: CheckpointName, digest: str) -> str:
+    def load(self, name: WeightsName, digest: str) -> str:
         """Load a checkpoint in place of the one before, and return the place where it is. A disk that is away is waited for.
 
         Raises as `loaded`.
         """
         self._name, self.predictor = name, None  # the memory of the one before is free
-        what = f"loading {self._folder.checkpoint(name)}"
+        what = f"loading the weights of {name} in {self._folder.root}"
         self.predictor = retry_storage(lambda: loaded(self._folder, name, digest), what, tell=self._notice.tell)
         return own_place()
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.publishing.validation_report import picture_file
-from orchestrator.run.progress import checkpoints_due
+from orchestrator.run.progress import checkpoints_due, has_candidates
 from orchestrator.validation.case_queue import is_finished
-from trainers.contract.commits import Committed, Manifest, newest_committed
+from trainers.contract.commits import Committed, newest_committed, weights_file
 from trainers.contract.plans import load_plans
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import CheckpointName, RunSpec, WeightsName, is_checkpoint
 from trainers.errors import CheckpointError
 from trainers.storage.faults import reading
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_json_atomic
@@ -45,9 +45,29 @@ def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[Checkpoint
     return due
 
 
+def candidates_to_validate(folder: RunFolder, spec: RunSpec) -> list[WeightsName]:
+    """The candidates of a run that is trained to its end; one whose weights are damaged or lost is warned of and left out."""
+    committed = newest_committed(folder)
+    if committed is None or not has_candidates(spec, committed) or is_unfinished(committed, spec):
+        return []
+    found: list[WeightsName] = []
+    for manifest in committed.candidates:
+        file = folder.root / manifest.file
+        if file.is_file() and sha256_of(file) == manifest.sha256:
+            found.append(manifest.checkpoint)
+        else:
+            log.warning("the weights of %s in %s are damaged or lost: it is not validated", manifest.checkpoint, file)
+    return found
+
+
 def is_unfinished(committed: Committed, spec: RunSpec) -> bool:
     """True for a run that was stopped before its last epoch, and so has no final checkpoint."""
     return committed.epochs_done < spec.schedule.epochs and committed.final is None
+
+
+def digest_of(folder: RunFolder, name: WeightsName) -> str:
+    """SHA-256 of what is validated under this name. Raises as `digest_of_named`."""
+    return digest_of_named(folder, name) if is_checkpoint(name) else sha256_of(weights_file(folder, name))
 
 
 def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
@@ -57,7 +77,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
     Raises CheckpointError when the one of the newest commit is lost.
     """
     digest, committed = sha256_of(folder.checkpoint(name)), newest_committed(folder)
-    manifest = None if committed is None else committed.best if name == "best" else committed.final
+    manifest = None if committed is None else committed.checkpoints.get(name)
     if manifest is None or manifest.sha256 == digest:
         return digest
     own, named = folder.root / manifest.file, folder.checkpoint(name)
@@ -71,7 +91,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
     return manifest.sha256
 
 
-def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str, digest: str) -> bool:
+def is_done(folder: RunFolder, spec: RunSpec, name: WeightsName, case_id: str, digest: str) -> bool:
     """True when the run folder holds the result and the prediction of this case by exactly these weights, scored as it is now."""
     result = read_result(folder, name, case_id)
     kept = folder.has_probabilities_due(name, spec, case_id)
@@ -79,34 +99,34 @@ def is_done(folder: RunFolder, spec: RunSpec, name: CheckpointName, case_id: str
     return is_finished(result, digest, spec.validation, has_prediction)
 
 
-def share_results(folder: RunFolder, spec: RunSpec, name: CheckpointName, digest: str) -> None:
-    """Give a checkpoint the finished cases of the other one where both hold the weights of one epoch: they are predicted once."""
+def share_results(folder: RunFolder, spec: RunSpec, name: WeightsName, digest: str) -> None:
+    """Give a checkpoint the finished cases of others that hold the weights of the same epoch: they are predicted once."""
     committed = newest_committed(folder)
-    best, final = (committed.best, committed.final) if committed else (None, None)
-    if best is None or final is None or _weights_of(best) != _weights_of(final):
+    weights = committed.weights if committed else {}
+    if name not in weights:
         return
-    other = best if name == "final" else final
-    for case in spec.val_cases:
-        if not is_done(folder, spec, name, case, digest) and is_done(folder, spec, other.checkpoint, case, other.sha256):
-            _share(folder, other.checkpoint, name, case, digest)
+    for other in weights.values():
+        if other.checkpoint == name or other.origin != weights[name].origin:
+            continue
+        for case in spec.val_cases:
+            if not is_done(folder, spec, name, case, digest) and is_done(folder, spec, other.checkpoint, case, other.sha256):
+                _share(folder, other.checkpoint, name, case, digest)
 
 
-def _weights_of(manifest: Manifest) -> tuple[int, int, float | None]:
-    """What two checkpoints of one run have in common if they hold the same weights."""
-    return manifest.epoch, manifest.fencing_token, manifest.ema_pseudo_dice
+def _share(folder: RunFolder, source: WeightsName, name: WeightsName, case_id: str, digest: str) -> None:
+    """Copy a case's prediction, what a writer puts beside it, its picture and, last, its result, which vouches for the rest.
 
-
-def _share(folder: RunFolder, source: CheckpointName, name: CheckpointName, case_id: str, digest: str) -> None:
-    """Copy a case's prediction, what a writer puts beside it, its picture and, last, its result, which vouches for the rest."""
+    A candidate has neither probabilities nor pictures.
+    """
     result = read_result(folder, source, case_id)
     assert result is not None
     prediction = Path(result.prediction_file)
     folder.validation(name).mkdir(parents=True, exist_ok=True)
-    beside = (prediction.with_name(f"{case_id}.json"), *folder.probabilities(source, case_id))  # TIFF: its spacing
-    for file in (prediction, *beside):
+    probabilities = folder.probabilities(source, case_id) if is_checkpoint(name) else ()
+    for file in (prediction, prediction.with_name(f"{case_id}.json"), *probabilities):  # TIFF: its spacing
         if file.is_file():
             link_atomic(file, folder.validation(name) / file.name)
-    if (picture := picture_file(folder, source, case_id)).is_file():
+    if is_checkpoint(name) and (picture := picture_file(folder, source, case_id)).is_file():
         write_atomic(picture_file(folder, name, case_id), picture.read_bytes())
     shared = result.model_copy(update={"checkpoint_sha256": digest, "prediction_file": str(folder.validation(name) / prediction.name)})
     write_json_atomic(folder.cases(name) / f"{case_id}.json", shared.model_dump())

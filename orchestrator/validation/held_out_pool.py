@@ -8,7 +8,7 @@ from orchestrator.validation.case_worker import own_place
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.held_out import HeldOut, read_held_out
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName
 from trainers.contract.storage_notice import StorageNotice
 from trainers.errors import CheckpointError, DataError, StorageError
 from trainers.storage.faults import retry_storage
@@ -41,7 +41,7 @@ class HeldOutWorker:
         self._held: HeldOut | None = None
         self._predictor: EnsemblePredictor | None = None
 
-    def load(self, name: CheckpointName, digest: str) -> str:
+    def load(self, name: WeightsName, digest: str) -> str:
         """Load the networks and return the place where they are. Raises as `loaded_ensemble`."""
         self._held = held = retry_storage(self._read, f"reading {self._output.own}", tell=self._notice.tell)
         if " ".join(held.weights_sha256) != digest:

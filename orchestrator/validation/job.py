@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,33 +23,35 @@ import ray
 from orchestrator.compare.cross_validation import CHECKPOINT
 from orchestrator.compare.crossval_folder import refresh_crossval
 from orchestrator.publishing.publisher import deliver_run
-from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, write_report
+from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, write_report, write_summaries
 from orchestrator.run.crossvals import drop_crossval
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, EndState, Outcome, read_outcome, write_outcome
+from orchestrator.run.progress import has_candidates
 from orchestrator.tracking.end_state import publish_end
 from orchestrator.validation.case_queue import CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import (
     Stopped,
+    candidates_to_validate,
     case_sizes,
     checkpoints_to_validate,
-    digest_of_named,
+    digest_of,
     is_done,
     is_unfinished,
     remove_leftovers,
     share_results,
 )
 from orchestrator.validation.worker_pool import Pool
-from trainers.contract.commits import newest_committed
-from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import RunSpec, WeightsName, is_checkpoint
 from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.summary import CaseResult
 from trainers.errors import ClusterError, ConfigError, DataError, NnfleetError, StorageError, TrackingError
 from trainers.storage.faults import is_of_storage, retry_storage
-from trainers.storage.files import check_takes
+from trainers.storage.files import check_takes, write_if_changed
 
 log = logging.getLogger(__name__)
 DELIVERY_WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15, 30, 60, 120)
@@ -184,14 +186,19 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
     reports: list[ValidationReport] = []
     failures: list[RetriesExhausted] = []
-    names = checkpoints_to_validate(folder, spec)
+    found: dict[WeightsName, list[CaseResult]] = {}
+    names = [*checkpoints_to_validate(folder, spec), *candidates_to_validate(folder, spec)]
     with spare_workers() as spare:
         for name in names:
             exhausted, results = validate_checkpoint(folder, spec, name, fencing_token, spare, is_last=name == names[-1])
             if exhausted:
                 failures.append(exhausted)
-            else:
+                continue
+            found[name] = results
+            if is_checkpoint(name):
                 reports.append(write_report(folder, spec, labels, name, results))
+            else:
+                write_summaries(folder, spec, labels, name, results)
     if failures:
         evidence = "\n".join(failure.evidence for failure in failures)
         return _outcome(worst(failures), fencing_token, " ".join(failure.message for failure in failures), evidence=evidence), reports
@@ -201,7 +208,22 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     if committed is not None and is_unfinished(committed, spec):
         reached = f"stopped after {committed.epochs_done} of {spec.schedule.epochs} epochs"
         return _outcome("STOPPED", fencing_token, f"{reached}; {done}. Submitted again, it continues."), reports
+    if committed is not None and has_candidates(spec, committed):
+        done += f". {judge_candidates(folder, spec, committed, found, labels)}"
     return _outcome("SUCCEEDED", fencing_token, done), reports
+
+
+def judge_candidates(
+    folder: RunFolder, spec: RunSpec, committed: Committed, results: Mapping[WeightsName, Sequence[CaseResult]], labels: Labels
+) -> str:
+    """Write down whether the best epoch by pseudo-Dice is the best by Dice; returns the first sentence of it."""
+    from orchestrator.compare.candidates import judged  # statistics, for runs with candidates alone
+
+    found = judged(committed, results, labels, spec.patients or {})
+    write_if_changed(folder.candidates_file, found.model_dump_json(indent=1).encode())
+    for sentence in found.sentences:
+        log.info("%s", sentence)
+    return found.sentences[0]
 
 
 @dataclass(frozen=True)
@@ -231,19 +253,19 @@ def spare_workers() -> Iterator[list[Any]]:
 
 
 def validate_checkpoint(
-    folder: RunFolder, spec: RunSpec, name: CheckpointName, fencing_token: int, spare: list[Any], *, is_last: bool
+    folder: RunFolder, spec: RunSpec, name: WeightsName, fencing_token: int, spare: list[Any], *, is_last: bool
 ) -> tuple[RetriesExhausted | None, list[CaseResult]]:
     """Bring the results of one checkpoint up to date; returns them in the split's order unless retries of a case were exhausted.
 
     `spare`: actors that another checkpoint has left; taken from it and, unless this one `is_last`, left in it.
     """
-    digest = digest_of_named(folder, name)
+    digest = digest_of(folder, name)
     remove_leftovers(folder.validation(name))
     share_results(folder, spec, name, digest)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))
     if missing:
-        for summary in (folder.summary(name), folder.extended_summary(name)):
+        for summary in (folder.summary(name), folder.extended_summary(name), folder.candidates_file):
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         if name == CHECKPOINT:
             drop_crossval(folder.model_folder, spec.fold)

@@ -20,7 +20,7 @@ from orchestrator.validation.case_worker import CaseWorker, loaded
 from orchestrator.validation.cases import Stopped, case_sizes
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import RunSpec, WeightsName
 from trainers.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.storage.faults import is_of_storage
 from trainers.storage.files import check_takes
@@ -47,7 +47,7 @@ class Pool:
 
     folder: RunFolder
     spec: RunSpec
-    name: CheckpointName
+    name: WeightsName
     digest: str
     queue: CaseQueue
     fencing_token: int

@@ -35,10 +35,11 @@ ALONE = """
 import sys
 from pathlib import Path
 import ray
-from orchestrator.validation.held_out_job import folds_of, prepared, run_held_out
+from orchestrator.validation.held_out_folds import folds_of
+from orchestrator.validation.held_out_job import prepared, run_held_out
 name, images, labels, output, results = sys.argv[1:]
 ray.init()
-folds = folds_of(name, Path(results))
+folds, _ = folds_of(name, Path(results))
 run_held_out(*prepared(folds, Path(images), Path(labels), Path(output), "final"), folds)
 """
 """What the job does, without a job server: the queue is a unit test's."""

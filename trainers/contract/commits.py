@@ -13,7 +13,8 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, Field, ValidationError
 
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, Frozen
+from trainers.contract.run_spec import CheckpointName, Frozen, WeightsName, is_checkpoint
+from trainers.errors import CheckpointError
 from trainers.storage.faults import reading
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class BestRecord(Frozen):
 class Manifest(Frozen):
     """Which bytes a checkpoint is, and what it stands for."""
 
-    checkpoint: CheckpointName
+    checkpoint: WeightsName
     file: Annotated[str, AfterValidator(_below)]
     """Path below the run folder."""
     epoch: int
@@ -81,6 +82,11 @@ class Manifest(Frozen):
     ema_pseudo_dice: float | None
     sha256: str
     size_bytes: int
+
+    @property
+    def origin(self) -> tuple[int, int, float | None]:
+        """What two checkpoints of one run have in common if they hold the same weights."""
+        return self.epoch, self.fencing_token, self.ema_pseudo_dice
 
 
 class InFlight(Frozen):
@@ -106,8 +112,21 @@ class Committed(Frozen):
     best_policy: BestRecord = BestRecord()
     best: Manifest | None = None
     final: Manifest | None = None
+    candidates: tuple[Manifest, ...] = Field((), exclude_if=lambda found: not found)
+    """The best epochs, highest EMA pseudo-Dice first, of a run that keeps them."""
     state_sha256: str
     state_size_bytes: int
+
+    @property
+    def checkpoints(self) -> dict[CheckpointName, Manifest]:
+        """The best and the final one, as far as they are there."""
+        both: dict[CheckpointName, Manifest | None] = {"best": self.best, "final": self.final}
+        return {name: manifest for name, manifest in both.items() if manifest is not None}
+
+    @property
+    def weights(self) -> dict[WeightsName, Manifest]:
+        """All that a full validation may be of: `checkpoints`, then the candidates."""
+        return {manifest.checkpoint: manifest for manifest in (*self.checkpoints.values(), *self.candidates)}
 
     @property
     def position(self) -> tuple[int, int]:
@@ -173,6 +192,20 @@ def newest_committed(folder: RunFolder) -> Committed | None:
     Raises as `read_committed`: what cannot be read now may be the newest, so an older one is no answer.
     """
     return next(newest_first(folder), None)
+
+
+def weights_file(folder: RunFolder, name: WeightsName) -> Path:
+    """Where weights lie: those of a candidate where the newest commit names them, the others under nnU-Net's name.
+
+    Raises CheckpointError for a candidate that the newest commit does not name, and as `read_committed`.
+    """
+    if is_checkpoint(name):
+        return folder.checkpoint(name)
+    committed = newest_committed(folder)
+    manifest = committed.weights.get(name) if committed else None
+    if manifest is None:
+        raise CheckpointError(f"checkpoint: the newest state in {folder.state} names no {name}. Validate again.")
+    return folder.root / manifest.file
 
 
 class CommitReader:

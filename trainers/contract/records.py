@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName
 from trainers.contract.summary import CaseResult
 from trainers.errors import DataError
 from trainers.storage.files import read_json, write_json_atomic
@@ -75,7 +75,7 @@ class ValidationHeartbeat(Record):
 
     fencing_token: int = Field(alias="attempt")
     """Of the training whose checkpoint this is."""
-    checkpoint: CheckpointName
+    checkpoint: WeightsName
     done: int
     cases: int
 
@@ -106,7 +106,7 @@ def read_validation_heartbeat(folder: RunFolder) -> ValidationHeartbeat | None:
     return read_record(folder.validating_file, ValidationHeartbeat)
 
 
-def read_result(folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult | None:
+def read_result(folder: RunFolder, name: WeightsName, case_id: str) -> CaseResult | None:
     """The stored result of a case; None when there is none that can be read. Raises StorageError where its disk is away."""
     path = folder.cases(name) / f"{case_id}.json"
     try:

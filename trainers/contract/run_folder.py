@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import CheckpointName, RunSpec, WeightsName, is_checkpoint
 from trainers.errors import ConfigError, DataError, StorageError
 from trainers.storage.faults import check_dataset_is_there
 from trainers.storage.files import read_json
@@ -54,7 +54,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Best checkpoints, durable here before the epoch that made them is committed."""
+        """Best checkpoints, and those of candidates, durable here before the epoch that made them is committed."""
         return self.own / "best"
 
     @property
@@ -130,19 +130,22 @@ class RunFolder:
         """checkpoint_best.pth or checkpoint_final.pth, where nnU-Net looks for it."""
         return self.root / f"checkpoint_{name}.pth"
 
-    def validation(self, name: CheckpointName) -> Path:
-        """Predictions and summary.json: nnU-Net's `validation` for the final checkpoint, `validation_best` for the best."""
-        return self.root / ("validation" if name == "final" else f"validation_{name}")
+    def validation(self, name: WeightsName) -> Path:
+        """Predictions and summary.json: nnU-Net's `validation` for the final checkpoint, `validation_best` for the best,
+        `validation_candidates/<name>` for a candidate."""
+        if name == "final":
+            return self.root / "validation"
+        return self.root / "validation_best" if name == "best" else self.root / "validation_candidates" / name
 
-    def probabilities(self, name: CheckpointName, case_id: str) -> tuple[Path, Path]:
+    def probabilities(self, name: WeightsName, case_id: str) -> tuple[Path, Path]:
         """nnU-Net's files of a case's probabilities: the array and the geometry that goes with it."""
         return self.validation(name) / f"{case_id}.npz", self.validation(name) / f"{case_id}.pkl"
 
-    def has_probabilities_due(self, name: CheckpointName, spec: RunSpec, case_id: str) -> bool:
-        """True unless the run is to keep the probabilities of a case and they are not there."""
-        return not spec.validation.npz or all(file.is_file() for file in self.probabilities(name, case_id))
+    def has_probabilities_due(self, name: WeightsName, spec: RunSpec, case_id: str) -> bool:
+        """True unless the run is to keep the probabilities of a case and they are not there. Those of candidates are not kept."""
+        return not spec.validation.npz or not is_checkpoint(name) or all(file.is_file() for file in self.probabilities(name, case_id))
 
-    def summary(self, name: CheckpointName) -> Path:
+    def summary(self, name: WeightsName) -> Path:
         """nnU-Net's summary.json of a full validation."""
         return self.validation(name) / "summary.json"
 
@@ -150,11 +153,16 @@ class RunFolder:
         """The same with pseudonyms in place of case ids, where the run has them."""
         return self.own / "pseudonyms" / name / "summary.json"
 
-    def extended_summary(self, name: CheckpointName) -> Path:
+    def extended_summary(self, name: WeightsName) -> Path:
         """What summary.json has no place for: distances, numbers of cases, per-case rows."""
         return self.own / f"validation_{name}.json"
 
-    def cases(self, name: CheckpointName) -> Path:
+    @property
+    def candidates_file(self) -> Path:
+        """What the full validation says of the candidates, beside best and final."""
+        return self.own / "candidates.json"
+
+    def cases(self, name: WeightsName) -> Path:
         """Per-case results of the full validation, one JSON file each."""
         return self.own / "cases" / name
 

@@ -1,7 +1,7 @@
 """The specification of one run: everything that its training and validation jobs need, as one frozen JSON document."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NewType, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -9,6 +9,21 @@ from trainers.contract.names import Fold
 from trainers.contract.trainer_table import TRAINERS, Recipe, TrainerSettings
 
 CheckpointName = Literal["best", "final"]
+"""What nnU-Net has a name for."""
+CandidateName = NewType("CandidateName", str)
+"""`candidate_<epoch>`: the weights of one of the best epochs by EMA pseudo-Dice, see `ValidationSpec.candidates`."""
+WeightsName = CheckpointName | Annotated[CandidateName, Field(pattern=r"^candidate_[0-9]+$")]
+"""What a full validation may be of."""
+
+
+def is_checkpoint(name: WeightsName) -> TypeGuard[CheckpointName]:
+    """True for the best and the final weights, False for those of a candidate."""
+    return name in get_args(CheckpointName)
+
+
+def candidate_name(epoch: int) -> CandidateName:
+    """The name of a candidate; `epoch` counts from 0."""
+    return CandidateName(f"candidate_{epoch}")
 
 
 class Frozen(BaseModel):
@@ -122,6 +137,9 @@ class ValidationSpec(Frozen):
     npz: bool = Field(False, exclude_if=lambda on: not on)
     """Keep the probabilities of every case beside its prediction, in nnU-Net's files <case>.npz and <case>.pkl, which ensembling needs;
     they take many times the space of the predictions. nnU-Net: --npz."""
+    candidates: int = Field(0, ge=0, le=10, exclude_if=lambda count: count == 0)
+    """Keep the weights of so many epochs of the highest EMA pseudo-Dice, and validate all of them fully beside `checkpoints`: is the best
+    epoch by pseudo-Dice the best by Dice? They are chosen on their own validation fold; nnU-Net: none."""
 
 
 class PretrainedWeights(Frozen):

@@ -19,7 +19,7 @@ from pydantic import Field
 from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import Labels
 from trainers.contract.pseudonyms import pseudonym
-from trainers.contract.run_spec import CheckpointName, Frozen
+from trainers.contract.run_spec import Frozen, WeightsName
 
 Row = dict[str, str | float | int]
 SCORING = 1
@@ -167,7 +167,7 @@ def _lesion_summary(lesions: Sequence[Lesions], num_cases: int) -> dict[str, flo
     return means | {"n_lesions": sum(found.num_true for found in lesions), "n_detected": sum(found.num_detected for found in lesions)}
 
 
-def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: CheckpointName, salt: str | None) -> list[Row]:
+def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: WeightsName, salt: str | None) -> list[Row]:
     """One row per case for the tracking server; with `salt` case ids are replaced by pseudonyms."""
     return [_row(r, labels, checkpoint, r.case_id if salt is None else pseudonym(r.case_id, salt)) for r in results]
 
@@ -177,7 +177,7 @@ def worst_first(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: math.inf if math.isnan(dice := float(row["dice_mean"])) else dice)
 
 
-def _row(result: CaseResult, labels: Labels, checkpoint: CheckpointName, case: str) -> Row:
+def _row(result: CaseResult, labels: Labels, checkpoint: WeightsName, case: str) -> Row:
     row: Row = {"case": case, "dice_mean": result.dice_mean}  # MLflow compares runs by the second column
     for name in labels.foreground:
         m = result.metrics[name]

@@ -104,6 +104,12 @@ def write_atomic(target: Path, content: bytes) -> None:
     write_through(target, filled(content))
 
 
+def write_if_changed(target: Path, content: bytes) -> None:
+    """As `write_atomic`; an equal file keeps its modification time, by which the tracking server knows a score that it has already."""
+    if not target.is_file() or target.read_bytes() != content:
+        write_atomic(target, content)
+
+
 def write_json_atomic(target: Path, value: Any) -> None:
     """Replace `target` atomically by `value` as JSON. NaN is written as `NaN`, as Python and nnU-Net do."""
     write_atomic(target, json.dumps(value, indent=1).encode())

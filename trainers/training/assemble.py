@@ -174,6 +174,7 @@ def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_to
     """The writer of rank 0, standing where the restored state stands."""
     dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
     fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration, spec.settings))
-    writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs)
+    candidates = spec.validation.candidates
+    writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs, num_candidates=candidates)
     writer.start_from(restored)
     return writer

@@ -4,7 +4,7 @@ One commit is two files below `nnfleet/state/`: e<epochs done>_a<fencing token>.
 whose appearance is the commit (`trainers/contract/commits.py`). A state may also be saved within an epoch; nnU-Net's names are then left
 where they are. Order of one commit, in a thread of rank 0:
 
-    best checkpoint of a new best (durable) -> state tensors (durable) -> fence -> json (the commit) -> links for nnU-Net -> prune
+    weights of a new best or candidate (durable) -> state tensors (durable) -> fence -> json (the commit) -> links for nnU-Net -> prune
 
 The training thread is held only for the copy of the tensors, and when the commit before is still being written. A disk that is full,
 read-only or away is waited for in that thread, while training goes on to the next commit: one snapshot is in memory, never two.
@@ -38,12 +38,13 @@ from trainers.contract.commits import (
 from trainers.contract.fencing import check_fence, gone_when_superseded, newest_token
 from trainers.contract.requests import acknowledge_save, complete_save
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName, candidate_name
 from trainers.contract.storage_notice import StorageNotice
 from trainers.errors import CheckpointError, StorageError
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.storage.faults import STORAGE_RETRY_S, free_space, reading, retry_storage
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
+from trainers.training.candidates import candidate_epochs, candidates_after
 
 log = logging.getLogger(__name__)
 KEEP_STATES = 2
@@ -95,11 +96,14 @@ class StateWriter:
     total_epochs: int
     patience_s: float = STORAGE_RETRY_S
     """How long a commit waits for a disk that does not take it, over all its steps."""
+    num_candidates: int = 0
+    """The weights of so many of the best epochs are kept, see `trainers/training/candidates.py`."""
     held_s: float = 0.0
     """Seconds for which the newest `commit` held its caller."""
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
     _best: Manifest | None = None
+    _candidates: tuple[Manifest, ...] = ()
     _copied_best: str | None = None
     """SHA-256 of the best checkpoint that has nnU-Net's name as a copy, where there are no hard links."""
     _snapshot: dict[str, Any] | None = None
@@ -133,11 +137,11 @@ class StateWriter:
             raise error
 
     def start_from(self, committed: Committed | None) -> None:
-        """Take over where a restored commit stands: what it names as best stays the best, and nnU-Net's names are linked to it.
+        """Take over where a restored commit stands: its best stays the best, its candidates stay candidates, nnU-Net's names are linked.
 
         Raises Superseded when somebody has acquired a newer token already.
         """
-        self._best = committed.best if committed else None
+        self._best, self._candidates = (committed.best, committed.candidates) if committed else (None, ())
         with gone_when_superseded(self.folder, self.fencing_token):
             quarantine_newer(self.folder, committed, self.fencing_token)
             self._notice.reserve()
@@ -162,8 +166,8 @@ class StateWriter:
         check_fence(self.folder, self.fencing_token)
         stem = state_stem(reached.epochs_done, self.fencing_token, reached.iterations_done)
         if is_best:
-            weights = {"network_weights": snapshot["network_weights"], **self.fixed, "current_epoch": reached.epochs_done}
-            self._best = self._save("best", self.folder.best / f"{stem}.pth", weights, reached)
+            self._best = self._save_weights("best", stem, reached, snapshot)
+        self._candidates = self._candidates_at(stem, reached, snapshot, self._best if is_best else None)
         full = {**snapshot, **self.fixed, **training_part(reached.history, reached.best_policy)}
         state = self._save("final", self.folder.state / f"{stem}.pth", full, reached)
         committed = Committed(
@@ -174,6 +178,7 @@ class StateWriter:
             in_flight=reached.in_flight,
             best_policy=reached.best_policy,
             best=self._best,
+            candidates=self._candidates,
             final=state if reached.epochs_done >= self.total_epochs else None,
             state_sha256=state.sha256,
             state_size_bytes=state.size_bytes,
@@ -181,6 +186,21 @@ class StateWriter:
         check_fence(self.folder, self.fencing_token)
         write_atomic(self.folder.state / f"{stem}.json", committed.model_dump_json().encode())
         return committed
+
+    def _candidates_at(self, stem: str, reached: TrainingProgress, snapshot: dict[str, Any], best: Manifest | None) -> tuple[Manifest, ...]:
+        """The candidates once this state is committed, the weights of a new one on disk; `best`: those of an epoch that is a new best."""
+        if self.num_candidates == 0:
+            return ()
+        epoch, epochs = reached.epochs_done - 1, candidate_epochs(reached.history, self.num_candidates)
+        if reached.in_flight is not None or epoch not in epochs:
+            return candidates_after(epochs, self._candidates, {})
+        own = best or self._save_weights(candidate_name(epoch), stem, reached, snapshot)
+        return candidates_after(epochs, self._candidates, {epoch: own})
+
+    def _save_weights(self, name: WeightsName, stem: str, reached: TrainingProgress, snapshot: dict[str, Any]) -> Manifest:
+        """A checkpoint that predicts and does not train on."""
+        content = {"network_weights": snapshot["network_weights"], **self.fixed, "current_epoch": reached.epochs_done}
+        return self._save(name, self.folder.best / f"{stem}.pth", content, reached)
 
     def _tidy(self, committed: Committed) -> None:
         self._link(committed)
@@ -199,7 +219,7 @@ class StateWriter:
             found = f"{self.folder.tokens} lacks fencing token {self.fencing_token}, so it is not the folder that this start began in"
             raise StorageError(f"storage: {found}; {free_space(self.folder.root)}. Mount the shared folder again.")
 
-    def _save(self, name: CheckpointName, path: Path, content: Checkpoint, reached: TrainingProgress) -> Manifest:
+    def _save(self, name: WeightsName, path: Path, content: Checkpoint, reached: TrainingProgress) -> Manifest:
         sha256 = write_hashed(path, lambda stream: save_to(stream, content))
         return Manifest(
             checkpoint=name,
@@ -248,7 +268,8 @@ def link_for_nnunet(folder: RunFolder, committed: Committed, copied: str | None 
 def newest_valid(folder: RunFolder) -> Committed | None:
     """The newest commit whose tensors are whole, by SHA-256; damaged ones are passed over with a warning. None for a fresh run.
 
-    A best checkpoint that is gone does not cost the state: it is taken from nnU-Net's name for it, or forgotten with a warning.
+    A best checkpoint that is gone does not cost the state: it is taken from nnU-Net's name for it, or forgotten with a warning; so is a
+    candidate that is gone.
     Raises CheckpointError when there are commits and none is whole: a run never starts anew over what it has reached. What cannot be read
     now is not damaged: raises StorageError, or what the system says, rather than to go on from an older state.
     """
@@ -256,7 +277,7 @@ def newest_valid(folder: RunFolder) -> Committed | None:
         path = folder.state / f"{committed.stem}.pth"
         digest = _digest(path)
         if digest == committed.state_sha256:
-            return _with_best(folder, committed)
+            return _with_candidates(folder, _with_best(folder, committed))
         problem = "missing" if digest is None else "not what its commit names"
         log.warning("state %s is skipped: its tensors are %s", path, problem)
     if commit_files(folder):
@@ -278,6 +299,15 @@ def _with_best(folder: RunFolder, committed: Committed) -> Committed:
         return committed
     log.warning("best checkpoint %s of epoch %d is lost; the next epoch that beats it gives a new one", best.file, best.epoch)
     return committed.model_copy(update={"best": None})
+
+
+def _with_candidates(folder: RunFolder, committed: Committed) -> Committed:
+    """`committed` with those of its candidates whose weights are whole."""
+    lost = [manifest for manifest in committed.candidates if _digest(folder.root / manifest.file) != manifest.sha256]
+    for manifest in lost:
+        log.warning("candidate %s of epoch %d is lost: it will not be validated", manifest.file, manifest.epoch)
+    whole = tuple(manifest for manifest in committed.candidates if manifest not in lost)
+    return committed.model_copy(update={"candidates": whole}) if lost else committed
 
 
 def _digest(path: Path) -> str | None:
@@ -312,7 +342,7 @@ def quarantine_newer(folder: RunFolder, committed: Committed | None, fencing_tok
 
 
 def prune(folder: RunFolder, fencing_token: int) -> None:
-    """Delete all but the commits that are kept (see KEEP_STATES) and the best checkpoints that they name.
+    """Delete all but the commits that are kept (see KEEP_STATES) and the best checkpoints and candidates that they name.
 
     Files of commits in the making stay, and all of a newer start: as in `quarantine_newer`, the fence is asked after the listing.
     Reads only what is kept; where that cannot be read, raises StorageError and deletes nothing.
@@ -323,7 +353,7 @@ def prune(folder: RunFolder, fencing_token: int) -> None:
     if all(state.in_flight for state in kept):
         kept += islice((state for state in states if state.in_flight is None), 1)
     stems = {state.stem for state in kept}
-    named = {state.best.file for state in kept if state.best is not None}
+    named = {manifest.file for state in kept for manifest in (*state.candidates, *filter(None, [state.best]))}
     old = [
         path
         for path in (*commit_files(folder), *folder.state.glob("e*.pth"))

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import WeightsName
 from trainers.contract.summary import SCORING, CaseResult
 from trainers.data.segmentation_file import SegmentationFile
 from trainers.errors import DataError
@@ -19,7 +19,7 @@ from trainers.validation.case_metrics import case_metrics
 from trainers.validation.inference import CasePredictor, read_back
 
 
-def validate_case(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> CaseResult:
+def validate_case(predictor: CasePredictor, folder: RunFolder, name: WeightsName, case_id: str) -> CaseResult:
     """Predict and score one case with the checkpoint that `predictor` holds. Its result file appears last, so it vouches for the rest.
 
     Writes <validation folder>/<case><ending>, probabilities beside it where the run keeps them, and cases/<name>/<case>.json, each whole or
@@ -61,7 +61,7 @@ class Prediction:
     """What the case took when it was predicted; None where that is now."""
 
 
-def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> Prediction | None:
+def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: WeightsName, case_id: str) -> Prediction | None:
     """What the same weights have predicted before, as a stored result vouches for; None where there is none, or it is gone or damaged."""
     before = read_result(folder, name, case_id)
     if before is None or before.checkpoint_sha256 != predictor.checkpoint_sha256:
@@ -75,7 +75,7 @@ def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: Checkp
         return None
 
 
-def _predicted(predictor: CasePredictor, folder: RunFolder, name: CheckpointName, case_id: str) -> Prediction:
+def _predicted(predictor: CasePredictor, folder: RunFolder, name: WeightsName, case_id: str) -> Prediction:
     result_file = folder.cases(name) / f"{case_id}.json"
     for file in (result_file, *folder.probabilities(name, case_id)):  # what it vouched for is about to be replaced
         file.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.plan import show_plan
+from orchestrator.dataset.model_folder import run_differences
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment import plan
 from orchestrator.experiment.expansion import expand
@@ -19,7 +20,7 @@ from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources, Reservation, fit
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.run.progress import Progress, progress_of
-from orchestrator.tracking.records import params_of, run_name, tags_of
+from orchestrator.tracking.records import fixed_params, params_of, run_name, tags_of
 from tests.unit.tiny_dataset import CASES, Tiny, tiny_dataset
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.run_folder import RunFolder
@@ -422,3 +423,16 @@ def test_patients_are_recorded_in_the_run_and_leave_its_key_alone(tiny: Tiny) ->
     assert "patients" not in plain.model_dump(mode="json")
     with pytest.raises(ConfigError, match=r"patients: .*finds no patient in the case id"):
         expand(experiment_of(tiny, patients="nobody"))
+
+
+def test_candidates_are_part_of_the_run_and_runs_without_any_are_stored_as_before(tiny: Tiny) -> None:
+    (plain,) = expand(experiment_of(tiny, validation={"npz": True}))
+    (none,) = expand(experiment_of(tiny, validation={"candidates": 0}))
+    (three,) = expand(experiment_of(tiny, validation={"candidates": 3}))
+    assert plain.run_key == none.run_key != three.run_key
+    assert '"candidates"' not in none.model_dump_json()
+    assert RunSpec.model_validate_json(three.model_dump_json()) == three
+    assert run_differences(plain, three) == "validation.candidates (0, now 3)"
+    assert ("candidates" in fixed_params(none), fixed_params(three)["candidates"]) == (False, "3")
+    with pytest.raises(ConfigError, match=r"validation\.candidates: .*11.*10"):
+        experiment_of(tiny, validation={"candidates": 11})
