@@ -125,7 +125,7 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
             raise belongs_to_another(folder, present, spec)
         if job is not None:
-            return _joined(present, spec, job, only_validate=only_validate)
+            return _joined(present, spec, jobs, only_validate=only_validate)
         if present != spec:
             write_atomic(folder.spec_file, _content(spec))
         action = Action.VALIDATE if only_validate else progress_of(spec).action
@@ -134,18 +134,20 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
     return Acquired(spec, action, replaced=replaced)
 
 
-def _joined(present: RunSpec, asked: RunSpec, job: JobRecord, *, only_validate: bool) -> Acquired:
-    """Take possession of a run of which `job` lives. What is asked of its validation holds from the next validation job on."""
-    folder, validation = RunFolder(present.run_folder), asked.validation
-    spec = present.model_copy(update={"validation": validation})
+def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool) -> Acquired:
+    """Take possession of a run of which a job lives. What is asked of its validation holds from the next validation job on."""
+    folder = RunFolder(present.run_folder)
+    spec = present.model_copy(update={"validation": asked.validation})
     if spec != present:
         write_atomic(folder.spec_file, _content(spec))
-    has_validated = only_validate and only_delivers(job, read_outcome(folder))
+    outcome = read_outcome(folder)
+    validating = [job for job in jobs if job.is_live and job.kind == "validate" and job.run_key == spec.run_key]
+    has_validated = only_validate and all(only_delivers(job, outcome) for job in validating)
     return Acquired(
         spec,
         Action.FOLLOW,
         stop_mark(folder) if read_stop_request(folder) is not None else None,
-        validates_again=job.kind == "validate" and (has_validated or spec != present),
+        validates_again=bool(validating) and (has_validated or spec != present),
     )
 
 

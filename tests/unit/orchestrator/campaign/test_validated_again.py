@@ -63,6 +63,17 @@ def test_probabilities_asked_for_while_a_validation_works_are_made_by_the_next_o
     assert again.run(poll_s=0) == 0
 
 
+def test_a_training_that_still_delivers_beside_the_validation_changes_nothing_in_that(stage: Stage) -> None:
+    run = validating(stage)
+    stage.cluster.jobs["train-key0-a1"] = stage.cluster.jobs["train-key0-a1"].model_copy(update={"state": "RUNNING"})
+    again = stage.campaign(with_probabilities(run), name="c2")
+    look(again)
+    stage.cluster.validation_ends(run)
+    stage.cluster.ends("train-key0-a1")
+    look(again)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"]
+
+
 def test_probabilities_asked_for_while_a_run_trains_are_made_by_its_validation(stage: Stage) -> None:
     run = stage.run(0)
     first = stage.campaign(run)
