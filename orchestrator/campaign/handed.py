@@ -25,7 +25,12 @@ def handed_statuses(
 
 def _status(run: HandedRun, job: JobRecord, log: CampaignLog, end: str, before: RunStatus | None) -> RunStatus:
     base = before or RunStatus(
-        run_key=run.run_key, address=run.address, campaign=job.campaign, epochs=run.epochs, run_folder=run.run_folder
+        run_key=run.run_key,
+        address=run.address,
+        campaign=job.campaign,
+        epochs_done=run.epochs_done,
+        epochs=run.epochs,
+        run_folder=run.run_folder,
     )
     news = {"campaign": job.campaign, "since_unix": job.started_unix, "seconds_left": None, "validation": None}
     if log.error is None and job.is_live:

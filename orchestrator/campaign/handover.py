@@ -23,8 +23,11 @@ from orchestrator.experiment.plan import PlanReport
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import unknown_owner
-from orchestrator.resume.resume_check import is_reachable, sound_now
+from orchestrator.resume.resume_check import sound_now
 from orchestrator.run.job_record import HandedRun, JobRecord
+from orchestrator.run.progress import Progress, progress_of
+from orchestrator.tracking.asked import lacks_runs
+from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
@@ -112,27 +115,34 @@ def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) 
         spec = checked(folder, run_key, here.jobs, best=best)
         _refuse_unclear([spec], here)
         refuse_all([spec], here.jobs, here.registry)
-        return handed_run(spec)
+        return _handed(spec, progress_of(spec))
 
     return seen_here(meant, look, lists_nodes=False)
 
 
 def handed(report: PlanReport) -> list[HandedRun]:
     """The runs of a plan that its campaign goes on with."""
-    return [handed_run(row.spec) for row in report.rows if row.progress.stage != "finished"]
+    return [_handed(row.spec, row.progress) for row in report.rows if row.progress.stage != "finished"]
 
 
-def handed_run(spec: RunSpec) -> HandedRun:
-    """A run as its campaign's job carries it."""
+def _handed(spec: RunSpec, progress: Progress) -> HandedRun:
     return HandedRun(
-        run_key=spec.run_key, address=spec.address, epochs=spec.schedule.epochs, run_folder=spec.run_folder, workers=spec.workers
+        run_key=spec.run_key,
+        address=spec.address,
+        epochs=spec.schedule.epochs,
+        epochs_done=progress.epochs_done,
+        run_folder=spec.run_folder,
+        workers=spec.workers,
     )
 
 
 def _refuse_unclear(specs: Sequence[RunSpec], here: Here) -> None:
     """Raise Unseen where the campaign will have to wait, or may meet what is not to be seen yet: leftover workers, a tracking server that
-    is away, a campaign that is about to take the same folders."""
+    is away or has other epochs of the same run, a campaign that is about to take the same folders."""
     taken = {run.run_folder for job in begin_yet(here.jobs, here.registry, time.time()) for run in job.handed}
-    for spec in specs:
-        if spec.run_folder in taken or unknown_owner(spec, here.jobs, here.address) is not None or not is_reachable(spec.tracking_uri):
+    if any(spec.run_folder in taken or unknown_owner(spec, here.jobs, here.address) is not None for spec in specs):
+        raise Unseen
+    for uri in {spec.tracking_uri for spec in specs} - {""}:
+        unrecorded = [spec.run_key for spec in specs if spec.tracking_uri == uri and not noted_run_id(RunFolder(spec.run_folder))]
+        if not lacks_runs(uri, unrecorded):
             raise Unseen

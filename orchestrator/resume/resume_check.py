@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from orchestrator.cluster.address import DEFAULT_PORTS, host_and_port
+from orchestrator.cluster.address import host_and_port
 from orchestrator.dataset.preflight import problems_of
 from orchestrator.dataset.problems import Problems
 from orchestrator.follow.reserved import runs_at_work
@@ -75,11 +75,6 @@ def with_reachable_server(run: Found, local_uri: str) -> Found:
     if not local_uri or stored == local_uri or urlsplit(stored).hostname not in LOOPBACK or _listens(stored):
         return run
     return replace(run, spec=run.spec.model_copy(update={"tracking_uri": local_uri}))
-
-
-def is_reachable(tracking_uri: str) -> bool:
-    """False where something should listen for a tracking server and does not; a file or nothing is always there."""
-    return urlsplit(tracking_uri).scheme not in DEFAULT_PORTS or _listens(tracking_uri)
 
 
 def _listens(uri: str) -> bool:

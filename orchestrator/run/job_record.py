@@ -25,6 +25,7 @@ class HandedRun(Frozen):
     run_key: str
     address: str
     epochs: int
+    epochs_done: int = 0
     run_folder: Path
     workers: WorkerSpec
 

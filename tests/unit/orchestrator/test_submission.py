@@ -1,10 +1,13 @@
 """What submitting to the local services starts, waits for and leaves; and when only the campaign's own answer counts."""
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -21,6 +24,7 @@ from orchestrator.run.events import line_of
 from orchestrator.run.job_record import HANDED_KEY, HandedRun, handed_text, record_of
 from orchestrator.run.outcome import Outcome, write_outcome
 from tests.fake_campaign import finish_on_disk
+from tests.serving import serving
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
 from tests.unit.orchestrator.test_api import Machine, machine_below
 from tests.unit.tiny_dataset import Tiny, tiny_dataset
@@ -66,6 +70,25 @@ class Head(FakeJobs):
         return [name for name in self.reads if name != "list"]
 
 
+class Tracking(BaseHTTPRequestHandler):
+    """An MLflow server with one experiment and the runs of the keys in `known`."""
+
+    known: ClassVar[set[str]] = set()
+
+    def do_POST(self) -> None:
+        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        is_known = any(f"tags.`nnfleet.run_key` = '{key}'" == wanted.get("filter") for key in self.known)
+        runs = {"runs": [{"info": {}}]} if is_known and wanted["experiment_ids"] == ["1"] else {}
+        body = json.dumps(runs if self.path.endswith("/runs/search") else {"experiments": [{"experiment_id": "1"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
 class Place:
     """A machine with local services, a dataset, and experiments on it."""
 
@@ -101,9 +124,10 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     machine = machine_below(tmp_path, monkeypatch)
-    with socket.create_server(("127.0.0.1", 0)) as mlflow:
+    monkeypatch.setattr(Tracking, "known", set())
+    with serving(Tracking) as mlflow:
         here = Place(machine, tiny_dataset(tmp_path / "data"))
-        listening = machine.services.mlflow.model_copy(update={"port": mlflow.getsockname()[1]})
+        listening = machine.services.mlflow.model_copy(update={"port": urlsplit(mlflow).port})
         machine.services = machine.services.model_copy(update={"mlflow": listening})
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         monkeypatch.setattr(local_services, "up", machine.running)
@@ -167,6 +191,12 @@ def mlflow_is_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.machine.services = place.machine.services.model_copy(update={"mlflow": down})
 
 
+def mlflow_knows_the_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its epochs would be mixed with those of the folder, which is gone."""
+    (spec,) = expand(place.experiment())
+    monkeypatch.setattr(Tracking, "known", {spec.run_key})
+
+
 def workers_may_be_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = place.trained(0)
     acquire_token(RunFolder(spec.run_folder), "driver", {"job": "train-of-an-earlier-head-a1", "cluster": "10.0.0.1:1"})
@@ -183,7 +213,14 @@ def another_campaign_is_about_to_take_the_folder(place: Place, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     "hindered",
-    [nodes_are_away, mlflow_is_away, workers_may_be_left, another_campaign_meets_elsewhere, another_campaign_is_about_to_take_the_folder],
+    [
+        nodes_are_away,
+        mlflow_is_away,
+        mlflow_knows_the_run,
+        workers_may_be_left,
+        another_campaign_meets_elsewhere,
+        another_campaign_is_about_to_take_the_folder,
+    ],
 )
 def test_where_only_the_campaign_can_tell_its_answer_is_waited_for(
     place: Place, monkeypatch: pytest.MonkeyPatch, hindered: Callable[[Place, pytest.MonkeyPatch], None]
