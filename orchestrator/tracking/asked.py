@@ -26,7 +26,7 @@ def lacks_runs(uri: str, run_keys: Collection[str]) -> bool:
             found = _asked(session, uri, "experiments", {"max_results": MOST_EXPERIMENTS})
             experiments = [each["experiment_id"] for each in found.get("experiments", [])]
             return "next_page_token" not in found and not any(_has_run(session, uri, experiments, key) for key in run_keys)
-    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as err:
+    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         log.info("%s was not asked for runs: %s", uri, err)
         return False
 
