@@ -18,7 +18,7 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, is_idle, outage_of, reach
-from orchestrator.errors import ClusterError, ConfigError, NnfleetError
+from orchestrator.errors import ConfigError, NnfleetError
 from orchestrator.model_verbs import compare as compare
 from orchestrator.model_verbs import diff as diff
 from orchestrator.model_verbs import evaluate as evaluate
@@ -32,13 +32,13 @@ from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines
 from trainers.contract.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.jobs import Jobs
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
+    from orchestrator.run.job_record import HandedRun
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Submission:
     """A campaign that runs."""
 
     campaign_id: str
+    """This and the next are empty where nothing was left to do, and no campaign was started."""
     submission_id: str
     plan: "PlanReport"
 
@@ -104,32 +105,13 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
         crowded = local_services.crowding_of(Home.default(), local_services.offered())
         node, name = this_machine(), "this machine, which runs nothing yet"
         return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])
-    if meant.local is not None and (report := _planned_here(experiment, meant.reached, meant.local)) is not None:
+    from orchestrator.campaign import handover
+
+    sent = _as_sent(experiment, meant.local)
+    if (report := handover.seen_here(meant, lambda here: handover.plan(sent, here))) is not None:
         return report
-    submission_id = meant.reached.submit_campaign(secrets.token_hex(4), _as_sent(experiment, meant.local).to_yaml(), plan_only=True)
+    submission_id = meant.reached.submit_campaign(secrets.token_hex(4), sent.to_yaml(), plan_only=True)
     return Follower(meant.reached).first_plan(submission_id)
-
-
-def _planned_here(experiment: "Experiment", jobs: "Jobs", local: Services) -> "PlanReport | None":
-    """The plan for the local cluster without a job of it. None where only its head knows all that a plan needs: folders, or campaigns."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from orchestrator.cluster.list_nodes import nodes_of
-
-    sent, store = _as_sent(experiment, local), local_services.control_store(Home.default())
-    if not (store and sent.nnUNet_raw and sent.nnUNet_preprocessed and sent.nnUNet_results):
-        return None
-    with ThreadPoolExecutor(1) as beside:
-        nodes = beside.submit(nodes_of, store, local.token_file)
-        from orchestrator.campaign.planning import planned, sees_campaigns
-        from orchestrator.queue.registry import Registry
-
-        try:
-            records, registry = jobs.records(), Registry.of_cluster(store)
-            return planned(sent, records, nodes.result, registry, store) if sees_campaigns(records, registry) else None
-        except ClusterError as err:
-            log.info("planned by a job of the cluster: %s", err)
-            return None
 
 
 def submit(
@@ -140,20 +122,27 @@ def submit(
     *,
     replaces: bool = False,
 ) -> Submission:
-    """Start a campaign and return once it owns its runs; it goes on without us. Starts the local services when no cluster is named.
+    """Start a campaign, which goes on without us. Starts the local services when no cluster is named.
+
+    Returns once the job server has stored it: to the local services it is sent after all that it will meet was checked here, and `status`
+    shows its runs from then on, or why it could not begin after all. Elsewhere, and where only the campaign can tell (another one is about
+    to take the same folders, old workers may still be active, MLflow does not answer), once it owns its runs.
 
     `replaces`: folders of other runs, which have other settings or data, are moved aside, unless one is at work; nothing is deleted.
     `on_submit` gets the campaign's id just before it is sent: whoever is interrupted from then on has to `withdraw` it. `on_wait` gets
     the reason when it takes long. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
     """
+    from orchestrator.campaign import handover
+
     _check_here(experiment, cluster)
     meant = reach(cluster, starts=True)
-    experiment_yaml = _as_sent(experiment, meant.local).to_yaml()
+    sent = _as_sent(experiment, meant.local)
 
-    def send(campaign_id: str) -> str:
-        return meant.jobs.submit_campaign(campaign_id, experiment_yaml, replaces=replaces)
+    def send(campaign_id: str, runs: "Sequence[HandedRun]") -> str:
+        return meant.jobs.submit_campaign(campaign_id, sent.to_yaml(), replaces=replaces, handed=runs)
 
-    return _submitted(meant, send, on_submit, on_wait)
+    report = handover.seen_here(meant, lambda here: handover.submission(sent, here, replaces=replaces))
+    return _submitted(meant, report, send, on_submit, on_wait)
 
 
 def resume(
@@ -169,6 +158,8 @@ def resume(
     head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
     as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. Raises as `submit` does.
     """
+    from orchestrator.campaign import handover
+
     if is_idle(cluster):
         from orchestrator.resume.unfinished import choose, find_runs
 
@@ -178,7 +169,12 @@ def resume(
     place, uri = str(results or ""), ""
     if meant.local is not None:
         place, uri = str(results_folder(results, os.environ)), meant.local.mlflow_uri
-    return _submitted(meant, lambda campaign_id: meant.jobs.submit_resume(campaign_id, place, runs, uri), on_submit, on_wait)
+
+    def send(campaign_id: str, going_on: "Sequence[HandedRun]") -> str:
+        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on)
+
+    report = handover.seen_here(meant, lambda here: handover.resumption(Path(place), runs, uri, here))
+    return _submitted(meant, report, send, on_submit, on_wait) if report is None or report.rows else Submission("", "", report)
 
 
 def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
@@ -292,6 +288,7 @@ def stop(
 
 def _ask_to_stop(living: Sequence[RunStatus], meant: Target, follower: Follower, *, now: bool) -> None:
     """From here where the folders of all runs are seen here, else by one small job on the cluster."""
+    follower.await_runs({status.campaign for status in living})
     if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in living):
         from orchestrator.campaign.control_job import stop_all
 
@@ -308,6 +305,8 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     `npz`: from now on the runs keep probabilities. `best`: a run that was stopped before its end is validated with its best checkpoint.
     Raises ConfigError for a run that is not trained, after the others have been started.
     """
+    from orchestrator.campaign import handover
+
     if is_idle(cluster):
         match_all(runs, _known(reach(cluster), None)[1])
     meant = reach(cluster, starts=True)
@@ -315,11 +314,20 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     reported, stored = _known(meant, follower)
     found = match_all(runs, [*reported, *stored])
     options = [*(["--npz"] if npz else []), *(["--best"] if best else [])]
-    sent = [meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options) for status in found]
-    refused = [refusal for submission_id in sent if (refusal := _refusal_of(follower, submission_id)) is not None]
+    sent: dict[str, bool] = {}
+    refused: list[NnfleetError] = []
+    for status in found:
+        try:
+            run = handover.revalidation(meant, RunFolder(status.run_folder), status.run_key, best=best)
+        except NnfleetError as err:
+            refused.append(err)
+            continue
+        handed = [run] if run is not None else []
+        sent[meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options, handed)] = run is not None
+    refused += [refusal for name, is_checked in sent.items() if not is_checked and (refusal := _refusal_of(follower, name)) is not None]
     if refused:
         raise refused[0]
-    return sent
+    return list(sent)
 
 
 def removable(runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> "list[Removable]":
@@ -418,13 +426,22 @@ def this_machine() -> "NodeResources":
 
 
 def _submitted(
-    meant: Target, send: Callable[[str], str], on_submit: Callable[[str], None] | None, on_wait: Callable[[str], None] | None
+    meant: Target,
+    report: "PlanReport | None",
+    send: "Callable[[str, Sequence[HandedRun]], str]",
+    on_submit: Callable[[str], None] | None,
+    on_wait: Callable[[str], None] | None,
 ) -> Submission:
+    """`report`: what the campaign will do, as it was seen here; None: the campaign says it."""
     campaign_id = secrets.token_hex(4)
     if on_submit is not None:
         on_submit(campaign_id)
-    submission_id = send(campaign_id)
-    return Submission(campaign_id, submission_id, Follower(meant.jobs).first_plan(submission_id, on_wait))
+    if report is None:
+        submission_id = send(campaign_id, ())
+        return Submission(campaign_id, submission_id, Follower(meant.jobs).first_plan(submission_id, on_wait))
+    from orchestrator.campaign import handover
+
+    return Submission(campaign_id, send(campaign_id, handover.handed(report)), report)
 
 
 def _check_here(experiment: "Experiment", cluster: str | None) -> None:

@@ -1,10 +1,11 @@
 """What a laptop knows of campaigns and their runs: the job server's list, and what campaigns report in their logs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.campaign.events import CampaignLog
+from orchestrator.campaign.handed import handed_statuses
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.follow.next_step import death
@@ -65,7 +66,8 @@ class Follower:
         for job in records:
             if job.kind != "campaign" or campaign not in (None, job.campaign):
                 continue
-            for key, status in self._log_of(job).statuses.items():
+            followed = {key for key, rank in ranks.items() if rank[0]}
+            for key, status in self._shown(job, newest, followed).items():
                 rank = (job.is_live and not status.state.is_final, status.num_drivers, status.since_unix)  # clocks jump, drivers only grow
                 before = newest.pop(key, None)
                 if before is None or rank >= ranks[key]:
@@ -121,7 +123,8 @@ class Follower:
                     raise
                 time.sleep(self._poll_s)
                 continue
-            current = list(log.update(text).statuses.values())
+            log.update(text)
+            current = list((log.statuses or handed_statuses(job, log, "", {}, ())).values())
             if on_status is not None and current != shown:
                 on_status(current)
                 shown = current
@@ -161,6 +164,12 @@ class Follower:
             if not follow or (not any(job.is_live for job in own) and not self._goes_on(run_key, campaign)):
                 return
             time.sleep(self._poll_s)
+
+    def await_runs(self, campaigns: Iterable[str]) -> None:
+        """Return when each of these campaigns, which live, owns the runs that it was handed. Raises its error."""
+        for submission_id in [f"campaign-{campaign}" for campaign in campaigns]:
+            if not self._logs.setdefault(submission_id, CampaignLog()).statuses:
+                self.first_report(submission_id)
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""
@@ -216,10 +225,15 @@ class Follower:
                 self._complete.add(job.submission_id)
         return log
 
+    def _shown(self, job: JobRecord, known: Mapping[str, RunStatus], followed: Collection[str] = ()) -> dict[str, RunStatus]:
+        """The runs of a campaign as it reports them, else those that it was handed (see `handed_statuses`)."""
+        log = self._log_of(job)
+        return log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), known, followed)
+
     def _goes_on(self, run_key: str, campaign: str) -> bool:
         """True while a living campaign has not brought a run to its end."""
         job = self._jobs.find(f"campaign-{campaign}")
-        status = self._log_of(job).statuses.get(run_key)
+        status = self._shown(job, {}).get(run_key)
         return job.is_live and status is not None and not status.state.is_final
 
 

@@ -21,16 +21,15 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
-from orchestrator.campaign.planning import queue_of, refuse_all
+from orchestrator.campaign.planning import queue_of, refuse_all, refuse_never, replacements
+from orchestrator.campaign.resuming import chosen, plan_of_resume
+from orchestrator.campaign.validating import checked
 from orchestrator.cluster.nodes import cluster_nodes
-from orchestrator.dataset.model_folder import folders_of_others
-from orchestrator.dataset.problems import listed
 from orchestrator.experiment.expansion import expand
-from orchestrator.experiment.plan import PlanReport, plan_of_runs, plan_report
+from orchestrator.experiment.plan import plan_report
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import refuse_orphan_workers
-from orchestrator.resume.unfinished import choose, find_runs, of_one_server
-from orchestrator.run.aside import aside_name
+from orchestrator.resume.resume_check import sound
 from orchestrator.run.below import results_folder
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
@@ -38,8 +37,6 @@ from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.job_record import JobRecord
 from orchestrator.tracking.address import check_tracking_uri, masked
 from orchestrator.tracking.binding import TrackingServer
-from orchestrator.validation.cases import checkpoints_to_validate
-from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError, ConfigError, NnfleetError, StorageError
@@ -105,26 +102,11 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     if plan_only:  # else the opening does, under its lock
         refuse_all(specs, jobs, registry)
     report = plan_report(experiment, specs, cluster_nodes(), queue_of(jobs, registry), cluster=address, warnings=warnings)
-    never = _never_fits(report)
-    if never and not plan_only:
-        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
+    if not plan_only:
+        refuse_never(report)
     runner = None if plan_only else _opened(campaign, cluster, specs, replaces=replaces)
     emit(Planned(plan=report))
     return runner.run() if runner is not None else 0
-
-
-def replacements(specs: Sequence[RunSpec]) -> list[str]:
-    """What `--replace` moves aside, in a sentence; nothing if no folder is another run's."""
-    folders = sorted(map(str, folders_of_others(specs)))
-    if not folders:
-        return []
-    called = aside_name(Path(folders[0]), "replaced", "<UTC time>")
-    what = "1 run folder of another run was" if len(folders) == 1 else f"{len(folders)} run folders of other runs were"
-    return [f"results: {what} moved aside, to `{called}` beside its place: {listed(folders)}."]
-
-
-def _never_fits(report: PlanReport) -> list[str]:
-    return [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
 
 
 def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str) -> int:
@@ -132,24 +114,15 @@ def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_u
     was named, that is an error.
     """
     from orchestrator.cluster.jobs import Jobs
-    from orchestrator.resume.resume_check import sound, with_reachable_server
 
-    place = results_folder(results, os.environ)
-    found, damaged = find_runs(place)
-    choice = of_one_server(choose([with_reachable_server(run, tracking_uri) for run in found], damaged, names, place))
+    choice = chosen(results_folder(results, os.environ), names, tracking_uri)
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
-    specs, faults = sound([run.spec for run in choice.taken], cluster.records, registry, Clock(), _report_waiting, raises=bool(names))
+    taken = [run.spec for run in choice.taken]
+    sound_runs, faults = sound(taken, cluster.records, registry, Clock(), _report_waiting, raises=bool(names))
     queue = queue_of(cluster.records(), registry)
-    left = [*choice.left, *faults]
-    report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
-    never = _never_fits(report)
-    if never and names:
-        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
-    if never:
-        specs = [row.spec for row in report.rows if row.fits != "never"]
-        left += [f"{text} It does not fit this cluster: submit its experiment with less." for text in never]
-        report = plan_of_runs("resume", specs, cluster_nodes(), queue, cluster=address, left=left)
+    report = plan_of_resume(sound_runs, [*choice.left, *faults], cluster_nodes(), queue, address, raises=bool(names))
+    specs = [row.spec for row in report.rows]
     runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
     emit(Planned(plan=report))
     if runner is None:
@@ -166,38 +139,11 @@ def _report_waiting(text: str) -> None:
 def _validate(campaign: str, run_folder: Path, run_key: str, *, npz: bool, best: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
 
-    folder, cluster = RunFolder(run_folder), Jobs.inside_job()
-    spec = folder.spec_of(run_key, "validate")
-    check_not_imported(spec)
+    cluster = Jobs.inside_job()
+    spec = checked(RunFolder(run_folder), run_key, cluster.records(), best=best)
     if npz:
         spec = spec.model_copy(update={"validation": spec.validation.model_copy(update={"npz": True})})
-    check_trained(folder, spec, cluster.records(), best=best)
     return _opened(campaign, cluster, [spec], only_validate=True).run()
-
-
-def check_not_imported(spec: RunSpec) -> None:
-    """Raise ConfigError for a run that nnU-Net trained and validated: a validation here would replace nnU-Net's own files."""
-    if spec.imported is not None:
-        raise ConfigError(
-            f"validate: {spec.address} was validated by nnU-Net in {spec.imported.folder}, whose files stay as they are. Run "
-            "nnUNetv2_train with --val there (and --npz for probabilities), then `nnfleet import` it again."
-        )
-
-
-def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], *, best: bool = False) -> None:
-    """Raise ConfigError for a run that cannot be validated by hand: it is not trained to its end, or it is being trained.
-
-    `best`: where it is not trained to its end, a best checkpoint is enough.
-    """
-    reached = newest_committed(folder)
-    if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in jobs):
-        raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
-    is_enough = reached is not None and reached.run_key == spec.run_key and (reached.final or (best and reached.best))
-    if not is_enough:
-        done = f"{reached.epochs_done} of {spec.schedule.epochs} epochs are done" if reached else "no epoch is done"
-        advice = ", or validate its best checkpoint (--best)" if reached and reached.best and not best else ""
-        raise ConfigError(f"validate: {spec.run_key} in {folder.root} is not trained to its end: {done}. Submit it again first{advice}.")
-    checkpoints_to_validate(folder, spec)
 
 
 def _opened(

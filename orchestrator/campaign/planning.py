@@ -1,17 +1,27 @@
 """What a submission would meet on a cluster at this moment, by the list of jobs and the registry where campaigns meet."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from orchestrator.dataset.model_folder import folders_of_others
+from orchestrator.dataset.problems import listed
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, Queue, plan_report
 from orchestrator.follow.reserved import reservations, runs_at_work
+from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.takeover import refuse
+from orchestrator.run.aside import aside_name
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_members
 from trainers.contract.run_spec import RunSpec
+from trainers.errors import ClusterError
+
+BEGINS_S = 120.0
+"""How long a campaign's job may take from its submission until it leaves its entry in the registry."""
 
 
 def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
@@ -25,25 +35,82 @@ def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     )
 
 
-def sees_campaigns(jobs: Sequence[JobRecord], registry: Registry) -> bool:
-    """False where living campaigns have left nothing in this registry: their head meets in another folder, or they only begin."""
+def sees_campaigns(jobs: Sequence[JobRecord], registry: Registry, now_unix: float) -> bool:
+    """False where living campaigns have left nothing in this registry, and do not just begin with runs that are known: their head meets in
+    another folder."""
     living = living_campaigns(jobs)
-    return registry.entries(living).keys() == living
+    return registry.entries(living).keys() | {job.campaign for job in begin_yet(jobs, registry, now_unix)} == living
 
 
-def refuse_all(specs: Sequence[RunSpec], jobs: Sequence[JobRecord], registry: Registry) -> None:
-    """Raise ConfigError or DataError for the first run that could not be taken possession of now. Changes nothing."""
+def begin_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float) -> list[JobRecord]:
+    """The campaigns that were started a moment ago, have left nothing in the registry yet, and say which runs they were handed."""
+    entries = registry.entries(living_campaigns(jobs))
+    young = [job for job in jobs if job.kind == "campaign" and job.is_live and job.handed and now_unix - job.started_unix < BEGINS_S]
+    return [job for job in young if job.campaign not in entries]
+
+
+def _waiting_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float) -> list[Waiting]:
+    """What those campaigns are about to wait for."""
+    living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
+    return [
+        Waiting(
+            run_key=run.run_key,
+            address=run.address,
+            campaign=job.campaign,
+            workers=run.workers,
+            since_unix=job.started_unix,
+            position=position,
+        )
+        for job in begin_yet(jobs, registry, now_unix)
+        for position, run in enumerate(job.handed)
+        if run.run_key not in living
+    ]
+
+
+def refuse_all(specs: Sequence[RunSpec], jobs: Sequence[JobRecord], registry: Registry, leaving: Collection[Path] = ()) -> None:
+    """Raise ConfigError or DataError for the first run that could not be taken possession of now. Changes nothing.
+
+    `leaving`: run folders that are to be moved aside."""
     at_work = runs_at_work(jobs, registry)
     for spec in specs:
-        refuse(spec, jobs, at_work)
+        refuse(spec, jobs, at_work, leaving)
+
+
+def replacements(specs: Sequence[RunSpec]) -> list[str]:
+    """What `--replace` moves aside, in a sentence; nothing if no folder is another run's."""
+    folders = sorted(map(str, folders_of_others(specs)))
+    if not folders:
+        return []
+    called = aside_name(Path(folders[0]), "replaced", "<UTC time>")
+    what = "1 run folder of another run was" if len(folders) == 1 else f"{len(folders)} run folders of other runs were"
+    return [f"results: {what} moved aside, to `{called}` beside its place: {listed(folders)}."]
+
+
+def never_fits(report: PlanReport) -> list[str]:
+    """The runs of a plan that its cluster can never hold, each in a sentence."""
+    return [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+
+
+def refuse_never(report: PlanReport) -> None:
+    """Raise ClusterError for runs that the cluster can never hold."""
+    if never := never_fits(report):
+        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
 
 
 def planned(
-    experiment: Experiment, jobs: Sequence[JobRecord], nodes: Callable[[], Sequence[NodeResources]], registry: Registry, address: str
+    experiment: Experiment,
+    jobs: Sequence[JobRecord],
+    nodes: Callable[[], Sequence[NodeResources]],
+    registry: Registry,
+    address: str,
+    *,
+    replaces: bool = False,
 ) -> PlanReport:
     """The plan of an experiment whose folders are seen here. Starts nothing. Raises ConfigError, DataError as the campaign would.
 
-    `nodes` is asked last: whoever lists them may still be at it."""
-    specs = expand(experiment)
-    refuse_all(specs, jobs, registry)
-    return plan_report(experiment, specs, nodes(), queue_of(jobs, registry), cluster=address)
+    `nodes` is asked last: whoever lists them may still be at it. `replaces`: folders of other runs are to be moved aside."""
+    specs = expand(experiment, replaces=replaces)
+    refuse_all(specs, jobs, registry, folders_of_others(specs) if replaces else ())
+    queue = queue_of(jobs, registry)
+    queue = replace(queue, waiting=[*queue.waiting, *_waiting_yet(jobs, registry, time.time())])
+    return plan_report(experiment, specs, nodes(), queue, cluster=address, warnings=replacements(specs) if replaces else [])

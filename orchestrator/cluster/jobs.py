@@ -23,7 +23,7 @@ from orchestrator.cluster.code_package import packed
 from orchestrator.cluster.discovery import auth_headers, job_server_of, server_of
 from orchestrator.cluster.job_server import JobServerClient, TokenRefused
 from orchestrator.cluster.service_environment import QUIET, without_proxy
-from orchestrator.run.job_record import JobKind, JobRecord, record_of
+from orchestrator.run.job_record import HANDED_KEY, HandedRun, JobKind, JobRecord, handed_text, record_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
@@ -92,29 +92,39 @@ class Jobs:
         carried = {key: str(metadata[key]) for key in ("nnfleet_campaign", "nnfleet_mlflow_run_id") if metadata.get(key)}
         return cls(address, working_dir=working_dir, inherited=carried, modules=modules or _modules_of(own))
 
-    def submit_campaign(self, campaign: str, experiment_yaml: str, *, plan_only: bool = False, replaces: bool = False) -> str:
-        """Start the campaign job of an experiment; returns its submission id. `replaces`: it moves folders of other runs aside."""
+    def submit_campaign(
+        self, campaign: str, experiment_yaml: str, *, plan_only: bool = False, replaces: bool = False, handed: Sequence[HandedRun] = ()
+    ) -> str:
+        """Start the campaign job of an experiment; returns its submission id once the cluster has stored it.
+
+        `replaces`: it moves folders of other runs aside. `handed`: the runs that it goes on with, where that is known already.
+        """
         options = [*(["--plan-only"] if plan_only else []), *(["--replace"] if replaces else [])]
         arguments = ["experiment.yaml", "--campaign", campaign, *options]
         kind: JobKind = "control" if plan_only else "campaign"
         name = f"{'plan' if plan_only else 'campaign'}-{campaign}"
-        return self._submit(name, kind, self._modules.campaign, arguments, {"campaign": campaign}, {"experiment.yaml": experiment_yaml})
+        files = {"experiment.yaml": experiment_yaml}
+        return self._submit(name, kind, self._modules.campaign, arguments, {"campaign": campaign}, files, handed)
 
-    def submit_resume(self, campaign: str, results: str, names: Sequence[str] = (), tracking_uri: str = "") -> str:
+    def submit_resume(
+        self, campaign: str, results: str, names: Sequence[str] = (), tracking_uri: str = "", handed: Sequence[HandedRun] = ()
+    ) -> str:
         """Start a campaign of the unfinished (or the named) runs below a results folder; returns its submission id.
 
         `results`: empty for the one that the head's environment names. `tracking_uri`: in the place of a local server that has moved.
         """
         arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *(f"--only={name}" for name in names)]
-        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
+        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign}, handed=handed)
 
-    def submit_revalidation(self, campaign: str, run_folder: Path, run_key: str, options: Sequence[str] = ()) -> str:
+    def submit_revalidation(
+        self, campaign: str, run_folder: Path, run_key: str, options: Sequence[str] = (), handed: Sequence[HandedRun] = ()
+    ) -> str:
         """Start a campaign that only validates one trained run, again if need be; returns its submission id.
 
         `options`: `--npz`, `--best` of the campaign's job.
         """
         arguments = ["--validate", str(run_folder), "--run-key", run_key, "--campaign", campaign, *options]
-        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign})
+        return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign}, handed=handed)
 
     def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
         """Start the training job of a run; returns its submission id."""
@@ -180,10 +190,13 @@ class Jobs:
         arguments: list[str],
         carried: Mapping[str, str],
         files: Mapping[str, str] | None = None,
+        handed: Sequence[HandedRun] = (),
     ) -> str:
         metadata = {**self._inherited, **{f"nnfleet_{key}": value for key, value in carried.items() if value}, "nnfleet_kind": kind}
         metadata["nnfleet_modules"] = json.dumps(vars(self._modules))
         metadata["nnfleet_code"] = code = shipped_code()
+        if handed:
+            metadata[HANDED_KEY] = handed_text(handed)
         command = shlex.join(["python", "-m", module, *arguments])
         package = packed(files or {}) if self.working_dir is None or files else None
         with self._speaking(f"submit {submission_id}"):

@@ -78,7 +78,7 @@ def _active(
     """Runs of unknown workers that have not been silent for long enough. Keeps `observed` up to date."""
     found = []
     for spec in specs:
-        owner = _unknown_owner(spec, jobs)
+        owner = unknown_owner(spec, jobs, os.environ.get("RAY_ADDRESS", ""))
         if owner is None:
             continue
         folder = RunFolder(spec.run_folder)
@@ -91,13 +91,15 @@ def _active(
     return found
 
 
-def _unknown_owner(spec: RunSpec, jobs: Sequence[JobRecord]) -> Owner | None:
-    """Who acquired the newest token of a run, unless that is a job that this cluster knows, or the run has a living job here."""
+def unknown_owner(spec: RunSpec, jobs: Sequence[JobRecord], cluster: str) -> Owner | None:
+    """Who acquired the newest token of a run, unless that is a job that this cluster knows, or the run has a living job here.
+
+    `cluster`: its address, as its jobs know it; empty where it is not known."""
     owner = owner_of(RunFolder(spec.run_folder))
     own = [job for job in jobs if job.run_key == spec.run_key or job.run_folder == str(spec.run_folder)]  # of a run that had the folder
     if owner is None or living_job(spec, jobs) is not None:
         return None
-    if owner.cluster and owner.cluster != os.environ.get("RAY_ADDRESS", owner.cluster):  # its job is of the same name only
+    if owner.cluster and owner.cluster != (cluster or owner.cluster):  # its job is of the same name only
         return owner
     return None if {job.submission_id for job in own} & {owner.job, owner.driver} else owner
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -32,10 +32,19 @@ def sound(
     *,
     raises: bool,
 ) -> tuple[list[RunSpec], list[str]]:
-    """The runs that can continue, and for each of the others why not. With `raises` the others are one error instead.
+    """As `sound_now`, once orphan workers of a dead cluster are inactive, which is waited for."""
+    kept, left = sound_now(specs, records, registry, raises=raises)
+    active = wait_for_orphan_workers(kept, records, clock, on_wait)
+    if raises and active:
+        raise ConfigError("\n".join(active.values()))
+    return [spec for spec in kept if spec.run_key not in active], [*left, *_left(kept, active)]
 
-    Waits until orphan workers of a dead cluster are inactive. Raises ConfigError or DataError.
-    """
+
+def sound_now(
+    specs: Sequence[RunSpec], records: Callable[[], Sequence[JobRecord]], registry: Registry, *, raises: bool
+) -> tuple[list[RunSpec], list[str]]:
+    """The runs whose folder and data let them continue, and for each of the others why not. With `raises` the others are one error instead:
+    ConfigError or DataError."""
     problems = Problems()
     faults: dict[str, str] = {}
     for spec in specs:
@@ -45,12 +54,11 @@ def sound(
             faults[spec.run_key] = "; ".join(map(str, found))
     if raises:
         problems.raise_if_any()
-    active = wait_for_orphan_workers([spec for spec in specs if spec.run_key not in faults], records, clock, on_wait)
-    if raises and active:
-        raise ConfigError("\n".join(active.values()))
-    faults |= active
-    left = [f"{spec.address} ({spec.run_key}) cannot continue: {faults[spec.run_key]}" for spec in specs if spec.run_key in faults]
-    return [spec for spec in specs if spec.run_key not in faults], left
+    return [spec for spec in specs if spec.run_key not in faults], _left(specs, faults)
+
+
+def _left(specs: Sequence[RunSpec], faults: Mapping[str, str]) -> list[str]:
+    return [f"{spec.address} ({spec.run_key}) cannot continue: {faults[spec.run_key]}" for spec in specs if spec.run_key in faults]
 
 
 def _problems(spec: RunSpec, jobs: Sequence[JobRecord], registry: Registry) -> list[NnfleetError]:

@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trainers.contract.run_spec import Frozen, RunSpec, WorkerSpec
 
@@ -13,6 +14,24 @@ log = logging.getLogger(__name__)
 JobKind = Literal["campaign", "train", "validate", "control", "test"]
 """`test`: predicts a held-out test set."""
 JobState = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+
+
+HANDED_KEY = "nnfleet.runs"
+"""Where a campaign's job carries its runs. No `nnfleet_...`: versions before pass over a job with such a key that they do not know."""
+
+
+class HandedRun(Frozen):
+    """A run that a campaign was handed: known to everybody before the campaign reports it."""
+
+    run_key: str
+    address: str
+    epochs: int
+    epochs_done: int = 0
+    run_folder: Path
+    workers: WorkerSpec
+
+
+_HANDED = TypeAdapter(tuple[HandedRun, ...])
 
 
 class JobRecord(Frozen):
@@ -31,6 +50,8 @@ class JobRecord(Frozen):
     mlflow_run_id: str = ""
     code: str = ""
     """Version and commit of nnfleet that it runs."""
+    handed: tuple[HandedRun, ...] = ()
+    """Of a campaign whose submission was looked at before it was sent: the runs that it goes on with."""
     obeys_gentle_stop: bool = True
     """False for the validation job of the version before, which a stop has to end."""
     message: str = ""
@@ -55,6 +76,18 @@ def validations(jobs: Sequence[JobRecord], run_key: str, job_number: int) -> lis
     return [job for job in jobs if job.kind == "validate" and job.run_key == run_key and job.job_number == job_number]
 
 
+def handed_text(runs: Sequence[HandedRun]) -> str:
+    """As a job carries them under HANDED_KEY."""
+    return _HANDED.dump_json(tuple(runs), exclude_defaults=True).decode()
+
+
+def _handed(text: str | None) -> tuple[HandedRun, ...]:
+    try:
+        return _HANDED.validate_json(text) if text else ()
+    except ValidationError:  # of another version
+        return ()
+
+
 def record_of(details: Mapping[str, Any]) -> JobRecord | None:
     """Our view of what the job server says of a job; None for one that is not ours."""
     ours = {key.removeprefix("nnfleet_"): value for key, value in (details.get("metadata") or {}).items() if key.startswith("nnfleet_")}
@@ -73,6 +106,7 @@ def record_of(details: Mapping[str, Any]) -> JobRecord | None:
             started_unix=(details.get("start_time") or 0) / 1000,
             ended_unix=end_ms / 1000 if end_ms else None,
             obeys_gentle_stop=not is_before,
+            handed=_handed((details.get("metadata") or {}).get(HANDED_KEY)),
             **ours,
         )
     except ValidationError as err:

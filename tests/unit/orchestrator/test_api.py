@@ -57,6 +57,11 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return machine_below(tmp_path, monkeypatch)
+
+
+def machine_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The machine that verbs meet in place of this one."""
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     here = Machine(tmp_path)
@@ -254,12 +259,12 @@ class Plans:
         self.made: list[str] = []
         monkeypatch.setattr(local_services, "control_store", lambda home: "127.0.0.1:6379")
         monkeypatch.setattr("orchestrator.cluster.list_nodes.nodes_of", lambda store, token: self.nodes())
-        monkeypatch.setattr("orchestrator.campaign.planning.planned", self.plan_here)
+        monkeypatch.setattr("orchestrator.campaign.handover.planned", self.plan_here)
         monkeypatch.setattr(machine.jobs, "submit_campaign", lambda *arguments, **options: self.made.append("job"), raising=False)
         monkeypatch.setattr("orchestrator.campaign.follower.Follower.first_plan", lambda *arguments: "plan")
         self.is_away = False
 
-    def plan_here(self, sent: object, jobs: object, nodes: Callable[[], object], *more: object) -> str:
+    def plan_here(self, sent: object, jobs: object, nodes: Callable[[], object], *more: object, replaces: bool) -> str:
         nodes()
         self.made.append("here")
         return "plan"

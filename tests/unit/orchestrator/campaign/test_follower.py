@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.campaign.events import Planned, StatusChanged
+from orchestrator.campaign.events import Failed, Planned, StatusChanged, Waiting
 from orchestrator.campaign.follower import Follower
-from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.errors import ClusterError, ConfigError, TrackingError
 from orchestrator.experiment.plan import PlanReport
-from orchestrator.run.events import line_of
-from orchestrator.run.job_record import JobRecord, JobState
+from orchestrator.run.events import Event, line_of
+from orchestrator.run.job_record import HandedRun, JobRecord, JobState
 from orchestrator.run.status import RunStatus, match
+from trainers.contract.run_spec import WorkerSpec
 from trainers.contract.states import RunState
 
 ADDRESS = "1/3d/t/0"
@@ -90,6 +91,13 @@ class FakeJobs:
         )
         event = {"event": "status", "status": status.model_dump(mode="json")}
         self.add(f"campaign-{name}", "campaign", job_state, f"NNFLEET {json.dumps(event)}\n", campaign=name, run_key="")
+
+    def hand_over(self, name: str, job_state: JobState, *events: Event, started_unix: float = 9.0, **more: Any) -> None:
+        """A campaign that was handed the run `r` and has reported `events`."""
+        run = HandedRun(run_key="r", address=ADDRESS, epochs=7, run_folder=Path("/r"), workers=WorkerSpec())
+        text = "".join(line_of(event) + "\n" for event in events)
+        more = {"campaign": name, "run_key": "", "handed": (run,), "started_unix": started_unix, **more}
+        self.add(f"campaign-{name}", "campaign", job_state, text, **more)
 
     def shown(self) -> RunStatus:
         (status,) = Follower(self).statuses()
@@ -218,3 +226,59 @@ def test_withdrawing_ends_the_campaign_before_its_runs_and_touches_no_other(jobs
     follower = Follower(jobs, first_poll_s=0.0)
     assert follower.withdraw("c1") == jobs.stopped == ["campaign-c1", "train-k-a1", "train-l-a1"]
     assert follower.withdraw("c1") == []
+
+
+def test_runs_that_a_campaign_was_handed_are_shown_until_it_reports_them(jobs: FakeJobs) -> None:
+    jobs.hand_over("c", "PENDING")
+    assert (jobs.shown().state, jobs.shown().epochs, jobs.shown().campaign) == (RunState.QUEUED, 7, "c")
+    assert jobs.shown().reason == "its campaign begins."
+    jobs.hand_over("c", "RUNNING", Waiting(message="old workers"))
+    assert jobs.shown().reason == "old workers"
+    (status,) = Follower(jobs).statuses("c")
+    reported = status.model_copy(update={"state": RunState.RUNNING, "reason": ""})
+    jobs.hand_over("c", "RUNNING", StatusChanged(status=json.loads(reported.model_dump_json())))
+    assert (jobs.shown().state, jobs.shown().reason) == (RunState.RUNNING, "")
+
+
+def test_a_campaign_that_could_not_begin_says_why_and_takes_nothing_from_what_is_known(jobs: FakeJobs) -> None:
+    refusal = Failed(error="ConfigError", message="mlflow: mixed")
+    jobs.hand_over("c", "FAILED", refusal)
+    assert jobs.shown().state is RunState.FAILED_CONFIG
+    assert jobs.shown().reason == "its campaign c could not begin: mlflow: mixed"
+    jobs.hand_over("c", "FAILED", exit_code=-9)
+    assert jobs.shown().state is RunState.FAILED_CLUSTER
+    assert "c could not begin: it died (was killed by signal 9). Submit it again." in jobs.shown().reason
+    jobs.jobs = {}
+    jobs.campaign("before", "SUCCEEDED", RunState.SUCCEEDED, 5, num_drivers=2)
+    jobs.hand_over("c", "FAILED", refusal)
+    assert (jobs.shown().state, jobs.shown().num_drivers) == (RunState.SUCCEEDED, 2)
+    assert "mlflow: mixed" in jobs.shown().reason
+
+
+def test_a_run_that_is_followed_already_is_shown_as_its_campaign_reports_it(jobs: FakeJobs) -> None:
+    jobs.campaign("first", "RUNNING", RunState.RUNNING, 5, num_drivers=1)
+    for state in ("PENDING", "FAILED"):
+        jobs.hand_over("second", state)  # type: ignore[arg-type]
+        assert (jobs.shown().state, jobs.shown().campaign) == (RunState.RUNNING, "first")
+    jobs.hand_over("second", "PENDING")
+    assert [status.state for status in Follower(jobs).statuses("second")] == [RunState.QUEUED]
+
+
+def test_a_campaign_that_was_withdrawn_before_it_began_leaves_nothing(jobs: FakeJobs) -> None:
+    jobs.hand_over("c", "STOPPED")
+    assert Follower(jobs).statuses() == []
+
+
+def test_whoever_waits_for_a_campaign_that_begins_sees_its_runs_and_gets_its_error(jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.hand_over("c", "RUNNING")
+    monkeypatch.setattr(
+        "orchestrator.campaign.follower.time.sleep",
+        lambda seconds: jobs.hand_over("c", "FAILED", Failed(error="TrackingError", message="away")),
+    )
+    seen: list[list[RunStatus]] = []
+    with pytest.raises(TrackingError, match="away"):
+        Follower(jobs).wait("c", seen.append)
+    assert [status.state for status in seen[0]] == [RunState.QUEUED]
+    jobs.hand_over("c", "RUNNING")
+    with pytest.raises(TrackingError, match="away"):
+        Follower(jobs).await_runs(["c"])

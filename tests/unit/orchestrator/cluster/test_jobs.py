@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from ray._private.runtime_env.packaging import unzip_package
+from ray.dashboard.modules.job.common import JobSubmitRequest, http_uri_components_to_uri
+from ray.runtime_env import RuntimeEnv
 
+from orchestrator.cluster import jobs as jobs_module
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ClusterError
 from tests.fake_run import FakeRun
@@ -93,6 +97,7 @@ class Counted(JobServer):
     asked: ClassVar[list[str]] = []
     stored: ClassVar[dict[str, int]] = {}
     """Bytes of each package."""
+    packages: ClassVar[list[bytes]] = []
     ordered: ClassVar[list[dict[str, Any]]] = []
 
     def do_GET(self) -> None:
@@ -108,7 +113,8 @@ class Counted(JobServer):
 
     def do_PUT(self) -> None:
         self._note()
-        self.stored[self.path] = len(self.rfile.read(int(self.headers["Content-Length"])))
+        self.packages.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.stored[self.path] = len(self.packages[-1])
         self._answer(200, "")
 
     def do_POST(self) -> None:
@@ -124,6 +130,7 @@ class Counted(JobServer):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Counted, "asked", [])
     monkeypatch.setattr(Counted, "stored", {})
+    monkeypatch.setattr(Counted, "packages", [])
     monkeypatch.setattr(Counted, "ordered", [])
     with serving(Counted) as address:
         yield address
@@ -153,6 +160,20 @@ def test_a_job_names_a_package_that_is_sent_once(counted: str) -> None:
     assert first["runtime_env"]["working_dir"] == "gcs://" + place.rpartition("/")[2]
     assert first["runtime_env"]["env_vars"]["NNFLEET_SUBMISSION_ID"] == "control-one"
     assert first["metadata"]["nnfleet_kind"] == "control"
+
+
+def test_rays_own_server_reads_what_is_sent(counted: str, tmp_path: Path) -> None:
+    """The server's own classes take the order, name the package as the order does, and unpack it."""
+    Jobs(counted).submit_campaign("c", "dataset: 1")
+    ((place,), (order,), (package,)) = (Counted.stored, Counted.ordered, Counted.packages)
+    server: Any = (JobSubmitRequest, http_uri_components_to_uri, unzip_package)
+    request, uri, unzip = server
+    assert request(**order).runtime_env == order["runtime_env"] == RuntimeEnv(**order["runtime_env"]).to_dict()
+    assert uri("gcs", place.rpartition("/")[2]) == order["runtime_env"]["working_dir"]
+    (tmp_path / "package.zip").write_bytes(package)
+    unzip(str(tmp_path / "package.zip"), str(tmp_path / "code"), remove_top_level_directory=False, unlink_zip=True)
+    assert sorted(path.name for path in (tmp_path / "code").iterdir()) == ["experiment.yaml", "orchestrator", "trainers"]
+    assert (tmp_path / "code/orchestrator/cluster/jobs.py").read_bytes() == Path(jobs_module.__file__).read_bytes()
 
 
 def test_submitting_takes_no_room_on_the_disk_of_the_sender(counted: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator import api
-from orchestrator.campaign.job import check_not_imported
+from orchestrator.campaign.validating import check_not_imported
 from orchestrator.compare.choice import compared
 from orchestrator.dataset.model_folder import problems_of_folders
 from orchestrator.errors import ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.job import replacements
+from orchestrator.campaign.planning import replacements
 from orchestrator.errors import ConfigError, Superseded
 from orchestrator.resume.takeover import make_way, refuse
 from orchestrator.run.activity import owner_of

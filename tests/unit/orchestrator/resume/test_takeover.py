@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from orchestrator.campaign.job import check_trained
 from orchestrator.campaign.planning import queue_of
+from orchestrator.campaign.validating import check_trained
 from orchestrator.errors import ConfigError, DataError, StorageError, Superseded, TrackingError
 from orchestrator.publishing.reconcile import mlflow_run_of
 from orchestrator.queue.registry import Registry

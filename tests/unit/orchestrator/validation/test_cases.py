@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.job import check_trained
+from orchestrator.campaign.validating import check_trained
 from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.progress import Action, progress_of
 from orchestrator.validation import job

@@ -1,0 +1,44 @@
+"""What is shown of the runs that a campaign was handed, until it has reported them itself. Pure."""
+
+from collections.abc import Collection, Mapping
+
+from orchestrator.campaign.events import CampaignLog
+from orchestrator.errors import ConfigError, DataError, NnfleetError
+from orchestrator.run.job_record import HandedRun, JobRecord
+from orchestrator.run.status import RunStatus
+from trainers.contract.states import RunState
+
+
+def handed_statuses(
+    job: JobRecord, log: CampaignLog, end: str, known: Mapping[str, RunStatus], followed: Collection[str]
+) -> dict[str, RunStatus]:
+    """The runs of a campaign that has reported none: QUEUED, or with the reason why it could not begin.
+
+    `end`: how its job ended, if it did. `known`: what earlier campaigns reported; what is known of a run stays. `followed`: runs that
+    another living campaign goes on with; they are shown as that one reports them. A campaign that was withdrawn leaves nothing.
+    """
+    if log.statuses or log.plan is not None or log.exit_code is not None or job.state == "STOPPED":
+        return {}
+    runs = [run for run in job.handed if run.run_key not in followed]
+    return {run.run_key: _status(run, job, log, end, known.get(run.run_key)) for run in runs}
+
+
+def _status(run: HandedRun, job: JobRecord, log: CampaignLog, end: str, before: RunStatus | None) -> RunStatus:
+    base = before or RunStatus(
+        run_key=run.run_key,
+        address=run.address,
+        campaign=job.campaign,
+        epochs_done=run.epochs_done,
+        epochs=run.epochs,
+        run_folder=run.run_folder,
+    )
+    news = {"campaign": job.campaign, "since_unix": job.started_unix, "seconds_left": None, "validation": None}
+    if log.error is None and job.is_live:
+        return base.model_copy(update={**news, "state": RunState.QUEUED, "reason": log.waits or "its campaign begins."})
+    why = str(log.error) if log.error is not None else f"it {end}. Submit it again."
+    state = before.state if before is not None and before.state.is_final else _end_of(log.error)
+    return base.model_copy(update={**news, "state": state, "reason": f"its campaign {job.campaign} could not begin: {why}"})
+
+
+def _end_of(error: NnfleetError | None) -> RunState:
+    return RunState.FAILED_CONFIG if isinstance(error, ConfigError | DataError) else RunState.FAILED_CLUSTER

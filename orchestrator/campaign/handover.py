@@ -1,0 +1,148 @@
+"""What a submission to the local cluster meets, looked at by the process that submits: it need not wait until its campaign runs.
+
+Nothing is changed here. The campaign does everything again, under the locks that all campaigns share, before it takes possession of a run.
+Where this process cannot tell what the campaign will find (`Unseen`), the campaign is sent and its own answer waited for.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.campaign.planning import begin_yet, planned, queue_of, refuse_all, refuse_never, sees_campaigns
+from orchestrator.campaign.resuming import chosen, plan_of_resume
+from orchestrator.campaign.validating import checked
+from orchestrator.cluster import list_nodes, local_services
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.target import Target
+from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.plan import PlanReport
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.registry import Registry
+from orchestrator.resume.orphan_workers import unknown_owner
+from orchestrator.resume.resume_check import sound_now
+from orchestrator.run.job_record import HandedRun, JobRecord
+from orchestrator.run.progress import Progress, progress_of
+from orchestrator.tracking.asked import lacks_runs
+from orchestrator.tracking.binding import noted_run_id
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.errors import ClusterError
+
+T = TypeVar("T")
+
+
+class Unseen(Exception):
+    """Only a job of the cluster can tell."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """The local cluster, as a process sees it that is no job of it."""
+
+    jobs: Sequence[JobRecord]
+    registry: Registry
+    address: str
+    """Of its control store, as its jobs know it."""
+    nodes: Callable[[], Sequence[NodeResources]]
+    """Waits for the list that is being made. Raises Unseen where it cannot be made."""
+
+
+def seen_here(meant: Target, look: Callable[[Here], T], *, lists_nodes: bool = True) -> T | None:
+    """What `look` finds of the cluster that is meant, if that is the local one. None where only a job of it can tell."""
+    try:
+        with _looking(meant, lists_nodes=lists_nodes) as here:
+            return look(here)
+    except Unseen:
+        return None
+
+
+@contextlib.contextmanager
+def _looking(meant: Target, *, lists_nodes: bool) -> Iterator[Here]:
+    store = local_services.control_store(Home.default())
+    if meant.local is None or not store:
+        raise Unseen
+    local = meant.local
+    with ThreadPoolExecutor(1) as beside:
+        listed = beside.submit(list_nodes.nodes_of, store, local.token_file) if lists_nodes else None
+
+        def nodes() -> Sequence[NodeResources]:
+            try:
+                return listed.result() if listed is not None else []
+            except ClusterError as err:
+                raise Unseen from err
+
+        jobs, registry = meant.jobs.records(), Registry.of_cluster(store)
+        if not sees_campaigns(jobs, registry, time.time()):
+            raise Unseen
+        yield Here(jobs, registry, store, nodes)
+
+
+def plan(experiment: Experiment, here: Here, *, replaces: bool = False) -> PlanReport:
+    """The plan of an experiment. Raises ConfigError, DataError as the campaign would, Unseen."""
+    if not (experiment.nnUNet_raw and experiment.nnUNet_preprocessed and experiment.nnUNet_results):
+        raise Unseen  # the head may know folders that are not named here
+    return planned(experiment, here.jobs, here.nodes, here.registry, here.address, replaces=replaces)
+
+
+def submission(experiment: Experiment, here: Here, *, replaces: bool) -> PlanReport:
+    """Likewise for an experiment that is submitted. Raises ClusterError too, for a run that fits never."""
+    report = plan(experiment, here, replaces=replaces)
+    _refuse_unclear([row.spec for row in report.rows], here)
+    refuse_never(report)
+    return report
+
+
+def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Here) -> PlanReport:
+    """What a resume continues, and what it leaves. Raises likewise."""
+    choice = chosen(results, names, tracking_uri)
+    taken = [run.spec for run in choice.taken]
+    _refuse_unclear(taken, here)
+    specs, faults = sound_now(taken, lambda: here.jobs, here.registry, raises=bool(names))
+    queue = queue_of(here.jobs, here.registry) if specs else None
+    return plan_of_resume(specs, [*choice.left, *faults], here.nodes() if specs else [], queue, here.address, raises=bool(names))
+
+
+def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) -> HandedRun | None:
+    """A trained run that is validated again; None where only a job of the cluster can tell. Raises ConfigError as the campaign would."""
+
+    def look(here: Here) -> HandedRun:
+        if not folder.spec_file.is_file():
+            raise Unseen
+        spec = checked(folder, run_key, here.jobs, best=best)
+        _refuse_unclear([spec], here)
+        refuse_all([spec], here.jobs, here.registry)
+        return _handed(spec, progress_of(spec))
+
+    return seen_here(meant, look, lists_nodes=False)
+
+
+def handed(report: PlanReport) -> list[HandedRun]:
+    """The runs of a plan that its campaign goes on with."""
+    return [_handed(row.spec, row.progress) for row in report.rows if row.progress.stage != "finished"]
+
+
+def _handed(spec: RunSpec, progress: Progress) -> HandedRun:
+    return HandedRun(
+        run_key=spec.run_key,
+        address=spec.address,
+        epochs=spec.schedule.epochs,
+        epochs_done=progress.epochs_done,
+        run_folder=spec.run_folder,
+        workers=spec.workers,
+    )
+
+
+def _refuse_unclear(specs: Sequence[RunSpec], here: Here) -> None:
+    """Raise Unseen where the campaign will have to wait, or may meet what is not to be seen yet: leftover workers, a tracking server that
+    is away or has other epochs of the same run, a campaign that is about to take the same folders."""
+    taken = {run.run_folder for job in begin_yet(here.jobs, here.registry, time.time()) for run in job.handed}
+    if any(spec.run_folder in taken or unknown_owner(spec, here.jobs, here.address) is not None for spec in specs):
+        raise Unseen
+    for uri in {spec.tracking_uri for spec in specs} - {""}:
+        unrecorded = [spec.run_key for spec in specs if spec.tracking_uri == uri and not noted_run_id(RunFolder(spec.run_folder))]
+        if not lacks_runs(uri, unrecorded):
+            raise Unseen

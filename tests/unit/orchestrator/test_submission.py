@@ -1,0 +1,306 @@
+"""What submitting to the local services starts, waits for and leaves; and when only the campaign's own answer counts."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import pytest
+
+from orchestrator import api
+from orchestrator.campaign.events import Failed, Planned
+from orchestrator.cluster import local_services
+from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.experiment.expansion import expand
+from orchestrator.experiment.model import Experiment, single_training
+from orchestrator.experiment.plan import PlanReport
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.resume.takeover import acquire
+from orchestrator.run.events import line_of
+from orchestrator.run.job_record import HANDED_KEY, HandedRun, handed_text, record_of
+from orchestrator.run.outcome import Outcome, write_outcome
+from tests.fake_campaign import finish_on_disk
+from tests.serving import serving
+from tests.unit.orchestrator.campaign.test_follower import FakeJobs
+from tests.unit.orchestrator.test_api import Machine, machine_below
+from tests.unit.tiny_dataset import Tiny, tiny_dataset
+from trainers.contract.fencing import acquire_token
+from trainers.contract.requests import StopRequest, read_stop_request
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, WorkerSpec
+from trainers.contract.states import RunState
+
+STORE = "127.0.0.1:6379"
+NO_ROWS = PlanReport(experiment="of the campaign", cluster="c", rows=(), n_now=0, n_later=0, n_never=0, n_finished=0)
+
+
+class Head(FakeJobs):
+    """A job server that takes campaigns; what they print is `text`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[str] = []
+        self.text = line_of(Planned(plan=NO_ROWS)) + "\n"
+        """What a campaign prints that somebody waits for."""
+
+    def submit_campaign(self, campaign: str, experiment_yaml: str, *, handed: Sequence[HandedRun] = (), **more: Any) -> str:
+        return self._start(campaign, handed)
+
+    def submit_resume(self, campaign: str, results: str, names: Sequence[str], uri: str, handed: Sequence[HandedRun] = ()) -> str:
+        return self._start(campaign, handed)
+
+    def submit_revalidation(
+        self, campaign: str, folder: Path, run_key: str, options: Sequence[str], handed: Sequence[HandedRun] = ()
+    ) -> str:
+        return self._start(campaign, handed)
+
+    def _start(self, campaign: str, handed: Sequence[HandedRun]) -> str:
+        name = f"campaign-{campaign}"
+        self.started.append(name)
+        more = {"run_key": "", "campaign": campaign, "handed": tuple(handed), "started_unix": time.time()}
+        self.add(name, "campaign", "RUNNING", "" if handed else self.text, **more)
+        return name
+
+    @property
+    def logs_read(self) -> list[str]:
+        return [name for name in self.reads if name != "list"]
+
+
+class Tracking(BaseHTTPRequestHandler):
+    """An MLflow server with one experiment and the runs of the keys in `known`."""
+
+    known: ClassVar[set[str]] = set()
+
+    def do_POST(self) -> None:
+        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        is_known = any(f"tags.`nnfleet.run_key` = '{key}'" == wanted.get("filter") for key in self.known)
+        runs = {"runs": [{"info": {}}]} if is_known and wanted["experiment_ids"] == ["1"] else {}
+        body = json.dumps(runs if self.path.endswith("/runs/search") else {"experiments": [{"experiment_id": "1"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+class Place:
+    """A machine with local services, a dataset, and experiments on it."""
+
+    def __init__(self, machine: Machine, tiny: Tiny) -> None:
+        self.machine, self.tiny, self.head = machine, tiny, Head()
+        machine.jobs = self.head
+        self.nodes: Callable[[], list[NodeResources]] = lambda: [NodeResources("n", {"CPU": 8.0}, {"CPU": 8.0})]
+
+    def experiment(self, fold: int = 0, **more: Any) -> Experiment:
+        workers = {"count": 1, "gpus": 0, "cpus": 8}
+        folders = {"nnUNet_raw": str(self.tiny.base / "raw"), **self.tiny.folders}
+        return single_training(17, "3d_fullres", fold, **{"workers": workers, "epochs": 4, **folders, **more})
+
+    def trained(self, fold: int) -> RunSpec:
+        """A run that an earlier campaign has taken possession of."""
+        (spec,) = expand(self.experiment(fold))
+        acquire(spec, [])
+        return spec
+
+    def finished(self, spec: RunSpec, *, is_validated: bool) -> None:
+        """What the training, and the validation, of that run leave."""
+        finish_on_disk(spec, is_validated=is_validated)
+        for name in ("best", "final"):
+            (spec.run_folder / f"checkpoint_{name}.pth").touch()
+        if is_validated:
+            write_outcome(RunFolder(spec.run_folder), Outcome(job="validation", state="SUCCEEDED", fencing_token=1, message=""))
+
+    @property
+    def is_untouched(self) -> bool:
+        return not self.head.started and not list(self.tiny.results.glob("*/*/fold_*"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    machine = machine_below(tmp_path, monkeypatch)
+    monkeypatch.setattr(Tracking, "known", set())
+    with serving(Tracking) as mlflow:
+        here = Place(machine, tiny_dataset(tmp_path / "data"))
+        listening = machine.services.mlflow.model_copy(update={"port": urlsplit(mlflow).port})
+        machine.services = machine.services.model_copy(update={"mlflow": listening})
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr(local_services, "up", machine.running)
+        monkeypatch.setattr(local_services, "control_store", lambda home: STORE)
+        monkeypatch.setattr("orchestrator.cluster.list_nodes.nodes_of", lambda store, token: here.nodes())
+        yield here
+
+
+def test_a_submission_starts_one_job_and_waits_for_none(place: Place) -> None:
+    submission = api.submit(place.experiment())
+    assert place.head.started == [submission.submission_id]
+    assert place.head.logs_read == []
+    (row,) = submission.plan.rows
+    assert (row.fits, submission.plan.cluster) == ("now", STORE)
+    (status,) = api.status(campaign=submission.campaign_id)
+    assert (status.run_key, status.run_folder, status.state) == (row.run_key, row.spec.run_folder, RunState.QUEUED)
+    assert not list(place.tiny.results.glob("*/*/fold_*")), "the campaign takes possession, nobody else"
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "text"),
+    [
+        ({"fold": 7}, ConfigError, "fold 7 does not exist"),
+        ({"workers": {"count": 1, "gpus": 0, "cpus": 9}}, ClusterError, "it can never hold"),
+        ({"configuration": "3d_fullre"}, ConfigError, "Did you mean '3d_fullres'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_job_is_started(place: Place, asked: dict[str, Any], error: type[Exception], text: str) -> None:
+    wanted = {key: value for key, value in asked.items() if key != "configuration"}
+    experiment = place.experiment(**wanted)
+    if "configuration" in asked:
+        experiment = experiment.model_copy(update={"configurations": (asked["configuration"],)})
+    with pytest.raises(error, match=text):
+        api.submit(experiment)
+    assert place.is_untouched
+
+
+def test_an_interrupt_before_the_campaign_is_sent_leaves_nothing(place: Place) -> None:
+    def interrupted() -> list[NodeResources]:
+        raise KeyboardInterrupt
+
+    place.nodes = interrupted
+    sent: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        api.submit(place.experiment(), on_submit=sent.append)
+    assert sent == []
+    assert place.is_untouched
+
+
+def nodes_are_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> list[NodeResources]:
+        raise ClusterError("cluster: away")
+
+    place.nodes = away
+
+
+def mlflow_is_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    down = place.machine.services.mlflow.model_copy(update={"port": port})
+    place.machine.services = place.machine.services.model_copy(update={"mlflow": down})
+
+
+def mlflow_knows_the_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its epochs would be mixed with those of the folder, which is gone."""
+    (spec,) = expand(place.experiment())
+    monkeypatch.setattr(Tracking, "known", {spec.run_key})
+
+
+def workers_may_be_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = place.trained(0)
+    acquire_token(RunFolder(spec.run_folder), "driver", {"job": "train-of-an-earlier-head-a1", "cluster": "10.0.0.1:1"})
+
+
+def another_campaign_meets_elsewhere(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.head.campaign("c", "RUNNING", RunState.RUNNING, 1)
+
+
+def another_campaign_is_about_to_take_the_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.submit(place.experiment())
+    place.head.started.clear()
+
+
+@pytest.mark.parametrize(
+    "hindered",
+    [
+        nodes_are_away,
+        mlflow_is_away,
+        mlflow_knows_the_run,
+        workers_may_be_left,
+        another_campaign_meets_elsewhere,
+        another_campaign_is_about_to_take_the_folder,
+    ],
+)
+def test_where_only_the_campaign_can_tell_its_answer_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch, hindered: Callable[[Place, pytest.MonkeyPatch], None]
+) -> None:
+    hindered(place, monkeypatch)
+    submission = api.submit(place.experiment())
+    assert place.head.started == [submission.submission_id]
+    assert submission.submission_id in place.head.logs_read
+    assert submission.plan == NO_ROWS, "as the campaign reports it"
+    place.head.text = line_of(Failed(error="ConfigError", message="results: workers are active")) + "\n"
+    with pytest.raises(ConfigError, match="workers are active"):
+        api.submit(place.experiment())
+
+
+def test_another_cluster_is_waited_for(place: Place) -> None:
+    submission = api.submit(place.experiment(), "http://head:8265")
+    assert submission.submission_id in place.head.logs_read
+    assert submission.plan == NO_ROWS
+
+
+def test_a_submission_right_after_another_is_planned_behind_it(place: Place) -> None:
+    first, second = api.submit(place.experiment(0)), api.submit(place.experiment(1))
+    assert place.head.started == [first.submission_id, second.submission_id]
+    assert [row.fits for submission in (first, second) for row in submission.plan.rows] == ["now", "later"]
+    assert [row.fits for row in api.plan(place.experiment(2)).rows] == ["later"]
+    assert place.head.logs_read == []
+
+
+def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_was(place: Place) -> None:
+    spec = place.trained(0)
+    submission = api.resume(results=place.tiny.results)
+    assert place.head.started == [submission.submission_id]
+    assert place.head.logs_read == []
+    assert [row.run_key for row in submission.plan.rows] == [spec.run_key]
+    place.head.jobs.clear()
+    place.head.started.clear()
+    place.finished(spec, is_validated=True)
+    nothing = api.resume(results=place.tiny.results)
+    assert (nothing.campaign_id, nothing.plan.rows) == ("", ())
+    assert "is finished" in nothing.plan.left[0]
+    assert place.head.started == []
+    with pytest.raises(ConfigError, match="there is no run 'nonsense'"):
+        api.resume(["nonsense"], results=place.tiny.results)
+
+
+def test_validations_are_handed_over_and_what_is_not_trained_is_refused_without_a_job(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(place.tiny.results))
+    trained, untrained = place.trained(0), place.trained(1)
+    place.finished(trained, is_validated=False)
+    with pytest.raises(ConfigError, match="is not trained to its end"):
+        api.validate([untrained.run_key])
+    assert place.head.started == []
+    assert api.validate([trained.run_key]) == place.head.started
+    assert place.head.logs_read == []
+    place.head.jobs.clear()
+    with pytest.raises(ConfigError, match="is not trained to its end"):
+        api.validate([trained.address, untrained.address])
+    assert len(place.head.started) == 2, "the others are started"
+
+
+def test_a_stop_reaches_a_run_whose_campaign_only_begins_once_that_owns_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    submission = api.submit(place.experiment())
+    (row,) = submission.plan.rows
+
+    def begins(seconds: float) -> None:
+        acquire(row.spec, [])
+        place.head.campaign(submission.campaign_id, "RUNNING", RunState.QUEUED, 1, run_key=row.run_key, run_folder=row.spec.run_folder)
+
+    monkeypatch.setattr("orchestrator.campaign.follower.time.sleep", begins)
+    assert [status.run_key for status in api.stop(campaign=submission.campaign_id)] == [row.run_key]
+    assert read_stop_request(RunFolder(row.spec.run_folder)) == StopRequest(is_now=False)
+
+
+def test_a_job_carries_the_runs_of_its_campaign_and_one_of_another_version_is_read_all_the_same() -> None:
+    run = HandedRun(run_key="r", address="a", epochs=3, run_folder=Path("/r"), workers=WorkerSpec(count=2))
+    details = {"submission_id": "campaign-c", "status": "PENDING"}
+    metadata = {"nnfleet_kind": "campaign", "nnfleet_campaign": "c", HANDED_KEY: handed_text([run])}
+    for text, handed in ((handed_text([run]), (run,)), ('[{"key": 1}]', ()), ("", ())):
+        record = record_of({**details, "metadata": {**metadata, HANDED_KEY: text}})
+        assert record is not None
+        assert record.handed == handed
