@@ -18,7 +18,7 @@ from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import result_view
 from orchestrator.cli.watch import watch_table, watch_view
 from orchestrator.compare.run_differences import Difference, RunDiff
-from orchestrator.compare.tables import TextTable
+from orchestrator.compare.text_table import TextTable
 from orchestrator.drill.order import Report, Strike
 from tests.unit.orchestrator.cli.screens import LONG, planned, statuses
 
