@@ -19,6 +19,7 @@ from rich.console import Console
 import orchestrator
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
+from orchestrator.cli.export import predict_command
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import fitted, in_words_of_the_command_line, worker_options
@@ -34,7 +35,7 @@ from orchestrator.resume.removal import Removable
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
 from orchestrator.tracking.saved_views import QUESTIONS
-from trainers.contract.run_spec import RunSpec, WorkerSpec
+from trainers.contract.run_spec import CheckpointName, RunSpec, WorkerSpec
 from trainers.contract.states import RunState
 
 EXPERIMENT = "dataset: 17\nconfigurations: [3d_fullres]\nfolds: [0]\n"
@@ -439,13 +440,15 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     code, _, err = nnfleet("rm", "17")
     assert code == ConfigError.exit_code
     assert "17/2d/nnUNetTrainer/0  STOPPED  3/5 epochs  750.0 MB  /r/fold_0" in err
-    assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at. `nnfleet rm --yes`" in err
+    assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at." in err
+    assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too. `nnfleet rm --yes`" in err
     assert api.asked == [("removable", ("17",), None)]
     code, out, err = nnfleet("rm", "17", "--yes", "--results", "/r")
     assert code == 0
     assert api.asked[2] == ("remove", ("k0", "k1"), Path("/r"), False), "exactly the runs that were listed"
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
     assert "Their MLflow runs stay" in err
+    assert "`nnfleet rm --mlflow`, in place of this command, removes both." in err
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
     assert api.asked[-1][-1] is True
@@ -458,7 +461,13 @@ def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytes
     code, _, err = nnfleet("rm", "17", "--mlflow")
     assert code == 1
     assert "Remove 2 runs (1.5 GB on the disk) and their MLflow runs, for good?" in err
+    assert "stay" not in err
     assert [what[0] for what in api.asked] == ["removable"]
+    monkeypatch.setattr("sys.stdin", StringIO("n\n"))
+    code, _, err = nnfleet("rm", "17")
+    assert code == 1
+    assert "stay: --mlflow puts them into MLflow's bin too.\nRemove 2 runs (1.5 GB on the disk), for good?" in err
+    assert [what[0] for what in api.asked] == ["removable", "removable"]
 
 
 def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -798,6 +807,7 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_ids": ["campaign-k"]}
     _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
     assert f"-m {tmp_path / 'm'} -f 1 3 -chk checkpoint_best.pth" in out
+    assert "Predict with it, as `nnfleet predict --checkpoint best` does: " in out
     assert "Only with the best checkpoint so far: fold 3." in err
     assert "fold 4 has no checkpoint yet" in err
     assert json.loads(nnfleet("up", "--json", "--cpus", "3", "--gpus", "0")[1])["mlflow"] == "http://127.0.0.1:2"
@@ -807,6 +817,24 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     )
     assert nnfleet("down", "--yes")[0] == 0
     assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "expected"),
+    [
+        ({"0": ("best", "final"), "1": ("best", "final")}, "-f 0 1 -chk checkpoint_final.pth"),
+        ({"0": ("best", "final"), "1": ("final",)}, "-f 0 1 -chk checkpoint_final.pth"),
+        ({"0": ("best", "final"), "1": ("best",)}, "-f 0 1 -chk checkpoint_best.pth"),
+        ({"0": ("final",), "1": ("best",)}, "-f 0 -chk checkpoint_final.pth"),
+        ({"0": ("best", "final"), "all": ("best",)}, "-f 0 -chk checkpoint_final.pth"),
+        ({"all": ("best", "final")}, "-f all -chk checkpoint_final.pth"),
+    ],
+)
+def test_the_command_that_predicts_takes_folds_and_checkpoint_as_nnfleet_predict_does(
+    folds: dict[str, tuple[CheckpointName, ...]], expected: str
+) -> None:
+    command = predict_command(Exported(Path("/m"), folds, ()))
+    assert command == f"nnUNetv2_predict_from_modelfolder -m /m {expected} -i INPUT -o OUTPUT"
 
 
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:
