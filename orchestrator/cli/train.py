@@ -56,6 +56,7 @@ OPTIONS = {
     "`nnfleet submit --replace`": "--replace",
     "Set workers.gpus: 0 to train on CPUs": "Add --cpu to train on CPUs",
     "Ask for less under `workers`": "Ask for less (--num-workers, --cpus, --cpu)",
+    "(--best)": "(--val_best)",
     "workers.count": "--num-workers",
     "workers.cpus": "--cpus",
     "workers.gpus": "--cpu",
@@ -204,17 +205,19 @@ def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | No
     from orchestrator.experiment.model import single_training
     from trainers.contract.run_spec import WorkerSpec
 
+    changes = ""
     if cluster is None and api.is_local():
         machine = api.this_machine().total
         workers, changes = fitted(workers, WorkerSpec(), int(machine["CPU"]), int(machine["GPU"]))
-        if changes:
-            note(changes)
     environment = {key: value for key, value in os.environ.items() if not (key == COMPILE and "compile" in named)}
     by_habit, sentences = settings_by_environment(environment, workers.get("cpus", WorkerSpec().cpus))
     for sentence in sentences:
         note(sentence)
     experiment = single_training(**(by_habit | named | ({"workers": workers} if workers else {})))
-    return submit_in_foreground(experiment, cluster, "Checking data, starting services ...", replaces=replaces)
+    submission = submit_in_foreground(experiment, cluster, "Checking data, starting services ...", replaces=replaces)
+    if changes:  # of a run that starts: in front of an error it would only hide that
+        note(changes)
+    return submission
 
 
 def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) -> tuple[dict[str, int], str]:
@@ -236,6 +239,7 @@ def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) ->
 def in_words_of_the_command_line(text: str) -> str:
     """An error about keys of the experiment file as one about the options of this command."""
     for key, words in OPTIONS.items():
+        text = text.replace(f"`{key[:-1]}`", f"`{words[:-1]}`") if key[-1] == ":" else text  # set `epochs`
         place = re.escape(key) if key[-1] != ":" else rf"{re.escape(key[:-1])}(\.\d+)?:"  # `folds.0:` is the first of the folds
         text = re.sub(rf"(?<![\w./-]){place}", words, text)
     return text

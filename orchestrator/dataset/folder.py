@@ -23,8 +23,8 @@ def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
     names = _datasets_in(preprocessed)
     if names is None:
         raise ConfigError(
-            f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes, in the environment "
-            "(export nnUNet_preprocessed=...) or in the experiment file."
+            f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes, in the "
+            "environment (export nnUNet_preprocessed=...) or in the experiment file."
         )
     if not text.isdecimal():
         if text in names:

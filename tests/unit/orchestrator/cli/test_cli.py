@@ -414,12 +414,15 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     assert api.asked == [("stop", ("17/2d/t", "17/3d"), False)]
     for text in (
         "asked to end now (was QUEUED",
-        "after the epoch in flight (was RUNNING",
+        "asked to end before its next epoch (was RUNNING, 12/50 epochs are done)",
         "after the cases",
         "had ended before: SUCCEEDED",
     ):
         assert text in out
     assert "nnfleet status --watch" in err
+    api.runs = [run_status(phase="train")]
+    assert "asked to end after the epoch in flight (was RUNNING, epoch 12/50)" in nnfleet("stop", "17")[1]
+    api.asked.pop()
     nnfleet("stop", "--campaign", "c1", "--now")
     nnfleet("stop", "--all")
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
@@ -744,12 +747,17 @@ def test_train_on_a_small_machine_says_what_it_takes(nnfleet: Nnfleet, api: Fake
     assert api.asked[2][1].workers == WorkerSpec(), "another cluster is not this machine"
     nnfleet("submit", "e.yaml")
     assert api.asked[-1][1].workers == WorkerSpec(), "an experiment file stays as written"
+    api.fail_with(ConfigError("dataset: 17 is not there."))
+    assert "Fitted" not in nnfleet("train", "17", "3d_fullres", "0")[2], "nothing starts"
 
 
 def test_errors_of_train_name_its_options(nnfleet: Nnfleet, api: FakeApi) -> None:
     text = "Set workers.gpus: 0 to train on CPUs, or lower workers.cpus.\nAsk for less under `workers`, or for a larger cluster."
     assert in_words_of_the_command_line(text) == (
         "Add --cpu to train on CPUs, or lower --cpus.\nAsk for less (--num-workers, --cpus, --cpu), or for a larger cluster."
+    )
+    assert in_words_of_the_command_line("For a number of epochs, set `epochs`, or validate its best checkpoint (--best).") == (
+        "For a number of epochs, set `--epochs`, or validate its best checkpoint (--val_best)."
     )
     code, _, err = nnfleet("train", "17", "3d_fullres", "nine")
     assert code == ConfigError.exit_code

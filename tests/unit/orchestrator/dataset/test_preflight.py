@@ -206,7 +206,7 @@ def test_checkpoints_of_nnunet_beside_our_claim_are_never_overwritten(spec: RunS
 def test_data_that_changed_since_the_run_was_planned_are_refused(tiny: Tiny, spec: RunSpec) -> None:
     tiny.write_label(spec.val_cases[0], [0, 1])
     (problem,) = check_run(spec)
-    assert f"changed since {spec.run_key} was planned" in problem
+    assert f"changed since {spec.address} was planned" in problem
     tiny.write_label(spec.val_cases[0], [0, 1, 2])
     assert check_run(spec) == []
     tiny.write_json("dataset.json", {**DATASET_JSON, "channel_names": {"0": "CT"}})
