@@ -26,7 +26,7 @@ from orchestrator.model_verbs import export as export
 from orchestrator.model_verbs import import_folder as import_folder
 from orchestrator.model_verbs import predict as predict
 from orchestrator.model_verbs import write_report as write_report
-from orchestrator.run.below import RESULTS, results_folder
+from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 from trainers.contract.run_folder import RunFolder
@@ -471,7 +471,7 @@ def _known(
     meant: Target, follower: Follower | None, campaign: str | None = None, results: Path | None = None
 ) -> tuple[list[RunStatus], list[RunStatus]]:
     """The runs that a name may mean: those that campaigns of the cluster have reported, and those that only their folders know, which
-    belong to no campaign."""
+    belong to no campaign. Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run."""
     reported = [] if follower is None else follower.statuses(campaign)
     return reported, _stored(reported, meant, results) if campaign is None else []
 
@@ -479,15 +479,12 @@ def _known(
 def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
     if results is None and not (meant.is_here and os.environ.get(RESULTS)):
         return []
+    if results is None and statuses and (absence := results_absence(os.environ)):
+        log.warning("%s", absence)  # what the cluster knows is shown and stopped all the same
+        return []
     from orchestrator.resume.stored import stored_below
 
-    try:
-        place = results_folder(results, os.environ)
-    except ConfigError:
-        if results is not None:
-            raise
-        return []
-    return stored_below(place, {status.run_key for status in statuses})
+    return stored_below(results_folder(results, os.environ), {status.run_key for status in statuses})
 
 
 def _refusal_of(follower: Follower, submission_id: str) -> NnfleetError | None:

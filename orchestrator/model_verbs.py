@@ -12,7 +12,7 @@ from orchestrator.campaign.follower import Follower
 from orchestrator.cluster import local_services
 from orchestrator.cluster.target import is_idle, reach
 from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
-from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_folder
+from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_absence, results_folder
 
 if TYPE_CHECKING:
     from orchestrator.cluster.jobs import Jobs
@@ -133,6 +133,10 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
                 raise
         else:
             return export_model(model, target, folds, f"below {folder}")
+    if absence := "" if place is None else results_absence(os.environ):
+        if not uri:
+            raise ConfigError(absence)
+        log.warning("%s", absence)
     if not uri:
         raise ConfigError(
             "export: no run folder lies here (nnUNet_results, --results), no tracking server is named and none runs here. "
@@ -189,9 +193,12 @@ def compare(
     """
     from orchestrator.compare.choice import Places, compared
 
-    is_seen = results is not None or Path(os.environ.get(RESULTS, "") or os.devnull).is_dir()
+    absence = "" if results is not None else results_absence(os.environ)
+    is_seen = not absence and bool(results or os.environ.get(RESULTS))
     uri = tracking_uri or ("" if results is not None else os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow())
     place = results_folder(results, os.environ) if is_seen or not uri else None
+    if absence:
+        log.warning("%s", absence)
     server = (lambda: _tracker(uri, "compare: --tracking-uri")) if uri else None
     return compared(Places(place, server, bool(tracking_uri)), runs, checkpoint, patients, is_forced=is_forced)
 

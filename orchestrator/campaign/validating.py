@@ -35,10 +35,13 @@ def check_trained(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], *
     """
     reached = newest_committed(folder)
     if any(job.is_live and job.kind == "train" and job.run_key == spec.run_key for job in jobs):
-        raise ConfigError(f"validate: {spec.run_key} is being trained; its validation follows by itself.")
+        raise ConfigError(f"validate: {spec.address} is being trained; its validation follows by itself.")
     is_enough = reached is not None and reached.run_key == spec.run_key and (reached.final or (best and reached.best))
     if not is_enough:
         done = f"{reached.epochs_done} of {spec.schedule.epochs} epochs are done" if reached else "no epoch is done"
         advice = ", or validate its best checkpoint (--best)" if reached and reached.best and not best else ""
-        raise ConfigError(f"validate: {spec.run_key} in {folder.root} is not trained to its end: {done}. Submit it again first{advice}.")
+        raise ConfigError(
+            f"validate: {spec.address} in {folder.root} is not trained to its end: {done}. "
+            f"Continue it first (`nnfleet resume {spec.address}`){advice}."
+        )
     checkpoints_to_validate(folder, spec)

@@ -46,11 +46,12 @@ def export(
     say(f"Verified model folder: {exported.folder}")
     if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
         note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
-    say(f"Predict with it: {predict_command(exported)}")
+    option = "" if exported.checkpoint == "final" else " --checkpoint best"
+    say(f"Predict with it, as `nnfleet predict{option}` does: {predict_command(exported)}")
     say("Without a GPU add: -device cpu")
 
 
 def predict_command(exported: "Exported") -> str:
-    """nnU-Net's command that predicts with all folds of a model folder as an ensemble."""
-    model = f"-m {shlex.quote(str(exported.folder))} -f {' '.join(exported.folds)} -chk checkpoint_{exported.checkpoint}.pth"
+    """nnU-Net's command that predicts with the folds of a model folder as an ensemble, as `nnfleet predict` does."""
+    model = f"-m {shlex.quote(str(exported.folder))} -f {' '.join(exported.predicting)} -chk checkpoint_{exported.checkpoint}.pth"
     return f"nnUNetv2_predict_from_modelfolder {model} -i INPUT -o OUTPUT"

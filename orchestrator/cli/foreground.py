@@ -112,6 +112,7 @@ def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus
             note(
                 "Stopping: the checkpoint of the last complete epoch stays."
                 if answer == "now"
-                else "Stopping after the epoch in flight ... (`nnfleet stop --now RUN` ends it at once and keeps the last complete epoch.)"
+                else "Stopping after the epoch in flight, if one has begun ... "
+                "(`nnfleet stop --now RUN` ends it at once and keeps the last complete epoch.)"
             )
             api.stop((), answer == "now", cluster, campaign=campaign_id)

@@ -13,6 +13,8 @@ from orchestrator.errors import ConfigError
 if TYPE_CHECKING:
     from orchestrator.resume.removal import Removable
 
+STAYS = " Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too."
+
 
 def rm(
     runs: SomeRuns,
@@ -43,7 +45,10 @@ def rm(
     for folder in _crossvals(removed):
         say(f"removed {folder}")
     if not mlflow and any(run.mlflow_run_id for run in removed):
-        note("Their MLflow runs stay, with curves and checkpoints; before the same is trained again, delete them in MLflow's pages.")
+        note(
+            "Their MLflow runs stay, with curves and checkpoints. Before the same is trained again, delete them in MLflow's pages; "
+            "`nnfleet rm --mlflow`, in place of this command, removes both."
+        )
 
 
 def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:
@@ -55,10 +60,13 @@ def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:
     count = "1 run" if len(found) == 1 else f"{len(found)} runs"
     size = size_text(sum(run.size_bytes for run in found))
     what = f"{count} ({size} on the disk){' and their MLflow runs' if mlflow else ''}"
+    stays = "" if mlflow or not any(run.mlflow_run_id for run in found) else STAYS
     if not console(stderr=True).is_terminal:
         raise ConfigError(
-            f"rm: {what} would be removed, and there is no terminal to ask at. `nnfleet rm --yes` removes without a question."
+            f"rm: {what} would be removed, and there is no terminal to ask at.{stays} `nnfleet rm --yes` removes without a question."
         )
+    if stays:
+        note(stays.strip())
     typer.confirm(f"Remove {what}, for good?", abort=True, err=True)
 
 

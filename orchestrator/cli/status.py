@@ -1,5 +1,6 @@
 """`nnfleet status`: the state of every run."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,16 +49,23 @@ def status(
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
     elif not statuses:
-        say(
-            "There are no runs: none was submitted to the cluster since it started, or it is down, and nnUNet_results holds none or is "
-            "not set. `nnfleet status --results FOLDER` shows those below a folder; finished runs are in MLflow too (`nnfleet ui`)."
-        )
+        say(_none(results))
     else:
         from orchestrator.cli.watch import watch_view
 
         out = console()
         out.print(watch_view(statuses, out.width, all_runs=all_runs or bool(runs)))
         _results(statuses, all_runs=all_runs)
+
+
+def _none(results: Path | None) -> str:
+    """That there is no run, and where was looked."""
+    place = results or os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's
+    return (
+        "There are no runs: none was submitted to the cluster since it started, or it is down, and "
+        f"{f'{place} holds none' if place else 'nnUNet_results is not set'}. `nnfleet status --results FOLDER` shows those below a folder; "
+        "finished runs are in MLflow too (`nnfleet ui`)."
+    )
 
 
 def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
@@ -92,5 +100,7 @@ def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:
             if all(item.state.is_final for item in watch.statuses):
                 break
             time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))
+    if not watch.statuses:
+        say(_none(None))
     _results(watch.statuses)
     raise typer.Exit(worst_exit_code(watch.statuses))

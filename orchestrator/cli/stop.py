@@ -47,4 +47,6 @@ def _answer(status: "RunStatus", now: bool) -> str:
         return f"asked to end now (was {status.state.value}, {status.epochs_done}/{status.epochs} epochs are kept)"
     if status.state is RunState.VALIDATING:
         return "asked to end after the cases in work (was VALIDATING)"
+    if not status.phase:
+        return f"asked to end before its next epoch (was {status.state.value}, {status.epochs_done}/{status.epochs} epochs are done)"
     return f"asked to end after the epoch in flight (was {status.state.value}, epoch {status.epochs_done}/{status.epochs})"

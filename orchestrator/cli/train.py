@@ -54,6 +54,7 @@ OPTIONS = {
     "`nnfleet submit --replace`": "--replace",
     **WORKER_OPTIONS,
     "validation.candidates": "--candidates",
+    "(--best)": "(--val_best)",
     "epochs:": "--epochs:",
     "train_iterations:": "--iterations:",
     "val_iterations:": "--val-iterations:",
@@ -191,17 +192,19 @@ def _submitted(named: dict[str, Any], workers: dict[str, int], cluster: str | No
     from orchestrator.experiment.model import single_training
     from trainers.contract.run_spec import WorkerSpec
 
+    changes = ""
     if cluster is None and api.is_local():
         machine = api.this_machine().total
         workers, changes = fitted(workers, WorkerSpec(), int(machine["CPU"]), int(machine["GPU"]))
-        if changes:
-            note(changes)
     environment = {key: value for key, value in os.environ.items() if not (key == COMPILE and "compile" in named)}
     by_habit, sentences = settings_by_environment(environment, workers.get("cpus", WorkerSpec().cpus))
     for sentence in sentences:
         note(sentence)
     experiment = single_training(**(by_habit | named | ({"workers": workers} if workers else {})))
-    return submit_in_foreground(experiment, cluster, "Checking data, starting services ...", replaces=replaces)
+    submission = submit_in_foreground(experiment, cluster, "Checking data, starting services ...", replaces=replaces)
+    if changes:  # of a run that starts: in front of an error it would only hide that
+        note(changes)
+    return submission
 
 
 def fitted(asked: dict[str, int], usual: "WorkerSpec", cores: int, gpus: int) -> tuple[dict[str, int], str]:

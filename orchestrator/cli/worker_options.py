@@ -29,6 +29,7 @@ def own_words(options: Mapping[str, str] = WORKER_OPTIONS) -> Iterator[None]:
 def in_words_of_the_command_line(text: str, options: Mapping[str, str]) -> str:
     """An error about keys of the experiment file as one about the options of this command."""
     for key, words in options.items():
+        text = text.replace(f"`{key[:-1]}`", f"`{words[:-1]}`") if key[-1] == ":" else text  # set `epochs`
         place = re.escape(key) if key[-1] != ":" else rf"{re.escape(key[:-1])}(\.\d+)?:"  # `folds.0:` is the first of the folds
         text = re.sub(rf"(?<![\w./-]){place}", words, text)
     return text

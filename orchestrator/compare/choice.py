@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.compare.answer import Answer, answer
-from orchestrator.compare.models import RUN_FOLDER, ValidatedFold, models_of, read_fold
+from orchestrator.compare.models import RUN_FOLDER, Unfinished, ValidatedFold, models_of, read_fold
 from orchestrator.compare.published_results import ResultServer, read_published
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
-from orchestrator.run.names import Names, resolve_all
+from orchestrator.run.names import MAX_LISTED, Names, resolve_all
 from orchestrator.tracking.binding import noted_run_id, owners_last
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
@@ -25,7 +25,7 @@ class Compared:
 
     answer: Answer
     left: tuple[str, ...]
-    """A sentence for each run that was left out, with the reason."""
+    """A sentence for each run that was left out, with the reason; one for all that are not validated yet."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,29 @@ def compared(
     places = Places(places) if isinstance(places, Path) else places
     wanted, left = _wanted(places, names)
     folds: list[ValidatedFold] = []
+    reasons: list[tuple[Names, str]] = []
     for candidate in wanted:
         found = candidate.read(checkpoint)
         if isinstance(found, str):
-            left.append(f"{candidate.names.address} ({candidate.names.run_key}): {found}.")
+            reasons.append((candidate.names, found))
         else:
             folds.append(found)
+    left += left_out(reasons, checkpoint)
     if not folds:
         why = f" {' '.join(left[:3])}" if left else ""
         raise ConfigError(f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.{why} Train first.")
     return Compared(answer(models_of(joined(folds)), checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def left_out(reasons: Sequence[tuple[Names, str]], checkpoint: CheckpointName) -> list[str]:
+    """A sentence for each run that is not compared, but one for all that are not validated yet. Pure."""
+    unfinished = [names.address for names, reason in reasons if isinstance(reason, Unfinished)]
+    if len(unfinished) < 2:
+        return [f"{names.address} ({names.run_key}): {reason}." for names, reason in reasons]
+    more = f" and {len(unfinished) - MAX_LISTED} more" if len(unfinished) > MAX_LISTED else ""
+    text = f"{len(unfinished)} runs whose {checkpoint} checkpoint is not fully validated yet: {', '.join(unfinished[:MAX_LISTED])}{more}."
+    others = [(names, reason) for names, reason in reasons if not isinstance(reason, Unfinished)]
+    return [text, *left_out(others, checkpoint)]
 
 
 def _wanted(places: Places, names: Sequence[str]) -> tuple[list[Candidate], list[str]]:

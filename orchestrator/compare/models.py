@@ -23,6 +23,12 @@ RUN_FOLDER = "run folder"
 """Source of a fold whose folder is seen here."""
 
 
+class Unfinished(str):
+    """The reason why a run cannot be compared yet: its full validation has not ended."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class ValidatedFold:
     """A fold of which every case has been validated with one checkpoint."""
@@ -101,7 +107,7 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
     predictions = str(folder.validation(checkpoint))
     found = [_placed(result, predictions) for result in stored if result is not None]
     if len(found) < len(spec.val_cases):
-        return f"{len(found)} of {len(spec.val_cases)} cases are validated with its {checkpoint} checkpoint"
+        return Unfinished(f"{len(found)} of {len(spec.val_cases)} cases are validated with its {checkpoint} checkpoint")
     digests = {result.checkpoint_sha256 for result in found}
     if len(digests) > 1:
         return f"its cases were validated with {len(digests)} different {checkpoint} checkpoints; `nnfleet validate` brings them up to date"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.compare.models import ValidatedFold
+from orchestrator.compare.models import Unfinished, ValidatedFold
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.export.mlflow_folds import fetched_json
 from orchestrator.publishing.published import published_in
@@ -72,7 +72,7 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
         cases = cases_in(fetch(table), fetch(summary), dataset_json["file_ending"])
         results = results_of(cases, labels, spec, manifest.sha256 if manifest else "")
     if sorted(result.case_id for result in results) != sorted(spec.val_cases):
-        return f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow"
+        return Unfinished(f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow")
     ema = manifest.ema_pseudo_dice if manifest else None
     return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, (), f"MLflow at {masked(server.uri)}", labels)
 

@@ -22,7 +22,10 @@ def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
     """Folder name of the dataset that `text` means (`17`, `017`, `Dataset017_X`) below nnUNet_preprocessed. Raises ConfigError."""
     names = _datasets_in(preprocessed)
     if names is None:
-        raise ConfigError(f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes.")
+        raise ConfigError(
+            f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes, in the "
+            "environment (export nnUNet_preprocessed=...) or in the experiment file."
+        )
     if not text.isdecimal():
         if text in names:
             return _plain(preprocessed, text)
@@ -108,4 +111,6 @@ def _unknown_dataset(preprocessed: Path, text: str, names: list[str], raw: Path 
             f"Run {PREPROCESS_COMMAND} -d {_number(unprepared[0])}."
         )
     hint = "" if text.isdecimal() else nearest(text, names)
+    if raw is not None and not raw.is_dir():
+        here += f" Raw datasets are not seen either: nnUNet_raw names {raw}, which is not a folder (export nnUNet_raw=...)."
     return f"dataset: {text} is not in {preprocessed}.{hint} {here} Name one of these or run {PREPROCESS_COMMAND}."

@@ -127,7 +127,7 @@ def _changed_data(spec: RunSpec, data: _Data, readings: CaseReadings) -> list[Nn
     changes = data_changes(spec, None if is_former else readings.digests(readings.labels))
     return [
         DataError(
-            f"dataset: in {spec.preprocessed_folder} {changes} changed since {spec.run_key} was planned. "
+            f"dataset: in {spec.preprocessed_folder} {changes} changed since {spec.address} was planned. "
             "Restore them to continue this run, or submit again: a new run (once an epoch was kept, in another nnUNet_results)."
         )
     ]

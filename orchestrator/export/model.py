@@ -36,8 +36,19 @@ class Exported:
 
     @property
     def checkpoint(self) -> CheckpointName:
-        """One that every fold has, the best if there is such."""
-        return "best" if all("best" in names for names in self.folds.values()) else "final"
+        """The final one, as compare, evaluate and predict use it; the best only where a fold has no final one and all have a best."""
+        held = [self.folds[fold] for fold in self._ensemble]
+        return "best" if any("final" not in names for names in held) and all("best" in names for names in held) else "final"
+
+    @property
+    def predicting(self) -> tuple[str, ...]:
+        """The folds that predict together with that checkpoint."""
+        return tuple(fold for fold in self._ensemble if self.checkpoint in self.folds[fold])
+
+    @property
+    def _ensemble(self) -> tuple[str, ...]:
+        """As `nnfleet predict` takes them: the folds with numbers; `all` where it is alone."""
+        return tuple(fold for fold in self.folds if fold != "all") or tuple(self.folds)
 
 
 def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: str) -> Exported:

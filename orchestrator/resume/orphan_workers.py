@@ -115,6 +115,6 @@ def _waiting(active: Sequence[tuple[RunSpec, Owner]]) -> str:
 
 def _refusal(spec: RunSpec, owner: Owner) -> str:
     return (
-        f"results: workers of {owner} ({owner.job or 'no job named'}) send heartbeats for {spec.run_key} in {spec.run_folder}, and no job "
+        f"results: workers of {owner} ({owner.job or 'no job named'}) send heartbeats for {spec.address} in {spec.run_folder}, and no job "
         f"of this cluster started them. Follow or stop it on its own cluster; if that was just shut down, try again in {FRESH_S:.0f} s."
     )

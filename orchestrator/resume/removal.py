@@ -124,7 +124,7 @@ def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
             _remove_if_empty(run.run_folder.parent)
         except OSError as err:
             raise DataError(
-                f"rm: {run.run_folder} of {run.run_key} cannot be removed: {err.strerror or err} ({err.filename or 'unknown file'}). "
+                f"rm: {run.run_folder} of {run.address} cannot be removed: {err.strerror or err} ({err.filename or 'unknown file'}). "
                 "Let this user write there; what begins with `removed-` in its model folder is left of it and may be deleted."
             ) from err
 

@@ -208,7 +208,7 @@ def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
     """The same run in two results folders at once would write one MLflow run twice."""
     if job is not None and job.run_folder != str(spec.run_folder):
         raise ConfigError(
-            f"results: {spec.run_key} is running in {job.run_folder} ({job.submission_id}), not in {spec.run_folder}. "
+            f"results: {spec.address} is running in {job.run_folder} ({job.submission_id}), not in {spec.run_folder}. "
             "Wait for its end or stop it, or name the same nnUNet_results; to train the same once more, write `replicate: NAME` into the "
             "experiment file."
         )

@@ -21,16 +21,27 @@ PREPROCESSED = "nnUNet_preprocessed"
 
 def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
     """The folder to look below: the named one, else the one that the environment names as nnU-Net knows it. Raises ConfigError."""
-    folder = named or (Path(environment[RESULTS]) if environment.get(RESULTS) else None)
-    if folder is None:
+    if named is None and not environment.get(RESULTS):
         raise ConfigError(
             "results: no folder is named, and nnUNet_results is set neither here nor on the cluster's head node. "
             "Set it (export nnUNet_results=...), or name the folder that holds the runs: --results FOLDER."
         )
-    folder = expanded(folder)
+    if named is None and (absence := results_absence(environment)):
+        raise ConfigError(absence)
+    folder = expanded(named or Path(environment[RESULTS]))
     if not folder.is_dir():
         raise ConfigError(f"results: {folder} is no folder where nnfleet looks for it. Name the folder that holds the runs: --results.")
     return folder
+
+
+def results_absence(environment: Mapping[str, str]) -> str:
+    """A sentence where nnUNet_results names a folder that is not there; empty where it is, and where the variable is not set."""
+    if not environment.get(RESULTS) or (folder := expanded(Path(environment[RESULTS]))).is_dir():
+        return ""
+    return (
+        f"{RESULTS}: this variable names {folder}, which is no folder here. Correct it (export {RESULTS}=...), mount or make the folder, "
+        "or name the one that holds the runs: --results FOLDER."
+    )
 
 
 def run_folders_below(results: Path) -> list[RunFolder]:

@@ -16,7 +16,7 @@ def explained(spec: RunSpec) -> Iterator[None]:
         yield
     except OSError as err:
         raise DataError(
-            f"results: {spec.run_folder} cannot be used for {spec.run_key}: {err.strerror or err} ({err.filename or 'unknown file'}). "
+            f"results: {spec.run_folder} cannot be used for {spec.address}: {err.strerror or err} ({err.filename or 'unknown file'}). "
             f"The cluster runs as user id {os.getuid()}: let it write there, or name another nnUNet_results."
         ) from err
 

@@ -185,7 +185,7 @@ def bound_run(folder: RunFolder, spec: RunSpec) -> MlflowRun | None:
     bound = read_mlflow_run(folder)
     if bound is None and spec.tracking_uri:
         raise TrackingError(
-            f"mlflow: {folder.mlflow_file} does not exist: no MLflow run was made for {spec.run_key} yet. "
+            f"mlflow: {folder.mlflow_file} does not exist: no MLflow run was made for {spec.address} yet. "
             f"The campaign makes it when {masked(spec.tracking_uri)} can be reached."
         )
     return bound

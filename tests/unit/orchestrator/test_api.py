@@ -112,6 +112,18 @@ def test_stored_runs_are_those_that_no_campaign_of_the_cluster_follows(
     assert api.snapshot(campaign="c").stored == []
 
 
+def test_a_results_folder_that_is_not_there_is_an_error_but_hides_no_run_of_the_cluster(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "typo"))
+    for verb in (api.snapshot, lambda: api.logs("17/2d/nnUNetTrainer/0"), lambda: api.validate(["17"]), lambda: api.removable(["17"])):
+        with pytest.raises(ConfigError, match=rf"nnUNet_results: this variable names {tmp_path}/typo, which is no folder here"):
+            verb()
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
+    assert [run.run_key for run in api.snapshot().statuses] == ["r"]
+    assert f"nnUNet_results: this variable names {tmp_path}/typo" in caplog.text
+
+
 def test_removing_asks_the_cluster_whether_a_run_has_ended(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path)
     stage.campaign(run := stage.run(0))

@@ -19,6 +19,7 @@ from rich.console import Console
 import orchestrator
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
+from orchestrator.cli.export import predict_command
 from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
@@ -37,7 +38,7 @@ from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
 from orchestrator.tracking.saved_views import QUESTIONS
 from tests.fake_run import FakeRun
-from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
+from trainers.contract.run_spec import CheckpointName, RunSpec, Schedule, WorkerSpec
 from trainers.contract.states import RunState
 
 EXPERIMENT = "dataset: 17\nconfigurations: [3d_fullres]\nfolds: [0]\n"
@@ -445,12 +446,15 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     assert api.asked == [("stop", ("17/2d/t", "17/3d"), False)]
     for text in (
         "asked to end now (was QUEUED",
-        "after the epoch in flight (was RUNNING",
+        "asked to end before its next epoch (was RUNNING, 12/50 epochs are done)",
         "after the cases",
         "had ended before: SUCCEEDED",
     ):
         assert text in out
     assert "nnfleet status --watch" in err
+    api.runs = [run_status(phase="train")]
+    assert "asked to end after the epoch in flight (was RUNNING, epoch 12/50)" in nnfleet("stop", "17")[1]
+    api.asked.pop()
     nnfleet("stop", "--campaign", "c1", "--now")
     nnfleet("stop", "--all")
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
@@ -472,7 +476,8 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert code == ConfigError.exit_code
     assert "17/2d/nnUNetTrainer/0  STOPPED  3/5 epochs  750.0 MB  /r/fold_0" in err
     assert err.count("/r/crossval_results_folds_0_1  (a cross-validation with what is removed)") == 1
-    assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at. `nnfleet rm --yes`" in err
+    assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at." in err
+    assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too. `nnfleet rm --yes`" in err
     assert api.asked == [("removable", ("17",), None)]
     code, out, err = nnfleet("rm", "17", "--yes", "--results", "/r")
     assert code == 0
@@ -480,6 +485,7 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
     assert out.splitlines()[2:] == ["removed /r/crossval_results_folds_0_1"]
     assert "Their MLflow runs stay" in err
+    assert "`nnfleet rm --mlflow`, in place of this command, removes both." in err
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
     assert api.asked[-1][-1] is True
@@ -492,7 +498,13 @@ def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytes
     code, _, err = nnfleet("rm", "17", "--mlflow")
     assert code == 1
     assert "Remove 2 runs (1.5 GB on the disk) and their MLflow runs, for good?" in err
+    assert "stay" not in err
     assert [what[0] for what in api.asked] == ["removable"]
+    monkeypatch.setattr("sys.stdin", StringIO("n\n"))
+    code, _, err = nnfleet("rm", "17")
+    assert code == 1
+    assert "stay: --mlflow puts them into MLflow's bin too.\nRemove 2 runs (1.5 GB on the disk), for good?" in err
+    assert [what[0] for what in api.asked] == ["removable", "removable"]
 
 
 def test_a_run_that_waits_says_since_when(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -784,12 +796,17 @@ def test_train_on_a_small_machine_says_what_it_takes(nnfleet: Nnfleet, api: Fake
     assert api.asked[2][1].workers == WorkerSpec(), "another cluster is not this machine"
     nnfleet("submit", "e.yaml")
     assert api.asked[-1][1].workers == WorkerSpec(), "an experiment file stays as written"
+    api.fail_with(ConfigError("dataset: 17 is not there."))
+    assert "Fitted" not in nnfleet("train", "17", "3d_fullres", "0")[2], "nothing starts"
 
 
 def test_errors_of_train_name_its_options(nnfleet: Nnfleet, api: FakeApi) -> None:
     text = "Set workers.gpus: 0 to run on CPUs, or lower workers.cpus.\nAsk for less under `workers`, or for a larger cluster."
     assert in_words_of_the_command_line(text, OPTIONS) == (
         "Add --cpu to run on CPUs, or lower --cpus.\nAsk for less (--num-workers, --cpus, --cpu), or for a larger cluster."
+    )
+    assert in_words_of_the_command_line("For a number of epochs, set `epochs`, or validate its best checkpoint (--best).", OPTIONS) == (
+        "For a number of epochs, set `--epochs`, or validate its best checkpoint (--val_best)."
     )
     code, _, err = nnfleet("train", "17", "3d_fullres", "nine")
     assert code == ConfigError.exit_code
@@ -847,6 +864,7 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     assert json.loads(nnfleet("validate", "k", "--json")[1]) == {"submission_ids": ["campaign-k"]}
     _, out, err = nnfleet("export", "k", str(tmp_path / "m"))
     assert f"-m {tmp_path / 'm'} -f 1 3 -chk checkpoint_best.pth" in out
+    assert "Predict with it, as `nnfleet predict --checkpoint best` does: " in out
     assert "Only with the best checkpoint so far: fold 3." in err
     assert "fold 4 has no checkpoint yet" in err
     assert json.loads(nnfleet("up", "--json", "--cpus", "3", "--gpus", "0")[1])["mlflow"] == "http://127.0.0.1:2"
@@ -856,6 +874,24 @@ def test_logs_validate_export_up_down(nnfleet: Nnfleet, api: FakeApi, tmp_path: 
     )
     assert nnfleet("down", "--yes")[0] == 0
     assert [what[0] for what in api.asked] == ["logs", "validate", "export", "up", "down"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "expected"),
+    [
+        ({"0": ("best", "final"), "1": ("best", "final")}, "-f 0 1 -chk checkpoint_final.pth"),
+        ({"0": ("best", "final"), "1": ("final",)}, "-f 0 1 -chk checkpoint_final.pth"),
+        ({"0": ("best", "final"), "1": ("best",)}, "-f 0 1 -chk checkpoint_best.pth"),
+        ({"0": ("final",), "1": ("best",)}, "-f 0 -chk checkpoint_final.pth"),
+        ({"0": ("best", "final"), "all": ("best",)}, "-f 0 -chk checkpoint_final.pth"),
+        ({"all": ("best", "final")}, "-f all -chk checkpoint_final.pth"),
+    ],
+)
+def test_the_command_that_predicts_takes_folds_and_checkpoint_as_nnfleet_predict_does(
+    folds: dict[str, tuple[CheckpointName, ...]], expected: str
+) -> None:
+    command = predict_command(Exported(Path("/m"), folds, ()))
+    assert command == f"nnUNetv2_predict_from_modelfolder -m /m {expected} -i INPUT -o OUTPUT"
 
 
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:

@@ -20,12 +20,13 @@ from orchestrator.cli import app
 from orchestrator.cli.compare import show
 from orchestrator.compare.answer import answer as answer_of
 from orchestrator.compare.case_pictures import shown_cases
-from orchestrator.compare.choice import Compared, compared
-from orchestrator.compare.models import models_of, read_fold
+from orchestrator.compare.choice import Compared, compared, left_out
+from orchestrator.compare.models import Unfinished, models_of, read_fold
 from orchestrator.compare.report import html
 from orchestrator.compare.tables import as_json, classes_table, groups_table, models_table
 from orchestrator.compare.text_table import TextTable
 from orchestrator.errors import ConfigError
+from orchestrator.run.names import Names
 from orchestrator.statistics.pairs import holm
 from orchestrator.statistics.verdict import sentence
 from tests.fake_run import CLASSES
@@ -118,6 +119,16 @@ def test_a_run_without_its_full_validation_is_left_out_and_named(base: Path) -> 
     result = found(base)
     assert [sentence.split(": ", 1)[1] for sentence in result.left] == ["5 of 6 cases are validated with its final checkpoint."]
     assert result.answer.missing["nnUNetTrainerDA5"] == ("1",)
+
+
+def test_runs_that_are_not_validated_yet_are_left_out_in_one_sentence_with_five_names_at_most() -> None:
+    waiting = [(Names(f"k{fold}", f"4/2d/t/{fold}"), Unfinished("0 of 6 cases are validated")) for fold in range(7)]
+    broken = (Names("k9", "4/2d/t/9"), "its file cannot be read")
+    assert left_out([*waiting, broken], "final") == [
+        "7 runs whose final checkpoint is not fully validated yet: 4/2d/t/0, 4/2d/t/1, 4/2d/t/2, 4/2d/t/3, 4/2d/t/4 and 2 more.",
+        "4/2d/t/9 (k9): its file cannot be read.",
+    ]
+    assert left_out(waiting[:1], "final") == ["4/2d/t/0 (k0): 0 of 6 cases are validated."]
 
 
 @pytest.mark.parametrize(("cases", "shown"), [("a", ["worst"]), ("ab", ["worst", "best"]), ("abc", ["worst", "median", "best"])])

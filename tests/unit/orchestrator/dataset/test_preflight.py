@@ -206,7 +206,7 @@ def test_checkpoints_of_nnunet_beside_our_claim_are_never_overwritten(spec: RunS
 def test_data_that_changed_since_the_run_was_planned_are_refused(tiny: Tiny, spec: RunSpec) -> None:
     tiny.write_label(spec.val_cases[0], [0, 1])
     (problem,) = check_run(spec)
-    assert f"changed since {spec.run_key} was planned" in problem
+    assert f"changed since {spec.address} was planned" in problem
     tiny.write_label(spec.val_cases[0], [0, 1, 2])
     assert check_run(spec) == []
     tiny.write_json("dataset.json", {**DATASET_JSON, "channel_names": {"0": "CT"}})
@@ -328,8 +328,10 @@ def test_a_dataset_that_is_not_there_is_refused_with_those_that_are(tiny: Tiny, 
         find_dataset(there, "18")
     with pytest.raises(ConfigError, match="Did you mean 'Dataset017_Tiny'"):
         find_dataset(there, "Dataset017_Tinny")
-    with pytest.raises(ConfigError, match="nnUNet_preprocessed: .* is not a folder"):
+    with pytest.raises(ConfigError, match=r"nnUNet_preprocessed: .* is not a folder.* \(export nnUNet_preprocessed="):
         find_dataset(tmp_path / "nowhere", "17")
+    with pytest.raises(ConfigError, match=r"dataset: 18 is not in .* nnUNet_raw names .*typo, which is not a folder \(export nnUNet_raw="):
+        find_dataset(there, "18", tmp_path / "typo")
     (there / "Dataset017_Other").mkdir()
     with pytest.raises(ConfigError, match="17 means several folders .* Dataset017_Other, Dataset017_Tiny. Write the whole name"):
         find_dataset(there, "17")

@@ -103,7 +103,7 @@ def test_another_content_is_another_run_that_names_what_changed_once(tiny: Tiny,
     assert str(caught.value).count("case_3") == 1
     (problem,) = check_run(before[0])
     assert f"belongs to the run {before[0].run_key}" not in problem
-    assert f"{said} changed since {before[0].run_key} was planned" in problem
+    assert f"{said} changed since {before[0].address} was planned" in problem
     elsewhere = expand(experiment_of(tiny, nnUNet_results=tiny.base / "others"))
     assert {spec.run_key for spec in elsewhere}.isdisjoint(spec.run_key for spec in before)
 

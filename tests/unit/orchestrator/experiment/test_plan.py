@@ -369,7 +369,7 @@ def test_a_plan_refuses_a_results_folder_that_submit_would_refuse(tiny: Tiny, tm
     (spec,) = expand(experiment_of(tiny))
     (tmp_path / "file").touch()
     below_a_file = spec.model_copy(update={"model_folder": tmp_path / "file" / "results"})
-    with pytest.raises(DataError, match=rf"cannot be used for {spec.run_key}: Not a directory .*let it write there, or name another"):
+    with pytest.raises(DataError, match=rf"cannot be used for {spec.address}: Not a directory .*let it write there, or name another"):
         plan_report(experiment_of(tiny), [below_a_file], [node(2)])
     plan_report(experiment_of(tiny), [below_a_file], [node(2)], Queue(living={spec.run_key}))  # its cluster sees the folder
 

@@ -1,6 +1,7 @@
 """Which runs `resume` takes up from a results folder, and which it leaves and why."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,9 @@ def test_the_folder_is_the_named_one_else_the_one_of_the_environment(tmp_path: P
         results_folder(None, {})
     with pytest.raises(ConfigError, match="is no folder"):
         results_folder(tmp_path / "none", {})
+    wrong = f"nnUNet_results: this variable names {tmp_path}/typo, which is no folder here. Correct it (export nnUNet_results=...)"
+    with pytest.raises(ConfigError, match=re.escape(wrong)):
+        results_folder(None, {"nnUNet_results": str(tmp_path / "typo")})
 
 
 def test_runs_of_another_tracking_server_are_continued_apart(stage: Stage) -> None:

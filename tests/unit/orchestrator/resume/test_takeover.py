@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(stage: Stage
     run = stage.run(0)
     run.model_folder.parent.mkdir(parents=True)
     run.model_folder.write_text("a file where a folder should be")
-    with pytest.raises(DataError, match=r"cannot be used for key0: .*let it write there, or name another nnUNet_results"):
+    with pytest.raises(DataError, match=r"cannot be used for 1/.*/0: .*let it write there, or name another nnUNet_results"):
         stage.campaign(run)
 
 

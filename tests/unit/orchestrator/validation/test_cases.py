@@ -156,9 +156,12 @@ def test_a_run_that_was_stopped_is_validated_with_its_best_checkpoint_alone_and_
 
 def test_the_best_of_a_stopped_run_is_validated_by_hand_only_when_that_is_asked_for(tmp_path: Path) -> None:
     run = stopped(tmp_path)
-    with pytest.raises(ConfigError, match=r"1 of 3 epochs are done\. Submit it again first, or validate its best checkpoint \(--best\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1 of 3 epochs are done\. Continue it first \(`nnfleet resume 901/.*/0`\), or validate its best checkpoint \(--best\)",
+    ):
         check_trained(run.folder, run.spec, [])
     check_trained(run.folder, run.spec, [], best=True)
     fresh = FakeRun(tmp_path / "fresh", schedule=Schedule(epochs=3))
-    with pytest.raises(ConfigError, match=r"no epoch is done\. Submit it again first\."):
+    with pytest.raises(ConfigError, match=r"validate: 901/.*/0 in .* no epoch is done\. Continue it first \(`nnfleet resume 901/.*/0`\)\."):
         check_trained(fresh.folder, fresh.spec, [], best=True)
