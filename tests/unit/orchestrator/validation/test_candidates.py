@@ -56,6 +56,12 @@ class CandidateRun(FakeRun):
         write_atomic(self.folder.state / f"{committed.stem}.json", committed.model_dump_json().encode())
         return committed
 
+    def score_all(self, *, best: float, final: float, first: float) -> None:
+        """Leave the results of the best, the final and the candidate of epoch 1."""
+        self.score("best", best)
+        self.score("final", final)
+        self.score(candidate_name(1), first)
+
     def score(self, name: WeightsName, dice: float) -> None:
         """Leave the result of every case as a worker does, 0.02 above `dice` in the mean; what two names differ by depends on the case."""
         digest = digest_of(self.folder, name)
@@ -84,8 +90,7 @@ def _named(manifest: Manifest) -> Manifest:
 def run(tmp_path: Path) -> CandidateRun:
     """Trained; the candidate of epoch 1 has the highest Dice of whole cases."""
     run = CandidateRun(tmp_path)
-    for name, dice in (("best", 0.6), ("final", 0.5), (candidate_name(1), 0.7)):
-        run.score(name, dice)
+    run.score_all(best=0.6, final=0.5, first=0.7)
     return run
 
 
@@ -135,8 +140,7 @@ def test_the_winner_is_marked_optimistic_and_final_best_and_winner_are_paired_by
 
 def test_weights_that_win_under_two_names_are_compared_once(tmp_path: Path) -> None:
     run = CandidateRun(tmp_path)
-    for name, dice in (("best", 0.7), ("final", 0.5), (candidate_name(1), 0.6)):
-        run.score(name, dice)
+    run.score_all(best=0.7, final=0.5, first=0.6)
     first, *pairs = validated(run)
     assert "Its weights are those of the best checkpoint." in first
     assert [sentence.partition(" by ")[0] for sentence in pairs] == ["best (optimistic) is better than final"]

@@ -81,7 +81,7 @@ def committed_in(folder: RunFolder) -> Committed:
 
 def kept_weights(folder: RunFolder) -> dict[str, tuple[int, float | None, float]]:
     """Name -> epoch, EMA, and the value that all weights of that epoch have."""
-    found = {}
+    found: dict[str, tuple[int, float | None, float]] = {}
     for manifest in committed_in(folder).weights.values():
         content = read_checkpoint(folder.root / manifest.file)
         assert ("optimizer_state" in content) == (manifest.checkpoint == "final")
