@@ -3,7 +3,7 @@
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,14 +111,25 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
     return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
 
 
-def import_folder(folder: Path, results: Path | None = None, tracking_uri: str | None = None) -> "list[ImportedFold]":
+def import_folder(
+    folder: Path,
+    results: Path | None = None,
+    tracking_uri: str | None = None,
+    *,
+    continues: bool = False,
+    workers: Mapping[str, int] | None = None,
+) -> "list[ImportedFold]":
     """Make the folds in a model folder that nnU-Net itself trained, or the one fold that `folder` is, runs that are compared beside ours.
 
     The dataset must lie in nnUNet_preprocessed of this process as it was trained on. `results`: nnUNet_results to link it into; default:
     it becomes a run where it lies. Sent to the MLflow server `tracking_uri` (default: MLFLOW_TRACKING_URI, else the local one, else none).
     What is `lacking` of a fold says why it was not imported. Raises ConfigError where no fold is meant.
+
+    `continues`: the folds are half-done trainings, from whose checkpoint_latest.pth runs of ours begin, beside nnU-Net's folder; `resume`
+    goes on with them, with these `workers` (as in an experiment file).
     """
     from orchestrator.compare.model_run import with_models
+    from orchestrator.imported.continuing import continue_folder
     from orchestrator.imported.importing import import_folder
     from orchestrator.publishing.reconcile import Synced
 
@@ -128,6 +139,8 @@ def import_folder(folder: Path, results: Path | None = None, tracking_uri: str |
             f"import: {PREPROCESSED} is not set. Set it to the folder that holds the dataset of the training: export {PREPROCESSED}=..."
         )
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    if continues:
+        return list(continue_folder(folder, Path(preprocessed).absolute(), results, uri, workers))
     folds = list(import_folder(folder, Path(preprocessed).absolute(), results, uri))
     for model in with_models([Synced(run_key=fold.run_key, run_folder=fold.run_folder) for fold in folds if fold.run_folder], []):
         if model.lacking:
