@@ -15,6 +15,7 @@ from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_folder
 
 if TYPE_CHECKING:
     from orchestrator.compare.answer import Answer
+    from orchestrator.compare.case_pictures import CasePictures
     from orchestrator.compare.choice import Compared
     from orchestrator.compare.run_differences import RunDiff
     from orchestrator.export.model import Exported
@@ -201,12 +202,32 @@ def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, ima
 
     Raises ConfigError where it cannot be written.
     """
-    from orchestrator.compare.case_pictures import case_pictures
     from orchestrator.compare.report import write_report
 
-    named = os.environ.get(RAW)
-    raw = raw or (Path(named) if named else None)
     try:
-        write_report(answer, case_pictures(answer.models, raw, on_request=images), target.absolute())
+        write_report(answer, _pictures(answer, raw, images=images), target.absolute())
     except (OSError, StorageError) as err:
         raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err
+
+
+def publish_report(answer: "Answer", tracking_uri: str | None = None, raw: Path | None = None, *, images: bool = False) -> str:
+    """Send the report of a comparison to MLflow, as a run of its own or into the one that this comparison has; returns the link to it.
+
+    To the server `tracking_uri`; default: MLFLOW_TRACKING_URI, else the local one, else that of the compared runs. The rest as in
+    `write_report`. Raises ConfigError where no server is known, TrackingError.
+    """
+    from orchestrator.compare.comparison_run import publish_comparison
+
+    known = (model.spec.tracking_uri for model in answer.models if model.spec.tracking_uri)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow() or next(known, "")
+    if not uri:
+        raise ConfigError("compare: no MLflow server is known for the report. Name one (--tracking-uri), or start ours: `nnfleet up`.")
+    tracker = _tracker(uri, "compare: --tracking-uri")
+    return publish_comparison(answer, _pictures(answer, raw, images=images), tracker)
+
+
+def _pictures(answer: "Answer", raw: Path | None, *, images: bool) -> "CasePictures":
+    from orchestrator.compare.case_pictures import case_pictures
+
+    named = os.environ.get(RAW)
+    return case_pictures(answer.models, raw or (Path(named) if named else None), on_request=images)

@@ -24,6 +24,8 @@ from trainers.contract.states import RunState
 RUN_KEY_TAG = "nnfleet.run_key"
 MODEL_KEY_TAG = "nnfleet.model_key"
 """Of the MLflow run that holds the cross-validation of a model; it has no run key."""
+COMPARISON_KEY_TAG = "nnfleet.comparison_key"
+"""Of the MLflow run that holds the report of a comparison, likewise."""
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
 NOTE_TAG = "mlflow.note.content"
@@ -86,7 +88,7 @@ class KnownRun:
 
 @dataclass(frozen=True)
 class ModelRun:
-    """What identifies and describes the MLflow run of a cross-validation."""
+    """What identifies and describes an MLflow run that is no training: of a cross-validation, or of a comparison."""
 
     key: str
     name: str

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from trainers.contract.fencing import acquire_token
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import class_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's own
@@ -89,6 +89,8 @@ def test_mlflow_gets_an_imported_run_with_its_tag_curves_and_scores(tmp_path: Pa
 
 
 def test_a_training_that_nnunet_left_after_one_of_three_epochs_is_finished_here(toys: Toys, tmp_path: Path) -> None:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
     toy = toys("labels")
     theirs = RunFolder(trained_by_nnunet(toy, tmp_path, stops_after=1))
     files = {path: path.read_bytes() for path in theirs.model_folder.rglob("*") if path.is_file()}
@@ -111,11 +113,11 @@ def test_a_training_that_nnunet_left_after_one_of_three_epochs_is_finished_here(
     assert first.ema_pseudo_dice == begun
     assert second.ema_pseudo_dice == pytest.approx(0.9 * begun + 0.1 * second.pseudo_dice_mean)
 
-    names: tuple[CheckpointName, ...] = ("final", "best")
-    for name in names:
-        loaded = nnunets_trainer(toy, tmp_path / name)
-        loaded.load_checkpoint(str(folder.checkpoint(name)))
-    final = nnunets_trainer(toy, tmp_path / "whole")
-    final.load_checkpoint(str(folder.checkpoint("final")))
-    assert final.current_epoch == 3
-    assert len(final.logger.get_value("train_losses", step=None)) == 3
+    loaded = nnunets_trainer(toy, tmp_path / "again")
+    loaded.load_checkpoint(str(folder.checkpoint("final")))
+    assert loaded.current_epoch == 3
+    assert len(loaded.logger.get_value("train_losses", step=None)) == 3
+    for file in ("plans.json", "dataset.json"):
+        shutil.copy(theirs.model_folder / file, folder.model_folder / file)  # as the opening of a campaign does
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        nnUNetPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(str(folder.model_folder), (0,), name)
