@@ -25,7 +25,7 @@ def continue_folder(
     tracking_uri: str = "",
     workers: Mapping[str, int] | None = None,
 ) -> Iterator[ImportedFold]:
-    """Take over every half-done fold of a model folder of nnU-Net's, or the one fold that `folder` is; an error of one stops no other.
+    """Make runs of every half-done fold of a model folder of nnU-Net's, or the one fold that `folder` is; an error of one stops no other.
 
     `results`: the results folder of the runs; None: the one that nnU-Net's folder lies in. `workers`: with what it trains from here on.
     The rest as in `import_folder`. Raises ConfigError where no fold is meant.
@@ -55,7 +55,7 @@ def _continued(source: RunFolder, preprocessed: Path, results: Path | None, trac
         run_key=spec.run_key,
         address=spec.address,
         run_folder=target.root,
-        note=f"{'already taken over' if is_there else 'taken over'}. {begun.continued.text} Go on: nnfleet resume {spec.run_key}",
+        note=f"{'already imported' if is_there else 'imported'}. {begun.continued.text} Go on: nnfleet resume {spec.run_key}",
     )
 
 

@@ -34,12 +34,12 @@ def test_each_fold_has_its_line_and_one_that_is_refused_the_exit_code(tmp_path: 
     assert [fold["note"] for fold in json.loads(again.stdout)] == ["already imported"]
 
 
-def test_a_half_done_training_is_taken_over_with_the_workers_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_done_training_is_imported_with_the_workers_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def import_folder(*names: Any, **options: Any) -> list[ImportedFold]:
         asked.update(options)
-        return [ImportedFold(folder=names[0], run_key="key", address="17/2d/nnUNetTrainer+continued/0", note="taken over.")]
+        return [ImportedFold(folder=names[0], run_key="key", address="17/2d/nnUNetTrainer+continued/0", note="imported.")]
 
     monkeypatch.setattr(api, "import_folder", import_folder)
     monkeypatch.setattr(api, "is_local", lambda: False)

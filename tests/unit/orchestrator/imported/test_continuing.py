@@ -84,7 +84,7 @@ def test_a_second_time_is_said_and_changes_nothing(toy: Toy, tmp_path: Path) -> 
     assert first.run_folder is not None
     before = contents(first.run_folder)
     second = continued(toy, root)
-    assert (second.run_key, second.note.partition(".")[0]) == (first.run_key, "already taken over")
+    assert (second.run_key, second.note.partition(".")[0]) == (first.run_key, "already imported")
     assert contents(first.run_folder) == before
 
 
@@ -104,7 +104,7 @@ def test_one_that_was_killed_before_it_was_a_run_is_kept_and_done_again(toy: Toy
     assert first.run_folder is not None
     RunFolder(first.run_folder).spec_file.unlink()
     second = continued(toy, root)
-    assert (second.run_key, second.lacking, second.note.partition(".")[0]) == (first.run_key, "", "taken over")
+    assert (second.run_key, second.lacking, second.note.partition(".")[0]) == (first.run_key, "", "imported")
     assert len(list(first.run_folder.parent.glob("without-run-fold_0-*/nnfleet/state/*.pth"))) == 1
 
 
