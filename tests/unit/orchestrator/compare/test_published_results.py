@@ -129,9 +129,9 @@ def test_lesions_have_the_scores_of_the_run_folder(tmp_path: Path, folders: list
         write_json_atomic(folders[0].cases("final") / f"{case}.json", result.model_copy(update={"metrics": metrics}).model_dump())
     server = Server(tmp_path / "mlflow", folders)
     for result, lesions in zip(fold_in(server).results, counted, strict=True):
-        for metrics in result.metrics.values():
-            assert metrics.lesions is not None
-            assert repr(metrics.lesions.scores) == repr(lesions.scores)
+        for found in result.metrics.values():
+            assert found.lesions is not None
+            assert repr(found.lesions.scores) == repr(lesions.scores)
     assert not any(result.has_lesions for result in fold_in(server, 1).results)
 
 
