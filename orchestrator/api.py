@@ -25,6 +25,7 @@ from orchestrator.model_verbs import evaluate as evaluate
 from orchestrator.model_verbs import export as export
 from orchestrator.model_verbs import import_folder as import_folder
 from orchestrator.model_verbs import predict as predict
+from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.status import RunStatus, match, match_all

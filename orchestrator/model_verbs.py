@@ -17,6 +17,7 @@ from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_absence, 
 if TYPE_CHECKING:
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.compare.answer import Answer
+    from orchestrator.compare.case_pictures import CasePictures
     from orchestrator.compare.choice import Compared
     from orchestrator.compare.run_differences import RunDiff
     from orchestrator.export.model import Exported
@@ -147,14 +148,25 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
     return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
 
 
-def import_folder(folder: Path, results: Path | None = None, tracking_uri: str | None = None) -> "list[ImportedFold]":
+def import_folder(
+    folder: Path,
+    results: Path | None = None,
+    tracking_uri: str | None = None,
+    *,
+    continues: bool = False,
+    workers: Mapping[str, int] | None = None,
+) -> "list[ImportedFold]":
     """Make the folds in a model folder that nnU-Net itself trained, or the one fold that `folder` is, runs that are compared beside ours.
 
     The dataset must lie in nnUNet_preprocessed of this process as it was trained on. `results`: nnUNet_results to link it into; default:
     it becomes a run where it lies. Sent to the MLflow server `tracking_uri` (default: MLFLOW_TRACKING_URI, else the local one, else none).
     What is `lacking` of a fold says why it was not imported. Raises ConfigError where no fold is meant.
+
+    `continues`: the folds are half-done trainings, from whose checkpoint_latest.pth runs of ours begin, beside nnU-Net's folder; `resume`
+    goes on with them, with these `workers` (as in an experiment file).
     """
     from orchestrator.compare.model_run import with_models
+    from orchestrator.imported.continuing import continue_folder
     from orchestrator.imported.importing import import_folder
     from orchestrator.publishing.reconcile import Synced
 
@@ -164,6 +176,8 @@ def import_folder(folder: Path, results: Path | None = None, tracking_uri: str |
             f"import: {PREPROCESSED} is not set. Set it to the folder that holds the dataset of the training: export {PREPROCESSED}=..."
         )
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow()
+    if continues:
+        return list(continue_folder(folder, Path(preprocessed).absolute(), results, uri, workers))
     folds = list(import_folder(folder, Path(preprocessed).absolute(), results, uri))
     for model in with_models([Synced(run_key=fold.run_key, run_folder=fold.run_folder) for fold in folds if fold.run_folder], []):
         if model.lacking:
@@ -227,12 +241,32 @@ def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, ima
 
     Raises ConfigError where it cannot be written.
     """
-    from orchestrator.compare.case_pictures import case_pictures
     from orchestrator.compare.report import write_report
 
-    named = os.environ.get(RAW)
-    raw = raw or (Path(named) if named else None)
     try:
-        write_report(answer, case_pictures(answer.models, raw, on_request=images), target.absolute())
+        write_report(answer, _pictures(answer, raw, images=images), target.absolute())
     except (OSError, StorageError) as err:
         raise ConfigError(f"compare: {target} cannot be written: {err}. Name a file that you may write: --report.") from err
+
+
+def publish_report(answer: "Answer", tracking_uri: str | None = None, raw: Path | None = None, *, images: bool = False) -> str:
+    """Send the report of a comparison to MLflow, as a run of its own or into the one that this comparison has; returns the link to it.
+
+    To the server `tracking_uri`; default: MLFLOW_TRACKING_URI, else the local one, else that of the compared runs. The rest as in
+    `write_report`. Raises ConfigError where no server is known, TrackingError.
+    """
+    from orchestrator.compare.comparison_run import publish_comparison
+
+    known = (model.spec.tracking_uri for model in answer.models if model.spec.tracking_uri)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow() or next(known, "")
+    if not uri:
+        raise ConfigError("compare: no MLflow server is known for the report. Name one (--tracking-uri), or start ours: `nnfleet up`.")
+    tracker = _tracker(uri, "compare: --tracking-uri")
+    return publish_comparison(answer, _pictures(answer, raw, images=images), tracker)
+
+
+def _pictures(answer: "Answer", raw: Path | None, *, images: bool) -> "CasePictures":
+    from orchestrator.compare.case_pictures import case_pictures
+
+    named = os.environ.get(RAW)
+    return case_pictures(answer.models, raw or (Path(named) if named else None), on_request=images)

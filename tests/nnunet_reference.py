@@ -1,5 +1,6 @@
 """nnU-Net itself, run beside ours: its trainers' rules, its data loader, and its trainers as objects."""
 
+import contextlib
 import functools
 import json
 import multiprocessing.dummy
@@ -89,8 +90,10 @@ def built_trainer(name: str, toy: Toy, results: Path, configuration: str = "toy_
     return trainer
 
 
-def trained_by_nnunet(toy: Toy, results: Path, configuration: str = "toy_3d", fold: int = 0) -> Path:
+def trained_by_nnunet(toy: Toy, results: Path, configuration: str = "toy_3d", fold: int = 0, stops_after: int = 0) -> Path:
     """Train a fold for two short epochs with nnU-Net's own trainer on the CPU and validate it; returns the fold's folder.
+
+    `stops_after`: it is to have three, saves after each, and is left after so many.
 
     The loader runs in this process, and threads take the place of its pools of spawned processes.
     """
@@ -107,9 +110,31 @@ def trained_by_nnunet(toy: Toy, results: Path, configuration: str = "toy_3d", fo
             vars(module)["multiprocessing"] = pools
         with nnunet_environment(toy.base):
             os.environ.update({"nnUNet_results": str(results), "nnUNet_n_proc_DA": "0"})
-            trainer.run_training()
-            trainer.perform_actual_validation()
+            if stops_after:
+                _begin_training(trainer, stops_after)
+            else:
+                trainer.run_training()
+                trainer.perform_actual_validation()
     finally:
         for module, pool in zip(modules, before, strict=True):
             vars(module)["multiprocessing"] = pool
     return Path(trainer.output_folder)
+
+
+def _begin_training(trainer: Any, stops_after: int) -> None:
+    """nnU-Net's run_training, left at the end of an epoch."""
+
+    class Left(Exception):
+        pass
+
+    trainer.num_epochs, trainer.save_every = 3, 1
+    ends = trainer.on_epoch_end
+
+    def end() -> None:
+        ends()
+        if trainer.current_epoch == stops_after:
+            raise Left
+
+    trainer.on_epoch_end = end
+    with contextlib.suppress(Left):
+        trainer.run_training()

@@ -42,6 +42,9 @@ def compare(
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a report with pictures.")] = None,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Also put the report into MLflow, as a run of its own; the same comparison again renews it.")
+    ] = False,
     images: Annotated[
         bool, typer.Option("--images", help="Pictures of cases in the report, also of runs with `images: false`: it then shows patients.")
     ] = False,
@@ -59,6 +62,10 @@ def compare(
         with working("Drawing ..."):
             api.write_report(found.answer, report, images=images)
         note(f"Report: {report.absolute()}")
+    if mlflow:
+        with working("Sending ..."):
+            link = api.publish_report(found.answer, tracking_uri, images=images)
+        note(f"Report in MLflow: {link}")
     if as_json:
         from orchestrator.compare.tables import as_json as plain
 

@@ -100,7 +100,7 @@ class Answer:
         notes += _without_lesions(self.models)
         notes += [remark for each in self.held_out for remark in each.remarks] + list(self.unread)
         if self.is_from_mlflow:
-            notes.append(f"{sources_text(self.models)} MLflow gives no curves, lesions, pictures of cases, nor both checkpoints' scores.")
+            notes.append(f"{sources_text(self.models)} MLflow gives no {' and no '.join(not_in_mlflow(self.models))}.")
         return [*notes, OPTIMISTIC] if self.checkpoint == "best" else notes
 
 
@@ -174,6 +174,12 @@ def sources_text(models: Sequence[TrainedModel]) -> str:
         for source, found in sorted(by_source.items(), key=lambda item: item[0] != RUN_FOLDER)
     ]
     return f"Results are read {'; '.join(parts)}."
+
+
+def not_in_mlflow(models: Sequence[TrainedModel]) -> list[str]:
+    """What a report lacks of the folds that were read from MLflow. Pure."""
+    bare = sum(fold.source != RUN_FOLDER and not fold.history for model in models for fold in model.folds)
+    return ["pictures of cases", *([f"curves of {bare} fold{'s' * (bare > 1)}"] if bare else [])]
 
 
 def _source(source: str) -> str:

@@ -3,7 +3,7 @@ MLflow (`orchestrator/compare/published_results.py`)."""
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,15 +41,19 @@ class ValidatedFold:
     ema_pseudo_dice: float | None
     """Of these very weights; None where it is not known."""
     history: tuple[EpochRow, ...]
-    """Empty where it is not known, as of a fold from MLflow."""
+    """Empty where it is not known; of a fold from MLflow the smoothed pseudo-Dice alone."""
     source: str = RUN_FOLDER
     """Where the results were read: `RUN_FOLDER`, or the MLflow server."""
     labels: Labels | None = None
     """Of a fold from MLflow; else the model folder has them."""
+    published: Mapping[CheckpointName, CheapAndFull] | None = None
+    """`checkpoints` of a fold from MLflow; else the run folder has them."""
 
     @cached_property
     def checkpoints(self) -> dict[CheckpointName, CheapAndFull]:
         """Of every checkpoint that was validated, of the one that is not compared too."""
+        if self.published is not None:
+            return dict(self.published)
         found = {name: cheap_and_full(self.folder, name) for name in get_args(CheckpointName)}
         return {name: scores for name, scores in found.items() if scores is not None}
 

@@ -1,26 +1,36 @@
 """Full validations as MLflow holds them: what a machine compares that does not see the run folders.
 
-Counts and Dice are those of nnU-Net's summary.json, distances those of the table of cases; both were written from the results in the run
-folder, so the numbers are the same. Curves, predictions and labels are not read from MLflow.
+Counts and Dice are those of nnU-Net's summary.json, distances and lesions those of the table of cases; both were written from the results
+in the run folder, so the numbers are the same. Of the curves the smoothed pseudo-Dice is read, which the report draws. Predictions and
+labels are not in MLflow.
 """
 
 import math
 import os
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
+from orchestrator.compare.cheap import CheapAndFull
 from orchestrator.compare.models import Unfinished, ValidatedFold
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.export.mlflow_folds import fetched_json
 from orchestrator.publishing.published import published_in
 from orchestrator.run.names import Names
 from orchestrator.tracking.address import masked
+from trainers.contract.commits import EpochRow
+from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
-from trainers.contract.summary import CaseResult, ClassMetrics, class_keys
+from trainers.contract.summary import CaseResult, ClassMetrics, class_keys, nan_mean
 from trainers.storage.files import temporary_folder
+
+CHECKPOINTS: tuple[CheckpointName, ...] = get_args(CheckpointName)
+EMA_METRIC = "val/ema_pseudo_dice"
+MOST_LESIONS = 1_000_000
+"""Of one class in one case: with so many their sensitivity, as MLflow holds it, is still that of one pair of counts."""
 
 
 class ResultServer(Protocol):
@@ -30,6 +40,8 @@ class ResultServer(Protocol):
 
     def run_names(self) -> list[Names]: ...
     def tags(self, run_id: str) -> dict[str, str]: ...
+    def metrics(self, run_id: str) -> dict[str, float]: ...
+    def metric_history(self, run_id: str, key: str) -> dict[int, float]: ...
     def list_files(self, run_id: str, directory: str = "") -> dict[str, int | None]: ...
     def download(self, run_id: str, path: str, folder: Path) -> Path: ...
 
@@ -40,7 +52,7 @@ def read_published(server: ResultServer, run_id: str, checkpoint: CheckpointName
         return _read(server, run_id, checkpoint)
     except (CheckpointError, DataError) as err:
         return str(err).removesuffix(".")
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as err:
         return f"what MLflow holds of it is not of this version: {err}; `nnfleet sync` delivers it again"
 
 
@@ -61,7 +73,7 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
             return f"fold {spec.fold} holds no case back, so that nothing was validated"
         dataset_json = fetch("dataset.json")
         labels = labels_of(dataset_json, f"dataset.json of run {run_id}")
-        for directory in ("fullval", f"fullval/{checkpoint}"):
+        for directory in ("fullval", *(f"fullval/{name}" for name in CHECKPOINTS)):
             if directory in files:
                 files |= server.list_files(run_id, directory)
         table, summary = f"fullval/{checkpoint}/per_case.json", f"fullval/{checkpoint}/summary.json"
@@ -71,10 +83,38 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
         manifest = published.manifest if published is not None else None
         cases = cases_in(fetch(table), fetch(summary), dataset_json["file_ending"])
         results = results_of(cases, labels, spec, manifest.sha256 if manifest else "")
+        dice = {name: _dice_of(fetch(file)) for name in CHECKPOINTS if (file := f"fullval/{name}/per_case.json") in files}
     if sorted(result.case_id for result in results) != sorted(spec.val_cases):
         return Unfinished(f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow")
-    ema = manifest.ema_pseudo_dice if manifest else None
-    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, (), f"MLflow at {masked(server.uri)}", labels)
+    metrics = server.metrics(run_id)
+    scores = {name: CheapAndFull(_ema_in(metrics, name), value) for name, value in dice.items()}
+    ema = manifest.ema_pseudo_dice if manifest else _ema_of(metrics, checkpoint)
+    curve = curve_of(server.metric_history(run_id, EMA_METRIC)) if EMA_METRIC in metrics else ()
+    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, curve, f"MLflow at {masked(server.uri)}", labels, scores)
+
+
+def _dice_of(table: Mapping[str, Any]) -> float:
+    """Mean over the cases of a table of their mean Dice."""
+    place = table["columns"].index("dice_mean")
+    return nan_mean(math.nan if row[place] is None else float(row[place]) for row in table["data"])
+
+
+def _ema_in(metrics: Mapping[str, float], name: CheckpointName) -> float:
+    """The smoothed pseudo-Dice of a checkpoint's weights, by how far its Dice lies from it; NaN where that is not known."""
+    return metrics.get(f"full/{name}/dice_mean", math.nan) - metrics.get(f"full/{name}/minus_ema_pseudo_dice", math.nan)
+
+
+def _ema_of(metrics: Mapping[str, float], name: CheckpointName) -> float | None:
+    """The same to the last digit, by which equal ones stay equal: of the last epoch, or of the best."""
+    is_known = f"full/{name}/minus_ema_pseudo_dice" in metrics
+    return metrics.get(EMA_METRIC if name == "final" else "best/ema_pseudo_dice") if is_known else None
+
+
+def curve_of(emas: Mapping[int, float]) -> tuple[EpochRow, ...]:
+    """The epochs of a metric's points; what is not asked for of them is NaN. Pure."""
+    unknown = dict.fromkeys(EpochRow.model_fields, math.nan)
+    rest: dict[str, Any] = unknown | {"fencing_token": 1, "world_size": 0, "pseudo_dice": (), "system": {}}
+    return tuple(EpochRow.model_validate(rest | {"epoch": epoch, "ema_pseudo_dice": ema}) for epoch, ema in sorted(emas.items()))
 
 
 def cases_in(table: Mapping[str, Any], summary: Mapping[str, Any], file_ending: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -111,4 +151,22 @@ def results_of(
 def _metrics(row: Mapping[str, Any], counted: Mapping[str, Any], name: str) -> ClassMetrics:
     distances = {key: math.nan if row[f"{key}/{name}"] is None else row[f"{key}/{name}"] for key in ("hd95_mm", "nsd")}
     counts = {key: counted[key.upper()] for key in ("tp", "fp", "fn", "tn")}
-    return ClassMetrics(**counts, dice=counted["Dice"], iou=counted["IoU"], **distances)
+    return ClassMetrics(**counts, dice=counted["Dice"], iou=counted["IoU"], **distances, lesions=_lesions(row, name))
+
+
+def _lesions(row: Mapping[str, Any], name: str) -> Lesions | None:
+    """The lesions of one class in one case, None where they were not counted.
+
+    The table holds their sensitivity and not its two counts: these are its smallest, which give the same score.
+    """
+    columns = [f"{score}/{name}" for score in LESION_SCORES]
+    if not row.keys() >= {*columns} or row[columns[1]] is None:
+        return None
+    sensitivity, false, dice = (row[column] for column in columns)
+    counts = None if sensitivity is None else Fraction(sensitivity).limit_denominator(MOST_LESIONS)
+    return Lesions(
+        num_true=counts.denominator if counts is not None else 0,
+        num_detected=counts.numerator if counts is not None else 0,
+        num_false=int(false),
+        dice=math.nan if dice is None else dice,
+    )

@@ -85,13 +85,14 @@ def run_key(
     variant: str = "",
     pretrained_sha256: str = "",
     weights_sha256: str = "",
+    continued_sha256: str = "",
     candidates: int = 0,
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
 
-    `variant`, `replicate`, the SHA-256 of pretrained weights and the number of candidates are part of it only where there are such, so
-    that all other runs keep their keys. `weights_sha256`, of the final checkpoint, takes the recipe's place in a run that was trained by
-    nnU-Net: its samples cannot be drawn again.
+    `variant`, `replicate`, the number of candidates, the SHA-256 of pretrained weights, or of the checkpoint of nnU-Net's that the run
+    goes on from, are part of it only where there are such, so that all other runs keep their keys. `weights_sha256`, of the final
+    checkpoint, takes the recipe's place in a run that was trained by nnU-Net: its samples cannot be drawn again.
 
     At most 140 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and of file names, and a tag in MLflow.
     """
@@ -109,6 +110,7 @@ def run_key(
             **({"variant": variant} if variant else {}),
             **({"replicate": replicate} if replicate else {}),
             **({"pretrained_weights": pretrained_sha256} if pretrained_sha256 else {}),
+            **({"continued": continued_sha256} if continued_sha256 else {}),
             **({"candidates": candidates} if candidates else {}),
         }
     )

@@ -29,6 +29,8 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     ]
     if (present.imported is None) != (wanted.imported is None):
         found.append("who trained it (nnU-Net itself)")
+    if present.continued != wanted.continued:
+        found.append("the training of nnU-Net's that it goes on from")
     if present.replicate != wanted.replicate:
         found.append(f"replicate ({present.replicate or 'none'}, now {wanted.replicate or 'none'})")
     if present.validation.candidates != wanted.validation.candidates:

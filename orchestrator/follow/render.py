@@ -43,6 +43,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
     phase, fraction = within_epoch(reading.heartbeat, spec, done)
     rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
     epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
+    begun = spec.continued.text if spec.continued else ""
     left_s = None if epoch_s is None else max(0.0, (spec.schedule.epochs - done - fraction) * epoch_s)
     read: dict[str, Any] = {
         "num_drivers": reading.num_drivers,
@@ -55,7 +56,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "seconds_left": None if left_s is None or status.state.is_final or reading.is_waiting else round(left_s, 1),
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
-        "reason": " ".join(part for part in (status.reason, reading.undelivered) if part),
+        "reason": " ".join(part for part in (begun, status.reason, reading.undelivered) if part),
     }
     return status.model_copy(update=read)
 

@@ -10,12 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.dataset.case_readings import CaseReadings, contents_of_cases, labels_of_cases
-from orchestrator.dataset.digest import data_digest, model_parts, run_key
-from orchestrator.dataset.folder import cases_in, find_dataset
-from orchestrator.dataset.model_folder import differing_parts
-from orchestrator.dataset.preflight import usable_configuration
-from orchestrator.errors import ConfigError, DataError, NnfleetError, StorageError
+from orchestrator.errors import ConfigError, NnfleetError, StorageError
+from orchestrator.imported.fold_data import IMPORTED, read_fold_data, spec_of
 from orchestrator.imported.scores import ScoredData, score_fold
 from orchestrator.imported.trained_fold import FoldName, TrainedFold, fold_name, read_trained_fold
 from orchestrator.publishing.reconcile import sync
@@ -24,17 +20,13 @@ from orchestrator.run.aside import move_aside
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import full_dice
 from trainers.contract.fencing import acquire_token, newest_token
-from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
-from trainers.contract.pseudonyms import SALT_FILE
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import Frozen, Imported, RunSpec, ValidationSpec
+from trainers.contract.run_spec import Frozen, Imported, RunSpec
 from trainers.contract.summary import SCORING, CaseResult
 from trainers.storage.files import expanded, link_atomic, sha256_of, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
-VARIANT = "imported"
-"""Variant of every imported run, by which it and a run of ours with the same trainer are told apart."""
 _MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 _FOLD_FILES = ("checkpoint_*.pth", "training_log_*.txt", "debug.json", "progress.png", "validation/*")
 
@@ -96,8 +88,10 @@ def _imported(source: RunFolder, preprocessed: Path, results: Path | None, track
         raise ConfigError(f"import: {source.root} was trained by nnfleet, as {source.spec().run_key}: it is compared as it is.")
     trained = read_trained_fold(source)
     target = _target(source, trained.name, results)
-    spec, data = _planned(trained, target, preprocessed, tracking_uri)
-    note = ""
+    found = read_fold_data(trained.name, source.model_folder, preprocessed, target.model_folder.parent)
+    imported = Imported(folder=source.root, versions=trained.versions)
+    spec = spec_of(found, target, trained.schedule, tracking_uri, imported=imported, final_sha256=trained.final.sha256)
+    data, note = found.scored, ""
     if _is_imported(target, spec):
         note = "already imported"
     else:
@@ -125,93 +119,8 @@ def _target(source: RunFolder, name: FoldName, results: Path | None) -> RunFolde
     """Where the run will lie: in place, or in a model folder of its own below another results folder."""
     if results is None or source.model_folder.parent.parent == expanded(results).absolute():
         return source
-    model = f"{source.model_folder.name}__{VARIANT}"
+    model = f"{source.model_folder.name}__{IMPORTED}"
     return RunFolder(expanded(results).absolute() / name.dataset / model / source.root.name)
-
-
-def _planned(trained: TrainedFold, target: RunFolder, preprocessed: Path, tracking_uri: str) -> tuple[RunSpec, ScoredData]:
-    """The run by the dataset as it is now. Raises ConfigError or DataError where that is another one than nnU-Net trained on."""
-    name, model_folder = trained.name, trained.folder.model_folder
-    folder = preprocessed / find_dataset(preprocessed, name.dataset)
-    plans, dataset_json = load_plans(folder, name.plans), load_dataset_json(folder)
-    configuration = usable_configuration(plans, name.configuration)
-    there = model_parts(load_plans(model_folder, "plans"), name.configuration, load_dataset_json(model_folder))
-    if differ := differing_parts(there, model_parts(plans, name.configuration, dataset_json)):
-        raise DataError(
-            f"import: plans.json and dataset.json in {model_folder} differ from those in {folder} in {', '.join(differ)} of "
-            f"{name.configuration!r}: it was trained on other data. Name the nnUNet_preprocessed that it was trained on."
-        )
-    labels = labels_of(dataset_json, str(folder / "dataset.json"))
-    data_folder = folder / configuration["data_identifier"]
-    split = _split(folder, name, cases_in(data_folder))
-    cases = sorted({*split.train, *split.val})
-    reader = str(plans.content.get("image_reader_writer"))
-    caches = target.model_folder.parent
-    readings = CaseReadings(
-        labels_of_cases(folder, cases, dataset_json["file_ending"], reader, caches),
-        contents_of_cases(data_folder, cases, num_input_channels(dataset_json), caches),
-    )
-    _check_readings(readings)
-    spec = _spec(trained, target, folder, plans, dataset_json, split, readings, tracking_uri)
-    return spec, ScoredData(labels, dataset_json["file_ending"], reader, data_folder)
-
-
-def _split(folder: Path, name: FoldName, cases: tuple[str, ...]) -> Split:
-    split = split_for([] if name.fold == "all" else load_splits(folder), name.fold, cases, name.dataset)
-    return Split(tuple(sorted(split.train)), tuple(sorted(split.val)))
-
-
-def _check_readings(readings: CaseReadings) -> None:
-    every = [*readings.labels.items(), *((case, reading) for case, pair in readings.contents.items() for reading in pair)]
-    if faults := [f"{case}: {reading.fault}" for case, reading in every if reading.fault]:
-        raise DataError(f"import: {len(faults)} files of the dataset's cases are damaged or missing. The first: {faults[0]}")
-
-
-def _spec(
-    trained: TrainedFold,
-    target: RunFolder,
-    folder: Path,
-    plans: Plans,
-    dataset_json: dict[str, object],
-    split: Split,
-    readings: CaseReadings,
-    tracking_uri: str,
-) -> RunSpec:
-    name = trained.name
-    digest = data_digest(plans, name.configuration, dataset_json, split, readings.label_sha256, readings.content_sha256)
-    key = run_key(
-        dataset=name.dataset,
-        configuration=name.configuration,
-        trainer=name.trainer,
-        plans=name.plans,
-        fold=name.fold,
-        seed=0,
-        schedule=trained.schedule,
-        data_digest=digest,
-        variant=VARIANT,
-        weights_sha256=trained.final.sha256,
-    )
-    return RunSpec(
-        run_key=key,
-        dataset=name.dataset,
-        preprocessed_folder=folder,
-        model_folder=target.model_folder,
-        plans=name.plans,
-        configuration=name.configuration,
-        trainer=name.trainer,
-        fold=name.fold,
-        variant=VARIANT,
-        train_cases=split.train,
-        val_cases=split.val,
-        data_digest=digest,
-        case_digests=readings.digests({*split.train, *split.val}),
-        schedule=trained.schedule,
-        pseudonyms=(target.model_folder.parent / SALT_FILE).is_file(),  # as asked for in other runs of this dataset
-        imported=Imported(folder=trained.folder.root, versions=trained.versions),
-        validation=ValidationSpec(checkpoints=("final",)),
-        tracking_uri=tracking_uri,
-        mlflow_experiment=name.dataset,
-    )
 
 
 def _is_imported(target: RunFolder, spec: RunSpec) -> bool:

@@ -98,29 +98,30 @@ def read_trained_fold(folder: RunFolder) -> TrainedFold:
         there = sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))
         raise DataError(
             f"import: {folder.root} has no checkpoint_final.pth (checkpoints: {', '.join(there) or 'none'}): its training has not ended. "
-            f"Finish it with nnUNetv2_train ... {name.fold} -tr {name.trainer} -p {name.plans} --c, then import it."
+            f"Finish it here (--continue), or with nnUNetv2_train ... {name.fold} -tr {name.trainer} -p {name.plans} --c, then import it."
         )
     facts = read_training_facts(folder.checkpoint("final"))
-    _check_is_of(facts, name, folder.checkpoint("final"))
-    history = _history(facts, folder)
-    epochs = _epochs(facts, folder.checkpoint("final"))
-    debug = _debug(folder)
+    check_is_of(facts, name, folder.checkpoint("final"))
+    history = history_of(facts, folder.checkpoint("final"))
+    epochs = epochs_of(facts, folder.checkpoint("final"))
+    debug = debug_of(folder)
     best = folder.checkpoint("best")
     best_facts = read_training_facts(best) if best.is_file() else None
     return TrainedFold(
         folder=folder,
         name=name,
         epochs=epochs,
-        schedule=_schedule(debug, epochs, folder),
+        schedule=schedule_of(debug, epochs, folder),
         history=history[:epochs],
-        versions={ours: str(debug[theirs])[:100] for ours, theirs in _VERSIONS.items() if debug.get(theirs) not in (None, "None")},
+        versions=versions_in(debug),
         final=_manifest(folder, "final", epochs, history[-1].ema_pseudo_dice if history else None),
-        best=None if best_facts is None else _manifest(folder, "best", _epochs(best_facts, best), _score(best_facts)),
+        best=None if best_facts is None else _manifest(folder, "best", epochs_of(best_facts, best), _score(best_facts)),
         best_ema=_score(facts),
     )
 
 
-def _check_is_of(facts: Mapping[str, Any], name: FoldName, path: Path) -> None:
+def check_is_of(facts: Mapping[str, Any], name: FoldName, path: Path) -> None:
+    """Raise DataError for a checkpoint of another trainer, configuration or fold than its folder is named after."""
     arguments = facts.get("init_args")
     arguments = arguments if isinstance(arguments, dict) else {}
     found = (facts.get("trainer_name"), arguments.get("configuration"), str(arguments.get("fold")))
@@ -131,22 +132,23 @@ def _check_is_of(facts: Mapping[str, Any], name: FoldName, path: Path) -> None:
         )
 
 
-def _history(facts: Mapping[str, Any], folder: RunFolder) -> tuple[EpochRow, ...]:
-    """The epochs by the final checkpoint, else by the logs; none where neither lists them, which is said."""
+def history_of(facts: Mapping[str, Any], path: Path) -> tuple[EpochRow, ...]:
+    """The epochs by the checkpoint at `path`, else by the logs beside it; none where neither lists them, which is said."""
     if facts.get("logging"):
         try:
             return history_of_checkpoint(facts["logging"])
         except (ValueError, ValidationError) as err:
-            raise DataError(f"import: {folder.checkpoint('final')} holds no curves of nnU-Net's: {err}. Restore the file.") from err
-    with reading(folder.root):
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in folder.root.glob("training_log_*.txt")]
+            raise DataError(f"import: {path} holds no curves of nnU-Net's: {err}. Restore the file.") from err
+    with reading(path.parent):
+        texts = [log_file.read_text(encoding="utf-8", errors="replace") for log_file in path.parent.glob("training_log_*.txt")]
     history = history_of_logs(texts)
     if not history:
-        log.warning("%s has no training curves, neither in checkpoint_final.pth nor in a training log: it is imported without", folder.root)
+        log.warning("%s has no training curves, neither in %s nor in a training log: it is imported without", path.parent, path.name)
     return history
 
 
-def _epochs(facts: Mapping[str, Any], path: Path) -> int:
+def epochs_of(facts: Mapping[str, Any], path: Path) -> int:
+    """How many epochs were done. Raises DataError."""
     epochs = facts.get("current_epoch")
     if type(epochs) is not int or not 1 <= epochs <= MAX_EPOCHS:
         raise DataError(f"import: {path} has {shown(epochs)} as its number of epochs, expected 1 to {MAX_EPOCHS}. Restore the file.")
@@ -162,7 +164,7 @@ def _score(facts: Mapping[str, Any]) -> float | None:
     return score if 0 <= score <= 1 else None
 
 
-def _debug(folder: RunFolder) -> dict[str, Any]:
+def debug_of(folder: RunFolder) -> dict[str, Any]:
     """nnU-Net's notes of its settings, as texts; empty where there are none."""
     path = folder.root / "debug.json"
     if not path.is_file():
@@ -174,7 +176,13 @@ def _debug(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-def _schedule(debug: Mapping[str, Any], epochs: int, folder: RunFolder) -> Schedule:
+def versions_in(debug: Mapping[str, Any]) -> dict[str, str]:
+    """What its notes say of the software and hardware, by name."""
+    return {ours: str(debug[theirs])[:100] for ours, theirs in _VERSIONS.items() if debug.get(theirs) not in (None, "None")}
+
+
+def schedule_of(debug: Mapping[str, Any], epochs: int, folder: RunFolder) -> Schedule:
+    """So many epochs by the other settings in its notes, each nnU-Net's usual one where they lack it. Raises DataError."""
     known = {ours: debug[theirs] for ours, theirs in _SETTINGS.items() if theirs in debug}
     try:
         return Schedule.model_validate({"epochs": epochs, **known})

@@ -192,10 +192,12 @@ class Tracker:
             self._client.delete_run(created.info.run_id)
         return run, is_new
 
-    def get_or_create_model_run(self, experiment_id: str, wanted: ModelRun) -> str:
-        """Id of the MLflow run of a model's cross-validation, as `get_or_create_run`; it has ended as soon as it is made."""
-        with self._speaking(f"open the cross-validation {wanted.key}"):
-            run, is_new = self._get_or_create(experiment_id, MODEL_KEY_TAG, wanted.key, wanted.name, RunState.SUCCEEDED)
+    def get_or_create_model_run(self, experiment_id: str, wanted: ModelRun, key_tag: str = MODEL_KEY_TAG) -> str:
+        """Id of the MLflow run of a model's cross-validation, or with another `key_tag` of a comparison, as `get_or_create_run`; it has
+        ended as soon as it is made.
+        """
+        with self._speaking(f"open the run {wanted.key}"):
+            run, is_new = self._get_or_create(experiment_id, key_tag, wanted.key, wanted.name, RunState.SUCCEEDED)
             run_id = str(run.info.run_id)
             params = [Param(k, v[:PARAM_LENGTH]) for k, v in wanted.params.items() if k not in run.data.params]
             self._client.log_batch(run_id, params=params, tags=[RunTag(k, v) for k, v in wanted.tags.items()])
@@ -278,6 +280,11 @@ class Tracker:
         """The newest value of every metric of a run."""
         with self._speaking(f"read run {run_id}"):
             return dict(self._client.get_run(run_id).data.metrics)
+
+    def metric_history(self, run_id: str, key: str) -> dict[int, float]:
+        """Step -> value of one metric of a run, by rising step; empty where it has none."""
+        with self._speaking(f"read {key} of run {run_id}"):
+            return {point.step: point.value for point in sorted(self._client.get_metric_history(run_id, key), key=lambda p: p.step)}
 
     def set_state(self, run_id: str, state: RunState, *, is_waiting: bool = False) -> None:
         """Record the state as a tag and as MLflow's status, SCHEDULED for a run that waits in the queue (again, with `is_waiting`).

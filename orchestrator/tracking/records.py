@@ -24,6 +24,8 @@ from trainers.contract.states import RunState
 RUN_KEY_TAG = "nnfleet.run_key"
 MODEL_KEY_TAG = "nnfleet.model_key"
 """Of the MLflow run that holds the cross-validation of a model; it has no run key."""
+COMPARISON_KEY_TAG = "nnfleet.comparison_key"
+"""Of the MLflow run that holds the report of a comparison, likewise."""
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
 NOTE_TAG = "mlflow.note.content"
@@ -35,6 +37,8 @@ MAX_CLASS_METRICS = 60
 """Classes that get curves of their own; the charts page of MLflow freezes with hundreds of keys."""
 NNUNET = "nnU-Net"
 """Tag `nnfleet.imported` and parameter `recipe` of a run that nnU-Net itself trained."""
+CONTINUED_TAG = "nnfleet.continued"
+"""Of a run that nnU-Net itself began: which epochs are its."""
 NO_VARIANT = "-"
 """Parameter `variant` of a run of the usual settings: MLflow groups by what every run has. No variant has this name."""
 DIGEST_LENGTH = 36
@@ -84,7 +88,7 @@ class KnownRun:
 
 @dataclass(frozen=True)
 class ModelRun:
-    """What identifies and describes the MLflow run of a cross-validation."""
+    """What identifies and describes an MLflow run that is no training: of a cross-validation, or of a comparison."""
 
     key: str
     name: str
@@ -224,6 +228,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         "nnfleet.pseudonyms": str(spec.pseudonyms),
     }
     tags |= {"nnfleet.replicate": spec.replicate} if spec.replicate else {}
+    tags |= {CONTINUED_TAG: spec.continued.text} if spec.continued else {}
     tags |= _start_tags(spec) if spec.imported is None else {"nnfleet.imported": NNUNET}
     found = versions() if spec.imported is None else spec.imported.versions
     return tags | {f"nnfleet.version.{name}": version for name, version in found.items()}
@@ -276,9 +281,10 @@ def note_of(spec: RunSpec, run_id: str) -> str:
     """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
     variant = f", variant {spec.variant}" if spec.variant else ""
     trained_by = "nnfleet" if spec.imported is None else NNUNET
+    begun = f"{spec.continued.text}\n\n" if spec.continued else ""
     return (
         f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by {trained_by} for "
-        f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n"
+        f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n{begun}"
         "`pseudo_dice` counts patches and guides the choice of the best checkpoint; `full/...` are the Dice values of whole cases.\n\n"
         f"Get the model: `nnfleet export {spec.run_key} FOLDER`\n\n"
         f"{artifact_picture('Losses, pseudo-Dice, times and learning rate', 'progress.png', run_id)}"

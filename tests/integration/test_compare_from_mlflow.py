@@ -12,7 +12,9 @@ from orchestrator.compare.tables import as_json
 from orchestrator.publishing.shared_files import shared_files
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.tracking.client import Tracker
+from tests.fake_run import CLASSES
 from tests.validated_model import validated_model
+from trainers.contract.commits import newest_committed
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -30,17 +32,18 @@ def publish(tracker: Tracker, folder: RunFolder) -> None:
         tracker.upload_file(run_id, file, "", path)
     results = [result for case in spec.val_cases if (result := read_result(folder, "final", case)) is not None]
     report = write_report(folder, spec, labels_of(load_dataset_json(folder.model_folder)), "final", results)
+    committed = newest_committed(folder)
+    assert committed is not None
+    tracker.log_epochs(run_id, committed.history, CLASSES)
     tracker.log_validation(run_id, "final", report.metrics, report.table, report.summary_file, 1.7e9)
 
 
 def content(found: Compared) -> dict[str, Any]:
-    """The whole answer, but for where it was read, and for the pseudo-Dice, which checkpoints in MLflow carry, and run folders alone
-    hold of both checkpoints.
-    """
+    """The whole answer, but for where it was read."""
     plain = as_json(found.answer)
     for model in plain["models"]:
-        del model["sources"], model["checkpoints"]
-    return {key: value for key, value in plain.items() if key not in ("notes", "ema_against_full_dice")}
+        del model["sources"]
+    return {key: value for key, value in plain.items() if key != "notes"}
 
 
 def test_the_answer_from_mlflow_is_that_from_the_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +55,12 @@ def test_the_answer_from_mlflow_is_that_from_the_run_folders(tmp_path: Path, mon
     folders = plain + validated_model(tmp_path, better, FOLDS, trainer="nnUNetTrainerDA5", model_folder=da5)
     for folder in folders:
         publish(Tracker(uri), folder)
-    from_folders = api.compare(results=tmp_path / "results")
+    expected = repr(content(api.compare(results=tmp_path / "results")))
 
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     shutil.rmtree(folders[0].root)
     both = api.compare(tracking_uri=uri)
-    assert repr(content(both)) == repr(content(from_folders))
+    assert repr(content(both)) == expected
     assert [set(model["sources"].values()) for model in as_json(both.answer)["models"]] == [
         {"run folder"},
         {"run folder", f"MLflow at {uri}"},
@@ -67,6 +70,23 @@ def test_the_answer_from_mlflow_is_that_from_the_run_folders(tmp_path: Path, mon
     shutil.rmtree(tmp_path / "results")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     from_mlflow = api.compare(["901"])
-    assert repr(content(from_mlflow)) == repr(content(from_folders))
+    assert repr(content(from_mlflow)) == expected
     assert from_mlflow.left == ()
     assert f"All results are read from MLflow at {uri}." in from_mlflow.answer.notes[-1]
+
+
+def test_a_report_is_a_run_of_its_own_that_the_same_comparison_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    folders = validated_model(tmp_path, DICE, FOLDS)
+    first, again = (api.publish_report(api.compare(results=tmp_path / "results").answer, uri) for _ in range(2))
+    assert first == again
+    run_id = first.removeprefix("run ").partition(" ")[0]
+    tracker = Tracker(uri)
+    assert list(tracker.list_files(run_id)) == ["comparison.html"]
+    tags = tracker.tags(run_id)
+    assert tags["nnfleet.kind"] == "comparison"
+    assert "is the only model" in tags["mlflow.note.content"]
+    assert tracker.download(run_id, "comparison.html", tmp_path).read_text().startswith("<!")
+    shutil.rmtree(folders[1].root)
+    assert api.publish_report(api.compare(results=tmp_path / "results").answer, uri) == first

@@ -2,18 +2,23 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.compare.choice import compared
+from orchestrator.imported.continuing import continue_folder
 from orchestrator.imported.importing import import_folder
 from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
+from tests.nnunet_begun import nnunets_trainer, trained_alone
 from tests.nnunet_folder import nnunet_fold, tiny_with_split
 from tests.nnunet_reference import trained_by_nnunet
 from tests.unit.tiny_dataset import tiny_dataset
 from trainers.contract.commits import newest_committed
+from trainers.contract.fencing import acquire_token
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -81,3 +86,38 @@ def test_mlflow_gets_an_imported_run_with_its_tag_curves_and_scores(tmp_path: Pa
     assert (fold.folder / "progress.png").read_bytes() == b"theirs"
     (again,) = import_folder(fold.folder, tiny.preprocessed.parent, None, tracker.uri)
     assert (again.note, again.delivered, again.lacking) == ("already imported", (), "")
+
+
+def test_a_training_that_nnunet_left_after_one_of_three_epochs_is_finished_here(toys: Toys, tmp_path: Path) -> None:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    toy = toys("labels")
+    theirs = RunFolder(trained_by_nnunet(toy, tmp_path, stops_after=1))
+    files = {path: path.read_bytes() for path in theirs.model_folder.rglob("*") if path.is_file()}
+    (fold,) = continue_folder(theirs.root, toy.preprocessed.parent, workers={"gpus": 0, "cpus": 1})
+    assert fold.lacking == ""
+    assert fold.run_folder is not None
+    folder = RunFolder(fold.run_folder)
+    assert trained_alone(folder, acquire_token(folder, "driver")) == "TRAINED"
+    assert {path: path.read_bytes() for path in files} == files
+
+    committed = newest_committed(folder)
+    assert committed is not None
+    before = torch.load(theirs.root / "checkpoint_latest.pth", weights_only=False)
+    assert [row.epoch for row in committed.history] == [0, 1, 2]
+    assert [row.world_size for row in committed.history] == [0, 1, 1]
+    assert committed.history[0].train_loss == before["logging"]["train_losses"][0]
+    assert [row.learning_rate for row in committed.history] == pytest.approx([0.01 * (1 - epoch / 3) ** 0.9 for epoch in range(3)])
+    first, second, _ = committed.history
+    begun = before["logging"]["ema_fg_dice"][0]
+    assert first.ema_pseudo_dice == begun
+    assert second.ema_pseudo_dice == pytest.approx(0.9 * begun + 0.1 * second.pseudo_dice_mean)
+
+    loaded = nnunets_trainer(toy, tmp_path / "again")
+    loaded.load_checkpoint(str(folder.checkpoint("final")))
+    assert loaded.current_epoch == 3
+    assert len(loaded.logger.get_value("train_losses", step=None)) == 3
+    for file in ("plans.json", "dataset.json"):
+        shutil.copy(theirs.model_folder / file, folder.model_folder / file)  # as the opening of a campaign does
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        nnUNetPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(str(folder.model_folder), (0,), name)

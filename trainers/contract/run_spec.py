@@ -160,6 +160,25 @@ class Imported(Frozen):
     """What is known of the software and hardware that trained it, by name."""
 
 
+class Continued(Frozen):
+    """What nnU-Net itself had trained of a run before it went on here."""
+
+    folder: Path
+    """nnU-Net's folder of the fold, as it lay then; its files stay as they are."""
+    epochs: int = Field(ge=1)
+    """Epochs that were done."""
+    sha256: str
+    """Of the checkpoint that the run goes on from; part of the run key."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """What is known of the software and hardware that trained it, by name."""
+
+    @property
+    def text(self) -> str:
+        """For users, in a sentence: what is exact of such a run and what is not."""
+        before = "Epoch 0 was" if self.epochs == 1 else f"Epochs 0 to {self.epochs - 1} were"
+        return f"{before} trained by nnU-Net itself; the run is exact from epoch {self.epochs} on."
+
+
 USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
 
@@ -217,6 +236,8 @@ class RunSpec(Frozen):
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
     imported: Imported | None = None
     """Of a run that nnU-Net itself trained; null, and not in run.json: it was trained here."""
+    continued: Continued | None = None
+    """Of a run that nnU-Net itself began; null, and not in run.json: it began here."""
     workers: WorkerSpec = WorkerSpec()
     loader: LoaderSpec = LoaderSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -238,7 +259,7 @@ class RunSpec(Frozen):
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written as by the version that planned it, which can read it: without what it has not of the fields that came later."""
         found = default(self)
-        later = ("case_digests", "patients", "pretrained_weights", "imported")
+        later = ("case_digests", "patients", "pretrained_weights", "imported", "continued")
         optional = (("variant", ""), ("replicate", ""), *((name, None) for name in later))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}

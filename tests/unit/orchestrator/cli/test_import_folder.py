@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from orchestrator import api
 from orchestrator.cli import app
-from orchestrator.errors import DataError
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.imported.importing import ImportedFold
 from tests.nnunet_folder import nnunet_fold, tiny_with_split
 from tests.unit.tiny_dataset import tiny_dataset
 
@@ -29,3 +32,23 @@ def test_each_fold_has_its_line_and_one_that_is_refused_the_exit_code(tmp_path: 
     again = CliRunner().invoke(app, ["import", str(roots[0]), "--json"])
     assert again.exit_code == 0
     assert [fold["note"] for fold in json.loads(again.stdout)] == ["already imported"]
+
+
+def test_a_half_done_training_is_imported_with_the_workers_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def import_folder(*names: Any, **options: Any) -> list[ImportedFold]:
+        asked.update(options)
+        return [ImportedFold(folder=names[0], run_key="key", address="17/2d/nnUNetTrainer+continued/0", note="imported.")]
+
+    monkeypatch.setattr(api, "import_folder", import_folder)
+    monkeypatch.setattr(api, "is_local", lambda: False)
+    said = CliRunner().invoke(app, ["import", "fold_0", "--continue", "-num_gpus", "2", "--cpus", "4"])
+    assert (said.exit_code, said.stdout.split()[0]) == (0, "17/2d/nnUNetTrainer+continued/0")
+    assert asked == {"continues": True, "workers": {"count": 2, "cpus": 4}}
+
+
+def test_workers_for_what_is_only_read_are_refused() -> None:
+    said = CliRunner().invoke(app, ["import", "fold_0", "--cpu"])
+    assert isinstance(said.exception, ConfigError)
+    assert "--continue" in str(said.exception)

@@ -1,6 +1,7 @@
 """Full validations out of MLflow's artifacts: the same results as in the run folder, or a reason why there are none."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from orchestrator.compare.models import ValidatedFold, read_fold
 from orchestrator.compare.published_results import read_published
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.names import Names
+from orchestrator.tracking.scores import score_metrics
 from tests.validated_model import validated_model
+from trainers.contract.commits import newest_committed
+from trainers.contract.lesions import Lesions
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.storage.files import write_atomic
+from trainers.storage.files import write_atomic, write_json_atomic
 
 FOLDS = [["case_0", "case_1"], ["case_2", "case_3"]]
 DICE = {"case_0": 0.5, "case_1": 0.0, "case_2": float("nan"), "case_3": 0.9}
@@ -28,6 +32,10 @@ class Server:
 
     def __init__(self, place: Path, folders: list[RunFolder]) -> None:
         self.place, self.names = place, list[Names]()
+        self.values: dict[str, dict[str, float]] = {}
+        self.curves: dict[str, dict[int, float]] = {}
+        self.asked: list[str] = []
+        """Curves."""
         for number, folder in enumerate(folders):
             spec, labels = folder.spec(), labels_of(load_dataset_json(folder.model_folder))
             results = [result for case in spec.val_cases if (result := read_result(folder, "final", case)) is not None]
@@ -38,6 +46,10 @@ class Server:
             self.put(number, "dataset.json", (folder.model_folder / "dataset.json").read_bytes())
             self.put(number, "fullval/final/summary.json", report.summary_file.read_bytes())
             self.put(number, "fullval/final/per_case.json", json.dumps({"columns": columns, "data": rows}).encode())
+            committed = newest_committed(folder)
+            assert committed is not None
+            self.curves[str(number)] = {row.epoch: row.ema_pseudo_dice or 0.0 for row in committed.history}
+            self.values[str(number)] = score_metrics("final", report.metrics) | {"val/ema_pseudo_dice": 0.5}
             self.names.append(Names(spec.run_key, spec.address, str(number), str(folder.root)))
 
     def put(self, number: int, path: str, content: bytes) -> None:
@@ -48,6 +60,13 @@ class Server:
 
     def tags(self, run_id: str) -> dict[str, str]:
         return {}
+
+    def metrics(self, run_id: str) -> dict[str, float]:
+        return self.values[run_id]
+
+    def metric_history(self, run_id: str, key: str) -> dict[int, float]:
+        self.asked.append(key)
+        return self.curves[run_id]
 
     def list_files(self, run_id: str, directory: str = "") -> dict[str, int | None]:
         root = self.place / run_id
@@ -79,6 +98,50 @@ def test_the_results_are_those_of_the_run_folder(server: Server, folders: list[R
         assert isinstance(seen, ValidatedFold)
         expected = [result.model_copy(update={"checkpoint_sha256": ""}) for result in seen.results]
         assert repr(list(fold_in(server, number).results)) == repr(expected)
+
+
+def test_curve_and_pseudo_dice_are_those_of_the_run_folder(server: Server, folders: list[RunFolder]) -> None:
+    seen, found = read_fold(folders[0], folders[0].spec(), "final"), fold_in(server)
+    assert isinstance(seen, ValidatedFold)
+    assert [(row.epoch, row.ema_pseudo_dice) for row in found.history] == [(row.epoch, row.ema_pseudo_dice) for row in seen.history]
+    assert found.ema_pseudo_dice == seen.ema_pseudo_dice
+    assert server.asked == ["val/ema_pseudo_dice"]
+
+
+def test_the_scores_of_both_checkpoints_are_read(server: Server, folders: list[RunFolder]) -> None:
+    table = json.loads((server.place / "0" / "fullval/final/per_case.json").read_text())
+    for row in table["data"]:
+        row[1] = None if row[1] is None else row[1] / 2
+    server.put(0, "fullval/best/per_case.json", json.dumps(table).encode())
+    server.values["0"] |= {"full/best/dice_mean": 0.2, "full/best/minus_ema_pseudo_dice": -0.25}
+    shutil.rmtree(folders[0].root)
+    found = fold_in(server).checkpoints
+    assert found["final"].dice == pytest.approx(0.25)
+    assert found["best"] == pytest.approx((0.45, 0.125))
+
+
+def test_lesions_have_the_scores_of_the_run_folder(tmp_path: Path, folders: list[RunFolder]) -> None:
+    counted = [Lesions(num_true=6, num_detected=4, num_false=2, dice=0.3), Lesions(num_true=0, num_detected=0, num_false=0, dice=math.nan)]
+    for case, lesions in zip(FOLDS[0], counted, strict=True):
+        result = read_result(folders[0], "final", case)
+        assert result is not None
+        metrics = {name: m.model_copy(update={"lesions": lesions}) for name, m in result.metrics.items()}
+        write_json_atomic(folders[0].cases("final") / f"{case}.json", result.model_copy(update={"metrics": metrics}).model_dump())
+    server = Server(tmp_path / "mlflow", folders)
+    for result, lesions in zip(fold_in(server).results, counted, strict=True):
+        for found in result.metrics.values():
+            assert found.lesions is not None
+            assert repr(found.lesions.scores) == repr(lesions.scores)
+    assert not any(result.has_lesions for result in fold_in(server, 1).results)
+
+
+def test_what_mlflow_does_not_hold_is_named(server: Server) -> None:
+    def notes() -> str:
+        return " ".join(compared(Places(server=lambda: server), (), "final").answer.notes)
+
+    assert "MLflow gives no pictures of cases." in notes()
+    server.values["1"].pop("val/ema_pseudo_dice")
+    assert "MLflow gives no pictures of cases and no curves of 1 fold." in notes()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Makes a training that nnU-Net began a run of ours that `nnfleet resume` goes on with, beside nnU-Net's folder, which stays as it is."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from orchestrator.errors import ConfigError, NnfleetError, StorageError
+from orchestrator.imported.fold_data import CONTINUED, read_fold_data, spec_of
+from orchestrator.imported.half_done import HalfDone, read_half_done
+from orchestrator.imported.importing import ImportedFold, folds_of
+from orchestrator.run.aside import move_aside
+from trainers.contract.fencing import TAKEOVER, acquire_token
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import LoaderSpec, RunSpec, WorkerSpec
+from trainers.storage.files import expanded, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+def continue_folder(
+    folder: Path,
+    preprocessed: Path,
+    results: Path | None = None,
+    tracking_uri: str = "",
+    workers: Mapping[str, int] | None = None,
+) -> Iterator[ImportedFold]:
+    """Make runs of every half-done fold of a model folder of nnU-Net's, or the one fold that `folder` is; an error of one stops no other.
+
+    `results`: the results folder of the runs; None: the one that nnU-Net's folder lies in. `workers`: with what it trains from here on.
+    The rest as in `import_folder`. Raises ConfigError where no fold is meant.
+    """
+    for fold in folds_of(expanded(folder)):
+        try:
+            yield _continued(fold, preprocessed, results, tracking_uri, workers or {})
+        except (NnfleetError, OSError) as err:
+            yield ImportedFold(folder=fold.root, lacking=str(err))
+
+
+def _continued(source: RunFolder, preprocessed: Path, results: Path | None, tracking_uri: str, workers: Mapping[str, int]) -> ImportedFold:
+    if source.spec_file.is_file():
+        raise ConfigError(f"import: {source.root} is the folder of the run {source.spec().run_key}. `nnfleet resume` continues ours.")
+    begun = read_half_done(source)
+    target = _target(begun, results)
+    data = read_fold_data(begun.name, source.model_folder, preprocessed, target.model_folder.parent)
+    spec = _with_workers(spec_of(data, target, begun.schedule, tracking_uri, continued=begun.continued), workers)
+    is_there = _is_there(target, spec)
+    if not is_there:
+        try:
+            _write(begun, target, spec)
+        except (OSError, StorageError) as err:
+            raise ConfigError(f"import: {target.root} cannot be written: {err}. Name a results folder of yours: --results FOLDER.") from err
+    return ImportedFold(
+        folder=source.root,
+        run_key=spec.run_key,
+        address=spec.address,
+        run_folder=target.root,
+        note=f"{'already imported' if is_there else 'imported'}. {begun.continued.text} Go on: nnfleet resume {spec.run_key}",
+    )
+
+
+def _target(begun: HalfDone, results: Path | None) -> RunFolder:
+    """Always a model folder of its own: in nnU-Net's the run would replace checkpoint_latest.pth and checkpoint_best.pth."""
+    source = begun.folder
+    place = source.model_folder.parent.parent if results is None else expanded(results).absolute()
+    return RunFolder(place / begun.name.dataset / f"{source.model_folder.name}__{CONTINUED}" / source.root.name)
+
+
+def _with_workers(spec: RunSpec, workers: Mapping[str, int]) -> RunSpec:
+    """One loader actor for each core that the steps and the system leave, as an experiment has them."""
+    chosen = WorkerSpec.model_validate(workers)
+    loader = LoaderSpec(actors=max(1, min(LoaderSpec().actors, chosen.cpus - 2)))
+    return spec.model_copy(update={"workers": chosen, "loader": loader})
+
+
+def _is_there(target: RunFolder, spec: RunSpec) -> bool:
+    """True when the folder holds this very run. Raises ConfigError when it belongs to another one."""
+    if not target.spec_file.is_file():
+        return False
+    present = target.spec()
+    if present.run_key != spec.run_key:
+        raise ConfigError(
+            f"import: {target.root} belongs to the run {present.run_key}, which began with another checkpoint or other data than "
+            f"{spec.run_key}. Remove that one (nnfleet rm {present.run_key}), or name another folder: --results."
+        )
+    return True
+
+
+def _write(begun: HalfDone, target: RunFolder, spec: RunSpec) -> None:
+    """The first state and all that it needs. run.json comes last, as it vouches for the rest: before, the folder is no run."""
+    from trainers.training.adopt import adopt  # torch, which only this needs
+
+    if target.root.is_dir():  # what was killed before it had a run.json; never overwritten, for it may be something else
+        log.warning("%s has no run.json: it is kept as %s", target.root, move_aside(target.root, "without-run", time.time()).name)
+    token = acquire_token(target, f"import of {begun.folder.root}", {"role": TAKEOVER})
+    log.info("%s: %s", spec.run_key, begun.continued.text)
+    adopt(spec, target, token, begun.history, begun.latest, begun.best)
+    write_atomic(target.spec_file, spec.model_dump_json(indent=1).encode())

@@ -1,0 +1,86 @@
+"""What MLflow gets of a comparison: which run it is, and a report that is not too large."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator import api
+from orchestrator.cli import app
+from orchestrator.compare.answer import Answer
+from orchestrator.compare.case_pictures import CasePictures
+from orchestrator.compare.choice import compared
+from orchestrator.compare.comparison_run import bounded, comparison_key, note_of, run_of
+from orchestrator.errors import ConfigError
+from tests.validated_model import validated_model
+from trainers.contract.run_folder import RunFolder
+
+FOLDS = [["case_0", "case_1"], ["case_2", "case_3"]]
+DICE = {"case_0": 0.5, "case_1": 0.6, "case_2": 0.7, "case_3": 0.9}
+DA5: dict[str, Any] = {"trainer": "nnUNetTrainerDA5"}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[RunFolder]:
+    da5 = tmp_path / "results" / "Dataset901_Toy" / "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"
+    return validated_model(tmp_path, DICE, FOLDS) + validated_model(tmp_path, DICE, FOLDS, **DA5, model_folder=da5)
+
+
+def answer_of(folders: list[RunFolder], *names: str) -> Answer:
+    return compared(folders[0].model_folder.parents[1], names, "final").answer
+
+
+def test_the_same_models_are_the_same_comparison_whatever_folds_are_validated(folders: list[RunFolder]) -> None:
+    whole = comparison_key(answer_of(folders))
+    assert whole.startswith("comparison-Dataset901_Toy-")
+    assert comparison_key(answer_of(folders, "901/3d_fullres/nnUNetTrainerDA5")) != whole
+    shutil.rmtree(folders[3].root)
+    assert comparison_key(answer_of(folders)) == whole
+
+
+def test_it_is_found_by_its_kind_and_says_the_verdict_and_the_table(folders: list[RunFolder]) -> None:
+    answer = answer_of(folders)
+    run = run_of(answer)
+    assert (run.tags["nnfleet.kind"], run.tags["nnfleet.checkpoint"]) == ("comparison", "final")
+    assert run.tags["nnfleet.verdict"] == answer.verdict
+    assert run.name.endswith(" and 1 more, final")
+    note = note_of(answer)
+    assert note.startswith(f"**{answer.verdict}**")
+    assert "| nnUNetTrainerDA5 |" in note
+    assert "case_0" not in note
+
+
+def test_pictures_that_would_make_the_report_too_large_are_left_out_and_said(folders: list[RunFolder]) -> None:
+    answer, pictures = answer_of(folders, "901/3d_fullres/nnUNetTrainerDA5"), CasePictures({"worst case": b"png" * 1000})
+    whole = bounded(answer, pictures)
+    assert b"worst case" in whole
+    bare = bounded(answer, pictures, len(whole) - 1)
+    assert b"worst case" not in bare
+    assert b"Pictures of cases are left out: with them the report has more than 20 MB" in bare
+
+
+def test_the_command_prints_where_the_report_is_in_mlflow(folders: list[RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    def publish_report(answer: Answer, tracking_uri: str | None, *, images: bool) -> str:
+        sent.append(answer.dataset)
+        return f"{tracking_uri}/#/experiments/1/runs/2"
+
+    monkeypatch.setattr(api, "publish_report", publish_report)
+    results, uri = str(folders[0].model_folder.parents[1]), "http://host"
+    monkeypatch.setattr(api, "compare", lambda *_, **__: compared(Path(results), (), "final"))
+    said = CliRunner().invoke(app, ["compare", "--results", results, "--tracking-uri", uri, "--mlflow"])
+    assert said.exit_code == 0
+    assert sent == ["Dataset901_Toy"]
+    assert "Report in MLflow: http://host/#/experiments/1/runs/2" in said.output.replace("\n", " ").replace("  ", " ")
+
+
+def test_without_any_server_the_report_is_refused_with_the_cure(
+    folders: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("NNFLEET_HOME", str(tmp_path / "home"))
+    with pytest.raises(ConfigError, match=r"no MLflow server is known for the report. Name one \(--tracking-uri\)"):
+        api.publish_report(answer_of(folders))
