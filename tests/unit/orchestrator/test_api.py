@@ -116,7 +116,7 @@ def test_a_results_folder_that_is_not_there_is_an_error_but_hides_no_run_of_the_
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "typo"))
-    for verb in (api.snapshot, lambda: api.logs("17/2d/nnUNetTrainer/0"), lambda: api.validate(["17"]), lambda: api.removable(["17"])):
+    for verb in (api.snapshot, lambda: api.logs("17/2d/nnUNetTrainer/0"), lambda: api.stop(["17"]), lambda: api.removable(["17"])):
         with pytest.raises(ConfigError, match=rf"nnUNet_results: this variable names {tmp_path}/typo, which is no folder here"):
             verb()
     machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
