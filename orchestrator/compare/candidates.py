@@ -59,7 +59,7 @@ def _choice(winner: CandidateScore | None, count: int) -> list[str]:
 
 
 def _loss(manifest: Manifest) -> str:
-    return f"The weights of epoch {manifest.epoch} are damaged or lost: it was not validated."
+    return f"The weights of epoch {manifest.epoch} are damaged or missing: it was not validated."
 
 
 def _differences(committed: Committed, results: Results, winner: CandidateScore | None, patients: Mapping[str, str]) -> list[str]:

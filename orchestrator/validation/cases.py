@@ -56,7 +56,7 @@ def candidates_to_validate(folder: RunFolder, spec: RunSpec) -> list[WeightsName
         if file.is_file() and sha256_of(file) == manifest.sha256:
             found.append(manifest.checkpoint)
         else:
-            log.warning("the weights of %s in %s are damaged or lost: it is not validated", manifest.checkpoint, file)
+            log.warning("the weights of %s in %s are damaged or missing: it is not validated", manifest.checkpoint, file)
     return found
 
 

@@ -305,7 +305,7 @@ def _with_candidates(folder: RunFolder, committed: Committed) -> Committed:
     """`committed` with those of its candidates whose weights are whole."""
     lost = [manifest for manifest in committed.candidates if _digest(folder.root / manifest.file) != manifest.sha256]
     for manifest in lost:
-        log.warning("candidate %s of epoch %d is lost: it will not be validated", manifest.file, manifest.epoch)
+        log.warning("candidate %s of epoch %d is damaged or missing and will not be validated", manifest.file, manifest.epoch)
     whole = tuple(manifest for manifest in committed.candidates if manifest not in lost)
     return committed.model_copy(update={"candidates": whole}) if lost else committed
 

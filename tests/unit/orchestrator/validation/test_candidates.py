@@ -164,7 +164,7 @@ def test_lost_weights_of_a_candidate_cost_that_candidate_and_are_named(run: Cand
     (run.folder.root / run.candidates[1].file).write_bytes(b"damaged")
     sentences = validated(run)
     assert sentences[0].startswith("Of 2 candidates")
-    assert sentences[-1] == "The weights of epoch 1 are damaged or lost: it was not validated."
+    assert sentences[-1] == "The weights of epoch 1 are damaged or missing: it was not validated."
     assert progress_of(run.spec).stage == "finished"
 
 

@@ -174,7 +174,7 @@ def test_a_candidate_whose_weights_are_lost_costs_itself_alone(tmp_path: Path, c
     restored = newest_valid(folder)
     assert restored is not None
     assert [manifest.epoch for manifest in restored.candidates] == [3]
-    assert "candidate nnfleet/best/e00007_a0001.pth of epoch 6 is lost" in caplog.text
+    assert "candidate nnfleet/best/e00007_a0001.pth of epoch 6 is damaged or missing" in caplog.text
     train(folder, 2)
     assert [manifest.checkpoint for manifest in committed_in(folder).candidates] == ["candidate_3"]
     assert torch.load(folder.checkpoint("best"), weights_only=True)["network_weights"]["a.weight"][0, 0] == 3.0
