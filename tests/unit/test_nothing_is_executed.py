@@ -73,9 +73,9 @@ def test_the_code_package_holds_code_alone(tmp_path: Path, monkeypatch: pytest.M
         (place / ".hidden" / "module.py").write_text("x")
     content = packed({"experiment.yaml": "dataset: 1"})
     assert packed({"experiment.yaml": "dataset: 1"}) == content, "the cluster stores it once"
-    with zipfile.ZipFile(BytesIO(content)) as archive:
-        assert archive.read("experiment.yaml") == b"dataset: 1"
-        names = sorted(archive.namelist())
+    with zipfile.ZipFile(BytesIO(content)) as unpacked:
+        assert unpacked.read("experiment.yaml") == b"dataset: 1"
+        names = sorted(unpacked.namelist())
     assert names == [
         "experiment.yaml",
         *(f"{name}/{file}" for name in ("orchestrator", "trainers") for file in ("module.py", "py.typed", "sub/other.py")),

@@ -78,7 +78,7 @@ class Tracking(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         is_known = any(f"tags.`nnfleet.run_key` = '{key}'" == wanted.get("filter") for key in self.known)
-        runs = {"runs": [{"info": {}}]} if is_known and wanted["experiment_ids"] == ["1"] else {}
+        runs: dict[str, Any] = {"runs": [{"info": {}}]} if is_known and wanted["experiment_ids"] == ["1"] else {}
         body = json.dumps(runs if self.path.endswith("/runs/search") else {"experiments": [{"experiment_id": "1"}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

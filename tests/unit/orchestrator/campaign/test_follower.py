@@ -258,7 +258,7 @@ def test_a_campaign_that_could_not_begin_says_why_and_takes_nothing_from_what_is
 def test_a_run_that_is_followed_already_is_shown_as_its_campaign_reports_it(jobs: FakeJobs) -> None:
     jobs.campaign("first", "RUNNING", RunState.RUNNING, 5, num_drivers=1)
     for state in ("PENDING", "FAILED"):
-        jobs.hand_over("second", state)  # type: ignore[arg-type]
+        jobs.hand_over("second", state)
         assert (jobs.shown().state, jobs.shown().campaign) == (RunState.RUNNING, "first")
     jobs.hand_over("second", "PENDING")
     assert [status.state for status in Follower(jobs).statuses("second")] == [RunState.QUEUED]
