@@ -5,66 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from nnunetv2.inference.export_prediction import (
-    convert_predicted_logits_to_segmentation_with_correct_shape,
-    export_prediction_from_logits,
-)
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.export_case import CUBE, THIN, Shape, case, exporter, logits_of, nnunets
 from tests.nnunet_beside import KINDS
-from tests.unit.trainers.validation.test_spacing import plans
 from trainers.validation.export import Exporter
 from trainers.validation.resampling import PART_ZYX, parts_of, resampled
-
-Shape = tuple[int, int, int]
-THIN, CUBE = (3.0, 0.7, 0.7), (1.0, 1.0, 1.0)
-
-
-def exporter(
-    kind: dict[str, Any] | None = None,
-    spacing: tuple[float, ...] = CUBE,
-    transpose: list[int] | None = None,
-    function: str = "resample_data_or_seg_to_shape",
-    **options: Any,
-) -> Exporter:
-    """An exporter of plans whose preprocessed cases have this `spacing`; `options` of the resampling beside nnU-Net's usual ones."""
-    content = plans("SimpleITKIO", transpose or [0, 1, 2])
-    configuration = content["configurations"]["3d_fullres"]
-    usual = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    configuration |= {"spacing": list(spacing), "resampling_fn_probabilities": function}
-    configuration["resampling_fn_probabilities_kwargs"] = usual | options if function == "resample_data_or_seg_to_shape" else options
-    manager = PlansManager(content)
-    dataset_json = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", **(kind or KINDS["labels"])}
-    return Exporter(manager, manager.get_configuration("3d_fullres"), dataset_json)
-
-
-def case(cropped: Shape, spacing: tuple[float, ...] = CUBE, margins: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-    """What preprocessing notes of a case that had so many empty voxels before and behind what it kept; `spacing` in the file's order."""
-    before, behind = margins
-    return {
-        "spacing": list(spacing),
-        "shape_before_cropping": tuple(size + before + behind for size in cropped),
-        "bbox_used_for_cropping": [[before, before + size] for size in cropped],
-        "shape_after_cropping_and_before_resampling": cropped,
-        "sitk_stuff": {"spacing": tuple(spacing[::-1]), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)},
-    }
-
-
-def logits_of(heads: int, shape: Shape, seed: int = 1) -> torch.Tensor:
-    """Smooth areas with steep borders, as networks predict them; 16 bit, as nnU-Net's predictor gives them."""
-    coarse = torch.randn((1, heads, *(math.ceil(size / 4) for size in shape)), generator=torch.Generator().manual_seed(seed))
-    return (10 * torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0]).half()
-
-
-def nnunets(ours: Exporter, logits: torch.Tensor, properties: dict[str, Any]) -> npt.NDArray[Any]:
-    labels = ours.plans.get_label_manager(ours.dataset_json)
-    arguments = (ours.plans, ours.configuration, labels, properties)
-    return np.asarray(convert_predicted_logits_to_segmentation_with_correct_shape(logits, *arguments, num_threads_torch=1))
 
 
 def share_equal(ours: Exporter, logits: torch.Tensor, properties: dict[str, Any]) -> float:
@@ -170,12 +120,12 @@ def test_files_are_nnunets(tmp_path: Path, keeps_probabilities: bool) -> None:
 
 
 def assert_files_are_nnunets(
-    ours: Exporter, logits: torch.Tensor, case: dict[str, Any], base: Path, *, keeps_probabilities: bool = False
+    ours: Exporter, logits: torch.Tensor, properties: dict[str, Any], base: Path, *, keeps_probabilities: bool = False
 ) -> None:
     for folder in ("mine", "theirs"):
         (base / folder).mkdir()
-    ours.write(logits, case, str(base / "mine" / "case"), keeps_probabilities=keeps_probabilities)
-    arguments = (case, ours.configuration, ours.plans, ours.dataset_json, str(base / "theirs" / "case"), keeps_probabilities, 1)
+    ours.write(logits, properties, str(base / "mine" / "case"), keeps_probabilities=keeps_probabilities)
+    arguments = (properties, ours.configuration, ours.plans, ours.dataset_json, str(base / "theirs" / "case"), keeps_probabilities, 1)
     export_prediction_from_logits(logits, *arguments)
     names = sorted(file.name for file in (base / "theirs").iterdir())
     assert names == ["case.nii.gz"] if not keeps_probabilities else ["case.nii.gz", "case.npz", "case.pkl"]
