@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainers.contract.commits import BestRecord
 from trainers.contract.plans import Labels
+from trainers.network.arg_max import running_arg_max
 
 
 def zero_counts(labels: Labels, device: torch.device) -> Tensor:
@@ -50,10 +51,19 @@ def _regions(logits_BCZYX: Tensor, target: Tensor, labels: Labels) -> tuple[Tens
 
 
 def _classes(logits_BCZYX: Tensor, target_B1ZYX: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor | None]:
-    predicted_B1ZYX = logits_BCZYX.argmax(1, keepdim=True)
+    predicted_B1ZYX = _largest(logits_BCZYX)
     class_ids = torch.arange(1, logits_BCZYX.shape[1], device=logits_BCZYX.device).view(1, -1, *[1] * (logits_BCZYX.ndim - 2))
     ignored_B1ZYX = None if labels.ignore_label is None else target_B1ZYX == labels.ignore_label
     return predicted_B1ZYX == class_ids, target_B1ZYX == class_ids, ignored_B1ZYX
+
+
+def _largest(logits_BCZYX: Tensor) -> Tensor:
+    """Which class has the largest logit, the first of equals, (B, 1, Z, Y, X). Torch's arg-max where it is fast, and for NaN, which it
+    takes for the largest.
+    """
+    if logits_BCZYX.device.type == "cpu" and bool(logits_BCZYX.sum().isfinite()):
+        return running_arg_max(logits_BCZYX.unbind(1), logits_BCZYX.shape[1]).unsqueeze(1)
+    return logits_BCZYX.argmax(1, keepdim=True)
 
 
 def gather_epoch(counts_3C: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""Whole-case prediction with a trained checkpoint: nnU-Net's sliding window and export, as in its own full validation.
+"""Whole-case prediction with a trained checkpoint: nnU-Net's sliding window, as in its own full validation, and its export.
 
 Preprocessed case -> tiles at half a patch's distance, Gaussian weights, mirroring -> logits -> original grid -> label file. The arithmetic
-is nnU-Net's throughout (its accumulators are 16 bit floats). This is the only module that imports nnunetv2's predictor (0.9 GB, seconds).
+is nnU-Net's up to the logits (its accumulators are 16 bit floats); what follows, `export.py` does. This is the only module that imports
+nnunetv2's predictor (0.9 GB, seconds).
 
 C Z Y X: channels and voxels of the preprocessed case. Source: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py, perform_actual_validation.
 """
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -33,6 +33,7 @@ from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
 from trainers.storage.faults import find_outage, reading
 from trainers.storage.files import fsync_folder, sha256_of
+from trainers.validation.export import Exporter
 from trainers.validation.spacing import Spacing, noted_spacing
 
 log = logging.getLogger(__name__)
@@ -77,10 +78,8 @@ class ModelPredictor:
         """Write a segmentation on the original grid into `output_folder` as <case_id><file ending>, whole or not at all."""
         output_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
-            target = str(Path(part) / case_id)
-            export_prediction_from_logits(
-                logits, properties, self.configuration, self.plans, self.dataset_json, target, keeps_probabilities, self.threads
-            )
+            exporter = Exporter(self.plans, self.configuration, self.dataset_json, self.threads)
+            exporter.write(logits, properties, str(Path(part) / case_id), keeps_probabilities=keeps_probabilities)
             _publish(Path(part), output_folder, f"{case_id}{self.file_ending}")
         return output_folder / f"{case_id}{self.file_ending}"
 

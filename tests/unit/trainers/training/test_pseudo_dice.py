@@ -31,6 +31,17 @@ def test_counts_are_exactly_those_of_nnunet(kind: str, shape: tuple[int, ...], h
     assert torch.equal(target, before)
 
 
+@pytest.mark.parametrize("places", [(0,), (1,), (1, 2), (0, 1, 2)])
+def test_counts_of_logits_that_are_no_numbers_are_those_of_nnunet(places: tuple[int, ...]) -> None:
+    labels = labels_for("ignore")
+    torch.manual_seed(3)
+    logits = torch.randn(2, 3, 8, 8, 8)
+    logits[:, list(places), 2:5] = torch.nan
+    logits[:, 1, 6] = torch.inf
+    target = torch.randint(0, 4, (2, 1, 8, 8, 8), dtype=torch.int16)
+    np.testing.assert_array_equal(batch_counts(logits, target, labels).numpy(), nnunet_counts(logits, target, labels))
+
+
 @pytest.mark.parametrize("kind", ["regions", "regions_ignore"])
 def test_counts_of_bool_regions(kind: str) -> None:
     labels = labels_for(kind)

@@ -1,0 +1,103 @@
+"""From logits to a label file on the original grid: what nnU-Net's export writes, without a full-size copy of any class.
+
+Part by part the classes are resampled (`resampling.py`) and the largest is kept; a softmax, which changes no order, is left out. Where
+plans name another resampling or handling of labels than nnU-Net's own, and where probabilities are kept, nnU-Net's export does it.
+
+C class, Z Y X voxels. Source: nnunetv2/inference/export_prediction.py (`export_prediction_from_logits`).
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
+
+from trainers.network.arg_max import index_type, running_arg_max, times
+from trainers.validation.resampling import AxisPart, AxisParts, parts_of, resampled
+
+
+class _NotANumberError(Exception):
+    """A part of the logits is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Writes the predictions of one model. `threads`: how many nnU-Net's own export may use."""
+
+    plans: PlansManager
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    threads: int = 1
+
+    def write(self, logits_CZYX: Tensor, properties: dict[str, Any], target: str, *, keeps_probabilities: bool = False) -> None:
+        """Write `target` + file ending, and with `keeps_probabilities` nnU-Net's `target`.npz and `target`.pkl."""
+        segmentation = None if keeps_probabilities else self.segmentation(logits_CZYX, properties)
+        if segmentation is None:
+            arguments = (properties, self.configuration, self.plans, self.dataset_json, target, keeps_probabilities, self.threads)
+            export_prediction_from_logits(logits_CZYX, *arguments)
+            return
+        self.plans.image_reader_writer_class().write_seg(segmentation, target + self.dataset_json["file_ending"], properties)
+
+    def segmentation(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> npt.NDArray[Any] | None:
+        """Labels on the original grid, in the order of its axes; None where that is for nnU-Net's own code to do."""
+        labels = self.plans.get_label_manager(self.dataset_json)
+        parts = self._parts(logits_CZYX, properties)
+        if parts is None or type(labels) is not LabelManager:
+            return None
+        try:
+            cropped = torch.empty([axis[-1].out.stop for axis in parts], dtype=index_type(max(_values(labels))))
+            with torch.inference_mode():
+                for part in itertools.product(*parts):
+                    cropped[tuple(axis.out for axis in part)] = _labels_of_part(logits_CZYX, part, labels)
+        except _NotANumberError:
+            return None
+        return self._uncropped(cropped.numpy(), properties, len(labels.foreground_labels))
+
+    def _parts(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> AxisParts | None:
+        new_shape = properties["shape_after_cropping_and_before_resampling"]
+        original_spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
+        spacing = self.configuration.spacing
+        if len(spacing) != len(new_shape):  # slices keep their distance
+            spacing = [original_spacing[0], *spacing]
+        return parts_of(self.configuration.resampling_fn_probabilities, logits_CZYX.shape[1:], new_shape, spacing, original_spacing)
+
+    def _uncropped(self, cropped: npt.NDArray[Any], properties: dict[str, Any], num_labels: int) -> npt.NDArray[Any]:
+        whole = np.zeros(properties["shape_before_cropping"], dtype=np.uint8 if num_labels < 255 else np.uint16)
+        whole[tuple(slice(*edges) for edges in properties["bbox_used_for_cropping"])] = cropped
+        return whole.transpose(self.plans.transpose_backward)
+
+
+def _values(labels: LabelManager) -> list[int]:
+    """The values that a prediction may hold."""
+    return [0, *labels.regions_class_order] if labels.has_regions else list(labels.all_labels)
+
+
+def _labels_of_part(logits_CZYX: Tensor, part: tuple[AxisPart, AxisPart, AxisPart], labels: LabelManager) -> Tensor:
+    classes = (_finite(resampled(logits_ZYX, part)) for logits_ZYX in logits_CZYX)
+    return _overlaid(classes, labels.regions_class_order) if labels.has_regions else running_arg_max(classes, len(logits_CZYX))
+
+
+def _finite(values: Tensor) -> Tensor:
+    """The same values; what is not finite would spread further by matrices than by nnU-Net's interpolation."""
+    if not bool(values.sum().isfinite()):
+        raise _NotANumberError
+    return values
+
+
+def _overlaid(regions: Iterable[Tensor], values: Sequence[int]) -> Tensor:
+    """`values`, each where its region is more probable than not; a later one replaces those before."""
+    found: Tensor | None = None
+    dtype = index_type(max(values))
+    for region, value in zip(regions, values, strict=True):
+        is_in = torch.sigmoid(region) > 0.5
+        added = times(is_in, value, dtype)
+        found = added if found is None else found.mul_(times(~is_in, 1, dtype)).add_(added)
+    assert found is not None
+    return found
