@@ -126,7 +126,7 @@ def submit(
     """Start a campaign, which goes on without us. Starts the local services when no cluster is named.
 
     Returns once the job server has stored it: to the local services it is sent after all that it will meet was checked here, and `status`
-    shows its runs from then on, or why it could not begin after all. Elsewhere, and where only the campaign can tell (another one is about
+    shows its runs from then on, or why it could not begin after all. Elsewhere, and where only the campaign can know (another one is about
     to take the same folders, old workers may still be active, MLflow does not answer), once it owns its runs.
 
     `replaces`: folders of other runs, which have other settings or data, are moved aside, unless one is at work; nothing is deleted.

@@ -1,7 +1,7 @@
-"""What a submission to the local cluster meets, looked at by the process that submits: it need not wait until its campaign runs.
+"""What a submission to the local cluster meets, checked by the process that submits: it need not wait until its campaign runs.
 
 Nothing is changed here. The campaign does everything again, under the locks that all campaigns share, before it takes possession of a run.
-Where this process cannot tell what the campaign will find (`Unseen`), the campaign is sent and its own answer waited for.
+Where this process cannot know what the campaign will find (`Unseen`), the campaign is sent and its own answer waited for.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Unseen(Exception):
-    """Only a job of the cluster can tell."""
+    """Only a job of the cluster can know."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Here:
 
 
 def seen_here(meant: Target, look: Callable[[Here], T], *, lists_nodes: bool = True) -> T | None:
-    """What `look` finds of the cluster that is meant, if that is the local one. None where only a job of it can tell."""
+    """What `look` finds of the cluster that is meant, if that is the local one. None where only a job of it can know."""
     try:
         with _looking(meant, lists_nodes=lists_nodes) as here:
             return look(here)
@@ -107,7 +107,7 @@ def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Her
 
 
 def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) -> HandedRun | None:
-    """A trained run that is validated again; None where only a job of the cluster can tell. Raises ConfigError as the campaign would."""
+    """A trained run that is validated again; None where only a job of the cluster can know. Raises ConfigError as the campaign would."""
 
     def look(here: Here) -> HandedRun:
         if not folder.spec_file.is_file():

@@ -51,7 +51,7 @@ class JobRecord(Frozen):
     code: str = ""
     """Version and commit of nnfleet that it runs."""
     handed: tuple[HandedRun, ...] = ()
-    """Of a campaign whose submission was looked at before it was sent: the runs that it goes on with."""
+    """Of a campaign whose submission was checked before it was sent: the runs that it goes on with."""
     obeys_gentle_stop: bool = True
     """False for the validation job of the version before, which a stop has to end."""
     message: str = ""
