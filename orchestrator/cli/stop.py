@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.models import by_fold
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Runs, cluster_option
 from trainers.contract.states import RunState
@@ -23,6 +22,7 @@ def stop(
 ) -> None:
     """Stop runs, with a loadable checkpoint once an epoch has ended; submitting them again continues them."""
     from orchestrator import api
+    from orchestrator.cli.models import by_fold
 
     with working("Asking to stop ..."):
         statuses = api.stop(runs or (), now, cluster, campaign=campaign, everything=everything)

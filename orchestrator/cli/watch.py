@@ -32,7 +32,7 @@ def done_fraction(status: "RunStatus") -> float:
 
 def watch_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "Table":
     """The runs as a table with bars, below the models that they are folds of; a narrow terminal gets no bars and fewer columns."""
-    extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"] if width >= MEDIUM else [">left"]
+    extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"]
     table = plain_table("run", "state", *(["progress"] if width >= MEDIUM else []), ">epoch", *extra)
     for model in models_of(statuses):
         if len(model.runs) > 1:

@@ -270,7 +270,8 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
 
 @pytest.fixture
 def nnfleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line; its exit code, stdout and stderr."""
+    """Run a command line, its output into a pipe; its exit code, stdout and stderr."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nnfleet", *arguments])
@@ -411,7 +412,7 @@ def test_a_table_for_eighty_columns_fits_them(nnfleet: Nnfleet, api: FakeApi, mo
     console = Console(width=80, file=StringIO())
     console.print(watch_view(runs, 80))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"{model}  1 VALIDATING    0/2 folds" in shown
+    assert f"913/2d/nnUNetTrainer{20 * chr(32)}  1 VALIDATING    0/2 folds" in shown
     assert "  fold 1" in shown
     assert "1000/1000" in shown
 

@@ -121,7 +121,7 @@ def test_a_test_set_of_all_models_ranks_them_before_their_cross_validation(
 def test_the_command_and_its_json_show_the_test_set(tmp_path: Path, usual: list[RunFolder], da5: list[RunFolder]) -> None:
     scores = evaluated(usual, high)
     evaluated(da5, low)
-    shown = CliRunner().invoke(app, ["compare", "--results", str(tmp_path / "results")])
+    shown = CliRunner().invoke(app, ["compare", "--results", str(tmp_path / "results")], env={"COLUMNS": "140"})
     assert shown.stdout.startswith(f"On the test set {scores.label}, nnUNetTrainer is better")
     assert f"Dice, {scores.label}" in " ".join(shown.stdout.split())
     [test_set] = json.loads(CliRunner().invoke(app, ["compare", "--results", str(tmp_path / "results"), "--json"]).stdout)["test_sets"]

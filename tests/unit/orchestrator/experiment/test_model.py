@@ -263,6 +263,7 @@ def test_defaults_are_those_of_the_run_specification() -> None:
         "data_digest",
         "case_digests",
         "imported",
+        "continued",
     }
     one_of_several = {"plans", "configuration", "trainer", "fold", "seed"}
     named_otherwise = {"schedule", "upload_interval_s", "local_artifacts", "tracking_uri", "mlflow_experiment"}

@@ -109,7 +109,7 @@ def test_a_failed_read_of_the_stop_file_stops_nobody(tmp_path: Path, caplog: pyt
     found, told = find_runs(stage.base / "results")
     assert not found
     assert "Input/output error" in told[0]
-    with pytest.raises(DataError, match=r"cannot be used for key0: Input/output error"):
+    with pytest.raises(DataError, match=r"cannot be used for 1/3d/nnUNetTrainer/0: Input/output error"):
         acquire(run, stage.cluster.records())
     real, looks = stage.cluster.records, []
 
