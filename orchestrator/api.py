@@ -320,15 +320,18 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     for status in found:
         try:
             run = handover.revalidation(meant, RunFolder(status.run_folder), status.run_key, best=best)
+            handed = [run] if run is not None else []
+            name = meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options, handed)
+            sent[name] = run is not None
         except NnfleetError as err:
             refused.append(err)
-            continue
-        handed = [run] if run is not None else []
-        sent[meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options, handed)] = run is not None
-    refused += [refusal for name, is_checked in sent.items() if not is_checked and (refusal := _refusal_of(follower, name)) is not None]
+    refusals = {name: _refusal_of(follower, name) for name, is_checked in sent.items() if not is_checked}
+    refused += [refusal for refusal in refusals.values() if refusal is not None]
+    started = [name for name in sent if refusals.get(name) is None]
     if refused:
-        raise refused[0]
-    return list(sent)
+        texts = [*map(str, refused), *([f"Started: {', '.join(started)}."] if started else [])]
+        raise type(refused[0])("\n".join(texts))
+    return started
 
 
 def removable(runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> "list[Removable]":
@@ -474,7 +477,13 @@ def _known(
     """The runs that a name may mean: those that campaigns of the cluster have reported, and those that only their folders know, which
     belong to no campaign. Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run."""
     reported = [] if follower is None else follower.statuses(campaign)
-    return reported, _stored(reported, meant, results) if campaign is None else []
+    if campaign is not None:
+        return reported, []
+    failed = {status.run_key: status.reason for status in reported if not status.is_claimed}  # their folders may know more of them
+    stored = _stored([status for status in reported if status.is_claimed], meant, results)
+    stored = [status.model_copy(update={"reason": failed.get(status.run_key, status.reason)}) for status in stored]
+    shown = {status.run_key for status in stored}
+    return [status for status in reported if status.run_key not in shown], stored
 
 
 def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:

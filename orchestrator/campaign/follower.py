@@ -53,8 +53,8 @@ class Follower:
     def statuses(self, campaign: str | None = None) -> list[RunStatus]:
         """One status of each run, or of those of one campaign: from a living campaign that still follows it, else the newest.
 
-        They stand in the order in which campaigns took them up last: of several runs in one folder the last one owns it. Raises
-        ConfigError for an unknown campaign.
+        They stand in the order in which campaigns took them up last: of several runs in one folder the last one owns it. Those
+        of campaigns that could not begin come first, as they own nothing. Raises ConfigError for an unknown campaign.
         """
         records = self._jobs.records()
         if campaign is not None and not any(job.campaign == campaign for job in records):
@@ -72,9 +72,10 @@ class Follower:
                 before = newest.pop(key, None)
                 if before is None or rank >= ranks[key]:
                     ranks[key] = rank
-                    before = status if job.is_live or status.state.is_final else _without_campaign(status, job)
+                    is_told = job.is_live or status.state.is_final or not self._log_of(job).statuses
+                    before = status if is_told else _without_campaign(status, job)
                 newest[key] = before
-        return list(newest.values())
+        return sorted(newest.values(), key=lambda status: status.is_claimed)
 
     def first_plan(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> PlanReport:
         """The plan that a campaign reports once it owns its runs. Raises the campaign's own error."""
@@ -124,7 +125,7 @@ class Follower:
                 time.sleep(self._poll_s)
                 continue
             log.update(text)
-            current = list((log.statuses or handed_statuses(job, log, "", {}, ())).values())
+            current = list((log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), {}, ())).values())
             if on_status is not None and current != shown:
                 on_status(current)
                 shown = current

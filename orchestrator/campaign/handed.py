@@ -36,8 +36,10 @@ def _status(run: HandedRun, job: JobRecord, log: CampaignLog, end: str, before: 
     if log.error is None and job.is_live:
         return base.model_copy(update={**news, "state": RunState.QUEUED, "reason": log.waits or "its campaign begins."})
     why = str(log.error) if log.error is not None else f"it {end}. Submit it again."
-    state = before.state if before is not None and before.state.is_final else _end_of(log.error)
-    return base.model_copy(update={**news, "state": state, "reason": f"its campaign {job.campaign} could not begin: {why}"})
+    reason = f"its campaign {job.campaign} could not begin: {why}"
+    if before is not None:  # an earlier campaign's run: its jobs may go on
+        return before.model_copy(update={"reason": reason})
+    return base.model_copy(update={**news, "state": _end_of(log.error), "reason": reason, "is_claimed": False})
 
 
 def _end_of(error: NnfleetError | None) -> RunState:

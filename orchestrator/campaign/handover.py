@@ -24,7 +24,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import unknown_owner
 from orchestrator.resume.resume_check import sound_now
-from orchestrator.run.job_record import HandedRun, JobRecord
+from orchestrator.run.job_record import HandedRun, JobRecord, handed_text
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.tracking.asked import lacks_runs
 from orchestrator.tracking.binding import noted_run_id
@@ -33,6 +33,8 @@ from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
 
 T = TypeVar("T")
+MOST_HANDED_BYTES = 65_536
+"""An environment variable of Linux holds 128 KiB, and this one holds more than the runs."""
 
 
 class Unseen(Exception):
@@ -93,7 +95,7 @@ def submission(experiment: Experiment, here: Here, *, replaces: bool) -> PlanRep
     report = plan(experiment, here, replaces=replaces)
     _refuse_unclear([row.spec for row in report.rows], here)
     refuse_never(report)
-    return report
+    return _refuse_too_many(report)
 
 
 def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Here) -> PlanReport:
@@ -103,7 +105,8 @@ def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Her
     _refuse_unclear(taken, here)
     specs, faults = sound_now(taken, lambda: here.jobs, here.registry, raises=bool(names))
     queue = queue_of(here.jobs, here.registry) if specs else None
-    return plan_of_resume(specs, [*choice.left, *faults], here.nodes() if specs else [], queue, here.address, raises=bool(names))
+    nodes = here.nodes() if specs else []
+    return _refuse_too_many(plan_of_resume(specs, [*choice.left, *faults], nodes, queue, here.address, raises=bool(names)))
 
 
 def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) -> HandedRun | None:
@@ -123,6 +126,13 @@ def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) 
 def handed(report: PlanReport) -> list[HandedRun]:
     """The runs of a plan that its campaign goes on with."""
     return [_handed(row.spec, row.progress) for row in report.rows if row.progress.stage != "finished"]
+
+
+def _refuse_too_many(report: PlanReport) -> PlanReport:
+    """Raise Unseen for more runs than a job can carry: Ray hands its metadata on in one environment variable."""
+    if len(handed_text(handed(report))) > MOST_HANDED_BYTES:
+        raise Unseen
+    return report
 
 
 def _handed(spec: RunSpec, progress: Progress) -> HandedRun:

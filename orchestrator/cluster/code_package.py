@@ -17,7 +17,7 @@ _UNDATED = (1980, 1, 1, 0, 0, 0)
 def packed(files: Mapping[str, str]) -> bytes:
     """A zip file with the packages as they are installed here, and `files` (name -> text). Under a megabyte; nothing is written here.
 
-    Raises StorageError where the packages cannot be read.
+    Raises StorageError where the disk of the packages is away, OSError where they cannot be read.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as target:
@@ -37,9 +37,16 @@ def _add(target: zipfile.ZipFile, name: str, content: bytes) -> None:
     target.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=1)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def code_files(source: Path) -> Iterator[Path]:
-    """The modules below a package, in one order: no keys, tokens, .env, notebooks or data that somebody left beside them, no links."""
-    for folder, below, names in os.walk(source):
+    """The modules below a package, in one order: no keys, tokens, .env, notebooks or data that somebody left beside them, no links.
+
+    Raises OSError for a folder that cannot be listed.
+    """
+    for folder, below, names in os.walk(source, onerror=_raise):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "__pycache__")
         kept = (Path(folder) / name for name in sorted(names) if name.endswith((".py", ".typed")) and not name.startswith("."))
         yield from (file for file in kept if not file.is_symlink())

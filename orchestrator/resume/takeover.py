@@ -137,8 +137,10 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
 def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool) -> Acquired:
     """Take possession of a run of which a job lives. What is asked of its validation holds from the next validation job on."""
     folder = RunFolder(present.run_folder)
-    spec = present.model_copy(update={"validation": asked.validation})
+    npz = present.validation.npz or asked.validation.npz  # who asked for probabilities of a run gets them
+    spec = present.model_copy(update={"validation": asked.validation.model_copy(update={"npz": npz})})
     if spec != present:
+        log.warning("%s: its validation was %s and is to be %s", present.run_key, present.validation, spec.validation)
         write_atomic(folder.spec_file, _content(spec))
     outcome = read_outcome(folder)
     validating = [job for job in jobs if job.is_live and job.kind == "validate" and job.run_key == spec.run_key]

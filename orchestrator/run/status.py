@@ -57,6 +57,8 @@ class RunStatus(BaseModel):
     full_dice: dict[str, float] = {}
     """Mean foreground Dice over whole cases per checkpoint (`best`, `final`), once validated."""
     run_folder: Path
+    is_claimed: bool = Field(True, exclude=True)
+    """False for a run whose campaign could not begin: it never took possession of the folder. Known where it is shown alone."""
 
     @property
     def model(self) -> str:

@@ -8,7 +8,7 @@ from trainers.contract.run_folder import RunFolder
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 RAYS = re.compile(
-    r"\((?:raylet|gcs_server|autoscaler)\b[^)]*\) "
+    r"\((?:raylet|gcs_server|autoscaler)\b[^)]*\) (?!.*(?:killed|memory|OOM|No available node))"
     r"|(?:\([^)]* pid=\d+[^)]*\) )?\[[\d-]+ [\d:,]+ [A-Z] \d+ \d+\] \w+\.cc:\d+: "
     r"|\S+ \S+\tINFO job_manager\.py:\d+ -- "
     r"|Running entrypoint for job "

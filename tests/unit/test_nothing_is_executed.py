@@ -1,5 +1,7 @@
 """Nothing of any input is executed: what our code may not call, how commands are quoted, what is shipped."""
 
+import errno
+import os
 import re
 import shlex
 import subprocess
@@ -7,10 +9,11 @@ import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.cluster.code_package import packed
+from orchestrator.cluster.code_package import code_files, packed
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +48,21 @@ def test_an_entry_point_gives_every_argument_to_python_as_it_is(text: str) -> No
     command = shlex.join([sys.executable, "-c", "import sys; sys.stdout.write(sys.argv[1])", text])
     told = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, env={"PATH": "/bin", "PYTHONUTF8": "1"})
     assert told.stdout == text
+
+
+def test_a_folder_of_code_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "module.py").write_text("x")
+    listed = os.scandir
+
+    def refuse(place: Any) -> Any:
+        if Path(place).name == "sub":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match="Stale file handle"):
+        list(code_files(tmp_path))
 
 
 def test_the_code_package_holds_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

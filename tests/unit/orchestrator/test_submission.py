@@ -266,6 +266,26 @@ def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_w
         api.resume(["nonsense"], results=place.tiny.results)
 
 
+def test_more_runs_than_a_job_can_carry_are_sent_without_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.campaign.handover.MOST_HANDED_BYTES", 10)
+    submission = api.submit(place.experiment())
+    assert submission.plan.experiment == NO_ROWS.experiment, "the campaign's own plan was waited for"
+    assert [job.handed for job in place.head.jobs.values()] == [()]
+
+
+def test_a_trained_run_whose_validation_cannot_begin_keeps_what_its_folder_holds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", str(place.tiny.results))
+    spec = place.trained(0)
+    place.finished(spec, is_validated=True)
+    place.head.hand_over("c", "FAILED", Failed(error="TrackingError", message="away"))
+    run = place.head.jobs["campaign-c"].handed[0].model_copy(update={"run_key": spec.run_key})
+    place.head.jobs["campaign-c"] = place.head.jobs["campaign-c"].model_copy(update={"handed": (run,)})
+    found = api.snapshot()
+    assert found.statuses == []
+    (known,) = found.stored
+    assert (known.state, known.reason) == (RunState.SUCCEEDED, "its campaign c could not begin: away")
+
+
 def test_validations_are_handed_over_and_what_is_not_trained_is_refused_without_a_job(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,9 +298,10 @@ def test_validations_are_handed_over_and_what_is_not_trained_is_refused_without_
     assert api.validate([trained.run_key]) == place.head.started
     assert place.head.logs_read == []
     place.head.jobs.clear()
-    with pytest.raises(ConfigError, match="is not trained to its end"):
+    with pytest.raises(ConfigError, match="is not trained to its end") as refused:
         api.validate([trained.address, untrained.address])
     assert len(place.head.started) == 2, "the others are started"
+    assert str(refused.value).endswith(f"\nStarted: {place.head.started[1]}.")
 
 
 def test_a_stop_reaches_a_run_whose_campaign_only_begins_once_that_owns_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

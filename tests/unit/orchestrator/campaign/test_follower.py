@@ -255,6 +255,20 @@ def test_a_campaign_that_could_not_begin_says_why_and_takes_nothing_from_what_is
     assert "mlflow: mixed" in jobs.shown().reason
 
 
+def test_a_campaign_that_could_not_begin_ends_no_living_run_and_owns_no_folder(jobs: FakeJobs) -> None:
+    jobs.campaign("c1", "FAILED", RunState.RUNNING, 5, num_drivers=1)
+    jobs.hand_over("c2", "FAILED", Failed(error="TrackingError", message="away"))
+    assert (jobs.shown().state, jobs.shown().campaign) == (RunState.RUNNING, "c1"), "its training goes on, and can be stopped"
+    assert jobs.shown().reason == "its campaign c2 could not begin: away"
+    jobs.jobs = {}
+    jobs.campaign("owner", "RUNNING", RunState.RUNNING, 5, run_key="owner")
+    jobs.hand_over("c2", "FAILED", Failed(error="TrackingError", message="away"))
+    statuses = Follower(jobs).statuses()
+    assert [status.run_key for status in statuses] == ["r", "owner"]
+    assert match(ADDRESS, statuses).run_key == "owner"
+    assert "is_claimed" not in statuses[0].model_dump()
+
+
 def test_a_run_that_is_followed_already_is_shown_as_its_campaign_reports_it(jobs: FakeJobs) -> None:
     jobs.campaign("first", "RUNNING", RunState.RUNNING, 5, num_drivers=1)
     for state in ("PENDING", "FAILED"):

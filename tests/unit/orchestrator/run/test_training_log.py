@@ -11,7 +11,8 @@ PRINTED = (
     "Running entrypoint for job train-k-a1: python -m orchestrator.training.driver /r/fold_1 --job-number 1\n"
     "\x1b[33m(raylet)\x1b[0m WARNING: 8 PYTHON worker processes have been started on node: 7e9d with address: 127.0.0.1\n"
     "\x1b[36m(TrainController pid=20592)\x1b[0m [2026-11-29 09:26:09,153 E 20592 20774] core_worker.cc:2465: Actor with class name\n"
-    "\x1b[36m(autoscaler +5s)\x1b[0m Error: no available node types\n"
+    "\x1b[36m(autoscaler +5s)\x1b[0m Tip: use `ray status` to view detailed cluster status.\n"
+    "\x1b[33m(raylet)\x1b[0m 2 Workers killed due to memory pressure (OOM), 0 Workers crashed due to other reasons\n"
     "\x1b[36m(TrainController pid=20592)\x1b[0m no capacity for the workers yet, they wait: placement\n"
     "\x1b[36m(RayTrainWorker pid=21175)\x1b[0m epoch 0: train_loss 1.3005\n"
     "2026-11-29 09:26:52,881 INFO __main__: full validation of best: 2 of 2 cases to do\n"
@@ -22,6 +23,7 @@ PRINTED = (
 def test_lines_that_ray_prints_of_itself_are_left_out_and_ours_stay() -> None:
     *ours, last = own_lines(PRINTED).splitlines()
     assert [line.split("\x1b[0m ")[-1].split(":")[0] for line in ours] == [
+        "2 Workers killed due to memory pressure (OOM), 0 Workers crashed due to other reasons",
         "no capacity for the workers yet, they wait",
         "epoch 0",
         "2026-11-29 09",
@@ -31,5 +33,5 @@ def test_lines_that_ray_prints_of_itself_are_left_out_and_ours_stay() -> None:
 
 def test_kept_logs_are_whole_only_where_all_logs_are_asked_for(tmp_path: Path) -> None:
     write_atomic(RunFolder(tmp_path).job_log("train-k-a1"), PRINTED.encode())
-    assert "raylet" not in "".join(stored_logs(tmp_path))
+    assert "WARNING: 8 PYTHON" not in "".join(stored_logs(tmp_path))
     assert PRINTED in "".join(stored_logs(tmp_path, earlier=True))
