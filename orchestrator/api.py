@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
+from orchestrator.campaign.stopping import ask_to_stop
 from orchestrator.cluster import local_services
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
@@ -267,12 +268,19 @@ def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterat
 
 
 def stop(
-    runs: Sequence[str] = (), now: bool = False, cluster: str | None = None, *, campaign: str | None = None, everything: bool = False
+    runs: Sequence[str] = (),
+    now: bool = False,
+    cluster: str | None = None,
+    *,
+    campaign: str | None = None,
+    everything: bool = False,
+    on_wait: Callable[[str], None] | None = None,
 ) -> list[RunStatus]:
     """Ask runs to stop after their epoch or the cases in work, or at once: those that the names mean, with `campaign` those of that
     campaign, with `everything` all. Returns their status before. Submitted again, they continue.
 
-    Raises ConfigError when nothing is named, or for a name that means no run; ClusterError when some could not be asked.
+    Those of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for. Raises ConfigError when
+    nothing is named, or for a name that means no run; ClusterError when some could not be asked; the error of a campaign that fails first.
     """
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
@@ -283,21 +291,8 @@ def stop(
     found = match_all(runs, statuses, hints=False) if runs else [status for status in statuses if not status.state.is_final]
     living = [status for status in found if status.campaign and not status.state.is_final]
     if living and follower is not None:
-        _ask_to_stop(living, meant, follower, now=now)
+        ask_to_stop(living, meant, follower, now=now, on_wait=on_wait)
     return found
-
-
-def _ask_to_stop(living: Sequence[RunStatus], meant: Target, follower: Follower, *, now: bool) -> None:
-    """From here where the folders of all runs are seen here, else by one small job on the cluster."""
-    follower.await_runs({status.campaign for status in living})
-    if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in living):
-        from orchestrator.campaign.control_job import stop_all
-
-        stop_all([status.run_folder for status in living], [status.run_key for status in living], meant.jobs, is_now=now)
-        return
-    keys = [argument for status in living for argument in ("--run-key", status.run_key)]
-    arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
-    follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
 
 
 def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:

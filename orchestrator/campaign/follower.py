@@ -165,11 +165,15 @@ class Follower:
                 return
             time.sleep(self._poll_s)
 
-    def await_runs(self, campaigns: Iterable[str]) -> None:
+    def has_reported(self, campaign: str) -> bool:
+        """True when the campaign owned its runs as `statuses` looked last."""
+        return bool(self._logs.setdefault(f"campaign-{campaign}", CampaignLog()).statuses)
+
+    def await_runs(self, campaigns: Iterable[str], on_wait: Callable[[str], None] | None = None) -> None:
         """Return when each of these campaigns, which live, owns the runs that it was handed. Raises its error."""
-        for submission_id in [f"campaign-{campaign}" for campaign in campaigns]:
-            if not self._logs.setdefault(submission_id, CampaignLog()).statuses:
-                self.first_report(submission_id)
+        for campaign in campaigns:
+            if not self.has_reported(campaign):
+                self.first_report(f"campaign-{campaign}", on_wait)
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""

@@ -25,7 +25,7 @@ def stop(
     from orchestrator.cli.models import by_fold
 
     with working("Asking to stop ..."):
-        statuses = api.stop(runs or (), now, cluster, campaign=campaign, everything=everything)
+        statuses = api.stop(runs or (), now, cluster, campaign=campaign, everything=everything, on_wait=note)
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
         return

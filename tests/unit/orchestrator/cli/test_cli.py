@@ -224,6 +224,7 @@ class FakeApi:
         *,
         campaign: str | None = None,
         everything: bool = False,
+        on_wait: Callable[[str], None] | None = None,
     ) -> list[RunStatus]:
         self._ask("stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []))
         before, self.runs = self.runs, [run_status(state=RunState.STOPPED)]
