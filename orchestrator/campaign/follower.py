@@ -49,6 +49,8 @@ class Follower:
         self._logs: dict[str, CampaignLog] = {}
         self._complete: set[str] = set()
         """Campaigns that have ended and whose log was read since."""
+        self._seen: list[JobRecord] | None = None
+        """What `statuses` saw last."""
 
     def statuses(self, campaign: str | None = None) -> list[RunStatus]:
         """One status of each run, or of those of one campaign: from a living campaign that still follows it, else the newest.
@@ -56,7 +58,7 @@ class Follower:
         They stand in the order in which campaigns took them up last: of several runs in one folder the last one owns it. Raises
         ConfigError for an unknown campaign.
         """
-        records = self._jobs.records()
+        records = self._seen = self._jobs.records()
         if campaign is not None and not any(job.campaign == campaign for job in records):
             raise ConfigError(
                 f"campaign: there is no campaign {campaign!r} on {self._jobs.address}. `nnfleet status` shows those that are."
@@ -164,6 +166,11 @@ class Follower:
             if not follow or (not any(job.is_live for job in own) and not self._goes_on(run_key, campaign)):
                 return
             time.sleep(self._poll_s)
+
+    def test_sets(self) -> list[JobRecord]:
+        """The living jobs of test sets, as `statuses` saw them last."""
+        records = self._jobs.records() if self._seen is None else self._seen
+        return [job for job in records if job.kind == "test" and job.is_live]
 
     def has_reported(self, campaign: str) -> bool:
         """True when the campaign owned its runs as `statuses` looked last."""

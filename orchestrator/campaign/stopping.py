@@ -6,11 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainers.contract.run_folder import RunFolder
-from trainers.errors import NnfleetError
+from trainers.errors import ConfigError, NnfleetError
 
 if TYPE_CHECKING:
-    from orchestrator.campaign.follower import Follower
+    from orchestrator.campaign.follower import Follower, JobServer
     from orchestrator.cluster.target import Target
+    from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
 
 
@@ -24,6 +25,31 @@ def ask_each(requests: Iterable[Callable[[], None]]) -> None:
             errors.append(err)
     if errors:
         raise type(errors[0])("\n".join(map(str, errors)))
+
+
+def is_test_set(name: str) -> bool:
+    """True for the id of a job of a test set, which names no run."""
+    return name.startswith("test-")
+
+
+def meant_test_sets(runs: Sequence[str], follower: "Follower | None", *, everything: bool) -> list["JobRecord"]:
+    """The living jobs of test sets that a stop of `runs` means, else of `everything`. Raises ConfigError for one that does not live."""
+    names = {name for name in runs if is_test_set(name)}
+    living = follower.test_sets() if follower is not None and (names or everything) else []
+    if ended := sorted(names - {job.submission_id for job in living}):
+        raise ConfigError(f"stop: no job {', '.join(ended)} of a test set lives on this cluster. `nnfleet status` shows those that do.")
+    return [job for job in living if not runs or job.submission_id in names]
+
+
+def end_test_sets(jobs: Sequence["JobRecord"], server: "JobServer", on_end: Callable[["JobRecord"], None] | None = None) -> None:
+    """End the jobs of test sets, which keep finished cases; `on_end` gets each that was asked. Raises as `ask_each`."""
+
+    def end(job: "JobRecord") -> None:
+        server.stop(job.submission_id)
+        if on_end is not None:
+            on_end(job)
+
+    ask_each(partial(end, job) for job in jobs)
 
 
 def ask_to_stop(

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
@@ -23,6 +23,7 @@ from orchestrator.experiment.model import single_training
 from orchestrator.publishing.reconcile import Synced, SyncedEvent
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
+from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
 from tests.fake_run import FakeRun
@@ -257,6 +258,26 @@ def test_a_stop_asks_the_runs_of_other_campaigns_before_and_after_it_waits_for_o
     assert [request[request.index("--run-key") + 1 :] for request in jobs.controls] == [["a", "--now"], ["later", "--now"]]
     assert asked_before == [1]
     assert said[:2] == ["Campaign fails still begins: its runs are asked as soon as it owns them.", "old workers may be at work"]
+
+
+def test_jobs_of_test_sets_are_seen_and_stopped_by_their_ids_or_with_all(machine: Machine) -> None:
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
+    for name, state in {"test-a-0": "RUNNING", "test-b-0": "PENDING", "test-c-0": "SUCCEEDED"}.items():
+        machine.jobs.add(name, "test", cast("JobState", state), run_key="")
+    told: list[JobRecord] = []
+    assert [job.submission_id for job in api.snapshot().test_sets] == ["test-a-0", "test-b-0"]
+    assert machine.jobs.reads.count("list") == 1
+    assert api.snapshot(campaign="c").test_sets == []
+    with pytest.raises(ConfigError, match="no job test-c-0 of a test set lives on this cluster"):
+        api.stop(["r", "test-a-0", "test-c-0"])
+    assert (machine.jobs.stopped, machine.jobs.controls) == ([], [])
+    assert api.stop(["test-b-0"], on_test_set=told.append) == []
+    assert machine.jobs.stopped == [job.submission_id for job in told] == ["test-b-0"]
+    api.stop(campaign="c")
+    api.stop(["r"])
+    assert machine.jobs.stopped == ["test-b-0"]
+    assert [status.run_key for status in api.stop(everything=True)] == ["r"]
+    assert machine.jobs.stopped == ["test-b-0", "test-a-0", "test-b-0"]
 
 
 def test_logs_show_the_training_log_before_what_ray_has(machine: Machine, tmp_path: Path) -> None:
