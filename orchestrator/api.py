@@ -9,10 +9,12 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
+from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, is_test_set, meant_test_sets
 from orchestrator.cluster import local_services
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
     from orchestrator.resume.removal import Removable
-    from orchestrator.run.job_record import HandedRun
+    from orchestrator.run.job_record import HandedRun, JobRecord
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class Snapshot:
     """Runs below the results folder that no campaign of the cluster knows: finished before a `down` or a reboot, or cut off by it."""
     outage: str
     """A sentence if the MLflow server of the local services is down."""
+    test_sets: "list[JobRecord]"
+    """The living jobs of `evaluate` and `predict`; none where one campaign is asked for."""
 
 
 def up(
@@ -210,7 +214,10 @@ def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[l
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
     """`status`, `stored` and `tracking_outage` at one look, which asks the job server for its list once."""
     meant = reach(cluster)
-    return Snapshot(*_known(meant, _follower(meant), campaign, results), outage_of(meant.local))
+    follower = _follower(meant)
+    reported, stored = _known(meant, follower, campaign, results)
+    test_sets = follower.test_sets() if follower is not None and campaign is None else []
+    return Snapshot(reported, stored, outage_of(meant.local), test_sets)
 
 
 def stored(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
@@ -267,37 +274,36 @@ def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterat
 
 
 def stop(
-    runs: Sequence[str] = (), now: bool = False, cluster: str | None = None, *, campaign: str | None = None, everything: bool = False
+    runs: Sequence[str] = (),
+    now: bool = False,
+    cluster: str | None = None,
+    *,
+    campaign: str | None = None,
+    everything: bool = False,
+    on_wait: Callable[[str], None] | None = None,
+    on_test_set: "Callable[[JobRecord], None] | None" = None,
 ) -> list[RunStatus]:
     """Ask runs to stop after their epoch or the cases in work, or at once: those that the names mean, with `campaign` those of that
     campaign, with `everything` all. Returns their status before. Submitted again, they continue.
 
-    Raises ConfigError when nothing is named, or for a name that means no run; ClusterError when some could not be asked.
+    Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
+    Runs of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for. Raises ConfigError when
+    nothing is named, or for a name that means nothing; ClusterError when some could not be asked; the error of a campaign that fails first.
     """
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
     meant = reach(cluster)
     follower = _follower(meant)
-    reported, stored = _known(meant, follower, campaign)
+    names = [name for name in runs if not is_test_set(name)]
+    reported, stored = _known(meant, follower, campaign) if names or not runs else ([], [])
     statuses = [*reported, *stored]
-    found = match_all(runs, statuses, hints=False) if runs else [status for status in statuses if not status.state.is_final]
+    found = match_all(names, statuses, hints=False) if names else [status for status in statuses if not status.state.is_final]
     living = [status for status in found if status.campaign and not status.state.is_final]
-    if living and follower is not None:
-        _ask_to_stop(living, meant, follower, now=now)
+    ending = meant_test_sets(runs, follower, everything=everything)
+    if follower is not None:
+        asking = partial(ask_to_stop, living, meant, follower, now=now, on_wait=on_wait)
+        ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found
-
-
-def _ask_to_stop(living: Sequence[RunStatus], meant: Target, follower: Follower, *, now: bool) -> None:
-    """From here where the folders of all runs are seen here, else by one small job on the cluster."""
-    follower.await_runs({status.campaign for status in living})
-    if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in living):
-        from orchestrator.campaign.control_job import stop_all
-
-        stop_all([status.run_folder for status in living], [status.run_key for status in living], meant.jobs, is_now=now)
-        return
-    keys = [argument for status in living for argument in ("--run-key", status.run_key)]
-    arguments = ["stop", *[str(status.run_folder) for status in living], *keys, *(["--now"] if now else [])]
-    follower.finish(meant.jobs.submit_control(f"stop-{living[0].run_key}-{secrets.token_hex(3)}", arguments))
 
 
 def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:

@@ -80,13 +80,16 @@ def _followed_to_its_end(
     earlier = [job for job in jobs.records() if job.submission_id.startswith(f"test-{name}-")]
     living = next((job.submission_id for job in earlier if job.is_live), "")
     if living and on_wait is not None:
-        on_wait(f"The same command is at work already as job {living}: this one follows it.")
-    submission_id = living or jobs.submit_held_out(f"{name}-{len(earlier)}", [*arguments, *how])
+        on_wait(f"The same command is at work already as job {living}: this one follows it. `nnfleet stop {living}` ends it.")
+    attempt = f"{name}-{len(earlier)}"
+    submission_id = living or f"test-{attempt}"
     try:
+        if not living:
+            jobs.submit_held_out(attempt, [*arguments, *how])
         events, failure = Follower(jobs).ended(submission_id, HELD_OUT_EVENTS, shown)
     except KeyboardInterrupt:
         if not living:
-            jobs.stop(submission_id)
+            _end(jobs, submission_id)
         raise
     ended = next((event for event in reversed(events) if isinstance(event, HeldOutEvent)), None)
     if ended is None:
@@ -95,6 +98,14 @@ def _followed_to_its_end(
         kinds: tuple[type[NnfleetError], ...] = (ConfigError, DataError, CheckpointError, StorageError, ClusterError)
         raise next((kind for kind in kinds if kind.exit_code == ended.exit_code), NnfleetError)(ended.message)
     return ended
+
+
+def _end(jobs: "Jobs", submission_id: str) -> None:
+    """End a job of ours, which the cluster may not have stored yet."""
+    try:
+        jobs.stop(submission_id)
+    except ClusterError as err:
+        log.warning("%s may be at work. `nnfleet status` shows it then, `nnfleet stop %s` ends it. (%s)", submission_id, submission_id, err)
 
 
 def predict(

@@ -7,10 +7,12 @@ A laptop does not see the folders of a cluster; whoever submits this job does no
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
 from orchestrator.campaign.dispatch import ClusterJobs
+from orchestrator.campaign.stopping import ask_each
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from trainers.contract.requests import request_stop
@@ -61,14 +63,8 @@ def synchronise(runs: Sequence[str], results: Path | None) -> int:
 
 def stop_all(folders: Sequence[Path], run_keys: Sequence[str], jobs: ClusterJobs, *, is_now: bool) -> None:
     """Ask each run to stop, whatever becomes of the others. Raises the first error, with the texts of all."""
-    errors: list[NnfleetError] = []
-    for folder, run_key in zip(folders, chain(run_keys, repeat("")), strict=False):
-        try:
-            stop(RunFolder(folder), run_key, jobs, is_now=is_now)
-        except NnfleetError as err:
-            errors.append(err)
-    if errors:
-        raise type(errors[0])("\n".join(map(str, errors)))
+    named = zip(folders, chain(run_keys, repeat("")), strict=False)
+    ask_each(partial(stop, RunFolder(folder), run_key, jobs, is_now=is_now) for folder, run_key in named)
 
 
 def stop(folder: RunFolder, run_key: str, jobs: ClusterJobs, *, is_now: bool) -> None:

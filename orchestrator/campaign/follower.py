@@ -49,6 +49,8 @@ class Follower:
         self._logs: dict[str, CampaignLog] = {}
         self._complete: set[str] = set()
         """Campaigns that have ended and whose log was read since."""
+        self._seen: list[JobRecord] | None = None
+        """What `statuses` saw last."""
 
     def statuses(self, campaign: str | None = None) -> list[RunStatus]:
         """One status of each run, or of those of one campaign: from a living campaign that still follows it, else the newest.
@@ -56,7 +58,7 @@ class Follower:
         They stand in the order in which campaigns took them up last: of several runs in one folder the last one owns it. Those
         of campaigns that could not begin come first, as they own nothing. Raises ConfigError for an unknown campaign.
         """
-        records = self._jobs.records()
+        records = self._seen = self._jobs.records()
         if campaign is not None and not any(job.campaign == campaign for job in records):
             raise ConfigError(
                 f"campaign: there is no campaign {campaign!r} on {self._jobs.address}. `nnfleet status` shows those that are."
@@ -166,11 +168,20 @@ class Follower:
                 return
             time.sleep(self._poll_s)
 
-    def await_runs(self, campaigns: Iterable[str]) -> None:
+    def test_sets(self) -> list[JobRecord]:
+        """The living jobs of test sets, as `statuses` saw them last."""
+        records = self._jobs.records() if self._seen is None else self._seen
+        return [job for job in records if job.kind == "test" and job.is_live]
+
+    def has_reported(self, campaign: str) -> bool:
+        """True when the campaign owned its runs as `statuses` looked last."""
+        return bool(self._logs.setdefault(f"campaign-{campaign}", CampaignLog()).statuses)
+
+    def await_runs(self, campaigns: Iterable[str], on_wait: Callable[[str], None] | None = None) -> None:
         """Return when each of these campaigns, which live, owns the runs that it was handed. Raises its error."""
-        for submission_id in [f"campaign-{campaign}" for campaign in campaigns]:
-            if not self._logs.setdefault(submission_id, CampaignLog()).statuses:
-                self.first_report(submission_id)
+        for campaign in campaigns:
+            if not self.has_reported(campaign):
+                self.first_report(f"campaign-{campaign}", on_wait)
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""

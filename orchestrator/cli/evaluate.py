@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.foreground import hearing_sigterm
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestCpus, TestImages, TestWorkers
 from orchestrator.cli.train_options import Cpu, Device
@@ -34,7 +35,7 @@ def evaluate(
     from orchestrator import api
 
     workers = worker_options(num_workers, cpu, cpus, device)
-    with own_words(), working("Predicting ..."):
+    with hearing_sigterm(), own_words(), working("Predicting ..."):
         ended = api.evaluate(
             model, images, labels, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=note
         )

@@ -115,4 +115,4 @@ def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus
                 else "Stopping after the epoch in flight, if one has begun ... "
                 "(`nnfleet stop --now RUN` ends it at once and keeps the last complete epoch.)"
             )
-            api.stop((), answer == "now", cluster, campaign=campaign_id)
+            api.stop((), answer == "now", cluster, campaign=campaign_id, on_wait=note)

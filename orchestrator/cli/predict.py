@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.evaluate import show
+from orchestrator.cli.foreground import hearing_sigterm
 from orchestrator.cli.output import note, working
 from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestCpus, TestImages, TestWorkers
 from orchestrator.cli.train_options import Cpu, Device
@@ -29,6 +30,6 @@ def predict(
     from orchestrator import api
 
     workers = worker_options(num_workers, cpu, cpus, device)
-    with own_words(), working("Predicting ..."):
+    with hearing_sigterm(), own_words(), working("Predicting ..."):
         ended = api.predict(model, images, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=note)
     show(ended, as_json=as_json)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import console, note, print_json, say
-from orchestrator.cli.parameters import AsJson, Cluster, Runs
+from orchestrator.cli.parameters import AsJson, Cluster, Runs, cluster_option
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
 
 INTERVAL_S = 2.0
@@ -56,6 +59,14 @@ def status(
         out = console()
         out.print(watch_view(statuses, out.width, all_runs=all_runs or bool(runs)))
         _results(statuses, all_runs=all_runs)
+    if not (as_json or runs):
+        _test_sets(seen.test_sets, cluster)
+
+
+def _test_sets(jobs: "Sequence[JobRecord]", cluster: str | None) -> None:
+    """A line for each test set at work, which no run shows."""
+    for job in jobs:
+        say(f"Test set: {job.test_set}. Stop it: nnfleet stop {job.submission_id}{cluster_option(cluster)}")
 
 
 def _none(results: Path | None) -> str:

@@ -9,13 +9,14 @@ from orchestrator.cli.parameters import AsJson, Cluster, Runs, cluster_option
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
+    from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
 
 
 def stop(
     runs: Runs = None,
     campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="All runs of this campaign.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All runs of the cluster that have not ended.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All runs and test sets of the cluster that have not ended.")] = False,
     now: Annotated[bool, typer.Option("--now", help="At once, dropping the epoch in flight; else after this epoch.")] = False,
     cluster: Cluster = None,
     as_json: AsJson = False,
@@ -24,8 +25,11 @@ def stop(
     from orchestrator import api
     from orchestrator.cli.models import by_fold
 
+    tests: list[JobRecord] = []
     with working("Asking to stop ..."):
-        statuses = api.stop(runs or (), now, cluster, campaign=campaign, everything=everything)
+        statuses = api.stop(runs or (), now, cluster, campaign=campaign, everything=everything, on_wait=note, on_test_set=tests.append)
+    for job in tests:
+        (note if as_json else say)(f"{job.submission_id}  asked to end now ({job.test_set}; finished cases are kept)")
     if as_json:
         print_json([item.model_dump(mode="json") for item in statuses])
         return
@@ -33,7 +37,7 @@ def stop(
         say(f"{item.address}  {_answer(item, now)}")
     if any(item.campaign and not item.state.is_final for item in statuses):
         note(f"See it: nnfleet status --watch{cluster_option(cluster)}")
-    elif not statuses:
+    elif not (statuses or tests):
         say("Nothing is left to stop.")
 
 

@@ -1,6 +1,7 @@
 """One job as the cluster lists it, without Ray: what admission, the campaign and status decide by."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -59,11 +60,20 @@ class JobRecord(Frozen):
     """Of the entry point; 128 + n or -n when signal n killed it; None when the job never started or its supervisor died."""
     started_unix: float = 0.0
     ended_unix: float | None = None
+    command: str = ""
+    """Its entry point with its arguments."""
 
     @property
     def is_live(self) -> bool:
         """True until the job has ended."""
         return self.state in ("PENDING", "RUNNING")
+
+    @property
+    def test_set(self) -> str:
+        """Of a job of kind `test`: which images are predicted, by which model."""
+        model, *options = [*shlex.split(self.command)[3:], ""]  # after `python -m MODULE`
+        images = next((option.removeprefix("--images=") for option in options if option.startswith("--images=")), "")
+        return f"{images} by {model}" if images else "unknown images"
 
     @property
     def has_failed_by_itself(self) -> bool:
@@ -106,6 +116,7 @@ def record_of(details: Mapping[str, Any]) -> JobRecord | None:
             started_unix=(details.get("start_time") or 0) / 1000,
             ended_unix=end_ms / 1000 if end_ms else None,
             obeys_gentle_stop=not is_before,
+            command=details.get("entrypoint") or "",
             handed=_handed((details.get("metadata") or {}).get(HANDED_KEY)),
             **ours,
         )

@@ -5,23 +5,25 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator import api
+from orchestrator.campaign.events import Failed, Waiting
 from orchestrator.cluster import local_services, target
 from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.processes import ProcessRecord, end, start_detached
 from orchestrator.cluster.service_records import Recorded, write_record
-from orchestrator.errors import ClusterError, ConfigError, DataError
+from orchestrator.errors import ClusterError, ConfigError, DataError, TrackingError
 from orchestrator.experiment.model import single_training
 from orchestrator.publishing.reconcile import Synced, SyncedEvent
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
+from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.run.status import RunStatus
 from tests.fake_campaign import Stage
 from tests.fake_run import FakeRun
@@ -232,6 +234,50 @@ def test_a_stop_of_runs_whose_folders_are_seen_here_starts_no_job(machine: Machi
     assert machine.jobs.controls == []
     api.stop([run.run_key], cluster="http://head:8265")
     assert len(machine.jobs.controls) == 1, "what another machine sees is not known here"
+
+
+def test_a_stop_asks_the_runs_of_other_campaigns_before_and_after_it_waits_for_one_that_begins_and_fails(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, said = machine.jobs, list[str]()
+    waits = Waiting(message="old workers may be at work")
+    jobs.hand_over("fails", "RUNNING", waits)
+    later = jobs.jobs["campaign-fails"].handed[0].model_copy(update={"run_key": "later", "address": "1/3d/t/1"})
+    jobs.hand_over("begins", "RUNNING", handed=(later,))
+    jobs.campaign("goes_on", "RUNNING", RunState.RUNNING, 1, run_key="a")
+    asked_before: list[int] = []
+
+    def turn(seconds: float) -> None:
+        asked_before.append(len(jobs.controls))
+        jobs.hand_over("fails", "FAILED", waits, Failed(error="TrackingError", message="mlflow: away"))
+        jobs.campaign("begins", "RUNNING", RunState.RUNNING, 1, run_key="later")
+
+    monkeypatch.setattr("orchestrator.campaign.follower.time.sleep", turn)
+    with pytest.raises(TrackingError, match="mlflow: away"):
+        api.stop(everything=True, now=True, on_wait=said.append)
+    assert [request[request.index("--run-key") + 1 :] for request in jobs.controls] == [["a", "--now"], ["later", "--now"]]
+    assert asked_before == [1]
+    assert said[:2] == ["Campaign fails still begins: its runs are asked as soon as it owns them.", "old workers may be at work"]
+
+
+def test_jobs_of_test_sets_are_seen_and_stopped_by_their_ids_or_with_all(machine: Machine) -> None:
+    machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
+    for name, state in {"test-a-0": "RUNNING", "test-b-0": "PENDING", "test-c-0": "SUCCEEDED"}.items():
+        machine.jobs.add(name, "test", cast("JobState", state), run_key="")
+    told: list[JobRecord] = []
+    assert [job.submission_id for job in api.snapshot().test_sets] == ["test-a-0", "test-b-0"]
+    assert machine.jobs.reads.count("list") == 1
+    assert api.snapshot(campaign="c").test_sets == []
+    with pytest.raises(ConfigError, match="no job test-c-0 of a test set lives on this cluster"):
+        api.stop(["r", "test-a-0", "test-c-0"])
+    assert (machine.jobs.stopped, machine.jobs.controls) == ([], [])
+    assert api.stop(["test-b-0"], on_test_set=told.append) == []
+    assert machine.jobs.stopped == [job.submission_id for job in told] == ["test-b-0"]
+    api.stop(campaign="c")
+    api.stop(["r"])
+    assert machine.jobs.stopped == ["test-b-0"]
+    assert [status.run_key for status in api.stop(everything=True)] == ["r"]
+    assert machine.jobs.stopped == ["test-b-0", "test-a-0", "test-b-0"]
 
 
 def test_logs_show_the_training_log_before_what_ray_has(machine: Machine, tmp_path: Path) -> None:

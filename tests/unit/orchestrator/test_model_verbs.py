@@ -25,6 +25,8 @@ class FakeJobs:
     texts: dict[str, str] = field(default_factory=dict)
     submitted: list[list[str]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    interrupted: bool | None = None
+    """Ctrl-C while a job is submitted, after (True) or before the server has stored it."""
     address: str = "http://head:8265"
 
     def records(self) -> list[JobRecord]:
@@ -39,11 +41,16 @@ class FakeJobs:
         return self.texts[submission_id]
 
     def stop(self, submission_id: str) -> None:
+        if submission_id not in self.jobs:
+            raise ClusterError(f"cluster: could not stop {submission_id}: status code 404")
         self.stopped.append(submission_id)
 
     def submit_held_out(self, name: str, arguments: list[str]) -> str:
         self.submitted.append(arguments)
-        self.set(f"test-{name}", "RUNNING")
+        if self.interrupted is not False:
+            self.set(f"test-{name}", "RUNNING")
+        if self.interrupted is not None:
+            raise KeyboardInterrupt
         return f"test-{name}"
 
     def set(self, submission_id: str, state: JobState, *events: Event) -> None:
@@ -72,7 +79,10 @@ def test_the_same_command_follows_the_job_of_the_first_and_starts_none() -> None
     jobs.turns = [lambda: jobs.end(HeldOutWaits(because="queued behind 4/2d/t/0."), state="RUNNING"), lambda: jobs.end(DONE)]
     assert evaluate(jobs, ['--workers={"gpus": 0}'], said) == DONE, "how it is done does not matter"
     assert len(jobs.submitted) == 1
-    assert said == [f"The same command is at work already as job {first}: this one follows it.", "It waits: queued behind 4/2d/t/0."]
+    assert said == [
+        f"The same command is at work already as job {first}: this one follows it. `nnfleet stop {first}` ends it.",
+        "It waits: queued behind 4/2d/t/0.",
+    ]
 
 
 def test_once_it_has_ended_the_same_command_starts_a_job_that_continues() -> None:
@@ -98,6 +108,18 @@ def test_only_the_command_that_began_the_job_stops_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluate(jobs, [], [])
     assert jobs.stopped == [first], "it lives on for the first"
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_ctrl_c_while_the_job_is_submitted_ends_it_or_says_that_it_may_be_at_work(
+    is_stored: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = FakeJobs(interrupted=is_stored)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(jobs, [], [])
+    assert jobs.stopped == list(jobs.jobs)
+    assert len(jobs.stopped) == is_stored
+    assert ("may be at work. `nnfleet status` shows it then, `nnfleet stop test-" in caplog.text) is not is_stored
 
 
 def test_an_error_of_the_job_is_the_error_of_the_command() -> None:

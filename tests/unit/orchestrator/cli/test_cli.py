@@ -34,6 +34,7 @@ from orchestrator.experiment.plan import PlanReport, PlanRow
 from orchestrator.export.model import Exported
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.resume.removal import Removable
+from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
 from orchestrator.tracking.saved_views import QUESTIONS
@@ -122,6 +123,7 @@ class FakeApi:
     def __init__(self) -> None:
         self.runs: list[RunStatus] = [run_status()]
         self.stored: list[RunStatus] = []
+        self.test_sets: list[JobRecord] = []
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
@@ -177,7 +179,8 @@ class FakeApi:
 
     def snapshot(self, cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Any:
         self._ask("snapshot", cluster, campaign, results)
-        return SimpleNamespace(statuses=self.runs, stored=self.stored if campaign is None else [], outage=self.outage)
+        stored = self.stored if campaign is None else []
+        return SimpleNamespace(statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets)
 
     def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
         while True:
@@ -224,9 +227,13 @@ class FakeApi:
         *,
         campaign: str | None = None,
         everything: bool = False,
+        on_wait: Callable[[str], None] | None = None,
+        on_test_set: Callable[[JobRecord], None] | None = None,
     ) -> list[RunStatus]:
         self._ask("stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []))
         before, self.runs = self.runs, [run_status(state=RunState.STOPPED)]
+        for job in self.test_sets if on_test_set is not None else []:
+            on_test_set(job)
         return before
 
     def removable(self, runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> list[Removable]:
@@ -459,6 +466,28 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     nnfleet("stop", "--campaign", "c1", "--now")
     nnfleet("stop", "--all")
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
+
+
+def test_status_and_stop_name_a_test_set_at_work_with_its_id(nnfleet: Nnfleet, api: FakeApi) -> None:
+    command = "python -m orchestrator.validation.held_out_job 4/2d/t --images=/data/imagesTs"
+    api.test_sets = [JobRecord(submission_id="test-ab-0", kind="test", state="PENDING", command=command)]
+    line = "Test set: /data/imagesTs by 4/2d/t. Stop it: nnfleet stop test-ab-0"
+    assert nnfleet("status")[1].splitlines()[-1] == line
+    assert nnfleet("status", "--cluster", "http://h:1")[1].splitlines()[-1] == f"{line} --cluster http://h:1"
+    assert "test-ab-0" not in nnfleet("status", "--json")[1]
+    api.runs = []
+    assert nnfleet("stop", "--all")[1] == "test-ab-0  asked to end now (/data/imagesTs by 4/2d/t; finished cases are kept)\n"
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_a_test_set_hears_sigterm_as_ctrl_c(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setattr(api, verb, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert nnfleet(verb, "4/2d/t", "--images", "i", "--output", "o")[0] == output.EXIT_TERMINATED
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_down_lists_runs_that_have_not_ended_and_pauses_them_only_when_it_is_told_to(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -721,7 +750,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.orchestrator.cli.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='')\n"
+        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='', test_sets=[])\n"
         "orchestrator.api = types.SimpleNamespace(snapshot=lambda *a: seen)\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"

@@ -1,0 +1,84 @@
+"""Whom a stop asks: whatever becomes of one request, the others are made."""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from trainers.contract.run_folder import RunFolder
+from trainers.errors import ConfigError, NnfleetError
+
+if TYPE_CHECKING:
+    from orchestrator.campaign.follower import Follower, JobServer
+    from orchestrator.cluster.target import Target
+    from orchestrator.run.job_record import JobRecord
+    from orchestrator.run.status import RunStatus
+
+
+def ask_each(requests: Iterable[Callable[[], None]]) -> None:
+    """Make each request, whatever becomes of the others. Raises the first error, with the texts of all."""
+    errors: list[NnfleetError] = []
+    for request in requests:
+        try:
+            request()
+        except NnfleetError as err:
+            errors.append(err)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
+
+
+def is_test_set(name: str) -> bool:
+    """True for the id of a job of a test set, which names no run."""
+    return name.startswith("test-")
+
+
+def meant_test_sets(runs: Sequence[str], follower: "Follower | None", *, everything: bool) -> list["JobRecord"]:
+    """The living jobs of test sets that a stop of `runs` means, else of `everything`. Raises ConfigError for one that does not live."""
+    names = {name for name in runs if is_test_set(name)}
+    living = follower.test_sets() if follower is not None and (names or everything) else []
+    if ended := sorted(names - {job.submission_id for job in living}):
+        raise ConfigError(f"stop: no job {', '.join(ended)} of a test set lives on this cluster. `nnfleet status` shows those that do.")
+    return [job for job in living if not runs or job.submission_id in names]
+
+
+def end_test_sets(jobs: Sequence["JobRecord"], server: "JobServer", on_end: Callable[["JobRecord"], None] | None = None) -> None:
+    """End the jobs of test sets, which keep finished cases; `on_end` gets each that was asked. Raises as `ask_each`."""
+
+    def end(job: "JobRecord") -> None:
+        server.stop(job.submission_id)
+        if on_end is not None:
+            on_end(job)
+
+    ask_each(partial(end, job) for job in jobs)
+
+
+def ask_to_stop(
+    living: Sequence["RunStatus"], meant: "Target", follower: "Follower", *, now: bool, on_wait: Callable[[str], None] | None = None
+) -> None:
+    """Ask runs to stop: at once those of campaigns that own theirs, then those of each other campaign as soon as it does.
+
+    `on_wait` gets what is waited for. Raises as `ask_each`: also the error of a campaign that fails before it owns its runs.
+    """
+    ask = partial(_ask, meant=meant, follower=follower, now=now)
+    begins = [name for name in dict.fromkeys(status.campaign for status in living) if not follower.has_reported(name)]
+
+    def ask_once_begun(campaign: str) -> None:
+        if on_wait is not None:
+            on_wait(f"Campaign {campaign} still begins: its runs are asked as soon as it owns them.")
+        follower.await_runs([campaign], on_wait)
+        ask([status for status in living if status.campaign == campaign])
+
+    begun = [status for status in living if status.campaign not in begins]
+    ask_each([*([partial(ask, begun)] if begun else []), *(partial(ask_once_begun, campaign) for campaign in begins)])
+
+
+def _ask(runs: Sequence["RunStatus"], meant: "Target", follower: "Follower", *, now: bool) -> None:
+    """From here where the folders of all runs are seen here, else by one small job on the cluster."""
+    if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in runs):
+        from orchestrator.campaign.control_job import stop_all
+
+        stop_all([status.run_folder for status in runs], [status.run_key for status in runs], meant.jobs, is_now=now)
+        return
+    keys = [argument for status in runs for argument in ("--run-key", status.run_key)]
+    arguments = ["stop", *[str(status.run_folder) for status in runs], *keys, *(["--now"] if now else [])]
+    follower.finish(meant.jobs.submit_control(f"stop-{runs[0].run_key}-{secrets.token_hex(3)}", arguments))
