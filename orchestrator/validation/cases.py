@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.publishing.validation_report import picture_file
-from orchestrator.run.progress import checkpoints_due, has_candidates
+from orchestrator.run.progress import checkpoints_due, has_candidates, lack_of_best
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.commits import Committed, newest_committed, weights_file
 from trainers.contract.plans import load_plans
@@ -36,8 +36,8 @@ def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[Checkpoint
         due: list[CheckpointName] = ["best"]
     else:
         due = list(checkpoints_due(spec, committed))
-    if spec.val_cases and "best" in spec.validation.checkpoints and "best" not in due:
-        log.warning("no epoch of this run saw foreground, so it has no best checkpoint: only the others are validated")
+    if committed is not None and spec.val_cases and "best" in spec.validation.checkpoints and "best" not in due:
+        log.warning("%s: only the others are validated", lack_of_best(committed))
     for name in due:
         if not folder.checkpoint(name).is_file():
             done = f"{committed.epochs_done} of {spec.schedule.epochs} epochs are done" if committed else "no epoch is done"

@@ -97,7 +97,8 @@ def _content_of_best(spec: RunSpec, plan: ModelConfig, path: Path | None, best_e
     epoch = None if content is None else content.get("current_epoch")
     if path is None or content is None or epoch != best_epoch + 1:
         found = "is not there" if path is None else f"is of epoch {epoch - 1}" if isinstance(epoch, int) else "names no epoch"
-        log.warning("nnU-Net's checkpoint of the best epoch, %d, %s: the next epoch that beats it gives a new one", best_epoch, found)
+        until = "the next epoch that beats it gives a new one, and where none does the run has none"
+        log.warning("nnU-Net's checkpoint of the best epoch, %d, %s: %s", best_epoch, found, until)
         return None
     check_fits(spec, plan, content, path)
     return content
