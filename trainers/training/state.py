@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import torch
 
+from trainers.contract.candidates import candidate_epochs, candidates_after
 from trainers.contract.commits import (
     BestRecord,
     Committed,
@@ -44,7 +45,6 @@ from trainers.errors import CheckpointError, StorageError
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.storage.faults import STORAGE_RETRY_S, free_space, reading, retry_storage
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
-from trainers.training.candidates import candidate_epochs, candidates_after
 
 log = logging.getLogger(__name__)
 KEEP_STATES = 2
@@ -97,7 +97,7 @@ class StateWriter:
     patience_s: float = STORAGE_RETRY_S
     """How long a commit waits for a disk that does not take it, over all its steps."""
     num_candidates: int = 0
-    """The weights of so many of the best epochs are kept, see `trainers/training/candidates.py`."""
+    """The weights of so many of the best epochs are kept, see `trainers/contract/candidates.py`."""
     held_s: float = 0.0
     """Seconds for which the newest `commit` held its caller."""
     _thread: threading.Thread | None = None
