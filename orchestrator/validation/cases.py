@@ -106,11 +106,17 @@ def share_results(folder: RunFolder, spec: RunSpec, name: WeightsName, digest: s
     if name not in weights:
         return
     for other in weights.values():
-        if other.checkpoint == name or other.origin != weights[name].origin:
+        is_same = other.checkpoint != name and other.origin == weights[name].origin
+        if not is_same or not has_all_of(other.checkpoint, name, spec):
             continue
         for case in spec.val_cases:
             if not is_done(folder, spec, name, case, digest) and is_done(folder, spec, other.checkpoint, case, other.sha256):
                 _share(folder, other.checkpoint, name, case, digest)
+
+
+def has_all_of(source: WeightsName, name: WeightsName, spec: RunSpec) -> bool:
+    """False where a candidate would give its results to a checkpoint that is to have pictures or probabilities: it has neither. Pure."""
+    return is_checkpoint(source) or not is_checkpoint(name) or not (spec.images or spec.validation.npz)
 
 
 def _share(folder: RunFolder, source: WeightsName, name: WeightsName, case_id: str, digest: str) -> None:

@@ -222,6 +222,16 @@ def test_candidates_have_neither_pictures_nor_probabilities(tmp_path: Path, monk
     assert not picture_file(run.folder, candidate_name(2), CASES[0]).exists()
 
 
+@pytest.mark.parametrize(("images", "npz", "is_shared"), [(False, False, True), (True, False, False), (False, True, False)])
+def test_the_best_takes_results_of_its_candidate_unless_it_is_to_have_pictures_or_probabilities(
+    tmp_path: Path, images: bool, npz: bool, is_shared: bool
+) -> None:
+    run = CandidateRun(tmp_path, npz=npz)
+    run.score(candidate_name(2), 0.6)
+    share_results(run.folder, run.spec.model_copy(update={"images": images}), "best", digest_of(run.folder, "best"))
+    assert (read_result(run.folder, "best", CASES[0]) is not None) == is_shared
+
+
 def test_weights_that_are_no_candidate_are_refused(run: CandidateRun) -> None:
     committed = newest_committed(run.folder)
     assert committed is not None
