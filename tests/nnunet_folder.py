@@ -23,6 +23,7 @@ DEBUG = {
     "initial_lr": "0.01",
     "weight_decay": "3e-05",
     "oversample_foreground_percent": "0.33",
+    "is_ddp": "False",
     "torch_version": "2.9.0+cu128",
     "gpu_name": "NVIDIA A100",
     "cudnn_version": "None",

@@ -8,6 +8,7 @@ from orchestrator.run.candidates import Candidates, CandidateScore
 from orchestrator.statistics.pairs import compare_all
 from orchestrator.statistics.table import DICE, Score, table_of
 from orchestrator.statistics.verdict import sentence
+from trainers.contract.candidates import candidate_epochs
 from trainers.contract.commits import Committed, Manifest
 from trainers.contract.plans import Labels
 from trainers.contract.run_spec import WeightsName
@@ -17,16 +18,18 @@ Results = Mapping[WeightsName, Sequence[CaseResult]]
 OPTIMISTIC = "optimistic"
 
 
-def judged(committed: Committed, results: Results, labels: Labels, patients: Mapping[str, str]) -> Candidates:
-    """What full validations say of the candidates of a commit.
+def judged(committed: Committed, results: Results, labels: Labels, patients: Mapping[str, str], count: int) -> Candidates:
+    """What full validations say of the candidates of a commit, which should be `count`, as far as there were epochs.
 
-    `results`: of every case, by what was validated. `patients`: case -> patient, where they are known; else each case is one.
+    `results`: of every case, by what was validated. `patients`: case -> patient, where they are known; else each case is one. An epoch
+    whose weights were lost, now or in an earlier start of the workers, has no result and is named.
     """
     there = [manifest for manifest in committed.candidates if results.get(manifest.checkpoint)]
     found = [_score(manifest, committed, results[manifest.checkpoint], labels) for manifest in there]
     known = [score for score in found if score.dice is not None]
     winner = max(known, key=lambda score: score.dice or 0.0, default=None)  # of equal ones the higher EMA, which comes first
-    lost = [manifest for manifest in committed.candidates if manifest not in there]
+    validated = {manifest.epoch for manifest in there}
+    lost = [epoch for epoch in candidate_epochs(committed.history, count) if epoch not in validated]
     return Candidates(
         scores=tuple(found),
         winner=winner.epoch if winner else None,
@@ -50,7 +53,7 @@ def _known(value: float) -> float | None:
 
 def _choice(winner: CandidateScore | None, count: int) -> list[str]:
     if winner is None:
-        return ["No candidate has a Dice, as no case of the fold has one."]
+        return ["No candidate has a Dice, as no case of the fold has one." if count else "No candidate was validated."]
     same = f" Its weights are those of the {' and the '.join(winner.also)} checkpoint." if winner.also else ""
     return [
         f"Of {count} candidates, the epochs of the highest EMA pseudo-Dice, epoch {winner.epoch} has the highest full Dice, "
@@ -58,8 +61,8 @@ def _choice(winner: CandidateScore | None, count: int) -> list[str]:
     ]
 
 
-def _loss(manifest: Manifest) -> str:
-    return f"The weights of epoch {manifest.epoch} are damaged or missing: it was not validated."
+def _loss(epoch: int) -> str:
+    return f"The weights of epoch {epoch} are damaged or missing: it was not validated."
 
 
 def _differences(committed: Committed, results: Results, winner: CandidateScore | None, patients: Mapping[str, str]) -> list[str]:

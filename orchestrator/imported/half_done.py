@@ -66,7 +66,7 @@ def read_half_done(folder: RunFolder) -> HalfDone:
     epochs, history = epochs_of(facts, latest), history_of(facts, latest)
     if len(history) < epochs:
         raise DataError(f"import: {latest} has {epochs} epochs behind it and curves of {len(history)}. Restore the file.")
-    schedule = schedule_of(debug, total_epochs(debug, name.trainer, folder), folder)
+    schedule = schedule_of(debug, total_epochs(debug, name.trainer, folder), name.trainer, folder)
     if fault := unlike_trainer(schedule, name.trainer):
         raise DataError(f"import: {folder.root / 'debug.json'} has {fault}: that is another trainer. Train it to the end with nnU-Net.")
     if epochs >= schedule.epochs:

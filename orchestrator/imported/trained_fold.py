@@ -15,6 +15,7 @@ from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest
 from trainers.contract.names import Fold, shown
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Schedule
+from trainers.contract.trainer_table import TRAINERS, TrainerSettings
 from trainers.data.nnunet_checkpoint import read_training_facts
 from trainers.storage.faults import reading
 from trainers.storage.files import read_json, sha256_of
@@ -111,7 +112,7 @@ def read_trained_fold(folder: RunFolder) -> TrainedFold:
         folder=folder,
         name=name,
         epochs=epochs,
-        schedule=schedule_of(debug, epochs, folder),
+        schedule=schedule_of(debug, epochs, name.trainer, folder),
         history=history[:epochs],
         versions=versions_in(debug),
         final=_manifest(folder, "final", epochs, history[-1].ema_pseudo_dice if history else None),
@@ -181,9 +182,20 @@ def versions_in(debug: Mapping[str, Any]) -> dict[str, str]:
     return {ours: str(debug[theirs])[:100] for ours, theirs in _VERSIONS.items() if debug.get(theirs) not in (None, "None")}
 
 
-def schedule_of(debug: Mapping[str, Any], epochs: int, folder: RunFolder) -> Schedule:
+def has_share_of_rank_0(debug: Mapping[str, Any], trainer: str) -> bool:
+    """True where nnU-Net has replaced the share of foreground samples by rank 0's own before it noted it. Pure.
+
+    With several GPUs it does so in `_set_batch_size_and_oversample`, often by 0; its trainers that draw leave the share as it is.
+    """
+    return str(debug.get("is_ddp")) == "True" and TRAINERS.get(trainer, TrainerSettings()).oversampling == "last"
+
+
+def schedule_of(debug: Mapping[str, Any], epochs: int, trainer: str, folder: RunFolder) -> Schedule:
     """So many epochs by the other settings in its notes, each nnU-Net's usual one where they lack it. Raises DataError."""
     known = {ours: debug[theirs] for ours, theirs in _SETTINGS.items() if theirs in debug}
+    if has_share_of_rank_0(debug, trainer) and known.pop("foreground_oversampling", None) is not None:
+        usual = Schedule().foreground_oversampling
+        log.warning("%s was trained on several GPUs and notes only rank 0's share of foreground: %g is taken", folder.root, usual)
     try:
         return Schedule.model_validate({"epochs": epochs, **known})
     except ValidationError as err:

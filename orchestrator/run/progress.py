@@ -84,12 +84,21 @@ def has_candidates(spec: RunSpec, committed: Committed | None) -> bool:
 def checkpoints_due(spec: RunSpec, committed: Committed | None) -> tuple[CheckpointName, ...]:
     """The checkpoints that a run has to have validated before it is finished, pure: those that its experiment asks for.
 
-    A run whose every epoch lacked foreground has no best one, and a fold without validation cases has nothing to validate.
+    A run may have no best one (see `lack_of_best`), and a fold without validation cases has nothing to validate.
     """
     if not spec.val_cases:
         return ()
     has_no_best = committed is not None and committed.best is None and committed.epochs_done >= spec.schedule.epochs
     return tuple(name for name in spec.validation.checkpoints if not (name == "best" and has_no_best))
+
+
+def lack_of_best(committed: Committed) -> str:
+    """Why a run has no best checkpoint, in words, pure."""
+    policy = committed.best_policy
+    if policy.score is None:
+        return "no epoch of this run saw foreground, so it has no best checkpoint"
+    which = "the best epoch" if policy.best_epoch is None else f"epoch {policy.best_epoch}, the best one,"
+    return f"the weights of {which} are lost and no later epoch has beaten it, so this run has no best checkpoint"
 
 
 def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.publishing.validation_report import picture_file
-from orchestrator.run.progress import checkpoints_due, has_candidates
+from orchestrator.run.progress import checkpoints_due, has_candidates, lack_of_best
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.commits import Committed, newest_committed, weights_file
 from trainers.contract.plans import load_plans
@@ -36,8 +36,8 @@ def checkpoints_to_validate(folder: RunFolder, spec: RunSpec) -> list[Checkpoint
         due: list[CheckpointName] = ["best"]
     else:
         due = list(checkpoints_due(spec, committed))
-    if spec.val_cases and "best" in spec.validation.checkpoints and "best" not in due:
-        log.warning("no epoch of this run saw foreground, so it has no best checkpoint: only the others are validated")
+    if committed is not None and spec.val_cases and "best" in spec.validation.checkpoints and "best" not in due:
+        log.warning("%s: only the others are validated", lack_of_best(committed))
     for name in due:
         if not folder.checkpoint(name).is_file():
             done = f"{committed.epochs_done} of {spec.schedule.epochs} epochs are done" if committed else "no epoch is done"
@@ -106,11 +106,17 @@ def share_results(folder: RunFolder, spec: RunSpec, name: WeightsName, digest: s
     if name not in weights:
         return
     for other in weights.values():
-        if other.checkpoint == name or other.origin != weights[name].origin:
+        is_same = other.checkpoint != name and other.origin == weights[name].origin
+        if not is_same or not has_all_of(other.checkpoint, name, spec):
             continue
         for case in spec.val_cases:
             if not is_done(folder, spec, name, case, digest) and is_done(folder, spec, other.checkpoint, case, other.sha256):
                 _share(folder, other.checkpoint, name, case, digest)
+
+
+def has_all_of(source: WeightsName, name: WeightsName, spec: RunSpec) -> bool:
+    """False where a candidate would give its results to a checkpoint that is to have pictures or probabilities: it has neither. Pure."""
+    return is_checkpoint(source) or not is_checkpoint(name) or not (spec.images or spec.validation.npz)
 
 
 def _share(folder: RunFolder, source: WeightsName, name: WeightsName, case_id: str, digest: str) -> None:

@@ -219,7 +219,7 @@ def judge_candidates(
     """Write down whether the best epoch by pseudo-Dice is the best by Dice; returns the first sentence of it."""
     from orchestrator.compare.candidates import judged  # statistics, for runs with candidates alone
 
-    found = judged(committed, results, labels, spec.patients or {})
+    found = judged(committed, results, labels, spec.patients or {}, spec.validation.candidates)
     write_if_changed(folder.candidates_file, found.model_dump_json(indent=1).encode())
     for sentence in found.sentences:
         log.info("%s", sentence)

@@ -18,7 +18,7 @@ from trainers.network.learner import sgd
 from trainers.network.model import build_network
 from trainers.training.assemble import ModelConfig, model_config, state_writer
 from trainers.training.pseudo_dice import updated
-from trainers.training.state import TrainingProgress
+from trainers.training.state import TrainingProgress, digest_if_there
 
 log = logging.getLogger(__name__)
 CHANGING = ("network_weights", "optimizer_state", "grad_scaler_state")
@@ -31,10 +31,12 @@ def adopt(
 ) -> None:
     """Commit nnU-Net's checkpoint `latest`, whose curves are `history`, and before it the checkpoint of the best epoch.
 
-    Returns when both are durable. Raises CheckpointError for a checkpoint that is damaged or of another network; StorageError.
+    Returns when both are durable. Raises CheckpointError for a checkpoint that is damaged, of another network, or not the one that the
+    run is to go on from; StorageError.
     """
     plan = model_config(spec)
     content = read_checkpoint(latest)
+    check_is_as_it_was(spec, content, len(history), latest)
     check_fits(spec, plan, content, latest)
     writer = state_writer(spec, folder, plan, fencing_token, None)
     reached = progress_of(spec, history)
@@ -59,6 +61,21 @@ def changing(content: Checkpoint) -> dict[str, Any]:
     return {key: content.get(key) for key in CHANGING}
 
 
+def check_is_as_it_was(spec: RunSpec, content: Checkpoint, epochs: int, path: Path) -> None:
+    """Raise CheckpointError where nnU-Net has replaced the file since its curves and its SHA-256 were read; StorageError.
+
+    The SHA-256 is taken once more after `content` was loaded: what lies there before and after is what was loaded.
+    """
+    found = content.get("current_epoch")
+    is_same = spec.continued is None or digest_if_there(path) == spec.continued.sha256
+    if found != epochs or not is_same:
+        now = f" by one with {found}" if isinstance(found, int) and found != epochs else ""
+        raise CheckpointError(
+            f"checkpoint: {path} was read with {epochs} epochs done and has been replaced since{now}: nnU-Net still trains there. "
+            "End that training, then import again."
+        )
+
+
 def check_fits(spec: RunSpec, plan: ModelConfig, content: Checkpoint, path: Path) -> None:
     """Raise CheckpointError unless weights and momenta are of the network of the plans."""
     network = build_network(plan.configuration, plan.channels, plan.labels.num_heads, spec.settings.deep_supervision)
@@ -80,7 +97,8 @@ def _content_of_best(spec: RunSpec, plan: ModelConfig, path: Path | None, best_e
     epoch = None if content is None else content.get("current_epoch")
     if path is None or content is None or epoch != best_epoch + 1:
         found = "is not there" if path is None else f"is of epoch {epoch - 1}" if isinstance(epoch, int) else "names no epoch"
-        log.warning("nnU-Net's checkpoint of the best epoch, %d, %s: the next epoch that beats it gives a new one", best_epoch, found)
+        until = "the next epoch that beats it gives a new one, and where none does the run has none"
+        log.warning("nnU-Net's checkpoint of the best epoch, %d, %s: %s", best_epoch, found, until)
         return None
     check_fits(spec, plan, content, path)
     return content

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import torch
 
+from trainers.contract.candidates import candidate_epochs, candidates_after
 from trainers.contract.commits import (
     BestRecord,
     Committed,
@@ -44,7 +45,6 @@ from trainers.errors import CheckpointError, StorageError
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.storage.faults import STORAGE_RETRY_S, free_space, reading, retry_storage
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
-from trainers.training.candidates import candidate_epochs, candidates_after
 
 log = logging.getLogger(__name__)
 KEEP_STATES = 2
@@ -97,7 +97,7 @@ class StateWriter:
     patience_s: float = STORAGE_RETRY_S
     """How long a commit waits for a disk that does not take it, over all its steps."""
     num_candidates: int = 0
-    """The weights of so many of the best epochs are kept, see `trainers/training/candidates.py`."""
+    """The weights of so many of the best epochs are kept, see `trainers/contract/candidates.py`."""
     held_s: float = 0.0
     """Seconds for which the newest `commit` held its caller."""
     _thread: threading.Thread | None = None
@@ -275,7 +275,7 @@ def newest_valid(folder: RunFolder) -> Committed | None:
     """
     for committed in newest_first(folder):
         path = folder.state / f"{committed.stem}.pth"
-        digest = _digest(path)
+        digest = digest_if_there(path)
         if digest == committed.state_sha256:
             return _with_candidates(folder, _with_best(folder, committed))
         problem = "missing" if digest is None else "not what its commit names"
@@ -291,9 +291,9 @@ def newest_valid(folder: RunFolder) -> Committed | None:
 def _with_best(folder: RunFolder, committed: Committed) -> Committed:
     """`committed` with its best checkpoint whole on disk, or without one."""
     best = committed.best
-    if best is None or _digest(folder.root / best.file) == best.sha256:
+    if best is None or digest_if_there(folder.root / best.file) == best.sha256:
         return committed
-    if _digest(folder.checkpoint("best")) == best.sha256:
+    if digest_if_there(folder.checkpoint("best")) == best.sha256:
         log.warning("best checkpoint %s was damaged; it is restored from %s", best.file, folder.checkpoint("best"))
         write_through(folder.root / best.file, lambda stream: _copy(folder.checkpoint("best"), stream))
         return committed
@@ -303,14 +303,14 @@ def _with_best(folder: RunFolder, committed: Committed) -> Committed:
 
 def _with_candidates(folder: RunFolder, committed: Committed) -> Committed:
     """`committed` with those of its candidates whose weights are whole."""
-    lost = [manifest for manifest in committed.candidates if _digest(folder.root / manifest.file) != manifest.sha256]
+    lost = [manifest for manifest in committed.candidates if digest_if_there(folder.root / manifest.file) != manifest.sha256]
     for manifest in lost:
         log.warning("candidate %s of epoch %d is damaged or missing and will not be validated", manifest.file, manifest.epoch)
     whole = tuple(manifest for manifest in committed.candidates if manifest not in lost)
     return committed.model_copy(update={"candidates": whole}) if lost else committed
 
 
-def _digest(path: Path) -> str | None:
+def digest_if_there(path: Path) -> str | None:
     """SHA-256 of a file, or None if it is not there. Raises StorageError where its disk is away."""
     try:
         with reading(path):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from orchestrator.imported.continuing import continue_folder
-from orchestrator.imported.half_done import total_epochs, unlike_trainer
+from orchestrator.imported.half_done import read_half_done, total_epochs, unlike_trainer
 from orchestrator.imported.importing import ImportedFold
+from orchestrator.imported.trained_fold import schedule_of
 from orchestrator.resume.stored import stored_below
 from orchestrator.resume.unfinished import find_runs, verdict_on
 from orchestrator.tracking.records import fixed_params, note_of, tags_of
@@ -192,3 +193,31 @@ def test_the_number_of_epochs_is_that_of_its_notes_else_of_the_trainers_name(tmp
 def test_a_schedule_that_its_trainers_name_contradicts_is_another_trainer() -> None:
     assert unlike_trainer(Schedule(epochs=250), "nnUNetTrainer_250epochs") == ""
     assert unlike_trainer(Schedule(epochs=9), "nnUNetTrainer_250epochs") == "epochs 9, where nnUNetTrainer_250epochs sets 250"
+
+
+def test_a_training_on_several_gpus_goes_on_with_the_share_of_foreground_of_all_of_them(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two GPUs with a sample each nnU-Net's rank 0 draws none on foreground, and notes that."""
+    root = begun_fold(toy, tmp_path, [0.4, 0.3], is_ddp="True", oversample_foreground_percent="0.0")
+    assert read_half_done(RunFolder(root)).schedule.foreground_oversampling == 0.33
+    assert "was trained on several GPUs and notes only rank 0's share of foreground: 0.33 is taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trainer", "is_ddp", "noted", "share"),
+    [
+        ("nnUNetTrainer", "True", "1.0", 0.33),
+        ("nnUNetTrainer", "False", "0.5", 0.5),
+        ("nnUNetTrainerDA5", "True", "0.0", 0.33),
+        ("nnUNetTrainer_probabilisticOversampling", "True", "0.5", 0.5),
+        ("nnUNetTrainer_probabilisticOversampling_010", "True", "0.1", 0.1),
+    ],
+)
+def test_only_a_share_that_nnunet_divided_among_gpus_is_replaced(
+    tmp_path: Path, trainer: str, is_ddp: str, noted: str, share: float
+) -> None:
+    notes = {"is_ddp": is_ddp, "oversample_foreground_percent": noted}
+    schedule = schedule_of(notes, 9, trainer, RunFolder(tmp_path))
+    assert schedule == Schedule(epochs=9, foreground_oversampling=share)
+    assert unlike_trainer(schedule, trainer) == ""

@@ -19,12 +19,13 @@ from orchestrator.resume.removal import removable, remove
 from orchestrator.resume.stored import stored_below
 from orchestrator.tracking.records import fixed_params, tags_of
 from tests.fake_run import FakeRun
-from tests.nnunet_folder import checkpoint_of, nnunet_fold, tiny_with_split, with_patch
+from tests.nnunet_folder import DEBUG, checkpoint_of, nnunet_fold, tiny_with_split, with_patch
 from tests.unit.tiny_dataset import Tiny, tiny_dataset
 from trainers.contract.commits import newest_committed
 from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SimpleITK's own
 
@@ -82,6 +83,13 @@ def test_curves_schedule_and_versions_are_those_of_nnunet(tiny: Tiny) -> None:
     versions = {name.rpartition(".")[2]: value for name, value in tags.items() if name.startswith("nnfleet.version.")}
     assert versions == {"torch": "2.9.0+cu128", "gpu": "NVIDIA A100"}
     assert "nnfleet.workers.count" not in tags
+
+
+def test_one_that_was_trained_on_several_gpus_has_the_share_of_foreground_of_all_of_them(tiny: Tiny) -> None:
+    root = nnunet_fold(tiny)
+    write_json_atomic(root / "debug.json", DEBUG | {"is_ddp": "True", "oversample_foreground_percent": "0.0"})
+    imported(tiny, root)
+    assert RunFolder(root).spec().schedule.foreground_oversampling == 0.33
 
 
 def test_all_folds_of_a_model_at_once(tiny: Tiny) -> None:

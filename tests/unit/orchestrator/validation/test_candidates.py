@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.compare.answer import answer
+from orchestrator.compare.candidates import judged
 from orchestrator.compare.models import models_of, read_fold
 from orchestrator.compare.report import html
 from orchestrator.compare.tables import as_json, candidates_table
@@ -22,6 +23,7 @@ from orchestrator.validation.cases import candidates_to_validate, digest_of, is_
 from tests.fake_run import CLASSES, FakeRun
 from tests.validated_model import metrics_of
 from trainers.contract.commits import Committed, Manifest, newest_committed, weights_file
+from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec, WeightsName, candidate_name
@@ -40,6 +42,7 @@ class CandidateRun(FakeRun):
         super().__init__(base, val_cases=CASES, schedule=Schedule(epochs=4), validation=asked)
         manifests = {number: self.epoch().best for number in range(3)}
         self.epoch(is_best=False)
+        self.rows[0] = self.rows[0].model_copy(update={"ema_pseudo_dice": 0.05})
         assert manifests[2] is not None
         assert manifests[1] is not None
         last = self._checkpoint("best", 3, 0.1, 10_000)
@@ -168,6 +171,24 @@ def test_lost_weights_of_a_candidate_cost_that_candidate_and_are_named(run: Cand
     assert progress_of(run.spec).stage == "finished"
 
 
+def test_a_candidate_that_was_lost_before_the_newest_commit_is_named_too(run: CandidateRun) -> None:
+    """At a resume: the commits after it do not list it any more."""
+    run.candidates = tuple(manifest for manifest in run.candidates if manifest.epoch != 1)
+    run.commit()
+    sentences = validated(run)
+    assert sentences[0].startswith("Of 2 candidates")
+    assert sentences[-1] == "The weights of epoch 1 are damaged or missing: it was not validated."
+
+
+def test_where_all_candidates_are_lost_no_missing_dice_is_blamed(run: CandidateRun) -> None:
+    committed = newest_committed(run.folder)
+    assert committed is not None
+    labels = labels_of(load_dataset_json(run.folder.model_folder))
+    found = judged(committed, {}, labels, {}, 3)
+    lost = [f"The weights of epoch {epoch} are damaged or missing: it was not validated." for epoch in (2, 1, 3)]
+    assert found.sentences == ("No candidate was validated.", *lost)
+
+
 def test_a_run_that_was_stopped_has_no_candidates_to_validate(run: CandidateRun) -> None:
     run.final = None
     stopped = run.spec.model_copy(update={"schedule": Schedule(epochs=9)})
@@ -199,6 +220,16 @@ def test_candidates_have_neither_pictures_nor_probabilities(tmp_path: Path, monk
     assert read_result(run.folder, candidate_name(2), CASES[0]) is not None
     assert [path.name for path in run.folder.validation(candidate_name(2)).iterdir()] == [f"{CASES[0]}.nii.gz"]
     assert not picture_file(run.folder, candidate_name(2), CASES[0]).exists()
+
+
+@pytest.mark.parametrize(("images", "npz", "is_shared"), [(False, False, True), (True, False, False), (False, True, False)])
+def test_the_best_takes_results_of_its_candidate_unless_it_is_to_have_pictures_or_probabilities(
+    tmp_path: Path, images: bool, npz: bool, is_shared: bool
+) -> None:
+    run = CandidateRun(tmp_path, npz=npz)
+    run.score(candidate_name(2), 0.6)
+    share_results(run.folder, run.spec.model_copy(update={"images": images}), "best", digest_of(run.folder, "best"))
+    assert (read_result(run.folder, "best", CASES[0]) is not None) == is_shared
 
 
 def test_weights_that_are_no_candidate_are_refused(run: CandidateRun) -> None:

@@ -11,6 +11,7 @@ from orchestrator.run.progress import Action, progress_of
 from orchestrator.validation import job
 from orchestrator.validation.cases import checkpoints_to_validate, digest_of_named, is_done, share_results
 from tests.fake_run import FakeRun
+from trainers.contract.commits import BestRecord
 from trainers.contract.records import read_result
 from trainers.contract.run_spec import CheckpointName, Schedule
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
@@ -130,6 +131,28 @@ def test_results_of_older_weights_are_not_shared(tmp_path: Path) -> None:
     validated(run, "best", "1" * 64)
     share_results(run.folder, run.spec, "final", run.final.sha256)
     assert read_result(run.folder, "final", "case_2") is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (BestRecord(), "no epoch of this run saw foreground, so it has no best checkpoint"),
+        (
+            BestRecord(ema=0.3, score=0.4, best_epoch=0),
+            "the weights of epoch 0, the best one, are lost and no later epoch has beaten it, so this run has no best checkpoint",
+        ),
+    ],
+)
+def test_a_run_without_a_best_checkpoint_is_validated_without_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: BestRecord, reason: str
+) -> None:
+    run = FakeRun(tmp_path, schedule=Schedule(epochs=2))
+    run.epoch(is_best=False)
+    run.epoch(is_best=False)
+    committed = run.finish().model_copy(update={"best_policy": policy})
+    write_atomic(run.folder.state / f"{committed.stem}.json", committed.model_dump_json().encode())
+    assert checkpoints_to_validate(run.folder, run.spec) == ["final"]
+    assert f"{reason}: only the others are validated" in caplog.text
 
 
 def stopped(base: Path) -> FakeRun:

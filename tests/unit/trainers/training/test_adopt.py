@@ -11,8 +11,9 @@ from tests.toy import Toy, toy_spec
 from trainers.contract.commits import EpochRow
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, Schedule
+from trainers.contract.run_spec import Continued, RunSpec, Schedule
 from trainers.errors import CheckpointError
+from trainers.storage.files import sha256_of
 from trainers.training.adopt import adopt
 from trainers.training.assemble import assemble, model_config, restore
 from trainers.training.state import newest_valid
@@ -137,5 +138,29 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_is_written(
     spec, folder, token = run_of(toy, tmp_path)
     latest = saved(tmp_path / "latest.pth", begun_checkpoint(toy, [0.3]) | changes)
     with pytest.raises(CheckpointError, match=words):
+        adopt(spec, folder, token, history_of([0.3]), latest)
+    assert not folder.state.exists()
+
+
+def test_a_checkpoint_that_nnunet_replaced_after_its_curves_were_read_is_refused(toys: Toys, tmp_path: Path) -> None:
+    toy = toys("labels")
+    spec, folder, token = run_of(toy, tmp_path)
+    latest = saved(tmp_path / "latest.pth", begun_checkpoint(toy, [0.3, 0.4]))
+    with pytest.raises(
+        CheckpointError, match=r"read with 1 epochs done and has been replaced since by one with 2: nnU-Net still trains there\. End that"
+    ):
+        adopt(spec, folder, token, history_of([0.3]), latest)
+    assert not folder.state.exists()
+
+
+def test_a_checkpoint_of_other_bytes_than_the_run_is_named_after_is_refused(toys: Toys, tmp_path: Path) -> None:
+    toy = toys("labels")
+    spec, folder, token = run_of(toy, tmp_path)
+    latest = saved(tmp_path / "latest.pth", begun_checkpoint(toy, [0.3]))
+    spec = spec.model_copy(update={"continued": Continued(folder=tmp_path, epochs=1, sha256=sha256_of(latest))})
+    saved(latest, begun_checkpoint(toy, [0.3], seed=2))
+    with pytest.raises(
+        CheckpointError, match=r"has been replaced since: nnU-Net still trains there\. End that training, then import again\."
+    ):
         adopt(spec, folder, token, history_of([0.3]), latest)
     assert not folder.state.exists()

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainers.training.test_state import FIXED, flip_a_bit, row, tensors
+from trainers.contract.candidates import candidate_epochs
 from trainers.contract.commits import BestRecord, Committed, EpochRow, InFlight, committed_states, newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.network.checkpoint import read_checkpoint
 from trainers.training import state
-from trainers.training.candidates import candidate_epochs
 from trainers.training.pseudo_dice import updated
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
 
