@@ -10,11 +10,12 @@ import pytest
 from orchestrator.compare.choice import Places, compared, joined
 from orchestrator.compare.models import ValidatedFold, read_fold
 from orchestrator.compare.published_results import read_published
+from orchestrator.publishing.published import Published, published_tag
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.names import Names
 from orchestrator.tracking.scores import score_metrics
 from tests.validated_model import validated_model
-from trainers.contract.commits import newest_committed
+from trainers.contract.commits import Manifest, newest_committed
 from trainers.contract.lesions import Lesions
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
@@ -33,6 +34,7 @@ class Server:
     def __init__(self, place: Path, folders: list[RunFolder]) -> None:
         self.place, self.names = place, list[Names]()
         self.values: dict[str, dict[str, float]] = {}
+        self.tagged: dict[str, dict[str, str]] = {}
         self.curves: dict[str, dict[int, float]] = {}
         self.asked: list[str] = []
         """Curves."""
@@ -59,7 +61,7 @@ class Server:
         return self.names
 
     def tags(self, run_id: str) -> dict[str, str]:
-        return {}
+        return self.tagged.get(run_id, {})
 
     def metrics(self, run_id: str) -> dict[str, float]:
         return self.values[run_id]
@@ -118,6 +120,23 @@ def test_the_scores_of_both_checkpoints_are_read(server: Server, folders: list[R
     found = fold_in(server).checkpoints
     assert found["final"].dice == pytest.approx(0.25)
     assert found["best"] == pytest.approx((0.45, 0.125))
+
+
+@pytest.mark.parametrize(("published_ema", "weights"), [(0.5, ("b" * 64, 0.5)), (0.7, ("", 0.5))], ids=["validated", "a better one since"])
+def test_scores_of_the_best_checkpoint_are_never_paired_with_a_better_one_published_since(
+    server: Server, published_ema: float, weights: tuple[str, float]
+) -> None:
+    """What was validated has the pseudo-Dice 0.25 + 0.25."""
+    for file in ("per_case.json", "summary.json"):
+        server.put(0, f"fullval/best/{file}", (server.place / "0/fullval/final" / file).read_bytes())
+    server.values["0"] |= {"full/best/dice_mean": 0.25, "full/best/minus_ema_pseudo_dice": -0.25, "best/ema_pseudo_dice": published_ema}
+    manifest = Manifest(checkpoint="best", file="b.pth", epoch=3, attempt=1, ema_pseudo_dice=published_ema, sha256="b" * 64, size_bytes=1)
+    published = Published(directory="checkpoints/best/e3-bbbbbbbb", manifest=manifest)
+    server.tagged["0"] = {published_tag("best"): published.model_dump_json(by_alias=True)}
+    found = read_published(server, "0", "best")
+    assert isinstance(found, ValidatedFold)
+    assert {result.checkpoint_sha256 for result in found.results} == {weights[0]}
+    assert found.ema_pseudo_dice == weights[1]
 
 
 def test_lesions_have_the_scores_of_the_run_folder(tmp_path: Path, folders: list[RunFolder]) -> None:
