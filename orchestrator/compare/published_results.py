@@ -1,8 +1,8 @@
 """Full validations as MLflow holds them: what a machine compares that does not see the run folders.
 
-Counts and Dice are those of nnU-Net's summary.json, distances and lesions those of the table of cases; both were written from the results
-in the run folder, so the numbers are the same. Of the curves the smoothed pseudo-Dice is read, which the report draws. Predictions and
-labels are not in MLflow.
+Counts of voxels and Dice are those of nnU-Net's summary.json, distances and scores of lesions those of the table of cases; both were
+written from the results in the run folder, so these are the same. How many lesions there are is not in MLflow. Of the curves the smoothed
+pseudo-Dice is read, which the report draws. Predictions and labels are not in MLflow.
 """
 
 import math
@@ -171,6 +171,7 @@ def _lesions(row: Mapping[str, Any], name: str) -> Lesions | None:
     """The lesions of one class in one case, None where they were not counted.
 
     The table holds their sensitivity and not its two counts: these are its smallest, which give the same score.
+    Nobody may add them up: `TrainedModel.summary` leaves them out.
     """
     columns = [f"{score}/{name}" for score in LESION_SCORES]
     if not row.keys() >= {*columns} or row[columns[1]] is None:
