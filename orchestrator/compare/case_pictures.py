@@ -85,8 +85,13 @@ def _ranked(model: TrainedModel, others: Sequence[TrainedModel]) -> list[str]:
 
 
 def shown_names(models: Sequence[TrainedModel]) -> dict[str, str]:
-    """Case -> how the report names it: by its pseudonym where one of the models asks for that. Raises DataError."""
-    cases = dict.fromkeys(result.case_id for model in models for result in model.results)
+    """Case -> how the report names it: by its pseudonym where one of the models asks for that. Raises DataError.
+
+    Cases that a model was trained on count too: a sentence of what differs may name them.
+    """
+    folds = [fold for model in models for fold in model.folds]
+    cases = dict.fromkeys(result.case_id for fold in folds for result in fold.results)
+    cases |= dict.fromkeys(case for fold in folds for case in (*fold.spec.train_cases, *fold.spec.val_cases))
     asking = next((model for model in models if model.has_pseudonyms), None)
     if asking is None:
         return {case: case for case in cases}

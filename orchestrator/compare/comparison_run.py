@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.compare.answer import Answer
-from orchestrator.compare.case_pictures import CasePictures
+from orchestrator.compare.case_pictures import CasePictures, renamed, shown_names
 from orchestrator.compare.report import html
 from orchestrator.compare.tables import models_table
 from orchestrator.tracking.binding import experiment_of
@@ -67,9 +67,9 @@ def comparison_key(answer: Answer) -> str:
 
 
 def note_of(answer: Answer) -> str:
-    """What a user reads first on the run's page, in Markdown. No case is named. Pure."""
-    table = models_table(answer)
-    marks = [f"**{mark}**" for mark in answer.marks]
+    """What a user reads first on the run's page, in Markdown; cases in it under the names that the report gives them. Raises DataError."""
+    table, names = models_table(answer), shown_names(answer.models)
+    marks = [f"**{renamed(mark, names)}**" for mark in answer.marks]
     rows = [_row(table.head), _row(["---"] * len(table.head)), *map(_row, table.rows)]
     return "\n\n".join([*marks, f"**{answer.verdict}**", "\n".join(rows), f"The report is the artifact `{REPORT}`."])
 

@@ -105,17 +105,17 @@ def _compared(
     """One test set, its models compared if it has all of them, and they are two at least."""
     named = {model.name: model for model in models}
     summaries = {name: extended_summary(each.results, named[name].labels) for name, each in scores.items()}
-    remarks = [*_lacking(scores, models), *_unlike(scores)]
-    if remarks:
-        return HeldOutSet(scores, summaries, tuple(remarks))
+    doubts = tuple(_of_the_training(scores, models))
+    if reasons := [*_lacking(scores, models), *_unlike(scores)]:
+        return HeldOutSet(scores, summaries, (*doubts, *reasons))
     first = next(iter(scores.values()))
     cases = [result.case_id for result in first.results]
     try:
         patient_of = patients_of(patients, cases, "compare: --patients") if patients else {case: case for case in cases}
     except ConfigError:  # it names cases, which no report of runs with pseudonyms may
         why = f"Models are not compared on the test set {first.label}: --patients names no patient of some of its cases. Add them there."
-        return HeldOutSet(scores, summaries, (why,))
-    found = HeldOutSet(scores, summaries, tuple(_remarks(scores, models, patients)), len(set(patient_of.values())))
+        return HeldOutSet(scores, summaries, (*doubts, why))
+    found = HeldOutSet(scores, summaries, (*doubts, *_remarks(scores, models, patients)), len(set(patient_of.values())))
     worst_first = sorted(scores, key=lambda name: _to_sort_by(found.dice(name)))
     table = score_table({name: scores[name].results for name in worst_first}, patient_of)
     of_each = [bases[name] for name in worst_first]
@@ -166,12 +166,17 @@ def _unlike(scores: Mapping[str, HeldOutScores]) -> Iterator[str]:
         yield f"Models are not compared on the test set {label}: their surface Dice is at different tolerances, {found} mm."
 
 
-def _remarks(scores: Mapping[str, HeldOutScores], models: Sequence[TrainedModel], patients: str | None) -> Iterator[str]:
-    """What a comparison on a test set must not be read without."""
+def _of_the_training(scores: Mapping[str, HeldOutScores], models: Sequence[TrainedModel]) -> Iterator[str]:
+    """A doubt whether a test set is one, which belongs to every score on it, compared or not."""
     first = next(iter(scores.values()))
     label, cases = first.label, {result.case_id for result in first.results}
     if seen := cases & {case for model in models for fold in model.folds for case in (*fold.spec.train_cases, *fold.spec.val_cases)}:
         yield f"{len(seen)} of {len(cases)} cases of the test set {label} are called as cases of the training: is it held out?"
+
+
+def _remarks(scores: Mapping[str, HeldOutScores], models: Sequence[TrainedModel], patients: str | None) -> Iterator[str]:
+    """What a comparison on a test set must not be read without."""
+    label = next(iter(scores.values())).label
     if len({len(each.folds) for each in scores.values()}) > 1:
         sizes = ", ".join(f"{name} {len(each.folds)}" for name, each in scores.items())
         yield f"On the test set {label} ensembles of different sizes are compared; folds: {sizes}."

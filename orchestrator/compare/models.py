@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from orchestrator.compare.cheap import CheapAndFull, cheap_and_full
 from orchestrator.publishing.validation_report import ema_of
 from orchestrator.run.candidates import Candidates, read_candidates
 from trainers.contract.commits import EpochRow, newest_committed
+from trainers.contract.lesions import LESION_COUNTS
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -99,8 +100,20 @@ class TrainedModel:
 
     @cached_property
     def summary(self) -> dict[str, object]:
-        """Means over the cases of all folds, per class, then over the classes: nnU-Net's number for a cross-validation."""
-        return extended_summary(self.results, self.labels)
+        """Means over the cases of all folds, per class, then over the classes: nnU-Net's number for a cross-validation.
+
+        With a fold from MLflow, which has the scores of lesions and not their numbers, there are no numbers of them.
+        """
+        found = extended_summary(self.results, self.labels)
+        return found if all(fold.source == RUN_FOLDER for fold in self.folds) else without_lesion_counts(found)
+
+
+def without_lesion_counts(summary: Mapping[str, Any]) -> dict[str, object]:
+    """The summary without the numbers of lesions in each class. Pure."""
+    classes = {
+        name: {key: value for key, value in values.items() if key not in LESION_COUNTS} for name, values in summary["classes"].items()
+    }
+    return {**summary, "classes": classes}
 
 
 def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> ValidatedFold | str:

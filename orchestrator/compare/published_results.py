@@ -1,8 +1,8 @@
 """Full validations as MLflow holds them: what a machine compares that does not see the run folders.
 
-Counts and Dice are those of nnU-Net's summary.json, distances and lesions those of the table of cases; both were written from the results
-in the run folder, so the numbers are the same. Of the curves the smoothed pseudo-Dice is read, which the report draws. Predictions and
-labels are not in MLflow.
+Counts of voxels and Dice are those of nnU-Net's summary.json, distances and scores of lesions those of the table of cases; both were
+written from the results in the run folder, so these are the same. How many lesions there are is not in MLflow. Of the curves the smoothed
+pseudo-Dice is read, which the report draws. Predictions and labels are not in MLflow.
 """
 
 import math
@@ -16,7 +16,7 @@ from orchestrator.compare.cheap import CheapAndFull
 from orchestrator.compare.models import Unfinished, ValidatedFold
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.export.mlflow_folds import fetched_json
-from orchestrator.publishing.published import published_in
+from orchestrator.publishing.published import Published, published_in
 from orchestrator.run.names import Names
 from orchestrator.tracking.address import masked
 from trainers.contract.commits import EpochRow
@@ -29,6 +29,8 @@ from trainers.storage.files import temporary_folder
 
 CHECKPOINTS: tuple[CheckpointName, ...] = get_args(CheckpointName)
 EMA_METRIC = "val/ema_pseudo_dice"
+SAME_EMA = 1e-6
+"""By so much two smoothed pseudo-Dice of the same weights may differ, one of which is a difference of two metrics."""
 MOST_LESIONS = 1_000_000
 """Of one class in one case: with so many their sensitivity, as MLflow holds it, is still that of one pair of counts."""
 
@@ -79,16 +81,14 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
         table, summary = f"fullval/{checkpoint}/per_case.json", f"fullval/{checkpoint}/summary.json"
         if not {table, summary} <= files.keys():
             return f"MLflow has no full validation of its {checkpoint} checkpoint"
-        published = published_in(server.tags(run_id), checkpoint)
-        manifest = published.manifest if published is not None else None
+        metrics = server.metrics(run_id)
+        sha256, ema = weights_of(published_in(server.tags(run_id), checkpoint), metrics, checkpoint)
         cases = cases_in(fetch(table), fetch(summary), dataset_json["file_ending"])
-        results = results_of(cases, labels, spec, manifest.sha256 if manifest else "")
+        results = results_of(cases, labels, spec, sha256)
         dice = {name: _dice_of(fetch(file)) for name in CHECKPOINTS if (file := f"fullval/{name}/per_case.json") in files}
     if sorted(result.case_id for result in results) != sorted(spec.val_cases):
         return Unfinished(f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow")
-    metrics = server.metrics(run_id)
     scores = {name: CheapAndFull(_ema_in(metrics, name), value) for name, value in dice.items()}
-    ema = manifest.ema_pseudo_dice if manifest else _ema_of(metrics, checkpoint)
     curve = curve_of(server.metric_history(run_id, EMA_METRIC)) if EMA_METRIC in metrics else ()
     return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, curve, f"MLflow at {masked(server.uri)}", labels, scores)
 
@@ -104,10 +104,23 @@ def _ema_in(metrics: Mapping[str, float], name: CheckpointName) -> float:
     return metrics.get(f"full/{name}/dice_mean", math.nan) - metrics.get(f"full/{name}/minus_ema_pseudo_dice", math.nan)
 
 
-def _ema_of(metrics: Mapping[str, float], name: CheckpointName) -> float | None:
-    """The same to the last digit, by which equal ones stay equal: of the last epoch, or of the best."""
-    is_known = f"full/{name}/minus_ema_pseudo_dice" in metrics
-    return metrics.get(EMA_METRIC if name == "final" else "best/ema_pseudo_dice") if is_known else None
+def weights_of(published: Published | None, metrics: Mapping[str, float], name: CheckpointName) -> tuple[str, float | None]:
+    """SHA-256 and smoothed pseudo-Dice of the weights that made the scores of a checkpoint; "" and None where they are not known. Pure.
+
+    A run that went on after it was validated has published other weights since, with another pseudo-Dice. Where it is the same, that of
+    the checkpoint, else of the epochs, has the last digits, by which equal ones stay equal.
+    """
+    found = _ema_in(metrics, name)
+    if published is not None and _is_same(published.manifest.ema_pseudo_dice, found):
+        return published.manifest.sha256, published.manifest.ema_pseudo_dice
+    tracked = metrics.get(EMA_METRIC if name == "final" else "best/ema_pseudo_dice")
+    if _is_same(tracked, found):
+        return "", tracked
+    return "", None if math.isnan(found) else found
+
+
+def _is_same(ema: float | None, found: float) -> bool:
+    return math.isnan(found) if ema is None else math.isclose(ema, found, rel_tol=0, abs_tol=SAME_EMA)
 
 
 def curve_of(emas: Mapping[int, float]) -> tuple[EpochRow, ...]:
@@ -158,6 +171,7 @@ def _lesions(row: Mapping[str, Any], name: str) -> Lesions | None:
     """The lesions of one class in one case, None where they were not counted.
 
     The table holds their sensitivity and not its two counts: these are its smallest, which give the same score.
+    Nobody may add them up: `TrainedModel.summary` leaves them out.
     """
     columns = [f"{score}/{name}" for score in LESION_SCORES]
     if not row.keys() >= {*columns} or row[columns[1]] is None:

@@ -10,6 +10,8 @@ from trainers.contract.run_spec import Frozen
 
 LESION_SCORES = ("lesion_sensitivity", "lesion_false_positives", "lesion_dice")
 """Names of the scores, everywhere that per-case metrics go."""
+LESION_COUNTS = ("n_lesions", "n_detected")
+"""Names of the numbers of true and of detected lesions, in the summary of a class."""
 
 
 class Lesions(Frozen):

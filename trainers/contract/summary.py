@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trainers.contract.lesions import LESION_SCORES, Lesions
+from trainers.contract.lesions import LESION_COUNTS, LESION_SCORES, Lesions
 from trainers.contract.plans import Labels
 from trainers.contract.pseudonyms import pseudonym
 from trainers.contract.run_spec import Frozen, WeightsName
@@ -164,7 +164,8 @@ def _lesion_summary(lesions: Sequence[Lesions], num_cases: int) -> dict[str, flo
     if not lesions or len(lesions) < num_cases:
         return {}
     means = {name: nan_mean(found.scores[name] for found in lesions) for name in LESION_SCORES}
-    return means | {"n_lesions": sum(found.num_true for found in lesions), "n_detected": sum(found.num_detected for found in lesions)}
+    counts = (sum(found.num_true for found in lesions), sum(found.num_detected for found in lesions))
+    return means | dict(zip(LESION_COUNTS, counts, strict=True))
 
 
 def table_rows(results: Sequence[CaseResult], labels: Labels, checkpoint: WeightsName, salt: str | None) -> list[Row]:

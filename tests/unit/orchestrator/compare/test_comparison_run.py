@@ -10,12 +10,14 @@ from typer.testing import CliRunner
 from orchestrator import api
 from orchestrator.cli import app
 from orchestrator.compare.answer import Answer
-from orchestrator.compare.case_pictures import CasePictures
+from orchestrator.compare.case_pictures import CasePictures, shown_names
 from orchestrator.compare.choice import compared
 from orchestrator.compare.comparison_run import bounded, comparison_key, note_of, run_of
 from orchestrator.errors import ConfigError
-from tests.validated_model import validated_model
+from tests.validated_model import metrics_of, validated_model
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import write_json_atomic
 
 FOLDS = [["case_0", "case_1"], ["case_2", "case_3"]]
 DICE = {"case_0": 0.5, "case_1": 0.6, "case_2": 0.7, "case_3": 0.9}
@@ -50,6 +52,25 @@ def test_it_is_found_by_its_kind_and_says_the_verdict_and_the_table(folders: lis
     assert note.startswith(f"**{answer.verdict}**")
     assert "| nnUNetTrainerDA5 |" in note
     assert "case_0" not in note
+
+
+def test_with_pseudonyms_a_forced_comparison_names_no_case(tmp_path: Path) -> None:
+    """Of the split one fold is validated; in one of its cases the reference of the second model is another one."""
+    asked: dict[str, Any] = {"trained": [0], "pseudonyms": True}
+    da5 = tmp_path / "results" / "Dataset901_Toy" / "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"
+    [usual] = validated_model(tmp_path, DICE, FOLDS, **asked)
+    [other] = validated_model(tmp_path, DICE, FOLDS, **asked, **DA5, model_folder=da5)
+    result = read_result(other, "final", "case_0")
+    assert result is not None
+    smaller = metrics_of(0.5).model_copy(update={"fn": 0})
+    relabelled = result.model_copy(update={"metrics": dict.fromkeys(result.metrics, smaller)})
+    write_json_atomic(other.cases("final") / "case_0.json", relabelled.model_dump())
+    answer = compared(usual.model_folder.parents[1], (), "final", is_forced=True).answer
+    assert "different reference labels: case_0" in answer.marks[0]
+    note, names = note_of(answer), shown_names(answer.models)
+    assert f"different reference labels: {names['case_0']}.**" in note
+    assert "case_" not in note
+    assert names.keys() == DICE.keys(), "a sentence may name cases of the training too"
 
 
 def test_pictures_that_would_make_the_report_too_large_are_left_out_and_said(folders: list[RunFolder]) -> None:

@@ -200,6 +200,23 @@ def test_a_test_set_of_training_cases_is_questioned(tmp_path: Path, usual: list[
     assert found(tmp_path).notes == [f"2 of 3 cases of the test set {label} are called as cases of the training: is it held out?"]
 
 
+def test_a_test_set_of_training_cases_is_questioned_where_models_are_not_compared_on_it(
+    tmp_path: Path, usual: list[RunFolder], da5: list[RunFolder]
+) -> None:
+    """Since one lacks it, and then since `--patients` knows no patient of some of its cases."""
+    label = evaluated(usual, high, cases=["a", "b", "test_0"]).label
+    doubt = f"2 of 3 cases of the test set {label} are called as cases of the training: is it held out?"
+    notes = found(tmp_path).notes
+    assert notes[0] == doubt
+    assert "nnUNetTrainerDA5 has no scores of these weights" in notes[1]
+    evaluated(da5, low, cases=["a", "b", "test_0"])
+    patients = tmp_path / "patients.csv"
+    patients.write_text("case,patient\n" + "".join(f"{case},{case}\n" for fold in FOLDS for case in fold))
+    notes = found(tmp_path, str(patients)).notes
+    assert notes[0] == doubt
+    assert "--patients names no patient of some of its cases" in notes[1]
+
+
 def test_a_damaged_record_is_named_and_the_rest_is_compared(tmp_path: Path, usual: list[RunFolder], da5: list[RunFolder]) -> None:
     path = scores_file(usual[0].model_folder, evaluated(usual, high))
     path.write_text("{")

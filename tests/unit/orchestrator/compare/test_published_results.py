@@ -10,12 +10,14 @@ import pytest
 from orchestrator.compare.choice import Places, compared, joined
 from orchestrator.compare.models import ValidatedFold, read_fold
 from orchestrator.compare.published_results import read_published
+from orchestrator.compare.tables import as_json
+from orchestrator.publishing.published import Published, published_tag
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.names import Names
 from orchestrator.tracking.scores import score_metrics
 from tests.validated_model import validated_model
-from trainers.contract.commits import newest_committed
-from trainers.contract.lesions import Lesions
+from trainers.contract.commits import Manifest, newest_committed
+from trainers.contract.lesions import LESION_COUNTS, Lesions
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -33,6 +35,7 @@ class Server:
     def __init__(self, place: Path, folders: list[RunFolder]) -> None:
         self.place, self.names = place, list[Names]()
         self.values: dict[str, dict[str, float]] = {}
+        self.tagged: dict[str, dict[str, str]] = {}
         self.curves: dict[str, dict[int, float]] = {}
         self.asked: list[str] = []
         """Curves."""
@@ -59,7 +62,7 @@ class Server:
         return self.names
 
     def tags(self, run_id: str) -> dict[str, str]:
-        return {}
+        return self.tagged.get(run_id, {})
 
     def metrics(self, run_id: str) -> dict[str, float]:
         return self.values[run_id]
@@ -120,19 +123,53 @@ def test_the_scores_of_both_checkpoints_are_read(server: Server, folders: list[R
     assert found["best"] == pytest.approx((0.45, 0.125))
 
 
-def test_lesions_have_the_scores_of_the_run_folder(tmp_path: Path, folders: list[RunFolder]) -> None:
-    counted = [Lesions(num_true=6, num_detected=4, num_false=2, dice=0.3), Lesions(num_true=0, num_detected=0, num_false=0, dice=math.nan)]
-    for case, lesions in zip(FOLDS[0], counted, strict=True):
-        result = read_result(folders[0], "final", case)
+@pytest.mark.parametrize(("published_ema", "weights"), [(0.5, ("b" * 64, 0.5)), (0.7, ("", 0.5))], ids=["validated", "a better one since"])
+def test_scores_of_the_best_checkpoint_are_never_paired_with_a_better_one_published_since(
+    server: Server, published_ema: float, weights: tuple[str, float]
+) -> None:
+    """What was validated has the pseudo-Dice 0.25 + 0.25."""
+    for file in ("per_case.json", "summary.json"):
+        server.put(0, f"fullval/best/{file}", (server.place / "0/fullval/final" / file).read_bytes())
+    server.values["0"] |= {"full/best/dice_mean": 0.25, "full/best/minus_ema_pseudo_dice": -0.25, "best/ema_pseudo_dice": published_ema}
+    manifest = Manifest(checkpoint="best", file="b.pth", epoch=3, attempt=1, ema_pseudo_dice=published_ema, sha256="b" * 64, size_bytes=1)
+    published = Published(directory="checkpoints/best/e3-bbbbbbbb", manifest=manifest)
+    server.tagged["0"] = {published_tag("best"): published.model_dump_json(by_alias=True)}
+    found = read_published(server, "0", "best")
+    assert isinstance(found, ValidatedFold)
+    assert {result.checkpoint_sha256 for result in found.results} == {weights[0]}
+    assert found.ema_pseudo_dice == weights[1]
+
+
+def count_lesions(folder: RunFolder, counted: list[Lesions]) -> None:
+    """Give each case of a run the same lesions in every class."""
+    for case, lesions in zip(folder.spec().val_cases, counted, strict=True):
+        result = read_result(folder, "final", case)
         assert result is not None
         metrics = {name: m.model_copy(update={"lesions": lesions}) for name, m in result.metrics.items()}
-        write_json_atomic(folders[0].cases("final") / f"{case}.json", result.model_copy(update={"metrics": metrics}).model_dump())
+        write_json_atomic(folder.cases("final") / f"{case}.json", result.model_copy(update={"metrics": metrics}).model_dump())
+
+
+def test_lesions_have_the_scores_of_the_run_folder(tmp_path: Path, folders: list[RunFolder]) -> None:
+    counted = [Lesions(num_true=6, num_detected=4, num_false=2, dice=0.3), Lesions(num_true=0, num_detected=0, num_false=0, dice=math.nan)]
+    count_lesions(folders[0], counted)
     server = Server(tmp_path / "mlflow", folders)
     for result, lesions in zip(fold_in(server).results, counted, strict=True):
         for found in result.metrics.values():
             assert found.lesions is not None
             assert repr(found.lesions.scores) == repr(lesions.scores)
     assert not any(result.has_lesions for result in fold_in(server, 1).results)
+
+
+def test_numbers_of_lesions_are_only_of_run_folders(tmp_path: Path, folders: list[RunFolder]) -> None:
+    """Of 2 detected ones among 4 in each case MLflow has the sensitivity alone, which 1 among 2 have too."""
+    for folder in folders:
+        count_lesions(folder, [Lesions(num_true=4, num_detected=2, num_false=0, dice=0.4)] * 2)
+    server = Server(tmp_path / "mlflow", folders)
+    seen = as_json(compared(tmp_path / "results", (), "final").answer)["models"][0]["classes"]
+    published = as_json(compared(Places(server=lambda: server), (), "final").answer)["models"][0]["classes"]
+    for name, values in seen.items():
+        assert (values["n_lesions"], values["n_detected"], values["lesion_sensitivity"]) == (16, 8, 0.5)
+        assert published[name] == {key: value for key, value in values.items() if key not in LESION_COUNTS}
 
 
 def test_what_mlflow_does_not_hold_is_named(server: Server) -> None:
