@@ -359,9 +359,7 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
     """
     from orchestrator.resume.removal import remove
 
-    found = removable(runs, results, cluster)
-    remove(found, mlflow=mlflow)
-    return found
+    return remove(removable(runs, results, cluster), mlflow=mlflow)
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":

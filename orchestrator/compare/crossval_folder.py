@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
-from orchestrator.run.crossvals import MARK, own_crossvals, remove_crossvals
+from orchestrator.run.crossvals import MARK, own_crossvals, remove_crossvals, retire
 from trainers.contract.plans import Labels
 from trainers.contract.run_folder import CROSSVAL_PREFIX, crossval_name
 from trainers.contract.summary import CaseResult, summarise, summary_bytes
@@ -79,7 +79,7 @@ def _replace(target: Path, found: CrossValidation) -> None:
         built = Path(place) / "new"
         _build(built, target, found)
         if target.exists():
-            target.rename(Path(place) / "old")
+            retire(target, Path(place) / "old")
         try:
             built.rename(target)
         except OSError:

@@ -108,25 +108,29 @@ def size_on_disk(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def remove(runs: Sequence[Removable], *, mlflow: bool) -> None:
+def remove(runs: Sequence[Removable], *, mlflow: bool) -> list[Removable]:
     """Remove run folders for good, one after the other, and with `mlflow` their MLflow runs into its bin before. Of a run that nnU-Net
-    trained in that folder only what was noted of it goes. Its model's cross-validations that hold it go with it.
+    trained in that folder only what was noted of it goes. Its model's cross-validations that hold it go with it: returns the runs, each
+    with those that are removed.
 
     A model folder in which no fold is left goes too. Raises TrackingError before anything is removed where a server does not answer,
     DataError for a folder that may not be removed: those before it are gone then.
     """
     if mlflow:
         _into_the_bin(runs)
+    removed = []
     for run in runs:
         try:
-            remove_crossvals(run.crossvals)
-            shutil.rmtree(move_aside(run.leaving, "removed", time.time()))  # half a run folder would look like a run
+            aside = move_aside(run.leaving, "removed", time.time())  # half a run folder would look like a run
+            removed.append(run.model_copy(update={"crossvals": tuple(remove_crossvals(run.crossvals))}))
+            shutil.rmtree(aside)
             _remove_if_empty(run.run_folder.parent)
         except OSError as err:
             raise DataError(
                 f"rm: {run.run_folder} of {run.address} cannot be removed: {err.strerror or err} ({err.filename or 'unknown file'}). "
                 "Let this user write there; what begins with `removed-` in its model folder is left of it and may be deleted."
             ) from err
+    return removed
 
 
 def _into_the_bin(runs: Sequence[Removable]) -> None:

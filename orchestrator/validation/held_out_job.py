@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -119,10 +119,14 @@ def prepared(
 
 
 def refuse_other_predictions(output: RunFolder, held: HeldOut) -> None:
-    """Raise ConfigError where the output folder holds something else, predictions by other weights or of images in another folder."""
+    """Raise ConfigError where the output folder holds predictions by other weights or of images in another folder, or scores by labels in
+    another folder."""
     if held_out_file(output).exists():
-        if unlike_before := _unlike_before(read_held_out(output), held):
-            raise ConfigError(f"output: {output.root} holds the predictions {unlike_before}, and nothing is replaced. Name another folder.")
+        before = read_held_out(output)
+        if unlike_before := _unlike_before(before, held, _labels_of_scores(output, before)):
+            raise ConfigError(
+                f"output: {output.root} holds {unlike_before}, and nothing is replaced. Name another folder: --output FOLDER."
+            )
     elif output.root.exists() and any(output.root.iterdir()):
         raise ConfigError(f"output: {output.root} is not empty, and nothing in it is replaced. Name a new folder.")
 
@@ -140,13 +144,22 @@ def claim(output: RunFolder, held: HeldOut) -> None:
     write_json_atomic(held_out_file(output), held.model_dump(mode="json"))
 
 
-def _unlike_before(before: HeldOut, held: HeldOut) -> str:
-    """What the predictions of an output folder are of, where that is not what is asked for; empty where it is. Pure."""
+def _labels_of_scores(output: RunFolder, before: HeldOut) -> set[Path]:
+    """The folders of the labels by which the finished cases were scored, also where the last command had no labels. Raises StorageError."""
+    results = [read_result(output, before.checkpoint, case) for case in before.cases]
+    return {Path(result.reference_file).parent for result in results if result is not None and result.reference_file}
+
+
+def _unlike_before(before: HeldOut, held: HeldOut, scored_by: Collection[Path]) -> str:
+    """What an output folder holds, where that is not what is asked for; empty where it is, also for predictions alone. Pure."""
     if before.weights_sha256 != held.weights_sha256:
-        return "of other weights"
+        return "the predictions of other weights"
     folders = {image.parent for case in before.cases.values() for image in case.images}
-    others = folders - {image.parent for case in held.cases.values() for image in case.images}
-    return f"of the images in {min(others)}" if others else ""
+    if others := folders - {image.parent for case in held.cases.values() for image in case.images}:
+        return f"the predictions of the images in {min(others)}"
+    labels = {case.labels.parent for case in held.cases.values() if case.labels is not None}
+    other_labels = set(scored_by) - labels if labels else set()
+    return f"scores by the labels in {min(other_labels)}" if other_labels else ""
 
 
 def run_held_out(held: HeldOut, output: RunFolder, folds: Sequence[RunFolder]) -> HeldOutEvent:

@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
 from orchestrator.compare.cross_validation import CrossValidation, cross_validation
 from orchestrator.compare.crossval_folder import refresh_crossval
-from orchestrator.run.crossvals import MARK, drop_crossval
+from orchestrator.run.crossvals import MARK, drop_crossval, remove_crossvals
 from tests.validated_model import model_with_predictions
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.run_folder import RunFolder
@@ -172,3 +172,54 @@ def test_what_lacks_and_what_does_not_go_together_is_stated(folds: list[RunFolde
     write_json_atomic(folds[2].spec_file, {**spec, "schedule": {**spec["schedule"], "epochs": 7}})
     assert cross_validation(model_folder) == ("901/3d_fullres/nnUNetTrainer: fold 2 differs from fold 0 in epochs (7 instead of 1000)")
     assert refresh_crossval(model_folder) is None
+
+
+def test_one_with_files_that_are_not_ours_is_kept_beside_its_place_and_named(
+    folds: list[RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As nnU-Net's determine_postprocessing leaves them there."""
+    made = refresh_crossval(folds[0].model_folder)
+    assert made is not None
+    for again in (lambda: score_random_predictions(folds[1:2]), lambda: drop_crossval(made.parent, 1)):
+        (made / "postprocessing.pkl").write_bytes(b"theirs")
+        caplog.clear()
+        again()
+        refresh_crossval(made.parent)
+        kept = max(made.parent.glob(f"kept-{made.name}-*"), key=lambda path: path.stat().st_ctime_ns)
+        assert caplog.messages == [f"{made} holds files that nnfleet did not make (postprocessing.pkl): it is kept as {kept}"]
+        assert (kept / "postprocessing.pkl").read_bytes() == b"theirs"
+        assert (kept / "case_a.nii.gz").is_file()
+        assert made.is_dir()
+        assert not (made / "postprocessing.pkl").exists()
+
+
+def test_what_cannot_be_deleted_yet_has_left_its_place_and_goes_at_the_next_drop(
+    folds: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill within the removal, or a file that NFS keeps while it is open."""
+    made = refresh_crossval(folds[0].model_folder)
+    assert made is not None
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.run.crossvals.shutil.rmtree", lambda folder, ignore_errors: (folder / MARK).unlink(missing_ok=True))
+        assert remove_crossvals([made, made]) == [made]
+    assert not made.exists()
+    assert len(list(made.parent.glob(f".{made.name}.gone-*"))) == 1
+    drop_crossval(made.parent, 7)
+    assert not list(made.parent.glob(".*"))
+    assert refresh_crossval(made.parent) == made
+
+
+def test_one_that_cannot_be_renamed_keeps_its_mark_and_is_named(
+    folds: list[RunFolder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = refresh_crossval(folds[0].model_folder)
+    assert made is not None
+
+    def rename(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert remove_crossvals([made]) == []
+    assert f"{made} cannot be removed: Permission denied." in caplog.text
+    assert (made / MARK).is_file()
+    assert (made / "case_a.nii.gz").is_file()

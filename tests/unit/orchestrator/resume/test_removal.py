@@ -87,7 +87,7 @@ def test_the_cross_validation_that_holds_a_removed_fold_goes_with_it(stage: Stag
     with_it, without_it = crossval(run, "0_1"), crossval(run, "1_10")
     (found,) = listed(stage, "key0")
     assert found.crossvals == (with_it,)
-    remove([found], mlflow=False)
+    assert remove([found], mlflow=False) == [found]
     assert not with_it.exists()
     assert without_it.exists()
 
@@ -97,6 +97,24 @@ def test_a_cross_validation_that_nnunet_made_stays(stage: Stage) -> None:
     theirs = crossval(run, "0_1", "summary.json")
     remove(listed(stage, "key0"), mlflow=False)
     assert [path.name for path in theirs.iterdir()] == ["summary.json"]
+
+
+def test_a_cross_validation_with_files_of_others_is_not_reported_as_removed(stage: Stage) -> None:
+    with_it = crossval(finished(stage, 0), "0_1")
+    (with_it / "postprocessing.json").write_text("theirs")
+    (removed,) = remove(listed(stage, "key0"), mlflow=False)
+    assert removed.crossvals == ()
+    (kept,) = with_it.parent.glob(f"kept-{with_it.name}-*")
+    assert (kept / "postprocessing.json").read_text() == "theirs"
+
+
+def test_a_run_that_cannot_be_removed_keeps_its_cross_validation(stage: Stage) -> None:
+    run = finished(stage, 0)
+    with_it, found = crossval(run, "0_1"), listed(stage, "key0")
+    run.run_folder.rename(run.run_folder.with_name("gone"))
+    with pytest.raises(DataError, match="cannot be removed"):
+        remove(found, mlflow=False)
+    assert (with_it / MARK).is_file()
 
 
 def test_a_model_folder_goes_with_its_last_fold_and_other_plans_may_come(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -11,10 +12,11 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.validation.held_out_cases import cases_by_name, check_labels, held_out_cases
 from orchestrator.validation.held_out_job import claim
 from tests.fake_run import FakeRun
-from trainers.contract.held_out import HeldOut, HeldOutCase, is_scored
+from trainers.contract.held_out import HeldOut, HeldOutCase, is_scored, read_held_out
 from trainers.contract.plans import labels_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import SCORING, CaseResult
+from trainers.storage.files import write_json_atomic
 
 DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 
@@ -114,25 +116,45 @@ def test_what_a_killed_prediction_left_half_written_goes_at_the_next_start(tmp_p
     assert sorted(path.name for path in output.root.iterdir()) == ["b.nii.gz", "nnfleet"]
 
 
+def test_scores_by_the_labels_of_another_folder_are_not_replaced(tmp_path: Path) -> None:
+    """Neither at once nor after a command without labels; corrected labels in the same folder are taken."""
+    output, images = RunFolder(tmp_path / "output"), tmp_path / "images"
+    first, second = (held_out(tmp_path, images, labels=tmp_path / reader / "a.nii.gz") for reader in ("first", "second"))
+    claim(output, held_out(tmp_path, images))
+    claim(output, first)
+    write_json_atomic(output.cases("final") / "a.json", scored(first, tmp_path / "first" / "a.nii.gz").model_dump(mode="json"))
+    refused = f"output holds scores by the labels in {tmp_path / 'first'}, and nothing is replaced. Name another folder: --output FOLDER"
+    for before in (first, held_out(tmp_path, images)):
+        claim(output, before)
+        with pytest.raises(ConfigError, match=refused):
+            claim(output, second)
+        assert read_held_out(output) == before
+
+
+def scored(held: HeldOut, labels: Path, **changes: Any) -> CaseResult:
+    """The result of the case a by these labels."""
+    values: dict[str, Any] = {
+        "case_id": "a",
+        "checkpoint_sha256": "of the weights",
+        "reference_file": str(labels),
+        "image_sha256": ("of the image",),
+        "reference_sha256": "of the labels",
+        "prediction_file": "a.nii.gz",
+        "surface_tolerance_mm": held.spec.validation.surface_tolerance_mm,
+        "scoring": SCORING,
+        "metrics": {},
+        "seconds": 1.0,
+    }
+    return CaseResult(**{**values, **changes})
+
+
 def test_labels_that_were_corrected_are_scored_anew_however_old_their_file_is(tmp_path: Path) -> None:
     (tmp_path / "a_0000.nii.gz").write_bytes(b"image")
     labels, prediction = tmp_path / "labels.nii.gz", tmp_path / "a.nii.gz"
     labels.write_bytes(b"labels")
     prediction.write_bytes(b"prediction")
     held = held_out(tmp_path, tmp_path, labels=labels)
-    stored = CaseResult(
-        case_id="a",
-        checkpoint_sha256=held.key_of("a"),
-        reference_file=str(labels),
-        reference_stat=held.labels_stat("a"),
-        image_sha256=("of the image",),
-        reference_sha256="of the labels",
-        prediction_file=str(prediction),
-        surface_tolerance_mm=held.spec.validation.surface_tolerance_mm,
-        scoring=SCORING,
-        metrics={},
-        seconds=1.0,
-    )
+    stored = scored(held, labels, checkpoint_sha256=held.key_of("a"), reference_stat=held.labels_stat("a"), prediction_file=str(prediction))
     assert is_scored(held, "a", stored)
     labels.write_bytes(b"Labels")
     os.utime(labels, ns=(1, 1))
