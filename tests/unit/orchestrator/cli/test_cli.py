@@ -232,8 +232,9 @@ class FakeApi:
     ) -> list[RunStatus]:
         self._ask("stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []))
         before, self.runs = self.runs, [run_status(state=RunState.STOPPED)]
-        for job in self.test_sets if on_test_set is not None else []:
-            on_test_set(job)
+        if on_test_set is not None:
+            for job in self.test_sets:
+                on_test_set(job)
         return before
 
     def removable(self, runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> list[Removable]:

@@ -131,7 +131,9 @@ def test_scores_of_the_best_checkpoint_are_never_paired_with_a_better_one_publis
     for file in ("per_case.json", "summary.json"):
         server.put(0, f"fullval/best/{file}", (server.place / "0/fullval/final" / file).read_bytes())
     server.values["0"] |= {"full/best/dice_mean": 0.25, "full/best/minus_ema_pseudo_dice": -0.25, "best/ema_pseudo_dice": published_ema}
-    manifest = Manifest(checkpoint="best", file="b.pth", epoch=3, attempt=1, ema_pseudo_dice=published_ema, sha256="b" * 64, size_bytes=1)
+    manifest = Manifest(
+        checkpoint="best", file="b.pth", epoch=3, fencing_token=1, ema_pseudo_dice=published_ema, sha256="b" * 64, size_bytes=1
+    )
     published = Published(directory="checkpoints/best/e3-bbbbbbbb", manifest=manifest)
     server.tagged["0"] = {published_tag("best"): published.model_dump_json(by_alias=True)}
     found = read_published(server, "0", "best")
