@@ -4,7 +4,7 @@ import errno
 import json
 import multiprocessing.dummy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,7 +180,11 @@ def test_one_with_files_that_are_not_ours_is_kept_beside_its_place_and_named(
     """As nnU-Net's determine_postprocessing leaves them there."""
     made = refresh_crossval(folds[0].model_folder)
     assert made is not None
-    for again in (lambda: score_random_predictions(folds[1:2]), lambda: drop_crossval(made.parent, 1)):
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: score_random_predictions(folds[1:2]),
+        lambda: drop_crossval(made.parent, 1),
+    )
+    for again in steps:
         (made / "postprocessing.pkl").write_bytes(b"theirs")
         caplog.clear()
         again()
