@@ -87,7 +87,7 @@ def killed_after_its_first_case(address: str, arguments: list[str], cases: Path)
     """Start the job in a process of its own and kill it by SIGKILL as soon as a case is finished, before all are."""
     command = [sys.executable, "-c", ALONE, *arguments]
     with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, stdout=subprocess.PIPE, text=True) as job:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any(cases.glob("*.json")) and job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         job.send_signal(signal.SIGKILL)
