@@ -20,7 +20,7 @@ from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, is_idle, outage_of, reach
-from orchestrator.errors import ConfigError, NnfleetError
+from orchestrator.errors import ConfigError
 from orchestrator.model_verbs import compare as compare
 from orchestrator.model_verbs import diff as diff
 from orchestrator.model_verbs import evaluate as evaluate
@@ -32,7 +32,6 @@ from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
-from trainers.contract.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from orchestrator.drill.order import DrillEvent, Report
@@ -320,24 +319,7 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     follower = Follower(meant.jobs)
     reported, stored = _known(meant, follower)
     found = match_all(runs, [*reported, *stored])
-    options = [*(["--npz"] if npz else []), *(["--best"] if best else [])]
-    sent: dict[str, bool] = {}
-    refused: list[NnfleetError] = []
-    for status in found:
-        try:
-            run = handover.revalidation(meant, RunFolder(status.run_folder), status.run_key, best=best)
-            handed = [run] if run is not None else []
-            name = meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options, handed)
-            sent[name] = run is not None
-        except NnfleetError as err:
-            refused.append(err)
-    refusals = {name: _refusal_of(follower, name) for name, is_checked in sent.items() if not is_checked}
-    refused += [refusal for refusal in refusals.values() if refusal is not None]
-    started = [name for name in sent if refusals.get(name) is None]
-    if refused:
-        texts = [*map(str, refused), *([f"Started: {', '.join(started)}."] if started else [])]
-        raise type(refused[0])("\n".join(texts))
-    return started
+    return handover.send_revalidations(meant, follower, found, npz=npz, best=best)
 
 
 def removable(runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> "list[Removable]":
@@ -499,11 +481,3 @@ def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) 
     from orchestrator.resume.stored import stored_below
 
     return stored_below(results_folder(results, os.environ), {status.run_key for status in statuses})
-
-
-def _refusal_of(follower: Follower, submission_id: str) -> NnfleetError | None:
-    try:
-        follower.first_report(submission_id)
-    except NnfleetError as err:
-        return err
-    return None

@@ -13,6 +13,8 @@ NnfleetError
 A message answers four questions: what is wrong, where, what was found, what to do.
 """
 
+from collections.abc import Sequence
+
 
 class NnfleetError(Exception):
     """Root of all errors that nnfleet raises on purpose; `exit_code` is what the command line returns for it."""
@@ -66,3 +68,8 @@ class Superseded(NnfleetError):
     """Somebody has acquired a newer fencing token of this run; whoever raises this has to stop without writing."""
 
     exit_code = 7
+
+
+def joined(errors: Sequence[NnfleetError], *more: str) -> NnfleetError:
+    """Several errors as one of the first one's kind: the texts of all, then what is `more` to know, a line each."""
+    return type(errors[0])("\n".join([*map(str, errors), *more]))

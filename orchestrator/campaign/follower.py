@@ -1,7 +1,8 @@
 """What a laptop knows of campaigns and their runs: the job server's list, and what campaigns report in their logs."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.campaign.events import CampaignLog
@@ -127,7 +128,7 @@ class Follower:
                 time.sleep(self._poll_s)
                 continue
             log.update(text)
-            current = list((log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), {}, ())).values())
+            current = list(_runs_of(job, log).values())
             if on_status is not None and current != shown:
                 on_status(current)
                 shown = current
@@ -176,12 +177,6 @@ class Follower:
     def has_reported(self, campaign: str) -> bool:
         """True when the campaign owned its runs as `statuses` looked last."""
         return bool(self._logs.setdefault(f"campaign-{campaign}", CampaignLog()).statuses)
-
-    def await_runs(self, campaigns: Iterable[str], on_wait: Callable[[str], None] | None = None) -> None:
-        """Return when each of these campaigns, which live, owns the runs that it was handed. Raises its error."""
-        for campaign in campaigns:
-            if not self.has_reported(campaign):
-                self.first_report(f"campaign-{campaign}", on_wait)
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""
@@ -238,15 +233,20 @@ class Follower:
         return log
 
     def _shown(self, job: JobRecord, known: Mapping[str, RunStatus], followed: Collection[str] = ()) -> dict[str, RunStatus]:
-        """The runs of a campaign as it reports them, else those that it was handed (see `handed_statuses`)."""
-        log = self._log_of(job)
-        return log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), known, followed)
+        return _runs_of(job, self._log_of(job), known, followed)
 
     def _goes_on(self, run_key: str, campaign: str) -> bool:
         """True while a living campaign has not brought a run to its end."""
         job = self._jobs.find(f"campaign-{campaign}")
         status = self._shown(job, {}).get(run_key)
         return job.is_live and status is not None and not status.state.is_final
+
+
+def _runs_of(
+    job: JobRecord, log: CampaignLog, known: Mapping[str, RunStatus] = MappingProxyType({}), followed: Collection[str] = ()
+) -> dict[str, RunStatus]:
+    """The runs of a campaign as it reports them, else those that it was handed (see `handed_statuses`)."""
+    return log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), known, followed)
 
 
 def _without_campaign(status: RunStatus, job: JobRecord) -> RunStatus:

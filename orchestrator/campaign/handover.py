@@ -5,6 +5,7 @@ Where this process cannot know what the campaign will find (`Unseen`), the campa
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.campaign.follower import Follower
 from orchestrator.campaign.planning import begin_yet, planned, queue_of, refuse_all, refuse_never, sees_campaigns
 from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
@@ -26,11 +28,12 @@ from orchestrator.resume.orphan_workers import unknown_owner
 from orchestrator.resume.resume_check import sound_now
 from orchestrator.run.job_record import HandedRun, JobRecord, handed_text
 from orchestrator.run.progress import Progress, progress_of
+from orchestrator.run.status import RunStatus
 from orchestrator.tracking.asked import lacks_runs
 from orchestrator.tracking.binding import noted_run_id
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.errors import ClusterError
+from trainers.errors import ClusterError, NnfleetError, joined
 
 T = TypeVar("T")
 MOST_HANDED_BYTES = 65_536
@@ -121,6 +124,35 @@ def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) 
         return _handed(spec, progress_of(spec))
 
     return seen_here(meant, look, lists_nodes=False)
+
+
+def send_revalidations(meant: Target, follower: Follower, runs: Sequence[RunStatus], *, npz: bool, best: bool) -> list[str]:
+    """Start the validation of each run that can be validated; returns the submission ids.
+
+    Raises the first refusal, with the texts of all, and with what was started.
+    """
+    options = [*(["--npz"] if npz else []), *(["--best"] if best else [])]
+    sent: list[str] = []
+    unchecked: list[str] = []
+    refused: list[NnfleetError] = []
+    for status in runs:
+        try:
+            run = revalidation(meant, RunFolder(status.run_folder), status.run_key, best=best)
+            known = [run] if run is not None else []
+            name = meant.jobs.submit_revalidation(secrets.token_hex(4), status.run_folder, status.run_key, options, known)
+            sent.append(name)
+            unchecked += [] if known else [name]
+        except NnfleetError as err:
+            refused.append(err)
+    for name in unchecked:
+        try:
+            follower.first_report(name)
+        except NnfleetError as err:
+            refused.append(err)
+            sent.remove(name)
+    if refused:
+        raise joined(refused, *([f"Started: {', '.join(sent)}."] if sent else []))
+    return sent
 
 
 def handed(report: PlanReport) -> list[HandedRun]:

@@ -49,9 +49,8 @@ def begin_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float) ->
     return [job for job in young if job.campaign not in entries]
 
 
-def _waiting_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float) -> list[Waiting]:
-    """What those campaigns are about to wait for."""
-    living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
+def _waiting_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float, living: Collection[str]) -> list[Waiting]:
+    """What those campaigns are about to wait for: the workers of all their runs but the `living`, which have a job."""
     return [
         Waiting(
             run_key=run.run_key,
@@ -112,5 +111,5 @@ def planned(
     specs = expand(experiment, replaces=replaces)
     refuse_all(specs, jobs, registry, folders_of_others(specs) if replaces else ())
     queue = queue_of(jobs, registry)
-    queue = replace(queue, waiting=[*queue.waiting, *_waiting_yet(jobs, registry, time.time())])
+    queue = replace(queue, waiting=[*queue.waiting, *_waiting_yet(jobs, registry, time.time(), queue.living)])
     return plan_report(experiment, specs, nodes(), queue, cluster=address, warnings=replacements(specs) if replaces else [])

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainers.contract.run_folder import RunFolder
-from trainers.errors import ConfigError, NnfleetError
+from trainers.errors import ConfigError, NnfleetError, joined
 
 if TYPE_CHECKING:
     from orchestrator.campaign.follower import Follower, JobServer
@@ -24,7 +24,7 @@ def ask_each(requests: Iterable[Callable[[], None]]) -> None:
         except NnfleetError as err:
             errors.append(err)
     if errors:
-        raise type(errors[0])("\n".join(map(str, errors)))
+        raise joined(errors)
 
 
 def is_test_set(name: str) -> bool:
@@ -65,7 +65,7 @@ def ask_to_stop(
     def ask_once_begun(campaign: str) -> None:
         if on_wait is not None:
             on_wait(f"Campaign {campaign} still begins: its runs are asked as soon as it owns them.")
-        follower.await_runs([campaign], on_wait)
+        follower.first_report(f"campaign-{campaign}", on_wait)
         ask([status for status in living if status.campaign == campaign])
 
     begun = [status for status in living if status.campaign not in begins]

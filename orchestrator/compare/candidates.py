@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from orchestrator.compare.answer import fold_dice, whole
+from orchestrator.compare.paired_scores import score_table
 from orchestrator.run.candidates import Candidates, CandidateScore
 from orchestrator.statistics.pairs import compare_all
-from orchestrator.statistics.table import DICE, Score, table_of
+from orchestrator.statistics.table import DICE
 from orchestrator.statistics.verdict import sentence
 from trainers.contract.candidates import candidate_epochs
 from trainers.contract.commits import Committed, Manifest
@@ -70,13 +71,9 @@ def _differences(committed: Committed, results: Results, winner: CandidateScore 
     compared = _compared(committed, results, winner)
     if len(compared) < 2:
         return []
-    scores = [
-        Score(name, patients.get(result.case_id, result.case_id), result.case_id, class_name, DICE.name, metrics.dice)
-        for name, found in compared.items()
-        for result in found
-        for class_name, metrics in result.metrics.items()
-    ]
-    return [whole(sentence(pair)) for pair in compare_all(table_of(scores).case_scores(DICE))]
+    cases = {result.case_id for found in compared.values() for result in found}
+    table = score_table(compared, {case: patients.get(case, case) for case in cases})
+    return [whole(sentence(pair)) for pair in compare_all(table.case_scores(DICE))]
 
 
 def _compared(committed: Committed, results: Results, winner: CandidateScore | None) -> dict[str, Sequence[CaseResult]]:

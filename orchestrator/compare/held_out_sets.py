@@ -7,7 +7,7 @@ predicted it: all folds of a model, as an ensemble.
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.compare.models import RUN_FOLDER, TrainedModel
 from orchestrator.compare.paired_scores import METRICS, class_pairs, pooled_pairs, score_table
@@ -116,17 +116,12 @@ def _compared(
         why = f"Models are not compared on the test set {first.label}: --patients names no patient of some of its cases. Add them there."
         return HeldOutSet(scores, summaries, (*doubts, why))
     found = HeldOutSet(scores, summaries, (*doubts, *_remarks(scores, models, patients)), len(set(patient_of.values())))
+    if len(models) == 1:
+        return found
     worst_first = sorted(scores, key=lambda name: _to_sort_by(found.dice(name)))
     table = score_table({name: scores[name].results for name in worst_first}, patient_of)
     of_each = [bases[name] for name in worst_first]
-    return HeldOutSet(
-        found.scores,
-        found.summaries,
-        found.remarks,
-        found.num_patients,
-        pooled_pairs(table, METRICS, of_each) if len(models) > 1 else {},
-        class_pairs(table, of_each) if len(models) > 1 else {},
-    )
+    return replace(found, pooled=pooled_pairs(table, METRICS, of_each), per_class=class_pairs(table, of_each))
 
 
 def place_in(sets: Sequence[HeldOutSet], model: str) -> tuple[float, ...]:

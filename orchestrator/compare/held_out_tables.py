@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.compare.held_out_sets import HeldOutSet
-from orchestrator.compare.text_table import TextTable, number, pair_json
+from orchestrator.compare.text_table import MEANS_HEAD, TextTable, means_cells, number, pair_json
 
 
 def dice_columns(sets: tuple[HeldOutSet, ...]) -> tuple[str, ...]:
@@ -18,24 +18,13 @@ def dice_cells(sets: tuple[HeldOutSet, ...], model: str) -> tuple[str, ...]:
 
 def held_out_table(found: HeldOutSet, models: list[str]) -> TextTable:
     """A row per model: folds, Dice, HD95 and surface Dice; missed: classes that it did not find. Models without scores have none."""
-    head = ("model", "folds", "Dice", "HD95 mm", "surface Dice", "missed", "false")
-    return TextTable(head, tuple(_row(found, model) for model in models))
+    return TextTable(("model", "folds", *MEANS_HEAD), tuple(_row(found, model) for model in models))
 
 
 def _row(found: HeldOutSet, model: str) -> tuple[str, ...]:
     if model not in found.scores:
-        return (model, *("-" for _ in range(6)))
-    summary: dict[str, Any] = dict(found.summaries[model])
-    classes = summary["classes"].values()
-    return (
-        model,
-        ", ".join(found.scores[model].folds),
-        number(summary["dice_mean"], 4),
-        number(summary["hd95_mm_mean"], 2),
-        number(summary["nsd_mean"], 4),
-        str(sum(int(values["n_missed"]) for values in classes)),
-        str(sum(int(values["n_invented"]) for values in classes)),
-    )
+        return (model, "-", *("-" for _ in MEANS_HEAD))
+    return (model, ", ".join(found.scores[model].folds), *means_cells(found.summaries[model]))
 
 
 def held_out_json(found: HeldOutSet, models: list[str]) -> dict[str, Any]:

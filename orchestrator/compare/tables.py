@@ -8,7 +8,7 @@ from orchestrator.compare.answer import Answer
 from orchestrator.compare.cheap import CheapAndFull
 from orchestrator.compare.held_out_tables import dice_cells, dice_columns, held_out_json
 from orchestrator.compare.models import TrainedModel, ValidatedFold
-from orchestrator.compare.text_table import TextTable, number, pair_json
+from orchestrator.compare.text_table import MEANS_HEAD, TextTable, means_cells, number, pair_json
 from orchestrator.statistics.ranks import GroupRanks
 from orchestrator.statistics.table import DICE, LESION_DICE, LESION_FALSE_POSITIVES, LESION_SENSITIVITY
 from trainers.contract.lesions import LESION_SCORES
@@ -29,13 +29,13 @@ def models_table(answer: Answer) -> TextTable:
 
     Where lesions were counted: sensitivity, false positives per case and lesion-wise Dice, per class and then over classes.
     """
-    head = ("model", "folds", *dice_columns(answer.held_out), "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false")
+    head = ("model", "folds", *dice_columns(answer.held_out), "cases", *MEANS_HEAD)
     lesions = {name: title for name, title in _LESION_HEADS.items() if name in answer.pooled}
     return TextTable((*head, *lesions.values()), tuple(_model_row(model, answer, list(lesions)) for model in answer.models))
 
 
 def _model_row(model: TrainedModel, answer: Answer, lesions: Sequence[str]) -> tuple[str, ...]:
-    summary, classes = model.summary, _classes(model)
+    summary = model.summary
     folds = ", ".join(str(fold.spec.fold) for fold in model.folds)
     lacking = answer.missing[model.name]
     return (
@@ -43,11 +43,7 @@ def _model_row(model: TrainedModel, answer: Answer, lesions: Sequence[str]) -> t
         folds + (f" (without {', '.join(lacking)})" if lacking else ""),
         *dice_cells(answer.held_out, model.name),
         str(len(model.results)),
-        number(summary["dice_mean"], 4),
-        number(summary["hd95_mm_mean"], 2),
-        number(summary["nsd_mean"], 4),
-        str(sum(int(values["n_missed"]) for values in classes.values())),
-        str(sum(int(values["n_invented"]) for values in classes.values())),
+        *means_cells(summary),
         *(number(summary[name], 4 if name != LESION_FALSE_POSITIVES.name else 2) for name in lesions),
     )
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,22 @@ def pair_json(found: Comparison) -> dict[str, Any]:
         "rank_biserial": found.test.rank_biserial,
         "detectable": found.detectable if math.isfinite(found.detectable) else None,
     }
+
+
+MEANS_HEAD = ("Dice", "HD95 mm", "surface Dice", "missed", "false")
+"""Heads of `means_cells`; missed: classes that a model did not find, false: those that it invented, over the cases."""
+
+
+def means_cells(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a table shows of `extended_summary`."""
+    classes = summary["classes"].values()
+    return (
+        number(summary["dice_mean"], 4),
+        number(summary["hd95_mm_mean"], 2),
+        number(summary["nsd_mean"], 4),
+        str(sum(int(values["n_missed"]) for values in classes)),
+        str(sum(int(values["n_invented"]) for values in classes)),
+    )
 
 
 def number(value: object, decimals: int) -> str:

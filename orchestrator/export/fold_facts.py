@@ -42,6 +42,11 @@ def shared_params(params: Mapping[str, str]) -> dict[str, str]:
     return {key: value[:PARAM_LENGTH] for key, value in params.items() if key not in OF_ONE_FOLD}
 
 
+def together(folds: Sequence[str]) -> tuple[str, ...]:
+    """Those of a model's folds that predict together: those with numbers, as nnU-Net's predict takes 0 to 4; `all` where it is alone."""
+    return tuple(fold for fold in folds if fold != "all") or tuple(folds)
+
+
 def unlike(folds: Sequence[FoldFacts]) -> list[str]:
     """Why these are not folds of one model, a sentence each; empty when they are."""
     return [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.export.fold_facts import FoldFacts, unlike
+from orchestrator.export.fold_facts import FoldFacts, together, unlike
 from orchestrator.export.fold_sources import FoldSource, with_checkpoints
 from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
@@ -37,18 +37,13 @@ class Exported:
     @property
     def checkpoint(self) -> CheckpointName:
         """The final one, as compare, evaluate and predict use it; the best only where a fold has no final one and all have a best."""
-        held = [self.folds[fold] for fold in self._ensemble]
+        held = [self.folds[fold] for fold in together(tuple(self.folds))]
         return "best" if any("final" not in names for names in held) and all("best" in names for names in held) else "final"
 
     @property
     def predicting(self) -> tuple[str, ...]:
         """The folds that predict together with that checkpoint."""
-        return tuple(fold for fold in self._ensemble if self.checkpoint in self.folds[fold])
-
-    @property
-    def _ensemble(self) -> tuple[str, ...]:
-        """As `nnfleet predict` takes them: the folds with numbers; `all` where it is alone."""
-        return tuple(fold for fold in self.folds if fold != "all") or tuple(self.folds)
+        return tuple(fold for fold in together(tuple(self.folds)) if self.checkpoint in self.folds[fold])
 
 
 def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: str) -> Exported:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from orchestrator.errors import ConfigError, NnfleetError, StorageError
+from orchestrator.errors import ConfigError, StorageError
 from orchestrator.imported.fold_data import CONTINUED, read_fold_data, spec_of
 from orchestrator.imported.half_done import HalfDone, read_half_done
-from orchestrator.imported.importing import ImportedFold, folds_of
+from orchestrator.imported.importing import ImportedFold, each_fold
 from orchestrator.run.aside import move_aside
 from trainers.contract.fencing import TAKEOVER, acquire_token
 from trainers.contract.run_folder import RunFolder
@@ -30,11 +30,7 @@ def continue_folder(
     `results`: the results folder of the runs; None: the one that nnU-Net's folder lies in. `workers`: with what it trains from here on.
     The rest as in `import_folder`. Raises ConfigError where no fold is meant.
     """
-    for fold in folds_of(expanded(folder)):
-        try:
-            yield _continued(fold, preprocessed, results, tracking_uri, workers or {})
-        except (NnfleetError, OSError) as err:
-            yield ImportedFold(folder=fold.root, lacking=str(err))
+    return each_fold(folder, lambda fold: _continued(fold, preprocessed, results, tracking_uri, workers or {}))
 
 
 def _continued(source: RunFolder, preprocessed: Path, results: Path | None, tracking_uri: str, workers: Mapping[str, int]) -> ImportedFold:

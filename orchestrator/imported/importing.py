@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, NnfleetError, StorageError
@@ -62,9 +62,14 @@ def import_folder(folder: Path, preprocessed: Path, results: Path | None = None,
     `preprocessed`: nnUNet_preprocessed with the dataset that it was trained on. `results`: a results folder to link it into; None: it
     becomes a run where it lies. `tracking_uri`: MLflow server that gets it; empty: none. Raises ConfigError where no fold is meant.
     """
+    return each_fold(folder, lambda fold: _imported(fold, preprocessed, results, tracking_uri))
+
+
+def each_fold(folder: Path, imported: Callable[[RunFolder], ImportedFold]) -> Iterator[ImportedFold]:
+    """What becomes of each fold that `folder` means; an error of one stops no other. Raises ConfigError where no fold is meant."""
     for fold in folds_of(expanded(folder)):
         try:
-            yield _imported(fold, preprocessed, results, tracking_uri)
+            yield imported(fold)
         except (NnfleetError, OSError) as err:
             yield ImportedFold(folder=fold.root, lacking=str(err))
 

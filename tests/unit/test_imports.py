@@ -60,7 +60,7 @@ campaign: cluster compare dataset errors experiment follow publishing queue resu
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
 model_verbs: campaign cluster compare errors export imported publishing run tracking trainers.contract validation
-api: campaign cluster compare drill errors experiment model_verbs publishing resume run trainers.contract
+api: campaign cluster compare drill errors experiment model_verbs publishing resume run
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

@@ -295,4 +295,4 @@ def test_whoever_waits_for_a_campaign_that_begins_sees_its_runs_and_gets_its_err
     assert [status.state for status in seen[0]] == [RunState.QUEUED]
     jobs.hand_over("c", "RUNNING")
     with pytest.raises(TrackingError, match="away"):
-        Follower(jobs).await_runs(["c"])
+        Follower(jobs).first_report("campaign-c")
