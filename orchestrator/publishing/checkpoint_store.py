@@ -70,6 +70,22 @@ def keep_only_published(tracker: "Tracker", run_id: str, name: WeightsName) -> N
         _delete_others(tracker, run_id, name, {record.directory})
 
 
+def delete_leftovers(tracker: "Tracker", run_id: str, name: WeightsName) -> None:
+    """Delete what publishers left that were killed: all but the published checkpoint and the newest of an epoch before it.
+
+    One that was killed between its commit and its deletions leaves a directory too many, which only the next upload would find.
+    """
+    record = published(tracker, run_id, name)
+    if record is None:
+        return
+    try:
+        earlier = [each for each in tracker.list_files(run_id, f"checkpoints/{name}") if each < record.directory]
+    except TrackingError as err:
+        log.warning("%s checkpoints of run %s cannot be listed; the next upload tries again: %s", name, run_id, err)
+        return
+    _delete_others(tracker, run_id, name, {record.directory, max(earlier, default="")})
+
+
 def _delete_others(tracker: "Tracker", run_id: str, name: WeightsName, kept: set[str]) -> None:
     """Also clears what killed uploads left behind. The commit is done, so an error here is only logged."""
     try:

@@ -121,11 +121,14 @@ class FilesChannel:
 
     def send_checkpoints(self, tracker: "Tracker", run_id: str, closing: bool) -> None:
         """Publish the checkpoints that are due. Raises as `send_files`; one damaged file delays no other."""
-        from orchestrator.publishing.checkpoint_store import published
+        from orchestrator.publishing.checkpoint_store import delete_leftovers, published
 
         committed = self._destination.committed()
         if committed is None:
             return
+        if self._held is None:
+            self._destination.check_fence()
+            delete_leftovers(tracker, run_id, "best")
         if self._held is None or closing:
             records = {name: published(tracker, run_id, name) for name in CHECKPOINTS}
             self._held = {name: record.manifest if record else None for name, record in records.items()}

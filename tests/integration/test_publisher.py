@@ -16,6 +16,7 @@ from orchestrator.compare.model_run import publish_cross_validation
 from orchestrator.errors import CheckpointError, ConfigError, Superseded, TrackingError
 from orchestrator.export.mlflow_folds import folds_in_mlflow
 from orchestrator.export.model import export_model
+from orchestrator.publishing import checkpoint_store
 from orchestrator.publishing.checkpoint_store import directory_of, download_checkpoint, publish_checkpoint, published
 from orchestrator.publishing.publisher import Publisher, deliver_run
 from orchestrator.publishing.reconcile import end_orphaned_runs, sync
@@ -293,6 +294,22 @@ def test_two_newest_published_checkpoints_are_kept(tracker: Tracker, run: FakeRu
     assert set(tracker.list_files(run_id(run), "checkpoints/best")) == {directory_of(m) for m in manifests[-2:]}
     newest = directory_of(manifests[-1])
     assert set(tracker.list_files(run_id(run), newest)) == {f"{newest}/checkpoint_best.pth", f"{newest}/manifest.json"}
+
+
+def test_what_a_publisher_left_that_was_killed_after_its_commit_goes_with_the_next_one(
+    tracker: Tracker, run: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = []
+    with monkeypatch.context() as killed:
+        killed.setattr(checkpoint_store, "_delete_others", lambda *_args: None)
+        for _ in range(3):
+            best = run.epoch().best
+            assert best is not None
+            publish_checkpoint(tracker, run_id(run), best, run.folder.root / best.file)
+            manifests.append(best)
+    assert len(tracker.list_files(run_id(run), "checkpoints/best")) == 3
+    assert deliver_run(run.folder, run.fencing_token, 60)
+    assert set(tracker.list_files(run_id(run), "checkpoints/best")) == {directory_of(m) for m in manifests[-2:]}
 
 
 def test_fence_before_the_commit_leaves_the_published_best(tracker: Tracker, run: FakeRun) -> None:
