@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.data.batches import Batch, Request, SplitName, requests_from
+from trainers.data.batches import Batch, Preparation, Request, SplitName, requests_from
 from trainers.errors import StorageError
 from trainers.storage.faults import retry_storage
 
@@ -56,11 +57,14 @@ class Loader:
             spec = RunFolder(self._run_folder).living_spec()
             self.opened = spec, open_dataset(spec)
         spec, data = self.opened
+        wall_s, cpu_s, disk_s = time.perf_counter(), time.thread_time(), data.disk.seconds
         try:
-            return make_batch(data, spec, split, epoch, iteration, self._positions)
+            batch = make_batch(data, spec, split, epoch, iteration, self._positions)
         except StorageError:
             self.opened = None  # files that were open when the disk went away may stay unreadable when it is back
             raise
+        took = Preparation(time.perf_counter() - wall_s, time.thread_time() - cpu_s, data.disk.seconds - disk_s)
+        return replace(batch, preparation=took)
 
 
 class LoaderPool:
@@ -71,7 +75,7 @@ class LoaderPool:
     """
 
     def __init__(self, spec: RunSpec, folder: RunFolder, positions: Sequence[int], first_epoch: int, first_iteration: int = 0) -> None:
-        self.wait_s = 0.0
+        self.wait_s, self.preparation, self.loaders = 0.0, Preparation(), spec.loader.actors
         self._iterations: dict[SplitName, int] = {"train": spec.schedule.train_iterations, "val": spec.schedule.val_iterations}
         self._upcoming = requests_from(first_epoch, first_iteration, spec.schedule.epochs, self._iterations)
         self._ahead = spec.loader.actors * spec.loader.prefetch
@@ -100,6 +104,7 @@ class LoaderPool:
                 raise AssertionError(f"batches are prepared in training order: next is {request}, asked {(split, epoch, iteration)}")
             batch = self.arrived(request, ref)
             self._unfinished.pop(ref, None)
+            self.preparation += batch.preparation
             self._fill()
             yield batch
 
