@@ -108,7 +108,8 @@ class Experiment(Schedule):
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
-    """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six."""
+    """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six to begin with;
+    a worker whose steps wait for data starts more while it has CPUs, up to `most`."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When states are saved beside the end of every epoch."""
     validation: ValidationSpec = ValidationSpec()
@@ -148,6 +149,13 @@ class Experiment(Schedule):
                 f"loader.actors: {self.loader.actors} loader actors do not fit into workers.cpus: {self.workers.cpus}; "
                 "raise cpus or lower actors"
             )
+        if self.loader.most is not None:
+            least = self.loader.actors if "actors" in self.loader.model_fields_set else 1
+            if not least <= self.loader.most <= self.workers.cpus:
+                raise ValueError(
+                    f"loader.most: {self.loader.most} is not between {least} loader actor{'s' if least > 1 else ''} and "
+                    f"workers.cpus: {self.workers.cpus}; raise cpus, or change most"
+                )
         return self
 
     @model_validator(mode="after")
@@ -208,10 +216,12 @@ class Experiment(Schedule):
 
     @property
     def effective_loader(self) -> LoaderSpec:
-        """The loader with `actors` chosen from the worker's CPUs where the file does not name it."""
+        """The loader with `actors` and `most` chosen from the worker's CPUs where the file does not name `actors`."""
         if "actors" in self.loader.model_fields_set:
             return self.loader
-        return self.loader.model_copy(update={"actors": max(1, min(self.loader.actors, self.workers.cpus - 2))})
+        most = self.loader.most or max(1, self.workers.cpus - 1)
+        actors = max(1, min(self.loader.actors, self.workers.cpus - 2, most))
+        return self.loader.model_copy(update={"actors": actors, "most": most if most > actors else None})
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
         """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""

@@ -51,6 +51,25 @@ class Limit:
         return f"limited by: {self.name}{waiting}" + (f"; {self.advice}" if self.advice else "")
 
 
+def judged(total_s: float, waited_s: float, prepare_s: float, cpu_s: float, read_s: float, loaders: int, is_on_gpu: bool) -> Limit:
+    """What limited `total_s` seconds of steps, of which `waited_s` waited for batches that took their loaders the other seconds."""
+    work_s, computing_s = cpu_s + read_s, max(total_s - waited_s, 0.01 * total_s)
+    name: Name
+    if waited_s < NOTABLE_WAIT * total_s:
+        name = "GPU" if is_on_gpu else "steps on the CPU"
+    elif prepare_s > CROWDED * work_s:
+        name = "crowded cores"
+    else:
+        name = "disk" if read_s > cpu_s else "CPU augmentation"
+    return Limit(
+        name=name,
+        waited=min(1.0, waited_s / total_s),
+        loaders=loaders,
+        enough=max(1, math.ceil(work_s / computing_s)),
+        core=min(1.0, cpu_s / (prepare_s - read_s)) if prepare_s > read_s else 1.0,
+    )
+
+
 def limit_of(rows: Sequence[EpochRow]) -> Limit | None:
     """What limited these epochs together; None where it was not measured."""
     waited_s = math.fsum(row.longest_wait_s for row in rows)
@@ -62,21 +81,8 @@ def limit_of(rows: Sequence[EpochRow]) -> Limit | None:
     total_s = math.fsum(row.train_s + row.val_s for row in rows)
     if not math.isfinite(waited_s + prepare_s + cpu_s + read_s + total_s) or total_s <= 0:
         return None
-    work_s, computing_s = cpu_s + read_s, max(total_s - waited_s, 0.01 * total_s)
-    name: Name
-    if waited_s < NOTABLE_WAIT * total_s:
-        name = "GPU" if rows[-1].gpu_memory_gib > 0 else "steps on the CPU"
-    elif prepare_s > CROWDED * work_s:
-        name = "crowded cores"
-    else:
-        name = "disk" if read_s > cpu_s else "CPU augmentation"
-    return Limit(
-        name=name,
-        waited=min(1.0, waited_s / total_s),
-        loaders=rows[-1].loaders,
-        enough=max(1, math.ceil(work_s / computing_s)),
-        core=min(1.0, cpu_s / (prepare_s - read_s)) if prepare_s > read_s else 1.0,
-    )
+    is_on_gpu = rows[-1].gpu_memory_gib > 0
+    return judged(total_s, waited_s, prepare_s, cpu_s, read_s, rows[-1].loaders, is_on_gpu)
 
 
 def describe_limit(rows: Sequence[EpochRow]) -> str:

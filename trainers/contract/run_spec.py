@@ -112,6 +112,8 @@ class LoaderSpec(Frozen):
 
     actors: int = Field(6, ge=1)
     """Loader actors per worker."""
+    most: int | None = Field(None, ge=1, exclude_if=lambda most: most is None)
+    """Loader actors that a worker may come to have while its steps wait for data; null: as many as it begins with."""
     prefetch: int = Field(3, ge=1)
     """Batches per loader actor that are prepared or waiting at any time."""
 
