@@ -34,7 +34,7 @@ from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_y
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.names import Fold
-from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
+from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Notify, Schedule, ValidationSpec, WorkerSpec
 from trainers.contract.trainer_table import TRAINERS
 from trainers.storage.files import expanded
 
@@ -119,6 +119,8 @@ class Experiment(Schedule):
     a CSV file with the columns `case,patient`, relative to this file. Comparisons then draw patients; empty: each case is one."""
     tracking: Tracking = Tracking()
     """Where measurements go."""
+    notify: Notify | None = None
+    """Messages to people when runs fail or all have ended; needs the extra `nnfleet[notify]`. Without it none are sent."""
     images: bool = False
     """Send pictures of validation cases to MLflow. Patients' images leave the data folder only if this is true."""
     pseudonyms: bool = False

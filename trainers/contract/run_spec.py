@@ -144,6 +144,16 @@ class ValidationSpec(Frozen):
     epoch by pseudo-Dice the best by Dice? They are chosen on their own validation fold; nnU-Net: none."""
 
 
+class Notify(Frozen):
+    """Messages to people about the ends of runs."""
+
+    to: str = Field("NNFLEET_NOTIFY", pattern=r"^NNFLEET_NOTIFY[A-Z0-9_]*$")
+    """Environment variable of the cluster's head that holds the addresses, as apprise writes them (`mailto://...`, `slack://...`,
+    `json://...`), separated by blanks. They hold secrets, so they stand in no file."""
+    on: tuple[Literal["failed", "succeeded", "ended"], ...] = ("failed", "ended")
+    """What is a message: each run that fails, each that succeeds, and the end of all runs of a submission."""
+
+
 class PretrainedWeights(Frozen):
     """A checkpoint whose weights, but for the segmentation layers, a run begins with."""
 
@@ -248,6 +258,8 @@ class RunSpec(Frozen):
     """Send pictures of validation cases to MLflow."""
     pseudonyms: bool = False
     """Replace case ids by pseudonyms in what goes to MLflow."""
+    notify: Notify | None = Field(None, exclude_if=lambda notify: notify is None)
+    """Messages to people; null: none."""
     upload_interval_s: float = Field(60.0, ge=0)
     """Least time between two uploads of a best checkpoint."""
     local_artifacts: bool = Field(False, exclude_if=lambda on: not on)
