@@ -70,7 +70,7 @@ class Notices:
 
     def close(self, runs: Sequence[FollowedRun]) -> None:
         """Every run has ended: the summary, to those who asked for it, unless nothing ended under this campaign; waits a little."""
-        listening = {run.spec.notify.to for run in self._ended if run.spec.notify and "ended" in run.spec.notify.on}
+        listening = {run.spec.notify.to for run in self._ended if run.spec.notify and "ended" in run.spec.notify.when}
         for name in sorted(listening):
             self._post(name, f"campaign {self._campaign} has ended: {counts(runs)}", body_of(runs))
         ends_s = time.monotonic() + PATIENCE_S
@@ -110,7 +110,7 @@ def wants(notify: Notify | None, state: RunState) -> bool:
     """Whether the end of a run in this state is a message of its own. Pure."""
     if notify is None:
         return False
-    return ("failed" in notify.on and state.is_failure) or ("succeeded" in notify.on and state is RunState.SUCCEEDED)
+    return ("failed" in notify.when and state.is_failure) or ("succeeded" in notify.when and state is RunState.SUCCEEDED)
 
 
 def counts(runs: Sequence[FollowedRun]) -> str:

@@ -150,7 +150,7 @@ class Notify(Frozen):
     to: str = Field("NNFLEET_NOTIFY", pattern=r"^NNFLEET_NOTIFY[A-Z0-9_]*$")
     """Environment variable of the cluster's head that holds the addresses, as apprise writes them (`mailto://...`, `slack://...`,
     `json://...`), separated by blanks. They hold secrets, so they stand in no file."""
-    on: tuple[Literal["failed", "succeeded", "ended"], ...] = ("failed", "ended")
+    when: tuple[Literal["failed", "succeeded", "ended"], ...] = ("failed", "ended")
     """What is a message: each run that fails, each that succeeds, and the end of all runs of a submission."""
 
 

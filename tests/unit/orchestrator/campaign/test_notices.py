@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.campaign import notices
 from orchestrator.campaign.notices import send_by_apprise
+from orchestrator.experiment.model import parse_experiment
 from tests.fake_campaign import Stage, finish_on_disk, look
 from trainers.contract.run_spec import Notify, RunSpec
 
@@ -92,14 +93,14 @@ def test_a_service_that_fails_is_tried_again_and_ends_nothing_and_no_secret_is_s
     stage: Stage, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.fails = 2
-    run = listening(stage, 0, Notify(on=("succeeded",)))
+    run = listening(stage, 0, Notify(when=("succeeded",)))
     campaign = stage.campaign(run)
     look(campaign)
     succeed(stage, run)
     assert campaign.run(poll_s=0) == 0
     assert [title for _, title, _ in service.messages] == [f"nnfleet: {run.address}: SUCCEEDED"]
     service.fails = 99
-    second = listening(stage, 1, Notify(on=("succeeded",)))
+    second = listening(stage, 1, Notify(when=("succeeded",)))
     campaign = stage.campaign(second, name="c2")
     look(campaign)
     succeed(stage, second)
@@ -129,6 +130,12 @@ def test_a_message_names_no_case_where_pseudonyms_are_asked_for(stage: Stage, se
     campaign.run(poll_s=0)
     assert service.messages
     assert all(campaign.runs[run.run_key].reason not in body for _, _, body in service.messages)
+
+
+def test_the_file_names_it_by_words_that_yaml_leaves_alone() -> None:
+    """`on` would be a truth value to YAML."""
+    experiment = parse_experiment("dataset: 17\nconfigurations: 2d\nnotify: {when: [failed], to: NNFLEET_NOTIFY_LAB}", "e.yaml")
+    assert experiment.notify == Notify(when=("failed",), to="NNFLEET_NOTIFY_LAB")
 
 
 def test_only_variables_made_for_it_can_be_named() -> None:
