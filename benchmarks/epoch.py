@@ -31,7 +31,7 @@ from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, Schedule, WorkerSpec
-from trainers.data.batches import Batch, BatchSource, SplitName
+from trainers.data.batches import Batch, BatchSource, Preparation, SplitName
 from trainers.network.learner import Learner
 from trainers.storage.files import write_atomic
 from trainers.training.assemble import assemble, model_config, progress_from, state_writer, warm_up
@@ -126,6 +126,14 @@ class InTurn:
     @property
     def wait_s(self) -> float:
         return self._inner.wait_s
+
+    @property
+    def preparation(self) -> Preparation:
+        return self._inner.preparation
+
+    @property
+    def loaders(self) -> int:
+        return self._inner.loaders
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
         if split == "train":

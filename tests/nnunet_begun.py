@@ -15,7 +15,7 @@ from tests.toy import Toy, nnunet_environment
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
-from trainers.data.batches import Batch, SplitName
+from trainers.data.batches import Batch, Preparation, SplitName
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
 from trainers.network.learner import sgd
@@ -106,7 +106,7 @@ class OwnBatches:
     """Batches of a run, made in this process."""
 
     def __init__(self, spec: RunSpec) -> None:
-        self.wait_s = 0.0
+        self.wait_s, self.preparation, self.loaders = 0.0, Preparation(), 1
         self._spec, self._data = spec, open_dataset(spec)
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ from orchestrator.campaign.deliveries import SENDS, Deliveries
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
 from orchestrator.campaign.events import CampaignEvent, Done, StatusChanged, Warned
 from orchestrator.campaign.job_logs import JobLogs
+from orchestrator.campaign.notices import Notices
 from orchestrator.campaign.opening import Opened, opening
 from orchestrator.campaign.state_reporter import StateReporter
 from orchestrator.follow.followed_run import FollowedRun
@@ -58,6 +59,7 @@ class Campaign:
         self._reported_s: dict[str, float] = {}
         self._logged_s: dict[str, float] = {}
         self._reporter = StateReporter(campaign, tracker, self._warn, self._clock)
+        self._notices = Notices(campaign, self._warn)
         self._deliveries = Deliveries(campaign, cluster, self._warn)
         self._logs = JobLogs(cluster, self._clock)
         self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock)
@@ -76,6 +78,7 @@ class Campaign:
             replaces=replaces,
         ) as opened:
             self.runs = {one.run.key: one.run for one in opened}
+            self._notices.begin(self.runs.values())
             for one in opened:
                 self._begin(one)
             self._deliveries.start([one.run for one in opened if one.action is Action.DELIVER])
@@ -103,6 +106,7 @@ class Campaign:
             while not self._is_over(poll_s):
                 self._clock.sleep(poll_s)
         self._registry.withdraw(self.campaign)
+        self._notices.close([*self.runs.values()])
         exit_code = 1 if any(run.state.is_failure for run in self.runs.values()) else 0
         self._emit(Done(exit_code=exit_code))
         return exit_code
@@ -157,6 +161,7 @@ class Campaign:
         """Bring MLflow up to date, or try again later if it is away; emit what changed. Returns as `announce`."""
         self._reporter.refresh(self._open_runs())
         self._reporter.report()
+        self._notices.send()
         return self.announce()
 
     def announce(self) -> bool:
@@ -213,6 +218,7 @@ class Campaign:
                 run.folder, Outcome(job=job, state=end.state.value, fencing_token=fencing_token, message=end.reason, evidence=end.evidence)
             )
         self._enter(run, end.state, end.reason)
+        self._notices.note(run)
 
     def _open_runs(self) -> list[FollowedRun]:
         return [run for run in self.runs.values() if not run.state.is_final]

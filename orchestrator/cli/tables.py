@@ -67,6 +67,8 @@ def status_line(status: "RunStatus") -> str:
         parts.append(f"EMA pseudo-Dice {dice(status.ema_pseudo_dice)} (best {dice(status.best_ema_pseudo_dice)})")
     if status.epoch_s:
         parts.append(f"{seconds(status.epoch_s)}/epoch")
+    if status.limited_by and status.state in TRAINS:
+        parts.append(limit_line(status))
     if status.seconds_left and status.state in TRAINS:
         parts.append(f"{seconds(status.seconds_left)} left")
     if status.validation:
@@ -75,6 +77,11 @@ def status_line(status: "RunStatus") -> str:
     if status.reason:
         parts.append(f"({status.reason})")
     return "  ".join(parts)
+
+
+def limit_line(status: "RunStatus") -> str:
+    """What limits the training of a run, with what to change."""
+    return f"limited by {status.limited_by}" + (f": {status.limit_advice}" if status.limit_advice else "")
 
 
 def cases_line(validation: "CasesDone") -> str:

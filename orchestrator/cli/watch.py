@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from orchestrator.cli.models import Model, by_reason, counts_line, models_of, unfolded
 from orchestrator.cli.output import console
-from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, plain_table, seconds, status_line
+from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, limit_line, plain_table, seconds, status_line
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def watch_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = 
     shown = [run for model in models_of(statuses) for run in model.runs]
     told = [run for run in shown if run.reason]
     cases = [f"{run.address}: {cases_line(run.validation)}" for run in shown if run.validation]
-    lines = [*cases, *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told])]
+    starved = [run for run in shown if run.limit_advice and run.state in TRAINS]
+    limits = by_reason([run.address for run in starved], [limit_line(run) for run in starved])
+    lines = [*cases, *limits, *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told])]
     below = [Text(), *(Text(line, style="dim") for line in lines)] if lines else []
     counts = [Text(counts_line(statuses), style="bold"), Text()] if len(statuses) > 1 else []
     return Group(*counts, watch_table(statuses, width, all_runs=all_runs), *below)

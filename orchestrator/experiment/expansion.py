@@ -189,6 +189,7 @@ class _Expansion:
             validation=experiment.validation,
             images=experiment.images,
             pseudonyms=experiment.pseudonyms,
+            notify=experiment.notify,
             upload_interval_s=experiment.tracking.upload_interval_s,
             local_artifacts=experiment.tracking.local_artifacts,
             tracking_uri=experiment.tracking.uri,

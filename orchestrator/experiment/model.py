@@ -34,7 +34,7 @@ from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_y
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.names import Fold
-from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Schedule, ValidationSpec, WorkerSpec
+from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Notify, Schedule, ValidationSpec, WorkerSpec
 from trainers.contract.trainer_table import TRAINERS
 from trainers.storage.files import expanded
 
@@ -108,7 +108,8 @@ class Experiment(Schedule):
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
-    """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six."""
+    """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six to begin with;
+    a worker whose steps wait for data starts more while it has CPUs, up to `most`."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When states are saved beside the end of every epoch."""
     validation: ValidationSpec = ValidationSpec()
@@ -118,6 +119,8 @@ class Experiment(Schedule):
     a CSV file with the columns `case,patient`, relative to this file. Comparisons then draw patients; empty: each case is one."""
     tracking: Tracking = Tracking()
     """Where measurements go."""
+    notify: Notify | None = None
+    """Messages to people when runs fail or all have ended; needs the extra `nnfleet[notify]`. Without it none are sent."""
     images: bool = False
     """Send pictures of validation cases to MLflow. Patients' images leave the data folder only if this is true."""
     pseudonyms: bool = False
@@ -148,6 +151,13 @@ class Experiment(Schedule):
                 f"loader.actors: {self.loader.actors} loader actors do not fit into workers.cpus: {self.workers.cpus}; "
                 "raise cpus or lower actors"
             )
+        if self.loader.most is not None:
+            least = self.loader.actors if "actors" in self.loader.model_fields_set else 1
+            if not least <= self.loader.most <= self.workers.cpus:
+                raise ValueError(
+                    f"loader.most: {self.loader.most} is not between {least} loader actor{'s' if least > 1 else ''} and "
+                    f"workers.cpus: {self.workers.cpus}; raise cpus, or change most"
+                )
         return self
 
     @model_validator(mode="after")
@@ -208,10 +218,12 @@ class Experiment(Schedule):
 
     @property
     def effective_loader(self) -> LoaderSpec:
-        """The loader with `actors` chosen from the worker's CPUs where the file does not name it."""
+        """The loader with `actors` and `most` chosen from the worker's CPUs where the file does not name `actors`."""
         if "actors" in self.loader.model_fields_set:
             return self.loader
-        return self.loader.model_copy(update={"actors": max(1, min(self.loader.actors, self.workers.cpus - 2))})
+        most = self.loader.most or max(1, self.workers.cpus - 1)
+        actors = max(1, min(self.loader.actors, self.workers.cpus - 2, most))
+        return self.loader.model_copy(update={"actors": actors, "most": most if most > actors else None})
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
         """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""

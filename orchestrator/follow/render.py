@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.run.failure import Failure
 from orchestrator.run.status import CasesDone, RunStatus
+from trainers.contract.bottleneck import EPOCHS_FOR_LIMIT, limit_of
 from trainers.contract.commits import Committed
 from trainers.contract.records import Heartbeat
 from trainers.contract.run_spec import RunSpec
@@ -43,6 +44,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
     phase, fraction = within_epoch(reading.heartbeat, spec, done)
     rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
     epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
+    limit = limit_of(committed.history[-EPOCHS_FOR_LIMIT:]) if committed else None
     begun = spec.continued.text if spec.continued else ""
     left_s = None if epoch_s is None else max(0.0, (spec.schedule.epochs - done - fraction) * epoch_s)
     read: dict[str, Any] = {
@@ -53,6 +55,8 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "ema_pseudo_dice": committed.best_policy.ema if committed else None,
         "best_ema_pseudo_dice": committed.best_policy.score if committed else None,
         "epoch_s": epoch_s,
+        "limited_by": limit.name if limit else "",
+        "limit_advice": limit.advice if limit else "",
         "seconds_left": None if left_s is None or status.state.is_final or reading.is_waiting else round(left_s, 1),
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),

@@ -44,6 +44,10 @@ class RunStatus(BaseModel):
     best_ema_pseudo_dice: float | None = None
     epoch_s: float | None = None
     """Median of the last epochs, in seconds."""
+    limited_by: str = ""
+    """What limited the last epochs, by `trainers/contract/bottleneck.py`; empty where it was not measured."""
+    limit_advice: str = ""
+    """What to change so that the steps do not wait for data; empty where they do not."""
     seconds_left: float | None = None
     """Of the training, without its validation."""
     reason: str = ""

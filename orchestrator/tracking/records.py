@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.run.names import short_address
 from orchestrator.tracking.groups import grouping_tags
 from orchestrator.tracking.plan_params import plan_params
+from trainers.contract.bottleneck import limit_of
 from trainers.contract.commits import EpochRow
 from trainers.contract.pseudonyms import pseudonym_salt
 from trainers.contract.run_spec import RunSpec
@@ -26,6 +27,8 @@ MODEL_KEY_TAG = "nnfleet.model_key"
 """Of the MLflow run that holds the cross-validation of a model; it has no run key."""
 COMPARISON_KEY_TAG = "nnfleet.comparison_key"
 """Of the MLflow run that holds the report of a comparison, likewise."""
+LIMITED_BY_TAG = "nnfleet.limited_by"
+"""What limited the last epochs of a run (`trainers/contract/bottleneck.py`)."""
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
 NOTE_TAG = "mlflow.note.content"
@@ -165,6 +168,10 @@ def _row_values(row: EpochRow, class_names: Sequence[str]) -> dict[str, float]:
         "time/val_s": row.val_s,
         "time/wait_data_s": row.wait_data_s,
         "time/save_s": row.save_s,
+        "loader/actors": float(row.loaders) if row.loaders else math.nan,
+        "loader/actors_enough": float(limit.enough) if (limit := limit_of([row])) else math.nan,
+        "loader/cpu_s": row.prepare_cpu_s,
+        "loader/read_wait_s": row.read_wait_s,
         "throughput/samples_per_s": row.samples_per_s,
         "gpu/memory_gib": row.gpu_memory_gib,
         "workers": float(row.world_size) if row.world_size else math.nan,

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from trainers.contract.bottleneck import judged
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.data.batches import Batch, Request, SplitName, requests_from
+from trainers.data.batches import Batch, Preparation, Request, SplitName, requests_from
 from trainers.errors import StorageError
 from trainers.storage.faults import retry_storage
 
@@ -56,29 +58,37 @@ class Loader:
             spec = RunFolder(self._run_folder).living_spec()
             self.opened = spec, open_dataset(spec)
         spec, data = self.opened
+        wall_s, cpu_s, disk_s = time.perf_counter(), time.thread_time(), data.disk.seconds
         try:
-            return make_batch(data, spec, split, epoch, iteration, self._positions)
+            batch = make_batch(data, spec, split, epoch, iteration, self._positions)
         except StorageError:
             self.opened = None  # files that were open when the disk went away may stay unreadable when it is back
             raise
+        took = Preparation(time.perf_counter() - wall_s, time.thread_time() - cpu_s, data.disk.seconds - disk_s)
+        return replace(batch, preparation=took)
 
 
 class LoaderPool:
     """A BatchSource backed by loader actors; to be used as a context manager inside a worker.
 
     `positions` are this worker's places in the global batch. Preparation starts at once with `first_iteration` of `first_epoch` and runs
-    ahead by `loader.actors * loader.prefetch` batches, over the boundaries of epochs.
+    ahead by `loader.prefetch` batches for each actor, over the boundaries of epochs.
     """
 
     def __init__(self, spec: RunSpec, folder: RunFolder, positions: Sequence[int], first_epoch: int, first_iteration: int = 0) -> None:
-        self.wait_s = 0.0
+        self.wait_s, self.preparation = 0.0, Preparation()
         self._iterations: dict[SplitName, int] = {"train": spec.schedule.train_iterations, "val": spec.schedule.val_iterations}
         self._upcoming = requests_from(first_epoch, first_iteration, spec.schedule.epochs, self._iterations)
-        self._ahead = spec.loader.actors * spec.loader.prefetch
+        self._loader, self._folder, self._positions = spec.loader, folder, positions
         self._actors = [self._start(folder, positions) for _ in range(spec.loader.actors)]
         self._unfinished: dict[Any, int] = {}
         self._waiting: deque[tuple[Request, Any]] = deque()
         self._fill()
+
+    @property
+    def loaders(self) -> int:
+        """How many actors prepare batches now."""
+        return len(self._actors)
 
     def __enter__(self) -> "LoaderPool":
         return self
@@ -94,14 +104,18 @@ class LoaderPool:
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
         """See BatchSource; must be asked in the order of training."""
+        began_s, waited_s, prepared = time.perf_counter(), self.wait_s, self.preparation
         for iteration in range(first_iteration, self._iterations[split]):
             request, ref = self._waiting.popleft()
             if request != (split, epoch, iteration):
                 raise AssertionError(f"batches are prepared in training order: next is {request}, asked {(split, epoch, iteration)}")
             batch = self.arrived(request, ref)
             self._unfinished.pop(ref, None)
+            self.preparation += batch.preparation
             self._fill()
             yield batch
+        if split == "train":
+            self._grow(time.perf_counter() - began_s, self.wait_s - waited_s, self.preparation - prepared)
 
     def arrived(self, request: Request, ref: Any) -> Batch:
         """The batch of a request once it is there; raises what its loader raised."""
@@ -119,8 +133,8 @@ class LoaderPool:
         return batch
 
     def _fill(self) -> None:
-        """Hand out requests until `_ahead` batches are ready or under way."""
-        missing = self._ahead - len(self._waiting)
+        """Hand out requests until each actor has `loader.prefetch` batches ready or under way."""
+        missing = self.loaders * self._loader.prefetch - len(self._waiting)
         if missing <= 0:
             return
         refs = list(self._unfinished)
@@ -139,6 +153,19 @@ class LoaderPool:
             load[index] += 1
             self._unfinished[ref] = index
             self._waiting.append((request, ref))
+
+    def _grow(self, total_s: float, waited_s: float, took: Preparation) -> None:
+        """Start more actors where steps waited for augmentation, as many as would have been enough, within what the worker has reserved.
+
+        No sample depends on how many there are.
+        """
+        if self._loader.most is None:
+            return
+        limit = judged(total_s, waited_s, took.wall_s, took.cpu_s, took.disk_s, self.loaders, is_on_gpu=False)
+        wanted = min(limit.enough, self._loader.most) if limit.name in ("CPU augmentation", "disk") else 0
+        if wanted > self.loaders:
+            log.info("%s Loader actors of this worker: %d -> %d.", limit.text, self.loaders, wanted)
+            self._actors += [self._start(self._folder, self._positions) for _ in range(wanted - self.loaders)]
 
     @staticmethod
     def _start(folder: RunFolder, positions: Sequence[int]) -> Any:

@@ -1,9 +1,11 @@
 """What the loaders' errors are when they arrive in the worker: a real local Ray."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
@@ -12,7 +14,11 @@ from orchestrator.training.loader_pool import LoaderPool
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.toy import toy_spec
+from trainers.contract import bottleneck
 from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import LoaderSpec, Schedule
+from trainers.data.dataset import open_dataset
+from trainers.data.samples import make_batch
 from trainers.errors import DataError, StorageError
 from trainers.storage.files import write_json_atomic
 
@@ -39,6 +45,30 @@ def pool(toys: Toys, tmp_path: Path) -> Iterator[LoaderPool]:
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
     with LoaderPool(spec, folder, [0, 1], 0) as made:
         yield made
+
+
+def test_a_worker_that_waits_for_augmentation_gets_more_loaders_and_the_same_samples(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps take no time, so an epoch of one loader is all waiting."""
+    monkeypatch.setattr(bottleneck, "CROWDED", math.inf)  # whatever else this machine computes
+    schedule = Schedule(epochs=3, train_iterations=4, val_iterations=1)
+    spec = toy_spec(
+        toys("labels"), schedule=schedule, loader=LoaderSpec(actors=1, most=2), model_folder=tmp_path / "Dataset901_Toy" / "model"
+    )
+    folder = RunFolder(spec.run_folder)
+    write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+    with LoaderPool(spec, folder, [1], 0) as grows:
+        made = [batch.images for epoch in range(3) for split in ("train", "val") for batch in grows.batches(split, epoch)]
+        assert grows.loaders == 2
+    data = open_dataset(spec)
+    alone = [
+        make_batch(data, spec, split, epoch, number, [1]).images  # type: ignore[arg-type]
+        for epoch in range(3)
+        for split, count in (("train", 4), ("val", 1))
+        for number in range(count)
+    ]
+    assert all(map(np.array_equal, made, alone))
 
 
 @ray.remote

@@ -24,6 +24,7 @@ from tests.integration.digests import reached
 from tests.integration.local_home import services_of_its_own, toy_experiment
 from tests.integration.mlflow_server import client_of
 from tests.toy import Toy
+from trainers.contract.bottleneck import EPOCHS_FOR_LIMIT, limit_of
 from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
@@ -73,6 +74,14 @@ def test_a_run_whose_driver_is_killed_recovers_and_ends_validated(main_job: tupl
     committed = reached(RunFolder(status.run_folder))
     assert [row.epoch for row in committed.history] == list(range(EPOCHS))
     assert len({row.fencing_token for row in committed.history}) == 2
+    for row in committed.history:
+        assert (row.loaders, row.longest_wait_s >= row.wait_data_s) == (1, True)
+        assert row.prepare_cpu_s > 0
+        assert 0 <= row.read_wait_s <= row.prepare_s
+    limit = limit_of(committed.history[-EPOCHS_FOR_LIMIT:])
+    assert limit is not None
+    assert (status.limited_by, status.limit_advice) == (limit.name, limit.advice)
+    assert "; limited by: " in next(RunFolder(status.run_folder).root.glob("training_log_*.txt")).read_text()
 
 
 def test_mlflow_holds_every_epoch_once_the_committed_checkpoints_and_the_full_validation(
@@ -85,6 +94,8 @@ def test_mlflow_holds_every_epoch_once_the_committed_checkpoints_and_the_full_va
     run = client_of(tracker).get_run(status.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["nnfleet.state"] == "SUCCEEDED"
+    assert run.data.tags["nnfleet.limited_by"] == status.limited_by
+    assert run.data.metrics["loader/actors"] == 1
     for name, committed in (("best", reached(folder).best), ("final", reached(folder).final)):
         there = published(tracker, status.mlflow_run_id, name)  # type: ignore[arg-type]
         assert there is not None

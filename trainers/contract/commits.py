@@ -4,6 +4,7 @@ The other half, tensors of network and optimizer, lies beside it with the same s
 """
 
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ class EpochRow(Frozen):
     wait_data_s: float
     save_s: float
     """Seconds for which saving held the training thread at the end of the epoch before this one."""
+    longest_wait_s: float = math.nan
+    """Of the rank that waited longest for data: in a step all ranks wait for the last one. NaN where it is not known."""
+    loaders: int = 0
+    """Loader actors of a rank; 0 where it is not known."""
+    prepare_s: float = math.nan
+    """Wall-clock seconds of rank 0's loaders for the batches of the epoch, over all of them."""
+    prepare_cpu_s: float = math.nan
+    """CPU seconds of rank 0's loaders for them."""
+    read_wait_s: float = math.nan
+    """Of `prepare_s`: waiting for the disk."""
     samples_per_s: float
     """Training samples of the global batch per second of the training part."""
     gpu_memory_gib: float

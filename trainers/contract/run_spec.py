@@ -112,6 +112,8 @@ class LoaderSpec(Frozen):
 
     actors: int = Field(6, ge=1)
     """Loader actors per worker."""
+    most: int | None = Field(None, ge=1, exclude_if=lambda most: most is None)
+    """Loader actors that a worker may come to have while its steps wait for data; null: as many as it begins with."""
     prefetch: int = Field(3, ge=1)
     """Batches per loader actor that are prepared or waiting at any time."""
 
@@ -140,6 +142,16 @@ class ValidationSpec(Frozen):
     candidates: int = Field(0, ge=0, le=10, exclude_if=lambda count: count == 0)
     """Keep the weights of so many epochs of the highest EMA pseudo-Dice, and validate all of them fully beside `checkpoints`: is the best
     epoch by pseudo-Dice the best by Dice? They are chosen on their own validation fold; nnU-Net: none."""
+
+
+class Notify(Frozen):
+    """Messages to people about the ends of runs."""
+
+    to: str = Field("NNFLEET_NOTIFY", pattern=r"^NNFLEET_NOTIFY[A-Z0-9_]*$")
+    """Environment variable of the cluster's head that holds the addresses, as apprise writes them (`mailto://...`, `slack://...`,
+    `json://...`), separated by blanks. They hold secrets, so they stand in no file."""
+    when: tuple[Literal["failed", "succeeded", "ended"], ...] = ("failed", "ended")
+    """What is a message: each run that fails, each that succeeds, and the end of all runs of a submission."""
 
 
 class PretrainedWeights(Frozen):
@@ -246,6 +258,8 @@ class RunSpec(Frozen):
     """Send pictures of validation cases to MLflow."""
     pseudonyms: bool = False
     """Replace case ids by pseudonyms in what goes to MLflow."""
+    notify: Notify | None = Field(None, exclude_if=lambda notify: notify is None)
+    """Messages to people; null: none."""
     upload_interval_s: float = Field(60.0, ge=0)
     """Least time between two uploads of a best checkpoint."""
     local_artifacts: bool = Field(False, exclude_if=lambda on: not on)

@@ -17,6 +17,22 @@ Request = tuple[SplitName, int, int]
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What preparing batches took, in seconds of the loaders that did."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    disk_s: float = 0.0
+    """Of `wall_s`: reading a case without computing, that is, waiting for its disk."""
+
+    def __add__(self, other: "Preparation") -> "Preparation":
+        return Preparation(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s, self.disk_s + other.disk_s)
+
+    def __sub__(self, other: "Preparation") -> "Preparation":
+        return Preparation(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s, self.disk_s - other.disk_s)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples of one global batch, ready for a step; plain numpy, so that it crosses processes without a copy."""
 
@@ -25,6 +41,7 @@ class Batch:
     targets: list[npt.NDArray[Any]]
     """(B, R, [Z,] Y, X) per deep-supervision scale, finest first: int16 labels, or bool region masks with the ignore mask last."""
     case_ids: tuple[str, ...]
+    preparation: Preparation = Preparation()
 
     @property
     def nbytes(self) -> int:
@@ -38,6 +55,16 @@ class BatchSource(Protocol):
     @property
     def wait_s(self) -> float:
         """Seconds that the consumer has waited for batches since the source was made."""
+        ...
+
+    @property
+    def preparation(self) -> Preparation:
+        """What preparing the batches took that the consumer has had."""
+        ...
+
+    @property
+    def loaders(self) -> int:
+        """How many loaders prepare batches for this rank."""
         ...
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:

@@ -9,9 +9,11 @@ import functools
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,6 +103,20 @@ def target_scales(configuration: Mapping[str, Any], deep_supervision: bool = Tru
     return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[: -1 if deep_supervision else 1]
 
 
+class IdleClock:
+    """Adds up the seconds within `with` in which this thread did not compute: it waited for what it reads. Not to be nested."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter() - time.thread_time()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.seconds += max(0.0, time.perf_counter() - time.thread_time() - self._began)
+
+
 V = TypeVar("V")
 
 
@@ -129,6 +145,8 @@ class TrainingData:
     """Case ids of each split, in the order that sampling draws from."""
     _arrays: Callable[[str], tuple[Any, Any]]
     _locations: Callable[[str], ClassLocations]
+    disk: IdleClock = field(default_factory=IdleClock, compare=False)
+    """The seconds in which reading cases has waited for their disk."""
 
     @property
     def is_2d(self) -> bool:
@@ -144,11 +162,13 @@ class TrainingData:
 
     def arrays(self, case_id: str) -> tuple[Any, Any]:
         """Image (C, Z, Y, X) and labels (1, Z, Y, X) of a case; slicing them reads only what is asked for."""
-        return self._arrays(case_id)
+        with self.disk:
+            return self._arrays(case_id)
 
     def locations(self, case_id: str) -> ClassLocations:
         """Stored voxels of each class or region of a case."""
-        return self._locations(case_id)
+        with self.disk:
+            return self._locations(case_id)
 
     def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image (C, Z, Y, X), labels (1, Z, Y, X), None (cascades are not supported) and properties, as nnU-Net's dataset gives them."""

@@ -206,8 +206,9 @@ def _in_3d(size: tuple[int, ...]) -> tuple[int, ...]:
 def _read(data: TrainingData, case_id: str, corner: Sequence[int], size: tuple[int, ...]) -> Sample:
     image, labels = data.arrays(case_id)
     try:
-        image_CZYX = torch.from_numpy(read_crop(image, corner, size, _OUTSIDE_IMAGE, np.float32))
-        labels_1ZYX = torch.from_numpy(read_crop(labels, corner, size, _OUTSIDE_LABELS, np.int16))
+        with data.disk:
+            image_CZYX = torch.from_numpy(read_crop(image, corner, size, _OUTSIDE_IMAGE, np.float32))
+            labels_1ZYX = torch.from_numpy(read_crop(labels, corner, size, _OUTSIDE_LABELS, np.int16))
         _check_values(data, case_id, image, image_CZYX, labels_1ZYX)
     except (OSError, RuntimeError, ValueError) as err:  # blosc2 finds a damaged chunk only when it unpacks it
         raise damaged(data.folder, case_id, err) from err

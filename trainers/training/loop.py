@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from trainers.contract.bottleneck import describe_limit
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.records import Heartbeat as HeartbeatRecord
@@ -39,11 +40,14 @@ End = Literal["TRAINED", "STOPPED"]
 
 @dataclass(frozen=True)
 class EpochTotals:
-    """One epoch over all ranks: losses as means over its global batches, pseudo-Dice per class, and whether rank 0 saw a stop request."""
+    """One epoch over all ranks: losses as means over its global batches, pseudo-Dice per class, the longest wait for data of a rank, and
+    whether rank 0 saw a stop request.
+    """
 
     train_loss: float
     val_loss: float
     pseudo_dice: tuple[float, ...]
+    longest_wait_s: float
     is_stopping: bool
 
 
@@ -72,7 +76,8 @@ def train(
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heartbeats)
         clock.lap("val")
-        totals = gather(learner, train_loss, val_loss, counts_3C, is_stop_requested=world.is_main and stop_request_seen(folder) is not None)
+        is_stop_requested = world.is_main and stop_request_seen(folder) is not None
+        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), is_stop_requested=is_stop_requested)
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
@@ -120,17 +125,26 @@ def validate_epoch(learner: Learner, source: BatchSource, epoch: int, heartbeats
 
 
 def gather(
-    learner: Learner, train_loss: torch.Tensor, val_loss: torch.Tensor, counts_3C: torch.Tensor, *, is_stop_requested: bool
+    learner: Learner,
+    world: World,
+    train_loss: torch.Tensor,
+    val_loss: torch.Tensor,
+    counts_3C: torch.Tensor,
+    waited_s: float,
+    *,
+    is_stop_requested: bool,
 ) -> EpochTotals:
-    """The one collective of an epoch: counts, losses and the stop request that rank 0 has seen, summed over the ranks."""
-    request = torch.tensor(float(is_stop_requested), dtype=torch.float64, device=learner.device)
-    counts_3C, sums = gather_epoch(counts_3C, torch.stack([train_loss, val_loss, request]))
+    """The one collective of an epoch: counts, losses, each rank's wait and the stop request that rank 0 has seen, summed over the ranks."""
+    own = torch.zeros(1 + world.world_size, dtype=torch.float64)
+    own[0], own[1 + world.global_rank] = float(is_stop_requested), waited_s
+    counts_3C, sums = gather_epoch(counts_3C, torch.cat([torch.stack([train_loss, val_loss]), own.to(learner.device)]))
     schedule, ranks = learner.schedule, learner.world_size
-    train_sum, val_sum, is_stopping = sums.tolist()
+    train_sum, val_sum, is_stopping, *waits_s = sums.tolist()
     return EpochTotals(
         train_loss=train_sum / (ranks * schedule.train_iterations),
         val_loss=val_sum / (ranks * schedule.val_iterations),
         pseudo_dice=dice_per_class(counts_3C),
+        longest_wait_s=max(waits_s),
         is_stopping=is_stopping > 0,
     )
 
@@ -166,7 +180,7 @@ class Clock:
 
     def __init__(self, source: BatchSource, reached: TrainingProgress) -> None:
         self.started_unix = time.time() - reached.elapsed_s
-        self._source, self._waited_before = source, source.wait_s
+        self._source, self._waited_before, self._prepared_before = source, source.wait_s, source.preparation
         self._last = self._start = time.perf_counter() - reached.elapsed_s
         self.laps: dict[str, float] = {}
 
@@ -183,6 +197,11 @@ class Clock:
     def waited_s(self) -> float:
         """Seconds of the epoch so far in which this rank waited for a batch."""
         return self._source.wait_s - self._waited_before
+
+    def prepared(self) -> dict[str, float]:
+        """How many loaders this rank has and what the batches of the epoch so far took them, by the names of EpochRow."""
+        took = self._source.preparation - self._prepared_before
+        return {"loaders": self._source.loaders, "prepare_s": took.wall_s, "prepare_cpu_s": took.cpu_s, "read_wait_s": took.disk_s}
 
 
 def epoch_row(
@@ -214,6 +233,8 @@ def epoch_row(
         train_s=clock.laps["train"],
         val_s=clock.laps["val"],
         wait_data_s=clock.waited_s(),
+        longest_wait_s=totals.longest_wait_s,
+        **clock.prepared(),
         save_s=held_s,
         samples_per_s=samples / clock.laps["train"],
         gpu_memory_gib=learner.peak_memory_gib(),
@@ -228,7 +249,7 @@ def describe(row: EpochRow, is_best: bool) -> str:
     return (
         f"epoch {row.epoch}: train_loss {row.train_loss:.4f}, val_loss {row.val_loss:.4f}, pseudo-Dice [{classes}], "
         f"EMA {ema}{' (new best)' if is_best else ''}, lr {row.learning_rate:.6f}, "
-        f"{row.epoch_s:.2f} s, waited {row.wait_data_s:.2f} s for data"
+        f"{row.epoch_s:.2f} s, waited {row.wait_data_s:.2f} s for data; {describe_limit([row])}"
     )
 
 

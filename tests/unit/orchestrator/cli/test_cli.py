@@ -994,9 +994,13 @@ def test_a_validation_is_shown_by_its_cases() -> None:
     validating = run_status(state=RunState.VALIDATING, epochs_done=50, validation=CasesDone(checkpoint="best", done=3, cases=12))
     assert done_fraction(validating) == pytest.approx(0.25)
     assert "full validation of best: 3/12 cases" in status_line(validating)
+    starved = run_status().model_copy(update={"limited_by": "disk", "limit_advice": "put nnUNet_preprocessed on a faster disk."})
+    assert "limited by disk: put nnUNet_preprocessed on a faster disk." in status_line(starved)
+    assert "limited by" not in status_line(starved.model_copy(update={"state": RunState.SUCCEEDED}))
     assert "left" not in status_line(validating)
     console = Console(width=100, record=True, file=StringIO())
-    console.print(watch_view([validating, run_status()], 100))
+    console.print(watch_view([validating, run_status(), starved], 100))
+    assert f"{starved.address}: limited by disk" in " ".join(console.export_text(clear=False).split())
     assert "17/3d_fullres/nnUNetTrainer/0: full validation of best: 3/12 cases" in console.export_text()
 
 

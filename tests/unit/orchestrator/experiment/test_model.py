@@ -117,6 +117,11 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\nworkers: {min: 0, max: 3}", "workers.min: got 0: must be greater than or equal to 1."),
     ("dataset: 17\nconfigurations: 2d\nworkers: {cpus: 2}\nloader: {actors: 3}", "3 loader actors do not fit into workers.cpus: 2"),
     (
+        "dataset: 17\nconfigurations: 2d\nworkers: {cpus: 8}\nloader: {most: 9}",
+        "loader.most: 9 is not between 1 loader actor and workers.cpus: 8",
+    ),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {cpus: 8}\nloader: {actors: 4, most: 3}", "loader.most: 3 is not between 4 loader actors"),
+    (
         "dataset: 17\nconfigurations: 2d\nvalidation: {checkpoints: [latest]}",
         "validation.checkpoints.0: got 'latest': must be 'best' or 'final'.",
     ),
@@ -235,6 +240,24 @@ def test_loader_actors_follow_the_cpus_unless_named() -> None:
     assert parse_experiment(MINIMAL + "workers: {cpus: 4}").effective_loader.actors == 2
     assert parse_experiment(MINIMAL + "workers: {cpus: 1}").effective_loader.actors == 1
     assert parse_experiment(MINIMAL + "workers: {cpus: 8}\nloader: {actors: 8}").effective_loader.actors == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "loaders"),
+    [
+        ("workers: {cpus: 12}", (6, 11)),
+        ("workers: {cpus: 8}", (6, 7)),
+        ("workers: {cpus: 3}", (1, 2)),
+        ("workers: {cpus: 2}", (1, None)),
+        ("workers: {cpus: 1}", (1, None)),
+        ("workers: {cpus: 12}\nloader: {actors: 4}", (4, None)),
+        ("workers: {cpus: 12}\nloader: {actors: 4, most: 9}", (4, 9)),
+        ("workers: {cpus: 12}\nloader: {most: 3}", (3, None)),
+    ],
+)
+def test_loader_actors_may_grow_into_the_cpus_unless_they_are_named(settings: str, loaders: tuple[int, int | None]) -> None:
+    loader = parse_experiment(MINIMAL + settings).effective_loader
+    assert (loader.actors, loader.most) == loaders
 
 
 def test_a_single_training_is_named_as_on_nnunets_command_line() -> None:

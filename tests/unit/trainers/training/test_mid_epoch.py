@@ -30,7 +30,7 @@ from trainers.contract.requests import (
 )
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, Schedule
-from trainers.data.batches import Batch, SplitName, requests_from
+from trainers.data.batches import Batch, Preparation, SplitName, requests_from
 from trainers.network.checkpoint import training_part
 from trainers.network.learner import Learner
 from trainers.storage.files import write_atomic, write_json_atomic
@@ -305,7 +305,7 @@ def test_the_seconds_of_an_epoch_before_its_restart_are_in_nnunets_log(toys: Toy
 class Batches:
     """The same batch, again and again."""
 
-    wait_s = 0.0
+    wait_s, preparation, loaders = 0.0, Preparation(), 1
 
     def __init__(self, batch: Batch, schedule: Schedule) -> None:
         self._batch = batch

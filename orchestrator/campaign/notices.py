@@ -1,0 +1,154 @@
+"""Messages to people about the runs of a campaign, by the services that `apprise` knows: mail, chats, webhooks.
+
+The addresses hold secrets, so they stand in the environment of the cluster's head and nowhere else: no message, log or error shows one.
+A message that cannot be sent delays nothing and is tried again a few times.
+"""
+
+import importlib.util
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.tracking.records import shared_reason
+from trainers.contract.run_spec import Notify
+from trainers.contract.states import RunState
+
+log = logging.getLogger(__name__)
+
+RETRIES_S = (5.0, 30.0, 120.0)
+"""Seconds before each further try of a message."""
+PATIENCE_S = 60.0
+"""How long the end of a campaign waits for its last messages."""
+LONGEST_LIST = 20
+"""Runs that a message names; of more only the number."""
+Send = Callable[[Sequence[str], str, str], bool]
+"""Sends (addresses, title, body); False when some service did not take it."""
+
+
+class Notices:
+    """What people are to hear of a campaign's runs."""
+
+    def __init__(self, campaign: str, warn: Callable[[str], None], send: Send | None = None, env: Mapping[str, str] = os.environ) -> None:
+        self._campaign = campaign
+        self._warn = warn
+        self._send = send or send_by_apprise
+        self._env = env
+        self._ended: list[FollowedRun] = []
+        self._unsent: dict[str, list[FollowedRun]] = {}
+        self._messages: queue.Queue[tuple[str, str, str]] = queue.Queue()
+        self._failed: queue.Queue[str] = queue.Queue()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, runs: Collection[FollowedRun]) -> None:
+        """Warn before anything is trained that no message can be sent: without addresses, or without what sends them."""
+        if any(run.spec.notify for run in runs) and importlib.util.find_spec("apprise") is None:
+            self._warn("notify: no message will be sent, as apprise is not installed where the head runs: `pip install 'nnfleet[notify]'`.")
+        for name in sorted({run.spec.notify.to for run in runs if run.spec.notify}):
+            if not self._env.get(name, "").split():
+                self._warn(
+                    f"notify: no message will be sent, as {name} is not set where the cluster's head runs. "
+                    f"Set it to addresses as apprise writes them and start the services again (`nnfleet up`)."
+                )
+
+    def note(self, run: FollowedRun) -> None:
+        """A run has come to its end."""
+        self._ended.append(run)
+        if wants(run.spec.notify, run.state) and run.spec.notify is not None:
+            self._unsent.setdefault(run.spec.notify.to, []).append(run)
+
+    def send(self) -> None:
+        """Hand over one message for all that was noted since the last look, for each list of addresses; never raises."""
+        for name, runs in self._unsent.items():
+            self._post(name, title_of(runs), body_of(runs))
+        self._unsent = {}
+        while not self._failed.empty():
+            self._warn(self._failed.get())
+
+    def close(self, runs: Sequence[FollowedRun]) -> None:
+        """Every run has ended: the summary, to those who asked for it, unless nothing ended under this campaign; waits a little."""
+        listening = {run.spec.notify.to for run in self._ended if run.spec.notify and "ended" in run.spec.notify.when}
+        for name in sorted(listening):
+            self._post(name, f"campaign {self._campaign} has ended: {counts(runs)}", body_of(runs))
+        ends_s = time.monotonic() + PATIENCE_S
+        while self._messages.unfinished_tasks and time.monotonic() < ends_s:
+            time.sleep(0.05)
+        self.send()
+
+    def _post(self, name: str, title: str, body: str) -> None:
+        if not self._env.get(name, "").split():
+            return
+        self._messages.put((name, title, body))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._deliver, name="notices", daemon=True)
+            self._thread.start()
+
+    def _deliver(self) -> None:
+        while True:
+            name, title, body = self._messages.get()
+            try:
+                if not self._is_taken(name, title, body):
+                    self._failed.put(f"notify: a message could not be sent to all addresses of {name}: {title}")
+            finally:
+                self._messages.task_done()
+
+    def _is_taken(self, name: str, title: str, body: str) -> bool:
+        for wait_s in (0.0, *RETRIES_S):
+            time.sleep(wait_s)
+            try:
+                if self._send(self._env[name].split(), f"nnfleet: {title}", body):
+                    return True
+            except Exception as err:  # a service's library; its text may hold the address
+                log.warning("notify: %s: a message was not sent (%s)", name, type(err).__name__)
+        return False
+
+
+def wants(notify: Notify | None, state: RunState) -> bool:
+    """Whether the end of a run in this state is a message of its own. Pure."""
+    if notify is None:
+        return False
+    return ("failed" in notify.when and state.is_failure) or ("succeeded" in notify.when and state is RunState.SUCCEEDED)
+
+
+def counts(runs: Sequence[FollowedRun]) -> str:
+    """`2 FAILED_CODE, 8 SUCCEEDED`: failures first. Pure."""
+    states = [run.state for run in in_order(runs)]
+    return ", ".join(f"{states.count(state)} {state.value}" for state in dict.fromkeys(states))
+
+
+def in_order(runs: Sequence[FollowedRun]) -> list[FollowedRun]:
+    """Failures first. Pure."""
+    return sorted(runs, key=lambda run: not run.state.is_failure)
+
+
+def title_of(runs: Sequence[FollowedRun]) -> str:
+    """`17/2d/nnUNetTrainer/0: FAILED_CODE`, of several `3 runs: 1 FAILED_CODE, 2 SUCCEEDED`."""
+    return f"{runs[0].spec.address}: {runs[0].state.value}" if len(runs) == 1 else f"{len(runs)} runs: {counts(runs)}"
+
+
+def body_of(runs: Sequence[FollowedRun]) -> str:
+    """A line for each run: how it ended, how far it came, its scores, and for a failure what to do."""
+    lines = [_line(run) for run in in_order(runs)[:LONGEST_LIST]]
+    more = [f"and {len(runs) - LONGEST_LIST} more"] if len(runs) > LONGEST_LIST else []
+    return "\n".join([*lines, *more])
+
+
+def _line(run: FollowedRun) -> str:
+    status = run.status()
+    scores = [f"full Dice of {name} {value:.3f}" for name, value in sorted(status.full_dice.items())]
+    ended = ", ".join([f"{run.spec.address}: {run.state.value}", f"epoch {status.epochs_done}/{status.epochs}", *scores])
+    reason = shared_reason(run.spec, run.reason)
+    return f"{ended}. {reason}" if reason else ended
+
+
+def send_by_apprise(addresses: Sequence[str], title: str, body: str) -> bool:
+    """Send to every address. False when one is not understood, or its service did not take the message."""
+    import apprise
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # it logs addresses
+    services = apprise.Apprise()
+    is_understood = all([services.add(address) for address in addresses])
+    return bool(services.notify(title=title, body=body)) and is_understood

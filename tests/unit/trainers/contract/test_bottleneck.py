@@ -1,0 +1,96 @@
+"""What limits a training, from measured epochs."""
+
+import math
+import time
+
+import pytest
+
+from tests.fake_run import epoch_row
+from trainers.contract.bottleneck import describe_limit, limit_of
+from trainers.contract.commits import EpochRow
+from trainers.data.dataset import IdleClock
+
+
+def row(*, waited_s: float, cpu_s: float, read_s: float = 0.0, prepare_s: float | None = None, gpu_gib: float = 4.0) -> EpochRow:
+    """An epoch of 100 s with two loaders."""
+    measured = {
+        "train_s": 80.0,
+        "val_s": 20.0,
+        "longest_wait_s": waited_s,
+        "loaders": 2,
+        "prepare_s": cpu_s + read_s if prepare_s is None else prepare_s,
+        "prepare_cpu_s": cpu_s,
+        "read_wait_s": read_s,
+        "gpu_memory_gib": gpu_gib,
+    }
+    return epoch_row(0).model_copy(update=measured)
+
+
+def test_steps_that_hardly_wait_are_what_limits() -> None:
+    limit = limit_of([row(waited_s=4, cpu_s=90)])
+    assert limit is not None
+    assert (limit.name, limit.enough, limit.advice) == ("GPU", 1, "")
+    on_cpu = limit_of([row(waited_s=4, cpu_s=190, gpu_gib=0)])
+    assert on_cpu is not None
+    assert (on_cpu.name, on_cpu.enough, on_cpu.text) == ("steps on the CPU", 2, "limited by: steps on the CPU")
+
+
+def test_steps_that_wait_for_augmentation_are_given_the_loaders_that_would_be_enough() -> None:
+    """200 CPU seconds of preparation while the steps computed for 40 s: five cores."""
+    limit = limit_of([row(waited_s=60, cpu_s=200)])
+    assert limit is not None
+    assert (limit.name, limit.enough, limit.loaders) == ("CPU augmentation", 5, 2)
+    assert limit.text == (
+        "limited by: CPU augmentation (60% of the time waiting for data); 5 loader actors with a core each would be enough for a worker, "
+        "it has 2: raise workers.cpus and loader.actors."
+    )
+
+
+def test_a_slow_disk_and_crowded_cores_are_not_taken_for_augmentation() -> None:
+    disk = limit_of([row(waited_s=50, cpu_s=40, read_s=60)])
+    assert disk is not None
+    assert disk.name == "disk"
+    assert "faster disk" in disk.advice
+    crowded = limit_of([row(waited_s=50, cpu_s=50, prepare_s=200)])
+    assert crowded is not None
+    assert (crowded.name, crowded.core) == ("crowded cores", 0.25)
+    assert "25% of a core each" in crowded.advice
+
+
+def test_epochs_are_judged_together_and_those_of_before_are_not_known() -> None:
+    limit = limit_of([row(waited_s=0, cpu_s=10), row(waited_s=40, cpu_s=170)])
+    assert limit is not None
+    assert (limit.name, limit.waited, limit.enough) == ("CPU augmentation", 0.2, 2)
+    older = epoch_row(0)
+    assert math.isnan(older.prepare_s)
+    assert limit_of([older]) is None
+    assert limit_of([]) is None
+    assert describe_limit([older]) == "what limits it was not measured"
+
+
+def test_epochs_in_which_nothing_but_waiting_happened_ask_for_many_loaders_and_no_division_fails() -> None:
+    limit = limit_of([row(waited_s=100, cpu_s=100)])
+    assert limit is not None
+    assert limit.enough == 100
+
+
+def test_waiting_counts_as_idle_and_computing_does_not() -> None:
+    clock = IdleClock()
+    with clock:
+        time.sleep(0.05)
+    slept_s = clock.seconds
+    assert slept_s >= 0.045
+    with clock:
+        ends = time.thread_time() + 0.05
+        while time.thread_time() < ends:
+            pass
+    computed_s = clock.seconds - slept_s
+    with pytest.raises(OSError, match="away"):
+        _sleep_and_fail(clock)
+    assert clock.seconds >= slept_s + computed_s + 0.015
+
+
+def _sleep_and_fail(clock: IdleClock) -> None:
+    with clock:
+        time.sleep(0.02)
+        raise OSError("away")

@@ -1,0 +1,91 @@
+"""What limits a training: its steps, the preparation of its batches, or the disk that they are read from. Pure, from measured epochs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from trainers.contract.commits import EpochRow
+
+NOTABLE_WAIT = 0.05
+"""Share of the time waiting for data from which on the steps are not what limits."""
+EPOCHS_FOR_LIMIT = 9
+"""The last epochs that are judged together."""
+CROWDED = 1.5
+"""Loaders that take so many times the seconds that they compute and read do not have a core each."""
+Name = Literal["GPU", "steps on the CPU", "CPU augmentation", "crowded cores", "disk"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What limited some epochs."""
+
+    name: Name
+    waited: float
+    """Share of the epochs' time in which the steps waited for data, 0 to 1."""
+    loaders: int
+    """Loader actors of a worker."""
+    enough: int
+    """Loader actors, with a core each, with which no step would have waited."""
+    core: float
+    """Share of a core that each loader had while it prepared batches."""
+
+    @property
+    def advice(self) -> str:
+        """What to change, in a sentence; empty where the steps limit, as they should."""
+        have = f"{self.enough} loader actors with a core each would be enough for a worker, it has {self.loaders}"
+        match self.name:
+            case "GPU" | "steps on the CPU":
+                return ""
+            case "CPU augmentation":
+                return f"{have}: raise workers.cpus and loader.actors."
+            case "crowded cores":
+                return f"its loader actors get {self.core:.0%} of a core each, other processes take the rest; {have}."
+            case "disk":
+                return f"put nnUNet_preprocessed on a faster disk, or raise loader.actors; {have}."
+
+    @property
+    def text(self) -> str:
+        """`limited by: CPU augmentation (31 % of the time waiting for data)`, with what to change."""
+        waiting = f" ({self.waited:.0%} of the time waiting for data)" if self.advice else ""
+        return f"limited by: {self.name}{waiting}" + (f"; {self.advice}" if self.advice else "")
+
+
+def judged(total_s: float, waited_s: float, prepare_s: float, cpu_s: float, read_s: float, loaders: int, is_on_gpu: bool) -> Limit:
+    """What limited `total_s` seconds of steps, of which `waited_s` waited for batches that took their loaders the other seconds."""
+    work_s, computing_s = cpu_s + read_s, max(total_s - waited_s, 0.01 * total_s)
+    name: Name
+    if waited_s < NOTABLE_WAIT * total_s:
+        name = "GPU" if is_on_gpu else "steps on the CPU"
+    elif prepare_s > CROWDED * work_s:
+        name = "crowded cores"
+    else:
+        name = "disk" if read_s > cpu_s else "CPU augmentation"
+    return Limit(
+        name=name,
+        waited=min(1.0, waited_s / total_s),
+        loaders=loaders,
+        enough=max(1, math.ceil(work_s / computing_s)),
+        core=min(1.0, cpu_s / (prepare_s - read_s)) if prepare_s > read_s else 1.0,
+    )
+
+
+def limit_of(rows: Sequence[EpochRow]) -> Limit | None:
+    """What limited these epochs together; None where it was not measured."""
+    waited_s = math.fsum(row.longest_wait_s for row in rows)
+    prepare_s, cpu_s, read_s = (
+        (math.fsum(values) for values in zip(*((row.prepare_s, row.prepare_cpu_s, row.read_wait_s) for row in rows), strict=True))
+        if rows
+        else (math.nan,) * 3
+    )
+    total_s = math.fsum(row.train_s + row.val_s for row in rows)
+    if not math.isfinite(waited_s + prepare_s + cpu_s + read_s + total_s) or total_s <= 0:
+        return None
+    is_on_gpu = rows[-1].gpu_memory_gib > 0
+    return judged(total_s, waited_s, prepare_s, cpu_s, read_s, rows[-1].loaders, is_on_gpu)
+
+
+def describe_limit(rows: Sequence[EpochRow]) -> str:
+    """`Limit.text` of these epochs; that it is not known where it is not."""
+    found = limit_of(rows)
+    return found.text if found else "what limits it was not measured"
