@@ -15,10 +15,10 @@ from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTra
 from batchgeneratorsv2.transforms.noise.median_filter import MedianFilterTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
+from trainers.data.affine import AffineTransform
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
@@ -41,7 +41,7 @@ def training(inputs: Inputs) -> Pipeline:
 
 def _spatial(inputs: Inputs) -> Spatial:
     geometry = inputs.geometry
-    transform = SpatialTransform(
+    transform = AffineTransform(
         geometry.patch[1:] if geometry.dummy_2d else geometry.patch,
         patch_center_dist_from_border=0,
         random_crop=False,

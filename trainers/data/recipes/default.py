@@ -7,9 +7,9 @@ from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, Contrast
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
+from trainers.data.affine import AffineTransform
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 from trainers.data.thin_axes import FittingBlur
 
@@ -30,7 +30,7 @@ def training(inputs: Inputs) -> Pipeline:
 
 def _spatial(inputs: Inputs) -> Spatial:
     geometry = inputs.geometry
-    transform = SpatialTransform(
+    transform = AffineTransform(
         geometry.patch[1:] if geometry.dummy_2d else geometry.patch,
         patch_center_dist_from_border=0,
         random_crop=False,

@@ -16,8 +16,8 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
+from trainers.data.affine import AffineTransform, resampled, touched_box
 from trainers.data.dataset import Geometry, TrainingData
-from trainers.data.kernels import resampled_labels
 
 Sample = dict[str, Any]
 Transform = Callable[..., Sample]
@@ -60,14 +60,22 @@ class Stage:
         return self.transform(**sample)
 
 
+@dataclass(frozen=True)
+class Box:
+    """A part of the loader's crop; lower corner within the crop and size, voxels."""
+
+    origin: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 class Spatial:
     """Rotates, scales and cuts the network's patch out of the loader's crop; in dummy 2D within slices.
 
-    Parameters are drawn before any voxel is read: where they amount to a plain centre crop, the margin need not be read at all.
+    Parameters are drawn before any voxel is read, so that only the part of the crop that they touch need be read.
     """
 
-    def __init__(self, transform: Any, dummy_2d: bool) -> None:
-        """`transform`: batchgeneratorsv2's SpatialTransform."""
+    def __init__(self, transform: AffineTransform, dummy_2d: bool) -> None:
+        """`transform`: batchgeneratorsv2's SpatialTransform, which draws parameters and holds the rules of interpolation."""
         self.transform = transform
         self.dummy_2d = dummy_2d
 
@@ -82,29 +90,50 @@ class Spatial:
         parameters: dict[str, Any] = self.transform.get_parameters(image=torch.empty(1).expand(shape))
         return parameters
 
-    @staticmethod
-    def is_crop(parameters: dict[str, Any]) -> bool:
-        """True when neither rotation nor scaling was drawn."""
-        return parameters["grid"] is None
+    def touched(self, parameters: dict[str, Any], crop: tuple[int, ...]) -> Box:
+        """The part of a crop of the shape `crop` that the transform reads."""
+        if parameters["affine"] is None:
+            return self._middle(crop)
+        slices, plane = self._split(crop)
+        origin, size = touched_box(parameters["affine"], self.transform.patch_size, plane)
+        return Box((*(0 for _ in slices), *origin), (*slices, *size))
 
-    def apply(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
-        """Transform a sample with parameters that `draw` gave."""
-        if not self.dummy_2d:
-            return self._applied(sample, parameters)
-        folded = Convert3DTo2DTransform()(**sample)
-        return dict(Convert2DTo3DTransform()(**self._applied(folded, parameters)))
+    def _middle(self, crop: tuple[int, ...]) -> Box:
+        """The patch as nnU-Net cuts it out of a crop where neither rotation nor scaling was drawn."""
+        slices, plane = self._split(crop)
+        patch = tuple(self.transform.patch_size)
+        return Box((*(0 for _ in slices), *(c // 2 - p // 2 for c, p in zip(plane, patch, strict=True))), (*slices, *patch))
 
-    def _applied(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
-        if parameters["grid"] is None:
-            return dict(self.transform.apply(sample, **parameters))
-        image = self.transform._apply_to_image(sample["image"], **parameters)
-        return {**sample, "image": image, "segmentation": self._labels(sample["segmentation"], parameters)}
+    def _split(self, crop: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axis along which slices are transformed one by one, in dummy 2D, and the others."""
+        slices = len(crop) - len(self.transform.patch_size)
+        return crop[:slices], crop[slices:]
 
-    def _labels(self, labels: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
-        if self.transform.mode_seg == "bilinear":
-            return resampled_labels(self.transform, labels, parameters["grid"])
-        found: torch.Tensor = self.transform._apply_to_segmentation(labels, **parameters)
-        return found
+    def apply(self, sample: Sample, parameters: dict[str, Any], crop: tuple[int, ...], box: Box) -> Sample:
+        """Transform the part `box` of a crop of the shape `crop` with parameters that `draw` gave; `touched` need be in the box."""
+        if parameters["affine"] is not None:
+            return self._resampled(sample, parameters, crop, box)
+        wanted = self._middle(crop)
+        low = [want - have for want, have in zip(wanted.origin, box.origin, strict=True)]
+        cut = (slice(None), *(slice(at, at + size) for at, size in zip(low, wanted.size, strict=True)))
+        return {name: part[cut].contiguous() for name, part in sample.items()}
+
+    def _resampled(self, sample: Sample, parameters: dict[str, Any], crop: tuple[int, ...], box: Box) -> Sample:
+        axes = len(self.transform.patch_size)
+        image, labels = sample["image"], sample["segmentation"]
+        values, classes = resampled(
+            image.reshape(-1, *image.shape[-axes:]).numpy(),
+            labels.reshape(-1, *labels.shape[-axes:]).numpy(),
+            self.transform,
+            parameters["affine"],
+            crop[-axes:],
+            box.origin[-axes:],
+        )
+        patch = self.transform.patch_size
+        return {
+            "image": torch.from_numpy(values.reshape(*image.shape[:-axes], *patch)),
+            "segmentation": torch.from_numpy(classes.reshape(*labels.shape[:-axes], *patch)),
+        }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
 
 from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.dataset import geometry
-from trainers.data.recipes import Inputs, pipeline
+from trainers.data.recipes import Box, Inputs, pipeline
 from trainers.data.recipes.da5 import kernel_width, rectangle_sizes
 from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
@@ -61,7 +61,8 @@ def test_no_sample_of_a_thin_patch_fails(recipe: Any, patch: tuple[int, ...]) ->
         sample: dict[str, Any] = {"image": image_of(steps.crop, seed), "segmentation": torch.from_numpy(labels)}
         seed_all(seed)
         if steps.spatial is not None:
-            sample = steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop))
+            whole = Box((0,) * len(steps.crop), steps.crop)
+            sample = steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop), steps.crop, whole)
         for stage in steps.stages:
             sample = stage(sample)
         assert sample["image"].shape == (2, *patch)
