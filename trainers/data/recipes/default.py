@@ -10,8 +10,8 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 from trainers.data.affine import AffineTransform
+from trainers.data.filters import FittingBlur
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
-from trainers.data.thin_axes import FittingBlur
 
 
 def training(inputs: Inputs) -> Pipeline:

@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
-from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
 from trainers.data.affine import AffineTransform, resampled, touched_box
 from trainers.data.dataset import Geometry, TrainingData
+from trainers.data.targets import Downsampling, OutsideIsBackground, Regions
 
 Sample = dict[str, Any]
 Transform = Callable[..., Sample]
@@ -151,11 +149,11 @@ class Pipeline:
 
 def finishing(inputs: Inputs) -> tuple[Stage, ...]:
     """From labels to targets: -1 (outside) becomes background, regions become channels with the ignore mask last, one per scale."""
-    stages = [Stage("remove_label", RemoveLabelTransform(-1, 0))]
+    stages = [Stage("remove_label", OutsideIsBackground(-1, 0))]
     if inputs.regions is not None:
         ignored = [] if inputs.ignore_label is None else [inputs.ignore_label]
-        stages.append(Stage("regions", ConvertSegmentationToRegionsTransform(regions=[*inputs.regions, *ignored], channel_in_seg=0)))
-    stages.append(Stage("downsample", DownsampleSegForDSTransform(ds_scales=[list(scale) for scale in inputs.scales])))
+        stages.append(Stage("regions", Regions(regions=[*inputs.regions, *ignored], channel_in_seg=0)))
+    stages.append(Stage("downsample", Downsampling(ds_scales=[list(scale) for scale in inputs.scales])))
     return tuple(stages)
 
 
