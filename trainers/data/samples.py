@@ -56,7 +56,8 @@ class SampleKey:
             self.position,
             zlib.crc32(stage.encode()),
         )
-        return np.random.SeedSequence(entropy).generate_state(8).astype(np.uint32)
+        # as an array: SeedSequence takes a tuple apart number by number, which costs several times more
+        return np.random.SeedSequence(np.array(entropy, np.uint32)).generate_state(8)
 
 
 def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, iteration: int, positions: Sequence[int]) -> Batch:
@@ -164,7 +165,8 @@ def _sample(data: TrainingData, steps: Pipeline, key: SampleKey, forced: bool) -
         sample = _read(data, case_id, [low + start for low, start in zip(corner, first, strict=True)], _in_3d(box.size))
         sample = steps.spatial.apply(sample, parameters, steps.crop, box)
     for stage in steps.stages:
-        _seed(key.stream(stage.name))
+        if stage.draws:
+            _seed(key.stream(stage.name))
         sample = stage(sample)
     return case_id, sample
 

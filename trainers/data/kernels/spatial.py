@@ -15,8 +15,6 @@ from trainers.data.kernels.compiled import fused_part, kernel, part
 _F = np.float32
 _ONE, _HALF, _THOUSAND = np.float32(1), np.float32(0.5), np.float32(1000)
 _NEXT = np.uint64(1)
-_MIXED = np.int16(-(2**15))
-"""Marks points between different labels; no label of a dataset is so low."""
 
 
 @part
@@ -70,6 +68,43 @@ def _grid_of_row(points: Any, along: Any, before: Any, factor: Any, size: Any) -
 
 
 @fused_part
+def _cells_of_row(points: Any, size: Any, origin: Any, lower: Any, upper_weight: Any) -> None:
+    """From such points to voxels of the crop in place, with the lower corner in the box and the weight of the upper one."""
+    half = size * _HALF
+    for x in range(len(points)):
+        at = points[x] * half - _HALF
+        floor = np.floor(at)
+        points[x], lower[x], upper_weight[x] = at, np.int32(floor) - origin, at - floor
+
+
+@part
+def _weigh_row(wy: Any, wx: Any, iy: Any, ix: Any, width: Any, first: Any, w0: Any, w1: Any, w2: Any, w3: Any) -> None:
+    """The place of the first corner in a slice, and the weights of all four."""
+    for x in range(len(first)):
+        wy0, wx0 = _ONE - wy[x], _ONE - wx[x]
+        w0[x], w1[x], w2[x], w3[x] = wx0 * wy0, wx[x] * wy0, wx0 * wy[x], wx[x] * wy[x]
+        first[x] = iy[x] * width + ix[x]
+
+
+@part
+def _inner(iy: Any, ix: Any, by: Any, bx: Any) -> Any:
+    """From where to where a row's points have all four corners: a box is convex, so these follow one another."""
+    start, stop = 0, len(iy)
+    while start < stop and not (0 <= iy[start] < by - 1 and 0 <= ix[start] < bx - 1):
+        start += 1
+    while stop > start and not (0 <= iy[stop - 1] < by - 1 and 0 <= ix[stop - 1] < bx - 1):
+        stop -= 1
+    return start, stop
+
+
+@part
+def _nearest(py: Any, px: Any, origin: Any, by: Any, bx: Any) -> Any:
+    """The place of the voxel nearest to a point, -1 outside."""
+    y, x = np.int64(np.rint(py)) - origin[0], np.int64(np.rint(px)) - origin[1]
+    return y * bx + x if 0 <= y < by and 0 <= x < bx else np.int64(-1)
+
+
+@fused_part
 def _interpolated(source: Any, first: Any, width: Any, w0: Any, w1: Any, w2: Any, w3: Any, out: Any, start: Any, stop: Any) -> None:
     """Values of one slice from `start` to `stop` of a row, where points have all four corners."""
     for x in range(start, stop):
@@ -81,13 +116,10 @@ def _interpolated(source: Any, first: Any, width: Any, w0: Any, w1: Any, w2: Any
 
 
 @part
-def _shared_labels(source: Any, first: Any, width: Any, out: Any, start: Any, stop: Any) -> None:
-    """The label of each such point whose four corners share it, else _MIXED."""
-    for x in range(start, stop):
-        at, below = np.uint64(first[x]), np.uint64(first[x] + width)
-        label = source[at]
-        differs = (source[at + _NEXT] ^ label) | (source[below] ^ label) | (source[below + _NEXT] ^ label)
-        out[x] = label if differs == 0 else _MIXED
+def _corner(k: Any, iy: Any, ix: Any, by: Any, bx: Any) -> Any:
+    """The place of one of four corners, -1 outside."""
+    y, x = np.int64(iy) + (k >> 1), np.int64(ix) + (k & 1)
+    return y * bx + x if 0 <= y < by and 0 <= x < bx else np.int64(-1)
 
 
 @part
@@ -206,58 +238,51 @@ def resample_2d(
     slices, by, bx = image.shape
     Y, X = out.shape[1:]
     ys, xs = _offsets(Y), _offsets(X)
-    py, px = np.empty(X, np.float32), np.empty(X, np.float32)
-    corner_labels, corner_weights = np.empty(4, np.int16), np.empty(4, np.float32)
-    # of each pixel of a row: its first corner, which corners are there, the nearest one (or the place after the last), and the weights
-    first, nearest, there = np.empty(X, np.int64), np.empty(X, np.int64), np.empty(X, np.int64)
+    py, px, wy, wx = np.empty(X, np.float32), np.empty(X, np.float32), np.empty(X, np.float32), np.empty(X, np.float32)
     w0, w1, w2, w3 = np.empty(X, np.float32), np.empty(X, np.float32), np.empty(X, np.float32), np.empty(X, np.float32)
+    iy, ix, first = np.empty(X, np.int32), np.empty(X, np.int32), np.empty(X, np.int32)
+    corner_labels, corner_weights = np.empty(4, np.int16), np.empty(4, np.float32)
     flat, flat_labels = image.reshape((slices, -1)), labels.reshape((labels.shape[0], -1))
     for y in range(Y):
         _grid_of_row(py, xs, ys[y] * matrix[0, 0], matrix[0, 1], _F(crop[0]))
         _grid_of_row(px, xs, ys[y] * matrix[1, 0], matrix[1, 1], _F(crop[1]))
-        start, stop = X, X  # the row's points that have all four corners: the crop is convex, so they follow one another
-        for x in range(X):
-            fy, fx = py[x] * (_F(crop[0]) * _HALF) - _HALF, px[x] * (_F(crop[1]) * _HALF) - _HALF
-            ly, lx = np.floor(fy), np.floor(fx)
-            iy, ix = np.int64(ly) - origin[0], np.int64(lx) - origin[1]
-            wy1, wx1 = fy - ly, fx - lx
-            wy0, wx0 = _ONE - wy1, _ONE - wx1
-            w0[x], w1[x], w2[x], w3[x] = wx0 * wy0, wx1 * wy0, wx0 * wy1, wx1 * wy1
-            first[x] = iy * bx + ix
-            up, down, left, right = 0 <= iy < by, -1 <= iy < by - 1, 0 <= ix < bx, -1 <= ix < bx - 1
-            there[x] = (up and left) | (up and right) << 1 | (down and left) << 2 | (down and right) << 3
-            if there[x] == 15:
-                start, stop = min(start, x), x + 1
-            ny, nx = np.int64(np.rint(fy)) - origin[0], np.int64(np.rint(fx)) - origin[1]
-            nearest[x] = ny * bx + nx if 0 <= ny < by and 0 <= nx < bx else -1
+        _cells_of_row(py, _F(crop[0]), np.int32(origin[0]), iy, wy)
+        _cells_of_row(px, _F(crop[1]), np.int32(origin[1]), ix, wx)
+        _weigh_row(wy, wx, iy, ix, np.int32(bx), first, w0, w1, w2, w3)
+        start, stop = _inner(iy, ix, by, bx)
         for n in range(slices):
             source, target = flat[n], out[n, y]
-            if not image_nearest:
-                _interpolated(source, first, bx, w0, w1, w2, w3, target, start, stop)
-            for x in range(X):
-                if start <= x < stop and not image_nearest:
-                    continue
+            if image_nearest:
+                for x in range(X):
+                    at = _nearest(py[x], px[x], origin, by, bx)
+                    target[x] = source[at] if at >= 0 else _F(0)
+                continue
+            _interpolated(source, first, bx, w0, w1, w2, w3, target, start, stop)
+            for outer in range(start + X - stop):
+                x = outer if outer < start else outer - start + stop
                 value = _F(0)
-                if image_nearest:
-                    value = source[nearest[x]] if nearest[x] >= 0 else value
-                elif there[x]:
-                    for k in range(4):
-                        weight = (w0[x] if k == 0 else w1[x]) if k < 2 else (w2[x] if k == 2 else w3[x])
-                        if there[x] >> k & 1:
-                            value += source[first[x] + (k >> 1) * bx + (k & 1)] * weight
+                for k in range(4):
+                    weight = (w0[x] if k == 0 else w1[x]) if k < 2 else (w2[x] if k == 2 else w3[x])
+                    at = _corner(k, iy[x], ix[x], by, bx)
+                    if at >= 0:
+                        value += source[at] * weight
                 target[x] = value
         for m in range(labels.shape[0]):
             source_labels, target_labels = flat_labels[m], out_labels[m, y]
-            if not labels_nearest:
-                _shared_labels(source_labels, first, bx, target_labels, start, stop)
             for x in range(X):
-                if start <= x < stop and not labels_nearest and target_labels[x] != _MIXED:
-                    continue
-                label = source_labels[nearest[x]] if nearest[x] >= 0 else outside
-                if there[x] and not labels_nearest:
+                if start <= x < stop and not labels_nearest:
+                    at, below = np.uint64(first[x]), np.uint64(first[x] + bx)
+                    label = source_labels[at]
+                    differs = (source_labels[at + _NEXT] ^ label) | (source_labels[below] ^ label) | (source_labels[below + _NEXT] ^ label)
+                    if differs == 0:
+                        target_labels[x] = label
+                        continue
+                place = _nearest(py[x], px[x], origin, by, bx)
+                label = source_labels[place] if place >= 0 else outside
+                if not labels_nearest:
                     for k in range(4):
-                        at = first[x] + (k >> 1) * bx + (k & 1)
-                        corner_labels[k] = source_labels[at] if there[x] >> k & 1 else outside
+                        place = _corner(k, iy[x], ix[x], by, bx)
+                        corner_labels[k] = source_labels[place] if place >= 0 else outside
                     corner_weights[0], corner_weights[1], corner_weights[2], corner_weights[3] = w0[x], w1[x], w2[x], w3[x]
                     label = _elected(corner_labels, corner_weights, label)
                 target_labels[x] = label

@@ -52,6 +52,8 @@ class Stage:
 
     name: str
     transform: Transform
+    draws: bool = True
+    """False for what is the same for every sample: its stream need not be seeded."""
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample; the tensors handed in may be changed."""
@@ -149,11 +151,11 @@ class Pipeline:
 
 def finishing(inputs: Inputs) -> tuple[Stage, ...]:
     """From labels to targets: -1 (outside) becomes background, regions become channels with the ignore mask last, one per scale."""
-    stages = [Stage("remove_label", OutsideIsBackground(-1, 0))]
+    stages = [Stage("remove_label", OutsideIsBackground(-1, 0), draws=False)]
     if inputs.regions is not None:
         ignored = [] if inputs.ignore_label is None else [inputs.ignore_label]
-        stages.append(Stage("regions", Regions(regions=[*inputs.regions, *ignored], channel_in_seg=0)))
-    stages.append(Stage("downsample", Downsampling(ds_scales=[list(scale) for scale in inputs.scales])))
+        stages.append(Stage("regions", Regions(regions=[*inputs.regions, *ignored], channel_in_seg=0), draws=False))
+    stages.append(Stage("downsample", Downsampling(ds_scales=[list(scale) for scale in inputs.scales]), draws=False))
     return tuple(stages)
 
 
@@ -177,4 +179,4 @@ def masking(inputs: Inputs) -> tuple[Stage, ...]:
     channels = [index for index, masked in enumerate(inputs.use_mask_for_norm) if masked]
     if not channels:
         return ()
-    return (Stage("mask", MaskImageTransform(apply_to_channels=channels, channel_idx_in_seg=0, set_outside_to=0)),)
+    return (Stage("mask", MaskImageTransform(apply_to_channels=channels, channel_idx_in_seg=0, set_outside_to=0), draws=False),)
