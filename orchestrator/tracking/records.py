@@ -48,7 +48,7 @@ DIGEST_LENGTH = 36
 """MLflow refuses longer dataset digests."""
 PARAM_LENGTH = 500
 """Characters of a parameter that are recorded, and compared."""
-RECORDED_PACKAGES = ("nnfleet", "ray", "torch", "nnunetv2", "mlflow")
+RECORDED_PACKAGES = ("nnfleet", "ray", "torch", "numba", "nnunetv2", "mlflow")
 
 
 def shows_end(state: str) -> bool:

@@ -56,7 +56,8 @@ class SampleKey:
             self.position,
             zlib.crc32(stage.encode()),
         )
-        return np.random.SeedSequence(entropy).generate_state(8).astype(np.uint32)
+        # as an array: SeedSequence takes a tuple apart number by number, which costs several times more
+        return np.random.SeedSequence(np.array(entropy, np.uint32)).generate_state(8)
 
 
 def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, iteration: int, positions: Sequence[int]) -> Batch:
@@ -153,20 +154,19 @@ def _sample(data: TrainingData, steps: Pipeline, key: SampleKey, forced: bool) -
     """One transformed sample and the id of its case."""
     ids = data.cases[key.split]
     case_id = ids[np.random.RandomState(key.stream("case")).randint(len(ids))]
-    corner, crop = location_of(data, steps.crop, key, case_id, forced), _in_3d(steps.crop)
+    corner = location_of(data, steps.crop, key, case_id, forced)
     if steps.spatial is None:
-        sample = _read(data, case_id, corner, crop)
+        sample = _read(data, case_id, corner, _in_3d(steps.crop))
     else:
         _seed(key.stream("spatial"))
         parameters = steps.spatial.draw(data.channels, steps.crop)
-        if steps.spatial.is_crop(parameters):
-            patch = _in_3d(data.geometry.patch)
-            # nnU-Net cuts the patch around the middle of the crop: the margin need not be read
-            sample = _read(data, case_id, [low + c // 2 - p // 2 for low, c, p in zip(corner, crop, patch, strict=True)], patch)
-        else:
-            sample = steps.spatial.apply(_read(data, case_id, corner, crop), parameters)
+        box = steps.spatial.touched(parameters, steps.crop)
+        first = (0,) * (3 - len(box.origin)) + box.origin
+        sample = _read(data, case_id, [low + start for low, start in zip(corner, first, strict=True)], _in_3d(box.size))
+        sample = steps.spatial.apply(sample, parameters, steps.crop, box)
     for stage in steps.stages:
-        _seed(key.stream(stage.name))
+        if stage.draws:
+            _seed(key.stream(stage.name))
         sample = stage(sample)
     return case_id, sample
 

@@ -5,9 +5,9 @@ import importlib
 
 from trainers.contract.trainer_table import Recipe
 from trainers.data.batches import SplitName
-from trainers.data.recipes.stages import Inputs, Pipeline, Sample, Spatial, Stage, inputs_of
+from trainers.data.recipes.stages import Box, Inputs, Pipeline, Sample, Spatial, Stage, inputs_of
 
-__all__ = ["Inputs", "Pipeline", "Sample", "Spatial", "Stage", "inputs_of", "pipeline"]
+__all__ = ["Box", "Inputs", "Pipeline", "Sample", "Spatial", "Stage", "inputs_of", "pipeline"]
 
 
 @functools.lru_cache(maxsize=16)

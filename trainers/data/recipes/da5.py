@@ -7,20 +7,18 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.intensity.brightness import BrightnessAdditiveTransform
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.local.brightness_gradient import BrightnessGradientAdditiveTransform
 from batchgeneratorsv2.transforms.local.local_gamma import LocalGammaTransform
 from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
-from batchgeneratorsv2.transforms.noise.median_filter import MedianFilterTransform
-from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
+from trainers.data.affine import AffineTransform
+from trainers.data.filters import FastMedian, FittingBlur, FittingSharpening
+from trainers.data.intensities import FastLowResolution, RetainingGamma
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
-from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
 
 def training(inputs: Inputs) -> Pipeline:
@@ -41,7 +39,7 @@ def training(inputs: Inputs) -> Pipeline:
 
 def _spatial(inputs: Inputs) -> Spatial:
     geometry = inputs.geometry
-    transform = SpatialTransform(
+    transform = AffineTransform(
         geometry.patch[1:] if geometry.dummy_2d else geometry.patch,
         patch_center_dist_from_border=0,
         random_crop=False,
@@ -78,11 +76,11 @@ def _axis_swaps(patch: tuple[int, ...]) -> tuple[Stage, ...]:
 
 
 def _intensities(inputs: Inputs) -> tuple[Stage, ...]:
-    median = MedianFilterTransform((2, 8), p_same_for_each_channel=0, p_per_channel=0.5)
+    median = FastMedian((2, 8), p_same_for_each_channel=0, p_per_channel=0.5)
     blur = FittingBlur((0.3, 1.5), synchronize_channels=False, synchronize_axes=True, p_per_channel=0.5)
     noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
     brightness = BrightnessAdditiveTransform(mu=0, sigma=0.5, synchronize_channels=False, p_per_channel=0.5)
-    low_resolution = SimulateLowResolutionTransform(
+    low_resolution = FastLowResolution(
         scale=(0.25, 1),
         synchronize_channels=False,
         synchronize_axes=True,
@@ -113,7 +111,7 @@ def _contrast(preserve_range: bool) -> Any:
 
 
 def _inverted_gamma() -> Any:
-    return GammaTransform(gamma=BGContrast((0.7, 1.5)), p_invert_image=1, synchronize_channels=False, p_per_channel=1, p_retain_stats=1)
+    return RetainingGamma(gamma=BGContrast((0.7, 1.5)), p_invert_image=1, synchronize_channels=False, p_per_channel=1, p_retain_stats=1)
 
 
 def _local(patch: tuple[int, ...]) -> tuple[Stage, ...]:

@@ -4,14 +4,13 @@ from typing import Any
 
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
+from trainers.data.affine import AffineTransform
+from trainers.data.filters import FittingBlur
+from trainers.data.intensities import FastLowResolution, RetainingGamma
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
-from trainers.data.thin_axes import FittingBlur
 
 
 def training(inputs: Inputs) -> Pipeline:
@@ -30,7 +29,7 @@ def training(inputs: Inputs) -> Pipeline:
 
 def _spatial(inputs: Inputs) -> Spatial:
     geometry = inputs.geometry
-    transform = SpatialTransform(
+    transform = AffineTransform(
         geometry.patch[1:] if geometry.dummy_2d else geometry.patch,
         patch_center_dist_from_border=0,
         random_crop=False,
@@ -54,7 +53,7 @@ def _intensities(inputs: Inputs) -> tuple[Stage, ...]:
     blur = FittingBlur(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5)
     brightness = MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1)
     contrast = ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1)
-    low_resolution = SimulateLowResolutionTransform(
+    low_resolution = FastLowResolution(
         scale=(0.5, 1),
         synchronize_channels=False,
         synchronize_axes=True,
@@ -74,6 +73,6 @@ def _intensities(inputs: Inputs) -> tuple[Stage, ...]:
 
 
 def _gamma(inverted: int) -> Any:
-    return GammaTransform(
+    return RetainingGamma(
         gamma=BGContrast((0.7, 1.5)), p_invert_image=inverted, synchronize_channels=False, p_per_channel=1, p_retain_stats=1
     )

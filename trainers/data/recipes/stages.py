@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
-from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
+from trainers.data.affine import AffineTransform, resampled, touched_box
 from trainers.data.dataset import Geometry, TrainingData
-from trainers.data.kernels import resampled_labels
+from trainers.data.targets import Downsampling, OutsideIsBackground, Regions
 
 Sample = dict[str, Any]
 Transform = Callable[..., Sample]
@@ -54,20 +52,30 @@ class Stage:
 
     name: str
     transform: Transform
+    draws: bool = True
+    """False for what is the same for every sample: its stream need not be seeded."""
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample; the tensors handed in may be changed."""
         return self.transform(**sample)
 
 
+@dataclass(frozen=True)
+class Box:
+    """A part of the loader's crop; lower corner within the crop and size, voxels."""
+
+    origin: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 class Spatial:
     """Rotates, scales and cuts the network's patch out of the loader's crop; in dummy 2D within slices.
 
-    Parameters are drawn before any voxel is read: where they amount to a plain centre crop, the margin need not be read at all.
+    Parameters are drawn before any voxel is read, so that only the part of the crop that they touch need be read.
     """
 
-    def __init__(self, transform: Any, dummy_2d: bool) -> None:
-        """`transform`: batchgeneratorsv2's SpatialTransform."""
+    def __init__(self, transform: AffineTransform, dummy_2d: bool) -> None:
+        """`transform`: batchgeneratorsv2's SpatialTransform, which draws parameters and holds the rules of interpolation."""
         self.transform = transform
         self.dummy_2d = dummy_2d
 
@@ -82,29 +90,50 @@ class Spatial:
         parameters: dict[str, Any] = self.transform.get_parameters(image=torch.empty(1).expand(shape))
         return parameters
 
-    @staticmethod
-    def is_crop(parameters: dict[str, Any]) -> bool:
-        """True when neither rotation nor scaling was drawn."""
-        return parameters["grid"] is None
+    def touched(self, parameters: dict[str, Any], crop: tuple[int, ...]) -> Box:
+        """The part of a crop of the shape `crop` that the transform reads."""
+        if parameters["affine"] is None:
+            return self._middle(crop)
+        slices, plane = self._split(crop)
+        origin, size = touched_box(parameters["affine"], self.transform.patch_size, plane)
+        return Box((*(0 for _ in slices), *origin), (*slices, *size))
 
-    def apply(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
-        """Transform a sample with parameters that `draw` gave."""
-        if not self.dummy_2d:
-            return self._applied(sample, parameters)
-        folded = Convert3DTo2DTransform()(**sample)
-        return dict(Convert2DTo3DTransform()(**self._applied(folded, parameters)))
+    def _middle(self, crop: tuple[int, ...]) -> Box:
+        """The patch as nnU-Net cuts it out of a crop where neither rotation nor scaling was drawn."""
+        slices, plane = self._split(crop)
+        patch = tuple(self.transform.patch_size)
+        return Box((*(0 for _ in slices), *(c // 2 - p // 2 for c, p in zip(plane, patch, strict=True))), (*slices, *patch))
 
-    def _applied(self, sample: Sample, parameters: dict[str, Any]) -> Sample:
-        if parameters["grid"] is None:
-            return dict(self.transform.apply(sample, **parameters))
-        image = self.transform._apply_to_image(sample["image"], **parameters)
-        return {**sample, "image": image, "segmentation": self._labels(sample["segmentation"], parameters)}
+    def _split(self, crop: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axis along which slices are transformed one by one, in dummy 2D, and the others."""
+        slices = len(crop) - len(self.transform.patch_size)
+        return crop[:slices], crop[slices:]
 
-    def _labels(self, labels: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
-        if self.transform.mode_seg == "bilinear":
-            return resampled_labels(self.transform, labels, parameters["grid"])
-        found: torch.Tensor = self.transform._apply_to_segmentation(labels, **parameters)
-        return found
+    def apply(self, sample: Sample, parameters: dict[str, Any], crop: tuple[int, ...], box: Box) -> Sample:
+        """Transform the part `box` of a crop of the shape `crop` with parameters that `draw` gave; `touched` need be in the box."""
+        if parameters["affine"] is not None:
+            return self._resampled(sample, parameters, crop, box)
+        wanted = self._middle(crop)
+        low = [want - have for want, have in zip(wanted.origin, box.origin, strict=True)]
+        cut = (slice(None), *(slice(at, at + size) for at, size in zip(low, wanted.size, strict=True)))
+        return {name: part[cut].contiguous() for name, part in sample.items()}
+
+    def _resampled(self, sample: Sample, parameters: dict[str, Any], crop: tuple[int, ...], box: Box) -> Sample:
+        axes = len(self.transform.patch_size)
+        image, labels = sample["image"], sample["segmentation"]
+        values, classes = resampled(
+            image.reshape(-1, *image.shape[-axes:]).numpy(),
+            labels.reshape(-1, *labels.shape[-axes:]).numpy(),
+            self.transform,
+            parameters["affine"],
+            crop[-axes:],
+            box.origin[-axes:],
+        )
+        patch = self.transform.patch_size
+        return {
+            "image": torch.from_numpy(values.reshape(*image.shape[:-axes], *patch)),
+            "segmentation": torch.from_numpy(classes.reshape(*labels.shape[:-axes], *patch)),
+        }
 
 
 @dataclass(frozen=True)
@@ -122,11 +151,11 @@ class Pipeline:
 
 def finishing(inputs: Inputs) -> tuple[Stage, ...]:
     """From labels to targets: -1 (outside) becomes background, regions become channels with the ignore mask last, one per scale."""
-    stages = [Stage("remove_label", RemoveLabelTransform(-1, 0))]
+    stages = [Stage("remove_label", OutsideIsBackground(-1, 0), draws=False)]
     if inputs.regions is not None:
         ignored = [] if inputs.ignore_label is None else [inputs.ignore_label]
-        stages.append(Stage("regions", ConvertSegmentationToRegionsTransform(regions=[*inputs.regions, *ignored], channel_in_seg=0)))
-    stages.append(Stage("downsample", DownsampleSegForDSTransform(ds_scales=[list(scale) for scale in inputs.scales])))
+        stages.append(Stage("regions", Regions(regions=[*inputs.regions, *ignored], channel_in_seg=0), draws=False))
+    stages.append(Stage("downsample", Downsampling(ds_scales=[list(scale) for scale in inputs.scales]), draws=False))
     return tuple(stages)
 
 
@@ -150,4 +179,4 @@ def masking(inputs: Inputs) -> tuple[Stage, ...]:
     channels = [index for index, masked in enumerate(inputs.use_mask_for_norm) if masked]
     if not channels:
         return ()
-    return (Stage("mask", MaskImageTransform(apply_to_channels=channels, channel_idx_in_seg=0, set_outside_to=0)),)
+    return (Stage("mask", MaskImageTransform(apply_to_channels=channels, channel_idx_in_seg=0, set_outside_to=0), draws=False),)

@@ -1,4 +1,4 @@
-"""Recipes: the same transforms as nnU-Net's, structure, parameters and bits."""
+"""Recipes: the same transforms as nnU-Net's, structure, parameters and results within rounding."""
 
 import itertools
 import pkgutil
@@ -13,10 +13,10 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from tests.nnunet_reference import variant_class
 from trainers.contract.trainer_table import TRAINERS, Recipe
+from trainers.data.affine import AffineTransform, resampled, touched_box
 from trainers.data.batches import SplitName
 from trainers.data.dataset import geometry
-from trainers.data.kernels import resampled_labels
-from trainers.data.recipes import Inputs, Pipeline, pipeline
+from trainers.data.recipes import Box, Inputs, Pipeline, pipeline
 from trainers.data.recipes.da5_classic import BatchOfOne
 
 NAMES = ["nnUNetTrainer", "nnUNetTrainerDA5"]
@@ -127,8 +127,14 @@ def raw_sample(given: Inputs, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("trainer", NAMES)
 @pytest.mark.parametrize("patch", ["3d", "dummy_2d", "2d"])
-def test_samples_are_bit_equal_to_nnunets_for_the_same_draws(trainer: str, patch: str) -> None:
+def test_samples_are_nnunets_for_the_same_draws(trainer: str, patch: str) -> None:
     check_samples(trainer, inputs(trainer, patch, REGIONS, 4, (True, False)), seeds=60)
+
+
+def transformed(steps: Pipeline, sample: dict[str, Any]) -> dict[str, Any]:
+    """A whole crop after the spatial transform."""
+    assert steps.spatial is not None
+    return steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop), steps.crop, Box((0,) * len(steps.crop), steps.crop))
 
 
 def check_samples(trainer: str, given: Inputs, seeds: int) -> None:
@@ -139,11 +145,13 @@ def check_samples(trainer: str, given: Inputs, seeds: int) -> None:
         seed_all(seed)
         sample: dict[str, Any] = raw_sample(given, seed)
         if ours.spatial is not None:
-            sample = ours.spatial.apply(sample, ours.spatial.draw(2, ours.crop))
+            sample = transformed(ours, sample)
         for stage in ours.stages:
             sample = stage(sample)
-        assert torch.equal(sample["image"], expected["image"])
-        assert all(torch.equal(a, b) for a, b in zip(sample["segmentation"], expected["segmentation"], strict=True))
+        assert_nearly(sample["image"], expected["image"])
+        for ours_at_scale, theirs in zip(sample["segmentation"], expected["segmentation"], strict=True):
+            assert (ours_at_scale.shape, ours_at_scale.dtype) == (theirs.shape, theirs.dtype)
+            assert (ours_at_scale != theirs).float().mean() <= 1e-5
 
 
 @pytest.mark.parametrize("patch", PATCHES)
@@ -166,7 +174,7 @@ def test_da5_classic_agrees_with_da5_where_nothing_random_is_applied() -> None:
         steps = pipeline.__wrapped__(recipe, "train", given)  # a pipeline of its own, since it is changed here
         if steps.spatial is not None:
             steps.spatial.transform.p_rotation = steps.spatial.transform.p_scaling = 0
-            sample = steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop))
+            sample = transformed(steps, sample)
         for stage in steps.stages:
             if stage.name == "spatial":
                 assert isinstance(stage.transform, BatchOfOne)
@@ -187,31 +195,56 @@ def blobs(shape: tuple[int, ...], channels: int, labels: list[int], seed: int) -
     return torch.tensor(labels, dtype=torch.int16)[(smooth * len(labels)).long().clamp(0, len(labels) - 1)]
 
 
-@pytest.mark.parametrize("labels", [[2], [0, 1], [-1, 0], [0, 1, 2], [-1, 0, 1, 2, 3, 4]])
-@pytest.mark.parametrize(("crop", "patch", "channels"), [((38, 35, 38), (24, 20, 24), 1), ((37, 41), (32, 32), 1), ((37, 37), (32, 32), 5)])
-def test_labels_are_resampled_as_by_the_library(crop: tuple[int, ...], patch: tuple[int, ...], channels: int, labels: list[int]) -> None:
-    """Bit for bit: rotated, scaled so far that the patch leaves the crop, and on grids that hit voxels and borders exactly."""
-    transform = SpatialTransform(
-        patch,
-        0,
-        False,
-        p_rotation=0.8,
-        rotation=(-3, 3),
-        p_scaling=0.8,
-        scaling=(0.5, 2.0),
-        border_mode_seg="constant",
-        padding_value_seg=-1,
-    )
-    for seed in range(25):
+CROPS = [((38, 35, 38), (24, 20, 24), 1), ((19, 45, 40), (6, 30, 30), 2), ((37, 41), (32, 32), 1), ((37, 37), (32, 32), 5)]
+
+
+@pytest.mark.parametrize("labels", [[2], [0, 1], [-1, 0], [0, 1, 2], [-1, 0, 1, 2, 3, 4]], ids=str)
+@pytest.mark.parametrize("modes", [("bilinear", "bilinear"), ("bilinear", "nearest"), ("nearest", "nearest")], ids="-".join)
+@pytest.mark.parametrize(("crop", "patch", "channels"), CROPS, ids=str)
+def test_patches_are_resampled_as_by_the_library(
+    crop: tuple[int, ...], patch: tuple[int, ...], channels: int, modes: tuple[str, str], labels: list[int]
+) -> None:
+    """Rotated, scaled so far that the patch leaves the crop, and on grids that hit voxels and borders exactly; read whole or in part."""
+    options: dict[str, Any] = {
+        "p_rotation": 0.8,
+        "rotation": (-3, 3),
+        "p_scaling": 0.8,
+        "scaling": (0.5, 2.0),
+        "p_synchronize_scaling_across_axes": 0.5,
+        "border_mode_seg": "constant",
+        "padding_value_seg": -1,
+        "mode_image": modes[0],
+        "mode_seg": modes[1],
+    }
+    library, ours = SpatialTransform(patch, 0, False, **options), AffineTransform(patch, 0, False, **options)
+    for seed in range(20):
+        for transform in (library, ours):
+            if seed % 5 == 0:  # quarter turns and halves: ties
+                transform.rotation, transform.scaling = np.pi / 2 * (seed % 2), (0.5, 1, 2)[seed // 5 % 3]
+        image = torch.from_numpy(np.random.default_rng(seed).normal(size=(channels, *crop)).astype(np.float32))
+        given = blobs(crop, channels if len(crop) == 2 else 1, labels, seed)
         seed_all(seed)
-        if seed % 5 == 0:  # quarter turns and halves: ties
-            transform.rotation, transform.scaling = np.pi / 2 * (seed % 2), (0.5, 1, 2)[seed // 5 % 3]
-        given = blobs(crop, channels, labels, seed)
-        parameters = transform.get_parameters(image=given)
-        if parameters["grid"] is None:
+        expected = library.get_parameters(image=image)
+        seed_all(seed)
+        parameters = ours.get_parameters(image=image)
+        if expected["grid"] is None:
+            assert parameters["affine"] is None
             continue
-        expected = transform._apply_to_segmentation(given, **parameters)
-        assert torch.equal(resampled_labels(transform, given, parameters["grid"]), expected)
+        values, classes = library._apply_to_image(image, **expected), library._apply_to_segmentation(given, **expected)
+        assert np.array_equal(parameters["affine"], expected["affine"])
+        origin, size = touched_box(parameters["affine"], patch, crop)
+        box = (slice(None), *(slice(low, low + n) for low, n in zip(origin, size, strict=True)))
+        for part, start in ((np.s_[:], (0,) * len(crop)), (box, origin)):
+            cut = [np.ascontiguousarray(array.numpy()[part]) for array in (image, given)]
+            found = resampled(cut[0], cut[1], ours, parameters["affine"], crop, start)
+            assert_nearly(found[0], values.numpy())
+            assert np.mean(found[1] != classes.numpy()) <= 1e-5
+
+
+def assert_nearly(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    """Equal within rounding, relative to the greatest value."""
+    assert found.shape == expected.shape
+    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= tolerance * max(1.0, np.abs(np.asarray(expected)).max())
 
 
 def test_every_recipe_has_its_module_its_scales_and_a_trainer() -> None:

@@ -20,7 +20,7 @@ from trainers.contract.run_spec import RunSpec
 from trainers.data import samples
 from trainers.data.batches import Batch, SplitName
 from trainers.data.dataset import TrainingData, open_dataset
-from trainers.data.recipes import Spatial
+from trainers.data.recipes import Box, Spatial
 from trainers.data.samples import SampleKey, chosen_voxels, is_forced, lower_corner, make_batch, read_crop
 from trainers.errors import DataError
 
@@ -117,26 +117,22 @@ def test_a_crop_beside_the_case_is_all_outside() -> None:
 
 @pytest.mark.parametrize("trainer", TRAINERS[:2])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_reading_no_margin_changes_no_bit(toys: Toys, setting: str, trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where neither rotation nor scaling is drawn only the centre is read: the same as cutting it out of nnU-Net's whole crop.
-
-    The cut is laid out contiguously here, as the centre is when it is read alone: torch's sums follow the layout in their last bits.
-    """
+def test_reading_only_what_is_touched_changes_no_bit(toys: Toys, setting: str, trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as from nnU-Net's whole crop, both where the patch is turned or scaled and where it is cut from the crop's middle."""
     spec = spec_of(toys, setting, trainer)
     data = open_dataset(spec)
     quick = [make_batch(data, spec, "train", 0, iteration, range(data.batch_size)) for iteration in range(15)]
-    plain = 0
+    sizes: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
+    touched = Spatial.touched
 
-    def never(parameters: dict[str, Any]) -> bool:
-        nonlocal plain
-        plain += parameters["grid"] is None
-        return False
+    def everything(self: Spatial, parameters: dict[str, Any], crop: tuple[int, ...]) -> Box:
+        sizes[parameters["affine"] is None].add(touched(self, parameters, crop).size)
+        return Box((0,) * len(crop), crop)
 
-    cut = Spatial.apply
-    monkeypatch.setattr(Spatial, "is_crop", staticmethod(never))
-    monkeypatch.setattr(Spatial, "apply", lambda *given: {name: part.contiguous() for name, part in cut(*given).items()})
+    monkeypatch.setattr(Spatial, "touched", everything)
     whole = [make_batch(data, spec, "train", 0, iteration, range(data.batch_size)) for iteration in range(15)]
-    assert plain > 5
+    assert sizes[True] == {data.geometry.patch}
+    assert sizes[False]
     assert digest(*quick) == digest(*whole)
 
 

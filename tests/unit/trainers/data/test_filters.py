@@ -1,4 +1,4 @@
-"""Patches with axes of a few voxels: no sample fails, and where the library works its bits are ours."""
+"""Filters beside the library's; patches with axes of a few voxels, where no sample fails."""
 
 import random
 from collections.abc import Iterator
@@ -9,13 +9,15 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.noise.median_filter import MedianFilterTransform
 from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
 
+from tests.unit.trainers.data.test_recipes import assert_nearly
 from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.dataset import geometry
-from trainers.data.recipes import Inputs, pipeline
+from trainers.data.filters import FastMedian, FittingBlur, FittingSharpening
+from trainers.data.recipes import Box, Inputs, pipeline
 from trainers.data.recipes.da5 import kernel_width, rectangle_sizes
-from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
 THIN = [*((size, 12, 10) for size in range(1, 7)), (12, 1, 10), (12, 3, 10), (2, 3, 20), (4, 4, 4)]
 THIN_2D = [*((size, 12) for size in range(1, 7)), (12, 1), (12, 4), (2, 2)]
@@ -61,7 +63,8 @@ def test_no_sample_of_a_thin_patch_fails(recipe: Any, patch: tuple[int, ...]) ->
         sample: dict[str, Any] = {"image": image_of(steps.crop, seed), "segmentation": torch.from_numpy(labels)}
         seed_all(seed)
         if steps.spatial is not None:
-            sample = steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop))
+            whole = Box((0,) * len(steps.crop), steps.crop)
+            sample = steps.spatial.apply(sample, steps.spatial.draw(2, steps.crop), steps.crop, whole)
         for stage in steps.stages:
             sample = stage(sample)
         assert sample["image"].shape == (2, *patch)
@@ -70,7 +73,7 @@ def test_no_sample_of_a_thin_patch_fails(recipe: Any, patch: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9), (3, 9, 9), (4, 9, 9), (5, 9, 9), (8, 24, 24), (2, 12), (4, 12), (16, 20)], ids=str)
-def test_a_blur_has_the_librarys_bits_wherever_the_library_can(shape: tuple[int, ...]) -> None:
+def test_a_blur_is_the_librarys_wherever_the_library_can(shape: tuple[int, ...]) -> None:
     options: dict[str, Any] = {"blur_sigma": (0.3, 1.5), "synchronize_channels": False, "synchronize_axes": False, "p_per_channel": 0.5}
     outcomes = set()
     for seed in range(40):
@@ -83,7 +86,7 @@ def test_a_blur_has_the_librarys_bits_wherever_the_library_can(shape: tuple[int,
             outcomes.add("fails")
         else:
             outcomes.add("works")
-            assert torch.equal(ours, expected)
+            assert_nearly(ours, expected, 1e-6)
     assert outcomes == ({"works"} if min(shape) >= 5 else {"works", "fails"})
 
 
@@ -96,12 +99,22 @@ def test_a_blur_of_one_voxel_changes_nothing_along_its_axis() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 10), (2, 9, 9), (16, 20)], ids=str)
-def test_sharpening_has_the_librarys_bits(shape: tuple[int, ...]) -> None:
+def test_sharpening_is_the_librarys(shape: tuple[int, ...]) -> None:
     for seed in range(5):
         results = []
         for kind in (FittingSharpening, SharpeningTransform):
             seed_all(seed)
             results.append(kind(strength=(0.1, 1), p_same_for_each_channel=0, p_per_channel=0.5)(image=image_of(shape, seed))["image"])
+        assert_nearly(*results, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 10), (3, 4, 20), (2, 2, 2), (1, 7, 9), (16, 20), (3, 5), (28, 16, 16)], ids=str)
+def test_a_median_is_the_librarys_number_for_number(shape: tuple[int, ...]) -> None:
+    """Also of constants, of both zeros, of numbers that often repeat, and of a few that lie far away."""
+    for seed, size in enumerate(range(2, 8)):
+        image = image_of(shape, seed)
+        image[0] = (torch.round(image[0]), image[0] * 1e30, torch.zeros(shape), -torch.abs(image[0]), image[0] ** 9, image[0])[seed]
+        results = [kind(size, 0, 1)(image=image.clone())["image"] for kind in (FastMedian, MedianFilterTransform)]
         assert torch.equal(*results)
 
 
