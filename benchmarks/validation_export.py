@@ -1,19 +1,14 @@
-"""Logits of a case to labels on its original grid: ours beside nnU-Net's export of the same logits, one thread, and the memory of both.
+"""Logits of a case to labels on its original grid: ours beside nnU-Net's export of the same logits, one thread.
 
-    python -m benchmarks.validation_export [--pairs 20] [--classes 3 118] [--memory 192]
+    python -m benchmarks.validation_export [--pairs 20] [--classes 3 118]
 
-CPU and wall seconds in alternating pairs in one process; the ratio is that of the CPU seconds, pair by pair. With --memory N: the peak
-of a process of its own for each, 100 classes on N x N x N voxels, and what of it is above a process that has the logits alone.
+CPU and wall seconds in alternating pairs in one process; the ratio is that of the CPU seconds, pair by pair.
 """
 
 import argparse
 import contextlib
 import io
-import math
 import os
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +21,6 @@ import torch
 
 from tests.export_case import CUBE, THIN, Shape, case, exporter, logits_of, nnunets
 from trainers.validation.export import Exporter
-
-MEMORY_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -77,52 +70,12 @@ def compare(grid: Grid, classes: int, pairs: int) -> str:
     return f"| {grid.name} | {classes} | {times} | {middle:.3f} ({low:.3f}-{high:.3f}) | {share:.7f} |"
 
 
-def cubes(size: int) -> tuple[Shape, Shape]:
-    """Shape of the logits whose memory is measured, and of their labels."""
-    small = size * 5 // 6
-    return (small, small, small), (size, size, size)
-
-
-def peak_mb(who: str, size: int) -> int:
-    """Peak memory (MB) of a process that makes the logits and exports them by `who`: ours, nnunet or nobody."""
-    command = [sys.executable, "-m", "benchmarks.validation_export", "--export-once", who, "--memory", str(size)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def export_once(who: str, size: int) -> None:
-    """What a child of `peak_mb` does. Logits are filled class by class, so that making them needs no more than they do."""
-    (shape, original), ours = cubes(size), of_classes(MEMORY_CLASSES)
-    logits = torch.empty((MEMORY_CLASSES, *shape), dtype=torch.half)
-    for number, values in enumerate(logits):
-        values.copy_(logits_of(1, shape, seed=number)[0])
-    actions = {"ours": ours.segmentation, "nnunet": lambda *case: nnunets(ours, *case), "nobody": lambda *_: None}
-    seconds(lambda: actions[who](logits, case(original)))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-
-
-def show_memory(size: int) -> None:
-    """Peaks with the logits and the libraries included, and above them."""
-    peaks = {who: peak_mb(who, size) for who in ("nobody", "ours", "nnunet")}
-    above = {who: peaks[who] - peaks["nobody"] for who in ("ours", "nnunet")}
-    logits_mb = MEMORY_CLASSES * math.prod(cubes(size)[0]) * 2 / 2**20
-    print(f"{MEMORY_CLASSES} classes, {cubes(size)[0]} to {cubes(size)[1]} voxels; logits {logits_mb:.0f} MB; peaks in MB: {peaks}")
-    print(f"above logits and libraries: {above}; whole peak: {peaks['ours'] / peaks['nnunet']:.2f} of nnU-Net's")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 118])
-    parser.add_argument("--memory", type=int, default=0, metavar="N")
-    parser.add_argument("--export-once", choices=["ours", "nnunet", "nobody"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.export_once:
-        export_once(options.export_once, options.memory)
-        return
-    if options.memory:
-        show_memory(options.memory)
-        return
     print("| case | classes | CPU s | nnU-Net's | wall s | nnU-Net's | ratio of CPU (quartiles) | equal labels |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for classes in options.classes:

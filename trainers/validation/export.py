@@ -1,6 +1,6 @@
 """From logits to a label file on the original grid, as nnU-Net's export writes it, without a full-size copy of any class.
 
-Part by part the classes are resampled (`resampling.py`) and the largest is kept; a softmax, which changes no order, is left out. Where
+Slab by slab the classes are resampled (`resampling.py`) and the largest is kept; a softmax, which changes no order, is left out. Where
 plans name another resampling or handling of labels than nnU-Net's own, and where probabilities are kept, nnU-Net's export does it.
 
 Labels equal nnU-Net's in at least 99.99 % of the voxels: a tie within a rounding of float16 may fall otherwise. nnU-Net interpolates in
@@ -9,7 +9,6 @@ float64 and rounds once to float16; here weights and products are float32, and t
 C class, Z Y X voxels. Source: nnunetv2/inference/export_prediction.py (`export_prediction_from_logits`).
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from trainers.network.arg_max import index_type, running_arg_max, times
-from trainers.validation.resampling import AxisPart, AxisParts, parts_of, resampled
+from trainers.validation.resampling import Resampling, Slab, resampled, resampling_of
 
 
 class _NotANumberError(Exception):
-    """A part of the logits is NaN or infinite."""
+    """A slab of the logits is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +50,26 @@ class Exporter:
     def segmentation(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> npt.NDArray[Any] | None:
         """Labels on the original grid, in the order of its axes; None where that is for nnU-Net's own code to do."""
         labels = self.plans.get_label_manager(self.dataset_json)
-        parts = self._parts(logits_CZYX, properties)
-        if parts is None or type(labels) is not LabelManager:
+        resampling = self._resampling(logits_CZYX, properties)
+        if resampling is None or type(labels) is not LabelManager:
             return None
+        cropped = torch.empty(tuple(_new_shape(properties)), dtype=index_type(max(_values(labels))))
+        logits_CAHW, cropped_AHW = logits_CZYX.movedim(resampling.axis + 1, 1), cropped.movedim(resampling.axis, 0)
         try:
-            cropped = torch.empty([axis[-1].out.stop for axis in parts], dtype=index_type(max(_values(labels))))
             with torch.inference_mode():
-                for part in itertools.product(*parts):
-                    cropped[tuple(axis.out for axis in part)] = _labels_of_part(logits_CZYX, part, labels)
+                for slab in resampling.slabs:
+                    cropped_AHW[slab.out] = _labels_of_slab(logits_CAHW, slab, resampling, labels)
         except _NotANumberError:
             return None
         return self._uncropped(cropped.numpy(), properties, len(labels.foreground_labels))
 
-    def _parts(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> AxisParts | None:
-        new_shape = properties["shape_after_cropping_and_before_resampling"]
+    def _resampling(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> Resampling | None:
+        new_shape = _new_shape(properties)
         original_spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
         spacing = self.configuration.spacing
         if len(spacing) != len(new_shape):  # slices keep their distance
             spacing = [original_spacing[0], *spacing]
-        return parts_of(self.configuration.resampling_fn_probabilities, logits_CZYX.shape[1:], new_shape, spacing, original_spacing)
+        return resampling_of(self.configuration.resampling_fn_probabilities, logits_CZYX.shape[1:], new_shape, spacing, original_spacing)
 
     def _uncropped(self, cropped: npt.NDArray[Any], properties: dict[str, Any], num_labels: int) -> npt.NDArray[Any]:
         whole = np.zeros(properties["shape_before_cropping"], dtype=np.uint8 if num_labels < 255 else np.uint16)
@@ -82,13 +82,18 @@ def _values(labels: LabelManager) -> list[int]:
     return [0, *labels.regions_class_order] if labels.has_regions else list(labels.all_labels)
 
 
-def _labels_of_part(logits_CZYX: Tensor, part: tuple[AxisPart, AxisPart, AxisPart], labels: LabelManager) -> Tensor:
-    classes = (_finite(resampled(logits_ZYX, part)) for logits_ZYX in logits_CZYX)
-    return _overlaid(classes, labels.regions_class_order) if labels.has_regions else running_arg_max(classes, len(logits_CZYX))
+def _new_shape(properties: dict[str, Any]) -> list[int]:
+    """Shape (Z, Y, X) of what preprocessing kept of the case, on the original grid."""
+    return [int(size) for size in properties["shape_after_cropping_and_before_resampling"]]
+
+
+def _labels_of_slab(logits_CAHW: Tensor, slab: Slab, resampling: Resampling, labels: LabelManager) -> Tensor:
+    classes = (_finite(resampled(logits_AHW, slab, resampling)) for logits_AHW in logits_CAHW)
+    return _overlaid(classes, labels.regions_class_order) if labels.has_regions else running_arg_max(classes, len(logits_CAHW))
 
 
 def _finite(values: Tensor) -> Tensor:
-    """The same values; what is not finite would spread further by matrices than by nnU-Net's interpolation."""
+    """The same values; what is not finite would spread further by the weights than by nnU-Net's interpolation."""
     if not bool(values.sum().isfinite()):
         raise _NotANumberError
     return values

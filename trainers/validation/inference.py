@@ -1,8 +1,8 @@
 """Whole-case prediction with a trained checkpoint: nnU-Net's sliding window, as in its own full validation, and its export.
 
 Preprocessed case -> tiles at half a patch's distance, Gaussian weights, mirroring -> logits -> original grid -> label file. The arithmetic
-is nnU-Net's up to the logits (its accumulators are 16 bit floats); what follows, `export.py` does. This is the only module that imports
-nnunetv2's predictor (0.9 GB, seconds).
+is nnU-Net's up to the logits (its accumulators are 16 bit floats); what follows, `export.py` does. Only this module and
+`sliding_window.py`, which it imports, load nnunetv2's predictor (0.9 GB, seconds).
 
 C Z Y X: channels and voxels of the preprocessed case. Source: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py, perform_actual_validation.
 """
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
@@ -34,6 +33,7 @@ from trainers.network.model import build_network
 from trainers.storage.faults import find_outage, reading
 from trainers.storage.files import fsync_folder, sha256_of
 from trainers.validation.export import Exporter
+from trainers.validation.sliding_window import ClassByClassPredictor
 from trainers.validation.spacing import Spacing, noted_spacing
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class ModelPredictor:
             find_outage(err, [path], self.spec.preprocessed_folder)
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
 
-    def _loaded(self, checkpoint_files: Sequence[Path], device: torch.device) -> nnUNetPredictor:
+    def _loaded(self, checkpoint_files: Sequence[Path], device: torch.device) -> ClassByClassPredictor:
         """nnU-Net's predictor, with the mirroring axes of the first checkpoint, as nnU-Net takes them."""
         checkpoints = [read_checkpoint(file) for file in checkpoint_files]
         heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
@@ -100,7 +100,9 @@ class ModelPredictor:
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         for file, parameters in zip(reversed(checkpoint_files), reversed(weights), strict=True):  # it ends with the first one's
             self._load(network, parameters, file)
-        predictor = _quietly(nnUNetPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False)
+        predictor = _quietly(
+            ClassByClassPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False
+        )
         axes = checkpoints[0].get("inference_allowed_mirroring_axes")
         trainer = str(checkpoints[0].get("trainer_name", self.spec.trainer))
         predictor.manual_initialization(network, self.plans, self.configuration, weights, self.dataset_json, trainer, axes)
