@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from orchestrator.dataset.case_readings import CaseReadings
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.errors import DataError
+from trainers.contract.cascade import model_folder_name
 from trainers.contract.commits import commit_files
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
@@ -45,9 +46,7 @@ class Planned:
     @property
     def model_folder_name(self) -> str:
         """nnU-Net's, with what it does not know behind it."""
-        variant = f"__{self.variant}" if self.variant else ""
-        seed = f"__seed{self.seed}" if self.seed else ""
-        return f"{self.trainer}__{self.plans.name}__{self.configuration}{variant}{seed}"
+        return model_folder_name(self.trainer, self.plans.name, self.configuration, self.variant, self.seed)
 
     def identity(self, readings: CaseReadings, *, is_former: bool = False) -> Identity:
         """Its key, digest and digests of cases; `is_former`: as they were before run keys covered the preprocessed cases."""

@@ -19,6 +19,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
+from trainers.data.recipes.cascade import disturbed
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 from trainers.data.thin_axes import FittingBlur, FittingSharpening
 
@@ -34,7 +35,7 @@ def training(inputs: Inputs) -> Pipeline:
             *mirroring(inputs),
             *_local(inputs.geometry.patch),
             *masking(inputs),
-            *finishing(inputs),
+            *finishing(inputs, disturbed(inputs, p_per_label=1)),
         ),
     )
 

@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
+from trainers.data.recipes.cascade import disturbed
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 from trainers.data.thin_axes import FittingBlur
 
@@ -23,7 +24,7 @@ def training(inputs: Inputs) -> Pipeline:
             *_intensities(inputs),
             *mirroring(inputs),
             *masking(inputs),
-            *finishing(inputs),
+            *finishing(inputs, disturbed(inputs, p_per_label=0.5)),
         ),
     )
 
