@@ -234,6 +234,8 @@ class RunSpec(Frozen):
     are promised for a fixed number of workers; an elastic run agrees with it up to float rounding."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
+    next_stages: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
+    """Configurations whose cascade begins with this one: the full validation of the final weights leaves its segmentations for them."""
     imported: Imported | None = None
     """Of a run that nnU-Net itself trained; null, and not in run.json: it was trained here."""
     continued: Continued | None = None

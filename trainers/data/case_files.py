@@ -48,6 +48,12 @@ def open_case(folder: Path, case_id: str, channels: int, wanted: Collection[Part
     return image, labels
 
 
+def shape_of_case(folder: Path, case_id: str, channels: int) -> tuple[int, ...]:
+    """Voxels (Z, Y, X) of a preprocessed case. Unpacks nothing. Raises as `open_case`."""
+    image, _ = open_case(folder, case_id, channels, ())
+    return tuple(int(size) for size in image.shape[1:])
+
+
 def open_previous(folder: Path, case_id: str, shape_ZYX: tuple[int, ...]) -> Any:
     """The previous stage's segmentation (Z, Y, X) of a case, in one of nnU-Net's three formats; slicing it reads only what is asked for.
 

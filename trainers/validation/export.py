@@ -50,29 +50,49 @@ class Exporter:
 
     def segmentation(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> npt.NDArray[Any] | None:
         """Labels on the original grid, in the order of its axes; None where that is for nnU-Net's own code to do."""
+        cropped = self._labels(logits_CZYX, self._parts(logits_CZYX, properties))
+        return None if cropped is None else self._uncropped(cropped.numpy(), properties)
+
+    def on_grid(self, logits_CZYX: Tensor, properties: dict[str, Any], shape_ZYX: Sequence[int]) -> npt.NDArray[Any]:
+        """Labels on another grid of `shape_ZYX` voxels over the same preprocessed case: a second stage's of a cascade."""
+        spacing, _ = self._spacings(properties)
+        function = self.configuration.resampling_fn_probabilities
+        found = self._labels(logits_CZYX, parts_of(function, logits_CZYX.shape[1:], shape_ZYX, spacing, spacing))
+        if found is None:
+            labels = self.plans.get_label_manager(self.dataset_json)
+            found = torch.as_tensor(labels.convert_logits_to_segmentation(function(logits_CZYX, list(shape_ZYX), spacing, spacing)))
+        return found.numpy().astype(self._dtype())
+
+    def _labels(self, logits_CZYX: Tensor, parts: AxisParts | None) -> Tensor | None:
         labels = self.plans.get_label_manager(self.dataset_json)
-        parts = self._parts(logits_CZYX, properties)
         if parts is None or type(labels) is not LabelManager:
             return None
         try:
-            cropped = torch.empty([axis[-1].out.stop for axis in parts], dtype=index_type(max(_values(labels))))
+            found = torch.empty([axis[-1].out.stop for axis in parts], dtype=index_type(max(_values(labels))))
             with torch.inference_mode():
                 for part in itertools.product(*parts):
-                    cropped[tuple(axis.out for axis in part)] = _labels_of_part(logits_CZYX, part, labels)
+                    found[tuple(axis.out for axis in part)] = _labels_of_part(logits_CZYX, part, labels)
         except _NotANumberError:
             return None
-        return self._uncropped(cropped.numpy(), properties, len(labels.foreground_labels))
+        return found
 
     def _parts(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> AxisParts | None:
-        new_shape = properties["shape_after_cropping_and_before_resampling"]
-        original_spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
-        spacing = self.configuration.spacing
-        if len(spacing) != len(new_shape):  # slices keep their distance
-            spacing = [original_spacing[0], *spacing]
-        return parts_of(self.configuration.resampling_fn_probabilities, logits_CZYX.shape[1:], new_shape, spacing, original_spacing)
+        new_shape, (spacing, original) = properties["shape_after_cropping_and_before_resampling"], self._spacings(properties)
+        return parts_of(self.configuration.resampling_fn_probabilities, logits_CZYX.shape[1:], new_shape, spacing, original)
 
-    def _uncropped(self, cropped: npt.NDArray[Any], properties: dict[str, Any], num_labels: int) -> npt.NDArray[Any]:
-        whole = np.zeros(properties["shape_before_cropping"], dtype=np.uint8 if num_labels < 255 else np.uint16)
+    def _spacings(self, properties: dict[str, Any]) -> tuple[list[float], list[float]]:
+        """Of the preprocessed case and of the original one, Z Y X in the plans' order."""
+        original = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
+        spacing = list(self.configuration.spacing)
+        if len(spacing) != len(properties["shape_after_cropping_and_before_resampling"]):  # slices keep their distance
+            spacing = [original[0], *spacing]
+        return spacing, original
+
+    def _dtype(self) -> type[np.unsignedinteger[Any]]:
+        return np.uint8 if len(self.plans.get_label_manager(self.dataset_json).foreground_labels) < 255 else np.uint16
+
+    def _uncropped(self, cropped: npt.NDArray[Any], properties: dict[str, Any]) -> npt.NDArray[Any]:
+        whole = np.zeros(properties["shape_before_cropping"], dtype=self._dtype())
         whole[tuple(slice(*edges) for edges in properties["bbox_used_for_cropping"])] = cropped
         return whole.transpose(self.plans.transpose_backward)
 
