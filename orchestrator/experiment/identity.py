@@ -11,7 +11,7 @@ from trainers.contract.commits import commit_files
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import PretrainedWeights, Schedule
+from trainers.contract.run_spec import PretrainedWeights, PreviousStage, Schedule
 from trainers.storage.faults import is_there
 
 
@@ -42,6 +42,8 @@ class Planned:
     pretrained: PretrainedWeights | None = None
     candidates: int = 0
     """Of how many epochs the weights are kept, beside the best and the last."""
+    previous_stage: PreviousStage | None = None
+    """Of a second stage of a cascade: which segmentations of the first it sees."""
 
     @property
     def model_folder_name(self) -> str:
@@ -65,6 +67,7 @@ class Planned:
             variant=self.variant,
             pretrained_sha256=self.pretrained.sha256 if self.pretrained else "",
             candidates=self.candidates,
+            previous_stage=self.previous_stage,
         )
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 

@@ -70,6 +70,18 @@ def open_previous(folder: Path, case_id: str, shape_ZYX: tuple[int, ...]) -> Any
     return array
 
 
+def previous_sha256(folder: Path, case_id: str) -> str:
+    """SHA-256 of the values of a previous stage's segmentation, with shape and type: the same in each format. Unpacks all of them.
+
+    Raises as `open_previous`.
+    """
+    try:
+        values_ZYX = np.ascontiguousarray(_open_previous(folder, case_id)[:])
+    except Exception as err:  # as above
+        raise damaged_previous(folder, case_id, err) from err
+    return hashlib.sha256(f"{list(values_ZYX.shape)} {values_ZYX.dtype.str}".encode() + values_ZYX.tobytes()).hexdigest()
+
+
 def previous_file(folder: Path, case_id: str) -> Path:
     """The file that `open_previous` reads; of a case that has none the one that nnU-Net writes today."""
     known = (folder / f"{case_id}{ending}" for ending in (".b2nd", ".npy", ".npz"))
