@@ -1,6 +1,6 @@
 """The two stages of a cascade in one experiment: which runs leave segmentations for which, and where those come from that a run needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.dataset.folder import cases_in
@@ -54,7 +54,7 @@ def previous_of(planned: Planned, earlier: Iterable[RunSpec], results: Path) -> 
     return PreviousStage(configuration=stage, sources=dict(sorted(sources.items())))
 
 
-def _nobody_makes(configuration: str, stage: str, model_folder: Path, missing: Sequence[str], count: int) -> str:
+def _nobody_makes(configuration: str, stage: str, model_folder: Path, missing: list[str], count: int) -> str:
     return (
         f"configurations: {configuration!r} sees the segmentations by {stage!r}, and {len(missing)} of its {count} cases have none in "
         f"{predictions_of(model_folder, configuration)}: {listed(missing)}. Name {stage!r} in `configurations` too, with all folds and "

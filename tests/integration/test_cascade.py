@@ -9,21 +9,31 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 import torch
 
+from orchestrator.export.fold_sources import FolderFold
+from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.progress import progress_of
 from orchestrator.validation.cases import is_done
+from tests import nnunet_begun
 from tests.conftest import Toys
-from tests.integration.test_inference_parity import equal_share
+from tests.integration.test_inference_parity import equal_share, raw_images
+from tests.nnunet_begun import trained_alone
 from tests.nnunet_reference import validated_by_nnunet
 from tests.random_model import random_run
 from tests.toy import Toy, nnunet_environment
-from tests.toy_cascade import FIRST, SECOND, predict_first_stage, with_cascade
+from tests.toy_cascade import FIRST, SECOND, cascade_spec, predict_first_stage, with_cascade
 from trainers.contract.cascade import predictions_of, previous_predictions, read_record, record_of
+from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, ValidationSpec
+from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec
 from trainers.contract.summary import summarise, summary_bytes
+from trainers.data.case_files import read_properties
+from trainers.data.samples import make_batch
 from trainers.errors import ConfigError, DataError
+from trainers.storage.files import write_json_atomic
+from trainers.training.assemble import model_config
 from trainers.validation.inference import CasePredictor, EnsemblePredictor
 from trainers.validation.one_case import validate_case
 
@@ -133,3 +143,69 @@ def test_new_images_are_not_predicted_with_the_second_stage_alone(toy: Toy, tmp_
     spec, folder = random_run(toy, tmp_path, SECOND, validation=FINAL)
     with pytest.raises(ConfigError, match="-prev_stage_predictions"):
         EnsemblePredictor(spec, [folder.checkpoint("final")], torch.device("cpu"))
+
+
+def test_nnunet_predicts_with_the_exported_second_stage_as_we_validate(toy: Toy, tmp_path: Path) -> None:
+    """Given the first stage's segmentations as label files: of these cases both grids are the same. Where the image is 0 they have no
+    label, by which nnU-Net would normalise the image otherwise than in its preprocessing."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    spec, folder = random_run(toy, tmp_path / "ours", SECOND, validation=FINAL)
+    before, masks = predict_first_stage(spec), tmp_path / "masks"
+    masks.mkdir()
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    for case in spec.val_cases:
+        reference = sitk.ReadImage(str(predictor.reference_file(case)))
+        raw = sitk.GetArrayFromImage(sitk.ReadImage(str(toy.raw / "imagesTr" / f"{case}_0000.nii.gz")))
+        box = read_properties(toy.preprocessed / "nnUNetPlans_3d_fullres", case)["bbox_used_for_cropping"]
+        inside, file = tuple(slice(*edges) for edges in box), before / f"{case}.b2nd"
+        found = np.zeros(raw.shape, np.uint8)
+        found[inside] = np.where(raw[inside] == 0, 0, blosc2.open(str(file))[:])
+        file.unlink()
+        blosc2.asarray(np.ascontiguousarray(found[inside]), urlpath=str(file))
+        image = sitk.GetImageFromArray(found)
+        image.CopyInformation(reference)
+        sitk.WriteImage(image, str(masks / f"{case}.nii.gz"))
+    results = [validate_case(predictor, folder, "final", case) for case in spec.val_cases]
+    write_report(folder, spec, predictor.labels, "final", results)
+    FolderFold(folder).fill(tmp_path / "exported")
+    theirs = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    theirs.initialize_from_trained_model_folder(str(tmp_path / "exported"), (0,), "checkpoint_final.pth")
+    (tmp_path / "theirs").mkdir()
+    outputs = [str(tmp_path / "theirs" / case) for case in spec.val_cases]
+    theirs.predict_from_files_sequential(raw_images(spec, toy.raw), outputs, folder_with_segs_from_prev_stage=str(masks))
+    for case in spec.val_cases:
+        assert equal_share(folder.validation("final") / f"{case}.nii.gz", tmp_path / "theirs" / f"{case}.nii.gz") >= 0.9999
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = "nnUNetTrainerDA5"
+
+    def begun(name: str) -> RunFolder:
+        model_folder = tmp_path / name / toy.name / f"{trainer}__nnUNetPlans__{SECOND}"
+        schedule = Schedule(epochs=3, train_iterations=2, val_iterations=1)
+        spec = cascade_spec(toy, trainer, model_folder=model_folder, schedule=schedule)
+        predict_first_stage(spec)
+        write_json_atomic(RunFolder(spec.run_folder).spec_file, spec.model_dump(mode="json"))
+        return RunFolder(spec.run_folder)
+
+    def killing(data: Any, spec: RunSpec, split: Any, epoch: int, iteration: int, positions: Any) -> Any:
+        if (split, epoch, iteration) == ("train", 2, 1):
+            raise Killed
+        return make_batch(data, spec, split, epoch, iteration, positions)
+
+    whole, killed = begun("whole"), begun("killed")
+    assert trained_alone(whole, acquire_token(whole, "whole")) == "TRAINED"
+    with monkeypatch.context() as patched:
+        patched.setattr(nnunet_begun, "make_batch", killing)
+        with pytest.raises(Killed):
+            trained_alone(killed, acquire_token(killed, "killed"))
+    assert trained_alone(killed, acquire_token(killed, "again")) == "TRAINED"
+    ours, theirs = (torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"] for folder in (whole, killed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert next(iter(ours.values())).shape[1] == model_config(whole.spec()).channels > 1
