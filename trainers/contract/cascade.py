@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from trainers.contract.plans import Labels, num_input_channels
 from trainers.contract.records import Record
 from trainers.contract.run_spec import RunSpec, WeightsName
+from trainers.errors import ConfigError
 from trainers.storage.faults import reading
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,16 @@ def next_stages(configuration: Mapping[str, Any]) -> tuple[str, ...]:
 def network_channels(configuration: Mapping[str, Any], dataset_json: dict[str, Any], labels: Labels) -> int:
     """Channels that the network takes: those of the image, and of a second stage one per foreground label."""
     return num_input_channels(dataset_json) + (len(labels.foreground_values) if previous_stage(configuration) else 0)
+
+
+def refuse_new_images(configuration: str, stage: str) -> None:
+    """Raise ConfigError for a second stage that is to predict images of which there are no segmentations by the first; `stage`: that, or
+    ''."""
+    if stage:
+        raise ConfigError(
+            f"configurations: {configuration} is the second stage of a cascade, and nnfleet predicts new images with one stage alone. "
+            f"Export both models and run nnUNetv2_predict with {stage}, then with this one and -prev_stage_predictions."
+        )
 
 
 def model_folder_name(trainer: str, plans: str, configuration: str, variant: str = "", seed: int = 0) -> str:

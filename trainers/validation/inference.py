@@ -22,14 +22,14 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from trainers.contract.cascade import PART_PREFIX, network_channels, previous_predictions, previous_stage
+from trainers.contract.cascade import PART_PREFIX, network_channels, previous_predictions, previous_stage, refuse_new_images
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
 from trainers.data.case_files import damaged, damaged_previous, open_case, open_previous, read_properties
 from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.data.whole_file import check_whole
-from trainers.errors import CheckpointError, ConfigError, DataError, StorageError
+from trainers.errors import CheckpointError, DataError, StorageError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
 from trainers.storage.faults import find_outage, reading
@@ -199,11 +199,7 @@ class EnsemblePredictor(ModelPredictor):
 
     def __init__(self, spec: RunSpec, checkpoint_files: Sequence[Path], device: torch.device | str, threads: int = 1) -> None:
         super().__init__(spec, checkpoint_files, device, threads)
-        if stage := previous_stage(self.configuration.configuration):
-            raise ConfigError(
-                f"configurations: {spec.configuration} is the second stage of a cascade, and nnfleet predicts new images with one stage "
-                f"alone. Export both models and run nnUNetv2_predict with {stage}, then with this one and -prev_stage_predictions."
-            )
+        refuse_new_images(spec.configuration, previous_stage(self.configuration.configuration))
 
     def predict(self, case_id: str, images: Sequence[Path], output_folder: Path) -> tuple[Path, Spacing]:
         """Preprocess a case by the plans and write its segmentation, whole or not at all; returns its file and the images' spacing.
