@@ -33,7 +33,7 @@ def after_first_stage(step: Step, needed: Sequence[FirstStageRun]) -> Step:
     for run in needed:
         if run.state.is_final and run.state is not RunState.SUCCEEDED:
             why = f": {run.reason}" if run.reason else "."
-            advice = "Once that is repaired, `nnfleet resume` or a new submission continues both."
+            advice = "Once that is repaired, submit the experiment again: both continue."
             return End(run.state, f"needs the segmentations of {run.address}, which ended {run.state.value}{why} {advice}")
     done = sum(run.state is RunState.SUCCEEDED for run in needed)
     if done == len(needed):

@@ -14,7 +14,8 @@ from orchestrator.dataset.preflight import check_run, problems_of
 from orchestrator.dataset.previous_stage import keep_or_compare
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.expansion import expand
-from tests.unit.orchestrator.experiment.test_plan import experiment_of
+from orchestrator.experiment.plan import plan_report
+from tests.unit.orchestrator.experiment.test_plan import experiment_of, node
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, Tiny, tiny_dataset
 from trainers.contract.cascade import NextStageRecord, previous_predictions, record_of
 from trainers.contract.run_folder import RunFolder
@@ -193,3 +194,13 @@ def test_stages_in_a_circle_end(tiny: Tiny) -> None:
     tiny.write_plans(configurations={**CONFIGURATIONS, FIRST: circle})
     with pytest.raises(ConfigError, match="sees the segmentations by"):
         runs(tiny, BOTH)
+
+
+def test_the_plan_shows_which_runs_wait_for_others_and_gives_these_the_room(tiny: Tiny) -> None:
+    """One that fits no cluster is shown as such all the same."""
+    experiment = experiment_of(tiny, configurations=[SECOND, FIRST], folds=[0, 1, 2, 3, 4])
+    specs = expand(experiment)
+    rows = plan_report(experiment, specs, [node(5)]).rows
+    assert {(row.fits, row.because) for row in rows[:5]} == {("later", "waits for the segmentations of 5 runs of its previous stage.")}
+    assert [row.fits for row in rows[5:]] == ["now"] * 5
+    assert {row.fits for row in plan_report(experiment, specs, [node(0.5)]).rows} == {"never"}
