@@ -46,6 +46,8 @@ from orchestrator.training.failures import read_failures
 from tests.fake_run import epoch_row
 from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
+from trainers.contract.cascade import NextStageRecord
+from trainers.contract.cascade import read_record as read_stage_record
 from trainers.contract.commits import Committed, Manifest, newest_committed
 from trainers.contract.fencing import count_drivers
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans, load_splits, num_input_channels
@@ -176,6 +178,11 @@ def _case_targets(base: Path) -> dict[str, Target]:
         "digest cache": Target("cache.json", [_json(cache)], lambda p, b: read_label_files({"c": base / "none.nii"}, "SimpleITKIO", p)),
         "pkl": Target("c.pkl", _pickles(base), lambda p, b: read_properties(base, "c")),
         "class_locations": Target("c.pkl", _pickles(base), lambda p, b: read_locations(base, "c")),
+        "first stage's record": Target(
+            "nnfleet/c.json",
+            [_json(NextStageRecord(run_key="k", file="c.b2nd", size_bytes=3).model_dump())],
+            lambda p, b: read_stage_record(base, "c"),
+        ),
         "nnU-Net's checkpoint": Target("n.pth", _checkpoints(base), lambda p, b: read_training_facts(p)),
         "nnU-Net's summary": Target("validation/summary.json", [_summary()], lambda p, b: dice_of_summary(RunFolder(base), ".nii")),
         "checkpoint": Target("c.pth", _checkpoints(base), lambda p, b: read_checkpoint(p)),

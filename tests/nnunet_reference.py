@@ -7,6 +7,7 @@ import multiprocessing.dummy
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,27 +98,46 @@ def trained_by_nnunet(toy: Toy, results: Path, configuration: str = "toy_3d", fo
 
     The loader runs in this process, and threads take the place of its pools of spawned processes.
     """
-    from nnunetv2.evaluation import evaluate_predictions
-
     trainer = built_trainer("nnUNetTrainer", toy, results, configuration, fold)
     del trainer.print_to_log_file  # its log is read
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 2, 1
+    with _threads_for_processes(), nnunet_environment(toy.base):
+        os.environ.update({"nnUNet_results": str(results), "nnUNet_n_proc_DA": "0"})
+        if stops_after:
+            _begin_training(trainer, stops_after)
+        else:
+            trainer.run_training()
+            trainer.perform_actual_validation()
+    return Path(trainer.output_folder)
+
+
+@contextlib.contextmanager
+def _threads_for_processes() -> Iterator[None]:
+    """In place of the pools that nnU-Net's trainer and evaluation spawn."""
+    from nnunetv2.evaluation import evaluate_predictions
+
     pools = SimpleNamespace(get_context=lambda _: multiprocessing.dummy)
     modules = [sys.modules["nnunetv2.training.nnUNetTrainer.nnUNetTrainer"], evaluate_predictions]
     before = [module.multiprocessing for module in modules]
     try:
         for module in modules:
             vars(module)["multiprocessing"] = pools
-        with nnunet_environment(toy.base):
-            os.environ.update({"nnUNet_results": str(results), "nnUNet_n_proc_DA": "0"})
-            if stops_after:
-                _begin_training(trainer, stops_after)
-            else:
-                trainer.run_training()
-                trainer.perform_actual_validation()
+        yield
     finally:
         for module, pool in zip(modules, before, strict=True):
             vars(module)["multiprocessing"] = pool
+
+
+def validated_by_nnunet(toy: Toy, results: Path, configuration: str, checkpoint: Path, fold: int = 0) -> Path:
+    """The full validation of nnU-Net's own trainer with the weights of a checkpoint; returns the fold's folder."""
+    weights = torch.load(checkpoint, weights_only=True)["network_weights"]
+    trainer = built_trainer("nnUNetTrainer", toy, results, configuration, fold)
+    with _threads_for_processes(), nnunet_environment(toy.base):
+        os.environ.update({"nnUNet_results": str(results)})
+        trainer.initialize()
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        trainer.network.load_state_dict(weights)
+        trainer.perform_actual_validation()
     return Path(trainer.output_folder)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tests.toy import Toy, toy_spec
+from trainers.contract.cascade import network_channels
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.network.checkpoint import checkpoint_header
@@ -42,7 +43,8 @@ def random_checkpoint(spec: RunSpec, folder: RunFolder, name: CheckpointName, fi
     configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build_network(configuration, num_input_channels(dataset_json), labels_of(dataset_json).num_heads)
+        labels = labels_of(dataset_json)
+        network = build_network(configuration, network_channels(configuration, dataset_json, labels), labels.num_heads)
         for parameter in network.decoder.seg_layers.parameters():  # type: ignore[union-attr]
             torch.nn.init.normal_(parameter, std=0.5)
     path = folder.checkpoint(name)

@@ -15,8 +15,9 @@ from orchestrator.campaign.job_logs import JobLogs
 from orchestrator.campaign.notices import Notices
 from orchestrator.campaign.opening import Opened, opening
 from orchestrator.campaign.state_reporter import StateReporter
+from orchestrator.follow.first_stage import FirstStageRun, after_first_stage, needed_of
 from orchestrator.follow.followed_run import FollowedRun
-from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, next_step
+from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, Wait, next_step
 from orchestrator.follow.render import changes, is_news
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
@@ -141,12 +142,13 @@ class Campaign:
             jobs = self._cluster.records()
             self._deliveries.check(jobs)
             self._logs.note(self.runs.values(), jobs)
+            first_stages = self._first_stages()
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
             for run in self._open_runs():
                 try:
                     run.observer.refresh_spec()
-                    step = next_step(run.observer.facts(jobs), run.state)
+                    step = after_first_stage(next_step(run.observer.facts(jobs), run.state), needed_of(run.spec, first_stages))
                     self._take(run, step)
                     if isinstance(step, Train | Validate):
                         wanted[run.key] = step
@@ -192,6 +194,8 @@ class Campaign:
                 self._finish(run, step)
             case Train() | Validate():
                 self._enter(run, step.state, step.reason, is_waiting=True)
+            case Wait():
+                self._enter(run, step.state, step.reason)
             case Follow():
                 run.refusal = None  # it was started all the same, here or by another campaign
                 is_same_wait = step.state is run.state is RunState.RECOVERING
@@ -219,6 +223,11 @@ class Campaign:
             )
         self._enter(run, end.state, end.reason)
         self._notices.note(run)
+
+    def _first_stages(self) -> dict[str, FirstStageRun]:
+        """The runs that others may need the segmentations of, by key, as they stand now."""
+        runs = [run for run in self.runs.values() if run.spec.next_stages]
+        return {run.key: FirstStageRun(run.spec.model, run.spec.address, run.state, run.reason) for run in runs}
 
     def _open_runs(self) -> list[FollowedRun]:
         return [run for run in self.runs.values() if not run.state.is_final]

@@ -21,6 +21,8 @@ NOT_SETTINGS = frozenset(
         "data_digest",
         "case_digests",
         "patients",
+        "previous_stage",
+        "next_stages",
         "fold",
         "train_cases",
         "val_cases",

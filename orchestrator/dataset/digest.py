@@ -14,7 +14,7 @@ from typing import Any
 
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of
-from trainers.contract.run_spec import Schedule
+from trainers.contract.run_spec import PreviousStage, Schedule
 from trainers.contract.trainer_table import RECIPE_VERSION, TRAINERS
 
 PLAN_PARTS = (
@@ -87,12 +87,14 @@ def run_key(
     weights_sha256: str = "",
     continued_sha256: str = "",
     candidates: int = 0,
+    previous_stage: PreviousStage | None = None,
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
 
-    `variant`, `replicate`, the number of candidates, the SHA-256 of pretrained weights, or of the checkpoint of nnU-Net's that the run
-    goes on from, are part of it only where there are such, so that all other runs keep their keys. `weights_sha256`, of the final
-    checkpoint, takes the recipe's place in a run that was trained by nnU-Net: its samples cannot be drawn again.
+    `variant`, `replicate`, the number of candidates, a cascade's previous stage, the SHA-256 of pretrained weights, or of the checkpoint
+    of nnU-Net's that the run goes on from, are part of it only where there are such, so that all other runs keep their keys.
+    `weights_sha256`, of the final checkpoint, takes the recipe's place in a run that was trained by nnU-Net: its samples cannot be drawn
+    again.
 
     At most 140 characters of `A-Za-z0-9_.-`: it is part of Ray submission ids and of file names, and a tag in MLflow.
     """
@@ -112,6 +114,7 @@ def run_key(
             **({"pretrained_weights": pretrained_sha256} if pretrained_sha256 else {}),
             **({"continued": continued_sha256} if continued_sha256 else {}),
             **({"candidates": candidates} if candidates else {}),
+            **({"previous_stage": previous_stage.model_dump(mode="json")} if previous_stage else {}),
         }
     )
     number = re.match(r"Dataset(\d+)", dataset)

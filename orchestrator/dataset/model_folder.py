@@ -37,6 +37,8 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         found.append(f"validation.candidates ({present.validation.candidates}, now {wanted.validation.candidates})")
     if _pretrained(present) != _pretrained(wanted):
         found.append(f"pretrained_weights ({_pretrained(present)}, now {_pretrained(wanted)})")
+    if present.previous_stage != wanted.previous_stage:
+        found.append("the segmentations of the previous stage")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
         found.append("the cases of the fold")
     elif present.data_digest != wanted.data_digest:

@@ -11,9 +11,11 @@ from orchestrator.dataset.digest import data_digest
 from orchestrator.dataset.folder import cases_in, file_names
 from orchestrator.dataset.model_folder import model_folder_problems
 from orchestrator.dataset.opened_cases import cases_that_do_not_open, labels_of_another_shape
+from orchestrator.dataset.previous_stage import changed_sources
 from orchestrator.dataset.problems import MAX_LISTED, Problems, listed
 from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, NnfleetError
+from trainers.contract.cascade import previous_stage
 from trainers.contract.plans import (
     PREPROCESS_COMMAND,
     Labels,
@@ -52,7 +54,7 @@ def check_run(spec: RunSpec) -> list[str]:
     Raises StorageError where a disk is away.
     """
     problems = Problems()
-    problems.add(*(problems_of(spec) or _problems_of_opened_cases(spec)))
+    problems.add(*(problems_of(spec) or changed_sources(spec, are_all_due=True) or _problems_of_opened_cases(spec)))
     return problems.texts
 
 
@@ -66,7 +68,11 @@ def problems_of(spec: RunSpec) -> list[NnfleetError]:
     except (ConfigError, DataError) as err:
         return [err]
     readings = _readings(spec, data)
-    found = [*_problems_of_data(spec, data, readings), *model_folder_problems(spec, data.plans)]
+    found = [
+        *_problems_of_data(spec, data, readings),
+        *changed_sources(spec, are_all_due=False),
+        *model_folder_problems(spec, data.plans),
+    ]
     return found or _changed_data(spec, data, readings)
 
 
@@ -134,13 +140,14 @@ def _changed_data(spec: RunSpec, data: _Data, readings: CaseReadings) -> list[Nn
 
 
 def usable_configuration(plans: Plans, name: str) -> dict[str, Any]:
-    """A resolved configuration that nnfleet can train. Raises ConfigError for an unknown one or a cascade, DataError for a broken one."""
+    """A resolved configuration that nnfleet can train. Raises ConfigError for an unknown one, or one whose previous stage is not in the
+    plans, DataError for a broken one."""
     configuration = plans.configuration(name)
-    if configuration.get("previous_stage"):
-        alternatives = [c for c in plans.configurations if not plans.configuration(c).get("previous_stage")]
+    stage = previous_stage(configuration)
+    if stage and stage not in plans.configurations:
         raise ConfigError(
-            f"configurations: {name!r} of {plans.path} is a cascade (it needs predictions of {configuration['previous_stage']!r}), "
-            f"which nnfleet does not train yet. Choose one of {', '.join(alternatives)}."
+            f"configurations: {name!r} of {plans.path} needs the segmentations of {stage!r}, which is not in these plans. "
+            f"Known: {', '.join(plans.configurations)}. Make the plans anew with {PREPROCESS_COMMAND}."
         )
     missing = [key for key in _NEEDED if key not in configuration]
     if missing:

@@ -1,6 +1,8 @@
 """Which runs an experiment is, read from its data; every problem is reported, not only the first."""
 
 import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.identity import Planned, identity_in
 from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.stages import depth, previous_of, stages_due
 from orchestrator.experiment.sweep import Variant
 from orchestrator.run.patients import patients_of
 from trainers.contract.names import Fold
@@ -69,19 +72,32 @@ class _Expansion:
     def runs(self) -> list[RunSpec]:
         plans, splits = self.named()
         readings = _Readings(self.folder, self.dataset_json, self.results, {case for s in splits.values() for case in (*s.train, *s.val)})
-        specs = []
-        variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainers}
-        numbers = range(self.experiment.num_variants)
-        for number, (plans_name, configuration, trainer, seed, fold) in product(numbers, self.experiment.axes()):
-            variant = variants[trainer][number]
-            split = splits.get((plans_name, configuration, fold))
-            if split is not None:
-                spec = self._spec(self._planned(variant, plans[plans_name], configuration, trainer, seed, fold, split), readings)
-                specs.append(spec)
-                self.problems.add(*data_problems(spec, readings.of(plans[plans_name], configuration, spec.case_digests is not None)))
+        found: dict[int, RunSpec] = {}
+        planned = dict(enumerate(self._all_planned(plans, splits)))
+        for place in sorted(planned, key=lambda place: depth(planned[place].plans, planned[place].configuration)):  # first stages first
+            run = self._with_previous_stage(planned[place], found.values())
+            spec = found[place] = self._spec(run, readings)
+            self.problems.add(*data_problems(spec, readings.of(run.plans, run.configuration, spec.case_digests is not None)))
+        specs = [found[place] for place in planned]
         self.problems.add(*problems_of_folders(specs, plans, replaces=self.replaces))
         self.problems.raise_if_any()
         return specs
+
+    def _all_planned(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> Iterator[Planned]:
+        variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainers}
+        for number, (plans_name, configuration, trainer, seed, fold) in product(
+            range(self.experiment.num_variants), self.experiment.axes()
+        ):
+            split = splits.get((plans_name, configuration, fold))
+            if split is not None:
+                yield self._planned(variants[trainer][number], plans[plans_name], configuration, trainer, seed, fold, split)
+
+    def _with_previous_stage(self, planned: Planned, earlier: Iterable[RunSpec]) -> Planned:
+        try:
+            return replace(planned, previous_stage=previous_of(planned, earlier, self.results))
+        except NnfleetError as err:
+            self.problems.add(err)
+            return planned
 
     def _plans(self) -> dict[str, Plans]:
         found = {}
@@ -187,6 +203,8 @@ class _Expansion:
             loader=experiment.effective_loader,
             checkpoint=experiment.checkpoint,
             validation=experiment.validation,
+            previous_stage=planned.previous_stage,
+            next_stages=stages_due(planned, experiment.validation, self.folder),
             images=experiment.images,
             pseudonyms=experiment.pseudonyms,
             notify=experiment.notify,

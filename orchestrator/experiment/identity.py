@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from orchestrator.dataset.case_readings import CaseReadings
 from orchestrator.dataset.digest import data_digest, run_key
 from orchestrator.errors import DataError
+from trainers.contract.cascade import model_folder_name
 from trainers.contract.commits import commit_files
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import PretrainedWeights, Schedule
+from trainers.contract.run_spec import PretrainedWeights, PreviousStage, Schedule
 from trainers.storage.faults import is_there
 
 
@@ -41,13 +42,13 @@ class Planned:
     pretrained: PretrainedWeights | None = None
     candidates: int = 0
     """Of how many epochs the weights are kept, beside the best and the last."""
+    previous_stage: PreviousStage | None = None
+    """Of a second stage of a cascade: which segmentations of the first it sees."""
 
     @property
     def model_folder_name(self) -> str:
         """nnU-Net's, with what it does not know behind it."""
-        variant = f"__{self.variant}" if self.variant else ""
-        seed = f"__seed{self.seed}" if self.seed else ""
-        return f"{self.trainer}__{self.plans.name}__{self.configuration}{variant}{seed}"
+        return model_folder_name(self.trainer, self.plans.name, self.configuration, self.variant, self.seed)
 
     def identity(self, readings: CaseReadings, *, is_former: bool = False) -> Identity:
         """Its key, digest and digests of cases; `is_former`: as they were before run keys covered the preprocessed cases."""
@@ -66,6 +67,7 @@ class Planned:
             variant=self.variant,
             pretrained_sha256=self.pretrained.sha256 if self.pretrained else "",
             candidates=self.candidates,
+            previous_stage=self.previous_stage,
         )
         return Identity(key, digest, None if is_former else readings.digests({*self.split.train, *self.split.val}))
 

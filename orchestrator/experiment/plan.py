@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from orchestrator.dataset.outdated import outdated_cases
 from orchestrator.queue.admission import Waiting, schedule
-from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
+from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import load_plans
@@ -122,14 +122,16 @@ def plan_of_runs(
     progress_by_key = {spec.run_key: progress_of(spec) for spec in specs}
     fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if progress_by_key[spec.run_key].stage == "finished"}
     fits |= {spec.run_key: Fit("now", "runs already: it is followed.") for spec in specs if spec.run_key in queue.living}
+    dependent = {spec.run_key: needs for spec in specs if spec.run_key not in fits and (needs := _needs(spec, progress_by_key))}
     wanted = [
         Waiting(run_key=s.run_key, address=s.address, campaign="", workers=s.workers, since_unix=math.inf, position=n)
         for n, s in enumerate(specs)
-        if s.run_key not in fits
+        if s.run_key not in fits and s.run_key not in dependent
     ]
     asked = {spec.run_key: spec.workers for spec in specs}  # what a run that waits already will take once this is submitted
     waiting = [each.model_copy(update={"workers": asked.get(each.run_key, each.workers)}) for each in queue.waiting]
     fits |= schedule([*waiting, *wanted], nodes, queue.reserved)
+    fits |= {s.run_key: _later(fit(s.workers, nodes), dependent[s.run_key]) for s in specs if s.run_key in dependent}
     kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
     rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key]) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
@@ -146,6 +148,17 @@ def plan_of_runs(
         left=tuple(left),
         file_system=", ".join(kinds),
     )
+
+
+def _needs(spec: RunSpec, progress_by_key: Mapping[str, Progress]) -> int:
+    """How many unfinished runs of the plan a run needs the segmentations of."""
+    keys = spec.previous_stage.run_keys if spec.previous_stage else ()
+    return sum(key in progress_by_key and progress_by_key[key].stage != "finished" for key in keys)
+
+
+def _later(alone: Fit, needs: int) -> Fit:
+    """When a run fits that has to wait for others, from when it fits an empty cluster."""
+    return alone if alone.when == "never" else Fit("later", f"waits for the segmentations of {needs} runs of its previous stage.")
 
 
 def _doubts(specs: Sequence[RunSpec]) -> list[str]:

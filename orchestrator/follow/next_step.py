@@ -108,6 +108,14 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """The run wants a training job and is not to have one yet: other runs have to end first. It stands in no queue."""
+
+    state: RunState
+    reason: str
+
+
+@dataclass(frozen=True)
 class Validate:
     """The run is trained and wants a validation job."""
 
@@ -129,7 +137,7 @@ class End:
     """It goes on under another driver, whose outcome is not touched."""
 
 
-Step = Follow | StopJob | Train | Validate | End
+Step = Follow | StopJob | Train | Wait | Validate | End
 """What a campaign does with a run after a look."""
 STOPPED = End(RunState.STOPPED, "stopped on request.")
 VALIDATION_STOPPED = End(RunState.STOPPED, "trained; validation stopped; submit again or `nnfleet validate` continues it.")

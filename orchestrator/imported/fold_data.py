@@ -8,9 +8,10 @@ from orchestrator.dataset.digest import data_digest, model_parts, run_key
 from orchestrator.dataset.folder import cases_in, find_dataset
 from orchestrator.dataset.model_folder import differing_parts
 from orchestrator.dataset.preflight import usable_configuration
-from orchestrator.errors import DataError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.imported.scores import ScoredData
 from orchestrator.imported.trained_fold import FoldName
+from trainers.contract.cascade import previous_stage
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, load_splits, num_input_channels, split_for
 from trainers.contract.pseudonyms import SALT_FILE
 from trainers.contract.run_folder import RunFolder
@@ -53,6 +54,11 @@ def read_fold_data(name: FoldName, model_folder: Path, preprocessed: Path, cache
     folder = preprocessed / find_dataset(preprocessed, name.dataset)
     plans, dataset_json = load_plans(folder, name.plans), load_dataset_json(folder)
     configuration = usable_configuration(plans, name.configuration)
+    if stage := previous_stage(configuration):
+        raise ConfigError(
+            f"import: {name.configuration!r} is the second stage of a cascade after {stage!r}, and such folds are not imported. "
+            "Train it here: the segmentations that nnU-Net left for it are taken."
+        )
     there = model_parts(load_plans(model_folder, "plans"), name.configuration, load_dataset_json(model_folder))
     if differ := differing_parts(there, model_parts(plans, name.configuration, dataset_json)):
         raise DataError(

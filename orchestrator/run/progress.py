@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Literal
 
 from orchestrator.run.outcome import read_outcome
+from trainers.contract.cascade import has_next_stages_due
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
@@ -68,6 +69,7 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
         and outcome.state == "SUCCEEDED"
         and (not has_candidates(spec, committed) or folder.candidates_file.is_file())
         and all(_has_results(folder, spec, name) for name in checkpoints_due(spec, committed))
+        and all(has_next_stages_due(spec, "final", case, committed.final.sha256) for case in spec.val_cases)
     )
     return Progress(stage="finished" if is_validated else "validates", epochs_done=done)
 

@@ -120,11 +120,14 @@ def found_problems(spec: RunSpec) -> list[str]:
     Raises NnfleetError.
     """
     from orchestrator.dataset.preflight import check_run
+    from orchestrator.dataset.previous_stage import keep_or_compare
     from orchestrator.training.network_check import network_problem
 
     if problems := check_run(spec):
         return problems
     folder = RunFolder(spec.run_folder)
+    if problem := keep_or_compare(spec, folder):
+        return [problem]
     problem = names_problem(folder.own, spec.val_cases) or ("" if newest_committed(folder) else network_problem(spec))
     return [problem] if problem else []
 

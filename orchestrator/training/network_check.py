@@ -12,7 +12,8 @@ from pathlib import Path
 
 import trainers
 from trainers.contract.architecture import NetworkTrial, NetworkVerdict
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.cascade import network_channels
+from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.pretrained import check_unchanged
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes
@@ -41,10 +42,11 @@ def _verdict(spec: RunSpec) -> NetworkVerdict | None:
     """What the process answers; None when it does not."""
     configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
+    labels = labels_of(dataset_json)
     trial = NetworkTrial(
         configuration=configuration,
-        channels=num_input_channels(dataset_json),
-        heads=labels_of(dataset_json).num_heads,
+        channels=network_channels(configuration, dataset_json, labels),
+        heads=labels.num_heads,
         batch=min(rank_sizes(int(configuration["batch_size"]), spec.workers.most)),
         pretrained_weights=spec.pretrained_weights.file if spec.pretrained_weights else None,
     )

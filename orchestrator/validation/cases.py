@@ -9,6 +9,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.progress import checkpoints_due, has_candidates, lack_of_best
 from orchestrator.validation.case_queue import is_finished
+from trainers.contract.cascade import PART_PREFIX, has_next_stages_due
 from trainers.contract.commits import Committed, newest_committed, weights_file
 from trainers.contract.plans import load_plans
 from trainers.contract.records import read_result
@@ -94,7 +95,7 @@ def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:
 def is_done(folder: RunFolder, spec: RunSpec, name: WeightsName, case_id: str, digest: str) -> bool:
     """True when the run folder holds the result and the prediction of this case by exactly these weights, scored as it is now."""
     result = read_result(folder, name, case_id)
-    kept = folder.has_probabilities_due(name, spec, case_id)
+    kept = folder.has_probabilities_due(name, spec, case_id) and has_next_stages_due(spec, name, case_id, digest)
     has_prediction = result is not None and Path(result.prediction_file).is_file() and kept
     return is_finished(result, digest, spec.validation, has_prediction)
 
@@ -147,7 +148,7 @@ def case_sizes(spec: RunSpec, cases: Sequence[str]) -> dict[str, int]:
         return {case: file.stat().st_size if file else 0 for case, file in files.items()}
 
 
-def remove_leftovers(predictions: Path) -> None:
+def remove_leftovers(predictions: Path, prefix: str = PART_PREFIX) -> None:
     """Delete what killed workers left half written in a folder of predictions."""
-    for part in predictions.glob(".part-*"):
+    for part in predictions.glob(f"{prefix}*"):
         shutil.rmtree(part, ignore_errors=True)

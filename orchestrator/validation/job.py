@@ -42,6 +42,7 @@ from orchestrator.validation.cases import (
     share_results,
 )
 from orchestrator.validation.worker_pool import Pool
+from trainers.contract.cascade import part_prefix, predictions_of
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
@@ -261,6 +262,8 @@ def validate_checkpoint(
     """
     digest = digest_of(folder, name)
     remove_leftovers(folder.validation(name))
+    for stage in spec.next_stages:
+        remove_leftovers(predictions_of(spec.model_folder, stage), part_prefix(spec))
     share_results(folder, spec, name, digest)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))

@@ -91,7 +91,20 @@ def fault_of_configuration(settings: dict[str, Any]) -> str:
     for key in ("use_mask_for_norm", "normalization_schemes"):
         if not isinstance(settings.get(key, []), list):
             return f"{key} must be a list with an entry per channel, got {shown(settings[key])}"
+    if fault := _fault_of_stages(settings):
+        return fault
     return fault_of_architecture(settings["architecture"], patch) if "architecture" in settings else ""
+
+
+def _fault_of_stages(settings: dict[str, Any]) -> str:
+    """What of the names of a cascade's other stages cannot be; '' when all can."""
+    before, after = settings.get("previous_stage"), settings.get("next_stage")
+    if before is not None and not isinstance(before, str):
+        return f"previous_stage must be the name of a configuration, got {shown(before)}"
+    names = after if isinstance(after, list) else [] if after is None else [after]
+    if not all(isinstance(name, str) for name in names):
+        return f"next_stage must be the name of a configuration, or a list of such, got {shown(after)}"
+    return ""
 
 
 def _is_spacing(value: Any, axes: int) -> bool:
@@ -148,6 +161,11 @@ class Labels:
     def num_heads(self) -> int:
         """Output channels of the network: all labels with background, or one per region."""
         return len(self.foreground) if self.has_regions else len(self.foreground) + 1
+
+    @property
+    def foreground_values(self) -> tuple[int, ...]:
+        """Every label value but background and ignore label, ascending: nnU-Net's `foreground_labels`."""
+        return tuple(sorted(self.values - {0, self.ignore_label}))
 
     @property
     def values(self) -> frozenset[int]:

@@ -63,6 +63,11 @@ class RunFolder:
         return self.own / "progress.json"
 
     @property
+    def previous_stage_file(self) -> Path:
+        """Of a second stage of a cascade: digests of the segmentations that its training began with."""
+        return self.own / "previous_stage.json"
+
+    @property
     def validating_file(self) -> Path:
         """How far the full validation is."""
         return self.own / "validating.json"

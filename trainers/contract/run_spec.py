@@ -163,6 +163,29 @@ class PretrainedWeights(Frozen):
     """Of its bytes when the run was planned; part of the run key."""
 
 
+_MADE_BY = "run "
+
+
+def made_by(run_key: str) -> str:
+    """What `PreviousStage.sources` holds of a segmentation that a run of nnfleet makes."""
+    return f"{_MADE_BY}{run_key}"
+
+
+class PreviousStage(Frozen):
+    """The first stage of a cascade, whose segmentations a run of the second sees; part of the run key."""
+
+    configuration: str
+    sources: dict[str, str]
+    """Case id -> which segmentation: `run <run key>` of the first stage's run that makes it or, of one that nnU-Net made, the first digits
+    of the SHA-256 of its values."""
+
+    @property
+    def run_keys(self) -> tuple[str, ...]:
+        """The runs whose segmentations these are."""
+        made = (source.removeprefix(_MADE_BY) for source in self.sources.values() if source.startswith(_MADE_BY))
+        return tuple(dict.fromkeys(made))
+
+
 class Imported(Frozen):
     """Where a run comes from that nnU-Net itself trained."""
 
@@ -246,6 +269,10 @@ class RunSpec(Frozen):
     are promised for a fixed number of workers; an elastic run agrees with it up to float rounding."""
     compile: bool = True
     """Compile the network with torch.compile on GPUs, as nnU-Net does; never on CPUs."""
+    previous_stage: PreviousStage | None = None
+    """Of a second stage of a cascade; null, and not in run.json: it stands alone."""
+    next_stages: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
+    """Configurations whose cascade begins with this one: the full validation of the final weights leaves its segmentations for them."""
     imported: Imported | None = None
     """Of a run that nnU-Net itself trained; null, and not in run.json: it was trained here."""
     continued: Continued | None = None
@@ -273,7 +300,7 @@ class RunSpec(Frozen):
     def _as_it_was_planned(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written as by the version that planned it, which can read it: without what it has not of the fields that came later."""
         found = default(self)
-        later = ("case_digests", "patients", "pretrained_weights", "imported", "continued")
+        later = ("previous_stage", "case_digests", "patients", "pretrained_weights", "imported", "continued")
         optional = (("variant", ""), ("replicate", ""), *((name, None) for name in later))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}

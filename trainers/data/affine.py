@@ -53,10 +53,7 @@ def resampled(
     crop: Sequence[int],
     origin: Sequence[int],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]:
-    """Image (C, ...) and labels (1, ...) of the patch, from a box at `origin` of a crop of the shape `crop`.
-
-    2D: any number of channels of each, all turned alike.
-    """
+    """Image (C, ...) and labels (N, ...) of the patch, all turned alike, from a box at `origin` of a crop of the shape `crop`."""
     patch = tuple(transform.patch_size)
     outside = np.int16(transform.padding_value_seg if transform.border_mode_seg == "constant" else 0)
     found, found_labels = np.empty((len(image), *patch), np.float32), np.empty((len(labels), *patch), np.int16)
@@ -66,4 +63,6 @@ def resampled(
         resample_2d(image, labels, *where, *rules, found, found_labels)
     else:
         resample_3d(image, labels[0], *where, *rules, found, found_labels[0])
+        for more, found_more in zip(labels[1:], found_labels[1:], strict=True):
+            resample_3d(image[:0], more, *where, *rules, found[:0], found_more)
     return found, found_labels

@@ -48,6 +48,68 @@ def open_case(folder: Path, case_id: str, channels: int, wanted: Collection[Part
     return image, labels
 
 
+def shape_of_case(folder: Path, case_id: str, channels: int) -> tuple[int, ...]:
+    """Voxels (Z, Y, X) of a preprocessed case. Unpacks nothing. Raises as `open_case`."""
+    image, _ = open_case(folder, case_id, channels, ())
+    return tuple(int(size) for size in image.shape[1:])
+
+
+def open_previous(folder: Path, case_id: str, shape_ZYX: tuple[int, ...]) -> Any:
+    """The previous stage's segmentation (Z, Y, X) of a case, in one of nnU-Net's three formats; slicing it reads only what is asked for.
+
+    Raises DataError when it is missing, damaged or of another shape than the case, StorageError when the disk is away.
+    """
+    try:
+        array = _open_previous(folder, case_id)
+        shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+    except Exception as err:  # as above
+        raise damaged_previous(folder, case_id, err) from err
+    if shape != shape_ZYX or dtype.kind not in "iu":
+        found = f"holds {dtype} values of shape {shape} where the case has {shape_ZYX}"
+        raise DataError(f"previous stage: the segmentation of case {case_id} in {folder} {found}. {_PREDICT_AGAIN}")
+    return array
+
+
+def previous_sha256(folder: Path, case_id: str) -> str:
+    """SHA-256 of the values of a previous stage's segmentation, with shape and type: the same in each format. Unpacks all of them.
+
+    Raises as `open_previous`.
+    """
+    try:
+        values_ZYX = np.ascontiguousarray(_open_previous(folder, case_id)[:])
+    except Exception as err:  # as above
+        raise damaged_previous(folder, case_id, err) from err
+    return hashlib.sha256(f"{list(values_ZYX.shape)} {values_ZYX.dtype.str}".encode() + values_ZYX.tobytes()).hexdigest()
+
+
+def previous_file(folder: Path, case_id: str) -> Path:
+    """The file that `open_previous` reads; of a case that has none the one that nnU-Net writes today."""
+    known = (folder / f"{case_id}{ending}" for ending in (".b2nd", ".npy", ".npz"))
+    return next((file for file in known if file.is_file()), folder / f"{case_id}.b2nd")
+
+
+_PREDICT_AGAIN = "Validate the previous stage's runs again."
+
+
+def _open_previous(folder: Path, case_id: str) -> Any:
+    file = previous_file(folder, case_id)
+    if file.suffix == ".npz":
+        return _array(file, "seg", True)
+    if file.suffix == ".npy":
+        return _mapped_if_possible(_load_npy, file)
+    _one_thread()
+    return _plain(_mapped_if_possible(_open_b2nd, file))
+
+
+def damaged_previous(folder: Path, case_id: str, error: Exception) -> DataError:
+    """What a library's error about a previous stage's file comes to. Raises StorageError where it is its disk that is away."""
+    find_outage(error, [folder / f"{case_id}{ending}" for ending in (".b2nd", ".npy", ".npz")])
+    if not previous_file(folder, case_id).is_file():
+        return DataError(f"previous stage: {folder} has no segmentation of case {case_id}. Train and validate the previous stage first.")
+    found = f"cannot be read ({type(error).__name__}: {error})"
+    return DataError(f"previous stage: the segmentation of case {case_id} in {folder} {found}. {_PREDICT_AGAIN}")
+
+
 def check_case(folder: Path, case_id: str, channels: int) -> None:
     """Open a case and look at the middle line of its image: 2 ms. Of packed .npz only the list of contents is read.
 
@@ -148,10 +210,13 @@ def fault_of_arrays(image: Any, labels: Any, channels: int) -> str:
 def _open_blosc2(folder: Path, case_id: str) -> tuple[Any, ...]:
     _one_thread()
     arrays = tuple(_mapped_if_possible(_open_b2nd, folder / f"{case_id}{end}.b2nd") for end in ("", "_seg"))
-    for array in arrays:
-        if type(array) is not blosc2.NDArray:  # blosc2 also stores expressions and links to other servers
-            raise ValueError(f"it holds a {type(array).__name__}, no plain array")
-    return arrays
+    return tuple(map(_plain, arrays))
+
+
+def _plain(array: Any) -> Any:
+    if type(array) is not blosc2.NDArray:  # blosc2 also stores expressions and links to other servers
+        raise ValueError(f"it holds a {type(array).__name__}, no plain array")
+    return array
 
 
 def _open_b2nd(path: Path, mmap_mode: Literal["r"] | None) -> Any:

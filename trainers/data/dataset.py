@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache, cached
 
+from trainers.contract.cascade import previous_predictions, previous_stage
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.trainer_table import Nearest, Recipe, TrainerSettings
 from trainers.data.batches import SplitName
-from trainers.data.case_files import open_case, read_properties
+from trainers.data.case_files import open_case, open_previous, previous_file, read_properties
 from trainers.errors import ConfigError, DataError
 from trainers.storage.faults import check_dataset_is_there, reading
 
@@ -143,8 +144,10 @@ class TrainingData:
     """Per channel: was it normalised inside the nonzero mask only, and is therefore kept 0 outside?"""
     cases: Mapping[SplitName, tuple[str, ...]]
     """Case ids of each split, in the order that sampling draws from."""
-    _arrays: Callable[[str], tuple[Any, Any]]
+    _arrays: Callable[[str], tuple[Any, ...]]
     _locations: Callable[[str], ClassLocations]
+    previous_folder: Path | None = None
+    """Of a second stage of a cascade: where the previous stage's segmentations lie."""
     disk: IdleClock = field(default_factory=IdleClock, compare=False)
     """The seconds in which reading cases has waited for their disk."""
 
@@ -163,7 +166,15 @@ class TrainingData:
     def arrays(self, case_id: str) -> tuple[Any, Any]:
         """Image (C, Z, Y, X) and labels (1, Z, Y, X) of a case; slicing them reads only what is asked for."""
         with self.disk:
-            return self._arrays(case_id)
+            image, labels, *_ = self._arrays(case_id)
+        return image, labels
+
+    def previous(self, case_id: str) -> Any:
+        """The previous stage's segmentation (Z, Y, X) of a case, likewise; None where there is no previous stage."""
+        if self.previous_folder is None:
+            return None
+        with self.disk:
+            return self._arrays(case_id)[2]
 
     def locations(self, case_id: str) -> ClassLocations:
         """Stored voxels of each class or region of a case."""
@@ -171,15 +182,16 @@ class TrainingData:
             return self._locations(case_id)
 
     def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image (C, Z, Y, X), labels (1, Z, Y, X), None (cascades are not supported) and properties, as nnU-Net's dataset gives them."""
-        return *self.arrays(case_id), None, read_properties(self.folder, case_id)
+        """Image (C, Z, Y, X), labels (1, Z, Y, X), the previous stage's segmentation (Z, Y, X) or None, and properties, as nnU-Net's
+        dataset gives them."""
+        return *self.arrays(case_id), self.previous(case_id), read_properties(self.folder, case_id)
 
 
 def open_dataset(spec: RunSpec) -> TrainingData:
     """Open the preprocessed cases of a run and check that all are there.
 
-    Raises ConfigError for what is not supported (a cascade), DataError for missing or unreadable files, StorageError where all of the
-    dataset is missing: it was there when the run was planned.
+    Raises ConfigError for an unknown configuration, DataError for missing or unreadable files, StorageError where all of the dataset is
+    missing: it was there when the run was planned.
     """
     try:
         return _opened(spec)
@@ -190,16 +202,15 @@ def open_dataset(spec: RunSpec) -> TrainingData:
 
 def _opened(spec: RunSpec) -> TrainingData:
     configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
-    if configuration.get("previous_stage"):
-        raise ConfigError(
-            f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not train. "
-            f"Train {configuration.get('inherits_from', '3d_fullres')!r} instead, or the cascade with nnUNetv2_train."
-        )
+    stage = previous_stage(configuration)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     folder = spec.preprocessed_folder / configuration["data_identifier"]
     ids = tuple(dict.fromkeys((*spec.train_cases, *spec.val_cases)))
     _check_files(folder, ids, spec)
     channels = num_input_channels(dataset_json)
+    previous = previous_predictions(spec, stage) if stage else None
+    if previous is not None:
+        check_previous_files(previous, ids, stage)
     return TrainingData(
         folder=folder,
         geometry=geometry(tuple(configuration["patch_size"]), spec.settings),
@@ -209,9 +220,27 @@ def _opened(spec: RunSpec) -> TrainingData:
         scales=target_scales(configuration, spec.settings.deep_supervision),
         use_mask_for_norm=tuple(bool(b) for b in configuration["use_mask_for_norm"]),
         cases={"train": spec.train_cases, "val": spec.val_cases},
-        _arrays=recent(functools.partial(open_case, folder, channels=channels), _bytes_held, _CACHED_ARRAYS_BYTES),
+        _arrays=recent(functools.partial(_open, folder, previous, channels), _bytes_held, _CACHED_ARRAYS_BYTES),
         _locations=recent(functools.partial(read_locations, folder), _bytes_of_locations, _CACHED_LOCATIONS_BYTES),
+        previous_folder=previous,
     )
+
+
+def _open(folder: Path, previous: Path | None, channels: int, case_id: str) -> tuple[Any, ...]:
+    """Image and labels of a case, and where there is a previous stage its segmentation."""
+    image, labels = open_case(folder, case_id, channels)
+    return (image, labels) if previous is None else (image, labels, open_previous(previous, case_id, tuple(image.shape[1:])))
+
+
+def check_previous_files(folder: Path, ids: Collection[str], stage: str) -> None:
+    """Raise DataError unless every case has its segmentation by the previous stage, StorageError where their disk is away."""
+    with reading(folder):
+        missing = [case_id for case_id in ids if not previous_file(folder, case_id).is_file()]
+    if missing:
+        raise DataError(
+            f"previous stage: {folder} lacks the segmentations by {stage!r} of {len(missing)} of the run's {len(ids)} cases, first of "
+            f"{missing[0]}. Train and validate all folds of {stage!r} first, with the same trainer, plans, variant and seed."
+        )
 
 
 def _check_files(folder: Path, ids: tuple[str, ...], spec: RunSpec) -> None:
@@ -254,8 +283,8 @@ def _compact(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return voxels[:, 1:].astype(np.uint16 if voxels.max() < 2**16 else np.int32)
 
 
-def _bytes_held(arrays: tuple[Any, Any]) -> int:
-    """Memory of a case's two arrays: all of it when they were unpacked, next to nothing for files that are read on demand."""
+def _bytes_held(arrays: tuple[Any, ...]) -> int:
+    """Memory of a case's arrays: all of it when they were unpacked, next to nothing for files that are read on demand."""
     return sum(array.nbytes if type(array) is np.ndarray else _HANDLE_BYTES for array in arrays)
 
 

@@ -23,7 +23,7 @@ import torch
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.batches import Batch, SplitName
-from trainers.data.case_files import damaged
+from trainers.data.case_files import damaged, damaged_previous
 from trainers.data.dataset import ClassLocations, TrainingData
 from trainers.data.not_finite import not_finite
 from trainers.data.recipes import Pipeline, Sample, inputs_of, pipeline
@@ -45,7 +45,7 @@ class SampleKey:
     iteration: int
     position: int
 
-    def stream(self, stage: str) -> npt.NDArray[np.uint32]:
+    def stream(self, stage: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Eight seed words for one stage. All parts have a fixed width, so no two keys make the same entropy."""
         entropy = (
             self.seed & 0xFFFFFFFF,
@@ -140,13 +140,15 @@ def chosen_voxels(
 
 
 def read_crop(array: Any, corner: Sequence[int], size: Sequence[int], fill: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Cut (C, *size) out of an array (C, Z, Y, X), reading only that; voxels outside are `fill`."""
+    """Cut ([C,] *size) out of an array ([C,] Z, Y, X), reading only that; voxels outside are `fill`."""
+    leading = array.shape[: len(array.shape) - len(size)]
+    whole = (slice(None),) * len(leading)
     stops = [c + n for c, n in zip(corner, size, strict=True)]
-    inside = [slice(max(c, 0), max(min(stop, n), 0)) for c, stop, n in zip(corner, stops, array.shape[1:], strict=True)]
-    crop = np.full((array.shape[0], *size), fill, dtype)
+    inside = [slice(max(c, 0), max(min(stop, n), 0)) for c, stop, n in zip(corner, stops, array.shape[len(leading) :], strict=True)]
+    crop = np.full((*leading, *size), fill, dtype)
     if all(part.stop > part.start for part in inside):
         place = tuple(slice(part.start - c, part.stop - c) for part, c in zip(inside, corner, strict=True))
-        crop[(slice(None), *place)] = array[(slice(None), *inside)]
+        crop[(*whole, *place)] = array[(*whole, *inside)]
     return crop
 
 
@@ -212,9 +214,24 @@ def _read(data: TrainingData, case_id: str, corner: Sequence[int], size: tuple[i
         _check_values(data, case_id, image, image_CZYX, labels_1ZYX)
     except (OSError, RuntimeError, ValueError) as err:  # blosc2 finds a damaged chunk only when it unpacks it
         raise damaged(data.folder, case_id, err) from err
+    segmentation = labels_1ZYX if data.previous_folder is None else torch.cat((labels_1ZYX, _read_previous(data, case_id, corner, size)))
     if data.is_2d:
-        return {"image": image_CZYX[:, 0], "segmentation": labels_1ZYX[:, 0]}
-    return {"image": image_CZYX, "segmentation": labels_1ZYX}
+        return {"image": image_CZYX[:, 0], "segmentation": segmentation[:, 0]}
+    return {"image": image_CZYX, "segmentation": segmentation}
+
+
+def _read_previous(data: TrainingData, case_id: str, corner: Sequence[int], size: tuple[int, ...]) -> torch.Tensor:
+    """The previous stage's segmentation (1, Z, Y, X) of a crop. Raises as `_read`."""
+    folder = data.previous_folder
+    assert folder is not None
+    try:
+        found_1ZYX = torch.from_numpy(read_crop(data.previous(case_id), corner, size, _OUTSIDE_LABELS, np.int16))[None]
+    except (OSError, RuntimeError, ValueError) as err:  # as above
+        raise damaged_previous(folder, case_id, err) from err
+    highest = int(found_1ZYX.max())
+    if highest > data.labels.foreground_values[-1]:
+        raise damaged_previous(folder, case_id, ValueError(f"it holds the label {highest}, which dataset.json does not name"))
+    return found_1ZYX
 
 
 def _check_values(data: TrainingData, case_id: str, image: Any, image_CZYX: torch.Tensor, labels_1ZYX: torch.Tensor) -> None:
@@ -230,7 +247,7 @@ def _check_values(data: TrainingData, case_id: str, image: Any, image_CZYX: torc
         raise DataError(f"preprocessed data: case {case_id} in {data.folder} is damaged: it holds {found}. Run nnUNetv2_preprocess again.")
 
 
-def _seed(words: npt.NDArray[np.uint32]) -> None:
+def _seed(words: npt.NDArray[np.unsignedinteger[Any]]) -> None:
     """Seed the three global generators that transforms draw from. Not torch.manual_seed: it also queues a call for every GPU."""
     np.random.seed(words[:4])
     torch.default_generator.manual_seed(int(words[4]) << 32 | int(words[5]))

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainers.contract.cascade import network_channels
 from trainers.contract.commits import BestRecord, Committed
-from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels, without_cases
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, without_cases
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
@@ -37,6 +38,7 @@ class ModelConfig:
     configuration: dict[str, Any]
     labels: Labels
     channels: int
+    """Of the network's input: see `network_channels`."""
 
     @property
     def global_batch(self) -> int:
@@ -48,13 +50,10 @@ def model_config(spec: RunSpec) -> ModelConfig:
     """Read a run's plans and dataset.json. Raises ConfigError or DataError."""
     plans = load_plans(spec.preprocessed_folder, spec.plans)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
-    return ModelConfig(
-        plans=plans.content,
-        dataset_json=dataset_json,
-        configuration=plans.configuration(spec.configuration),
-        labels=labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json")),
-        channels=num_input_channels(dataset_json),
-    )
+    configuration = plans.configuration(spec.configuration)
+    labels = labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json"))
+    channels = network_channels(configuration, dataset_json, labels)
+    return ModelConfig(plans.content, dataset_json, configuration, labels, channels)
 
 
 def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int) -> Learner:

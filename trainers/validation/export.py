@@ -49,30 +49,51 @@ class Exporter:
 
     def segmentation(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> npt.NDArray[Any] | None:
         """Labels on the original grid, in the order of its axes; None where that is for nnU-Net's own code to do."""
+        cropped = self._labels(logits_CZYX, self._resampling(logits_CZYX, properties), _new_shape(properties))
+        return None if cropped is None else self._uncropped(cropped.numpy(), properties)
+
+    def on_grid(self, logits_CZYX: Tensor, properties: dict[str, Any], shape_ZYX: Sequence[int]) -> npt.NDArray[Any]:
+        """Labels on another grid of `shape_ZYX` voxels over the same preprocessed case: a second stage's of a cascade."""
+        spacing, _ = self._spacings(properties)
+        function = self.configuration.resampling_fn_probabilities
+        found = self._labels(logits_CZYX, resampling_of(function, logits_CZYX.shape[1:], shape_ZYX, spacing, spacing), shape_ZYX)
+        if found is None:
+            labels = self.plans.get_label_manager(self.dataset_json)
+            found = torch.as_tensor(labels.convert_logits_to_segmentation(function(logits_CZYX, list(shape_ZYX), spacing, spacing)))
+        return found.numpy().astype(self._dtype())
+
+    def _labels(self, logits_CZYX: Tensor, resampling: Resampling | None, shape_ZYX: Sequence[int]) -> Tensor | None:
         labels = self.plans.get_label_manager(self.dataset_json)
-        resampling = self._resampling(logits_CZYX, properties)
         if resampling is None or type(labels) is not LabelManager:
             return None
-        cropped = torch.empty(tuple(_new_shape(properties)), dtype=index_type(max(_values(labels))))
-        logits_CAHW, cropped_AHW = logits_CZYX.movedim(resampling.axis + 1, 1), cropped.movedim(resampling.axis, 0)
+        found = torch.empty(tuple(shape_ZYX), dtype=index_type(max(_values(labels))))
+        logits_CAHW, found_AHW = logits_CZYX.movedim(resampling.axis + 1, 1), found.movedim(resampling.axis, 0)
         try:
             with torch.inference_mode():
                 for slab in resampling.slabs:
-                    cropped_AHW[slab.out] = _labels_of_slab(logits_CAHW, slab, resampling, labels)
+                    found_AHW[slab.out] = _labels_of_slab(logits_CAHW, slab, resampling, labels)
         except _NotANumberError:
             return None
-        return self._uncropped(cropped.numpy(), properties, len(labels.foreground_labels))
+        return found
 
     def _resampling(self, logits_CZYX: Tensor, properties: dict[str, Any]) -> Resampling | None:
-        new_shape = _new_shape(properties)
-        original_spacing = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
-        spacing = self.configuration.spacing
-        if len(spacing) != len(new_shape):  # slices keep their distance
-            spacing = [original_spacing[0], *spacing]
-        return resampling_of(self.configuration.resampling_fn_probabilities, logits_CZYX.shape[1:], new_shape, spacing, original_spacing)
+        spacing, original = self._spacings(properties)
+        function = self.configuration.resampling_fn_probabilities
+        return resampling_of(function, logits_CZYX.shape[1:], _new_shape(properties), spacing, original)
 
-    def _uncropped(self, cropped: npt.NDArray[Any], properties: dict[str, Any], num_labels: int) -> npt.NDArray[Any]:
-        whole = np.zeros(properties["shape_before_cropping"], dtype=np.uint8 if num_labels < 255 else np.uint16)
+    def _spacings(self, properties: dict[str, Any]) -> tuple[list[float], list[float]]:
+        """Of the preprocessed case and of the original one, Z Y X in the plans' order."""
+        original = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
+        spacing = list(self.configuration.spacing)
+        if len(spacing) != len(_new_shape(properties)):  # slices keep their distance
+            spacing = [original[0], *spacing]
+        return spacing, original
+
+    def _dtype(self) -> type[np.unsignedinteger[Any]]:
+        return np.uint8 if len(self.plans.get_label_manager(self.dataset_json).foreground_labels) < 255 else np.uint16
+
+    def _uncropped(self, cropped: npt.NDArray[Any], properties: dict[str, Any]) -> npt.NDArray[Any]:
+        whole = np.zeros(properties["shape_before_cropping"], dtype=self._dtype())
         whole[tuple(slice(*edges) for edges in properties["bbox_used_for_cropping"])] = cropped
         return whole.transpose(self.plans.transpose_backward)
 

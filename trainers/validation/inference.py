@@ -21,32 +21,31 @@ import numpy.typing as npt
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from trainers.contract.cascade import PART_PREFIX, network_channels, previous_predictions, previous_stage, refuse_new_images
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
-from trainers.data.case_files import damaged, open_case, read_properties
+from trainers.data.case_files import damaged, damaged_previous, open_case, open_previous, read_properties
 from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.data.whole_file import check_whole
-from trainers.errors import CheckpointError, ConfigError, DataError, StorageError
+from trainers.errors import CheckpointError, DataError, StorageError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.model import build_network
 from trainers.storage.faults import find_outage, reading
 from trainers.storage.files import fsync_folder, sha256_of
 from trainers.validation.export import Exporter
+from trainers.validation.next_stage import NextStageWriter
 from trainers.validation.sliding_window import ClassByClassPredictor
 from trainers.validation.spacing import Spacing, noted_spacing
 
 log = logging.getLogger(__name__)
-PART_PREFIX = ".part-"
-"""Start of the names of temporary folders inside an output folder: leftovers of a killed process may be deleted."""
 
 
 class ModelPredictor:
     """nnU-Net's predictor with the weights of one or several folds of a model, and how their segmentations are written and read.
 
     Each of `checkpoint_files` lies in a fold folder of one model folder with plans.json and dataset.json. Up to `threads` CPU threads are
-    used. Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans, ConfigError for a
-    cascade.
+    used. Raises CheckpointError for a checkpoint that is broken or of another network, DataError for missing plans.
     """
 
     def __init__(self, spec: RunSpec, checkpoint_files: Sequence[Path], device: torch.device | str, threads: int = 1) -> None:
@@ -62,10 +61,12 @@ class ModelPredictor:
         settings = plans.configuration(spec.configuration)  # checked before nnU-Net imports the classes that it names
         self.plans = PlansManager({**plans.content, "configurations": {spec.configuration: settings}})
         self.configuration = self.plans.get_configuration(spec.configuration)
-        if self.configuration.previous_stage_name is not None:
-            raise ConfigError(f"configurations: {spec.configuration} is the second stage of a cascade, which nnfleet does not predict.")
         self.reader = self.plans.image_reader_writer_class()
         self._predictor = self._loaded(checkpoint_files, torch.device(device))
+
+    @property
+    def _exporter(self) -> Exporter:
+        return Exporter(self.plans, self.configuration, self.dataset_json, self.threads)
 
     @property
     def file_ending(self) -> str:
@@ -78,8 +79,7 @@ class ModelPredictor:
         """Write a segmentation on the original grid into `output_folder` as <case_id><file ending>, whole or not at all."""
         output_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
-            exporter = Exporter(self.plans, self.configuration, self.dataset_json, self.threads)
-            exporter.write(logits, properties, str(Path(part) / case_id), keeps_probabilities=keeps_probabilities)
+            self._exporter.write(logits, properties, str(Path(part) / case_id), keeps_probabilities=keeps_probabilities)
             _publish(Path(part), output_folder, f"{case_id}{self.file_ending}")
         return output_folder / f"{case_id}{self.file_ending}"
 
@@ -95,12 +95,12 @@ class ModelPredictor:
         """nnU-Net's predictor, with the mirroring axes of the first checkpoint, as nnU-Net takes them."""
         checkpoints = [read_checkpoint(file) for file in checkpoint_files]
         heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
-        channels = num_input_channels(self.dataset_json)
+        channels = network_channels(self.configuration.configuration, self.dataset_json, self.labels)
         network = build_network(self.configuration.configuration, channels, heads, deep_supervision=False)
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         for file, parameters in zip(reversed(checkpoint_files), reversed(weights), strict=True):  # it ends with the first one's
             self._load(network, parameters, file)
-        predictor = _quietly(
+        predictor: ClassByClassPredictor = _quietly(
             ClassByClassPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False
         )
         axes = checkpoints[0].get("inference_allowed_mirroring_axes")
@@ -133,15 +133,32 @@ class CasePredictor(ModelPredictor):
         super().__init__(spec, [checkpoint_file], device, threads)
         self.checkpoint_sha256 = self.digests[0]
 
-    def predict(self, case_id: str, output_folder: Path) -> Path:
-        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all; where the run
-        keeps probabilities, nnU-Net's <case_id>.npz and <case_id>.pkl before it.
+    def predict(self, case_id: str, output_folder: Path, next_stages: Sequence[str] = ()) -> Path:
+        """Write the segmentation of a preprocessed case into `output_folder` as <case_id><file ending>, whole or not at all; before it what
+        the run leaves for `next_stages` and, where it keeps probabilities, nnU-Net's <case_id>.npz and <case_id>.pkl.
 
-        Raises DataError when the case cannot be read, StorageError when its disk is away.
+        Raises DataError when the case, or the previous stage's segmentation of it, cannot be read, StorageError when its disk is away.
         """
         data_CZYX, _, properties = self._read(case_id)
+        data_CZYX = self._with_previous_stage(case_id, data_CZYX)
         logits = _quietly(self._predictor.predict_sliding_window_return_logits, torch.from_numpy(data_CZYX)).cpu()
+        for stage in next_stages:
+            NextStageWriter(self.spec, stage, self.checkpoint_sha256, self._exporter).write(logits, properties, case_id)
         return self._export(logits, properties, case_id, output_folder, keeps_probabilities=self.spec.validation.npz)
+
+    def _with_previous_stage(self, case_id: str, data_CZYX: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The input of the network: of a second stage the previous one's foreground labels as channels behind the image's."""
+        stage = previous_stage(self.configuration.configuration)
+        if not stage:
+            return data_CZYX
+        folder = previous_predictions(self.spec, stage)
+        found = open_previous(folder, case_id, data_CZYX.shape[1:])
+        try:
+            labels_ZYX = np.asarray(found[:])
+        except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
+            raise damaged_previous(folder, case_id, err) from err
+        one_hot = [(labels_ZYX == label)[None] for label in self.labels.foreground_values]
+        return np.vstack((data_CZYX, *one_hot), dtype=np.float32)
 
     def reference_file(self, case_id: str) -> Path:
         """The original labels of a case, copied by nnU-Net's preprocessing."""
@@ -177,7 +194,14 @@ class CasePredictor(ModelPredictor):
 
 
 class EnsemblePredictor(ModelPredictor):
-    """Predicts raw images, as `nnUNetv2_predict` does, with the mean of the logits of all checkpoints. Raises as `ModelPredictor`."""
+    """Predicts raw images, as `nnUNetv2_predict` does, with the mean of the logits of all checkpoints.
+
+    Raises as `ModelPredictor`, and ConfigError for a second stage of a cascade, for there are no segmentations of the first.
+    """
+
+    def __init__(self, spec: RunSpec, checkpoint_files: Sequence[Path], device: torch.device | str, threads: int = 1) -> None:
+        super().__init__(spec, checkpoint_files, device, threads)
+        refuse_new_images(spec.configuration, previous_stage(self.configuration.configuration))
 
     def predict(self, case_id: str, images: Sequence[Path], output_folder: Path) -> tuple[Path, Spacing]:
         """Preprocess a case by the plans and write its segmentation, whole or not at all; returns its file and the images' spacing.

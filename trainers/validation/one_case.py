@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from trainers.contract.cascade import has_next_stages_due
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import WeightsName
@@ -68,6 +69,8 @@ def _stored_prediction(predictor: CasePredictor, folder: RunFolder, name: Weight
         return None
     if not folder.has_probabilities_due(name, predictor.spec, case_id):
         return None
+    if not has_next_stages_due(predictor.spec, name, case_id, predictor.checkpoint_sha256):
+        return None
     file = Path(before.prediction_file)
     try:
         return Prediction(file, predictor.read_segmentation(file), before.seconds)
@@ -79,7 +82,7 @@ def _predicted(predictor: CasePredictor, folder: RunFolder, name: WeightsName, c
     result_file = folder.cases(name) / f"{case_id}.json"
     for file in (result_file, *folder.probabilities(name, case_id)):  # what it vouched for is about to be replaced
         file.unlink(missing_ok=True)
-    file = predictor.predict(case_id, folder.validation(name))
+    file = predictor.predict(case_id, folder.validation(name), predictor.spec.next_stages if name == "final" else ())
     return Prediction(file, read_back(predictor, file))
 
 

@@ -18,7 +18,7 @@ Tile = tuple[slice, ...]
 """Of a padded case: all channels, and the voxels of a tile along each axis; in 2D the index of its slice first."""
 
 
-class ClassByClassPredictor(nnUNetPredictor):
+class ClassByClassPredictor(nnUNetPredictor):  # type: ignore[misc]
     """nnU-Net's predictor. On another device than a CPU it is nnU-Net's own in everything."""
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTran
 from trainers.data.affine import AffineTransform
 from trainers.data.filters import FastMedian, FittingBlur, FittingSharpening
 from trainers.data.intensities import FastLowResolution, RetainingGamma
+from trainers.data.recipes.cascade import disturbed
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 
 
@@ -32,7 +33,7 @@ def training(inputs: Inputs) -> Pipeline:
             *mirroring(inputs),
             *_local(inputs.geometry.patch),
             *masking(inputs),
-            *finishing(inputs),
+            *finishing(inputs, disturbed(inputs, p_per_label=1)),
         ),
     )
 

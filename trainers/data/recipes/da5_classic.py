@@ -23,6 +23,7 @@ from batchgenerators.transforms.spatial_transforms import MirrorTransform, Rot90
 from batchgenerators.transforms.utility_transforms import OneOfTransform
 from nnunetv2.training.data_augmentation.custom_transforms.transforms_for_dummy_2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 
+from trainers.data.recipes.cascade import disturbed_classically
 from trainers.data.recipes.da5 import exchangeable_axes, gradient_strength, kernel_width, local_gamma, rectangle_sizes
 from trainers.data.recipes.stages import Inputs, Pipeline, Sample, Stage, finishing, masking
 
@@ -60,7 +61,7 @@ def training(inputs: Inputs) -> Pipeline:
             Stage("mirror", BatchOfOne(MirrorTransform(inputs.geometry.mirror_axes))),
             *_local(inputs.geometry.patch),
             *masking(inputs),
-            *finishing(inputs),
+            *finishing(inputs, disturbed_classically(inputs)),
         ),
     )
 

@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from trainers.data.affine import AffineTransform
 from trainers.data.filters import FittingBlur
 from trainers.data.intensities import FastLowResolution, RetainingGamma
+from trainers.data.recipes.cascade import disturbed
 from trainers.data.recipes.stages import Inputs, Pipeline, Spatial, Stage, finishing, interpolation, masking, mirroring
 
 
@@ -22,7 +23,7 @@ def training(inputs: Inputs) -> Pipeline:
             *_intensities(inputs),
             *mirroring(inputs),
             *masking(inputs),
-            *finishing(inputs),
+            *finishing(inputs, disturbed(inputs, p_per_label=0.5)),
         ),
     )
 

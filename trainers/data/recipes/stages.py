@@ -1,6 +1,7 @@
 """What a recipe is: the step that cuts the network's patch out of a larger crop, then named stages, each with a random stream of its own.
 
 A sample is a dict: `image` float32 tensor (C, [Z,] Y, X), `segmentation` int16 tensor (1, [Z,] Y, X), in the end a list of targets.
+Of a second stage of a cascade `segmentation` has two channels until `cascade.moved`: the labels, and the previous stage's.
 Transforms draw from the global generators of numpy, torch and Python; whoever calls a stage seeds those for it.
 """
 
@@ -32,6 +33,8 @@ class Inputs:
     regions: tuple[tuple[int, ...], ...] | None
     """Label values of each region in the order of the network's outputs; None for plain labels."""
     ignore_label: int | None
+    previous_labels: tuple[int, ...] = ()
+    """Foreground labels of the previous stage's segmentation, which lies in channel 1 of `segmentation`; empty: no second stage."""
 
     @property
     def low_resolution_ignores(self) -> tuple[int, ...] | None:
@@ -43,7 +46,8 @@ class Inputs:
 def inputs_of(data: TrainingData) -> Inputs:
     """What a recipe has to know of a dataset."""
     regions = tuple(data.labels.foreground.values()) if data.labels.has_regions else None
-    return Inputs(data.geometry, data.scales, data.use_mask_for_norm, regions, data.labels.ignore_label)
+    previous = data.labels.foreground_values if data.previous_folder else ()
+    return Inputs(data.geometry, data.scales, data.use_mask_for_norm, regions, data.labels.ignore_label, previous)
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,12 @@ class Pipeline:
         assert len(set(names)) == len(names), f"two stages would share a random stream: {names}"
 
 
-def finishing(inputs: Inputs) -> tuple[Stage, ...]:
-    """From labels to targets: -1 (outside) becomes background, regions become channels with the ignore mask last, one per scale."""
-    stages = [Stage("remove_label", OutsideIsBackground(-1, 0), draws=False)]
+def finishing(inputs: Inputs, previous: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """From labels to targets: -1 (outside) becomes background, regions become channels with the ignore mask last, one per scale.
+
+    `previous`: what a second stage of a cascade does with the previous stage's segmentation, which leaves `segmentation` by it.
+    """
+    stages = [Stage("remove_label", OutsideIsBackground(-1, 0), draws=False), *previous]
     if inputs.regions is not None:
         ignored = [] if inputs.ignore_label is None else [inputs.ignore_label]
         stages.append(Stage("regions", Regions(regions=[*inputs.regions, *ignored], channel_in_seg=0), draws=False))

@@ -283,10 +283,10 @@ def test_a_network_with_batch_normalisation_needs_a_fixed_number_of_workers(tiny
     assert problem.endswith("Set workers.count (such as 1) instead of workers.min and workers.max.")
 
 
-def test_a_cascade_and_an_unknown_trainer_are_refused(spec: RunSpec) -> None:
+def test_a_cascade_without_its_first_stage_and_an_unknown_trainer_are_refused(spec: RunSpec) -> None:
     (problem,) = check_run(spec.model_copy(update={"configuration": "3d_cascade_fullres"}))
     assert "'3d_cascade_fullres' of " in problem
-    assert "is a cascade" in problem
+    assert "needs the segmentations of '3d_lowres', which is not in these plans" in problem
     (problem,) = check_run(spec.model_copy(update={"trainer": "nnUNetTrainerDA6"}))
     assert "Did you mean 'nnUNetTrainerDA5'?" in problem
 

@@ -285,6 +285,8 @@ def test_defaults_are_those_of_the_run_specification() -> None:
         "val_cases",
         "data_digest",
         "case_digests",
+        "previous_stage",
+        "next_stages",
         "imported",
         "continued",
     }

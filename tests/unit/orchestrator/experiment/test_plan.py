@@ -228,9 +228,7 @@ def test_all_problems_of_an_experiment_are_told_together(tiny: Tiny) -> None:
     assert text.startswith("5 problems:\n- ")
     assert "nnUNetPlan.json does not exist. Did you mean 'nnUNetPlans'?" in text
     assert "'3d_fulres' is not in" in text
-    assert (
-        "is a cascade (it needs predictions of '3d_lowres'), which nnfleet does not train yet. Choose one of 2d, 3d_fullres, small." in text
-    )
+    assert "needs the segmentations of '3d_lowres', which is not in these plans. Known: 2d, 3d_fullres, small, 3d_cascade" in text
     assert "fold 7 does not exist: splits_final.json of Dataset017_Tiny has 5 folds (0-4)." in text
     assert "case_4 has the value 9, which dataset.json does not name (it names 0, 1, 2)" in text
 

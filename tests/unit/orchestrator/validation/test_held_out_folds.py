@@ -9,7 +9,7 @@ from orchestrator.export.fold_sources import folds_below
 from orchestrator.export.model import export_model
 from orchestrator.validation.held_out_folds import folds_of
 from tests.fake_run import FakeRun
-from trainers.contract.run_spec import Schedule
+from trainers.contract.run_spec import PreviousStage, Schedule
 from trainers.storage.files import link_atomic
 
 MODEL = "901/3d_fullres/nnUNetTrainer"
@@ -42,4 +42,10 @@ def test_a_model_without_any_checkpoint_and_folds_of_unlike_schedules_are_refuse
     trained(tmp_path, 1)
     trained(tmp_path, 2, schedule=Schedule(epochs=7))
     with pytest.raises(ConfigError, match=r"fold 2 differs from fold 1 in epochs \(7 instead of 1000\)"):
+        folds_of(MODEL, tmp_path / "results")
+
+
+def test_the_second_stage_of_a_cascade_is_refused_before_a_job_starts(tmp_path: Path) -> None:
+    trained(tmp_path, 0, previous_stage=PreviousStage(configuration="3d_lowres", sources={"a": "0" * 16}))
+    with pytest.raises(ConfigError, match="predicts new images with one stage alone. .* with 3d_lowres, .* -prev_stage_predictions"):
         folds_of(MODEL, tmp_path / "results")

@@ -2,7 +2,7 @@
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Predictor:
 
         return Spacing((1.0, 1.0, 1.0))
 
-    def predict(self, case_id: str, output_folder: Path) -> Path:
+    def predict(self, case_id: str, output_folder: Path, next_stages: Sequence[str] = ()) -> Path:
         self.predicted += 1
         output_folder.mkdir(parents=True, exist_ok=True)
         (output_folder / f"{case_id}.json").write_text("{}")

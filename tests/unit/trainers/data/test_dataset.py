@@ -1,7 +1,6 @@
 """The preprocessed folder: geometry and scales equal to nnU-Net's, cases checked on opening, properties cached within bounds."""
 
 import errno
-import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from trainers.contract.trainer_table import TRAINERS
 from trainers.data.case_files import open_case
 from trainers.data.dataset import geometry, open_dataset, recent, target_scales
 from trainers.data.samples import make_batch
-from trainers.errors import ConfigError, DataError
+from trainers.errors import DataError
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerDA5"])
@@ -110,16 +109,6 @@ def test_a_broken_file_is_a_data_error(toys: Toys, tmp_path: Path, ending: str) 
     (data.folder / f"{spec.train_cases[0]}{ending}").write_bytes(b"broken")
     with pytest.raises(DataError, match="nnUNetv2_preprocess again"):
         data.locations(spec.train_cases[0]) if ending == ".pkl" else data.arrays(spec.train_cases[0])
-
-
-def test_a_cascade_is_refused(toys: Toys, tmp_path: Path) -> None:
-    toy = copy_of(toys(), tmp_path)
-    path = toy.preprocessed / f"{PLANS}.json"
-    plans = json.loads(path.read_text())
-    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "toy_3d", "previous_stage": "3d_lowres"}
-    path.write_text(json.dumps(plans))
-    with pytest.raises(ConfigError, match="cascade"):
-        open_dataset(toy_spec(toy, "3d_cascade_fullres"))
 
 
 @pytest.mark.parametrize("unpacked", [False, True])

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import DataError, StorageError
 from tests.away import Away
 from tests.hostile import Evil, Place, Row, check
-from trainers.data.case_files import check_case, open_case, read_properties
+from trainers.data.case_files import check_case, open_case, open_previous, read_properties
 from trainers.data.dataset import read_locations
 
 
@@ -63,7 +63,35 @@ def _broken_npz(folder: Path) -> None:
     (folder / "c.npz").write_bytes(b"PK\x03\x04")
 
 
+def _previous(place: Place, content: Any, ending: str = ".npy") -> object:
+    """A previous stage's segmentation of the case `c`, which has 4 x 5 x 6 voxels."""
+    path = place.base / f"c{ending}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif ending == ".npz":
+        np.savez(path, **content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    return np.asarray(open_previous(place.base, "c", (4, 5, 6))[:])
+
+
 ROWS: tuple[Row, ...] = (
+    Row(
+        "previous stage",
+        "a pickle in an array",
+        lambda p: _previous(p, np.array([Evil(p.mark)], dtype=object)),
+        DataError,
+        ("previous stage: the segmentation of case c in", "cannot be read", "Validate the previous stage's runs again"),
+    ),
+    Row("previous stage", "none", lambda p: open_previous(p.base, "c", (4, 5, 6)), DataError, ("has no segmentation of case c",)),
+    Row("previous stage", "of another case", lambda p: _previous(p, np.zeros((4, 5, 7), np.uint8)), DataError, ("of shape (4, 5, 7)",)),
+    Row(
+        "previous stage", "with a channel", lambda p: _previous(p, np.zeros((1, 4, 5, 6), np.uint8)), DataError, ("of shape (1, 4, 5, 6)",)
+    ),
+    Row("previous stage", "probabilities", lambda p: _previous(p, np.zeros((4, 5, 6))), DataError, ("holds float64 values",)),
+    Row("previous stage", "packed without it", lambda p: _previous(p, {"data": np.zeros(3)}, ".npz"), DataError, ("cannot be read",)),
+    Row("previous stage", "not blosc2 at all", lambda p: _previous(p, b"hello" * 99, ".b2nd"), DataError, ("cannot be read",)),
+    Row("previous stage", "half a zip", lambda p: _previous(p, b"PK\x03\x04", ".npz"), DataError, ("cannot be read",)),
     Row(
         "case",
         "truncated blosc2",

@@ -32,11 +32,11 @@ def inputs(trainer: str, patch: str, regions: Any, ignore_label: int | None, mas
     return Inputs(geometry(size, TRAINERS[trainer]), scales, masked, regions, ignore_label)
 
 
-def composed_by_nnunet(name: str, split: str, given: Inputs) -> Any:
+def composed_by_nnunet(name: str, split: str, given: Inputs, **cascaded: Any) -> Any:
     """nnU-Net's list for the same inputs; its blur is told not to choose its algorithm by timing."""
     trainer = variant_class(name)
     regions = None if given.regions is None else [r if len(r) > 1 else r[0] for r in given.regions]
-    common: dict[str, Any] = {"regions": regions, "ignore_label": given.ignore_label}
+    common: dict[str, Any] = {"regions": regions, "ignore_label": given.ignore_label, **cascaded}
     scales = [list(scale) for scale in given.scales]
     if split == "val":
         return trainer.get_validation_transforms(scales, **common)
@@ -75,7 +75,7 @@ def described(value: Any) -> Any:
     if isinstance(value, int | float | np.number):
         return float(value)
     if callable(value) and hasattr(value, "__code__"):
-        return sampled(value)
+        return value.__name__ if value.__module__.startswith("batchgeneratorsv2") else sampled(value)
     return library_name(type(value)), {key: described(item) for key, item in vars(value).items() if key not in NOT_COMPARED}
 
 
@@ -252,5 +252,5 @@ def test_every_recipe_has_its_module_its_scales_and_a_trainer() -> None:
     from trainers.data.dataset import _SCALE_RANGE
 
     named = set(get_args(Recipe))
-    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"stages"}
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"stages", "cascade"}
     assert named == modules == set(_SCALE_RANGE) == {settings.recipe for settings in TRAINERS.values()}

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class ShiftedByTwo(CasePredictor):
         self.reader = self.plans.image_reader_writer_class()
         preprocess(self, raw)
 
-    def predict(self, case_id: str, output_folder: Path) -> Path:
+    def predict(self, case_id: str, output_folder: Path, next_stages: Sequence[str] = ()) -> Path:
         labels, properties = self.reader.read_seg(str(self.reference_file(case_id)))
         output_folder.mkdir(parents=True, exist_ok=True)
         self.predictions += 1

@@ -1,0 +1,211 @@
+"""Both stages of the cascade in full validation beside nnU-Net's own trainer, on the same weights."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
+import torch
+
+from orchestrator.export.fold_sources import FolderFold
+from orchestrator.publishing.validation_report import write_report
+from orchestrator.run.progress import progress_of
+from orchestrator.validation.cases import is_done
+from tests import nnunet_begun
+from tests.conftest import Toys
+from tests.integration.test_inference_parity import equal_share, raw_images
+from tests.nnunet_begun import trained_alone
+from tests.nnunet_reference import validated_by_nnunet
+from tests.random_model import random_run
+from tests.toy import Toy, nnunet_environment
+from tests.toy_cascade import FIRST, SECOND, cascade_spec, predict_first_stage, with_cascade
+from trainers.contract.cascade import predictions_of, previous_predictions, read_record, record_of
+from trainers.contract.fencing import acquire_token
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec
+from trainers.contract.summary import summarise, summary_bytes
+from trainers.data.case_files import read_properties
+from trainers.data.samples import make_batch
+from trainers.errors import ConfigError, DataError
+from trainers.storage.files import write_json_atomic
+from trainers.training.assemble import model_config
+from trainers.validation.inference import CasePredictor, EnsemblePredictor
+from trainers.validation.one_case import validate_case
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's and its readers' own
+FINAL = ValidationSpec(checkpoints=("final",))
+
+
+@pytest.fixture(scope="module", params=["regions", pytest.param("labels", marks=pytest.mark.long)])
+def toy(request: pytest.FixtureRequest, toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
+    with_both = with_cascade(toys(request.param), tmp_path_factory.mktemp("cascade"))
+    with nnunet_environment(with_both.base):
+        yield with_both
+
+
+def validated(spec: RunSpec, folder: RunFolder) -> dict[str, Any]:
+    """Our full validation; returns the summary."""
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    results = [validate_case(predictor, folder, "final", case) for case in spec.val_cases]
+    return dict(json.loads(summary_bytes(summarise(results, predictor.labels))))
+
+
+def same_means(ours: dict[str, Any], theirs: Path) -> None:
+    expected = json.loads((theirs / "validation/summary.json").read_text())
+    for key, value in expected["mean"].items():
+        np.testing.assert_allclose(ours["mean"][key]["Dice"], value["Dice"], atol=1e-4)
+
+
+def test_the_first_stage_leaves_what_nnunet_leaves(toy: Toy, tmp_path: Path) -> None:
+    """Where nnU-Net looks for them, in files that it reads, and keyed to the weights."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    spec, folder = random_run(toy, tmp_path / "ours", FIRST, next_stages=(SECOND,), validation=FINAL)
+    ours = validated(spec, folder)
+    theirs = validated_by_nnunet(toy, tmp_path / "theirs", FIRST, folder.checkpoint("final"))
+    same_means(ours, theirs)
+    mine, nnunets = (predictions_of(place, SECOND) for place in (spec.model_folder, theirs.parent))
+    assert mine.relative_to(tmp_path / "ours") == nnunets.relative_to(tmp_path / "theirs")
+    assert {p.name for p in mine.glob("*.b2nd")} == {p.name for p in nnunets.iterdir()} == {f"{case}.b2nd" for case in spec.val_cases}
+    data = toy.preprocessed / "nnUNetPlans_3d_fullres"
+    found: set[int] = set()
+    for case in spec.val_cases:
+        image, _, seg, _ = nnUNetDatasetBlosc2(str(data), [case], folder_with_segs_from_previous_stage=str(mine)).load_case(case)
+        expected = blosc2.open(str(nnunets / f"{case}.b2nd"))
+        assert (seg.shape, seg.dtype, seg.chunks, seg.blocks) == (expected.shape, expected.dtype, expected.chunks, expected.blocks)
+        assert seg.shape == image.shape[1:]
+        assert (seg[:] == expected[:]).mean() >= 0.9999
+        found |= set(np.unique(seg[:]).tolist())
+        record = read_record(mine, case)
+        assert record is not None
+        assert (record.run_key, record.file) == (spec.run_key, f"{case}.b2nd")
+    assert len(found) > 1, "the random network predicts one class alone: this test says nothing"
+
+
+def test_a_case_without_its_segmentation_for_the_next_stage_is_predicted_again(toy: Toy, tmp_path: Path) -> None:
+    spec, folder = random_run(toy, tmp_path, FIRST, next_stages=(SECOND,), validation=FINAL)
+    predictor, place, case = (
+        CasePredictor(spec, folder.checkpoint("final"), "cpu"),
+        predictions_of(spec.model_folder, SECOND),
+        spec.val_cases[0],
+    )
+    digest, file = predictor.checkpoint_sha256, place / f"{case}.b2nd"
+    validate_case(predictor, folder, "final", case)
+    assert is_done(folder, spec, "final", case, digest)
+    stands = file.stat().st_mtime_ns
+    validate_case(predictor, folder, "final", case)
+    assert file.stat().st_mtime_ns == stands
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert not is_done(folder, spec, "final", case, digest)
+    validate_case(predictor, folder, "final", case)
+    assert is_done(folder, spec, "final", case, digest)
+    record_of(place, case).write_text("{")
+    assert not is_done(folder, spec, "final", case, digest)
+    assert is_done(folder, spec.model_copy(update={"next_stages": ()}), "final", case, digest)
+    assert progress_of(spec).stage == "validates"
+    assert sorted(p.name for p in place.iterdir()) == ["nnfleet", f"{case}.b2nd"]
+
+
+def test_the_second_stage_is_validated_as_by_nnunet(toy: Toy, tmp_path: Path) -> None:
+    spec, folder = random_run(toy, tmp_path / "ours", SECOND, validation=FINAL)
+    before = predict_first_stage(spec)
+    theirs_before = tmp_path / "theirs" / before.relative_to(tmp_path / "ours")
+    shutil.copytree(before, theirs_before)
+    ours = validated(spec, folder)
+    theirs = validated_by_nnunet(toy, tmp_path / "theirs", SECOND, folder.checkpoint("final"))
+    same_means(ours, theirs)
+    for case in spec.val_cases:
+        assert equal_share(folder.validation("final") / f"{case}.nii.gz", theirs / "validation" / f"{case}.nii.gz") >= 0.9999
+
+
+def test_the_prediction_follows_the_previous_stage(toy: Toy, tmp_path: Path) -> None:
+    """Another segmentation of the first stage, another prediction; none, and the case is refused by name."""
+    spec, folder = random_run(toy, tmp_path, SECOND, validation=FINAL)
+    place, case = predict_first_stage(spec), spec.val_cases[0]
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    first = predictor.predict(case, tmp_path / "first")
+    values = blosc2.open(str(place / f"{case}.b2nd"))[:]
+    (place / f"{case}.b2nd").unlink()
+    blosc2.asarray(np.zeros_like(values), urlpath=str(place / f"{case}.b2nd"))
+    assert equal_share(first, predictor.predict(case, tmp_path / "second")) < 0.9999
+    (place / f"{case}.b2nd").unlink()
+    with pytest.raises(DataError, match=rf"previous stage: {previous_predictions(spec, FIRST)} has no segmentation of case {case}"):
+        predictor.predict(case, tmp_path / "third")
+
+
+def test_new_images_are_not_predicted_with_the_second_stage_alone(toy: Toy, tmp_path: Path) -> None:
+    spec, folder = random_run(toy, tmp_path, SECOND, validation=FINAL)
+    with pytest.raises(ConfigError, match="-prev_stage_predictions"):
+        EnsemblePredictor(spec, [folder.checkpoint("final")], torch.device("cpu"))
+
+
+def test_nnunet_predicts_with_the_exported_second_stage_as_we_validate(toy: Toy, tmp_path: Path) -> None:
+    """Given the first stage's segmentations as label files: of these cases both grids are the same. Where the image is 0 they have no
+    label, by which nnU-Net would normalise the image otherwise than in its preprocessing."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    spec, folder = random_run(toy, tmp_path / "ours", SECOND, validation=FINAL)
+    before, masks = predict_first_stage(spec), tmp_path / "masks"
+    masks.mkdir()
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    for case in spec.val_cases:
+        reference = sitk.ReadImage(str(predictor.reference_file(case)))
+        raw = sitk.GetArrayFromImage(sitk.ReadImage(str(toy.raw / "imagesTr" / f"{case}_0000.nii.gz")))
+        box = read_properties(toy.preprocessed / "nnUNetPlans_3d_fullres", case)["bbox_used_for_cropping"]
+        inside, file = tuple(slice(*edges) for edges in box), before / f"{case}.b2nd"
+        found = np.zeros(raw.shape, np.uint8)
+        found[inside] = np.where(raw[inside] == 0, 0, blosc2.open(str(file))[:])
+        file.unlink()
+        blosc2.asarray(np.ascontiguousarray(found[inside]), urlpath=str(file))
+        image = sitk.GetImageFromArray(found)
+        image.CopyInformation(reference)
+        sitk.WriteImage(image, str(masks / f"{case}.nii.gz"))
+    results = [validate_case(predictor, folder, "final", case) for case in spec.val_cases]
+    write_report(folder, spec, predictor.labels, "final", results)
+    FolderFold(folder).fill(tmp_path / "exported")
+    theirs = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    theirs.initialize_from_trained_model_folder(str(tmp_path / "exported"), (0,), "checkpoint_final.pth")
+    (tmp_path / "theirs").mkdir()
+    outputs = [str(tmp_path / "theirs" / case) for case in spec.val_cases]
+    theirs.predict_from_files_sequential(raw_images(spec, toy.raw), outputs, folder_with_segs_from_prev_stage=str(masks))
+    for case in spec.val_cases:
+        assert equal_share(folder.validation("final") / f"{case}.nii.gz", tmp_path / "theirs" / f"{case}.nii.gz") >= 0.9999
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = "nnUNetTrainerDA5"
+
+    def begun(name: str) -> RunFolder:
+        model_folder = tmp_path / name / toy.name / f"{trainer}__nnUNetPlans__{SECOND}"
+        schedule = Schedule(epochs=3, train_iterations=2, val_iterations=1)
+        spec = cascade_spec(toy, trainer, model_folder=model_folder, schedule=schedule)
+        predict_first_stage(spec)
+        write_json_atomic(RunFolder(spec.run_folder).spec_file, spec.model_dump(mode="json"))
+        return RunFolder(spec.run_folder)
+
+    def killing(data: Any, spec: RunSpec, split: Any, epoch: int, iteration: int, positions: Any) -> Any:
+        if (split, epoch, iteration) == ("train", 2, 1):
+            raise Killed
+        return make_batch(data, spec, split, epoch, iteration, positions)
+
+    whole, killed = begun("whole"), begun("killed")
+    assert trained_alone(whole, acquire_token(whole, "whole")) == "TRAINED"
+    with monkeypatch.context() as patched:
+        patched.setattr(nnunet_begun, "make_batch", killing)
+        with pytest.raises(Killed):
+            trained_alone(killed, acquire_token(killed, "killed"))
+    assert trained_alone(killed, acquire_token(killed, "again")) == "TRAINED"
+    ours, theirs = (torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"] for folder in (whole, killed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert next(iter(ours.values())).shape[1] == model_config(whole.spec()).channels > 1
