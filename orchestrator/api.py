@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, is_test_set, meant_test_sets
+from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, meant_test_sets
 from orchestrator.cluster import local_services
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
@@ -30,6 +30,7 @@ from orchestrator.model_verbs import predict as predict
 from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
+from orchestrator.run.job_record import is_test_set
 from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
@@ -53,6 +54,16 @@ class Submission:
     """This and the next are empty where nothing was left to do, and no campaign was started."""
     submission_id: str
     plan: "PlanReport"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One of several looks at a cluster."""
+
+    statuses: list[RunStatus]
+    """As `status` returns them."""
+    test_sets: "list[JobRecord]"
+    """The jobs of `evaluate` and `predict` that are alive, or were at an earlier look; none where one campaign is asked for."""
 
 
 @dataclass(frozen=True)
@@ -196,18 +207,18 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
 
 def status(cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
     """The state of every run, or of those of one campaign; of a run in several campaigns the newest counts. Empty if nothing runs here."""
-    return next(looks(cluster, campaign))
+    return next(looks(cluster, campaign)).statuses
 
 
-def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
-    """`status` again at each `next`, over one connection; ends after an empty list if nothing runs here."""
+def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[Look]:
+    """`status` again at each `next`, over one connection, with test sets; ends after an empty look if nothing runs here."""
     reached = reach(cluster).reached
     if reached is None:
-        yield []
+        yield Look([], [])
         return
     follower = Follower(reached)
     while True:
-        yield follower.statuses(campaign)
+        yield Look(follower.statuses(campaign), follower.test_sets() if campaign is None else [])
 
 
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:

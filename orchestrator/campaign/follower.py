@@ -52,6 +52,8 @@ class Follower:
         """Campaigns that have ended and whose log was read since."""
         self._seen: list[JobRecord] | None = None
         """What `statuses` saw last."""
+        self._test_sets: set[str] = set()
+        """Jobs of test sets that were alive at a look."""
 
     def statuses(self, campaign: str | None = None) -> list[RunStatus]:
         """One status of each run, or of those of one campaign: from a living campaign that still follows it, else the newest.
@@ -170,9 +172,11 @@ class Follower:
             time.sleep(self._poll_s)
 
     def test_sets(self) -> list[JobRecord]:
-        """The living jobs of test sets, as `statuses` saw them last."""
+        """The jobs of test sets that are alive, or were at an earlier look of this follower, as `statuses` saw them last."""
         records = self._jobs.records() if self._seen is None else self._seen
-        return [job for job in records if job.kind == "test" and job.is_live]
+        tests = [job for job in records if job.kind == "test"]
+        self._test_sets |= {job.submission_id for job in tests if job.is_live}
+        return [job for job in tests if job.submission_id in self._test_sets]
 
     def has_reported(self, campaign: str) -> bool:
         """True when the campaign owned its runs as `statuses` looked last."""

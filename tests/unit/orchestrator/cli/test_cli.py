@@ -124,6 +124,8 @@ class FakeApi:
         self.runs: list[RunStatus] = [run_status()]
         self.stored: list[RunStatus] = []
         self.test_sets: list[JobRecord] = []
+        self.turns: list[Callable[[], None]] = []
+        """What happens between two looks."""
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
@@ -182,9 +184,11 @@ class FakeApi:
         stored = self.stored if campaign is None else []
         return SimpleNamespace(statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets)
 
-    def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
+    def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[Any]:
         while True:
-            yield self.status(cluster, campaign)
+            yield SimpleNamespace(statuses=self.status(cluster, campaign), test_sets=self.test_sets)
+            if self.turns:
+                self.turns.pop(0)()
 
     def _sent(self, on_submit: Callable[[str], None] | None) -> Any:
         if on_submit and not self.interrupted_early:
@@ -475,9 +479,39 @@ def test_status_and_stop_name_a_test_set_at_work_with_its_id(nnfleet: Nnfleet, a
     line = "Test set: /data/imagesTs by 4/2d/t. Stop it: nnfleet stop test-ab-0"
     assert nnfleet("status")[1].splitlines()[-1] == line
     assert nnfleet("status", "--cluster", "http://h:1")[1].splitlines()[-1] == f"{line} --cluster http://h:1"
-    assert "test-ab-0" not in nnfleet("status", "--json")[1]
+    shown = {"test_set": "test-ab-0", "state": "QUEUED", "what": "/data/imagesTs by 4/2d/t"}
+    assert json.loads(nnfleet("status", "--json")[1])[-1] == shown
+    assert json.loads(nnfleet("status", "test-ab-0", "--json")[1]) == [shown]
+    assert nnfleet("status", "test-ab-0")[1] == f"{line}\n"
+    assert nnfleet("status", "test-no-0")[0] == ConfigError.exit_code
     api.runs = []
     assert nnfleet("stop", "--all")[1] == "test-ab-0  asked to end now (/data/imagesTs by 4/2d/t; finished cases are kept)\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "expected"),
+    [("SUCCEEDED", 0, 0), ("STOPPED", 1, 9), ("FAILED", 3, 3), ("FAILED", 137, 5), ("FAILED", None, 5), ("FAILED", 1, 1)],
+)
+@pytest.mark.parametrize("named", [(), ("test-ab-0",)])
+def test_watch_waits_for_test_sets_and_ends_as_they_do(
+    nnfleet: Nnfleet,
+    api: FakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+    state: Any,
+    exit_code: int | None,
+    expected: int,
+    named: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    job = JobRecord(submission_id="test-ab-0", kind="test", state="RUNNING", command="python -m held_out_job 4/2d/t --images=/i")
+    ended = job.model_copy(update={"state": state, "exit_code": exit_code})
+    api.runs, api.test_sets = [done()], [job]
+    api.turns = [lambda: None, lambda: setattr(api, "test_sets", [ended])]
+    code, out, err = nnfleet("status", "--watch", *named)
+    assert code == expected
+    lines = [line for line in (out + err).splitlines() if "test-ab-0" in line]
+    assert lines == [f"test-ab-0  {what}  test set /i by 4/2d/t" for what in ("RUNNING", state)]
+    assert ("SUCCEEDED" in (out + err).replace("test-ab-0  SUCCEEDED", "")) is not bool(named), "a run alone is not waited for"
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
