@@ -9,6 +9,7 @@ import pytest
 from orchestrator.errors import ClusterError
 from orchestrator.model_verbs import _followed_to_its_end
 from orchestrator.run.events import Event, line_of
+from orchestrator.run.interrupts import HungUp
 from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits
 
@@ -108,6 +109,20 @@ def test_only_the_command_that_began_the_job_stops_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluate(jobs, [], [])
     assert jobs.stopped == [first], "it lives on for the first"
+
+
+def test_a_closed_terminal_ends_no_job_and_whoever_follows_one_knows_whose_it_is() -> None:
+    def hang_up() -> None:
+        raise HungUp
+
+    jobs, seen = FakeJobs([hang_up, hang_up]), dict[str, bool]()
+    with pytest.raises(HungUp):
+        _followed_to_its_end(jobs, COMMAND, [], on_job=seen.__setitem__)  # type: ignore[arg-type]
+    [first] = jobs.jobs
+    assert (seen, jobs.stopped) == ({first: True}, [])
+    with pytest.raises(HungUp):
+        _followed_to_its_end(jobs, COMMAND, [], on_job=seen.__setitem__)  # type: ignore[arg-type]
+    assert (seen, jobs.stopped) == ({first: False}, [])
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

@@ -515,14 +515,75 @@ def test_watch_waits_for_test_sets_and_ends_as_they_do(
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
-def test_a_test_set_hears_sigterm_as_ctrl_c(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    monkeypatch.setattr(api, verb, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@pytest.mark.parametrize(
+    ("number", "is_own", "code", "text"),
+    [
+        (signal.SIGTERM, None, output.EXIT_TERMINATED, "Interrupted."),
+        (signal.SIGHUP, None, output.EXIT_HUNG_UP, "Interrupted."),
+        (signal.SIGTERM, True, output.EXIT_RUN_STOPPED, "Finished cases are kept: the same command continues."),
+        (signal.SIGTERM, False, output.EXIT_DETACHED, "Detached: test-a-0 goes on."),
+        (signal.SIGHUP, True, output.EXIT_DETACHED, "Detached: test-a-0 goes on."),
+        (signal.SIGINT, True, output.EXIT_INTERRUPTED, "Finished cases are kept: the same command continues."),
+    ],
+)
+def test_a_signal_stops_a_test_set_or_leaves_it_and_the_exit_code_shows_which(
+    nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch, verb: str, number: int, is_own: bool | None, code: int, text: str
+) -> None:
+    def followed(*_: Any, on_job: Callable[[str, bool], None], **__: Any) -> None:
+        if is_own is not None:
+            on_job("test-a-0", is_own)
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(api, verb, followed, raising=False)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    ended, _, err = nnfleet(verb, "4/2d/t", "--images", "i", "--output", "o")
+    assert (ended, text in err) == (code, True), err
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_hang_up_that_is_ignored_stays_so(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hung_up(*_: Any, **__: Any) -> list[str]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return ["campaign-c"]
+
+    monkeypatch.setattr(api, "validate", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert nnfleet(verb, "4/2d/t", "--images", "i", "--output", "o")[0] == output.EXIT_TERMINATED
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        assert nnfleet("validate", "r")[0] == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, before)
+    code, _, err = nnfleet("validate", "r")
+    assert (code, "Validations that were submitted before go on: nnfleet status" in err) == (output.EXIT_HUNG_UP, True)
+
+
+def test_a_closed_terminal_detaches_and_takes_no_more_lines() -> None:
+    """A real terminal, gone while a training is waited for."""
+    code = (
+        "import sys, time, types, orchestrator\n"
+        "from orchestrator.cli import main\n"
+        "plan = types.SimpleNamespace(warnings=())\n"
+        "def wait(campaign, cluster, watch):\n"
+        "    watch([])\n"
+        "    print('waits', flush=True)\n"
+        "    time.sleep(60)\n"
+        "sent = lambda *a, **k: types.SimpleNamespace(campaign_id='c1', plan=plan)\n"
+        "orchestrator.api = types.SimpleNamespace(submit=sent, wait=wait)\n"
+        "sys.argv = ['nnfleet', 'train', '17', '3d_fullres', '0', '--cluster', 'http://h:1']\n"
+        "main()"
+    )
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"waits" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)  # the terminal emulator ends; the kernel tells only a session that has it as its controlling terminal
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == output.EXIT_DETACHED, shown.decode()
 
 
 def test_down_lists_runs_that_have_not_ended_and_pauses_them_only_when_it_is_told_to(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -909,6 +970,14 @@ def test_sigterm_stops_after_the_epoch_without_a_question(nnfleet: Nnfleet, api:
     assert "Stopping after the epoch in flight" in err
     assert ("stop", (), False, "c1") in api.asked
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_closed_terminal_leaves_the_run_alone(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.foreground.ask", lambda: pytest.fail("nobody is there to answer"))
+    monkeypatch.setattr(api, "wait", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert (code, "Detached: the runs continue" in err) == (output.EXIT_DETACHED, True)
+    assert [what[0] for what in api.asked] == ["submit"]
 
 
 def test_ctrl_c_and_keep_goes_on_to_the_end(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
