@@ -22,6 +22,8 @@ LOG_CHARACTERS_PER_S = 2e6
 """A long log is asked for less often: Ray gives it as a whole each time."""
 MAX_SILENCE_S = 60.0
 """How long a cluster may not answer, or a stopped job may take to end, before it is given up."""
+STORES_S = 5.0
+"""How long a campaign that is withdrawn is looked for: the job server may be storing it at this moment."""
 PLAN_FOLLOWS_S = 10.0
 """A campaign reports its runs just before its plan; one that has reported no plan so long after is of another version."""
 TAIL = 2000
@@ -182,6 +184,11 @@ class Follower:
         """True when the campaign owned its runs as `statuses` looked last."""
         return bool(self._logs.setdefault(f"campaign-{campaign}", CampaignLog()).statuses)
 
+    def campaigns(self) -> dict[str, bool]:
+        """The campaigns that `statuses` saw last, and whether each has reported anything: its runs, or why it could not begin."""
+        jobs = [job for job in self._seen or [] if job.kind == "campaign"]
+        return {job.campaign: job.state == "STOPPED" or self._logs.get(job.submission_id, CampaignLog()).has_reported for job in jobs}
+
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""
         while (job := self._jobs.find(submission_id)).is_live:
@@ -214,8 +221,14 @@ class Follower:
             time.sleep(self._poll_s + len(text) / LOG_CHARACTERS_PER_S)
 
     def withdraw(self, campaign_id: str) -> list[str]:
-        """End a campaign, then every job that it has started; returns the submission ids of those that were alive."""
+        """End a campaign, then every job that it has started; returns the submission ids of those that were alive.
+
+        One that the job server does not list is looked for again, for STORES_S.
+        """
         ended: list[str] = []
+        stored_by = time.monotonic() + STORES_S
+        while time.monotonic() < stored_by and not any(job.submission_id == f"campaign-{campaign_id}" for job in self._jobs.records()):
+            time.sleep(self._first_poll_s)
         for kinds in (("campaign",), ("train", "validate")):  # the campaign first, else it would start again what has ended
             own = [job for job in self._jobs.records() if job.campaign == campaign_id and job.kind in kinds]
             living = [job.submission_id for job in own if job.is_live]

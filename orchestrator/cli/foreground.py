@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from typing import TYPE_CHECKING, Literal
@@ -50,7 +51,8 @@ def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: s
     """Submit; `doing` is shown meanwhile. Ctrl-C withdraws what was sent already and reports it: no campaign stays unnoticed."""
     from orchestrator import api
 
-    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note, replaces=replaces), cluster, doing)
+    again = shlex.join(["nnfleet", *sys.argv[1:]])
+    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note, replaces=replaces, again=again), cluster, doing)
 
 
 def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster: str | None, doing: str) -> "Submission":
@@ -78,8 +80,17 @@ def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster
                 f"Campaign {sent[0]} may still run. See it and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}"
             )
             raise
-        note(f"Withdrawn: {', '.join(ended)}." if ended else "Withdrawn: no job of it was running yet.")
+        note(f"Withdrawn: {', '.join(ended)}." if ended else _not_stored(sent[0], cluster))
         raise
+
+
+def _not_stored(campaign: str, cluster: str | None) -> str:
+    """Of a campaign that was sent, and that the job server does not list as alive."""
+    option = cluster_option(cluster)
+    return (
+        f"No job of campaign {campaign} is at work. Should the job server store it after all: nnfleet status --campaign {campaign}{option} "
+        f"shows it, nnfleet stop --campaign {campaign}{option} ends it."
+    )
 
 
 @contextlib.contextmanager

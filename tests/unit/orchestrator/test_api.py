@@ -66,6 +66,8 @@ def machine_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """The machine that verbs meet in place of this one."""
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NNFLEET_HOME", str(tmp_path / "nnfleet-home"))
+    (tmp_path / "nnfleet-home").mkdir()
     here = Machine(tmp_path)
     monkeypatch.setattr(local_services, "running", here.running)
     monkeypatch.setattr(local_services, "_get", lambda port, path: here.health)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -133,6 +134,8 @@ class FakeApi:
         self.interruptions = 0
         self.fault: Exception | None = None
         self.interrupted_early: bool | None = None
+        self.is_stored = True
+        self.again = ""
         self.machine = {"CPU": 64.0, "GPU": 4.0}
 
     def fail_with(self, fault: Exception) -> None:
@@ -162,7 +165,9 @@ class FakeApi:
         on_wait: Callable[[str], None] | None = None,
         *,
         replaces: bool = False,
+        again: str = "",
     ) -> Any:
+        self.again = again
         self._ask("submit", experiment, cluster, *(["replaces"] if replaces else []))
         return self._sent(on_submit)
 
@@ -199,7 +204,7 @@ class FakeApi:
 
     def withdraw(self, campaign_id: str, cluster: str | None = None) -> list[str]:
         self._ask("withdraw", campaign_id, cluster)
-        return [f"campaign-{campaign_id}"]
+        return [f"campaign-{campaign_id}"] if self.is_stored else []
 
     def is_local(self) -> bool:
         return True
@@ -808,6 +813,12 @@ def test_ctrl_c_while_submitting_withdraws_what_was_sent(nnfleet: Nnfleet, api: 
     assert code == output.EXIT_INTERRUPTED
     assert api.asked[-1] == ("withdraw", "c1", "http://head:8265")
     assert "Withdrawn: campaign-c1" in err
+    assert api.again == shlex.join(["nnfleet", *verb, "--cluster", "http://head:8265"])
+    api.is_stored = False
+    code, _, err = nnfleet(*verb)
+    assert code == output.EXIT_INTERRUPTED
+    assert "Withdrawn" not in err
+    assert "Should the job server store it after all: nnfleet status --campaign c1 shows it, nnfleet stop --campaign c1 ends it." in err
 
 
 def test_ctrl_c_before_anything_was_sent_says_so(nnfleet: Nnfleet, api: FakeApi) -> None:
