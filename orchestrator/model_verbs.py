@@ -47,9 +47,9 @@ def evaluate(
 
     Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues, and
     follows one that is at work. Interrupted, but by HungUp, the one that began the job stops it. `workers`: `count`, `gpus`, `cpus` of
-    each; what is left open the cluster decides. `on_wait` gets what it waits for; `on_job` the job's id just before it is sent, or
-    followed, and whether this call began it. Raises ConfigError, DataError or ClusterError before a worker starts; at its end what is to
-    blame for cases that failed.
+    each; what is left open the cluster decides. `on_wait` gets what it waits for, and warnings; `on_job` the job's id just before it is
+    sent, or followed, and whether this call began it. Raises ConfigError, DataError or ClusterError before a worker starts; at its end what
+    is to blame for cases that failed.
     """
     from orchestrator.validation.held_out_cases import held_out_cases
     from orchestrator.validation.held_out_folds import folds_of
@@ -77,11 +77,16 @@ def _followed_to_its_end(
     on_job: Callable[[str, bool], None] | None = None,
 ) -> "HeldOutEvent":
     """Start the job of a test set, or follow the one that the same command has started. `how`: options that change no result."""
-    from orchestrator.validation.held_out_events import HELD_OUT_EVENTS, HeldOutEvent, HeldOutReport, HeldOutWaits
+    from orchestrator.validation.held_out_events import HELD_OUT_EVENTS, HeldOutEvent, HeldOutReport, HeldOutWaits, HeldOutWarned
+
+    warnings: list[HeldOutWarned] = []
 
     def shown(event: HeldOutReport) -> None:
         if isinstance(event, HeldOutWaits) and on_wait is not None:
             on_wait(f"It waits for its workers: it {event.because}" if event.because.startswith("needs") else f"It waits: {event.because}")
+        if isinstance(event, HeldOutWarned) and on_wait is not None and event not in warnings:
+            warnings.append(event)
+            on_wait(f"Warning: {event.message}")
 
     name = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:12]
     earlier = [job for job in jobs.records() if job.submission_id.startswith(f"test-{name}-")]
@@ -100,6 +105,9 @@ def _followed_to_its_end(
         if not living and not isinstance(interrupt, HungUp):
             _end(jobs, submission_id)
         raise
+    for event in events:
+        if isinstance(event, HeldOutWarned):  # of a job that ended before it was looked at again
+            shown(event)
     ended = next((event for event in reversed(events) if isinstance(event, HeldOutEvent)), None)
     if ended is None:
         raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")

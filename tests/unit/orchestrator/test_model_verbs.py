@@ -11,7 +11,7 @@ from orchestrator.model_verbs import _followed_to_its_end
 from orchestrator.run.events import Event, line_of
 from orchestrator.run.interrupts import HungUp
 from orchestrator.run.job_record import JobRecord, JobState
-from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits
+from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits, HeldOutWarned
 
 COMMAND = ["4/3d_fullres/nnUNetTrainer", "--images=/imagesTs", "--checkpoint=final"]
 DONE = HeldOutEvent(message="3 cases are predicted", num_cases=3)
@@ -84,6 +84,16 @@ def test_the_same_command_follows_the_job_of_the_first_and_starts_none() -> None
         f"The same command is at work already as job {first}: this one follows it. `nnfleet stop {first}` ends it.",
         "It waits: queued behind 4/2d/t/0.",
     ]
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_warning_of_the_job_is_shown_once_however_fast_it_ends(looks: int) -> None:
+    jobs, said = FakeJobs(), list[str]()
+    warned = HeldOutWarned(message="it runs on CPUs")
+    steps = [lambda: jobs.end(warned, state="RUNNING"), lambda: jobs.end(warned, DONE)]
+    jobs.turns = steps[-looks:]
+    evaluate(jobs, [], said)
+    assert said == ["Warning: it runs on CPUs"]
 
 
 def test_once_it_has_ended_the_same_command_starts_a_job_that_continues() -> None:
