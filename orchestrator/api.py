@@ -7,6 +7,7 @@ local services. Every verb may raise ClusterError. `orchestrator/run/names.py` h
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, is_test_set, meant_test_sets
-from orchestrator.cluster import local_services
+from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, meant_test_sets
+from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, is_idle, outage_of, reach
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, StorageError
 from orchestrator.model_verbs import compare as compare
 from orchestrator.model_verbs import diff as diff
 from orchestrator.model_verbs import evaluate as evaluate
@@ -30,6 +31,7 @@ from orchestrator.model_verbs import predict as predict
 from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
+from orchestrator.run.job_record import is_test_set
 from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
@@ -56,11 +58,21 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Look:
+    """One of several looks at a cluster."""
+
+    statuses: list[RunStatus]
+    """As `status` returns them."""
+    test_sets: "list[JobRecord]"
+    """The jobs of `evaluate` and `predict` that are alive, or were at an earlier look; none where one campaign is asked for."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What one look at a cluster shows."""
 
     statuses: list[RunStatus]
-    """Every run that a campaign of the cluster has reported."""
+    """Every run that a campaign of the cluster has reported, and those of submissions that a head took and did not begin."""
     stored: list[RunStatus]
     """Runs below the results folder that no campaign of the cluster knows: finished before a `down` or a reboot, or cut off by it."""
     outage: str
@@ -125,6 +137,7 @@ def submit(
     on_wait: Callable[[str], None] | None = None,
     *,
     replaces: bool = False,
+    again: str = "",
 ) -> Submission:
     """Start a campaign, which goes on without us. Starts the local services when no cluster is named.
 
@@ -133,6 +146,7 @@ def submit(
     to take the same folders, old workers may still be active, MLflow does not answer), once it owns its runs.
 
     `replaces`: folders of other runs, which have other settings or data, are moved aside, unless one is at work; nothing is deleted.
+    `again`: the command that submits it again, for `status` to show where the head ends before the campaign begins.
     `on_submit` gets the campaign's id just before it is sent: whoever is interrupted from then on has to `withdraw` it. `on_wait` gets
     the reason when it takes long. Raises what the campaign raises: ConfigError, DataError, TrackingError, ClusterError.
     """
@@ -146,7 +160,10 @@ def submit(
         return meant.jobs.submit_campaign(campaign_id, sent.to_yaml(), replaces=replaces, handed=runs)
 
     report = handover.seen_here(meant, lambda here: handover.submission(sent, here, replaces=replaces))
-    return _submitted(meant, report, send, on_submit, on_wait)
+    submission = _submitted(meant, report, send, on_submit, on_wait)
+    if report is not None and (runs := handover.handed(report)):
+        _note_taken(submission.campaign_id, runs, again)
+    return submission
 
 
 def resume(
@@ -182,7 +199,10 @@ def resume(
 
 
 def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
-    """End a campaign with everything that it has started, at once; returns the submission ids of the jobs that were ended."""
+    """End a campaign with everything that it has started, at once; returns the submission ids of the jobs that were ended.
+
+    None: it has ended, or the job server has not stored it after some seconds.
+    """
     return Follower(reach(cluster).jobs).withdraw(campaign_id)
 
 
@@ -196,18 +216,18 @@ def wait(campaign_id: str, cluster: str | None = None, on_status: Callable[[list
 
 def status(cluster: str | None = None, campaign: str | None = None) -> list[RunStatus]:
     """The state of every run, or of those of one campaign; of a run in several campaigns the newest counts. Empty if nothing runs here."""
-    return next(looks(cluster, campaign))
+    return next(looks(cluster, campaign)).statuses
 
 
-def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
-    """`status` again at each `next`, over one connection; ends after an empty list if nothing runs here."""
+def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[Look]:
+    """`status` again at each `next`, over one connection, with test sets; ends after an empty look if nothing runs here."""
     reached = reach(cluster).reached
     if reached is None:
-        yield []
+        yield Look([], [])
         return
     follower = Follower(reached)
     while True:
-        yield follower.statuses(campaign)
+        yield Look(follower.statuses(campaign), follower.test_sets() if campaign is None else [])
 
 
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
@@ -297,6 +317,8 @@ def stop(
     reported, stored = _known(meant, follower, campaign) if names or not runs else ([], [])
     statuses = [*reported, *stored]
     found = match_all(names, statuses, hints=False) if names else [status for status in statuses if not status.state.is_final]
+    if meant.is_here:  # whoever stops what has never begun does not want to be reminded of it
+        submissions.drop_runs(Home.default(), {status.run_key for status in found if not (status.campaign or status.is_claimed)})
     living = [status for status in found if status.campaign and not status.state.is_final]
     ending = meant_test_sets(runs, follower, everything=everything)
     if follower is not None:
@@ -341,7 +363,9 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
     """
     from orchestrator.resume.removal import remove
 
-    return remove(removable(runs, results, cluster), mlflow=mlflow)
+    found = removable(runs, results, cluster)
+    submissions.drop_runs(Home.default(), {run.run_key for run in found})
+    return remove(found, mlflow=mlflow)
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
@@ -434,6 +458,14 @@ def _submitted(
     return Submission(campaign_id, send(campaign_id, handover.handed(report)), report)
 
 
+def _note_taken(campaign: str, runs: "Sequence[HandedRun]", again: str) -> None:
+    taken = submissions.TakenSubmission(campaign=campaign, sent_unix=time.time(), command=again, folder=Path.cwd(), runs=tuple(runs))
+    try:
+        submissions.keep(Home.default(), taken)
+    except (OSError, StorageError) as err:
+        log.warning("campaign %s is submitted, but not noted here for the case that the head ends before it begins: %s", campaign, err)
+
+
 def _check_here(experiment: "Experiment", cluster: str | None) -> None:
     """Where this machine is meant: that what the experiment names is there, before services are started for it. Raises as `check_named`."""
     if cluster is None and is_local():
@@ -461,7 +493,10 @@ def _known(
     meant: Target, follower: Follower | None, campaign: str | None = None, results: Path | None = None
 ) -> tuple[list[RunStatus], list[RunStatus]]:
     """The runs that a name may mean: those that campaigns of the cluster have reported, and those that only their folders know, which
-    belong to no campaign. Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run."""
+    belong to no campaign. Among the former, and first, as they own nothing, those of submissions that a head took and did not begin.
+
+    Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run.
+    """
     reported = [] if follower is None else follower.statuses(campaign)
     if campaign is not None:
         return reported, []
@@ -469,7 +504,10 @@ def _known(
     stored = _stored([status for status in reported if status.is_claimed], meant, results)
     stored = [status.model_copy(update={"reason": failed.get(status.run_key, status.reason)}) for status in stored]
     shown = {status.run_key for status in stored}
-    return [status for status in reported if status.run_key not in shown], stored
+    reported = [status for status in reported if status.run_key not in shown]
+    shown |= {status.run_key for status in reported}
+    lacking = submissions.never_begun(Home.default(), {} if follower is None else follower.campaigns()) if meant.is_here else []
+    return [*(status for status in lacking if status.run_key not in shown), *reported], stored
 
 
 def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:

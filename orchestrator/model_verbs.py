@@ -13,6 +13,7 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.target import is_idle, reach
 from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_absence, results_folder
+from orchestrator.run.interrupts import HungUp
 
 if TYPE_CHECKING:
     from orchestrator.cluster.jobs import Jobs
@@ -40,13 +41,15 @@ def evaluate(
     cluster: str | None = None,
     workers: Mapping[str, int] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    on_job: Callable[[str, bool], None] | None = None,
 ) -> "HeldOutEvent":
     """Predict a held-out test set with the folds that `model` means, as nnU-Net's ensemble, and with `labels` score it. Returns at its end.
 
     Folders are those of the cluster; `output`: default a folder beside the folds. Finished cases are kept: the same call continues, and
-    follows one that is at work. Interrupted, the one that began the job stops it. `workers`: `count`, `gpus`, `cpus` of each; what is left
-    open the cluster decides. `on_wait` gets what it waits for. Raises ConfigError, DataError or ClusterError before a worker starts; at its
-    end what is to blame for cases that failed.
+    follows one that is at work. Interrupted, but by HungUp, the one that began the job stops it. `workers`: `count`, `gpus`, `cpus` of
+    each; what is left open the cluster decides. `on_wait` gets what it waits for, and warnings; `on_job` the job's id just before it is
+    sent, or followed, and whether this call began it. Raises ConfigError, DataError or ClusterError before a worker starts; at its end what
+    is to blame for cases that failed.
     """
     from orchestrator.validation.held_out_cases import held_out_cases
     from orchestrator.validation.held_out_folds import folds_of
@@ -63,18 +66,27 @@ def evaluate(
         raise ConfigError(f"test set: {', '.join(relative)} starts at no folder of the cluster. Name whole paths, as its nodes see them.")
     named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
     arguments = [model, *named, f"--checkpoint={checkpoint}"]
-    return _followed_to_its_end(meant.jobs, arguments, [f"--workers={json.dumps(dict(workers))}"] if workers else [], on_wait)
+    return _followed_to_its_end(meant.jobs, arguments, [f"--workers={json.dumps(dict(workers))}"] if workers else [], on_wait, on_job)
 
 
 def _followed_to_its_end(
-    jobs: "Jobs", arguments: list[str], how: list[str], on_wait: Callable[[str], None] | None = None
+    jobs: "Jobs",
+    arguments: list[str],
+    how: list[str],
+    on_wait: Callable[[str], None] | None = None,
+    on_job: Callable[[str, bool], None] | None = None,
 ) -> "HeldOutEvent":
     """Start the job of a test set, or follow the one that the same command has started. `how`: options that change no result."""
-    from orchestrator.validation.held_out_events import HELD_OUT_EVENTS, HeldOutEvent, HeldOutReport, HeldOutWaits
+    from orchestrator.validation.held_out_events import HELD_OUT_EVENTS, HeldOutEvent, HeldOutReport, HeldOutWaits, HeldOutWarned
+
+    warnings: list[HeldOutWarned] = []
 
     def shown(event: HeldOutReport) -> None:
         if isinstance(event, HeldOutWaits) and on_wait is not None:
             on_wait(f"It waits for its workers: it {event.because}" if event.because.startswith("needs") else f"It waits: {event.because}")
+        if isinstance(event, HeldOutWarned) and on_wait is not None and event not in warnings:
+            warnings.append(event)
+            on_wait(f"Warning: {event.message}")
 
     name = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:12]
     earlier = [job for job in jobs.records() if job.submission_id.startswith(f"test-{name}-")]
@@ -83,14 +95,19 @@ def _followed_to_its_end(
         on_wait(f"The same command is at work already as job {living}: this one follows it. `nnfleet stop {living}` ends it.")
     attempt = f"{name}-{len(earlier)}"
     submission_id = living or f"test-{attempt}"
+    if on_job is not None:
+        on_job(submission_id, not living)
     try:
         if not living:
             jobs.submit_held_out(attempt, [*arguments, *how])
         events, failure = Follower(jobs).ended(submission_id, HELD_OUT_EVENTS, shown)
-    except KeyboardInterrupt:
-        if not living:
+    except KeyboardInterrupt as interrupt:
+        if not living and not isinstance(interrupt, HungUp):
             _end(jobs, submission_id)
         raise
+    for event in events:
+        if isinstance(event, HeldOutWarned):  # of a job that ended before it was looked at again
+            shown(event)
     ended = next((event for event in reversed(events) if isinstance(event, HeldOutEvent)), None)
     if ended is None:
         raise failure or ClusterError(f"test set: {submission_id} left no result. See its log in Ray's dashboard.")
@@ -118,9 +135,18 @@ def predict(
     cluster: str | None = None,
     workers: Mapping[str, int] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    on_job: Callable[[str, bool], None] | None = None,
 ) -> "HeldOutEvent":
     """As `evaluate`, without labels."""
-    return evaluate(model, images, None, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=on_wait)
+    return evaluate(
+        *(model, images, None, output),
+        checkpoint=checkpoint,
+        results=results,
+        cluster=cluster,
+        workers=workers,
+        on_wait=on_wait,
+        on_job=on_job,
+    )
 
 
 def export(model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> "Exported":

@@ -22,6 +22,8 @@ LOG_CHARACTERS_PER_S = 2e6
 """A long log is asked for less often: Ray gives it as a whole each time."""
 MAX_SILENCE_S = 60.0
 """How long a cluster may not answer, or a stopped job may take to end, before it is given up."""
+STORES_S = 5.0
+"""How long a campaign that is withdrawn is looked for: the job server may be storing it at this moment."""
 PLAN_FOLLOWS_S = 10.0
 """A campaign reports its runs just before its plan; one that has reported no plan so long after is of another version."""
 TAIL = 2000
@@ -52,6 +54,8 @@ class Follower:
         """Campaigns that have ended and whose log was read since."""
         self._seen: list[JobRecord] | None = None
         """What `statuses` saw last."""
+        self._test_sets: set[str] = set()
+        """Jobs of test sets that were alive at a look."""
 
     def statuses(self, campaign: str | None = None) -> list[RunStatus]:
         """One status of each run, or of those of one campaign: from a living campaign that still follows it, else the newest.
@@ -170,13 +174,20 @@ class Follower:
             time.sleep(self._poll_s)
 
     def test_sets(self) -> list[JobRecord]:
-        """The living jobs of test sets, as `statuses` saw them last."""
+        """The jobs of test sets that are alive, or were at an earlier look of this follower, as `statuses` saw them last."""
         records = self._jobs.records() if self._seen is None else self._seen
-        return [job for job in records if job.kind == "test" and job.is_live]
+        tests = [job for job in records if job.kind == "test"]
+        self._test_sets |= {job.submission_id for job in tests if job.is_live}
+        return [job for job in tests if job.submission_id in self._test_sets]
 
     def has_reported(self, campaign: str) -> bool:
         """True when the campaign owned its runs as `statuses` looked last."""
         return bool(self._logs.setdefault(f"campaign-{campaign}", CampaignLog()).statuses)
+
+    def campaigns(self) -> dict[str, bool]:
+        """The campaigns that `statuses` saw last, and whether each has reported anything: its runs, or why it could not begin."""
+        jobs = [job for job in self._seen or [] if job.kind == "campaign"]
+        return {job.campaign: job.state == "STOPPED" or self._logs.get(job.submission_id, CampaignLog()).has_reported for job in jobs}
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""
@@ -210,8 +221,14 @@ class Follower:
             time.sleep(self._poll_s + len(text) / LOG_CHARACTERS_PER_S)
 
     def withdraw(self, campaign_id: str) -> list[str]:
-        """End a campaign, then every job that it has started; returns the submission ids of those that were alive."""
+        """End a campaign, then every job that it has started; returns the submission ids of those that were alive.
+
+        One that the job server does not list is looked for again, for STORES_S.
+        """
         ended: list[str] = []
+        stored_by = time.monotonic() + STORES_S
+        while time.monotonic() < stored_by and not any(job.submission_id == f"campaign-{campaign_id}" for job in self._jobs.records()):
+            time.sleep(self._first_poll_s)
         for kinds in (("campaign",), ("train", "validate")):  # the campaign first, else it would start again what has ended
             own = [job for job in self._jobs.records() if job.campaign == campaign_id and job.kind in kinds]
             living = [job.submission_id for job in own if job.is_live]

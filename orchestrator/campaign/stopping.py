@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from orchestrator.run.job_record import is_test_set, named_test_sets
 from trainers.contract.run_folder import RunFolder
-from trainers.errors import ConfigError, NnfleetError, joined
+from trainers.errors import NnfleetError, joined
 
 if TYPE_CHECKING:
     from orchestrator.campaign.follower import Follower, JobServer
@@ -27,18 +28,11 @@ def ask_each(requests: Iterable[Callable[[], None]]) -> None:
         raise joined(errors)
 
 
-def is_test_set(name: str) -> bool:
-    """True for the id of a job of a test set, which names no run."""
-    return name.startswith("test-")
-
-
 def meant_test_sets(runs: Sequence[str], follower: "Follower | None", *, everything: bool) -> list["JobRecord"]:
     """The living jobs of test sets that a stop of `runs` means, else of `everything`. Raises ConfigError for one that does not live."""
-    names = {name for name in runs if is_test_set(name)}
+    names = [name for name in runs if is_test_set(name)]
     living = follower.test_sets() if follower is not None and (names or everything) else []
-    if ended := sorted(names - {job.submission_id for job in living}):
-        raise ConfigError(f"stop: no job {', '.join(ended)} of a test set lives on this cluster. `nnfleet status` shows those that do.")
-    return [job for job in living if not runs or job.submission_id in names]
+    return named_test_sets(names, living, "stop") if runs else living
 
 
 def end_test_sets(jobs: Sequence["JobRecord"], server: "JobServer", on_end: Callable[["JobRecord"], None] | None = None) -> None:

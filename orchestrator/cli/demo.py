@@ -72,7 +72,7 @@ def environment_line(paths: "DemoPaths") -> str:
 
 def _train(file: Path, paths: "DemoPaths") -> None:
     from orchestrator import api
-    from orchestrator.cli.foreground import hearing_sigterm, submit_in_foreground, wait_in_foreground
+    from orchestrator.cli.foreground import hearing_signals, submit_in_foreground, wait_in_foreground
     from orchestrator.cli.plan import show_plan
     from orchestrator.cli.tables import result_view, seconds, worst_exit_code
     from orchestrator.experiment.model import load_experiment
@@ -81,7 +81,7 @@ def _train(file: Path, paths: "DemoPaths") -> None:
     with working("Starting Ray and MLflow ..."):
         services = api.up()
     began = time.monotonic()
-    with hearing_sigterm():
+    with hearing_signals():
         submission = submit_in_foreground(load_experiment(file), services.ray_address, "Submitting ...")
         show_plan(submission.plan)
         statuses = wait_in_foreground(submission.campaign_id, services.ray_address)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.foreground import hearing_sigterm
+from orchestrator.cli.foreground import following_a_test_set
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Model, Results, TestCheckpoint, TestCpus, TestImages, TestWorkers
 from orchestrator.cli.train_options import Cpu, Device
@@ -31,13 +31,22 @@ def evaluate(
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict a held-out test set with all folds of a model as an ensemble, and score it; finished cases are kept."""
+    """Predict a held-out test set with all folds of a model as an ensemble, and score it; finished cases are kept.
+
+    Ctrl-C and SIGTERM stop it; a closed terminal leaves it at work. The same command again follows or continues it.
+    """
     from orchestrator import api
 
     workers = worker_options(num_workers, cpu, cpus, device)
-    with hearing_sigterm(), own_words(), working("Predicting ..."):
+    with following_a_test_set(cluster) as on_job, own_words(), working("Predicting ..."):
         ended = api.evaluate(
-            model, images, labels, output, checkpoint=checkpoint, results=results, cluster=cluster, workers=workers, on_wait=note
+            *(model, images, labels, output),
+            checkpoint=checkpoint,
+            results=results,
+            cluster=cluster,
+            workers=workers,
+            on_wait=note,
+            on_job=on_job,
         )
     show(ended, as_json=as_json)
 

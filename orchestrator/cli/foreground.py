@@ -1,15 +1,18 @@
-"""Waiting for a campaign in the foreground, and what Ctrl-C and SIGTERM mean there."""
+"""Waiting for a campaign or a test set in the foreground, and what Ctrl-C, SIGTERM and a closed terminal (SIGHUP) mean there."""
 
 import contextlib
+import os
+import shlex
 import signal
 import sys
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from orchestrator.cli.output import EXIT_DETACHED, Terminated, note, working
+from orchestrator.cli.output import EXIT_DETACHED, EXIT_RUN_STOPPED, note, working
 from orchestrator.cli.parameters import cluster_option
 from orchestrator.errors import NnfleetError
+from orchestrator.run.interrupts import HungUp, Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,21 +51,27 @@ def submit_in_foreground(experiment: "Experiment", cluster: str | None, doing: s
     """Submit; `doing` is shown meanwhile. Ctrl-C withdraws what was sent already and reports it: no campaign stays unnoticed."""
     from orchestrator import api
 
-    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note, replaces=replaces), cluster, doing)
+    again = shlex.join(["nnfleet", *sys.argv[1:]])
+    return in_foreground(lambda on_submit: api.submit(experiment, cluster, on_submit, note, replaces=replaces, again=again), cluster, doing)
 
 
 def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster: str | None, doing: str) -> "Submission":
-    """What `send` submits, in the foreground likewise; it calls its argument with the campaign's id just before that is sent."""
+    """What `send` submits, in the foreground likewise; it calls its argument with the campaign's id just before that is sent.
+
+    A terminal that is closed withdraws nothing: exits with EXIT_DETACHED.
+    """
     from orchestrator import api
 
     sent: list[str] = []
     try:
         with working(doing):
             return send(sent.append)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not sent:
             note("Nothing was submitted.")
             raise
+        if isinstance(interrupt, HungUp):
+            raise typer.Exit(EXIT_DETACHED) from None
         note("Withdrawing what was submitted ...")
         try:
             ended = api.withdraw(sent[0], cluster)
@@ -71,40 +80,85 @@ def in_foreground(send: "Callable[[Callable[[str], None]], Submission]", cluster
                 f"Campaign {sent[0]} may still run. See it and stop its runs: nnfleet status --campaign {sent[0]}{cluster_option(cluster)}"
             )
             raise
-        note(f"Withdrawn: {', '.join(ended)}." if ended else "Withdrawn: no job of it was running yet.")
+        note(f"Withdrawn: {', '.join(ended)}." if ended else _not_stored(sent[0], cluster))
         raise
 
 
+def _not_stored(campaign: str, cluster: str | None) -> str:
+    """Of a campaign that was sent, and that the job server does not list as alive."""
+    option = cluster_option(cluster)
+    return (
+        f"No job of campaign {campaign} is at work. Should the job server store it after all: nnfleet status --campaign {campaign}{option} "
+        f"shows it, nnfleet stop --campaign {campaign}{option} ends it."
+    )
+
+
 @contextlib.contextmanager
-def hearing_sigterm() -> "Iterator[None]":
-    """SIGTERM raises Terminated in this thread, as Ctrl-C raises KeyboardInterrupt."""
+def hearing_signals() -> "Iterator[None]":
+    """SIGTERM raises Terminated in this thread, and SIGHUP raises HungUp, as Ctrl-C raises KeyboardInterrupt. A SIGHUP that was ignored
+    before, as by nohup, stays so."""
+    on_terminal = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
     def raise_terminated(*_: object) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    def raise_hung_up(*_: object) -> None:
+        with open(os.devnull, "w") as nowhere:
+            for descriptor in on_terminal:  # else the next line that is printed is an error
+                os.dup2(nowhere.fileno(), descriptor)
+        raise HungUp
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, raise_terminated)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, raise_hung_up)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def following_a_test_set(cluster: str | None) -> "Iterator[Callable[[str, bool], None]]":
+    """What signals mean while a test set is waited for; gives the `on_job` of `api.evaluate`.
+
+    Exits with EXIT_DETACHED where its job goes on: at SIGHUP, and where another command began it; at SIGTERM with EXIT_RUN_STOPPED.
+    """
+    jobs: dict[str, bool] = {}
+    with hearing_signals():
+        try:
+            yield jobs.__setitem__
+        except KeyboardInterrupt as interrupt:
+            for job, is_own in jobs.items():
+                if isinstance(interrupt, HungUp) or not is_own:
+                    note(f"Detached: {job} goes on. The same command follows it, nnfleet stop {job}{cluster_option(cluster)} ends it.")
+                    raise typer.Exit(EXIT_DETACHED) from None
+                note("Finished cases are kept: the same command continues.")
+                if isinstance(interrupt, Terminated):
+                    raise typer.Exit(EXIT_RUN_STOPPED) from None
+            raise
 
 
 def wait_in_foreground(campaign_id: str, cluster: str | None) -> list["RunStatus"]:
     """Show the campaign until every run has ended. Ctrl-C asks what to do; SIGTERM stops the runs after their epoch.
 
-    Exits with EXIT_DETACHED when the person detaches.
+    Exits with EXIT_DETACHED when the person detaches, or closes the terminal.
     """
     from orchestrator import api
     from orchestrator.cli.watch import Watch
 
     while True:
-        is_asked = True
+        answer: Answer | None = None
         with Watch() as watch:
             try:
                 return api.wait(campaign_id, cluster, watch)
-            except KeyboardInterrupt as interrupt:
-                is_asked = not isinstance(interrupt, Terminated)
-        answer = ask() if is_asked else "stop"
+            except Terminated:
+                answer = "stop"
+            except HungUp:
+                answer = "detach"
+            except KeyboardInterrupt:
+                pass
+        answer = answer or ask()
         if answer == "detach":
             note(f"Detached: the runs continue. See them: nnfleet status --watch{cluster_option(cluster)}")
             raise typer.Exit(EXIT_DETACHED)

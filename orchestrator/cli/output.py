@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.run.interrupts import HungUp, Terminated
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,13 +30,11 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C while nothing needed an answer."""
 EXIT_TERMINATED = 143
 """SIGTERM, likewise."""
+EXIT_HUNG_UP = 129
+"""SIGHUP, likewise."""
 
 PIPED_WIDTH = 140
 """Columns of a table that goes into a pipe or file, where the environment variable COLUMNS does not name them."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whoever sends it does not answer questions."""
 
 
 @dataclass
@@ -100,12 +100,18 @@ def answering_interrupts(verb: Callable[..., None]) -> Callable[..., None]:
             verb(*arguments, **options)
         except KeyboardInterrupt as interrupt:
             note("Interrupted.")
-            sys.exit(EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED)
+            sys.exit(_exit_code_of(interrupt))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
             sys.exit(0)
 
     return answered
+
+
+def _exit_code_of(interrupt: KeyboardInterrupt) -> int:
+    if isinstance(interrupt, HungUp):
+        return EXIT_HUNG_UP
+    return EXIT_TERMINATED if isinstance(interrupt, Terminated) else EXIT_INTERRUPTED
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def status(
         ),
     ] = None,
     all_runs: Annotated[bool, typer.Option("--runs", help="A line for each run, also for those that wait or succeeded.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, with live progress bars, until every run has ended.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay, with live progress bars, until every run and test set has ended.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the state, epoch, EMA pseudo-Dice and time left of each run, below the model that it is a fold of."""
@@ -46,27 +48,32 @@ def status(
         _watch(cluster, campaign, runs or [])
         return
     seen = api.snapshot(cluster, campaign, results)
-    statuses = _named([*seen.statuses, *seen.stored], runs or [])
+    statuses, test_sets = _meant([*seen.statuses, *seen.stored], seen.test_sets, runs or [])
     if seen.outage:
         note(seen.outage)
     if as_json:
-        print_json([item.model_dump(mode="json") for item in statuses])
-    elif not statuses:
+        print_json([*(item.model_dump(mode="json") for item in statuses), *map(_as_json, test_sets)])
+        return
+    if not (statuses or runs):
         say(_none(results))
-    else:
+    elif statuses:
         from orchestrator.cli.watch import watch_view
 
         out = console()
         out.print(watch_view(statuses, out.width, all_runs=all_runs or bool(runs)))
         _results(statuses, all_runs=all_runs)
-    if not (as_json or runs):
-        _test_sets(seen.test_sets, cluster)
+    _test_sets(test_sets, cluster)
 
 
 def _test_sets(jobs: "Sequence[JobRecord]", cluster: str | None) -> None:
     """A line for each test set at work, which no run shows."""
     for job in jobs:
         say(f"Test set: {job.test_set}. Stop it: nnfleet stop {job.submission_id}{cluster_option(cluster)}")
+
+
+def _as_json(job: "JobRecord") -> dict[str, str]:
+    """A test set at work, as scripts read it."""
+    return {"test_set": job.submission_id, "state": job.test_set_state, "what": job.test_set}
 
 
 def _none(results: Path | None) -> str:
@@ -89,11 +96,17 @@ def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
         out.print(result_view(validated, out.width, all_runs=all_runs))
 
 
-def _named(statuses: "list[RunStatus]", runs: list[str]) -> "list[RunStatus]":
-    """The runs of these names, in their order; all if there are no names. Raises ConfigError for a name that means none."""
+def _meant(statuses: "list[RunStatus]", test_sets: "list[JobRecord]", names: list[str]) -> "tuple[list[RunStatus], list[JobRecord]]":
+    """The runs, and the jobs of test sets, of these names in their order; all if there are none. Raises ConfigError for a name that
+    means nothing."""
+    from orchestrator.run.job_record import is_test_set, named_test_sets
     from orchestrator.run.status import match_all
 
-    return match_all(runs, statuses) if runs else statuses
+    if not names:
+        return statuses, test_sets
+    of_runs = [name for name in names if not is_test_set(name)]
+    of_test_sets = [name for name in names if is_test_set(name)]
+    return match_all(of_runs, statuses) if of_runs else [], named_test_sets(of_test_sets, test_sets, "status")
 
 
 def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:
@@ -107,11 +120,12 @@ def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:
         looks = api.looks(cluster, campaign)
         while True:
             began = time.monotonic()
-            watch(_named(next(looks), runs))
-            if all(item.state.is_final for item in watch.statuses):
+            look = next(looks)
+            watch(*_meant(look.statuses, look.test_sets, runs))
+            if all(item.state.is_final for item in watch.statuses) and not any(job.is_live for job in watch.test_sets):
                 break
             time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))
-    if not watch.statuses:
+    if not (watch.statuses or watch.test_sets):
         say(_none(None))
     _results(watch.statuses)
-    raise typer.Exit(worst_exit_code(watch.statuses))
+    raise typer.Exit(worst_exit_code(watch.statuses, watch.test_sets))

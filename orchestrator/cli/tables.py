@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from orchestrator.cli.fitted_table import FittedTable
+    from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import CasesDone, RunStatus
     from trainers.contract.run_spec import CheckpointName
 
@@ -131,10 +132,16 @@ def _model_dice(model: Model, checkpoint: "CheckpointName") -> str:
     return dice(value) if is_over_cases else f"~{dice(value)}"
 
 
-def worst_exit_code(statuses: Sequence["RunStatus"]) -> int:
-    """Exit code of a command that waited for these runs: 0 only if all succeeded; of several ends the first in the order below counts."""
+def test_set_line(job: "JobRecord") -> str:
+    """The job of a test set in one plain line, for whoever watches it."""
+    return f"{job.submission_id}  {job.test_set_state}  test set {job.test_set}"
+
+
+def worst_exit_code(statuses: Sequence["RunStatus"], test_sets: Sequence["JobRecord"] = ()) -> int:
+    """Exit code of a command that waited for these runs and test sets: 0 only if all succeeded; of several ends the first in the order
+    below counts."""
     from orchestrator.cli.output import EXIT_RUN_FAILED, EXIT_RUN_STOPPED
-    from orchestrator.errors import ClusterError, ConfigError
+    from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
 
     codes = {
         RunState.FAILED_CODE: EXIT_RUN_FAILED,
@@ -143,5 +150,16 @@ def worst_exit_code(statuses: Sequence["RunStatus"]) -> int:
         RunState.STOPPED: EXIT_RUN_STOPPED,
         RunState.PAUSED: EXIT_RUN_STOPPED,
     }
-    seen = {status.state for status in statuses}
-    return next((code for state, code in codes.items() if state in seen), 0)
+    order = [EXIT_RUN_FAILED, *(kind.exit_code for kind in (ClusterError, ConfigError, DataError, CheckpointError, StorageError))]
+    seen = {codes.get(status.state, 0) for status in statuses} | {_exit_code_of(job) for job in test_sets}
+    return next((code for code in (*order, NnfleetError.exit_code, EXIT_RUN_STOPPED) if code in seen), 0)
+
+
+def _exit_code_of(job: "JobRecord") -> int:
+    """That with which `evaluate` would end: of its error, or of the cluster where the job was killed or never began."""
+    from orchestrator.cli.output import EXIT_RUN_STOPPED
+    from orchestrator.errors import ClusterError
+
+    if job.state == "FAILED":
+        return job.exit_code or ClusterError.exit_code if job.has_failed_by_itself else ClusterError.exit_code
+    return EXIT_RUN_STOPPED if job.state == "STOPPED" else 0

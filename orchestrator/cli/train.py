@@ -100,10 +100,10 @@ def train(
 ) -> None:
     """Train and validate one model, here and now.
 
-    Ctrl-C asks whether to stop (with a loadable checkpoint, once an epoch has ended) or to leave it running; SIGTERM stops it so. The
-    same command again continues it.
+    Ctrl-C asks whether to stop (with a loadable checkpoint, once an epoch has ended) or to leave it running; SIGTERM stops it so, a
+    closed terminal leaves it running. The same command again continues it.
     """
-    from orchestrator.cli.foreground import hearing_sigterm
+    from orchestrator.cli.foreground import hearing_signals
 
     refuse_contradictions(continues=continues, only_validates=only_validates, has_weights=weights is not None)
     for sentence in answers(continues=continues, val_best=val_best and not only_validates, no_checkpoints=no_checkpoints):
@@ -122,7 +122,7 @@ def train(
     }
     named = {"dataset": dataset, "configuration": configuration, "fold": fold, "trainer": trainer, "plans": plans}
     named |= {key: value for key, value in asked.items() if value is not None}
-    with hearing_sigterm(), own_words(OPTIONS):
+    with hearing_signals(), own_words(OPTIONS):
         if only_validates:
             statuses = _validated(named, cluster, npz=npz, best=val_best)
         else:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import print_json, say, working
+from orchestrator.cli.foreground import hearing_signals
+from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, SomeRuns, cluster_option
 
 
@@ -19,8 +20,12 @@ def validate(
     """Predict and score the whole validation cases of runs with their best and final weights; finished cases are kept."""
     from orchestrator import api
 
-    with working("Submitting the validation ..."):
-        submission_ids = api.validate(runs, cluster, npz=npz, best=best)
+    try:
+        with hearing_signals(), working("Submitting the validation ..."):
+            submission_ids = api.validate(runs, cluster, npz=npz, best=best)
+    except KeyboardInterrupt:
+        note(f"Validations that were submitted before go on: nnfleet status{cluster_option(cluster)}")
+        raise
     if as_json:
         print_json({"submission_ids": submission_ids})
         return

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Self
 
 from orchestrator.cli.models import Model, by_reason, counts_line, models_of, unfolded
 from orchestrator.cli.output import console
-from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, limit_line, plain_table, seconds, status_line
+from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, limit_line, plain_table, seconds, status_line, test_set_line
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
 
 BAR_WIDTH = 18
@@ -71,8 +72,10 @@ def _chosen(numbers: Mapping[str, str], columns: Sequence[str]) -> list[str]:
     return [numbers.get(name, "") for name in columns]
 
 
-def watch_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "RenderableType":
-    """How many runs are in which state, the table, and below it how far validations are and why runs wait or failed."""
+def watch_view(
+    statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False, test_sets: Sequence["JobRecord"] = ()
+) -> "RenderableType":
+    """How many runs are in which state, the table, and below it how far validations are, why runs wait or failed, and test sets."""
     from rich.console import Group
     from rich.text import Text
 
@@ -82,6 +85,7 @@ def watch_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = 
     starved = [run for run in shown if run.limit_advice and run.state in TRAINS]
     limits = by_reason([run.address for run in starved], [limit_line(run) for run in starved])
     lines = [*cases, *limits, *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told])]
+    lines += [test_set_line(job) for job in test_sets]
     below = [Text(), *(Text(line, style="dim") for line in lines)] if lines else []
     counts = [Text(counts_line(statuses), style="bold"), Text()] if len(statuses) > 1 else []
     return Group(*counts, watch_table(statuses, width, all_runs=all_runs), *below)
@@ -95,7 +99,7 @@ def _since(status: "RunStatus") -> str:
 
 
 class Watch:
-    """Called with every new list of states; use as a context manager, so that the terminal is left tidy."""
+    """Called with every new list of states, and the jobs of test sets; use as a context manager, so that the terminal is left tidy."""
 
     def __init__(self) -> None:
         from rich.live import Live
@@ -104,6 +108,7 @@ class Watch:
         self._live = Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
         self._seen: dict[str, str] = {}
         self.statuses: list[RunStatus] = []
+        self.test_sets: list[JobRecord] = []
 
     def __enter__(self) -> Self:
         if self._live:
@@ -114,14 +119,19 @@ class Watch:
         if self._live:
             self._live.stop()
 
-    def __call__(self, statuses: list["RunStatus"]) -> None:
+    def __call__(self, statuses: list["RunStatus"], test_sets: Sequence["JobRecord"] = ()) -> None:
         """Show these states."""
-        self.statuses = statuses
+        self.statuses, self.test_sets = statuses, list(test_sets)
         if self._live:
-            self._live.update(watch_view(statuses, self._console.width), refresh=True)
+            self._live.update(watch_view(statuses, self._console.width, test_sets=test_sets), refresh=True)
             return
         for status in statuses:
             key = f"{status.state}-{status.epochs_done}-{status.validation}-{status.reason}-{sorted(status.full_dice.items())}"
-            if self._seen.get(status.run_key) != key:
-                self._seen[status.run_key] = key
-                self._console.print(status_line(status), soft_wrap=True)
+            self._print_once(status.run_key, key, status_line(status))
+        for job in test_sets:
+            self._print_once(job.submission_id, job.state, test_set_line(job))
+
+    def _print_once(self, name: str, key: str, line: str) -> None:
+        if self._seen.get(name) != key:
+            self._seen[name] = key
+            self._console.print(line, soft_wrap=True)

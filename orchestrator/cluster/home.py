@@ -51,6 +51,11 @@ class Home:
         return self.root / "ports.json"
 
     @property
+    def submissions(self) -> Path:
+        """What the head has taken and not reported yet, a file for each campaign."""
+        return self.root / "submissions"
+
+    @property
     def lock_file(self) -> Path:
         """Held by `up` and `down`."""
         return self.root / "lock"

@@ -22,7 +22,7 @@ from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
 from orchestrator.cluster.code_package import packed
 from orchestrator.cluster.discovery import auth_headers, job_server_of, server_of
 from orchestrator.cluster.job_server import JobServerClient, TokenRefused
-from orchestrator.cluster.service_environment import QUIET, without_proxy
+from orchestrator.cluster.service_environment import QUIET, SUBMISSION_VARIABLE, without_proxy
 from orchestrator.run.job_record import HANDED_KEY, HandedRun, JobKind, JobRecord, handed_text, record_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -201,7 +201,7 @@ class Jobs:
         package = packed(files or {}) if self.working_dir is None or files else None
         with self._speaking(f"submit {submission_id}"):
             working_dir = self._server.store_package(package) if package is not None else self.working_dir
-            own = {"NNFLEET_SUBMISSION_ID": submission_id, CODE_VARIABLE: code}
+            own = {SUBMISSION_VARIABLE: submission_id, CODE_VARIABLE: code}
             if "://" not in self.address:  # a GCS address; Ray's helper actors would take any cluster of the machine
                 own["RAY_ADDRESS"] = self.address
             runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}

@@ -20,8 +20,8 @@ from orchestrator.cluster.capacity import Offer, Share
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.mlflow_store import keep_settings, server_options, upgrade_database
 from orchestrator.cluster.neighbours import crowding, leave_notice, neighbours, remove_notice
-from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, start_detached, wait_until_up
-from orchestrator.cluster.service_environment import LOOPBACK, service_environment
+from orchestrator.cluster.processes import ProcessRecord, end, free_port, is_free, is_listening, kill_chosen, start_detached, wait_until_up
+from orchestrator.cluster.service_environment import LOOPBACK, SUBMISSION_VARIABLE, service_environment
 from orchestrator.cluster.service_records import Ports, Recorded, read_ports, read_record, write_ports, write_record
 from orchestrator.queue.file_lock import locked
 from trainers.errors import ClusterError, ConfigError
@@ -154,10 +154,19 @@ def down(home: Home | None = None) -> None:
     if not home.root.is_dir():
         return
     with locked(home.lock_file, "local services", LOCK_TIMEOUT_S):
-        for record in read_record(home).records.values():
+        records = read_record(home).records
+        if "ray" in records:
+            _end_jobs(records["ray"])
+        for record in records.values():
             end(record)
         remove_notice(home.root)
         home.services_file.unlink(missing_ok=True)
+
+
+def _end_jobs(head: ProcessRecord) -> None:
+    """End what judges: a campaign that outlives the head by seconds counts its runs' jobs as dead, and a driver its workers."""
+    kill_chosen(head, lambda environment: environment.get(SUBMISSION_VARIABLE, "").startswith("campaign-"))
+    kill_chosen(head, lambda environment: SUBMISSION_VARIABLE in environment)
 
 
 def running(home: Home | None = None) -> Services | None:

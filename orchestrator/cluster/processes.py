@@ -148,6 +148,14 @@ def end(record: ProcessRecord, grace_s: float = 15.0) -> None:
         raise ClusterError(f"{record.name}: processes {listed} do not end. Inspect them with `ps`, then run `nnfleet down` again.")
 
 
+def kill_chosen(record: ProcessRecord, is_chosen: Callable[[Mapping[str, str]], bool]) -> None:
+    """SIGKILL the processes of a service whose environment is chosen; the others go on."""
+    for process in family(record):
+        with contextlib.suppress(psutil.Error, OSError):
+            if is_chosen(process.environ()):
+                process.kill()
+
+
 def family(record: ProcessRecord) -> list[psutil.Process]:
     """The living processes of a service, without this process and its ancestors (`down` may run inside a job)."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())} - {record.pid}

@@ -21,6 +21,8 @@ LOGIN_VARIABLES = frozenset(
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "INSECURE_TLS", "CLIENT_CERT_PATH", "SERVER_CERT_PATH")
 )
 """Login and trusted certificates of MLflow's client; the jobs of the local head use it for an MLflow server of the user's own."""
+SUBMISSION_VARIABLE = "NNFLEET_SUBMISSION_ID"
+"""In the environment of a job's processes: its submission id."""
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what Ray sets on macOS: the node's address is 127.0.0.1, and every server binds there only
     "AUTOSCALER_METRIC_PORT": "0",  # any free one: the fixed ports collide with another head on this machine

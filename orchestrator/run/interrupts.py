@@ -1,6 +1,15 @@
-"""SIGINT, by which a job is asked to end. What a shell starts in the background ignores it, and so does everything that this starts."""
+"""Signals that end a command or a job. SIGINT asks a job to end; what a shell starts in the background ignores it, and so does all that
+this starts."""
 
 import signal
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever sends it does not answer questions."""
+
+
+class HungUp(KeyboardInterrupt):
+    """SIGHUP: the terminal is closed, and what was submitted goes on."""
 
 
 def obey_interrupts() -> None:

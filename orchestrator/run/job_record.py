@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from trainers.contract.run_spec import Frozen, RunSpec, WorkerSpec
+from trainers.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,26 @@ class JobRecord(Frozen):
         return f"{images} by {model}" if images else "unknown images"
 
     @property
+    def test_set_state(self) -> str:
+        """Of a job of kind `test`: QUEUED until it begins, then as the cluster lists it."""
+        return "QUEUED" if self.state == "PENDING" else self.state
+
+    @property
     def has_failed_by_itself(self) -> bool:
         """True when its own code ended it with an error: no signal did, and no node took it along."""
         return self.exit_code is not None and 0 < self.exit_code < 128
+
+
+def is_test_set(name: str) -> bool:
+    """True for the id of a job of a test set, which names no run."""
+    return name.startswith("test-")
+
+
+def named_test_sets(names: Sequence[str], known: Sequence[JobRecord], verb: str) -> list[JobRecord]:
+    """Those of the `known` jobs of test sets that have these ids. Raises ConfigError for an id that none has."""
+    if ended := sorted(set(names) - {job.submission_id for job in known}):
+        raise ConfigError(f"{verb}: no job {', '.join(ended)} of a test set lives on this cluster. `nnfleet status` shows those that do.")
+    return [job for job in known if job.submission_id in names]
 
 
 def validations(jobs: Sequence[JobRecord], run_key: str, job_number: int) -> list[JobRecord]:

@@ -16,6 +16,10 @@ RAYS = re.compile(
 """How the lines begin that Ray prints of itself into the log of a job, without their colours."""
 
 
+JOB = re.compile(r"(?P<kind>train|validate)-.+-a(?P<number>[0-9]+)(-r(?P<retry>[0-9]+))?")
+"""The submission id of a job of a run, with its job number."""
+
+
 def training_logs(run_folder: Path, *, earlier: bool = False) -> Iterator[str]:
     """The text of the newest `training_log_<time>.txt` of a run; with `earlier` of all, oldest first, each below a line with its name."""
     files = _training_logs(run_folder)
@@ -34,14 +38,25 @@ def job_logs(run_folder: Path, *, but: Collection[str] = ()) -> Iterator[str]:
 
 
 def stored_logs(run_folder: Path, *, earlier: bool = False) -> Iterator[str]:
-    """The newest training log; with `earlier` all of them, then what the jobs printed. Without any training log the latter too, but for
-    what Ray printed of itself.
+    """The newest training log, then what the validations of that training printed; with `earlier` all training logs, then what all jobs
+    printed. Without any training log the latter too. Only with `earlier` with what Ray printed of itself.
     """
     yield from training_logs(run_folder, earlier=earlier)
     if earlier:
         yield from job_logs(run_folder)
     elif not _training_logs(run_folder):
         yield from map(own_lines, job_logs(run_folder))
+    else:
+        yield from map(own_lines, _validation_logs(run_folder))
+
+
+def _validation_logs(run_folder: Path) -> Iterator[str]:
+    """What the validations of the newest training job printed, in the order of their retries."""
+    named = [(match, path) for path in RunFolder(run_folder).job_logs.glob("*.txt") if (match := JOB.fullmatch(path.stem))]
+    newest = max((int(match["number"]) for match, _ in named), default=0)
+    own = [(int(match["retry"] or 0), path) for match, path in named if match["kind"] == "validate" and int(match["number"]) == newest]
+    for _, path in sorted(own):
+        yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def has_begun_its_log(run_folder: Path, since_unix: float) -> bool:

@@ -16,7 +16,7 @@ from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.follow.reserved import reservations
 from orchestrator.queue.admission import Waiting, decide
-from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, fit
+from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_members
@@ -49,6 +49,17 @@ def workers_for(asked: AskedWorkers, nodes: Sequence[NodeResources], cases: int)
     if asked.count is not None or most == 1:
         return one.model_copy(update={"count": most})
     return WorkerSpec(min=1, max=most, gpus=one.gpus, cpus=one.cpus)
+
+
+def cpu_warning(asked: AskedWorkers, workers: WorkerSpec, trained: WorkerSpec) -> str:
+    """A sentence where CPUs predict that nobody asked for: the cluster has no GPU at this moment, training had some. Else nothing. Pure."""
+    if workers.gpus or asked.gpus is not None or not trained.gpus:
+        return ""
+    return (
+        f"wanted is a GPU for each worker, as in training ({describe(trained)}); no node of this cluster has one at this moment, so it "
+        f"runs on CPUs: {describe(workers)}. Once the GPU node is back, stop it and give the same command again: finished cases are kept. "
+        "`--cpu` asks for CPUs."
+    )
 
 
 def _cpus(nodes: Sequence[NodeResources], gpus: int) -> int:

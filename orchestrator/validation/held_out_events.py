@@ -15,6 +15,13 @@ class HeldOutWaits(Event):
     because: str
 
 
+class HeldOutWarned(Event):
+    """Something that the user should know and that stops nothing."""
+
+    event: Literal["held_out_warned"] = "held_out_warned"
+    message: str
+
+
 class HeldOutEvent(Event):
     """How the job of a test set ended: `exit_code` is that of the error, 0 where there was none."""
 
@@ -35,5 +42,5 @@ class HeldOutEvent(Event):
     """Why `nnfleet compare` does not find the scores; empty where it does, and without labels."""
 
 
-HeldOutReport = HeldOutWaits | HeldOutEvent
+HeldOutReport = HeldOutWaits | HeldOutWarned | HeldOutEvent
 HELD_OUT_EVENTS: TypeAdapter[HeldOutReport] = TypeAdapter(HeldOutReport)

@@ -66,6 +66,8 @@ def machine_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """The machine that verbs meet in place of this one."""
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NNFLEET_HOME", str(tmp_path / "nnfleet-home"))
+    (tmp_path / "nnfleet-home").mkdir()
     here = Machine(tmp_path)
     monkeypatch.setattr(local_services, "running", here.running)
     monkeypatch.setattr(local_services, "_get", lambda port, path: here.health)
@@ -88,7 +90,7 @@ def test_one_status_connects_and_lists_the_jobs_once(machine: Machine, tmp_path:
 def test_looking_again_keeps_the_connection_and_the_logs_of_ended_campaigns(machine: Machine) -> None:
     machine.jobs.campaign("ended", "SUCCEEDED", RunState.SUCCEEDED, 1)
     looks = api.looks()
-    assert [len(next(looks)) for _ in range(3)] == [1, 1, 1]
+    assert [len(next(looks).statuses) for _ in range(3)] == [1, 1, 1]
     assert len(machine.connections) == 1
     assert machine.jobs.reads.count("campaign-ended") == 1
 
@@ -268,6 +270,12 @@ def test_jobs_of_test_sets_are_seen_and_stopped_by_their_ids_or_with_all(machine
     assert [job.submission_id for job in api.snapshot().test_sets] == ["test-a-0", "test-b-0"]
     assert machine.jobs.reads.count("list") == 1
     assert api.snapshot(campaign="c").test_sets == []
+    looks = api.looks()
+    assert [job.submission_id for job in next(looks).test_sets] == ["test-a-0", "test-b-0"]
+    machine.jobs.set_state("test-a-0", "FAILED")
+    assert [job.state for job in next(looks).test_sets] == ["FAILED", "PENDING"], "whoever watched one sees its end"
+    machine.jobs.set_state("test-a-0", "RUNNING")
+    assert next(api.looks(campaign="c")).test_sets == []
     with pytest.raises(ConfigError, match="no job test-c-0 of a test set lives on this cluster"):
         api.stop(["r", "test-a-0", "test-c-0"])
     assert (machine.jobs.stopped, machine.jobs.controls) == ([], [])

@@ -9,8 +9,9 @@ import pytest
 from orchestrator.errors import ClusterError
 from orchestrator.model_verbs import _followed_to_its_end
 from orchestrator.run.events import Event, line_of
+from orchestrator.run.interrupts import HungUp
 from orchestrator.run.job_record import JobRecord, JobState
-from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits
+from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits, HeldOutWarned
 
 COMMAND = ["4/3d_fullres/nnUNetTrainer", "--images=/imagesTs", "--checkpoint=final"]
 DONE = HeldOutEvent(message="3 cases are predicted", num_cases=3)
@@ -85,6 +86,16 @@ def test_the_same_command_follows_the_job_of_the_first_and_starts_none() -> None
     ]
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_warning_of_the_job_is_shown_once_however_fast_it_ends(looks: int) -> None:
+    jobs, said = FakeJobs(), list[str]()
+    warned = HeldOutWarned(message="it runs on CPUs")
+    steps = [lambda: jobs.end(warned, state="RUNNING"), lambda: jobs.end(warned, DONE)]
+    jobs.turns = steps[-looks:]
+    evaluate(jobs, [], said)
+    assert said == ["Warning: it runs on CPUs"]
+
+
 def test_once_it_has_ended_the_same_command_starts_a_job_that_continues() -> None:
     jobs = FakeJobs()
     jobs.turns = [lambda: jobs.end(DONE)]
@@ -108,6 +119,20 @@ def test_only_the_command_that_began_the_job_stops_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluate(jobs, [], [])
     assert jobs.stopped == [first], "it lives on for the first"
+
+
+def test_a_closed_terminal_ends_no_job_and_whoever_follows_one_knows_whose_it_is() -> None:
+    def hang_up() -> None:
+        raise HungUp
+
+    jobs, seen = FakeJobs([hang_up, hang_up]), dict[str, bool]()
+    with pytest.raises(HungUp):
+        _followed_to_its_end(jobs, COMMAND, [], on_job=seen.__setitem__)  # type: ignore[arg-type]
+    [first] = jobs.jobs
+    assert (seen, jobs.stopped) == ({first: True}, [])
+    with pytest.raises(HungUp):
+        _followed_to_its_end(jobs, COMMAND, [], on_job=seen.__setitem__)  # type: ignore[arg-type]
+    assert (seen, jobs.stopped) == ({first: False}, [])
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

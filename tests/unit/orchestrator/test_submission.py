@@ -1,9 +1,13 @@
 """What submitting to the local services starts, waits for and leaves; and when only the campaign's own answer counts."""
 
 import json
+import os
+import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from orchestrator import api
-from orchestrator.campaign.events import Failed, Planned
+from orchestrator.campaign.events import Failed, Planned, StatusChanged
 from orchestrator.cluster import local_services
+from orchestrator.cluster.home import Home
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, single_training
@@ -23,6 +28,7 @@ from orchestrator.resume.takeover import acquire
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import HANDED_KEY, HandedRun, handed_text, record_of
 from orchestrator.run.outcome import Outcome, write_outcome
+from orchestrator.run.status import RunStatus
 from tests.fake_campaign import finish_on_disk
 from tests.serving import serving
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
@@ -239,6 +245,64 @@ def test_another_cluster_is_waited_for(place: Place) -> None:
     submission = api.submit(place.experiment(), "http://head:8265")
     assert submission.submission_id in place.head.logs_read
     assert submission.plan == NO_ROWS
+
+
+def test_what_a_head_took_and_did_not_begin_is_shown_until_it_is_submitted_again_or_stopped(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = api.submit(place.experiment(), again="nnfleet submit e.yaml")
+    (queued,) = api.snapshot().statuses
+    assert (queued.state, queued.campaign) == (RunState.QUEUED, submission.campaign_id)
+    place.head.jobs.clear()  # of a new head
+    (shown,) = api.snapshot().statuses
+    assert (shown.state, shown.campaign, shown.run_key) == (RunState.FAILED_CLUSTER, "", queued.run_key)
+    at = f"{datetime.now():%Y-%m-%d}"
+    assert re.search(
+        rf"its campaign {submission.campaign_id}, submitted {at} ..:.., began. Submit it again: nnfleet submit e.yaml", shown.reason
+    )
+    with monkeypatch.context() as without:
+        without.setattr(local_services, "running", lambda *_: None)
+        without.chdir("/")
+        assert f"again: cd {os.getcwd()} && nnfleet" not in shown.reason
+        assert "Submit it again: cd " in api.snapshot().statuses[0].reason
+
+    again = api.submit(place.experiment())
+    assert [status.campaign for status in api.snapshot().statuses] == [again.campaign_id]
+    place.head.jobs.clear()
+    (shown,) = api.snapshot().statuses
+    assert shown.reason.endswith("Submit it again."), "what a script submitted has no command"
+    assert [run.run_key for run in api.stop([shown.run_key])] == [shown.run_key]
+    assert api.snapshot().statuses == []
+
+
+@pytest.mark.parametrize("reported", ["a run", "an error", "the folder"])
+def test_what_a_campaign_has_reported_is_no_longer_noted(place: Place, reported: str) -> None:
+    submission = api.submit(place.experiment())
+    notes = Home.default().submissions
+    (row,), (note,) = submission.plan.rows, notes.iterdir()
+    assert stat.S_IMODE(note.parent.stat().st_mode) == 0o700
+    api.snapshot()
+    assert note.exists(), "it still begins"
+    state = RunStatus(run_key=row.run_key, address=row.address, campaign="c", epochs=4, run_folder=row.spec.run_folder)
+    events = {
+        "a run": StatusChanged(status=state.model_dump(mode="json")),
+        "an error": Failed(error="ConfigError", message="no"),
+    }
+    if reported in events:
+        place.head.texts[submission.submission_id] = line_of(events[reported]) + "\n"
+    else:
+        acquire(row.spec, [])
+        place.head.jobs.clear()
+    api.snapshot()
+    assert not note.exists()
+
+
+def test_a_submission_is_taken_where_it_cannot_be_noted(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    Home.default().submissions.write_text("no folder")
+    submission = api.submit(place.experiment())
+    assert place.head.started == [submission.submission_id]
+    assert f"campaign {submission.campaign_id} is submitted, but not noted here" in caplog.text
+    assert len(api.snapshot().statuses) == 1
 
 
 def test_a_submission_right_after_another_is_planned_behind_it(place: Place) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.campaign.events import Failed, Planned, StatusChanged, Waiting
-from orchestrator.campaign.follower import Follower
+from orchestrator.campaign.follower import STORES_S, Follower
 from orchestrator.errors import ClusterError, ConfigError, TrackingError
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.run.events import Event, line_of
@@ -226,6 +226,25 @@ def test_withdrawing_ends_the_campaign_before_its_runs_and_touches_no_other(jobs
     follower = Follower(jobs, first_poll_s=0.0)
     assert follower.withdraw("c1") == jobs.stopped == ["campaign-c1", "train-k-a1", "train-l-a1"]
     assert follower.withdraw("c1") == []
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_campaign_that_is_still_being_stored_is_waited_for_before_it_is_withdrawn(
+    jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += 1.0
+        if is_stored and now_s == 2.0:
+            jobs.add("campaign-c1", "campaign", "PENDING", campaign="c1")
+
+    monkeypatch.setattr("orchestrator.campaign.follower.time.sleep", sleep)
+    monkeypatch.setattr("orchestrator.campaign.follower.time.monotonic", lambda: now_s)
+    ended = Follower(jobs).withdraw("c1")
+    assert ended[:1] == (["campaign-c1"] if is_stored else [])
+    assert is_stored or now_s == STORES_S
 
 
 def test_runs_that_a_campaign_was_handed_are_shown_until_it_reports_them(jobs: FakeJobs) -> None:

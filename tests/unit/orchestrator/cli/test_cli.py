@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,6 +125,8 @@ class FakeApi:
         self.runs: list[RunStatus] = [run_status()]
         self.stored: list[RunStatus] = []
         self.test_sets: list[JobRecord] = []
+        self.turns: list[Callable[[], None]] = []
+        """What happens between two looks."""
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
@@ -131,6 +134,8 @@ class FakeApi:
         self.interruptions = 0
         self.fault: Exception | None = None
         self.interrupted_early: bool | None = None
+        self.is_stored = True
+        self.again = ""
         self.machine = {"CPU": 64.0, "GPU": 4.0}
 
     def fail_with(self, fault: Exception) -> None:
@@ -160,7 +165,9 @@ class FakeApi:
         on_wait: Callable[[str], None] | None = None,
         *,
         replaces: bool = False,
+        again: str = "",
     ) -> Any:
+        self.again = again
         self._ask("submit", experiment, cluster, *(["replaces"] if replaces else []))
         return self._sent(on_submit)
 
@@ -182,9 +189,11 @@ class FakeApi:
         stored = self.stored if campaign is None else []
         return SimpleNamespace(statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets)
 
-    def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[list[RunStatus]]:
+    def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[Any]:
         while True:
-            yield self.status(cluster, campaign)
+            yield SimpleNamespace(statuses=self.status(cluster, campaign), test_sets=self.test_sets)
+            if self.turns:
+                self.turns.pop(0)()
 
     def _sent(self, on_submit: Callable[[str], None] | None) -> Any:
         if on_submit and not self.interrupted_early:
@@ -195,7 +204,7 @@ class FakeApi:
 
     def withdraw(self, campaign_id: str, cluster: str | None = None) -> list[str]:
         self._ask("withdraw", campaign_id, cluster)
-        return [f"campaign-{campaign_id}"]
+        return [f"campaign-{campaign_id}"] if self.is_stored else []
 
     def is_local(self) -> bool:
         return True
@@ -475,20 +484,111 @@ def test_status_and_stop_name_a_test_set_at_work_with_its_id(nnfleet: Nnfleet, a
     line = "Test set: /data/imagesTs by 4/2d/t. Stop it: nnfleet stop test-ab-0"
     assert nnfleet("status")[1].splitlines()[-1] == line
     assert nnfleet("status", "--cluster", "http://h:1")[1].splitlines()[-1] == f"{line} --cluster http://h:1"
-    assert "test-ab-0" not in nnfleet("status", "--json")[1]
+    shown = {"test_set": "test-ab-0", "state": "QUEUED", "what": "/data/imagesTs by 4/2d/t"}
+    assert json.loads(nnfleet("status", "--json")[1])[-1] == shown
+    assert json.loads(nnfleet("status", "test-ab-0", "--json")[1]) == [shown]
+    assert nnfleet("status", "test-ab-0")[1] == f"{line}\n"
+    assert nnfleet("status", "test-no-0")[0] == ConfigError.exit_code
     api.runs = []
     assert nnfleet("stop", "--all")[1] == "test-ab-0  asked to end now (/data/imagesTs by 4/2d/t; finished cases are kept)\n"
 
 
+@pytest.mark.parametrize(
+    ("state", "exit_code", "expected"),
+    [("SUCCEEDED", 0, 0), ("STOPPED", 1, 9), ("FAILED", 3, 3), ("FAILED", 137, 5), ("FAILED", None, 5), ("FAILED", 1, 1)],
+)
+@pytest.mark.parametrize("named", [(), ("test-ab-0",)])
+def test_watch_waits_for_test_sets_and_ends_as_they_do(
+    nnfleet: Nnfleet,
+    api: FakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+    state: Any,
+    exit_code: int | None,
+    expected: int,
+    named: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    job = JobRecord(submission_id="test-ab-0", kind="test", state="RUNNING", command="python -m held_out_job 4/2d/t --images=/i")
+    ended = job.model_copy(update={"state": state, "exit_code": exit_code})
+    api.runs, api.test_sets = [done()], [job]
+    api.turns = [lambda: None, lambda: setattr(api, "test_sets", [ended])]
+    code, out, err = nnfleet("status", "--watch", *named)
+    assert code == expected
+    lines = [line for line in (out + err).splitlines() if "test-ab-0" in line]
+    assert lines == [f"test-ab-0  {what}  test set /i by 4/2d/t" for what in ("RUNNING", state)]
+    assert ("SUCCEEDED" in (out + err).replace("test-ab-0  SUCCEEDED", "")) is not bool(named), "a run alone is not waited for"
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
-def test_a_test_set_hears_sigterm_as_ctrl_c(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    monkeypatch.setattr(api, verb, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@pytest.mark.parametrize(
+    ("number", "is_own", "code", "text"),
+    [
+        (signal.SIGTERM, None, output.EXIT_TERMINATED, "Interrupted."),
+        (signal.SIGHUP, None, output.EXIT_HUNG_UP, "Interrupted."),
+        (signal.SIGTERM, True, output.EXIT_RUN_STOPPED, "Finished cases are kept: the same command continues."),
+        (signal.SIGTERM, False, output.EXIT_DETACHED, "Detached: test-a-0 goes on."),
+        (signal.SIGHUP, True, output.EXIT_DETACHED, "Detached: test-a-0 goes on."),
+        (signal.SIGINT, True, output.EXIT_INTERRUPTED, "Finished cases are kept: the same command continues."),
+    ],
+)
+def test_a_signal_stops_a_test_set_or_leaves_it_and_the_exit_code_shows_which(
+    nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch, verb: str, number: int, is_own: bool | None, code: int, text: str
+) -> None:
+    def followed(*_: Any, on_job: Callable[[str, bool], None], **__: Any) -> None:
+        if is_own is not None:
+            on_job("test-a-0", is_own)
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(api, verb, followed, raising=False)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    ended, _, err = nnfleet(verb, "4/2d/t", "--images", "i", "--output", "o")
+    assert (ended, text in err) == (code, True), err
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_hang_up_that_is_ignored_stays_so(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hung_up(*_: Any, **__: Any) -> list[str]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return ["campaign-c"]
+
+    monkeypatch.setattr(api, "validate", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert nnfleet(verb, "4/2d/t", "--images", "i", "--output", "o")[0] == output.EXIT_TERMINATED
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        assert nnfleet("validate", "r")[0] == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, before)
+    code, _, err = nnfleet("validate", "r")
+    assert (code, "Validations that were submitted before go on: nnfleet status" in err) == (output.EXIT_HUNG_UP, True)
+
+
+def test_a_closed_terminal_detaches_and_takes_no_more_lines() -> None:
+    """A real terminal, gone while a training is waited for."""
+    code = (
+        "import sys, time, types, orchestrator\n"
+        "from orchestrator.cli import main\n"
+        "plan = types.SimpleNamespace(warnings=())\n"
+        "def wait(campaign, cluster, watch):\n"
+        "    watch([])\n"
+        "    print('waits', flush=True)\n"
+        "    time.sleep(60)\n"
+        "sent = lambda *a, **k: types.SimpleNamespace(campaign_id='c1', plan=plan)\n"
+        "orchestrator.api = types.SimpleNamespace(submit=sent, wait=wait)\n"
+        "sys.argv = ['nnfleet', 'train', '17', '3d_fullres', '0', '--cluster', 'http://h:1']\n"
+        "main()"
+    )
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"waits" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)  # the terminal emulator ends; the kernel tells only a session that has it as its controlling terminal
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == output.EXIT_DETACHED, shown.decode()
 
 
 def test_down_lists_runs_that_have_not_ended_and_pauses_them_only_when_it_is_told_to(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -713,6 +813,12 @@ def test_ctrl_c_while_submitting_withdraws_what_was_sent(nnfleet: Nnfleet, api: 
     assert code == output.EXIT_INTERRUPTED
     assert api.asked[-1] == ("withdraw", "c1", "http://head:8265")
     assert "Withdrawn: campaign-c1" in err
+    assert api.again == shlex.join(["nnfleet", *verb, "--cluster", "http://head:8265"])
+    api.is_stored = False
+    code, _, err = nnfleet(*verb)
+    assert code == output.EXIT_INTERRUPTED
+    assert "Withdrawn" not in err
+    assert "Should the job server store it after all: nnfleet status --campaign c1 shows it, nnfleet stop --campaign c1 ends it." in err
 
 
 def test_ctrl_c_before_anything_was_sent_says_so(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -875,6 +981,14 @@ def test_sigterm_stops_after_the_epoch_without_a_question(nnfleet: Nnfleet, api:
     assert "Stopping after the epoch in flight" in err
     assert ("stop", (), False, "c1") in api.asked
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_closed_terminal_leaves_the_run_alone(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.foreground.ask", lambda: pytest.fail("nobody is there to answer"))
+    monkeypatch.setattr(api, "wait", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert (code, "Detached: the runs continue" in err) == (output.EXIT_DETACHED, True)
+    assert [what[0] for what in api.asked] == ["submit"]
 
 
 def test_ctrl_c_and_keep_goes_on_to_the_end(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,3 +263,30 @@ def test_a_full_home_is_an_error_of_the_disk(home: Home, monkeypatch: pytest.Mon
     monkeypatch.setattr(local_services, "ensure_token", full)
     with pytest.raises(StorageError, match=r"home cannot be written: the file system is full.*Free space there"):
         local_services.up(home)
+
+
+HEAD = """
+import os, pathlib, signal, subprocess, sys
+jobs = [
+    subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], env={**os.environ, "NNFLEET_SUBMISSION_ID": name})
+    for name in ("train-k-a1", "campaign-c")
+]
+place = pathlib.Path(sys.argv[1])
+def ended(*_):
+    (place / "seen").write_text(str([job.wait(5) for job in jobs]))
+    os._exit(0)
+signal.signal(signal.SIGTERM, ended)
+(place / "ready").touch()
+signal.pause()
+signal.pause()
+"""
+"""Ends after its jobs, as a head whose nodes go first."""
+
+
+def test_down_ends_the_jobs_before_the_head_so_that_none_of_them_counts_its_death(home: Home, tmp_path: Path) -> None:
+    home.create()
+    record = start_detached("Ray head", [sys.executable, "-S", "-c", HEAD, str(tmp_path)], dict(os.environ), tmp_path / "log", 1)
+    wait_until_up(record, (tmp_path / "ready").exists, tmp_path / "log", 60)
+    write_record(home, Recorded(records={"ray": record}))
+    local_services.down(home)
+    assert (tmp_path / "seen").read_text() == "[-9, -9]"

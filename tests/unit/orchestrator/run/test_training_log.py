@@ -31,6 +31,17 @@ def test_lines_that_ray_prints_of_itself_are_left_out_and_ours_stay() -> None:
     assert last == "trained after 3 epochs"
 
 
+def test_the_validations_of_the_newest_training_follow_its_log(tmp_path: Path) -> None:
+    (tmp_path / "training_log_1.txt").write_text("epoch 0\n")
+    assert list(stored_logs(tmp_path)) == ["epoch 0\n"]
+    for job in ("train-k-a1", "validate-k-a1", "train-k-a2", "validate-k-a2-r10", "validate-k-a2-r2", "validate-k-a2"):
+        write_atomic(RunFolder(tmp_path).job_log(job), f"{PRINTED.splitlines()[0]}\n{job}\n".encode())
+    shown = "".join(stored_logs(tmp_path))
+    assert shown == "epoch 0\nvalidate-k-a2\nvalidate-k-a2-r2\nvalidate-k-a2-r10\n"
+    write_atomic(RunFolder(tmp_path).job_log("train-k-a3"), b"it goes on")
+    assert "".join(stored_logs(tmp_path)) == "epoch 0\n", "the newest training is not validated yet"
+
+
 def test_kept_logs_are_whole_only_where_all_logs_are_asked_for(tmp_path: Path) -> None:
     write_atomic(RunFolder(tmp_path).job_log("train-k-a1"), PRINTED.encode())
     assert "WARNING: 8 PYTHON" not in "".join(stored_logs(tmp_path))

@@ -13,7 +13,7 @@ from orchestrator.queue.gang_fit import NodeResources, capacity_beside
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
-from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, workers_for
+from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, workers_for
 from trainers.contract.run_spec import WorkerSpec
 
 ONE_GPU = WorkerSpec(count=1, gpus=1, cpus=4)
@@ -53,6 +53,28 @@ def test_what_is_left_open_the_cluster_decides(asked: dict[str, int], nodes: lis
 def test_what_can_never_fit_is_refused(asked: dict[str, int], nodes: list[NodeResources], reason: str) -> None:
     with pytest.raises(ClusterError, match=f"its workers fit this cluster never: it .*{reason}"):
         workers_for(AskedWorkers(**asked), nodes, 20)
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained_gpus", "nodes", "is_warned"),
+    [
+        ({}, 1, [node(16)], True),
+        ({"count": 2}, 1, [node(16)], True),
+        ({}, 1, [node(16, gpus=1)], False),
+        ({"gpus": 0}, 1, [node(16)], False),
+        ({}, 0, [node(16)], False),
+    ],
+)
+def test_cpus_that_nobody_asked_for_are_named_beside_what_training_had(
+    asked: dict[str, int], trained_gpus: int, nodes: list[NodeResources], is_warned: bool
+) -> None:
+    trained = WorkerSpec(count=2, gpus=trained_gpus, cpus=4)
+    warning = cpu_warning(AskedWorkers(**asked), workers_for(AskedWorkers(**asked), nodes, 20), trained)
+    assert bool(warning) is is_warned
+    used = "2 workers" if asked else "1-2 workers"
+    assert is_warned is (
+        f"(2 workers x (1 GPU, 4 CPUs)); no node of this cluster has one at this moment, so it runs on CPUs: {used} x" in warning
+    )
 
 
 @dataclass
