@@ -92,7 +92,7 @@ class Answer:
     @property
     def is_from_mlflow(self) -> bool:
         """True when the results of any fold were read from MLflow."""
-        return any(fold.source != RUN_FOLDER for model in self.models for fold in model.folds)
+        return any(model.is_from_mlflow for model in self.models)
 
     @property
     def notes(self) -> list[str]:

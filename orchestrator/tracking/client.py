@@ -444,6 +444,13 @@ class Tracker:
             named = [(r.info.run_id, r.data.tags) for r in sorted(runs, key=lambda r: r.info.start_time or 0)]
             return [Names(tags[RUN_KEY_TAG], tags.get(ADDRESS_TAG, ""), run_id, tags.get(FOLDER_TAG, "")) for run_id, tags in named]
 
+    def models_in(self, model_folder: str) -> list[str]:
+        """Ids of the runs of cross-validations of the models that were trained in a folder."""
+        with self._speaking("list models"):
+            experiments = [e.experiment_id for e in pages(self._client.search_experiments)]
+            found = pages(self._client.search_runs, experiments, f"tags.`{MODEL_KEY_TAG}` != ''")
+            return [str(run.info.run_id) for run in found if run.data.tags.get(FOLDER_TAG) == model_folder]
+
     def open_runs(self) -> list[OpenRun]:
         """All runs of nnfleet that the server shows as not ended."""
         with self._speaking("list runs"):

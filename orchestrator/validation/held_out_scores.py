@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.compare.cross_validation import cross_validation
 from orchestrator.compare.model_run import model_key
+from orchestrator.compare.published_test_sets import SCORES, TEST_SETS
 from orchestrator.errors import NnfleetError
 from orchestrator.tracking.binding import server_of
 from orchestrator.tracking.records import MODEL_KEY_TAG, metric_path
@@ -82,7 +83,7 @@ def metrics_of(summary: Mapping[str, Any], column: str) -> dict[str, float]:
     values = {name: summary[name] for name in ("dice_mean", "hd95_mm_mean", "nsd_mean")} | {"num_cases": float(summary["n_cases"])}
     for name, means in summary["classes"].items():
         values |= {f"{metric}/{name}": means[metric] for metric in ("dice", "hd95_mm", "nsd")}
-    return {metric_path(f"test/{column}/{name}"): value for name, value in values.items() if math.isfinite(value)}
+    return {metric_path(f"{TEST_SETS}/{column}/{name}"): value for name, value in values.items() if math.isfinite(value)}
 
 
 def publish_scores(scores: HeldOutScores, folds: Sequence[RunFolder], summary: dict[str, Any], *, is_private: bool) -> str:
@@ -108,9 +109,10 @@ def _send(
     scores: HeldOutScores, model_folder: Path, summary: dict[str, Any], tracker: "Tracker", run_id: str, column: str, *, is_private: bool
 ) -> None:
     """The metrics come last: where they are, the files are too."""
-    folder, salt = metric_path(f"test/{column}"), pseudonym_salt(model_folder.parent) if is_private else None
+    folder, salt = metric_path(f"{TEST_SETS}/{column}"), pseudonym_salt(model_folder.parent) if is_private else None
     tracker.log_table(run_id, f"{folder}/per_case.json", table_rows(scores.results, _labels(model_folder), scores.checkpoint, salt))
     if not is_private:
+        tracker.upload_bytes(run_id, scores.model_dump_json().encode(), f"{folder}/{SCORES}")
         tracker.upload_bytes(run_id, (scores.output / "summary.json").read_bytes(), f"{folder}/summary.json")
     plural = "s" if len(scores.folds) > 1 else ""
     text = (
