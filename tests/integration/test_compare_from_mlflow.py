@@ -14,8 +14,10 @@ from orchestrator.publishing.published import Published, published_tag
 from orchestrator.publishing.shared_files import shared_files
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.saved_views import TAG_PREFIX, TESTS, view_of_test_sets
 from orchestrator.validation.held_out_scores import publish_scores, write_scores
 from tests.fake_run import CLASSES
+from tests.integration.mlflow_server import client_of
 from tests.unit.orchestrator.compare.test_held_out_sets import evaluated, high, low, model
 from tests.validated_model import validated_model
 from trainers.contract.commits import newest_committed
@@ -98,6 +100,11 @@ def test_test_sets_rank_models_from_mlflow_alone(tmp_path: Path, monkeypatch: py
         scores = evaluated(folds, dice, output=output)
         (output / "nnfleet").mkdir(parents=True)
         assert publish_scores(scores, folds, write_scores(scores, folds[0].model_folder), is_private=False) == ""
+    experiment = client_of(tracker).get_experiment_by_name("Toy")
+    _, view = view_of_test_sets([scores.label])
+    assert experiment.tags[f"{TAG_PREFIX}{TESTS}"] == view, "both runs have this test set"
+    tracker.ensure_experiment("Toy")
+    assert client_of(tracker).get_experiment_by_name("Toy").tags[f"{TAG_PREFIX}{TESTS}"] == view, "it is kept"
     expected = repr(content(api.compare()))
     assert "On the test set imagesTs-" in expected
     shutil.rmtree(tmp_path / "results")
