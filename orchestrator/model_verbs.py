@@ -149,14 +149,21 @@ def predict(
     )
 
 
-def export(model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> "Exported":
+def export(
+    model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None, candidate: str | None = None
+) -> "Exported":
     """Make `target` an nnU-Net model folder with every fold that `model` means, or add them to what was exported there.
 
     From the run folders below `results`, else from the server `tracking_uri`; with neither from nnUNet_results of this process, and from
-    MLflow (MLFLOW_TRACKING_URI, else the local server) where no such run lies there. Raises ConfigError, CheckpointError, TrackingError.
+    MLflow (MLFLOW_TRACKING_URI, else the local server) where no such run lies there. `candidate`: `winner` or `candidate_<epoch>`, whose
+    weights, which run folders alone have, are added beside best and final; they are optimistic. Raises ConfigError, CheckpointError,
+    TrackingError.
     """
-    from orchestrator.export.fold_sources import folds_below
+    from orchestrator.export.fold_sources import folds_below, refuse_unknown
     from orchestrator.export.model import export_model
+
+    wanted = candidate or ""
+    refuse_unknown(wanted)
 
     if results is not None and tracking_uri:
         raise ConfigError("export: --results and --tracking-uri both name where the model comes from. Name one of them.")
@@ -165,12 +172,12 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
     if place is not None and (results is not None or place.is_dir()):
         folder = results_folder(place, os.environ)
         try:
-            folds = folds_below(folder, model)
+            folds = folds_below(folder, model, wanted)
         except ConfigError:  # nothing here is called so
             if results is not None or not uri:
                 raise
         else:
-            return export_model(model, target, folds, f"below {folder}")
+            return export_model(model, target, folds, f"below {folder}", wanted)
     if absence := "" if place is None else results_absence(os.environ):
         if not uri:
             raise ConfigError(absence)
@@ -180,6 +187,8 @@ def export(model: str, target: Path, tracking_uri: str | None = None, results: P
             "export: no run folder lies here (nnUNet_results, --results), no tracking server is named and none runs here. "
             "Name one by its URI, or start ours: `nnfleet up`."
         )
+    if wanted:
+        raise ConfigError(f"export: MLflow holds no weights of candidates. Export {wanted} where the run folders are: --results FOLDER.")
     from orchestrator.export.mlflow_folds import folds_in_mlflow
 
     return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")

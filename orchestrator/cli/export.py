@@ -12,6 +12,8 @@ from orchestrator.cli.parameters import AsJson, Model
 if TYPE_CHECKING:
     from orchestrator.export.model import Exported
 
+OPTIMISTIC = "it is of an epoch that was chosen on its own validation fold. The final checkpoint stays the fair one."
+
 
 def export(
     model: Model,
@@ -30,22 +32,39 @@ def export(
             help="Take it from this MLflow server. Default, where no run folder is seen here: MLFLOW_TRACKING_URI, else the local one.",
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="winner|candidate_<epoch>",
+            help="Add the weights of a candidate (`validation: {candidates: K}`), which are optimistic, to best and final. "
+            "`winner`: the one of the highest full Dice.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy a model with all its folds as one nnU-Net model folder, verified by SHA-256."""
     from orchestrator import api
 
     with working("Copying and verifying ..."):
-        exported = api.export(model, target, tracking_uri, results)
+        exported = api.export(model, target, tracking_uri, results, checkpoint)
     for sentence in exported.left:
         note(sentence)
     if as_json:
-        checkpoints = {fold: [f"checkpoint_{name}.pth" for name in names] for fold, names in exported.folds.items()}
-        print_json({"folder": str(exported.folder), "folds": checkpoints})
+        checkpoints, optimistic = (
+            {fold: [f"checkpoint_{name}.pth" for name in names] for fold, names in found.items()}
+            for found in (exported.folds, exported.optimistic)
+        )
+        print_json({"folder": str(exported.folder), "folds": checkpoints, "optimistic": optimistic})
         return
     say(f"Verified model folder: {exported.folder}")
     if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
         note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
+    if exported.candidate:
+        note(f"checkpoint_{exported.candidate}.pth is optimistic: {OPTIMISTIC}")
+        say(f"Predict with it: {predict_command(exported)}")
+        say("Without a GPU add: -device cpu")
+        return
     option = "" if exported.checkpoint == "final" else " --checkpoint best"
     say(f"Predict with it, as `nnfleet predict{option}` does: {predict_command(exported)}")
     say("Without a GPU add: -device cpu")

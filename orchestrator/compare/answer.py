@@ -12,6 +12,7 @@ from orchestrator.compare.patients import patient_of_each, unlike_patients
 from orchestrator.compare.schedules import schedules_of_variants, unlike_settings
 from orchestrator.compare.unlike import differences
 from orchestrator.errors import ConfigError
+from orchestrator.run.patients import digest_of
 from orchestrator.statistics.pairs import Comparison
 from orchestrator.statistics.ranks import GroupRanks, RankStability, Scheme, rank_stability, ranks_by_case_group, ranks_by_model_group
 from orchestrator.statistics.seeds import Agreement, SeedSpread, agreement, seed_spread
@@ -57,6 +58,8 @@ class Answer:
     """The test sets on which any of the models was evaluated, those first that all have."""
     unread: tuple[str, ...] = ()
     """A sentence for each record of a test set that cannot be read."""
+    patients: str = ""
+    """Digest of the patients that were named for this comparison; empty where they are those of the experiments, or each case is one."""
 
     @property
     def verdict(self) -> str:
@@ -89,7 +92,7 @@ class Answer:
     @property
     def is_from_mlflow(self) -> bool:
         """True when the results of any fold were read from MLflow."""
-        return any(fold.source != RUN_FOLDER for model in self.models for fold in model.folds)
+        return any(model.is_from_mlflow for model in self.models)
 
     @property
     def notes(self) -> list[str]:
@@ -140,6 +143,7 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         cheap=_cheap(ordered),
         held_out=tuple(sets),
         unread=tuple(unread),
+        patients=digest_of(patients, "compare: --patients") if patients else "",
     )
 
 

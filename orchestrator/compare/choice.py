@@ -4,12 +4,13 @@ folder, or from MLflow where the folders are not seen."""
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from orchestrator.compare.answer import Answer, answer
-from orchestrator.compare.models import RUN_FOLDER, Unfinished, ValidatedFold, models_of, read_fold
+from orchestrator.compare.models import RUN_FOLDER, TrainedModel, Unfinished, ValidatedFold, models_of, read_fold
 from orchestrator.compare.published_results import ResultServer, read_published
+from orchestrator.compare.published_test_sets import published_scores
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import MAX_LISTED, Names, resolve_all
@@ -61,7 +62,7 @@ def compared(
 
     Raises ConfigError where a name means none, or nothing is left to compare; TrackingError.
     """
-    places = Places(places) if isinstance(places, Path) else places
+    places = Places(places) if isinstance(places, Path) else replace(places, server=places.server and cache(places.server))
     wanted, left = _wanted(places, names)
     folds: list[ValidatedFold] = []
     reasons: list[tuple[Names, str]] = []
@@ -75,7 +76,16 @@ def compared(
     if not folds:
         why = f" {' '.join(left[:3])}" if left else ""
         raise ConfigError(f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.{why} Train first.")
-    return Compared(answer(models_of(joined(folds)), checkpoint, patients, is_forced=is_forced), tuple(left))
+    models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
+    return Compared(answer(models, checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def _with_test_sets(model: TrainedModel, places: Places) -> TrainedModel:
+    """A model with what MLflow holds of its test sets, where its model folder may not be seen. Raises TrackingError."""
+    if places.server is None or not model.is_from_mlflow:
+        return model
+    found, unread = published_scores(places.server(), model)
+    return replace(model, published_test_sets=tuple(found), unread_test_sets=tuple(unread))
 
 
 def left_out(reasons: Sequence[tuple[Names, str]], checkpoint: CheckpointName) -> list[str]:

@@ -1,4 +1,7 @@
-"""The MLflow run of a comparison: its report, beside the runs that it compares. The same comparison again brings that run up to date."""
+"""The MLflow run of a comparison: its report, beside the runs that it compares. The same comparison again brings that run up to date.
+
+One on other terms (models that are not alike, patients that were named for it) has a run of its own and never replaces the usual one.
+"""
 
 import hashlib
 import json
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 REPORT = "comparison.html"
 """Artifact path of the report, which MLflow shows beside the list of artifacts."""
+FORCED = "NOT COMPARABLE"
+FORCED_TAG = "nnfleet.not_comparable"
+"""Why the models should not have been compared; absent from comparisons that nobody had to ask for twice."""
 MOST_BYTES = 20_000_000
 TOO_LARGE = (
     "Pictures of cases are left out: with them the report has more than 20 MB, and MLflow does not show it. `--report FILE` has them."
@@ -46,7 +52,7 @@ def bounded(answer: Answer, pictures: CasePictures, most_bytes: int = MOST_BYTES
 
 
 def run_of(answer: Answer) -> ModelRun:
-    """What identifies and describes the run. Pure."""
+    """What identifies and describes the run; cases in it as in the report. Raises DataError."""
     names = [model.name for model in answer.models]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     tags = {
@@ -56,13 +62,23 @@ def run_of(answer: Answer) -> ModelRun:
         "nnfleet.models": ", ".join(names)[:PARAM_LENGTH],
         "nnfleet.verdict": answer.verdict[:PARAM_LENGTH],
     }
-    return ModelRun(comparison_key(answer), f"comparison: {names[0]}{more}, {answer.checkpoint}", {}, tags)
+    if answer.forced:
+        shown = shown_names(answer.models)
+        tags[FORCED_TAG] = renamed("; ".join(answer.forced), shown)[:PARAM_LENGTH]
+    title = ", ".join([f"comparison: {names[0]}{more}", answer.checkpoint, *terms_of(answer)])
+    return ModelRun(comparison_key(answer), title, {}, tags)
+
+
+def terms_of(answer: Answer) -> list[str]:
+    """How a comparison differs from the usual one of the same models, in words. Pure."""
+    forced = [FORCED] if answer.forced else []
+    return [*forced, f"patients {answer.patients}"] if answer.patients else forced
 
 
 def comparison_key(answer: Answer) -> str:
-    """The same for the same models and checkpoint, wherever they were read and however many of their folds are validated. Pure."""
+    """The same for the same models, checkpoint and terms, wherever they were read and however many of their folds are validated. Pure."""
     models = sorted(f"{model.spec.model} {model.spec.model_folder}" for model in answer.models)
-    digest = hashlib.sha256(json.dumps([models, answer.checkpoint]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([models, answer.checkpoint, *terms_of(answer)]).encode()).hexdigest()
     return f"comparison-{answer.dataset}-{digest[:12]}"
 
 

@@ -24,6 +24,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c
 """Distinguishable with the common colour blindnesses (Okabe and Ito)."""
 MAX_PAIRS = 20
 SEED = 0
+LEGEND_COLUMNS = 2
 DPI = 150
 """Sharp enough on paper."""
 
@@ -80,6 +81,8 @@ def differences_figure(pairs: Sequence[Comparison]) -> bytes:
             panel.plot([low, high], [place, place], color="#0072b2" if better(found) else "0.45", lw=2.5)
         panel.plot(found.mean, place, "o", color="#0072b2" if better(found) else "0.45", ms=7)
     panel.axvline(0, color="black", lw=1)
+    panel.use_sticky_edges = False  # else a bar that cannot be detected ends at the frame, as if it were cut off
+    panel.autoscale_view()
     panel.set_yticks(range(len(shown), 0, -1), [f"{_folded(found.b)}\nminus {_folded(found.a)}" for found in shown], fontsize=8)
     panel.set_xlabel(f"mean difference in {shown[0].metric.unit}")
     panel.grid(axis="x", alpha=0.3)
@@ -105,7 +108,9 @@ def ranks_figure(stability: dict[Scheme, RankStability]) -> bytes:
 
 def significance_figure(pairs: Sequence[Comparison], models: Sequence[str]) -> bytes:
     """Which model is significantly better than which: blue where the row is, red where the column is, with p after Holm."""
-    figure = _figure(2.5 + 0.75 * len(models), 1.8 + 0.6 * len(models))
+    labels = [textwrap.fill(name, 24) for name in models]
+    widest, highest = (max(map(measure, labels)) for measure in (_width, _height))
+    figure = _figure(0.5 + widest + 0.8 * len(models), 0.6 + widest + 0.6 * len(models) + highest)
     panel = figure.subplots()
     picture = np.full((len(models), len(models)), np.nan)
     for found in pairs:
@@ -115,9 +120,19 @@ def significance_figure(pairs: Sequence[Comparison], models: Sequence[str]) -> b
         for row, column in ((a, b), (b, a)):
             panel.text(column, row, f"{found.p_holm:.2g}", ha="center", va="center", fontsize=8)
     panel.imshow(np.ma.masked_invalid(picture), cmap="RdBu", vmin=-2, vmax=2)
-    panel.set_xticks(range(len(models)), models, rotation=30, ha="right")
-    panel.set_yticks(range(len(models)), models)
+    panel.set_xticks(range(len(models)), labels, rotation=90, fontsize=8)
+    panel.set_yticks(range(len(models)), labels, fontsize=8)
     return _png(figure)
+
+
+def _width(label: str) -> float:
+    """Inches of a folded label at font size 8, roughly."""
+    return 0.075 * max(map(len, label.splitlines()))
+
+
+def _height(label: str) -> float:
+    """Inches, likewise."""
+    return 0.14 * len(label.splitlines())
 
 
 def scatter_figure(scores: CaseScores, a: str, b: str) -> bytes:
@@ -140,7 +155,7 @@ def curves_figure(models: Sequence[TrainedModel]) -> bytes:
     """The smoothed pseudo-Dice of every fold over its epochs."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(8, 4)
+    figure = _figure(8, 4 + _legend_height(models))
     panel = figure.subplots()
     for place, model in enumerate(models):
         for number, fold in enumerate(model.folds):
@@ -150,13 +165,13 @@ def curves_figure(models: Sequence[TrainedModel]) -> bytes:
     panel.set(xlabel="epoch", ylabel="EMA pseudo-Dice (patches)")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=9)
+    _legend_below(figure, LEGEND_COLUMNS)
     return _png(figure)
 
 
 def cheap_figure(models: Sequence[TrainedModel]) -> bytes:
     """The smoothed pseudo-Dice of a fold's weights against their Dice of whole cases."""
-    figure = _figure(4.4, 4)
+    figure = _figure(4.4, 4 + LEGEND_COLUMNS * _legend_height(models))
     panel = figure.subplots()
     for place, model in enumerate(models):
         points = [(fold.ema_pseudo_dice, fold_dice(fold.results)) for fold in model.folds if fold.ema_pseudo_dice is not None]
@@ -165,8 +180,18 @@ def cheap_figure(models: Sequence[TrainedModel]) -> bytes:
     _diagonal(panel)
     panel.set(xlabel="EMA pseudo-Dice (patches)", ylabel="full Dice (whole cases)")
     panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=9)
+    _legend_below(figure, 1)
     return _png(figure)
+
+
+def _legend_height(models: Sequence[TrainedModel]) -> float:
+    """Inches that the names of these models take below a wide panel."""
+    return 0.22 * math.ceil(len(models) / LEGEND_COLUMNS)
+
+
+def _legend_below(figure: "Figure", columns: int) -> None:
+    """Names of models below the panel: within it they would hide what is drawn."""
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _folded(text: str) -> str:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.compare.models import RUN_FOLDER, TrainedModel
+from orchestrator.compare.models import TrainedModel
 from orchestrator.compare.paired_scores import METRICS, class_pairs, pooled_pairs, score_table
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.run.patients import patients_of
@@ -92,7 +92,9 @@ def _scores_of(model: TrainedModel, checkpoint: CheckpointName) -> tuple[list[He
     except (StorageError, OSError) as err:
         return [], [f"The test sets of {model.name} cannot be read: {str(err).removesuffix('.')}."]
     weights = sorted(fold.results[0].checkpoint_sha256 for fold in model.folds)
-    return [scores for scores in found if scores.checkpoint == checkpoint and _is_of(scores, weights)], damaged
+    every = (*model.published_test_sets, *found)  # of the same test set the last counts: the model folder's
+    unread = [*model.unread_test_sets, *damaged]
+    return [scores for scores in every if scores.checkpoint == checkpoint and _is_of(scores, weights)], unread
 
 
 def _is_of(scores: HeldOutScores, weights: list[str]) -> bool:
@@ -139,8 +141,11 @@ def _lacking(scores: Mapping[str, HeldOutScores], models: Sequence[TrainedModel]
     for model in models:
         if model.name in scores:
             continue
-        if any(fold.source != RUN_FOLDER for fold in model.folds):
-            yield f"{model.name} has no scores on the test set {first.label} here: they are read where its run folders are seen."
+        if model.is_from_mlflow:
+            yield (
+                f"{model.name} has no scores of these weights on the test set {first.label} in MLflow, so that models are not compared on "
+                "it: run its `nnfleet evaluate`, again if need be, where its run folders are seen."
+            )
             continue
         meant = model.spec.model if len(model.folds) > 1 else model.spec.address
         best = " --checkpoint best" if first.checkpoint == "best" else ""

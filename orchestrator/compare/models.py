@@ -13,6 +13,7 @@ from orchestrator.compare.cheap import CheapAndFull, cheap_and_full
 from orchestrator.publishing.validation_report import ema_of
 from orchestrator.run.candidates import Candidates, read_candidates
 from trainers.contract.commits import EpochRow, newest_committed
+from trainers.contract.held_out import HeldOutScores
 from trainers.contract.lesions import LESION_COUNTS
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
@@ -49,6 +50,8 @@ class ValidatedFold:
     """Of a fold from MLflow; else the model folder has them."""
     published: Mapping[CheckpointName, CheapAndFull] | None = None
     """`checkpoints` of a fold from MLflow; else the run folder has them."""
+    mlflow_run_id: str = ""
+    """Of a fold from MLflow."""
 
     @cached_property
     def checkpoints(self) -> dict[CheckpointName, CheapAndFull]:
@@ -70,6 +73,15 @@ class TrainedModel:
 
     name: str
     folds: tuple[ValidatedFold, ...]
+    published_test_sets: tuple[HeldOutScores, ...] = ()
+    """Those that MLflow holds, of a model with folds from there; the model folder has its own."""
+    unread_test_sets: tuple[str, ...] = ()
+    """A sentence for each that MLflow holds and that cannot be read."""
+
+    @property
+    def is_from_mlflow(self) -> bool:
+        """True when the results of any of its folds were read from MLflow, so that its model folder may not be seen."""
+        return any(fold.source != RUN_FOLDER for fold in self.folds)
 
     @property
     def spec(self) -> RunSpec:

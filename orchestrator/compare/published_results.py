@@ -41,6 +41,7 @@ class ResultServer(Protocol):
     uri: str
 
     def run_names(self) -> list[Names]: ...
+    def models_in(self, model_folder: str) -> list[str]: ...
     def tags(self, run_id: str) -> dict[str, str]: ...
     def metrics(self, run_id: str) -> dict[str, float]: ...
     def metric_history(self, run_id: str, key: str) -> dict[int, float]: ...
@@ -90,7 +91,8 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
         return Unfinished(f"{len(results)} of {len(spec.val_cases)} cases of its {checkpoint} checkpoint are validated in MLflow")
     scores = {name: CheapAndFull(_ema_in(metrics, name), value) for name, value in dice.items()}
     curve = curve_of(server.metric_history(run_id, EMA_METRIC)) if EMA_METRIC in metrics else ()
-    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, curve, f"MLflow at {masked(server.uri)}", labels, scores)
+    source = f"MLflow at {masked(server.uri)}"
+    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, curve, source, labels, scores, run_id)
 
 
 def _dice_of(table: Mapping[str, Any]) -> float:

@@ -27,6 +27,8 @@ class FoldFacts(Frozen):
     """Case id -> digests of what it holds; None where they are not known, or may not be named."""
     checkpoints: dict[CheckpointName, str] = Field(default_factory=dict)
     """Name -> SHA-256, of those that there are."""
+    optimistic: dict[str, str] = Field(default_factory=dict, exclude_if=lambda found: not found)
+    """Name -> SHA-256, of the weights of candidates that were asked for: `winner`, `candidate_<epoch>`."""
     probabilities: tuple[CheckpointName, ...] = Field((), exclude_if=lambda names: not names)
     """Checkpoints whose predictions of the validation cases are in it, with their probabilities."""
 

@@ -1,24 +1,29 @@
 """Folds of an exported model that come from their run folders; each checkpoint is checked by its SHA-256."""
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.export.fold_facts import FoldFacts, facts_of
 from orchestrator.publishing.checkpoint_store import check_file
 from orchestrator.publishing.files_channel import CHECKPOINTS
 from orchestrator.publishing.reconcile import called
 from orchestrator.publishing.shared_files import dataset_file, plans_file
 from orchestrator.run.below import run_folders_below
+from orchestrator.run.candidates import read_candidates
 from trainers.contract.commits import Manifest, newest_committed
+from trainers.contract.names import shown
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import CheckpointName, candidate_name
 
 log = logging.getLogger(__name__)
+WINNER = "winner"
+"""Of a run's candidates the one of the highest full Dice. It was chosen on its own validation fold, so that Dice is optimistic."""
 
 
 class FoldSource(Protocol):
@@ -49,24 +54,27 @@ def with_checkpoints(folds: Sequence[AnyFold]) -> tuple[list[AnyFold], list[str]
     return [fold for fold in folds if fold.facts.checkpoints], [fold.facts.fold for fold in folds if not fold.facts.checkpoints]
 
 
-def folds_below(results: Path, name: str) -> "list[FolderFold]":
-    """Those below a results folder that are called `name`. Raises ConfigError with what is known when there is none."""
+def folds_below(results: Path, name: str, candidate: str = "") -> "list[FolderFold]":
+    """Those below a results folder that are called `name`, with a `candidate` beside best and final if one is named.
+
+    Raises ConfigError with what is known when there is none.
+    """
     found, unknown = called([name], run_folders_below(results), results)
     if unknown:
         raise unknown[name]
-    return [FolderFold(folder) for folder in found]
+    return [FolderFold(folder, candidate) for folder in found]
 
 
 class FolderFold:
     """A fold from its run folder."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder, self._spec = folder, folder.spec()
+    def __init__(self, folder: RunFolder, candidate: str = "") -> None:
+        self.folder, self._spec, self._candidate = folder, folder.spec(), candidate
         self.place = str(folder.model_folder)
         self.model_folder = None if self._spec.pseudonyms else folder.model_folder
         facts = facts_of(self._spec)
         hidden = {"cases": None} if self._spec.pseudonyms else {}
-        kept = {"checkpoints": digests_of(self._manifests()), "probabilities": self._probabilities()}
+        kept = {"checkpoints": digests_of(self._manifests()), "probabilities": self._probabilities(), "optimistic": self._optimistic()}
         self.facts = facts.model_copy(update={**kept, **hidden})
 
     def _manifests(self) -> dict[CheckpointName, Manifest]:
@@ -74,6 +82,10 @@ class FolderFold:
         if committed is None or committed.run_key != self._spec.run_key:
             return {}
         return committed.checkpoints
+
+    def _optimistic(self) -> dict[str, str]:
+        manifest = candidate_of(self.folder, self._candidate) if self._candidate else None
+        return {self._candidate: manifest.sha256} if manifest else {}
 
     def _probabilities(self) -> tuple[CheckpointName, ...]:
         """Checkpoints whose every validation case has its prediction and probabilities; with pseudonyms none, as files name cases."""
@@ -99,6 +111,9 @@ class FolderFold:
         fold = RunFolder(model / f"fold_{self.facts.fold}")
         for name, manifest in manifests.items():
             self._copy(manifest, self.folder.checkpoint(name), fold.checkpoint(name))
+        if self.facts.optimistic and (candidate := candidate_of(self.folder, self._candidate)):
+            own = self.folder.root / candidate.file
+            self._copy(candidate, own, optimistic_file(fold, self._candidate))
         for source, target in self._files(model, fold).items():
             if source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +148,28 @@ class FolderFold:
             self.folder.model_folder / "dataset_fingerprint.json": model / "dataset_fingerprint.json",
             **{summary(name): fold.summary(name) for name in CHECKPOINTS},
         }
+
+
+def refuse_unknown(candidate: str) -> None:
+    """Raise ConfigError for what is no name of a candidate; the empty one means none."""
+    if candidate and not re.fullmatch(rf"{WINNER}|candidate_[0-9]+", candidate, re.ASCII):
+        raise ConfigError(
+            f"export: --checkpoint {shown(candidate)} is no candidate. Name `{WINNER}` or `candidate_<epoch>`; best and final are always "
+            "exported."
+        )
+
+
+def candidate_of(folder: RunFolder, candidate: str) -> Manifest | None:
+    """The weights of a candidate of a run: those of `candidate_<epoch>`, or of the `winner` by the full Dice; None where it has none."""
+    committed, found = newest_committed(folder), read_candidates(folder)
+    if candidate == WINNER:
+        candidate = candidate_name(found.winner) if found is not None and found.winner is not None else ""
+    return next((manifest for manifest in committed.candidates if manifest.checkpoint == candidate), None) if committed else None
+
+
+def optimistic_file(fold: RunFolder, candidate: str) -> Path:
+    """Where an exported fold has the weights of a candidate: a name that nnU-Net's predict takes."""
+    return fold.root / f"checkpoint_{candidate}.pth"
 
 
 def digests_of(manifests: Mapping[CheckpointName, Manifest]) -> dict[CheckpointName, str]:

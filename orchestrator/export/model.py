@@ -8,13 +8,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.export.fold_facts import FoldFacts, together, unlike
-from orchestrator.export.fold_sources import FoldSource, with_checkpoints
+from orchestrator.export.fold_sources import WINNER, FoldSource, with_checkpoints
 from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
 from trainers.storage.faults import storing
@@ -33,24 +33,33 @@ class Exported:
     """Every fold in it, also those of earlier exports -> its checkpoints."""
     left: tuple[str, ...]
     """A sentence for each fold that was meant and has no checkpoint yet."""
+    candidate: str = ""
+    """The candidate whose weights were asked for, beside best and final."""
+    optimistic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Fold -> the candidates whose weights it has."""
 
     @property
-    def checkpoint(self) -> CheckpointName:
-        """The final one, as compare, evaluate and predict use it; the best only where a fold has no final one and all have a best."""
+    def checkpoint(self) -> str:
+        """The candidate that was asked for. Else the final one, as compare, evaluate and predict use it; the best only where a fold has no
+        final one and all have a best.
+        """
+        if self.candidate:
+            return self.candidate
         held = [self.folds[fold] for fold in together(tuple(self.folds))]
         return "best" if any("final" not in names for names in held) and all("best" in names for names in held) else "final"
 
     @property
     def predicting(self) -> tuple[str, ...]:
         """The folds that predict together with that checkpoint."""
-        return tuple(fold for fold in together(tuple(self.folds)) if self.checkpoint in self.folds[fold])
+        return tuple(fold for fold in together(tuple(self.folds)) if self.checkpoint in (*self.folds[fold], *self.optimistic.get(fold, ())))
 
 
-def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: str) -> Exported:
-    """Make `target` an nnU-Net model folder with these folds, or add them to it. `place`: where they are called `name`, as in `below X`.
+def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: str, candidate: str = "") -> Exported:
+    """Make `target` an nnU-Net model folder with these folds, or add them to it. `place`: where they are called `name`, as in `below X`;
+    `candidate`: whose weights the sources have to have too.
 
     Raises ConfigError for folds of several models or of unlike data, plans or schedules, when none has a checkpoint, and for a target that
-    holds anything else or cannot be made; CheckpointError, TrackingError.
+    holds anything else or cannot be made, and where a fold has no such candidate; CheckpointError, TrackingError.
     """
     target = target.absolute()
     refuse_several_models(name, sources, place)
@@ -60,20 +69,35 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
         raise ConfigError(
             f"export: run {name} {place} has no published checkpoint yet. Wait for its first epochs, or resume it if it has stopped."
         )
+    if candidate:
+        refuse_lacking(candidate, ready)
     refuse_unlike([*present.values(), *(source.facts for source in ready)], target if present else None)
     due = [source for source in ready if not _holds(present.get(source.facts.fold), source.facts)]
     if due:
         with storing(target):
             _write(due, target, present)
     left = [f"fold {fold} has no checkpoint yet and is not in it." for fold in unready]
-    folds = {fold: tuple(facts.checkpoints) for fold, facts in exported_folds(target).items()}
-    return Exported(target, folds, tuple(left))
+    held = exported_folds(target)
+    folds, optimistic = ({fold: tuple(getattr(facts, name)) for fold, facts in held.items()} for name in ("checkpoints", "optimistic"))
+    return Exported(target, folds, tuple(left), candidate, optimistic)
 
 
 def _holds(present: FoldFacts | None, wanted: FoldFacts) -> bool:
     if present is None or present.checkpoints != wanted.checkpoints:
         return False
+    if not wanted.optimistic.items() <= present.optimistic.items():
+        return False
     return set(wanted.probabilities) <= set(present.probabilities)
+
+
+def refuse_lacking(candidate: str, sources: Sequence[FoldSource]) -> None:
+    """Raise ConfigError unless all of these folds have the weights of a candidate."""
+    lacking = [source.facts.fold for source in sources if candidate not in source.facts.optimistic]
+    if not lacking:
+        return
+    which = "no winner among candidates" if candidate == WINNER else f"no {candidate}"
+    cure = "Candidates are kept with `validation: {candidates: K}`, and their full validation names the winner"
+    raise ConfigError(f"export: fold {', '.join(lacking)} has {which}. {cure}. Without --checkpoint best and final are exported.")
 
 
 def refuse_several_models(name: str, sources: Sequence[FoldSource], place: str) -> None:
@@ -134,7 +158,7 @@ def _write(due: Sequence[FoldSource], target: Path, present: dict[str, FoldFacts
         model = Path(folder) / "model"
         for source in due:
             part = Path(folder) / "part"
-            written = source.fill(part)
+            written = _with_those_of(present.get(source.facts.fold), source.fill(part))
             write_json_atomic(part / f"fold_{written.fold}" / RECORD, written.model_dump(mode="json"))
             merge(part, model)
         _add_crossval(due[0], [*present, *(source.facts.fold for source in due)], model)
@@ -142,6 +166,12 @@ def _write(due: Sequence[FoldSource], target: Path, present: dict[str, FoldFacts
             merge(model, target)
         else:
             model.rename(target)  # replaces an empty folder
+
+
+def _with_those_of(earlier: FoldFacts | None, written: FoldFacts) -> FoldFacts:
+    """What is written of a fold, with the candidates that an earlier export left there."""
+    optimistic = {**(earlier.optimistic if earlier else {}), **written.optimistic}
+    return written.model_copy(update={"optimistic": optimistic})
 
 
 def merge(source: Path, target: Path) -> None:

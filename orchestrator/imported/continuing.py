@@ -9,6 +9,7 @@ from orchestrator.errors import ConfigError, StorageError
 from orchestrator.imported.fold_data import CONTINUED, read_fold_data, spec_of
 from orchestrator.imported.half_done import HalfDone, read_half_done
 from orchestrator.imported.importing import ImportedFold, each_fold
+from orchestrator.queue.file_lock import locked
 from orchestrator.run.aside import move_aside
 from trainers.contract.fencing import TAKEOVER, acquire_token
 from trainers.contract.run_folder import RunFolder
@@ -43,7 +44,7 @@ def _continued(source: RunFolder, preprocessed: Path, results: Path | None, trac
     is_there = _is_there(target, spec)
     if not is_there:
         try:
-            _write(begun, target, spec)
+            is_there = not _made(begun, target, spec)
         except (OSError, StorageError) as err:
             raise ConfigError(f"import: {target.root} cannot be written: {err}. Name a results folder of yours: --results FOLDER.") from err
     return ImportedFold(
@@ -80,6 +81,17 @@ def _is_there(target: RunFolder, spec: RunSpec) -> bool:
             f"{spec.run_key}. Remove that one (nnfleet rm {present.run_key}), or name another folder: --results."
         )
     return True
+
+
+def _made(begun: HalfDone, target: RunFolder, spec: RunSpec) -> bool:
+    """Make the run; False where another import has made it meanwhile. Raises ClusterError while another one is at work on it."""
+    lock = target.model_folder / f".nnfleet_import_{target.root.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock, f"import: another import is at work on {target.root}", 0):
+        if is_new := not _is_there(target, spec):
+            _write(begun, target, spec)
+        lock.unlink(missing_ok=True)  # whoever comes next finds the run, whichever file it locks
+    return is_new
 
 
 def _write(begun: HalfDone, target: RunFolder, spec: RunSpec) -> None:

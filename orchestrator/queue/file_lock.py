@@ -21,13 +21,15 @@ NOTICE_S = 5.0
 
 @contextlib.contextmanager
 def locked(path: Path, purpose: str, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path` (flock, so that it ends with its process). Raises ClusterError, with the holder, after `timeout_s`;
-    StorageError where the file system takes no lock."""
+    """Hold the lock file `path` (flock, so that it ends with its process). Raises ClusterError, with the holder, after `timeout_s` (0: at
+    once); StorageError where the file system takes no lock."""
     lock = FileLock(path)
     with _locking(path, purpose):
         try:
             lock.acquire(timeout=min(NOTICE_S, timeout_s))
         except Timeout:
+            if timeout_s == 0:
+                raise ClusterError(f"{purpose}: {_holder_of(path)}. Wait until that one has ended, then try again.") from None
             _wait(lock, path, purpose, timeout_s)
     holder = _holder_file(path)
     try:

@@ -1,14 +1,18 @@
 """Which patient each case is of: by a pattern over case ids, or by a table. The statistics of a comparison draw patients, not cases."""
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from trainers.errors import ConfigError
 
 TABLE_ENDING = ".csv"
 HEAD = ("case", "patient")
+DIGITS = 8
+"""Of a digest, in names."""
 LONGEST_PATTERN = 200
 """Characters."""
 MAX_LISTED = 3
@@ -67,6 +71,12 @@ def patients_of(patients: str | Mapping[str, str], cases: Iterable[str], where: 
     if lacking := [case for case in wanted if case not in table]:
         raise ConfigError(f"{where}: the table of {len(table)} cases has no patient for {_listed(lacking)}. Add a line for each.")
     return {case: table[case] for case in wanted}
+
+
+def digest_of(patients: str, where: str) -> str:
+    """The same for the same pattern, and for tables that name the same patients wherever they lie. Raises ConfigError."""
+    named = read_table(Path(patients), where) if is_table(patients) else patients
+    return sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _by_pattern(pattern: re.Pattern[str], cases: Iterable[str], where: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Literal
 
 from orchestrator.run.outcome import read_outcome
+from trainers.contract.candidates import candidate_epochs
 from trainers.contract.cascade import has_next_stages_due
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.run_folder import RunFolder
@@ -79,8 +80,10 @@ def _has_results(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> bool
 
 
 def has_candidates(spec: RunSpec, committed: Committed | None) -> bool:
-    """True for a run whose candidates have to be validated beside `checkpoints_due`, pure."""
-    return bool(spec.val_cases and committed and committed.candidates)
+    """True for a run whose candidates have to be validated beside `checkpoints_due`, or named as lost if none is left; pure."""
+    if not spec.val_cases or committed is None:
+        return False
+    return bool(committed.candidates or candidate_epochs(committed.history, min(spec.validation.candidates, 1)))
 
 
 def checkpoints_due(spec: RunSpec, committed: Committed | None) -> tuple[CheckpointName, ...]:

@@ -60,8 +60,9 @@ from orchestrator.tracking.records import (
     trained_s,
     validation_data,
 )
-from orchestrator.tracking.saved_views import run_url, view_tags
+from orchestrator.tracking.saved_views import run_url
 from orchestrator.tracking.scores import score_metrics
+from orchestrator.tracking.written_views import write_test_view, write_views
 from trainers.contract.commits import EpochRow
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.states import RunState
@@ -141,19 +142,12 @@ class Tracker:
                     withdraw_experiment(self._client, found)
                 raise ConfigError(local_artifacts_text(name, self.uri, found.artifact_location))
             restore_experiment(self._client, found)
-            self._write_views(experiment_id, found.tags)
+            write_views(self._client, experiment_id, found.tags)
         return experiment_id
 
-    def _write_views(self, experiment_id: str, present: Mapping[str, str]) -> None:
-        """Saved views are private state of MLflow's pages: written where they are not as this version writes them, and never a reason to
-        fail.
-        """
-        try:
-            for key, value in view_tags().items():
-                if present.get(key) != value:
-                    self._client.set_experiment_tag(experiment_id, key, value)
-        except Exception as err:
-            log.warning("the saved views of experiment %s could not be written (nothing else is affected): %s", experiment_id, err)
+    def show_test_sets(self, run_id: str) -> None:
+        """Bring the saved view of test sets in the experiment of a run up to date, at best effort."""
+        write_test_view(self._client, run_id)
 
     def get_or_create_run(self, experiment_id: str, spec: RunSpec, run_id: str = "") -> str:
         """Id of the MLflow run with this run key: `run_id` if named, restored if it was deleted; else the oldest of all experiments
@@ -443,6 +437,13 @@ class Tracker:
             runs = pages(self._client.search_runs, experiments, f"tags.`{RUN_KEY_TAG}` != ''")
             named = [(r.info.run_id, r.data.tags) for r in sorted(runs, key=lambda r: r.info.start_time or 0)]
             return [Names(tags[RUN_KEY_TAG], tags.get(ADDRESS_TAG, ""), run_id, tags.get(FOLDER_TAG, "")) for run_id, tags in named]
+
+    def models_in(self, model_folder: str) -> list[str]:
+        """Ids of the runs of cross-validations of the models that were trained in a folder."""
+        with self._speaking("list models"):
+            experiments = [e.experiment_id for e in pages(self._client.search_experiments)]
+            found = pages(self._client.search_runs, experiments, f"tags.`{MODEL_KEY_TAG}` != ''")
+            return [str(run.info.run_id) for run in found if run.data.tags.get(FOLDER_TAG) == model_folder]
 
     def open_runs(self) -> list[OpenRun]:
         """All runs of nnfleet that the server shows as not ended."""

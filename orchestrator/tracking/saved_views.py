@@ -8,7 +8,7 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -24,8 +24,10 @@ CHEAP = f"nnfleet-cheap-{VERSION}"
 SETTINGS = f"nnfleet-settings-{VERSION}"
 MODELS = f"nnfleet-models-{VERSION}"
 CASES = f"nnfleet-cases-{VERSION}"
+TESTS = f"nnfleet-tests-{VERSION}"
 QUESTIONS = {
     MODELS: "Models, cross-validated",
+    TESTS: "Held-out test sets",
     FOLDS: "Folds averaged",
     RESULTS: "Runs",
     CASES: "Case by case",
@@ -44,6 +46,12 @@ FOLDS_ALONE = f"tags.`nnfleet.kind` = 'run' AND tags.`{GROUP_TAG}` != ''"
 MODELS_ALONE = "tags.`nnfleet.kind` = 'cv'"
 """The cross-validations; the table of one holds the cases of all folds."""
 MODEL_METRICS = ("cv/dice_mean", "cv/hd95_mm_mean", "cv/nsd_mean", "cv/num_folds", "cv/num_cases")
+TEST_SETS_TAG = "nnfleet.test_sets"
+"""Of a run with scores on held-out test sets: which."""
+TESTED = f"tags.`{TEST_SETS_TAG}` != ''"
+TEST_DICE = re.compile(r"test/(?P<column>.+)/dice_mean")
+MOST_TEST_SETS = 8
+"""In the view; the page becomes slow with hundreds of columns."""
 MODE_OF = {CURVES: "CHART", CHEAP: "CHART", SETTINGS: "CHART", CASES: "ARTIFACT"}
 """View -> how the page shows the runs, where it is not the table of runs: a saved view does not say it, only a link does."""
 Chart = dict[str, Any]
@@ -53,7 +61,7 @@ RUN_URL = re.compile(r"(?P<server>https?://.+?)/#/experiments/(?P<experiment>[^/
 
 
 def view_tags() -> dict[str, str]:
-    """Experiment tags that hold nnfleet's saved views."""
+    """Experiment tags that hold nnfleet's saved views; that of test sets before there is any."""
     averaged = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": GROUP_TAG}]}
     views = {
         MODELS: ("nnfleet: models, cross-validated", _models_state()),
@@ -64,7 +72,22 @@ def view_tags() -> dict[str, str]:
         CHEAP: ("nnfleet: pseudo-Dice against Dice", _state(_cheap_sections(), searchFilter=FOLDS_ALONE)),
         SETTINGS: ("nnfleet: settings against Dice", _state(_settings_sections(), searchFilter=FOLDS_ALONE)),
     }
-    return {f"{TAG_PREFIX}{key}": _envelope(name, state) for key, (name, state) in views.items()}
+    return dict([view_of_test_sets([])]) | {f"{TAG_PREFIX}{key}": _envelope(name, state) for key, (name, state) in views.items()}
+
+
+def view_of_test_sets(columns: Sequence[str]) -> tuple[str, str]:
+    """Name and value of the experiment tag that holds the view of test sets: `columns` are what stands between `test/` and a metric's name,
+    the first ones the most important. Runs are sorted by the first.
+    """
+    shown = columns[:MOST_TEST_SETS]
+    names = {column: f"test/{column}/dice_mean" for column in shown}
+    beside = [f"test/{column}/{name}" for name in ("hd95_mm_mean", "nsd_mean") for column in shown]
+    params = [f"params.`{name}`" for name in PARAMS]
+    selected = [*params, *(f"metrics.`{name}`" for name in (*names.values(), METRICS[0], *beside)), f"tags.`{TEST_SETS_TAG}`"]
+    charts = {"Dice on held-out test sets": [_bar(name, column) for column, name in names.items()]} if names else None
+    order = f"metrics.`{next(iter(names.values()), METRICS[0])}`"
+    state = _state(charts, searchFilter=TESTED, orderByKey=order, selectedColumns=selected)
+    return f"{TAG_PREFIX}{TESTS}", _envelope("nnfleet: held-out test sets", state)
 
 
 def run_place(experiment_id: str, run_id: str) -> str:

@@ -10,7 +10,7 @@ from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.progress import checkpoints_due, has_candidates, lack_of_best
 from orchestrator.validation.case_queue import is_finished
 from trainers.contract.cascade import PART_PREFIX, has_next_stages_due
-from trainers.contract.commits import Committed, newest_committed, weights_file
+from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.plans import load_plans
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -67,8 +67,15 @@ def is_unfinished(committed: Committed, spec: RunSpec) -> bool:
 
 
 def digest_of(folder: RunFolder, name: WeightsName) -> str:
-    """SHA-256 of what is validated under this name. Raises as `digest_of_named`."""
-    return digest_of_named(folder, name) if is_checkpoint(name) else sha256_of(weights_file(folder, name))
+    """SHA-256 of what is validated under this name: of a candidate, whose file `candidates_to_validate` has compared, as the newest commit
+    names it. Raises as `digest_of_named`.
+    """
+    if is_checkpoint(name):
+        return digest_of_named(folder, name)
+    committed = newest_committed(folder)
+    if committed is None or name not in committed.weights:
+        raise CheckpointError(f"checkpoint: the newest state in {folder.state} names no {name}. Validate again.")
+    return committed.weights[name].sha256
 
 
 def digest_of_named(folder: RunFolder, name: CheckpointName) -> str:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.compare.cross_validation import cross_validation
 from orchestrator.compare.model_run import model_key
+from orchestrator.compare.published_test_sets import SCORES, TEST_SETS
 from orchestrator.errors import NnfleetError
 from orchestrator.tracking.binding import server_of
 from orchestrator.tracking.records import MODEL_KEY_TAG, metric_path
+from orchestrator.tracking.saved_views import TEST_SETS_TAG
 from trainers.contract.held_out import HeldOut, HeldOutScores, digest_of_cases, scores_below, scores_file
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.pseudonyms import pseudonym_salt
@@ -82,7 +84,7 @@ def metrics_of(summary: Mapping[str, Any], column: str) -> dict[str, float]:
     values = {name: summary[name] for name in ("dice_mean", "hd95_mm_mean", "nsd_mean")} | {"num_cases": float(summary["n_cases"])}
     for name, means in summary["classes"].items():
         values |= {f"{metric}/{name}": means[metric] for metric in ("dice", "hd95_mm", "nsd")}
-    return {metric_path(f"test/{column}/{name}"): value for name, value in values.items() if math.isfinite(value)}
+    return {metric_path(f"{TEST_SETS}/{column}/{name}"): value for name, value in values.items() if math.isfinite(value)}
 
 
 def publish_scores(scores: HeldOutScores, folds: Sequence[RunFolder], summary: dict[str, Any], *, is_private: bool) -> str:
@@ -107,18 +109,22 @@ def publish_scores(scores: HeldOutScores, folds: Sequence[RunFolder], summary: d
 def _send(
     scores: HeldOutScores, model_folder: Path, summary: dict[str, Any], tracker: "Tracker", run_id: str, column: str, *, is_private: bool
 ) -> None:
-    """The metrics come last: where they are, the files are too."""
-    folder, salt = metric_path(f"test/{column}"), pseudonym_salt(model_folder.parent) if is_private else None
+    """The metrics come last, before the view that shows them: where they are, the files are too."""
+    folder, salt = metric_path(f"{TEST_SETS}/{column}"), pseudonym_salt(model_folder.parent) if is_private else None
     tracker.log_table(run_id, f"{folder}/per_case.json", table_rows(scores.results, _labels(model_folder), scores.checkpoint, salt))
     if not is_private:
+        tracker.upload_bytes(run_id, scores.model_dump_json().encode(), f"{folder}/{SCORES}")
         tracker.upload_bytes(run_id, (scores.output / "summary.json").read_bytes(), f"{folder}/summary.json")
     plural = "s" if len(scores.folds) > 1 else ""
     text = (
         f"{summary['n_cases']} cases of {scores.images}, {scores.checkpoint} checkpoint{plural} of fold{plural} {', '.join(scores.folds)}, "
         f"predictions in {scores.output}"
     )
-    tracker.set_tags(run_id, {f"nnfleet.{folder.replace('/', '.')}": text})
+    known = set(filter(None, tracker.tags(run_id).get(TEST_SETS_TAG, "").split(", ")))
+    test_sets = ", ".join(sorted({*known, folder.removeprefix(f"{TEST_SETS}/")}))
+    tracker.set_tags(run_id, {f"nnfleet.{folder.replace('/', '.')}": text, TEST_SETS_TAG: test_sets})
     tracker.log_scores(run_id, metrics_of(summary, column), time.time())
+    tracker.show_test_sets(run_id)
 
 
 def _model_run(tracker: "Tracker", fold: RunFolder) -> tuple[str, tuple[str, ...]]:

@@ -8,15 +8,21 @@ import pytest
 
 from orchestrator import api
 from orchestrator.compare.choice import Compared
+from orchestrator.compare.model_run import publish_cross_validation
 from orchestrator.compare.tables import as_json
+from orchestrator.publishing.published import Published, published_tag
 from orchestrator.publishing.shared_files import shared_files
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.tracking.client import Tracker
+from orchestrator.tracking.saved_views import TAG_PREFIX, TESTS, view_of_test_sets
+from orchestrator.validation.held_out_scores import publish_scores, write_scores
 from tests.fake_run import CLASSES
+from tests.integration.mlflow_server import client_of
+from tests.unit.orchestrator.compare.test_held_out_sets import evaluated, high, low, model
 from tests.validated_model import validated_model
 from trainers.contract.commits import newest_committed
 from trainers.contract.plans import labels_of, load_dataset_json
-from trainers.contract.records import read_result
+from trainers.contract.records import MlflowRun, read_result, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -36,13 +42,17 @@ def publish(tracker: Tracker, folder: RunFolder) -> None:
     assert committed is not None
     tracker.log_epochs(run_id, committed.history, CLASSES)
     tracker.log_validation(run_id, "final", report.metrics, report.table, report.summary_file, 1.7e9)
+    assert committed.final is not None
+    weights = Published(directory=f"checkpoints/final/e0-{committed.final.sha256[:8]}", manifest=committed.final)
+    tracker.set_tags(run_id, {published_tag("final"): weights.model_dump_json(by_alias=True)})
+    write_mlflow_run(folder, MlflowRun(run_id=run_id, experiment_id="1", tracking_uri=tracker.uri))
 
 
 def content(found: Compared) -> dict[str, Any]:
     """The whole answer, but for where it was read."""
     plain = as_json(found.answer)
-    for model in plain["models"]:
-        del model["sources"]
+    for each in plain["models"]:
+        del each["sources"]
     return {key: value for key, value in plain.items() if key != "notes"}
 
 
@@ -73,6 +83,38 @@ def test_the_answer_from_mlflow_is_that_from_the_run_folders(tmp_path: Path, mon
     assert repr(content(from_mlflow)) == expected
     assert from_mlflow.left == ()
     assert f"All results are read from MLflow at {uri}." in from_mlflow.answer.notes[-1]
+
+
+def test_test_sets_rank_models_from_mlflow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of two folds and one of a single fold: the records lie in the run of the cross-validation, and in the fold's own."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    whole, single = model(tmp_path, "nnUNetTrainer", 0.6), model(tmp_path, "nnUNetTrainerDA5", 0.7, trained=[0])
+    tracker = Tracker(uri)
+    for folder in (*whole, *single):
+        publish(tracker, folder)
+    publish_cross_validation(whole[0].model_folder)
+    for folds, dice in ((whole, high), (single, low)):
+        output = tmp_path / "predicted" / str(len(folds))
+        scores = evaluated(folds, dice, output=output)
+        (output / "nnfleet").mkdir(parents=True)
+        assert publish_scores(scores, folds, write_scores(scores, folds[0].model_folder), is_private=False) == ""
+    experiment = client_of(tracker).get_experiment_by_name("Toy")
+    _, view = view_of_test_sets([scores.label])
+    assert experiment.tags[f"{TAG_PREFIX}{TESTS}"] == view, "both runs have this test set"
+    tracker.ensure_experiment("Toy")
+    assert client_of(tracker).get_experiment_by_name("Toy").tags[f"{TAG_PREFIX}{TESTS}"] == view, "it is kept"
+    expected = repr(content(api.compare()))
+    assert "On the test set imagesTs-" in expected
+    shutil.rmtree(tmp_path / "results")
+    monkeypatch.delenv("nnUNet_results")
+    assert repr(content(api.compare(tracking_uri=uri))) == expected
+    [run_id] = tracker.models_in(str(whole[0].model_folder))
+    tracker.upload_bytes(run_id, b'{"name": "of another version"}', f"test/{scores.label}/scores.json")
+    damaged = api.compare(tracking_uri=uri).answer
+    assert "The scores of a test set of nnUNetTrainer in MLflow cannot be read: " in damaged.unread[0]
+    assert f"nnUNetTrainer has no scores of these weights on the test set {scores.label} in MLflow" in " ".join(damaged.notes)
 
 
 def test_a_report_is_a_run_of_its_own_that_the_same_comparison_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

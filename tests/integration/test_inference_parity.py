@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
+from orchestrator import api
 from orchestrator.export.fold_sources import FolderFold
 from orchestrator.publishing.validation_report import write_report
+from orchestrator.run.candidates import Candidates
 from tests.conftest import Toys
 from tests.random_model import random_run
 from tests.toy import Toy, nnunet_environment
+from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, ValidationSpec
+from trainers.contract.run_spec import RunSpec, ValidationSpec, candidate_name
 from trainers.contract.summary import summarise, summary_bytes
 from trainers.errors import CheckpointError, DataError
 from trainers.validation.inference import CasePredictor
@@ -83,6 +86,29 @@ def nnunets_summary(predictor: CasePredictor, folder: Path, monkeypatch: pytest.
         num_processes=1,
     )
     return dict(json.loads(output.read_text()))
+
+
+def test_nnunets_predictor_loads_the_winner_among_candidates(toys: Toys, tmp_path: Path) -> None:
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    toy = toys("labels")
+    spec, folder = random_run(toy, tmp_path / "results", validation=ValidationSpec(candidates=1))
+    committed = newest_committed(folder)
+    assert committed is not None
+    assert committed.best is not None
+    candidate = committed.best.model_copy(update={"checkpoint": candidate_name(1)})
+    content = committed.model_copy(update={"candidates": (candidate,)}).model_dump_json()
+    (folder.state / f"{committed.stem}.json").write_text(content)
+    folder.candidates_file.write_text(Candidates(winner=1).model_dump_json())
+    exported = api.export(spec.address, tmp_path / "model", results=tmp_path / "results", candidate="winner")
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    with nnunet_environment(toy.base):
+        predictor.initialize_from_trained_model_folder(str(exported.folder), exported.predicting, f"checkpoint_{exported.checkpoint}.pth")
+    best = torch.load(folder.checkpoint("best"), weights_only=True, map_location="cpu")["network_weights"]
+    [loaded] = predictor.list_of_parameters
+    assert loaded.keys() == best.keys()
+    assert all(torch.equal(loaded[name], best[name]) for name in best)
 
 
 @pytest.mark.parametrize(("kind", "configuration", "options"), VARIANTS)

@@ -13,7 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from orchestrator import api
 from orchestrator.cli import main
@@ -26,7 +28,8 @@ from orchestrator.experiment.model import Experiment
 from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.integration.local_home import services_of_its_own, toy_experiment
-from tests.toy import Toy
+from tests.nnunet_begun import begun_fold
+from tests.toy import Toy, environment
 from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
@@ -110,6 +113,30 @@ def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
     again = api.resume()
     assert again.plan.rows == ()
     assert "is finished" in again.plan.left[0]
+
+
+def test_a_training_that_nnunet_began_is_imported_and_finished_by_a_campaign(
+    local: tuple[Home, Services], toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three epochs are nnU-Net's; the checkpoint at the end loads in nnU-Net's predictor, and MLflow has all three."""
+    toy, results = toys("labels"), tmp_path / "results"
+    for name, value in (environment(toy.base) | {"nnUNet_results": str(results)}).items():
+        monkeypatch.setenv(name, value)
+    theirs = begun_fold(toy, results, [0.4, 0.3], num_iterations_per_epoch="2", num_val_iterations_per_epoch="1")
+    before = {path: path.read_bytes() for path in theirs.rglob("*") if path.is_file()}
+    (fold,) = api.import_folder(theirs, continues=True, workers={"gpus": 0, "cpus": 1})
+    assert fold.run_folder is not None, fold.lacking
+    (status,) = api.wait(api.resume([fold.run_key]).campaign_id)
+    assert status.state is RunState.SUCCEEDED, status.reason
+    assert {path: path.read_bytes() for path in before} == before
+    folder = RunFolder(fold.run_folder)
+    assert [(row.epoch, row.world_size) for row in reached(folder).history] == [(0, 0), (1, 0), (2, 1)]
+    assert (folder.summary("final").is_file(), folder.summary("best").is_file()) == (True, True)
+    run = MlflowClient(status.mlflow_url.split("/#/")[0]).get_run(status.mlflow_run_id)
+    assert run.data.tags["nnfleet.continued"].startswith("Epochs 0 to 1 were trained by nnU-Net itself")
+    assert "full/final/dice_mean" in run.data.metrics
+    predictor = nnUNetPredictor(device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(folder.model_folder), (0,), "checkpoint_final.pth")
 
 
 Answer = tuple[int, str, str]

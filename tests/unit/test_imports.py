@@ -46,7 +46,7 @@ statistics:
 tracking: cluster errors run trainers.contract trainers.errors
 publishing: errors queue run tracking trainers.contract trainers.errors trainers.storage
 export: errors publishing run tracking trainers.contract trainers.storage
-imported: dataset errors publishing run trainers.contract trainers.data trainers.storage trainers.training trainers.validation
+imported: dataset errors publishing queue run trainers.contract trainers.data trainers.storage trainers.training trainers.validation
 experiment: dataset errors queue run tracking trainers.contract trainers.storage
 training: cluster dataset publishing queue run tracking trainers.contract trainers.data trainers.errors trainers.storage
     trainers.training

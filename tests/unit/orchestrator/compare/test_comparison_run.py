@@ -1,5 +1,6 @@
 """What MLflow gets of a comparison: which run it is, and a report that is not too large."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from orchestrator.compare.case_pictures import CasePictures, shown_names
 from orchestrator.compare.choice import compared
 from orchestrator.compare.comparison_run import bounded, comparison_key, note_of, run_of
 from orchestrator.errors import ConfigError
+from orchestrator.tracking.records import ModelRun
 from tests.validated_model import metrics_of, validated_model
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -54,6 +56,39 @@ def test_it_is_found_by_its_kind_and_says_the_verdict_and_the_table(folders: lis
     assert "case_0" not in note
 
 
+def test_a_comparison_on_other_terms_has_a_run_of_its_own(folders: list[RunFolder], tmp_path: Path) -> None:
+    """Named patients by what they are, wherever their table lies; a forced one says so in its name, key and tags."""
+    results = folders[0].model_folder.parents[1]
+
+    def run(patients: str | None = None, *, is_forced: bool = False) -> ModelRun:
+        return run_of(compared(results, (), "final", patients, is_forced=is_forced).answer)
+
+    usual = run()
+    assert run(is_forced=True) == usual, "these models are alike: nothing was forced"
+    pattern, other_pattern = run(r"(\d)$"), run(r"case_\d")
+    rows = ["case,patient", *(f"{case},P{number // 2}" for number, case in enumerate(DICE))]
+    tables = []
+    for name, lines in {"a.csv": rows, "b.csv": [rows[0], *rows[:0:-1]], "c.csv": [*rows[:-1], "case_3,P9"]}.items():
+        (tmp_path / name).write_text("\n".join(lines))
+        tables.append(run(str(tmp_path / name)))
+    assert tables[0] == tables[1]
+    assert re.fullmatch(r"comparison: .*, final, patients [0-9a-f]{8}", pattern.name)
+    result = read_result(folders[2], "final", "case_0")
+    assert result is not None
+    smaller = metrics_of(0.5).model_copy(update={"fn": 0})
+    write_json_atomic(
+        folders[2].cases("final") / "case_0.json",
+        result.model_copy(update={"metrics": dict.fromkeys(result.metrics, smaller)}).model_dump(),
+    )
+    forced = run(is_forced=True)
+    assert forced.name.endswith(", final, NOT COMPARABLE")
+    assert "different reference labels: case_0" in forced.tags["nnfleet.not_comparable"]
+    assert "nnfleet.not_comparable" not in usual.tags
+    both = run(r"(\d)$", is_forced=True)
+    keys = [each.key for each in (usual, pattern, other_pattern, tables[0], tables[2], forced, both)]
+    assert len(set(keys)) == len(keys)
+
+
 def test_with_pseudonyms_a_forced_comparison_names_no_case(tmp_path: Path) -> None:
     """Of the split one fold is validated; in one of its cases the reference of the second model is another one."""
     asked: dict[str, Any] = {"trained": [0], "pseudonyms": True}
@@ -68,6 +103,7 @@ def test_with_pseudonyms_a_forced_comparison_names_no_case(tmp_path: Path) -> No
     answer = compared(usual.model_folder.parents[1], (), "final", is_forced=True).answer
     assert "different reference labels: case_0" in answer.marks[0]
     note, names = note_of(answer), shown_names(answer.models)
+    assert f"labels: {names['case_0']}" in run_of(answer).tags["nnfleet.not_comparable"]
     assert f"different reference labels: {names['case_0']}.**" in note
     assert "case_" not in note
     assert names.keys() == DICE.keys(), "a sentence may name cases of the training too"

@@ -66,6 +66,12 @@ class Server:
     def log_table(self, run_id: str, path: str, table: Sequence[Mapping[str, Any]]) -> None:
         self.runs[run_id]["files"][path] = table
 
+    def tags(self, run_id: str) -> dict[str, str]:
+        return dict(self.runs[run_id]["tags"])
+
+    def show_test_sets(self, run_id: str) -> None:
+        self.sent.append(f"view of {run_id}")
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.runs[run_id]["tags"] |= tags
 

@@ -61,6 +61,9 @@ class Server:
     def run_names(self) -> list[Names]:
         return self.names
 
+    def models_in(self, model_folder: str) -> list[str]:
+        return []
+
     def tags(self, run_id: str) -> dict[str, str]:
         return self.tagged.get(run_id, {})
 
@@ -77,6 +80,19 @@ class Server:
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         return Path(shutil.copy(self.place / run_id / path, folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"[1]", b'{"results": []}', b"\xff", b'{"name": "x", "sha256": "y"}', b"[" * 5000],
+    ids=["empty", "null", "list", "no results", "no text", "half", "deep"],
+)
+def test_a_damaged_record_of_a_test_set_is_named_and_ends_no_comparison(server: "Server", folders: list[RunFolder], content: bytes) -> None:
+    server.put(0, "test/imagesTs-12345678/scores.json", content)
+    shutil.rmtree(folders[0].model_folder)
+    found = compared(Places(server=lambda: server, asks_server=True), ["901/3d_fullres/nnUNetTrainer/0"], "final").answer
+    [sentence] = found.unread
+    assert sentence.startswith("The scores of a test set of 3d_fullres nnUNetTrainer in MLflow cannot be read: ")
 
 
 @pytest.fixture

@@ -3,10 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from orchestrator import api
+from orchestrator.cli import app
 from orchestrator.compare.crossval_folder import refresh_crossval
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.export import mlflow_folds
@@ -16,11 +19,13 @@ from orchestrator.export.mlflow_folds import folds_in_mlflow
 from orchestrator.export.model import RECORD, Exported, export_model
 from orchestrator.publishing.checkpoint_store import directory_of
 from orchestrator.publishing.published import Published
+from orchestrator.run.candidates import Candidates
 from orchestrator.tracking.records import params_of, tags_of
 from tests.fake_run import FakeRun
 from tests.validated_model import model_with_predictions, validated_model
 from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import candidate_name
 from trainers.storage.files import read_json, write_atomic, write_json_atomic
 
 MODEL = "901/3d_fullres/nnUNetTrainer"
@@ -109,6 +114,56 @@ def test_a_final_checkpoint_is_added_to_an_exported_fold_and_another_best_never_
     with pytest.raises(ConfigError, match=r"holds other files by the name of fold_0/checkpoint_best\.pth, and nothing is replaced"):
         export(tmp_path)
     assert content(tmp_path / "model") == before
+
+
+def kept(folder: RunFolder, winner: int | None, *epochs: int) -> None:
+    """Make the best weights of a run those of its candidates, one of which has won."""
+    committed = newest_committed(folder)
+    assert committed is not None
+    assert committed.best is not None
+    candidates = tuple(committed.best.model_copy(update={"checkpoint": candidate_name(epoch), "epoch": epoch}) for epoch in epochs)
+    changed = committed.model_copy(update={"candidates": candidates})
+    write_atomic(folder.state / f"{committed.stem}.json", changed.model_dump_json().encode())
+    write_atomic(folder.candidates_file, Candidates(winner=winner).model_dump_json().encode())
+
+
+def test_the_winner_among_candidates_is_added_on_request_and_marked(folds: list[RunFolder], tmp_path: Path) -> None:
+    """Its epoch is another one in each fold, its name the same, so that nnU-Net's ensemble takes it."""
+    for number, folder in enumerate(folds):
+        kept(folder, number, number, 7)
+    export(tmp_path, f"{MODEL}/0")
+    command = ["export", MODEL, str(tmp_path / "model"), "--results", str(tmp_path / "results"), "--checkpoint", "winner"]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+    assert "checkpoint_winner.pth is optimistic: it is of an epoch that was chosen on its own validation fold" in shown.output
+    assert f"-m {tmp_path / 'model'} -f 0 1 2 -chk checkpoint_winner.pth" in shown.output
+    for folder in folds:
+        committed = newest_committed(folder)
+        assert committed is not None
+        winner = (folder.root / committed.candidates[0].file).read_bytes()
+        assert (tmp_path / "model" / folder.root.name / "checkpoint_winner.pth").read_bytes() == winner
+    again = api.export(MODEL, tmp_path / "model", results=tmp_path / "results", candidate="candidate_7")
+    assert again.optimistic == dict.fromkeys("012", ("winner", "candidate_7"))
+    assert export(tmp_path).checkpoint == "final"
+    plain = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert plain["optimistic"]["0"] == ["checkpoint_winner.pth", "checkpoint_candidate_7.pth"]
+
+
+def test_a_candidate_that_is_not_there_is_refused_with_its_folds(folds: list[RunFolder], tmp_path: Path) -> None:
+    kept(folds[1], 3, 3)
+    kept(folds[2], None, 3)
+
+    def ask(candidate: str, **place: Any) -> None:
+        api.export(MODEL, tmp_path / "model", candidate=candidate, **{"results": tmp_path / "results", **place})
+
+    with pytest.raises(ConfigError, match=r"export: fold 0, 2 has no winner among candidates\. Candidates are kept with"):
+        ask("winner")
+    with pytest.raises(ConfigError, match=r"fold 0 has no candidate_3"):
+        ask("candidate_3")
+    with pytest.raises(ConfigError, match=r"--checkpoint 'latest' is no candidate\. Name `winner` or `candidate_<epoch>`"):
+        ask("latest")
+    with pytest.raises(ConfigError, match=r"MLflow holds no weights of candidates"):
+        ask("winner", results=None, tracking_uri="http://127.0.0.1:1")
+    assert not (tmp_path / "model").exists()
 
 
 def test_folds_that_were_not_trained_alike_are_refused_with_what_differs(folds: list[RunFolder], tmp_path: Path) -> None:

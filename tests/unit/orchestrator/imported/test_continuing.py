@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tests.toy import Toy
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Schedule
 from trainers.contract.states import RunState
+from trainers.training.adopt import adopt
 from trainers.training.start_of_log import start_of_log
 from trainers.training.state import newest_valid
 
@@ -107,6 +109,25 @@ def test_one_that_was_killed_before_it_was_a_run_is_kept_and_done_again(toy: Toy
     second = continued(toy, root)
     assert (second.run_key, second.lacking, second.note.partition(".")[0]) == (first.run_key, "", "imported")
     assert len(list(first.run_folder.parent.glob("without-run-fold_0-*/nnfleet/state/*.pth"))) == 1
+
+
+def test_of_two_imports_at_once_the_second_is_refused(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes while the first one writes; after it there is one run, and nothing of it was moved away."""
+    root, seconds = begun_fold(toy, tmp_path, [0.4, 0.3]), list[ImportedFold]()
+
+    def interrupted(*arguments: Any) -> None:
+        seconds.append(continued(toy, root))
+        adopt(*arguments)
+
+    monkeypatch.setattr("trainers.training.adopt.adopt", interrupted)
+    first = continued(toy, root)
+    assert first.lacking == ""
+    assert first.run_folder is not None
+    [second] = seconds
+    assert second.lacking.startswith(f"import: another import is at work on {first.run_folder}: process ")
+    assert second.lacking.endswith(". Wait until that one has ended, then try again.")
+    assert [path.name for path in first.run_folder.parent.iterdir()] == ["fold_0"]
+    assert continued(toy, root).note.startswith("already imported")
 
 
 def _ended(root: Path) -> None:

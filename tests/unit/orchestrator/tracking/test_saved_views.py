@@ -18,6 +18,7 @@ from orchestrator.tracking.saved_views import (
     Pages,
     pages_of,
     run_place,
+    view_of_test_sets,
     view_tags,
 )
 from tests.fake_run import epoch_row
@@ -60,6 +61,7 @@ def test_views_are_small_named_and_the_same_every_time() -> None:
         "nnfleet: settings against Dice",
         "nnfleet: models, cross-validated",
         "nnfleet: case by case",
+        "nnfleet: held-out test sets",
     }
 
 
@@ -71,6 +73,20 @@ def test_every_question_has_a_view_and_a_link() -> None:
     assert all(f"&viewStateShareKey={key}" in link for link, key in zip(links.values(), QUESTIONS, strict=True))
     assert pages.view("7", CURVES).endswith("&compareRunsMode=CHART")
     assert "compareRunsMode" not in pages.view("7", FOLDS), "the table shows how many folds a mean is of"
+
+
+def test_the_view_of_test_sets_has_their_columns_before_the_cross_validation_and_a_limit() -> None:
+    key, value = view_of_test_sets(["a-1", "b-2"])
+    state = decoded(value)
+    columns = [column for column in state["selectedColumns"] if column.startswith("metrics")]
+    assert columns[:4] == [
+        f"metrics.`{name}`" for name in ("test/a-1/dice_mean", "test/b-2/dice_mean", "cv/dice_mean", "test/a-1/hd95_mm_mean")
+    ]
+    assert (state["orderByKey"], state["searchFilter"]) == ("metrics.`test/a-1/dice_mean`", "tags.`nnfleet.test_sets` != ''")
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["test/a-1/dice_mean", "test/b-2/dice_mean"]
+    assert key in view_tags(), "there is one before there are test sets, so that the link to it is never broken"
+    many = view_of_test_sets([f"imagesTs-{number:08}-folds-0-1-2-3" for number in range(500)])[1]
+    assert len(many) < EXPERIMENT_TAG_LENGTH
 
 
 def test_results_view_shows_what_runs_are_compared_by() -> None:

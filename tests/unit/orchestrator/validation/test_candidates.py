@@ -17,7 +17,7 @@ from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.candidates import read_candidates
 from orchestrator.run.outcome import write_outcome
 from orchestrator.run.progress import progress_of
-from orchestrator.validation import job
+from orchestrator.validation import cases, job
 from orchestrator.validation.case_worker import CaseWorker, loaded
 from orchestrator.validation.cases import candidates_to_validate, digest_of, is_done, share_results
 from tests.fake_run import CLASSES, FakeRun
@@ -29,7 +29,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec, WeightsName, candidate_name
 from trainers.contract.summary import SCORING, CaseResult
 from trainers.errors import CheckpointError
-from trainers.storage.files import link_atomic, write_atomic, write_json_atomic
+from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_json_atomic
 
 CASES = tuple(f"case_{number:02}" for number in range(12))
 
@@ -187,6 +187,27 @@ def test_where_all_candidates_are_lost_no_missing_dice_is_blamed(run: CandidateR
     found = judged(committed, {}, labels, {}, 3)
     lost = [f"The weights of epoch {epoch} are damaged or missing: it was not validated." for epoch in (2, 1, 3)]
     assert found.sentences == ("No candidate was validated.", *lost)
+
+
+def test_a_run_whose_candidates_were_all_lost_at_a_resume_gets_that_answer(run: CandidateRun) -> None:
+    run.candidates = ()
+    run.commit()
+    assert progress_of(run.spec).stage == "validates"
+    assert validated(run)[0] == "No candidate was validated."
+    assert progress_of(run.spec).stage == "finished"
+
+
+def test_the_weights_of_a_candidate_are_hashed_once_before_a_worker_loads_them(run: CandidateRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(cases, "sha256_of", counted)
+    validated(run)
+    own = [Path(manifest.file).name for manifest in run.candidates]
+    assert [name for name in hashed if name in own] == own
 
 
 def test_a_run_that_was_stopped_has_no_candidates_to_validate(run: CandidateRun) -> None:

@@ -60,9 +60,11 @@ def test_a_second_test_set_leaves_the_first_in_the_run_of_the_cross_validation(
     [run] = server.runs.values()
     assert {f"test/{label}/dice_mean": summary["dice_mean"] for label, summary in summaries.items()}.items() <= run["metrics"].items()
     assert "cv/dice_mean" in run["metrics"]
-    assert {f"test/{scores.label}/{name}" for scores in (first, second) for name in ("per_case.json", "summary.json")} <= run[
-        "files"
-    ].keys()
+    assert {
+        f"test/{scores.label}/{name}" for scores in (first, second) for name in ("per_case.json", "summary.json", "scores.json")
+    } <= run["files"].keys()
+    assert run["tags"]["nnfleet.test_sets"] == ", ".join(sorted([first.label, second.label]))
+    assert server.sent[-1].startswith("view of ")
     assert run["tags"][f"nnfleet.test.{second.label}"] == (
         f"10 cases of /site/imagesTs, final checkpoints of folds 0, 1, predictions in {tmp_path / 'b'}"
     )
