@@ -17,7 +17,7 @@ from orchestrator.campaign.follower import Follower
 from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, is_test_set, meant_test_sets
 from orchestrator.cluster import local_services
 from orchestrator.cluster.discovery import named_by_environment
-from orchestrator.cluster.home import Home
+from orchestrator.cluster.home import Home, login_name
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, is_idle, outage_of, reach
 from orchestrator.errors import ConfigError
@@ -444,6 +444,7 @@ def _check_here(experiment: "Experiment", cluster: str | None) -> None:
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":
     """The experiment as the cluster gets it: on this machine with this shell's folders and the local MLflow server filled in."""
+    experiment = experiment if experiment.user else experiment.model_copy(update={"user": login_name()})
     if local is None:
         return experiment
     resolved = experiment.with_folders_resolved(required=False)

@@ -187,6 +187,8 @@ class _Expansion:
             loader=experiment.effective_loader,
             checkpoint=experiment.checkpoint,
             validation=experiment.validation,
+            priority=experiment.priority,
+            user=experiment.user,
             images=experiment.images,
             pseudonyms=experiment.pseudonyms,
             upload_interval_s=experiment.tracking.upload_interval_s,

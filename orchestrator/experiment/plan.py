@@ -4,6 +4,7 @@
 """
 
 import math
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from orchestrator.dataset.outdated import outdated_cases
-from orchestrator.queue.admission import Waiting, schedule
+from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe
+from orchestrator.queue.order import Waiting
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import load_plans
@@ -123,13 +125,22 @@ def plan_of_runs(
     fits = {spec.run_key: Fit("now", "nothing to submit.") for spec in specs if progress_by_key[spec.run_key].stage == "finished"}
     fits |= {spec.run_key: Fit("now", "runs already: it is followed.") for spec in specs if spec.run_key in queue.living}
     wanted = [
-        Waiting(run_key=s.run_key, address=s.address, campaign="", workers=s.workers, since_unix=math.inf, position=n)
+        Waiting(
+            run_key=s.run_key,
+            address=s.address,
+            campaign="",
+            workers=s.workers,
+            since_unix=math.inf,
+            position=n,
+            user=s.user,
+            priority=s.priority,
+        )
         for n, s in enumerate(specs)
         if s.run_key not in fits
     ]
     asked = {spec.run_key: spec.workers for spec in specs}  # what a run that waits already will take once this is submitted
     waiting = [each.model_copy(update={"workers": asked.get(each.run_key, each.workers)}) for each in queue.waiting]
-    fits |= schedule([*waiting, *wanted], nodes, queue.reserved)
+    fits |= schedule([*waiting, *wanted], nodes, queue.reserved, time.time())
     kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
     rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key]) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
