@@ -115,9 +115,9 @@ class Dispatcher:
         decision = decide(waiting, nodes, held, due, now_unix)
         if decision.first != self._front[0]:
             self._front = decision.first, now_unix
-        for key, because in decision.because.items():
+        for key in decision.because:
             if key in due:
-                run = by_key[key]
+                run, because = by_key[key], decision.why(key)
                 run.refusal = None  # it is the queue that it waits for now
                 run.reason = f"{run.reason} It waits: {because}" if run.reason else because
         started: list[str] = []

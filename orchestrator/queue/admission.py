@@ -5,6 +5,8 @@ whole. The first run that does not fit is passed only by runs that do not delay 
 An elastic run starts with its fewest workers; `growth` gives it more only while nobody waits, and what it has been given it holds.
 """
 
+import math
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,9 @@ from orchestrator.queue.gang_fit import Capacity, Fit, NodeResources, Reservatio
 from orchestrator.queue.order import Waiting, ordered
 from orchestrator.run.job_record import JobRecord
 from trainers.contract.run_spec import WorkerSpec
+
+SHOWN_STEP_S = 600.0
+"""Expected starts are shown in steps of so much, so that a status is not new at every epoch of another run."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,22 @@ class Decision:
     because: dict[str, str]
     first: str = ""
     """Key of the first run in line that does not fit now; empty: none."""
+    starts_unix: float | None = None
+    """When that one is expected to start; None: that is not known."""
+    never: frozenset[str] = frozenset()
+    """Keys of those that ask for what these nodes can never hold."""
+
+    def why(self, key: str) -> str:
+        """Why a run waits and what lets it start, in sentences: apart for a wrong request and for no capacity."""
+        because = self.because[key]
+        if key in self.never:
+            return f"Wrong request: {because}"
+        if key != self.first:
+            return f"No capacity: {because} It starts after that one, or before it if that does not delay it."
+        if self.starts_unix is None:
+            return f"No capacity: {because} It is first in line and starts when enough of that has ended; when is not known."
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(math.ceil(self.starts_unix / SHOWN_STEP_S) * SHOWN_STEP_S))
+        return f"No capacity: {because} It is first in line and starts when enough of that has ended, expected by {when}."
 
 
 def schedule(
@@ -38,8 +59,8 @@ def schedule(
 
 def _scheduled(
     waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], now_unix: float
-) -> tuple[dict[str, Fit], str]:
-    """As `schedule`, and the key of the first run that does not fit."""
+) -> tuple[dict[str, Fit], str, float | None]:
+    """As `schedule`, with the key of the first run that does not fit, and its expected start."""
     held = list(reserved)
     holding = {r.run_key for r in reserved}
     capacity = Capacity.of(nodes, held)
@@ -70,7 +91,7 @@ def _scheduled(
             capacity = Capacity.of(nodes, held) if has_own else capacity.less(run.workers, run.workers.least)
             fits.clear()
         found[run.run_key] = outcome
-    return found, first
+    return found, first, front.starts_unix if front is not None and front.run.run_key == first else None
 
 
 def _reservation(run: Waiting, now_unix: float) -> Reservation:
@@ -90,9 +111,10 @@ def decide(
 
     Runs of other campaigns are left to their own campaign, but keep their place and their resources.
     """
-    found, first = _scheduled(waiting, nodes, reserved, now_unix)
+    found, first, starts_unix = _scheduled(waiting, nodes, reserved, now_unix)
     start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
-    return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}, first)
+    never = frozenset(key for key, outcome in found.items() if outcome.when == "never")
+    return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}, first, starts_unix, never)
 
 
 def growth(

@@ -416,7 +416,7 @@ def test_a_run_that_was_refused_once_has_its_place_in_the_queue_again(stage: Sta
     stage.cluster.gpus = 2
     stage.clock.sleep(FIRST_PAUSE_S)
     look(first)
-    assert first.runs["key0"].status().reason.startswith("needs 2")
+    assert first.runs["key0"].status().reason.startswith("No capacity: needs 2")
     look(second)
     assert states(second) == ["RUNNING", "QUEUED"], "the small run does not overtake it"
 
