@@ -1,7 +1,9 @@
-"""How long the trainings of a campaign are expected to take, from what epochs took so far: their own, else those of the same model here."""
+"""How long the trainings of a campaign are expected to take, from what epochs took so far: their own, else those of the same model here,
+else those that were measured before."""
 
 from collections.abc import Iterable
 
+from orchestrator.experiment.estimates import Measured
 from orchestrator.follow.followed_run import FollowedRun
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -14,6 +16,9 @@ class Expected:
 
     def __init__(self) -> None:
         self._epoch_s: dict[Kind, float] = {}
+        self._measured = Measured()
+        self._before: dict[Kind, float | None] = {}
+        """What epochs took that other campaigns trained: looked up once."""
         self._ends: dict[str, tuple[int, float]] = {}
         """By run key: after how many epochs it was worked out, and when the training ends; so that it changes once an epoch."""
 
@@ -35,8 +40,15 @@ class Expected:
     def left_s(self, run: FollowedRun) -> float | None:
         """How long the epochs take that a waiting run has not done; None: not known."""
         done = run.seen.epochs_done if run.seen is not None else 0
-        epoch_s = run.seen.epoch_s if run.seen is not None and run.seen.epoch_s else self._epoch_s.get(_kind(run.spec))
+        own = run.seen.epoch_s if run.seen is not None else None
+        epoch_s = own or self._epoch_s.get(_kind(run.spec)) or self._measured_before(run.spec)
         return None if epoch_s is None else (run.spec.schedule.epochs - done) * epoch_s
+
+    def _measured_before(self, spec: RunSpec) -> float | None:
+        kind = _kind(spec)
+        if kind not in self._before:
+            self._before[kind] = self._measured.epoch_s(spec)
+        return self._before[kind]
 
 
 def _kind(spec: RunSpec) -> Kind:

@@ -28,7 +28,7 @@ def of(run: RunSpec, user: str, priority: int = 50) -> RunSpec:
 
 def epoch_ends(run: RunSpec, epoch_s: float) -> None:
     """The first epoch of a run is committed."""
-    row = epoch_row(0).model_copy(update={"epoch_s": epoch_s})
+    row = epoch_row(0).model_copy(update={"epoch_s": epoch_s, "world_size": 1, "gpu_memory_gib": 1.0})
     committed = Committed(run_key=run.run_key, epochs_done=1, fencing_token=1, history=(row,), state_sha256="0", state_size_bytes=1)
     write_json_atomic(RunFolder(run.run_folder).state / f"{committed.stem}.json", committed.model_dump(mode="json"))
 
@@ -72,6 +72,15 @@ def test_the_first_in_line_shows_when_it_is_expected_to_start(stage: Stage) -> N
     assert "expected by 20" in campaign.runs["key1"].reason
     row = seen(stage).rows[0]
     assert row.starts_unix == pytest.approx(time.time() + 3 * 900.0, abs=60)
+
+
+def test_a_run_that_waits_is_expected_to_take_what_another_fold_took_before(stage: Stage) -> None:
+    before = stage.run(7)
+    write_json_atomic(RunFolder(before.run_folder).spec_file, before.model_dump(mode="json"))
+    epoch_ends(before, 900.0)
+    look(stage.campaign(stage.run(0), stage.run(1)))
+    (waiting,) = (run for run in Registry(stage.base / "board").entries(["c1"])["c1"].waiting if run.run_key == "key1")
+    assert waiting.estimate_s == 4 * 900.0
 
 
 def test_another_place_is_asked_for_in_the_folder_of_each_run(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
