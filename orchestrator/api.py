@@ -18,10 +18,10 @@ from orchestrator.campaign.follower import Follower
 from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, meant_test_sets
 from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.discovery import named_by_environment
-from orchestrator.cluster.home import Home
+from orchestrator.cluster.home import Home, login_name
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, is_idle, outage_of, reach
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ClusterError, ConfigError, StorageError
 from orchestrator.model_verbs import compare as compare
 from orchestrator.model_verbs import diff as diff
 from orchestrator.model_verbs import evaluate as evaluate
@@ -36,6 +36,7 @@ from orchestrator.run.status import RunStatus, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
+    from orchestrator.campaign.queue_view import QueueReport
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
@@ -327,6 +328,43 @@ def stop(
     return found
 
 
+def queue(cluster: str | None = None) -> "QueueReport":
+    """Which runs wait on the cluster, in their order, and what each user holds; nothing waits where no cluster runs."""
+    from orchestrator.campaign import handover
+    from orchestrator.campaign.queue_view import QUEUE_EVENTS, QueueReport, queue_report
+
+    meant = reach(cluster)
+    if meant.reached is None:
+        return QueueReport()
+    seen = handover.seen_here(meant, lambda here: queue_report(here.jobs, here.nodes(), here.registry))
+    if seen is not None:
+        return seen
+    submission_id = meant.reached.submit_control(f"queue-{secrets.token_hex(4)}", ["queue"])
+    events, failure = Follower(meant.reached).ended(submission_id, QUEUE_EVENTS)
+    if not events:
+        raise failure or ClusterError(f"queue: {submission_id} printed nothing. See its log in Ray's dashboard.")
+    return events[-1].queue
+
+
+def place(runs: Sequence[str], cluster: str | None = None, *, priority: int | None = None, is_first: bool = False) -> list[RunStatus]:
+    """Give waiting runs another place in the queue: a priority (0-100), or the front of their own user's. Returns their status before.
+
+    It holds from the campaign's next look on, and for later starts too, until the run is submitted with another priority. Raises
+    ConfigError for a name that means nothing, or a run that does not wait.
+    """
+    from orchestrator.campaign.stopping import ask_for_place
+
+    meant = reach(cluster)
+    follower = _follower(meant)
+    reported, _ = _known(meant, follower)
+    found = match_all(runs, reported, hints=False)
+    if ended := [status.address for status in found if status.state.is_final]:
+        raise ConfigError(f"queue: {', '.join(ended)} has ended and waits for nothing. `nnfleet queue` shows the runs that wait.")
+    if follower is not None:
+        ask_for_place(found, meant, follower, priority=priority, is_first=is_first)
+    return found
+
+
 def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = False, best: bool = False) -> list[str]:
     """Start the full validation of trained runs, again if need be; returns the submission ids.
 
@@ -476,6 +514,7 @@ def _check_here(experiment: "Experiment", cluster: str | None) -> None:
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":
     """The experiment as the cluster gets it: on this machine with this shell's folders and the local MLflow server filled in."""
+    experiment = experiment if experiment.user else experiment.model_copy(update={"user": login_name()})
     if local is None:
         return experiment
     resolved = experiment.with_folders_resolved(required=False)

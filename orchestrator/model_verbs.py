@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
 from orchestrator.cluster import local_services
+from orchestrator.cluster.home import login_name
 from orchestrator.cluster.target import is_idle, reach
 from orchestrator.errors import CheckpointError, ClusterError, ConfigError, DataError, NnfleetError, StorageError
 from orchestrator.run.below import PREPROCESSED, RAW, RESULTS, results_absence, results_folder
@@ -66,7 +67,8 @@ def evaluate(
         raise ConfigError(f"test set: {', '.join(relative)} starts at no folder of the cluster. Name whole paths, as its nodes see them.")
     named = [f"{option}={folder.absolute() if meant.is_here else folder}" for option, folder in folders.items() if folder is not None]
     arguments = [model, *named, f"--checkpoint={checkpoint}"]
-    return _followed_to_its_end(meant.jobs, arguments, [f"--workers={json.dumps(dict(workers))}"] if workers else [], on_wait, on_job)
+    how = [f"--user={login_name()}", *([f"--workers={json.dumps(dict(workers))}"] if workers else [])]
+    return _followed_to_its_end(meant.jobs, arguments, how, on_wait, on_job)
 
 
 def _followed_to_its_end(

@@ -1,11 +1,13 @@
 """Acts on run folders where they are, as a small Ray job: `python -m orchestrator.campaign.control_job stop RUN_FOLDER...`
-with `[--run-key KEY]... [--now]`, or `sync`.
+with `[--run-key KEY]... [--now]`, `place RUN_FOLDER...` with `[--priority N] [--first]`, `queue`, or `sync`.
 
 A laptop does not see the folders of a cluster; whoever submits this job does not need to.
 """
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -13,9 +15,10 @@ from pathlib import Path
 
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.stopping import ask_each
+from orchestrator.queue.registry import Registry
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
-from trainers.contract.requests import request_stop
+from trainers.contract.requests import request_place, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.errors import NnfleetError, TrackingError
 
@@ -32,12 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
     syncing = verbs.add_parser("sync", help="deliver to MLflow what it lacks")
     syncing.add_argument("runs", nargs="*", default=[])
     syncing.add_argument("--results", type=Path, default=None)
+    placing = verbs.add_parser("place", help="ask for another place in the queue")
+    placing.add_argument("run_folders", nargs="+", type=Path)
+    placing.add_argument("--run-key", action="append", default=[], help="of each folder: refuse when it is another run's")
+    placing.add_argument("--priority", type=int, default=None)
+    placing.add_argument("--first", action="store_true", help="before everything else of its user")
+    verbs.add_parser("queue", help="print the queue")
     options = parser.parse_args(arguments)
     try:
         if options.verb == "sync":
             return synchronise(options.runs, options.results)
+        if options.verb == "place":
+            place_all(options.run_folders, options.run_key, priority=options.priority, is_first=options.first)
+            return 0
         from orchestrator.cluster.jobs import Jobs
 
+        if options.verb == "queue":
+            return print_queue(Jobs.inside_job())
         stop_all(options.run_folders, options.run_key, Jobs.inside_job(), is_now=options.now)
     except NnfleetError as err:
         sys.stdout.write(f"Error: {err}\n")
@@ -65,6 +79,30 @@ def stop_all(folders: Sequence[Path], run_keys: Sequence[str], jobs: ClusterJobs
     """Ask each run to stop, whatever becomes of the others. Raises the first error, with the texts of all."""
     named = zip(folders, chain(run_keys, repeat("")), strict=False)
     ask_each(partial(stop, RunFolder(folder), run_key, jobs, is_now=is_now) for folder, run_key in named)
+
+
+def place_all(folders: Sequence[Path], run_keys: Sequence[str], *, priority: int | None, is_first: bool) -> None:
+    """Ask for another place in the queue for each run, whatever becomes of the others; of several moved to the front the first one named
+    stays first. Raises as `stop_all`."""
+
+    now_unix = time.time()
+
+    def place(folder: Path, run_key: str, number: int) -> None:
+        RunFolder(folder).spec_of(run_key, "queue")
+        request_place(RunFolder(folder), priority=priority, first_unix=now_unix - 1e-3 * number if is_first else 0.0)
+
+    named = zip(folders, chain(run_keys, repeat("")), strict=False)
+    ask_each(partial(place, folder, run_key, number) for number, (folder, run_key) in enumerate(named))
+
+
+def print_queue(jobs: ClusterJobs) -> int:
+    """Emit the queue of the cluster that this is a job of; returns the exit code."""
+    from orchestrator.campaign.queue_view import QueueEvent, queue_report
+    from orchestrator.cluster.nodes import cluster_nodes
+
+    registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
+    emit(QueueEvent(queue=queue_report(jobs.records(), cluster_nodes(), registry)))
+    return 0
 
 
 def stop(folder: RunFolder, run_key: str, jobs: ClusterJobs, *, is_now: bool) -> None:

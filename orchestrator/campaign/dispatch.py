@@ -5,16 +5,19 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from orchestrator.campaign.expected import Expected
 from orchestrator.follow.followed_run import FollowedRun, Order, Refusal
 from orchestrator.follow.next_step import Train, Validate
 from orchestrator.follow.reserved import elastic_trainings, reservations
-from orchestrator.queue.admission import Waiting, decide, growth
+from orchestrator.queue.admission import decide, growth
 from orchestrator.queue.gang_fit import NodeResources, Reservation
+from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.resume.takeover import reset
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_members, validations
 from orchestrator.run.progress import Action
+from trainers.contract.requests import place_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -57,6 +60,9 @@ class Dispatcher:
         clock: Clock,
     ) -> None:
         self._campaign = campaign
+        self._expected = Expected()
+        self._front: tuple[str, float] = "", 0.0
+        """Key of the run of ours that is first in line and does not fit, and since when."""
         self._cluster = cluster
         self._nodes = nodes
         self._registry = registry
@@ -77,7 +83,7 @@ class Dispatcher:
         unended = [run for run in runs if not run.state.is_final]
         return Entry(
             waiting=tuple(self._waiting(runs, wanted)),
-            holding=tuple(HeldWorkers(run_key=run.key, workers=run.spec.workers) for run in unended if run.state is not RunState.QUEUED),
+            holding=tuple(self._held(run) for run in unended if run.state is not RunState.QUEUED),
             runs=tuple(run.key for run in unended),
         )
 
@@ -92,6 +98,7 @@ class Dispatcher:
     def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
         """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission."""
         others = self._registry.entries(living_members(jobs) - {self._campaign})
+        self._expected.note(runs, self._clock.unix())
         own = self.entry(runs, wanted)
         self._registry.post(self._campaign, own)
         growing = elastic_trainings(jobs)
@@ -105,10 +112,12 @@ class Dispatcher:
         due = [
             key for key in wanted if not self._pauses(by_key[key], "start")
         ]  # also where another campaign, which was not refused, wants it too
-        decision = decide(waiting, nodes, held, due)
-        for key, because in decision.because.items():
+        decision = decide(waiting, nodes, held, due, now_unix)
+        if decision.first != self._front[0]:
+            self._front = decision.first, now_unix
+        for key in decision.because:
             if key in due:
-                run = by_key[key]
+                run, because = by_key[key], decision.why(key)
                 run.refusal = None  # it is the queue that it waits for now
                 run.reason = f"{run.reason} It waits: {because}" if run.reason else because
         started: list[str] = []
@@ -175,19 +184,28 @@ class Dispatcher:
                 self._cluster.submit_training(run.folder, run.spec, run.observer.next_job_number(jobs), **carried)
                 self._enter(run, RunState.RECOVERING if run.state is RunState.RECOVERING else RunState.RUNNING, step.reason)
 
+    def _held(self, run: FollowedRun) -> HeldWorkers:
+        """What a run that has started keeps."""
+        return HeldWorkers(run_key=run.key, workers=run.spec.workers, user=run.spec.user, ends_unix=self._expected.ends_unix(run))
+
     def _waiting(self, runs: Sequence[FollowedRun], keys: Collection[str]) -> list[Waiting]:
         """The place in the queue of each of these runs."""
-        return [
-            Waiting(
-                run_key=run.key,
-                address=run.spec.address,
-                campaign=self._campaign,
-                workers=run.spec.workers,
-                since_unix=self._since_unix,
-                position=position,
-                is_resuming=run.state is not RunState.QUEUED,
-                is_refused=self._pauses(run, "start"),
-            )
-            for position, run in enumerate(runs)
-            if run.key in keys
-        ]
+        return [self._waits(run, position) for position, run in enumerate(runs) if run.key in keys]
+
+    def _waits(self, run: FollowedRun, position: int) -> Waiting:
+        asked = place_request_seen(run.folder)
+        return Waiting(
+            run_key=run.key,
+            address=run.spec.address,
+            campaign=self._campaign,
+            workers=run.spec.workers,
+            since_unix=self._since_unix,
+            position=position,
+            is_resuming=run.state is not RunState.QUEUED,
+            is_refused=self._pauses(run, "start"),
+            user=run.spec.user,
+            priority=run.spec.priority if asked.priority is None else asked.priority,
+            first_unix=asked.first_unix,
+            front_unix=self._front[1] if self._front[0] == run.key else 0.0,
+            estimate_s=self._expected.left_s(run),
+        )

@@ -175,6 +175,8 @@ def _handed(spec: RunSpec, progress: Progress) -> HandedRun:
         epochs_done=progress.epochs_done,
         run_folder=spec.run_folder,
         workers=spec.workers,
+        priority=spec.priority,
+        user=spec.user,
     )
 
 

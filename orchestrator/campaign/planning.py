@@ -11,8 +11,8 @@ from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, Queue, plan_report
 from orchestrator.follow.reserved import reservations, runs_at_work
-from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.takeover import refuse
 from orchestrator.run.aside import aside_name
@@ -59,6 +59,8 @@ def _waiting_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float,
             workers=run.workers,
             since_unix=job.started_unix,
             position=position,
+            priority=run.priority,
+            user=run.user,
         )
         for job in begin_yet(jobs, registry, now_unix)
         for position, run in enumerate(job.handed)

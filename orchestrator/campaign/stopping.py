@@ -1,4 +1,4 @@
-"""Whom a stop asks: whatever becomes of one request, the others are made."""
+"""Whom a stop, or a request for another place in the queue, asks: whatever becomes of one request, the others are made."""
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -76,3 +76,16 @@ def _ask(runs: Sequence["RunStatus"], meant: "Target", follower: "Follower", *, 
     keys = [argument for status in runs for argument in ("--run-key", status.run_key)]
     arguments = ["stop", *[str(status.run_folder) for status in runs], *keys, *(["--now"] if now else [])]
     follower.finish(meant.jobs.submit_control(f"stop-{runs[0].run_key}-{secrets.token_hex(3)}", arguments))
+
+
+def ask_for_place(runs: Sequence["RunStatus"], meant: "Target", follower: "Follower", *, priority: int | None, is_first: bool) -> None:
+    """Ask for another place in the queue, likewise from here or by one small job on the cluster. Raises as `ask_each`."""
+    folders, keys = [status.run_folder for status in runs], [status.run_key for status in runs]
+    if meant.local is not None and all(RunFolder(folder).spec_file.is_file() for folder in folders):
+        from orchestrator.campaign.control_job import place_all
+
+        place_all(folders, keys, priority=priority, is_first=is_first)
+        return
+    named = [argument for key in keys for argument in ("--run-key", key)]
+    how = [*([] if priority is None else ["--priority", str(priority)]), *(["--first"] if is_first else [])]
+    follower.finish(meant.jobs.submit_control(f"place-{keys[0]}-{secrets.token_hex(3)}", ["place", *map(str, folders), *named, *how]))

@@ -61,6 +61,16 @@ Results = Annotated[Path | None, typer.Option("--results", metavar="FOLDER", hel
 Replace = Annotated[
     bool, typer.Option("--replace", help="Move the folders of other runs aside (replaced-fold_0-...) and start anew; deletes nothing.")
 ]
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        "--priority", min=0, max=100, help="Place in the queue; 100 goes first. Default: the file's, else 50.", show_default=False
+    ),
+]
+User = Annotated[
+    str | None,
+    typer.Option("--user", metavar="NAME", help="Whose share of the cluster it takes. Default: your login name.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)]
 

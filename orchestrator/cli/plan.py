@@ -50,6 +50,24 @@ def show_plan(report: "PlanReport") -> None:
     place = f" Results lie on {report.file_system}." if report.file_system else ""
     runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
     say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
+    if line := estimate_line(report):
+        say(line)
+
+
+def estimate_line(report: "PlanReport") -> str:
+    """What the training of the open runs is expected to take, or that it is not known."""
+    rows = [row for row in report.rows if row.progress.stage in ("new", "continues")]
+    known = [row for row in rows if row.training_s is not None]
+    if not rows:
+        return ""
+    if not known:
+        return "Expected duration: not known; no epoch of these models was measured on as many such workers below nnUNet_results."
+    hours = [(row.training_s or 0.0) / 3600 for row in known]
+    gpu_hours = sum(row.gpu_hours or 0.0 for row in known)
+    cost = f", {gpu_hours:.1f} GPU-hours in all" if gpu_hours else ""
+    rest = f" Of {len(rows) - len(known)} other runs it is not known." if len(known) < len(rows) else ""
+    span = f"{min(hours):.1f} h" if max(hours) - min(hours) < 0.1 else f"{min(hours):.1f} to {max(hours):.1f} h"
+    return f"Expected training, by epochs that were measured before: {span} a run ({len(known)} runs){cost}; validation comes on top.{rest}"
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":

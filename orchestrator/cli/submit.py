@@ -4,18 +4,25 @@ import os
 
 from orchestrator.cli.nnunet_habits import unread
 from orchestrator.cli.output import note, print_json, say
-from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile, Replace, cluster_option
+from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile, Priority, Replace, User, cluster_option
 
 
-def submit(experiment: ExperimentFile, cluster: Cluster = None, replace: Replace = False, as_json: AsJson = False) -> None:
+def submit(
+    experiment: ExperimentFile,
+    priority: Priority = None,
+    user: User = None,
+    cluster: Cluster = None,
+    replace: Replace = False,
+    as_json: AsJson = False,
+) -> None:
     """Send an experiment to the cluster. The same experiment again continues what is unfinished and repeats nothing."""
     import json
 
     from orchestrator.cli.foreground import submit_in_foreground
     from orchestrator.cli.plan import show_plan
-    from orchestrator.experiment.model import load_experiment
+    from orchestrator.experiment.model import load_experiment, with_keys
 
-    wanted = load_experiment(experiment)
+    wanted = with_keys(load_experiment(experiment), priority=priority, user=user)
     for sentence in unread(os.environ, wanted):
         note(sentence)
     submission = submit_in_foreground(wanted, cluster, "Submitting ...", replaces=replace)

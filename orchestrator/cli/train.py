@@ -13,7 +13,7 @@ from orchestrator.cli.nnunet_habits import (
     settings_by_environment,
 )
 from orchestrator.cli.output import console, note, working
-from orchestrator.cli.parameters import Cluster, Replace
+from orchestrator.cli.parameters import Cluster, Priority, Replace, User
 from orchestrator.cli.train_options import (
     Candidates,
     Compiles,
@@ -60,6 +60,7 @@ OPTIONS = {
     "val_iterations:": "--val-iterations:",
     "pretrained_weights:": "-pretrained_weights:",
     "seeds:": "--seed:",
+    "user:": "--user:",
     "variant:": "--variant:",
     "folds:": "FOLD:",
     "configurations:": "CONFIGURATION:",
@@ -95,6 +96,8 @@ def train(
     device: Device = None,
     cpu: Cpu = False,
     cpus: Cpus = None,
+    priority: Priority = None,
+    user: User = None,
     cluster: Cluster = None,
     replace: Replace = False,
 ) -> None:
@@ -117,6 +120,8 @@ def train(
         "name": name,
         "pretrained_weights": None if weights is None else _absolute(weights),
         "validation": {**({"npz": True} if npz else {}), **({} if candidates is None else {"candidates": candidates})} or None,
+        "priority": priority,
+        "user": user,
         "images": images,
         "compile": compiles,
     }

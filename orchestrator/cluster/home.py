@@ -1,6 +1,7 @@
 """Where nnfleet keeps its own files on this machine: one home folder, private to its user."""
 
 import contextlib
+import getpass
 import hashlib
 import logging
 import os
@@ -141,3 +142,11 @@ def _temporary_places() -> list[Path]:
         return [expanded(Path(named))]
     names = dict.fromkeys([os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp"])  # below them everything is private
     return [Path(name) for name in names if name and os.access(name, os.W_OK | os.X_OK)]
+
+
+def login_name() -> str:
+    """Of the user of this process; empty where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""

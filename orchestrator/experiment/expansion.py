@@ -205,6 +205,8 @@ class _Expansion:
             validation=experiment.validation,
             previous_stage=planned.previous_stage,
             next_stages=stages_due(planned, experiment.validation, self.folder),
+            priority=experiment.priority,
+            user=experiment.user,
             images=experiment.images,
             pseudonyms=experiment.pseudonyms,
             notify=experiment.notify,

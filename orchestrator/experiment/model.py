@@ -34,7 +34,17 @@ from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_y
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.names import Fold
-from trainers.contract.run_spec import CheckpointSpec, Frozen, LoaderSpec, Notify, Schedule, ValidationSpec, WorkerSpec
+from trainers.contract.run_spec import (
+    PRIORITY,
+    TOP_PRIORITY,
+    CheckpointSpec,
+    Frozen,
+    LoaderSpec,
+    Notify,
+    Schedule,
+    ValidationSpec,
+    WorkerSpec,
+)
 from trainers.contract.trainer_table import TRAINERS
 from trainers.storage.files import expanded
 
@@ -121,6 +131,11 @@ class Experiment(Schedule):
     """Where measurements go."""
     notify: Notify | None = None
     """Messages to people when runs fail or all have ended; needs the extra `nnfleet[notify]`. Without it none are sent."""
+    priority: int = Field(PRIORITY, ge=0, le=TOP_PRIORITY)
+    """Place in the cluster's queue, from 0 (last) to 100 (first); of equal priority, users share the cluster evenly, and each one's runs
+    start in the order of their submission."""
+    user: Printable = Field("", max_length=NAME_LENGTH)
+    """Whose share of the cluster the runs take; empty: the login name of the person who submits."""
     images: bool = False
     """Send pictures of validation cases to MLflow. Patients' images leave the data folder only if this is true."""
     pseudonyms: bool = False
@@ -270,6 +285,12 @@ def experiment_from(source: "Experiment | Mapping[str, Any] | str | os.PathLike[
     if isinstance(source, Mapping):
         return _checked(dict(source), "experiment", None)
     return load_experiment(Path(source))
+
+
+def with_keys(experiment: Experiment, **keys: Any) -> Experiment:
+    """The experiment with other values of these keys, but for those that are None. Raises ConfigError."""
+    named = {key: value for key, value in keys.items() if value is not None}
+    return _checked(experiment.model_dump(mode="json", exclude_unset=True) | named, "command line", None) if named else experiment
 
 
 def single_training(

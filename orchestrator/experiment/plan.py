@@ -4,6 +4,7 @@
 """
 
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from orchestrator.dataset.outdated import outdated_cases
-from orchestrator.queue.admission import Waiting, schedule
+from orchestrator.experiment.estimates import Measured
+from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
+from orchestrator.queue.order import Waiting
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import load_plans
@@ -54,6 +57,13 @@ class PlanRow(Frozen):
     """Ranks of an elastic run at most; null: their number is fixed."""
     batch_per_rank_of_most: tuple[int, ...] = ()
     """Samples of the global batch on each of `most_workers` ranks; empty: their number is fixed."""
+    training_s: float | None = None
+    """Expected seconds of the epochs that are left, by what epochs of the same model took on as many such workers; null: not known."""
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Expected GPU-hours of its training; None: not known. On CPUs it takes none."""
+        return None if self.training_s is None else self.training_s / 3600 * self.workers * self.spec.workers.gpus
 
 
 class PlanReport(Frozen):
@@ -124,16 +134,26 @@ def plan_of_runs(
     fits |= {spec.run_key: Fit("now", "runs already: it is followed.") for spec in specs if spec.run_key in queue.living}
     dependent = {spec.run_key: needs for spec in specs if spec.run_key not in fits and (needs := _needs(spec, progress_by_key))}
     wanted = [
-        Waiting(run_key=s.run_key, address=s.address, campaign="", workers=s.workers, since_unix=math.inf, position=n)
+        Waiting(
+            run_key=s.run_key,
+            address=s.address,
+            campaign="",
+            workers=s.workers,
+            since_unix=math.inf,
+            position=n,
+            user=s.user,
+            priority=s.priority,
+        )
         for n, s in enumerate(specs)
         if s.run_key not in fits and s.run_key not in dependent
     ]
     asked = {spec.run_key: spec.workers for spec in specs}  # what a run that waits already will take once this is submitted
     waiting = [each.model_copy(update={"workers": asked.get(each.run_key, each.workers)}) for each in queue.waiting]
-    fits |= schedule([*waiting, *wanted], nodes, queue.reserved)
+    fits |= schedule([*waiting, *wanted], nodes, queue.reserved, time.time())
     fits |= {s.run_key: _later(fit(s.workers, nodes), dependent[s.run_key]) for s in specs if s.run_key in dependent}
     kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
-    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key]) for spec in specs]
+    measured = Measured()
+    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key], measured.epoch_s(spec)) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
     return PlanReport(
@@ -181,7 +201,7 @@ def _doubts_of_storage(kinds: Sequence[str]) -> list[str]:
     ]
 
 
-def _row(spec: RunSpec, progress: Progress, outcome: Fit) -> PlanRow:
+def _row(spec: RunSpec, progress: Progress, outcome: Fit, epoch_s: float | None) -> PlanRow:
     most = spec.workers.most if spec.workers.is_elastic else None
     batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
     return PlanRow(
@@ -201,5 +221,6 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit) -> PlanRow:
         because=outcome.because,
         spec=spec,
         most_workers=most,
+        training_s=None if epoch_s is None else max(0, spec.schedule.epochs - progress.epochs_done) * epoch_s,
         batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )

@@ -46,6 +46,8 @@ class FollowedRun:
     is_delivering: bool = False
     """It was finished before, and a job sends its results to MLflow."""
     changed_unix: float = 0.0
+    seen: RunStatus | None = field(default=None, repr=False)
+    """Its status when its folder was last read."""
     _end: RunStatus | None = field(default=None, repr=False)
     """The status of a run that has ended: its folder is not read again."""
 
@@ -100,6 +102,6 @@ class FollowedRun:
             run_folder=self.folder.root,
         )
         reading = self.observer.reading(self.state)
-        status = with_reading(known, self.spec, reading)
+        status = self.seen = with_reading(known, self.spec, reading)
         self._end = status if self.state.is_final and not (self.is_delivering or reading.undelivered) else None
         return status

@@ -29,7 +29,11 @@ def reservations(
     begun = {job.run_key for job in at_work if _read(has_begun, job, False)}
     limits = growth_limits or {}
     sizes = {key: max(now, limits.get(key, 0)) for key, now in _elastic_sizes(at_work).items()}
-    holding = [Reservation(held.run_key, held.workers, held.is_placed) for entry in entries for held in entry.holding]
+    holding = [
+        Reservation(held.run_key, held.workers, held.is_placed, user=held.user, ends_unix=held.ends_unix)
+        for entry in entries
+        for held in entry.holding
+    ]
     return ledger(at_work, begun, holding, sizes)
 
 

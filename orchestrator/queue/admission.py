@@ -1,41 +1,23 @@
 """Which run starts next: pure policies over plain values, without clock, files or Ray.
 
-Order and capacity are two questions: `ordered` says who is first (the one place for priorities and dependencies), `decide` starts from the
-front whatever fits whole. A run that does not fit holds back everything behind it, so that a large gang is never starved by small ones.
+Order and capacity are two questions: `ordered` decides who is first (priorities, fair shares), `decide` starts from the front whatever fits
+whole. The first run that does not fit is passed only by runs that do not delay it (`backfill.py`), so that small ones never starve it.
 An elastic run starts with its fewest workers; `growth` gives it more only while nobody waits, and what it has been given it holds.
 """
 
+import math
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pydantic import ConfigDict
-
-from orchestrator.queue.gang_fit import Fit, NodeResources, Reservation, capacity_beside, fit
+from orchestrator.queue.backfill import Front, front_of
+from orchestrator.queue.gang_fit import Capacity, Fit, NodeResources, Reservation, capacity_beside, fit, fit_in
+from orchestrator.queue.order import Waiting, ordered
 from orchestrator.run.job_record import JobRecord
-from trainers.contract.run_spec import Frozen, WorkerSpec
+from trainers.contract.run_spec import WorkerSpec
 
-
-class RegistryRecord(Frozen):
-    """What campaigns publish for each other: of a newer version's, what this one does not know is passed over."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Waiting(RegistryRecord):
-    """A run that wants to start."""
-
-    run_key: str
-    address: str
-    campaign: str
-    workers: WorkerSpec
-    since_unix: float
-    """When its campaign began."""
-    position: int = 0
-    """Place in its campaign."""
-    is_resuming: bool = False
-    """It had started already, and its job died: it goes before everything new."""
-    is_refused: bool = False
-    """The cluster refused its job, and is not asked at this moment: it holds nobody back, but nobody grows into its place."""
+SHOWN_STEP_S = 600.0
+"""Expected starts are shown in steps of so much, so that a status is not new at every epoch of another run."""
 
 
 @dataclass(frozen=True)
@@ -44,48 +26,95 @@ class Decision:
 
     start: tuple[str, ...]
     because: dict[str, str]
+    first: str = ""
+    """Key of the first run in line that does not fit now; empty: none."""
+    starts_unix: float | None = None
+    """When that one is expected to start; None: that is not known."""
+    never: frozenset[str] = frozenset()
+    """Keys of those that ask for what these nodes can never hold."""
+
+    def why(self, key: str) -> str:
+        """Why a run waits and what lets it start, in sentences: apart for a wrong request and for no capacity."""
+        because = self.because[key]
+        if key in self.never:
+            return f"Wrong request: {because}"
+        if key != self.first:
+            return f"No capacity: {because} It starts after that one, or before it if that does not delay it."
+        if self.starts_unix is None:
+            return f"No capacity: {because} It is first in line and starts when enough of that has ended; when is not known."
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(math.ceil(self.starts_unix / SHOWN_STEP_S) * SHOWN_STEP_S))
+        return f"No capacity: {because} It is first in line and starts when enough of that has ended, expected by {when}."
 
 
-def ordered(waiting: Iterable[Waiting]) -> list[Waiting]:
-    """Who is first: runs whose job died, then first in, first out. A run that two campaigns want stands once, at its better place."""
-    queue = sorted(waiting, key=lambda w: (not w.is_resuming, w.since_unix, w.campaign, w.position))
-    best: dict[str, Waiting] = {}
-    for run in queue:
-        best.setdefault(run.run_key, run)
-    return list(best.values())
-
-
-def schedule(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> dict[str, Fit]:
+def schedule(
+    waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], now_unix: float = 0.0
+) -> dict[str, Fit]:
     """When each of the runs starts that wait on the cluster, in their order, and why not now.
 
     What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node died), or is refused, holds
-    nobody back.
+    nobody back. The first one that does not fit is passed only by runs that do not delay it.
     """
+    return _scheduled(waiting, nodes, reserved, now_unix)[0]
+
+
+def _scheduled(
+    waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], now_unix: float
+) -> tuple[dict[str, Fit], str, float | None]:
+    """As `schedule`, with the key of the first run that does not fit, and its expected start."""
     held = list(reserved)
     holding = {r.run_key for r in reserved}
+    capacity = Capacity.of(nodes, held)
     found: dict[str, Fit] = {}
-    front = ""
-    for run in ordered(run for run in waiting if not run.is_refused):
-        others = [r for r in held if r.run_key != run.run_key]
-        outcome = fit(run.workers, nodes, others)
-        if outcome.when != "never" and front and run.run_key not in holding:
-            outcome = Fit("later", f"queued behind {front}.")
+    fits: dict[WorkerSpec, Fit] = {}
+    """By gang, for the present capacity: alike runs are looked at once."""
+    front: Front | None = None
+    first = ""
+    for run in ordered((run for run in waiting if not run.is_refused), nodes, held, now_unix):
+        has_own = run.run_key in holding
+        others = [r for r in held if r.run_key != run.run_key] if has_own else held
+        room = Capacity.of(nodes, others) if has_own else capacity
+        outcome = None if has_own else fits.get(run.workers)
+        if outcome is None:
+            outcome = fit_in(room, run.workers, nodes, len(others))
+        if not has_own:
+            fits[run.workers] = outcome
+        if outcome.when != "never" and front is not None and not has_own:
+            if outcome.when == "later" or not front.lets_pass(run, capacity):
+                found[run.run_key] = Fit("later", f"queued behind {front.run.address}.")
+                continue
+            front = front.after(run)
         elif outcome.when == "later":
-            front = front or run.address
-        elif outcome.when == "now":
-            held = [*others, Reservation(run.run_key, run.workers)]
+            first = first or run.run_key
+            front = front or front_of(run, capacity.totals, others, now_unix)
+        if outcome.when == "now":
+            held = [*others, _reservation(run, now_unix)]
+            capacity = Capacity.of(nodes, held) if has_own else capacity.less(run.workers, run.workers.least)
+            fits.clear()
         found[run.run_key] = outcome
-    return found
+    return found, first, front.starts_unix if front is not None and front.run.run_key == first else None
 
 
-def decide(waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], mine: Collection[str]) -> Decision:
+def _reservation(run: Waiting, now_unix: float) -> Reservation:
+    """What a run holds that starts now."""
+    ends = None if run.estimate_s is None else now_unix + run.estimate_s
+    return Reservation(run.run_key, run.workers, user=run.user, ends_unix=ends)
+
+
+def decide(
+    waiting: Iterable[Waiting],
+    nodes: Sequence[NodeResources],
+    reserved: Sequence[Reservation],
+    mine: Collection[str],
+    now_unix: float = 0.0,
+) -> Decision:
     """Which of the runs in `mine` start now, among everything that waits on the cluster.
 
     Runs of other campaigns are left to their own campaign, but keep their place and their resources.
     """
-    found = schedule(waiting, nodes, reserved)
+    found, first, starts_unix = _scheduled(waiting, nodes, reserved, now_unix)
     start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
-    return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"})
+    never = frozenset(key for key, outcome in found.items() if outcome.when == "never")
+    return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}, first, starts_unix, never)
 
 
 def growth(
@@ -108,7 +137,7 @@ def ledger(
     jobs: Iterable[JobRecord], begun: Collection[str], holding: Iterable[Reservation], sizes: Mapping[str, int] | None = None
 ) -> list[Reservation]:
     """Everything that is held on the cluster, one reservation per run: by living jobs, and by runs that a living campaign holds
-    (those between their training and their validation, or whose job died).
+    (those between their training and their validation, or whose job died). Whose a run is, and its expected end, its campaign knows.
 
     `begun`: keys of runs whose workers hold their resources in Ray already. `sizes`: how many workers elastic trainings have or may take
     at any moment; a validation holds the fewest.
@@ -125,5 +154,6 @@ def ledger(
         if job.is_live and job.reserved is not None and job.kind in ("train", "validate")
     }
     for reservation in holding:
-        held.setdefault(reservation.run_key, reservation)
+        known = held.setdefault(reservation.run_key, reservation)
+        held[known.run_key] = replace(known, user=known.user or reservation.user, ends_unix=known.ends_unix or reservation.ends_unix)
     return list(held.values())

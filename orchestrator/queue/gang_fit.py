@@ -4,8 +4,8 @@ A gang is a number of equal bundles of GPUs and CPUs; a bundle lies on one node,
 fits with its fewest bundles and takes more where there is room.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from trainers.contract.run_spec import WorkerSpec
@@ -35,6 +35,10 @@ class Reservation:
     is_placed: bool = False
     size: int = 0
     """Bundles that an elastic run holds at this moment; 0: its fewest."""
+    user: str = ""
+    """Who submitted the run; empty: not known."""
+    ends_unix: float | None = None
+    """When the training is expected to end; None: not known."""
 
     @property
     def bundles(self) -> int:
@@ -56,21 +60,26 @@ def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[
     'Now' needs room twice: in what is free after the reservations that Ray does not show yet, and in the totals after all
     reservations (a run in its validation uses less than it holds).
     """
-    totals = [_Node(n.total) for n in nodes]
-    if _room(workers, totals) < workers.least:
+    return fit_in(Capacity.of(nodes, reserved), workers, nodes, len(reserved))
+
+
+def fit_in(capacity: "Capacity", workers: WorkerSpec, nodes: Sequence[NodeResources], num_reserved: int) -> Fit:
+    """As `fit`, where the capacity beside `num_reserved` reservations is known already."""
+    if capacity.totals.room(workers) < workers.least:
+        totals = [node.total for node in nodes]
         return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}. {_remedy(workers, totals)}")
-    tightest = _tightest(workers, nodes, reserved)
-    room = min(_room(workers, tightest), workers.most)
+    tightest = capacity.tightest(workers)
+    room = min(tightest.room(workers), workers.most)
     if room >= workers.least:
         share = f"with {room} of {sizes(workers)} workers, " if workers.is_elastic else ""
         return Fit("now", f"{share}{_amounts(tightest, workers)} free.")
-    held_by = _count(len(reserved), "run") if reserved else "other work"
+    held_by = _count(num_reserved, "run") if num_reserved else "other work"
     return Fit("later", f"needs {describe(workers)}; {_amounts(tightest, workers)} free now, {held_by} ahead.")
 
 
 def capacity_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> int:
     """How many bundles fit now beside everything reserved, and without what Ray shows as used."""
-    return _room(workers, _tightest(workers, nodes, reserved))
+    return Capacity.of(nodes, reserved).room(workers)
 
 
 def describe(workers: WorkerSpec) -> str:
@@ -86,68 +95,132 @@ def sizes(workers: WorkerSpec) -> str:
 
 
 @dataclass(frozen=True)
-class _Node:
-    left: Resources
+class Space:
+    """What is left on nodes, in their order; nodes with the same left are one group, so that thousands cost little."""
 
-    def bundles(self, workers: WorkerSpec) -> int:
-        """How many of the gang's bundles this node still holds."""
-        needs = {"GPU": workers.gpus, "CPU": workers.cpus}
-        return min(int((self.left.get(kind, 0.0) + 1e-6) // amount) for kind, amount in needs.items() if amount)
+    groups: tuple[tuple[float, float, int], ...]
+    """GPUs and CPUs left on each node of a group, and how many nodes it has."""
 
-    def less(self, workers: WorkerSpec, count: int) -> "_Node":
-        taken = {"GPU": workers.gpus * count, "CPU": workers.cpus * count}
-        return replace(self, left={kind: amount - taken.get(kind, 0) for kind, amount in self.left.items()})
+    @classmethod
+    def of(cls, nodes: Iterable[Resources]) -> "Space":
+        """Of nodes with these resources each."""
+        counts: dict[tuple[float, float], int] = {}
+        for node in nodes:
+            left = node.get("GPU", 0.0), node.get("CPU", 0.0)
+            counts[left] = counts.get(left, 0) + 1
+        return cls(tuple((gpus, cpus, count) for (gpus, cpus), count in counts.items()))
+
+    def room(self, workers: WorkerSpec) -> int:
+        """How many of the gang's bundles still fit."""
+        return sum(count * _bundles(gpus, cpus, workers) for gpus, cpus, count in self.groups)
+
+    def less(self, workers: WorkerSpec, bundles: int) -> "Space":
+        """With so many of the gang's bundles on the first nodes that hold some; those that do not fit take what there is."""
+        left: dict[tuple[float, float], int] = {}
+        for gpus, cpus, count in self.groups:
+            each = _bundles(gpus, cpus, workers) if bundles else 0
+            whole = min(count, bundles // each) if each else 0
+            part = bundles - whole * each if whole < count and each else 0
+            bundles -= whole * each + part
+            for number, taken in ((whole, each), (1 if part else 0, part), (count - whole - (1 if part else 0), 0)):
+                if number:
+                    key = gpus - taken * workers.gpus, cpus - taken * workers.cpus
+                    left[key] = left.get(key, 0) + number
+        return Space(tuple((gpus, cpus, count) for (gpus, cpus), count in left.items()))
+
+    def after(self, reserved: Iterable[Reservation]) -> "Space":
+        """When every reservation lies on the nodes; alike ones are laid down together."""
+        bundles: dict[tuple[int, int], tuple[WorkerSpec, int]] = {}
+        for each in reserved:
+            shape = each.workers.gpus, each.workers.cpus
+            bundles[shape] = each.workers, bundles.get(shape, (each.workers, 0))[1] + each.bundles
+        space = self
+        for workers, count in bundles.values():
+            space = space.less(workers, count)
+        return space
+
+    def spares(self, first: WorkerSpec, other: WorkerSpec) -> bool:
+        """Whether no node, wherever the bundles of `other` come to lie, holds fewer of `first` for it."""
+        for gpus, cpus, _ in self.groups:
+            taken = min(other.least, _bundles(gpus, cpus, other))
+            left = _bundles(gpus - taken * other.gpus, cpus - taken * other.cpus, first)
+            if left < _bundles(gpus, cpus, first):
+                return False
+        return True
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that are left on all nodes together."""
+        return sum(gpus * count for gpus, _, count in self.groups)
+
+    @property
+    def cpus(self) -> float:
+        """CPU cores that are left on all nodes together."""
+        return sum(cpus * count for _, cpus, count in self.groups)
 
 
-def _tightest(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> list[_Node]:
-    """What Ray shows as free less what it does not show yet, or the totals less everything reserved: where less room is."""
-    free = _after([_Node(n.free) for n in nodes], [r for r in reserved if not r.is_placed])
-    unreserved = _after([_Node(n.total) for n in nodes], reserved)
-    return min(free, unreserved, key=lambda left: _room(workers, left))
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has left, seen in two ways."""
+
+    totals: Space
+    free: Space
+    """What Ray shows as free, less what it does not show yet."""
+    unreserved: Space
+    """The totals less everything reserved."""
+
+    @classmethod
+    def of(cls, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> "Capacity":
+        """Of these nodes, beside these reservations."""
+        totals = Space.of(node.total for node in nodes)
+        free = Space.of(node.free for node in nodes).after(r for r in reserved if not r.is_placed)
+        return cls(totals, free, totals.after(reserved))
+
+    def less(self, workers: WorkerSpec, bundles: int) -> "Capacity":
+        """With so many more bundles reserved."""
+        return Capacity(self.totals, self.free.less(workers, bundles), self.unreserved.less(workers, bundles))
+
+    def tightest(self, workers: WorkerSpec) -> Space:
+        """Where less room is for the gang."""
+        return min(self.free, self.unreserved, key=lambda left: left.room(workers))
+
+    def room(self, workers: WorkerSpec) -> int:
+        """How many of the gang's bundles fit now."""
+        return self.tightest(workers).room(workers)
 
 
-def _room(workers: WorkerSpec, nodes: Sequence[_Node]) -> int:
-    return sum(max(0, node.bundles(workers)) for node in nodes)
+def _bundles(gpus: float, cpus: float, workers: WorkerSpec) -> int:
+    """How many bundles of a gang a node with so much left holds."""
+    most = int((cpus + 1e-6) // workers.cpus)
+    return max(0, min(most, int((gpus + 1e-6) // workers.gpus)) if workers.gpus else most)
 
 
-def _after(nodes: Sequence[_Node], reserved: Sequence[Reservation]) -> list[_Node]:
-    """What is left when every reservation lies on the nodes, packed in their order; one that does not fit takes what there is."""
-    left = list(nodes)
-    for reservation in reserved:
-        open_bundles = reservation.bundles
-        for index, node in enumerate(left):
-            placed = min(open_bundles, max(0, node.bundles(reservation.workers)))
-            left[index] = node.less(reservation.workers, placed)
-            open_bundles -= placed
-    return left
-
-
-def _shortage(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
+def _shortage(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
     """Which resource the cluster will never have enough of."""
     if not nodes:
         return "the cluster has no nodes"
     for kind, each in (("GPU", workers.gpus), ("CPU", workers.cpus)):
-        whole = sum(node.left.get(kind, 0) for node in nodes)
+        whole = sum(node.get(kind, 0) for node in nodes)
         if whole < each * workers.least:
             return f"the cluster has {_count(whole, kind)} in all"
-        largest = max(node.left.get(kind, 0) for node in nodes)
+        largest = max(node.get(kind, 0) for node in nodes)
         if largest < each:
             return f"no node has {_count(each, kind)} (the largest has {largest:g})"
-    return f"the nodes together hold {_count(_room(workers, nodes), 'such worker')}"
+    return f"the nodes together hold {_count(Space.of(nodes).room(workers), 'such worker')}"
 
 
-def _remedy(workers: WorkerSpec, nodes: Sequence[_Node]) -> str:
+def _remedy(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
     lower = ["workers.min" if workers.is_elastic else "workers.count"] if workers.least > 1 else []
-    if workers.gpus and not any(node.left.get("GPU", 0) for node in nodes):
+    if workers.gpus and not any(node.get("GPU", 0) for node in nodes):
         return "Set workers.gpus: 0 to run on CPUs, or start a node with GPUs."
-    if workers.cpus > 1 and _room(workers.model_copy(update={"cpus": 1}), nodes) >= 1:
+    if workers.cpus > 1 and Space.of(nodes).room(workers.model_copy(update={"cpus": 1})) >= 1:
         lower.append("workers.cpus")
     return f"Lower {' or '.join(lower)}, or start more nodes." if lower else "Start more nodes."
 
 
-def _amounts(nodes: Sequence[_Node], workers: WorkerSpec) -> str:
-    kinds = ("GPU", "CPU") if workers.gpus else ("CPU",)
-    return " and ".join(_count(max(0.0, sum(node.left.get(kind, 0) for node in nodes)), kind) for kind in kinds)
+def _amounts(space: Space, workers: WorkerSpec) -> str:
+    amounts = [(space.gpus, "GPU"), (space.cpus, "CPU")] if workers.gpus else [(space.cpus, "CPU")]
+    return " and ".join(_count(max(0.0, amount), kind) for amount, kind in amounts)
 
 
 def _count(amount: float, noun: str) -> str:

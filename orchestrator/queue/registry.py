@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from orchestrator.queue.admission import RegistryRecord, Waiting
 from orchestrator.queue.file_lock import locked
+from orchestrator.queue.order import RegistryRecord, Waiting
 from trainers.contract.run_spec import WorkerSpec
 from trainers.errors import ClusterError
 from trainers.storage.files import write_atomic, write_json_atomic
@@ -36,6 +36,10 @@ class HeldWorkers(RegistryRecord):
     workers: WorkerSpec
     is_placed: bool = False
     """They hold it in Ray too, though no job of the list says so."""
+    user: str = ""
+    """Who submitted the run; empty: not known."""
+    ends_unix: float | None = None
+    """When its training is expected to end; None: not known."""
 
 
 class Entry(RegistryRecord):

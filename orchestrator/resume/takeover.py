@@ -25,7 +25,7 @@ from orchestrator.tracking.end_state import final_state
 from trainers.contract.commits import commit_files
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
 from trainers.contract.plans import load_plans
-from trainers.contract.requests import read_stop_request
+from trainers.contract.requests import read_stop_request, withdraw_place
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -126,6 +126,8 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
             raise belongs_to_another(folder, present, spec)
         if job is not None:
             return _joined(present, spec, jobs, only_validate=only_validate)
+        if present.priority != spec.priority:
+            withdraw_place(folder)
         if present != spec:
             write_atomic(folder.spec_file, _content(spec))
         action = Action.VALIDATE if only_validate else progress_of(spec).action
@@ -173,7 +175,7 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     """
     replaced = _replaced(folder, present)
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
-    for request in (folder.stop_file, folder.save_file, folder.accepted_save_file, folder.published_file):
+    for request in (folder.stop_file, folder.queue_file, folder.save_file, folder.accepted_save_file, folder.published_file):
         request.unlink(missing_ok=True)
     release_claim(folder.spec_file)
     for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):

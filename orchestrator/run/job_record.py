@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trainers.contract.run_spec import Frozen, RunSpec, WorkerSpec
+from trainers.contract.run_spec import PRIORITY, Frozen, RunSpec, WorkerSpec
 from trainers.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class HandedRun(Frozen):
     epochs_done: int = 0
     run_folder: Path
     workers: WorkerSpec
+    priority: int = PRIORITY
+    user: str = ""
 
 
 _HANDED = TypeAdapter(tuple[HandedRun, ...])

@@ -15,8 +15,9 @@ from pydantic import Field
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.follow.reserved import reservations
-from orchestrator.queue.admission import Waiting, decide
+from orchestrator.queue.admission import decide
 from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit
+from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_members
@@ -83,6 +84,8 @@ class QueuePlace:
     records: Callable[[], Sequence[JobRecord]]
     nodes: Callable[[], Sequence[NodeResources]] = cluster_nodes
     clock: Clock = field(default_factory=Clock)
+    user: str = ""
+    """Whose share of the cluster it takes."""
 
     def others(self, jobs: Sequence[JobRecord]) -> dict[str, Entry]:
         """The entries of all that live beside it."""
@@ -112,7 +115,7 @@ def admitted(place: QueuePlace, output: Path, workers: WorkerSpec | None, on_wai
 
 def _granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None]) -> WorkerSpec:
     """Wait until `workers` fit, and hold them."""
-    waiting = Waiting(run_key=key, address=place.what, campaign=place.job, workers=workers, since_unix=place.clock.unix())
+    waiting = Waiting(run_key=key, address=place.what, campaign=place.job, workers=workers, since_unix=place.clock.unix(), user=place.user)
     reason = ""
     while True:
         try:
@@ -134,12 +137,14 @@ def _look(place: QueuePlace, waiting: Waiting) -> tuple[WorkerSpec | None, str]:
         others = list(place.others(jobs).values())
         held = reservations(jobs, others, place.registry.room(place.clock.unix()))
         queue, nodes = [run for entry in others for run in entry.waiting], place.nodes()
-        decision = decide([*queue, waiting], nodes, held, [waiting.run_key])
+        decision = decide([*queue, waiting], nodes, held, [waiting.run_key], place.clock.unix())
         if waiting.run_key not in decision.start:
             place.registry.post(place.job, Entry(waiting=(waiting,), runs=(waiting.run_key,)))
             return None, decision.because[waiting.run_key]
         granted = _share(waiting.workers, nodes, held, queue)
-        holding = HeldWorkers(run_key=waiting.run_key, workers=granted, is_placed=True)  # within seconds; a longer wait would hold the lock
+        holding = HeldWorkers(
+            run_key=waiting.run_key, workers=granted, is_placed=True, user=place.user
+        )  # within seconds; a longer wait would hold the lock
         place.registry.post(place.job, Entry(holding=(holding,), runs=(waiting.run_key,)))
         return granted, ""
 

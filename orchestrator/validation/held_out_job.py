@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", choices=("best", "final"), default="final")
     parser.add_argument("--results", type=Path, default=None)
     parser.add_argument("--workers", type=AskedWorkers.model_validate_json, default=AskedWorkers(), help="what was asked for, as JSON")
+    parser.add_argument("--user", default="", help="whose share of the cluster it takes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -80,7 +81,7 @@ def _done(options: argparse.Namespace) -> HeldOutEvent:
     held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     what = f"the test set {held.name} of {held.spec.model}"
-    place = QueuePlace(os.environ.get("NNFLEET_SUBMISSION_ID", ""), what, registry, Jobs.inside_job().records)
+    place = QueuePlace(os.environ.get("NNFLEET_SUBMISSION_ID", ""), what, registry, Jobs.inside_job().records, user=options.user)
     missing = len(missing_cases(held, output))
     workers = workers_for(options.workers, nodes, missing) if missing else None
     if workers is not None and (warning := cpu_warning(options.workers, workers, folds[0].spec().workers)):

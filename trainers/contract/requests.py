@@ -1,4 +1,5 @@
-"""Requests to a run: somebody asks it to stop, or to save a state within the epoch. Each is a file in its folder.
+"""Requests to a run: somebody asks it to stop, to save a state within the epoch, or for another place in the queue. Each is a file in its
+folder.
 
 One meaning for every reader: a file that is there is a request, and one whose content is not understood asks for the gentle stop. A reader
 that can come back later calls `read_...`, which raises OSError where the disk gives no answer. Whoever is between two training steps or two
@@ -14,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from trainers.contract.records import Record
 from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import TOP_PRIORITY
 from trainers.storage.files import write_json_atomic
 
 
@@ -27,6 +29,16 @@ class SaveRequest(Record):
     """`save.json`: somebody asks for a state within the epoch."""
 
     why: str = ""
+
+
+class QueueRequest(Record):
+    """`queue.json`: somebody asks for another place in the queue; it holds while the run waits, until it is submitted with another
+    priority."""
+
+    priority: int | None = Field(None, ge=0, le=TOP_PRIORITY)
+    """In the place of the priority that the run was submitted with."""
+    first_unix: float = 0.0
+    """When it was moved before everything else of its user; 0: it was not."""
 
 
 _R = TypeVar("_R", bound=Record)
@@ -47,6 +59,28 @@ def stop_request_seen(folder: RunFolder) -> StopRequest | None:
     with contextlib.suppress(OSError):
         return read_stop_request(folder)
     return None
+
+
+def request_place(folder: RunFolder, *, priority: int | None, first_unix: float) -> None:
+    """Ask for another place in the queue; what is not named (None, 0) stays as it was asked for before. Raises StorageError."""
+    with contextlib.suppress(FileNotFoundError):
+        before = _read(folder.queue_file, QueueRequest)
+        if before is not None:
+            priority, first_unix = before.priority if priority is None else priority, first_unix or before.first_unix
+    write_json_atomic(folder.queue_file, QueueRequest(priority=priority, first_unix=first_unix).model_dump())
+
+
+def place_request_seen(folder: RunFolder) -> QueueRequest:
+    """Which place in the queue somebody asks for; never raises: without a request that can be read, none."""
+    with contextlib.suppress(OSError):
+        return _read(folder.queue_file, QueueRequest) or QueueRequest()
+    return QueueRequest()
+
+
+def withdraw_place(folder: RunFolder) -> None:
+    """Forget what was asked for the queue; never raises."""
+    with contextlib.suppress(OSError):
+        folder.queue_file.unlink()
 
 
 def request_save(folder: RunFolder, why: str) -> None:

@@ -78,6 +78,11 @@ class RunFolder:
         return self.own / "stop.json"
 
     @property
+    def queue_file(self) -> Path:
+        """Present when somebody asked for another place in the queue."""
+        return self.own / "queue.json"
+
+    @property
     def mlflow_file(self) -> Path:
         """Which MLflow run this is."""
         return self.own / "mlflow.json"

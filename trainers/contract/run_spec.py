@@ -214,6 +214,10 @@ class Continued(Frozen):
         return f"{before} trained by nnU-Net itself; the run is exact from epoch {self.epochs} on."
 
 
+PRIORITY = 50
+"""Priority of a run that nobody gave one."""
+TOP_PRIORITY = 100
+"""Priority of what goes first; 0 goes last."""
 USUAL_PLANS = "nnUNetPlans"
 """The plans that nnU-Net makes unless it is asked for others."""
 
@@ -281,6 +285,10 @@ class RunSpec(Frozen):
     loader: LoaderSpec = LoaderSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     validation: ValidationSpec = ValidationSpec()
+    priority: int = Field(PRIORITY, ge=0, le=TOP_PRIORITY, exclude_if=lambda priority: priority == PRIORITY)
+    """Place in the queue, from 0 (last) to 100 (first)."""
+    user: str = Field("", exclude_if=lambda user: not user)
+    """Whose share of the cluster it takes; empty: not known."""
     images: bool = False
     """Send pictures of validation cases to MLflow."""
     pseudonyms: bool = False

@@ -27,6 +27,7 @@ from orchestrator.run.undelivered import forget_undelivered, note_undelivered
 from tests.away import Away
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.fencing import acquire_token, newest_token
+from trainers.contract.requests import request_place
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
@@ -415,7 +416,7 @@ def test_a_run_that_was_refused_once_has_its_place_in_the_queue_again(stage: Sta
     stage.cluster.gpus = 2
     stage.clock.sleep(FIRST_PAUSE_S)
     look(first)
-    assert first.runs["key0"].status().reason.startswith("needs 2")
+    assert first.runs["key0"].status().reason.startswith("No capacity: needs 2")
     look(second)
     assert states(second) == ["RUNNING", "QUEUED"], "the small run does not overtake it"
 
@@ -573,6 +574,36 @@ def test_a_large_run_is_not_starved_by_small_runs_of_another_campaign(stage: Sta
     look(big)
     assert states(big) == ["RUNNING"]
     assert states(late) == ["QUEUED"] * 3
+
+
+def test_a_campaign_publishes_whose_its_runs_are_and_their_priorities(stage: Stage) -> None:
+    mine = stage.run(0).model_copy(update={"user": "ann", "priority": 70})
+    other = stage.run(1).model_copy(update={"user": "ann"})
+    look(campaign := stage.campaign(mine, other))
+    entry = Registry(stage.base / "board").entries(["c1"])["c1"]
+    assert [(run.run_key, run.user, run.priority) for run in entry.waiting] == [("key0", "ann", 70), ("key1", "ann", 50)]
+    look(campaign)
+    entry = Registry(stage.base / "board").entries(["c1"])["c1"]
+    assert [(run.run_key, run.user) for run in entry.holding] == [("key0", "ann")]
+
+
+def test_another_place_that_was_asked_for_holds_until_the_run_is_submitted_with_another_priority(stage: Stage) -> None:
+    stage.cluster.gpus = 0
+    runs = [stage.run(fold) for fold in range(3)]
+    look(stage.campaign(*runs))
+    request_place(RunFolder(runs[2].run_folder), priority=80, first_unix=0.0)
+    request_place(RunFolder(runs[1].run_folder), priority=None, first_unix=5.0)
+    look(again := stage.campaign(*runs, name="c2"))
+    waiting = {run.run_key: run for run in Registry(stage.base / "board").entries(["c2"])["c2"].waiting}
+    assert [waiting[run.run_key].priority for run in runs] == [50, 50, 80]
+    assert waiting["key1"].first_unix == 5.0
+    stage.cluster.gpus = 1
+    look(again)
+    assert stage.cluster.live_jobs() == ["train-key1-a1"]
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_campaign("c2")
+    look(stage.campaign(runs[2].model_copy(update={"priority": 10}), name="c3"))
+    assert [run.priority for run in Registry(stage.base / "board").entries(["c3"])["c3"].waiting] == [10]
 
 
 def test_a_second_campaign_of_the_same_runs_follows_the_first(stage: Stage) -> None:

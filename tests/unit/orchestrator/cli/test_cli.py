@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 from rich.console import Console
 
 import orchestrator
+from orchestrator.campaign.queue_view import QueueReport, QueueRow
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.export import predict_command
@@ -75,6 +77,21 @@ def removable_run(fold: int) -> Removable:
         size_bytes=750_000_000,
         mlflow_run_id="m",
         crossvals=(Path("/r/crossval_results_folds_0_1"),),
+    )
+
+
+def queue_row(fold: int) -> QueueRow:
+    return QueueRow(
+        run_key=f"k{fold}",
+        address=f"17/2d/nnUNetTrainer/{fold}",
+        user="ann",
+        priority=50 + 30 * fold,
+        campaign="c",
+        workers="1 worker x (1 GPU, 8 CPUs)",
+        since_unix=0.0,
+        starts_unix=None if fold else 3e9,
+        is_moved=bool(fold),
+        because="No capacity: x",
     )
 
 
@@ -205,6 +222,16 @@ class FakeApi:
     def withdraw(self, campaign_id: str, cluster: str | None = None) -> list[str]:
         self._ask("withdraw", campaign_id, cluster)
         return [f"campaign-{campaign_id}"] if self.is_stored else []
+
+    def queue(self, cluster: str | None = None) -> QueueReport:
+        self._ask("queue", cluster)
+        return QueueReport(rows=tuple(map(queue_row, (0, 1))), shares={"ann": 0.5, "": 0.25})
+
+    def place(
+        self, runs: Sequence[str], cluster: str | None = None, *, priority: int | None = None, is_first: bool = False
+    ) -> list[RunStatus]:
+        self._ask("place", tuple(runs), cluster, priority, is_first)
+        return self.runs
 
     def is_local(self) -> bool:
         return True
@@ -996,6 +1023,30 @@ def test_ctrl_c_and_keep_goes_on_to_the_end(nnfleet: Nnfleet, api: FakeApi, monk
     api.interruptions = 1
     assert nnfleet("train", "17", "3d_fullres", "0")[0] == 0
     assert [what[0] for what in api.asked] == ["submit", "wait", "wait"]
+
+
+def test_the_queue_is_shown_in_order_and_runs_are_moved_in_it(nnfleet: Nnfleet, api: FakeApi) -> None:
+    code, out, _ = nnfleet("queue")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[1].startswith("1 17/2d/nnUNetTrainer/0 ann 50 1 worker x (1 GPU, 8 CPUs)")
+    assert lines[1].endswith(f"{datetime.fromtimestamp(3e9):%Y-%m-%d %H:%M}")
+    assert "ann 80 first 1 worker" in lines[2]
+    assert lines[2].endswith("not known")
+    assert lines[-1] == "Held now: ann 50 %, - 25 %."
+    assert json.loads(nnfleet("queue", "--json")[1])["rows"][1]["priority"] == 80
+    api.asked.clear()
+    assert "asked for: priority 70, first of its user's runs" in nnfleet("queue", "17", "--priority", "70", "--first")[1]
+    assert api.asked[0] == ("place", ("17",), None, 70, True)
+    assert nnfleet("queue", "17")[0] == nnfleet("queue", "--first")[0] == 2
+
+
+def test_submit_takes_a_priority_and_a_user(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("dataset: 17\nconfigurations: 2d\npriority: 3\n")
+    nnfleet("submit", str(tmp_path / "e.yaml"))
+    nnfleet("submit", str(tmp_path / "e.yaml"), "--priority", "70", "--user", "ann")
+    sent = [asked[1] for asked in api.asked if asked[0] == "submit"]
+    assert [(each.priority, each.user, each.name) for each in sent] == [(3, "", "e"), (70, "ann", "e")]
 
 
 def test_stop_and_stop_now(nnfleet: Nnfleet, api: FakeApi) -> None:

@@ -16,8 +16,8 @@ from orchestrator.experiment import plan
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, parse_experiment
 from orchestrator.experiment.plan import PlanReport, Queue, plan_report
-from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources, Reservation, fit
+from orchestrator.queue.order import Waiting
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.tracking.records import fixed_params, params_of, run_name, tags_of

@@ -1,7 +1,8 @@
 """Who starts next: truth tables of the pure policies."""
 
-from orchestrator.queue.admission import Waiting, decide, growth, ledger, ordered
+from orchestrator.queue.admission import decide, growth, ledger
 from orchestrator.queue.gang_fit import NodeResources, Reservation
+from orchestrator.queue.order import Waiting, ordered
 from tests.fake_run import job_record as job
 from trainers.contract.run_spec import WorkerSpec
 

@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.campaign.planning import queue_of
 from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.queue.admission import Waiting
 from orchestrator.queue.gang_fit import NodeResources, capacity_beside
+from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord

@@ -1,0 +1,57 @@
+"""How long the trainings of a campaign are expected to take, from what epochs took so far: their own, else those of the same model here,
+else those that were measured before."""
+
+from collections.abc import Iterable
+
+from orchestrator.experiment.estimates import Measured
+from orchestrator.follow.followed_run import FollowedRun
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+Kind = tuple[str, int, int, int, int, int]
+
+
+class Expected:
+    """What a campaign has seen its runs take."""
+
+    def __init__(self) -> None:
+        self._epoch_s: dict[Kind, float] = {}
+        self._measured = Measured()
+        self._before: dict[Kind, float | None] = {}
+        """What epochs took that other campaigns trained: looked up once."""
+        self._ends: dict[str, tuple[int, float]] = {}
+        """By run key: after how many epochs it was worked out, and when the training ends; so that it changes once an epoch."""
+
+    def note(self, runs: Iterable[FollowedRun], now_unix: float) -> None:
+        """Take note of what the runs showed last."""
+        for run in runs:
+            if run.seen is None or run.seen.epoch_s is None:
+                continue
+            self._epoch_s[_kind(run.spec)] = run.seen.epoch_s
+            done = run.seen.epochs_done
+            if self._ends.get(run.key, (-1, 0.0))[0] != done:
+                self._ends[run.key] = done, now_unix + (run.spec.schedule.epochs - done) * run.seen.epoch_s
+
+    def ends_unix(self, run: FollowedRun) -> float | None:
+        """When a training at work ends; None: not known, as of a validation."""
+        is_training = run.state is RunState.RUNNING
+        return self._ends[run.key][1] if is_training and run.key in self._ends else None
+
+    def left_s(self, run: FollowedRun) -> float | None:
+        """How long the epochs take that a waiting run has not done; None: not known."""
+        done = run.seen.epochs_done if run.seen is not None else 0
+        own = run.seen.epoch_s if run.seen is not None else None
+        epoch_s = own or self._epoch_s.get(_kind(run.spec)) or self._measured_before(run.spec)
+        return None if epoch_s is None else (run.spec.schedule.epochs - done) * epoch_s
+
+    def _measured_before(self, spec: RunSpec) -> float | None:
+        kind = _kind(spec)
+        if kind not in self._before:
+            self._before[kind] = self._measured.epoch_s(spec)
+        return self._before[kind]
+
+
+def _kind(spec: RunSpec) -> Kind:
+    """What runs have in common whose epochs take the same time."""
+    workers, schedule = spec.workers, spec.schedule
+    return spec.model, workers.least, workers.gpus, workers.cpus, schedule.train_iterations, schedule.val_iterations
