@@ -127,7 +127,7 @@ def _is_same(ema: float | None, found: float) -> bool:
 
 def curve_of(emas: Mapping[int, float]) -> tuple[EpochRow, ...]:
     """The epochs of a metric's points; what is not asked for of them is NaN. Pure."""
-    unknown = dict.fromkeys(EpochRow.model_fields, math.nan)
+    unknown = {name: math.nan for name, field in EpochRow.model_fields.items() if field.is_required()}
     rest: dict[str, Any] = unknown | {"fencing_token": 1, "world_size": 0, "pseudo_dice": (), "system": {}}
     return tuple(EpochRow.model_validate(rest | {"epoch": epoch, "ema_pseudo_dice": ema}) for epoch, ema in sorted(emas.items()))
 

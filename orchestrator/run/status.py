@@ -44,9 +44,9 @@ class RunStatus(BaseModel):
     best_ema_pseudo_dice: float | None = None
     epoch_s: float | None = None
     """Median of the last epochs, in seconds."""
-    limited_by: str = ""
+    limited_by: str = Field("", exclude_if=lambda text: not text)
     """What limited the last epochs, by `trainers/contract/bottleneck.py`; empty where it was not measured."""
-    limit_advice: str = ""
+    limit_advice: str = Field("", exclude_if=lambda text: not text)
     """What to change so that the steps do not wait for data; empty where they do not."""
     seconds_left: float | None = None
     """Of the training, without its validation."""

@@ -53,15 +53,15 @@ class EpochRow(Frozen):
     wait_data_s: float
     save_s: float
     """Seconds for which saving held the training thread at the end of the epoch before this one."""
-    longest_wait_s: float = math.nan
+    longest_wait_s: float = Field(math.nan, exclude_if=math.isnan)
     """Of the rank that waited longest for data: in a step all ranks wait for the last one. NaN where it is not known."""
-    loaders: int = 0
+    loaders: int = Field(0, exclude_if=lambda loaders: loaders == 0)
     """Loader actors of a rank; 0 where it is not known."""
-    prepare_s: float = math.nan
+    prepare_s: float = Field(math.nan, exclude_if=math.isnan)
     """Wall-clock seconds of rank 0's loaders for the batches of the epoch, over all of them."""
-    prepare_cpu_s: float = math.nan
+    prepare_cpu_s: float = Field(math.nan, exclude_if=math.isnan)
     """CPU seconds of rank 0's loaders for them."""
-    read_wait_s: float = math.nan
+    read_wait_s: float = Field(math.nan, exclude_if=math.isnan)
     """Of `prepare_s`: waiting for the disk."""
     samples_per_s: float
     """Training samples of the global batch per second of the training part."""

@@ -296,7 +296,9 @@ class FakeApi:
         self._ask("validate", *runs, *(["npz"] if npz else []), *(["best"] if best else []))
         return [f"campaign-{run}" for run in runs]
 
-    def export(self, model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None) -> Exported:
+    def export(
+        self, model: str, target: Path, tracking_uri: str | None = None, results: Path | None = None, checkpoint: str | None = None
+    ) -> Exported:
         self._ask("export", model, target, tracking_uri)
         return Exported(target, {"1": ("best", "final"), "3": ("best",)}, ("fold 4 has no checkpoint yet and is not in it.",))
 
@@ -928,7 +930,7 @@ def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> 
 def test_export_and_down_for_scripts(nnfleet: Nnfleet, api: FakeApi, tmp_path: Path) -> None:
     exported = json.loads(nnfleet("export", "k", str(tmp_path / "m"), "--json")[1])
     folds = {"1": ["checkpoint_best.pth", "checkpoint_final.pth"], "3": ["checkpoint_best.pth"]}
-    assert exported == {"folder": str(tmp_path / "m"), "folds": folds}
+    assert exported == {"folder": str(tmp_path / "m"), "folds": folds, "optimistic": {}}
     assert json.loads(nnfleet("down", "--yes", "--json")[1]) == {"down": True}
 
 
