@@ -1,8 +1,10 @@
 """The figures of a comparison of models with long names: nothing is cut off, and no legend hides what is drawn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -29,7 +31,11 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Answer:
     base = tmp_path_factory.mktemp("models")
     for place, trainer in enumerate(TRAINERS):
         scores = {case: 0.5 + 0.1 * place + 0.01 * (number % (place + 2)) for number, case in enumerate("abcdef")}
-        settings = {"trainer": trainer, "configuration": "3d_fullres" if place else "3d_cascade_fullres", "variant": "a_long_variant"}
+        settings: dict[str, Any] = {
+            "trainer": trainer,
+            "configuration": "3d_fullres" if place else "3d_cascade_fullres",
+            "variant": "a_long_variant",
+        }
         validated_model(base, scores, FOLDS, epochs=5, model_folder=base / "results" / "Dataset901_Toy" / f"m{place}", **settings)
     return compared(base / "results", (), "final").answer
 
@@ -37,12 +43,14 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Answer:
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_off_and_no_legend_lies_on_a_panel(answer: Answer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_png", lambda figure: kept.append(figure) or b"")
+    monkeypatch.setattr(figures, "_png", kept.append)
     DRAWN[name](answer)
     [figure] = kept
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # it is not typed
     canvas.draw()
-    drawn = [part.get_tightbbox(canvas.get_renderer()) for part in (*figure.axes, *figure.legends)]
+    parts: list[Artist] = [*figure.axes, *figure.legends]
+    drawn = [box for part in parts if (box := part.get_tightbbox(canvas.get_renderer())) is not None]
+    assert len(drawn) == len(parts)
     assert all(box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.width + 1 and box.y1 < figure.bbox.height + 1 for box in drawn)
     legends = [*figure.legends, *filter(None, (panel.get_legend() for panel in figure.axes))]
     panels = [panel.get_window_extent() for panel in figure.axes]
@@ -51,8 +59,8 @@ def test_no_text_is_cut_off_and_no_legend_lies_on_a_panel(answer: Answer, name: 
 
 def test_bars_of_what_cannot_be_detected_end_within_the_panel(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_png", lambda figure: kept.append(figure) or b"")
+    monkeypatch.setattr(figures, "_png", kept.append)
     figures.differences_figure(answer.pooled["dice"])
     [panel] = kept[0].axes
     assert panel.patches
-    assert panel.get_xlim()[0] < min(bar.get_x() for bar in panel.patches)
+    assert panel.get_xlim()[0] < min(bar.get_window_extent().transformed(panel.transData.inverted()).x0 for bar in panel.patches)
