@@ -80,7 +80,7 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
     from trainers.training.loop import train
     from trainers.training.mid_epoch import MidEpochSaver
-    from trainers.training.start_of_log import log_start
+    from trainers.training.start_of_log import log_rounding, log_start
 
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
     if world.is_main:
@@ -91,6 +91,8 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     newest = newest_everywhere(folder, world)
     if newest is not None and newest.run_key != spec.run_key:
         raise ConfigError(f"state: {folder.state} holds states of {newest.run_key}, not of {spec.run_key}. Move them away.")
+    if world.is_main:
+        log_rounding(newest)
     reached = progress_from(newest, spec.schedule)
     positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
     with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built

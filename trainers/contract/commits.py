@@ -127,6 +127,8 @@ class Committed(Frozen):
     """The best epochs, highest EMA pseudo-Dice first, of a run that keeps them."""
     state_sha256: str
     state_size_bytes: int
+    rounding_version: int = Field(1, exclude_if=lambda version: version == 1)
+    """`ROUNDING_VERSION` of the samples of the epoch that this state ends or lies in; 1 also where older versions wrote it."""
 
     @property
     def checkpoints(self) -> dict[CheckpointName, Manifest]:

@@ -57,7 +57,8 @@ class SampleKey:
             zlib.crc32(stage.encode()),
         )
         # as an array: SeedSequence takes a tuple apart number by number, which costs several times more
-        return np.random.SeedSequence(np.array(entropy, np.uint32)).generate_state(8)
+        words: npt.NDArray[np.uint32] = np.random.SeedSequence(np.array(entropy, np.uint32)).generate_state(8, np.uint32)  # type: ignore[assignment]
+        return words
 
 
 def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, iteration: int, positions: Sequence[int]) -> Batch:

@@ -4,7 +4,9 @@ import json
 import logging
 from typing import Any
 
+from trainers.contract.commits import Committed
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.trainer_table import ROUNDING_VERSION
 from trainers.training.assemble import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -14,6 +16,18 @@ def log_start(spec: RunSpec, plan: ModelConfig, world_size: int) -> None:
     """Write them."""
     for line in start_of_log(spec, plan.plans, plan.configuration, world_size):
         log.info("%s", line)
+
+
+def log_rounding(newest: Committed | None) -> None:
+    """Warn where the epochs so far had samples with other last bits."""
+    if newest is not None and newest.rounding_version != ROUNDING_VERSION:
+        log.warning(
+            "The samples up to epoch %d were rounded by the kernels of another version (%d, now %d): from here on they have the same "
+            "draws and are equal within rounding, but the run's bits are not those of a run under one version.",
+            newest.epochs_done,
+            newest.rounding_version,
+            ROUNDING_VERSION,
+        )
 
 
 def start_of_log(spec: RunSpec, plans: dict[str, Any], configuration: dict[str, Any], world_size: int) -> list[str]:

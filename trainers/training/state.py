@@ -41,6 +41,7 @@ from trainers.contract.requests import acknowledge_save, complete_save
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import WeightsName, candidate_name
 from trainers.contract.storage_notice import StorageNotice
+from trainers.contract.trainer_table import ROUNDING_VERSION
 from trainers.errors import CheckpointError, StorageError
 from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
 from trainers.storage.faults import STORAGE_RETRY_S, free_space, reading, retry_storage
@@ -182,6 +183,7 @@ class StateWriter:
             final=state if reached.epochs_done >= self.total_epochs else None,
             state_sha256=state.sha256,
             state_size_bytes=state.size_bytes,
+            rounding_version=ROUNDING_VERSION,
         )
         check_fence(self.folder, self.fencing_token)
         write_atomic(self.folder.state / f"{stem}.json", committed.model_dump_json().encode())

@@ -105,8 +105,7 @@ def test_sharpening_is_the_librarys(shape: tuple[int, ...]) -> None:
         for kind in (FittingSharpening, SharpeningTransform):
             seed_all(seed)
             results.append(kind(strength=(0.1, 1), p_same_for_each_channel=0, p_per_channel=0.5)(image=image_of(shape, seed))["image"])
-        ours, librarys = results
-        assert_nearly(ours, librarys, 1e-6)
+        assert_nearly(results[0], results[1], 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 10), (3, 4, 20), (2, 2, 2), (1, 7, 9), (16, 20), (3, 5), (28, 16, 16)], ids=str)

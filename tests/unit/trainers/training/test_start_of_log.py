@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.fake_run import FakeRun
-from trainers.training.start_of_log import start_of_log
+from trainers.contract.trainer_table import ROUNDING_VERSION
+from trainers.training.start_of_log import log_rounding, start_of_log
 
 
 def test_a_training_log_begins_with_run_schedule_configuration_plans_and_sizes_of_the_split(tmp_path: Path) -> None:
@@ -16,3 +19,14 @@ def test_a_training_log_begins_with_run_schedule_configuration_plans_and_sizes_o
     assert lines[3].endswith('nnUNetPlans: {"plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"}')
     assert lines[4] == "This split has 2 training and 1 validation cases."
     assert not any(case in "".join(lines) for case in (*spec.train_cases, *spec.val_cases))
+
+
+def test_a_run_that_goes_on_with_samples_rounded_otherwise_logs_that(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun(tmp_path)
+    older = run.epoch()
+    assert older.rounding_version == 1  # as in what older versions wrote
+    log_rounding(None)
+    log_rounding(older.model_copy(update={"rounding_version": ROUNDING_VERSION}))
+    assert caplog.text == ""
+    log_rounding(older)
+    assert f"another version (1, now {ROUNDING_VERSION})" in caplog.text
