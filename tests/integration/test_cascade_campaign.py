@@ -17,7 +17,7 @@ from trainers.contract.cascade import predictions_of, read_record
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module", autouse=True)
