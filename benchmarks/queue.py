@@ -249,7 +249,7 @@ def table(found: Measured, runs: int, gpus: int, wall_s: float) -> str:
         ("shares of the GPU-hours then", ", ".join(f"{100 * share:.2f} %" for share in found.shares.values())),
         ("farthest from the even share", f"{100 * found.unfair:.2f} % of it (at most {100 * MOST_UNFAIR:.0f} %)"),
         ("CPU time of a decision", f"{1e6 * found.decision_s:.1f} us per run decided (at most {1e6 * MOST_DECISION_S:.0f} us)"),
-        ("CPU time of a look at all", f"median {1e3 * found.look_s:.1f} ms, {found.looks} looks"),
+        ("CPU time of a decision over all", f"median {1e3 * found.look_s:.1f} ms, {found.looks} looks"),
         ("runs restarted after a node's death", str(found.restarts)),
         ("simulated in", f"{wall_s:.0f} s"),
     ]
