@@ -96,7 +96,7 @@ def sizes(workers: WorkerSpec) -> str:
 
 @dataclass(frozen=True)
 class Space:
-    """What is left on nodes, in their order; nodes with the same left are one group, so that thousands cost little."""
+    """What is left on nodes; nodes with the same left are one group, so that thousands cost little."""
 
     groups: tuple[tuple[float, float, int], ...]
     """GPUs and CPUs left on each node of a group, and how many nodes it has."""
@@ -115,9 +115,9 @@ class Space:
         return sum(count * _bundles(gpus, cpus, workers) for gpus, cpus, count in self.groups)
 
     def less(self, workers: WorkerSpec, bundles: int) -> "Space":
-        """With so many of the gang's bundles on the first nodes that hold some; those that do not fit take what there is."""
+        """With so many of the gang's bundles on the nodes where they leave the least unusable; those that do not fit take what there is."""
         left: dict[tuple[float, float], int] = {}
-        for gpus, cpus, count in self.groups:
+        for gpus, cpus, count in sorted(self.groups, key=lambda group: _waste(group, workers)):
             each = _bundles(gpus, cpus, workers) if bundles else 0
             whole = min(count, bundles // each) if each else 0
             part = bundles - whole * each if whole < count and each else 0
@@ -129,13 +129,13 @@ class Space:
         return Space(tuple((gpus, cpus, count) for (gpus, cpus), count in left.items()))
 
     def after(self, reserved: Iterable[Reservation]) -> "Space":
-        """When every reservation lies on the nodes; alike ones are laid down together."""
+        """When every reservation lies on the nodes, in the order that wastes least: those with GPUs first, then by cores."""
         bundles: dict[tuple[int, int], tuple[WorkerSpec, int]] = {}
         for each in reserved:
             shape = each.workers.gpus, each.workers.cpus
             bundles[shape] = each.workers, bundles.get(shape, (each.workers, 0))[1] + each.bundles
         space = self
-        for workers, count in bundles.values():
+        for _, (workers, count) in sorted(bundles.items(), key=lambda item: item[0], reverse=True):
             space = space.less(workers, count)
         return space
 
@@ -187,6 +187,15 @@ class Capacity:
     def room(self, workers: WorkerSpec) -> int:
         """How many of the gang's bundles fit now."""
         return self.tightest(workers).room(workers)
+
+
+def _waste(group: tuple[float, float, int], workers: WorkerSpec) -> tuple[float, float, float]:
+    """Nodes in the order in which a gang takes them: without GPUs those that have none left, else those with the fewest cores per GPU
+    that are enough, then the others; of equal ones the fullest."""
+    gpus, cpus, _ = group
+    if not workers.gpus or gpus <= 0:
+        return gpus, cpus, 0.0
+    return float(cpus < gpus * workers.cpus), cpus / gpus, cpus
 
 
 def _bundles(gpus: float, cpus: float, workers: WorkerSpec) -> int:
