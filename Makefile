@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make check`, `make bench`: each makes .venv first, once. ARGS="..." goes to the command.
+# `make demo`, `make test`, `make check`, `make bench` and the others: each makes .venv first, once. ARGS="..." goes to the command.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -6,13 +6,14 @@ INSTALLED := .venv/.installed
 RINGS := -m tests.rings --unit-once=.venv/.unit-passed
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-long check bench clean
+.PHONY: help install demo test test-long test-gpu check bench clean
 
 help:
 	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (15 minutes on 2 cores)"
 	@echo "make check   format, lint, types, import walls, unit tests with warnings as errors"
 	@echo "make test    unit and integration tests"
 	@echo "make test-long  a head that dies, hosts that are cut off, chaos, elastic workers, drill, orphans: minutes each"
+	@echo "make test-gpu  steps, epochs, resume and validation on a GPU beside the CPU's numbers; skips itself without one"
 	@echo "make bench   seconds per epoch beside nnU-Net's own trainer"
 	@echo "make clean   removes .venv and caches"
 
@@ -40,6 +41,9 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m tests.rings --at-once=1 --limit-s=3600 tests/integration -m long $(ARGS)
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -q tests/gpu $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.epoch $(ARGS)

@@ -13,7 +13,6 @@ from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
 from trainers.contract.fencing import acquire_token, check_driver_fence
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.errors import ConfigError
 from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
@@ -76,32 +75,12 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     import torch
 
     from orchestrator.training.loader_pool import LoaderPool
-    from trainers.contract.split_batch import rank_positions
-    from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
-    from trainers.training.loop import train
-    from trainers.training.mid_epoch import MidEpochSaver
-    from trainers.training.start_of_log import log_rounding, log_start
+    from trainers.training.rank import train_rank
 
     torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
     if world.is_main:
         start_training_log(folder)
-    plan = model_config(spec)
-    if world.is_main:
-        log_start(spec, plan, world.world_size)
-    newest = newest_everywhere(folder, world)
-    if newest is not None and newest.run_key != spec.run_key:
-        raise ConfigError(f"state: {folder.state} holds states of {newest.run_key}, not of {spec.run_key}. Move them away.")
-    if world.is_main:
-        log_rounding(newest)
-    reached = progress_from(newest, spec.schedule)
-    positions = rank_positions(plan.global_batch, world.world_size, world.global_rank)
-    with LoaderPool(spec, folder, positions, *reached.position) as source:  # it starts up while the network is built
-        learner = assemble(spec, plan, world, fencing_token)
-        restore(spec, folder, learner, newest)
-        writer = state_writer(spec, folder, plan, fencing_token, newest) if world.is_main else None
-        warm_up(learner, plan, world)
-        mid_epoch = MidEpochSaver(spec, folder, world, learner, writer, is_leaving)
-        return train(spec, folder, world, learner, source, mid_epoch, reached)
+    return train_rank(spec, folder, world, fencing_token, lambda *place: LoaderPool(spec, folder, *place), is_leaving)
 
 
 def start_training_log(folder: RunFolder) -> None:

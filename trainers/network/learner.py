@@ -1,12 +1,12 @@
 """Network, optimizer, loss and scaler of one rank, and the two things done with a batch: a training step and an evaluation.
 
-Optimizer, schedule, clipping, mixed precision and compilation are nnU-Net's
-(nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py: configure_optimizers, train_step, validation_step, _do_i_compile;
+Schedule, clipping, mixed precision and compilation are nnU-Net's
+(nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py: train_step, validation_step, _do_i_compile;
 variants/lr_schedule/).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from trainers.contract.plans import Labels
 from trainers.contract.run_spec import Schedule
 from trainers.contract.trainer_table import Rate
 from trainers.data.batches import Batch
+from trainers.network.hand_over import HandOver
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import plain_state_dict
+from trainers.network.optimizer import load_state, state_of
 
 MAX_GRADIENT_NORM = 12.0
-MOMENTUM = 0.99
 POLY_EXPONENT = 0.9
 WARMUP_EPOCHS = 50
 """Epochs in which nnUNetTrainer_warmup increases the learning rate."""
@@ -48,6 +49,11 @@ class Learner:
     """Where a network with dropout draws from, of this rank; None for a network that draws nothing."""
     curve: Rate = "poly"
     """How the learning rate goes."""
+    on_device: HandOver = field(init=False)
+    """Images and targets of a batch on this rank's device."""
+
+    def __post_init__(self) -> None:
+        self.on_device = HandOver(self.device)
 
     def start_epoch(self, epoch: int) -> float:
         """Set and return nnU-Net's learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it."""
@@ -62,7 +68,10 @@ class Learner:
             torch.manual_seed(int(np.random.SeedSequence((self.dropout_seed, epoch, iteration)).generate_state(1, np.uint64)[0]))
 
     def step(self, batch: Batch) -> torch.Tensor:
-        """One optimizer step on this rank's part of a global batch. Returns the detached loss; its mean over ranks is the batch's loss."""
+        """One optimizer step on this rank's part of a global batch. Returns the detached loss; its mean over ranks is the batch's loss.
+
+        Nothing in it waits for a GPU, not even for whether the scaler found an overflow, if the optimizer is a fused one.
+        """
         images_BCZYX, targets = self.on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
@@ -103,14 +112,14 @@ class Learner:
         """The changing part of a checkpoint, by nnU-Net's keys; the tensors are the live ones."""
         return {
             "network_weights": plain_state_dict(self.plain),
-            "optimizer_state": self.optimizer.state_dict(),
+            "optimizer_state": state_of(self.optimizer),
             "grad_scaler_state": self.scaler.state_dict() if self.scaler.is_enabled() else None,
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `tensors` gave."""
         self.plain.load_state_dict(checkpoint["network_weights"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        load_state(self.optimizer, checkpoint["optimizer_state"])
         if self.scaler.is_enabled() and checkpoint["grad_scaler_state"] is not None:
             self.scaler.load_state_dict(checkpoint["grad_scaler_state"])
 
@@ -132,9 +141,6 @@ class Learner:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
 
-    def on_device(self, batch: Batch) -> tuple[torch.Tensor, Targets]:
-        return to_device(batch.images, self.device), [to_device(target, self.device) for target in batch.targets]
-
 
 def learning_rate(schedule: Schedule, epoch: int, curve: Rate = "poly") -> float:
     """nnU-Net's learning rate of an epoch: initial_lr * (1 - epoch / epochs)^0.9, or another trainer's curve."""
@@ -145,20 +151,6 @@ def learning_rate(schedule: Schedule, epoch: int, curve: Rate = "poly") -> float
         return start / WARMUP_EPOCHS * (1 + epoch)
     before = WARMUP_EPOCHS if curve == "warmup" else 0
     return float(start * (1 - (epoch - before) / (epochs - before)) ** POLY_EXPONENT)
-
-
-def sgd(network: nn.Module, schedule: Schedule) -> torch.optim.SGD:
-    """nnU-Net's optimizer over all parameters, frozen ones included, so that its state fits nnU-Net's."""
-    return torch.optim.SGD(network.parameters(), schedule.initial_lr, momentum=MOMENTUM, weight_decay=schedule.weight_decay, nesterov=True)
-
-
-def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    """A tensor of its own on `device`: over pinned memory and without waiting on a GPU. `array` may be read-only shared memory."""
-    if device.type == "cuda":
-        pinned = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, pin_memory=True)
-        pinned.numpy()[...] = array
-        return pinned.to(device, non_blocking=True)
-    return torch.from_numpy(np.array(array))
 
 
 def as_list(outputs: Any) -> Targets:

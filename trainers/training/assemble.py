@@ -18,9 +18,11 @@ from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
 from trainers.errors import ConfigError
 from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint
-from trainers.network.learner import Learner, as_list, sgd
+from trainers.network.cpu_layout import choose_layouts
+from trainers.network.learner import Learner, as_list
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
+from trainers.network.optimizer import sgd
 from trainers.network.pretrained import load_pretrained
 from trainers.storage.faults import retry_storage
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
@@ -69,9 +71,12 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         log.warning("%s: the network has batch normalisation or dropout, so its results depend on the number of workers", spec.run_key)
     weights = deep_supervision_weights(len(output_shapes(plain, plan, world.device)))
     freeze_dead_head(plain, weights)
-    optimizer = sgd(plain, spec.schedule)
+    is_fast_gpu = world.device.type == "cuda" and not spec.deterministic
+    optimizer = sgd(plain, spec.schedule, fused=is_fast_gpu)
     network: nn.Module = plain
-    if spec.compile and not spec.deterministic and world.device.type == "cuda":
+    if world.device.type == "cpu":
+        choose_layouts(plain)
+    if spec.compile and is_fast_gpu:
         check_compiler()
         network = torch.compile(network)  # type: ignore[assignment]
     if world.world_size > 1:

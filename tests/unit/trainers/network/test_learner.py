@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import Toys
 from tests.toy import toy_spec
@@ -16,7 +17,9 @@ from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.data.batches import Batch
 from trainers.errors import DivergedError
 from trainers.network.checkpoint import copied_to_cpu
+from trainers.network.hand_over import HandOver
 from trainers.network.learner import Learner, learning_rate
+from trainers.network.optimizer import sgd
 from trainers.training.assemble import ModelConfig, assemble, model_config, warm_up
 from trainers.training.loop import EpochTotals, check_finite
 from trainers.training.state import TrainingProgress
@@ -164,6 +167,60 @@ def test_a_step_with_an_overflow_is_skipped_by_the_scaler(made: tuple[RunSpec, M
     assert learner.scaler.get_scale() == 2.0**9
 
 
+class NothingIsRead(TorchDispatchMode):
+    """Refuses to read a tensor's value, for which a step on a GPU would have to wait until all kernels before are done."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a training step reads a value from the device"
+        return func(*args, **(kwargs or {}))
+
+
+def as_on_gpus(learner: Learner) -> Learner:
+    """The scaler and the fused optimizer that GPUs have, on the CPU."""
+    learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10)
+    learner.optimizer = sgd(learner.plain, learner.schedule, fused=True)
+    return learner
+
+
+def test_nothing_in_a_step_waits_for_the_device(made: tuple[RunSpec, ModelConfig]) -> None:
+    learner = as_on_gpus(learner_of(made))
+    with NothingIsRead():
+        learner.step(batch(0, learner.labels))
+    learner.optimizer = sgd(learner.plain, learner.schedule)
+    with NothingIsRead(), pytest.raises(AssertionError, match="reads a value"):
+        learner.step(batch(1, learner.labels))
+
+
+def test_an_overflow_in_the_very_first_step_spoils_no_momentum(made: tuple[RunSpec, ModelConfig]) -> None:
+    fused, plain = as_on_gpus(learner_of(made)), learner_of(made)
+    broken = batch(0, fused.labels)
+    broken.images[:] = np.inf
+    before = weights(fused)
+    fused.step(broken)
+    assert largest_difference(before, weights(fused)) == 0
+    for seed in range(3):
+        fused.step(batch(seed, fused.labels))
+        plain.step(batch(seed, plain.labels))
+    assert largest_difference(weights(fused), weights(plain)) < 1e-6
+
+
+def test_a_state_loads_whichever_kernels_wrote_it(made: tuple[RunSpec, ModelConfig]) -> None:
+    fused, plain = as_on_gpus(learner_of(made)), learner_of(made)
+    for learner in (fused, plain):
+        learner.step(batch(0, learner.labels))
+    of_fused, of_plain = (copied_to_cpu(learner.tensors()) for learner in (fused, plain))
+    assert of_fused["optimizer_state"]["param_groups"] == of_plain["optimizer_state"]["param_groups"]
+    assert of_fused["optimizer_state"]["state"].keys() == of_plain["optimizer_state"]["state"].keys()
+    fused.load(of_plain)
+    plain.load(of_fused)
+    assert (fused.optimizer.param_groups[0]["fused"], plain.optimizer.param_groups[0]["fused"]) == (True, None)
+    for learner in (fused, plain):
+        learner.step(batch(1, learner.labels))
+    assert largest_difference(weights(fused), weights(plain)) < 1e-6
+    fused.load({**of_plain, "optimizer_state": {**of_plain["optimizer_state"], "state": {}}})  # of a training without a step
+    assert all("momentum_buffer" in fused.optimizer.state[p] for p in fused.plain.parameters() if p.requires_grad)
+
+
 def test_mixed_precision_gives_nearly_the_loss_of_full_precision(
     made: tuple[RunSpec, ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,11 +246,12 @@ def test_no_gpu_is_taken_where_workers_have_none_and_a_missing_one_is_an_error()
         device_for(2, gpus_per_worker=1, gpus_visible=2)
 
 
-def test_a_batch_from_read_only_memory_becomes_a_tensor_of_its_own() -> None:
-    from trainers.network.learner import to_device
-
-    array: Any = np.ones((2, 3), np.float32)
-    array.flags.writeable = False
-    tensor = to_device(array, CPU)
-    tensor += 1
-    assert array.sum() == 6
+def test_a_batch_from_read_only_memory_becomes_tensors_of_their_own(made: tuple[RunSpec, ModelConfig]) -> None:
+    own = batch(0, made[1].labels)
+    for array in (own.images, *own.targets):
+        array.flags.writeable = False
+    before = own.images.sum(), own.targets[1].sum()
+    images, targets = HandOver(CPU)(own)
+    images += 1
+    targets[1] += 1
+    assert (own.images.sum(), own.targets[1].sum()) == before
