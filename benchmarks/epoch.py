@@ -211,8 +211,8 @@ def instrument(learner: Learner, writer: StateWriter, watch: Stopwatch) -> None:
         return call
 
     learner.on_device = watch.timed("hand-over", learner.on_device)  # type: ignore[assignment]
-    learner.step = without_hand_over(learner.step, "step")  # type: ignore[method-assign]
-    learner.evaluate = without_hand_over(learner.evaluate, None)  # type: ignore[method-assign]
+    learner.step = without_hand_over(learner.step, "step")  # type: ignore[method-assign,assignment]
+    learner.evaluate = without_hand_over(learner.evaluate, None)  # type: ignore[method-assign,assignment]
     writer.commit = watch.timed("saving", writer.commit)  # type: ignore[method-assign]
 
 

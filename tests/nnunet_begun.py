@@ -18,8 +18,8 @@ from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.data.batches import Batch, Preparation, SplitName
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
-from trainers.network.learner import sgd
 from trainers.network.model import build_network
+from trainers.network.optimizer import sgd
 from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
 from trainers.training.loop import train
 from trainers.training.mid_epoch import MidEpochSaver

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
-from trainers.data.batches import Batch, SplitName
+from trainers.data.batches import Batch, Preparation, SplitName
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
 from trainers.network.learner import Learner
@@ -38,6 +39,8 @@ class InThread:
     killed_at: tuple[int, int] | None = None
     """Epoch and iteration at which Killed is raised."""
     wait_s: float = 0.0
+    preparation: Preparation = Preparation()
+    loaders: int = 1
 
     def __post_init__(self) -> None:
         self._data = open_dataset(self.spec)
@@ -57,7 +60,7 @@ class InThread:
             yield make_batch(self._data, self.spec, split, epoch, iteration, self.positions)
 
 
-def spec_for(toy: Toy, folder: Path, device: torch.device, **overrides: object) -> RunSpec:
+def spec_for(toy: Toy, folder: Path, device: torch.device, **overrides: Any) -> RunSpec:
     """A short run of `toy` on `device`, with its results in `folder`; deterministic and not compiled unless `overrides` ask for it."""
     fields = {"schedule": SCHEDULE, "compile": False, "deterministic": True, **overrides}
     workers = WorkerSpec(count=1, gpus=int(device.type == "cuda"), cpus=1)

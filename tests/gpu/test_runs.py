@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_a_validated_case_has_the_labels_that_the_cpu_gives_it(toys: Toys, tmp_p
     shutil.copy(toy.preprocessed / "nnUNetPlans.json", spec.model_folder / "plans.json")
     shutil.copy(toy.preprocessed / "dataset.json", spec.model_folder)
     checkpoint = RunFolder(spec.run_folder).checkpoint("final")
-    labels = []
+    labels: list[Any] = []
     for device in (gpu, CPU):
         predictor = CasePredictor(spec, checkpoint, device)
         file = predictor.predict(spec.val_cases[0], tmp_path / f"predicted-{device.type}-{len(labels)}")

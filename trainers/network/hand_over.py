@@ -17,7 +17,7 @@ class HandOver:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Images (B, C, [Z,] Y, X) and targets, finest first. Does not wait for the device."""

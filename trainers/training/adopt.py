@@ -14,8 +14,8 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import CheckpointError
 from trainers.network.checkpoint import Checkpoint, read_checkpoint
-from trainers.network.learner import sgd
 from trainers.network.model import build_network
+from trainers.network.optimizer import sgd
 from trainers.training.assemble import ModelConfig, model_config, state_writer
 from trainers.training.pseudo_dice import updated
 from trainers.training.state import TrainingProgress, digest_if_there

@@ -21,9 +21,10 @@ from trainers.contract.trainer_table import TRAINERS
 from trainers.data.batches import SplitName
 from trainers.data.dataset import geometry, open_dataset
 from trainers.data.samples import SampleKey, _is_forced, forced_probability, make_batch
-from trainers.network.learner import as_list, learning_rate, sgd
+from trainers.network.learner import as_list, learning_rate
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import deep_supervision_weights, mirroring_axes
+from trainers.network.optimizer import sgd
 from trainers.training.assemble import assemble, model_config
 from trainers.training.world import World
 

@@ -167,7 +167,7 @@ def test_a_step_with_an_overflow_is_skipped_by_the_scaler(made: tuple[RunSpec, M
     assert learner.scaler.get_scale() == 2.0**9
 
 
-class NothingIsRead(TorchDispatchMode):
+class NothingIsRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses to read a tensor's value, for which a step on a GPU would have to wait until all kernels before are done."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,10 +184,10 @@ def as_on_gpus(learner: Learner) -> Learner:
 
 def test_nothing_in_a_step_waits_for_the_device(made: tuple[RunSpec, ModelConfig]) -> None:
     learner = as_on_gpus(learner_of(made))
-    with NothingIsRead():
+    with NothingIsRead():  # type: ignore[no-untyped-call]
         learner.step(batch(0, learner.labels))
     learner.optimizer = sgd(learner.plain, learner.schedule)
-    with NothingIsRead(), pytest.raises(AssertionError, match="reads a value"):
+    with NothingIsRead(), pytest.raises(AssertionError, match="reads a value"):  # type: ignore[no-untyped-call]
         learner.step(batch(1, learner.labels))
 
 
