@@ -1,7 +1,7 @@
 """Trainings on a device of this process, from a run folder to its end, with batches prepared in the training thread."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,7 +39,7 @@ class InThread:
     killed_at: tuple[int, int] | None = None
     """Epoch and iteration at which Killed is raised."""
     wait_s: float = 0.0
-    preparation: Preparation = Preparation()
+    preparation: Preparation = field(default_factory=Preparation)
     loaders: int = 1
 
     def __post_init__(self) -> None:

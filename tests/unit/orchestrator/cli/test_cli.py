@@ -303,6 +303,14 @@ class FakeApi:
         return Exported(target, {"1": ("best", "final"), "3": ("best",)}, ("fold 4 has no checkpoint yet and is not in it.",))
 
 
+@pytest.fixture(autouse=True)
+def hears_of_a_closed_terminal() -> Iterator[None]:
+    """Also where the tests themselves were started by `nohup`, whose SIGHUP all of them would ignore."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
     fake = FakeApi()
