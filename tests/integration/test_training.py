@@ -112,6 +112,10 @@ def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Call
     assert reached(killed).best.epoch == reached(unbroken).best.epoch  # type: ignore[union-attr]
 
 
+LATER_KEYS = ("rounding_version",)
+"""Of committed states; what they mean stands in `trainers/contract/commits.py`."""
+
+
 def keys_of(file: Path) -> list[str]:
     return list(json.loads(file.read_text()))
 
@@ -119,7 +123,7 @@ def keys_of(file: Path) -> list[str]:
 def test_a_run_folder_with_the_keys_of_the_version_before_trains_on_to_the_same_bits(
     start: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
-    """Its JSON files have the very keys of a folder that the version before wrote; the tensors beside them never changed."""
+    """Its JSON files have the keys of a folder that the version before wrote, and those that came since; the tensors never changed."""
     schedule = Schedule(epochs=3, train_iterations=3, val_iterations=2)
     settings = {"workers": WorkerSpec(count=1, gpus=0, cpus=1), "schedule": schedule}
     unbroken, stopped = start("unbroken", **settings), start("stopped", **settings)
@@ -130,8 +134,8 @@ def test_a_run_folder_with_the_keys_of_the_version_before_trains_on_to_the_same_
 
     old = old_run_folder(tmp_path / "old")
     for name in ("run.json", "progress.json", "attempts/0002.json", "state/e00001_a0002.json"):
-        assert keys_of(stopped.own / name) == keys_of(old.own / name), name
-    assert list(reached(stopped).history[0].model_dump()) == list(reached(old).history[0].model_dump())
+        assert [key for key in keys_of(stopped.own / name) if key not in LATER_KEYS] == keys_of(old.own / name), name
+    assert set(reached(old).history[0].model_dump()) <= set(reached(stopped).history[0].model_dump())
 
     stopped.stop_file.unlink()
     assert train(stopped, "second").state == "TRAINED"

@@ -33,10 +33,13 @@ class Limit:
     @property
     def advice(self) -> str:
         """What to change, in a sentence; empty where the steps limit, as they should."""
-        have = f"{self.enough} loader actors with a core each would be enough for a worker, it has {self.loaders}"
+        actors = "1 loader actor with a core" if self.enough == 1 else f"{self.enough} loader actors with a core each"
+        have = f"{actors} would be enough for a worker, it has {self.loaders}"
         match self.name:
             case "GPU" | "steps on the CPU":
                 return ""
+            case "CPU augmentation" if self.enough <= self.loaders:
+                return f"{have}: they were starting, or single batches take long (loader.prefetch prepares more of them ahead)."
             case "CPU augmentation":
                 return f"{have}: raise workers.cpus and loader.actors."
             case "crowded cores":
