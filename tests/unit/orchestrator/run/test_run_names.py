@@ -93,7 +93,9 @@ def test_a_name_of_several_runs_lists_them_where_one_is_needed() -> None:
 
 
 def test_an_unknown_name_lists_what_is_known_and_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no run 'd017-2d-1-ffx' here\. Did you mean 'd017-2d-1-fff'\? Known: 17/3d_fullres/nnUNetTrainer, 17/2d/nnUNetTrainerDA5, 170/2d"):
+    with pytest.raises(
+        ConfigError, match=r"no run 'd017-2d-1-ffx' here\. Did you mean 'd017-2d-1-fff'\? Known: 17/3d_fullres/nnUNetTrainer, 17/2d/"
+    ):
         meant("d017-2d-1-ffx")
     with pytest.raises(ConfigError, match="Known: none"):
         meant("x", [])
