@@ -109,9 +109,22 @@ def crowding(offer: Offer, others: list[Notice], machine_cpus: int) -> str:
     if offer.cpus + sum(other.offer.cpus for other in others) <= machine_cpus or not others:
         return ""
     return (
-        f"{'; '.join(map(str, others))}. With the {offer.cpus} of this home that is more than the {machine_cpus} CPUs of this machine. "
+        f"{'; '.join(_of_users(others))}. With the {offer.cpus} of this home that is more than the {machine_cpus} CPUs of this machine. "
         "Share one head (docs/security.md), or let each give out a part: `nnfleet up --cpus N --memory-gib N`."
     )
+
+
+def _of_users(others: Sequence[Notice]) -> Iterator[str]:
+    """A clause for each user, with what all heads of theirs give out together."""
+    for user in dict.fromkeys(other.user for other in others):
+        own = [other for other in others if other.user == user]
+        if len(own) == 1:
+            yield str(own[0])
+            continue
+        gpu_ids = tuple(dict.fromkeys(gpu for other in own for gpu in other.offer.gpu_ids))
+        memory_gib = sum(other.offer.memory_gib for other in own)
+        together = Offer(cpus=sum(other.offer.cpus for other in own), gpu_ids=gpu_ids, memory_gib=memory_gib)
+        yield f"user {user} runs {len(own)} heads here with together {together.words}"
 
 
 def read_notice(path: Path) -> Notice | None:

@@ -74,10 +74,17 @@ def compared(
             folds.append(found)
     left += left_out(reasons, checkpoint)
     if not folds:
-        why = f" {' '.join(left[:3])}" if left else ""
-        raise ConfigError(f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.{why} Train first.")
+        sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.", *left[:3]]
+        raise ConfigError(" ".join([*sentences, *_advice([reason for _, reason in reasons])]))
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
     return Compared(answer(models, checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def _advice(reasons: Sequence[str]) -> list[str]:
+    """What to do where no run can be compared; the other reasons have their own advice. Pure."""
+    if any(isinstance(reason, Unfinished) for reason in reasons):
+        return ["They are compared once their full validation is done: `nnfleet status` shows how far they are."]
+    return [] if reasons else ["Train first."]
 
 
 def _with_test_sets(model: TrainedModel, places: Places) -> TrainedModel:

@@ -81,7 +81,7 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
                 files |= server.list_files(run_id, directory)
         table, summary = f"fullval/{checkpoint}/per_case.json", f"fullval/{checkpoint}/summary.json"
         if not {table, summary} <= files.keys():
-            return f"MLflow has no full validation of its {checkpoint} checkpoint"
+            return Unfinished(f"MLflow has no full validation of its {checkpoint} checkpoint")
         metrics = server.metrics(run_id)
         sha256, ema = weights_of(published_in(server.tags(run_id), checkpoint), metrics, checkpoint)
         cases = cases_in(fetch(table), fetch(summary), dataset_json["file_ending"])

@@ -45,8 +45,8 @@ def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = Tr
         owner[names[i].folder or i] = i  # where the folder is unknown, each is its own
     if owner:
         return [i for i in matching if i in owner.values()]
-    hint = nearest(wanted, [text for name in names for text in (name.run_key, name.address)]) if hints else ""
-    raise ConfigError(f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_listed(names)}.")
+    hint = nearest(wanted, _suggested(names)) if hints else ""
+    raise ConfigError(f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_cut(_models(names))}.")
 
 
 def resolve_all(wanted: Sequence[str], names: Sequence[Names], place: str, *, hints: bool = True) -> list[int]:
@@ -110,6 +110,21 @@ def canonical_address(text: str) -> str:
 
 def _listed(names: Sequence[Names]) -> str:
     """`address (run key)` of each, cut."""
-    texts = [f"{name.address} ({name.run_key})" for name in names]
+    return _cut([f"{name.address} ({name.run_key})" for name in names])
+
+
+def _models(names: Sequence[Names]) -> list[str]:
+    """Addresses without the fold, each once."""
+    return list(dict.fromkeys("/".join(name.address.split("/")[:3]) for name in names))
+
+
+def _suggested(names: Sequence[Names]) -> list[str]:
+    """What a user may have meant: keys, addresses and their beginnings."""
+    parts = [name.address.split("/") for name in names]
+    beginnings = ["/".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)]
+    return [*(name.run_key for name in names), *beginnings]
+
+
+def _cut(texts: Sequence[str]) -> str:
     more = len(texts) - MAX_LISTED
     return ", ".join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "") or "none"

@@ -141,3 +141,5 @@ def test_more_cpus_than_the_machine_has_are_told_and_no_fewer() -> None:
     assert crowding(mine, [ann()], 10) == ""
     assert "user ann runs a head here with 6 CPUs" in crowding(mine, [ann()], 8)
     assert "--cpus N" in crowding(mine, [ann()], 8)
+    small = ann(Offer(cpus=2, gpu_ids=(), memory_gib=10))
+    assert crowding(mine, [small] * 3, 2).startswith("user ann runs 3 heads here with together 6 CPUs, no GPU, 30 GiB of memory. With")

@@ -277,6 +277,16 @@ def test_the_best_checkpoints_are_called_optimistic(tmp_path: Path) -> None:
         compared(tmp_path / "results", (), "final")
 
 
+def test_runs_that_are_not_validated_yet_are_to_be_waited_for(tmp_path: Path) -> None:
+    validated_model(tmp_path, {"a": 0.5, "b": 0.6}, [["a", "b"]], checkpoint="best")
+    with pytest.raises(ConfigError, match=r"compared once their full validation is done: `nnfleet status`") as refused:
+        compared(tmp_path / "results", (), "final")
+    assert "Train first" not in str(refused.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"Train first\.$"):
+        compared(tmp_path / "empty", (), "final")
+
+
 def test_patients_are_found_in_case_ids(base: Path) -> None:
     answer = compared(base / "results", (), "final", r"case_\d").answer
     assert "18 paired cases of 3 patients" in answer.verdict

@@ -138,7 +138,7 @@ def test_a_model_folder_with_something_of_somebody_stays(stage: Stage) -> None:
 
 def test_a_name_that_means_no_run_removes_nothing(stage: Stage) -> None:
     finished(stage, 0)
-    with pytest.raises(ConfigError, match="there is no run '1/2d' below .*results. Known: 1/3d/nnUNetTrainer/0"):
+    with pytest.raises(ConfigError, match="there is no run '1/2d' below .*results. Known: 1/3d/nnUNetTrainer[.]"):
         listed(stage, "key0", "1/2d")
 
 

@@ -93,15 +93,25 @@ def test_a_name_of_several_runs_lists_them_where_one_is_needed() -> None:
 
 
 def test_an_unknown_name_lists_what_is_known_and_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no run 'd017-2d-1-ffx' here\. Did you mean 'd017-2d-1-fff'\? Known: .*\(d017-3d-0-abc\)"):
+    with pytest.raises(
+        ConfigError, match=r"no run 'd017-2d-1-ffx' here\. Did you mean 'd017-2d-1-fff'\? Known: 17/3d_fullres/nnUNetTrainer, 17/2d/"
+    ):
         meant("d017-2d-1-ffx")
     with pytest.raises(ConfigError, match="Known: none"):
         meant("x", [])
 
 
+@pytest.mark.parametrize(
+    ("wanted", "near"), [("18", "17"), ("17/2dd", "17/2d"), ("17/3d_fullres/nnUNetTrainr", "17/3d_fullres/nnUNetTrainer")]
+)
+def test_the_beginning_of_an_address_with_a_typing_error_gets_a_suggestion(wanted: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{near}'"):
+        meant(wanted)
+
+
 def test_whoever_stops_a_run_is_shown_what_there_is_and_offered_no_other_one() -> None:
-    many = [Names(f"d017-{i}", f"17/2d/t/{i}") for i in range(9)]
-    with pytest.raises(ConfigError, match=r"no run 'd017-x' here\. Known: .*d017-4\) and 4 more\.$"):
+    many = [Names(f"d017-{i}", f"17/2d/t{i // 2}/{i % 2}") for i in range(18)]
+    with pytest.raises(ConfigError, match=r"no run 'd017-x' here\. Known: 17/2d/t0, .*, 17/2d/t4 and 4 more\.$"):
         resolve("d017-x", many, "here", hints=False)
 
 
