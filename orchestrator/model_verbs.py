@@ -193,7 +193,8 @@ def export(
         raise ConfigError(f"export: MLflow holds no weights of candidates. Export {wanted} where the run folders are: --results FOLDER.")
     from orchestrator.export.mlflow_folds import folds_in_mlflow
 
-    return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}")
+    unseen = " (no folder of results is seen here: nnUNet_results, --results)" if place is None and not tracking_uri else ""
+    return export_model(model, target, folds_in_mlflow(uri, model), f"in MLflow at {uri}{unseen}")
 
 
 def import_folder(

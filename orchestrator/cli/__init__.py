@@ -99,6 +99,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _ForPeople(logging.Formatter):
+    """`Warning: ...`, as `plan` prints its own, without the name of a module."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.capitalize()}: {record.getMessage()}"
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Log what happens, and show tracebacks.")] = False,
@@ -106,7 +113,9 @@ def options(
 ) -> None:
     """Options before the verb."""
     terminal.debug = debug
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s") if debug else _ForPeople())
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
     if not debug:
         warnings.simplefilter("ignore")  # of libraries; ours are logged
 

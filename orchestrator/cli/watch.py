@@ -64,7 +64,7 @@ def _numbers(run: "RunStatus") -> dict[str, str]:
         ">EMA": dice(run.ema_pseudo_dice),
         ">best": dice(run.best_ema_pseudo_dice),
         ">s/epoch": "-" if not run.epoch_s else f"{run.epoch_s:.1f}",
-        ">left": seconds(run.seconds_left) if run.state in TRAINS else "",
+        ">left": seconds(run.seconds_left) if run.state in TRAINS and run.epochs_done < run.epochs else "",
     }
 
 

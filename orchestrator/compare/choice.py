@@ -52,7 +52,9 @@ class Places:
     @property
     def text(self) -> str:
         """For errors."""
-        return " or ".join([*([f"below {self.results}"] if self.results else []), *(["in MLflow"] if self.server else [])])
+        if self.results is None:
+            return "in MLflow alone (no folder of results is seen here: set nnUNet_results, or name --results)"
+        return f"below {self.results}" + (" or in MLflow" if self.server else "")
 
 
 def compared(

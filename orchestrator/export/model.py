@@ -67,7 +67,7 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     ready, unready = with_checkpoints(sources)
     if not ready:
         raise ConfigError(
-            f"export: run {name} {place} has no published checkpoint yet. Wait for its first epochs, or resume it if it has stopped."
+            f"export: {name} {place} has no published checkpoint yet. Wait for its first epochs, or resume it if it has stopped."
         )
     if candidate:
         refuse_lacking(candidate, ready)

@@ -1165,6 +1165,28 @@ def test_numbers_for_people() -> None:
     assert "EMA pseudo-Dice 0.710 (best 0.720)" in status_line(run_status())
 
 
+def test_a_fold_whose_epochs_are_done_shows_no_seconds_left() -> None:
+    console = Console(width=140, record=True, file=StringIO())
+    console.print(watch_view([run_status(epochs_done=50, seconds_left=0.0)], 140))
+    assert "0.0 s" not in console.export_text()
+
+
+def test_what_is_logged_for_people_has_no_name_of_a_module() -> None:
+    code = (
+        "import logging, sys, orchestrator\n"
+        "from orchestrator.cli import main\n"
+        "logging.getLogger().handlers.clear()\n"
+        "class Api:\n"
+        "    def down(self, *a, **k): logging.getLogger('orchestrator.cluster.x').warning('a head of ann')\n"
+        "    def local_runs(self): return []\n"
+        "orchestrator.api = Api()\n"
+        "sys.argv = ['nnfleet', 'down', '--yes']\n"
+        "main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Warning: a head of ann" in ended.stderr.splitlines(), ended.stderr
+
+
 def test_a_validation_is_shown_by_its_cases() -> None:
     validating = run_status(state=RunState.VALIDATING, epochs_done=50, validation=CasesDone(checkpoint="best", done=3, cases=12))
     assert done_fraction(validating) == pytest.approx(0.25)

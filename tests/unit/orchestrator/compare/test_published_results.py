@@ -226,6 +226,12 @@ def test_a_table_and_a_summary_of_different_cases_are_not_put_together(server: S
     assert "are of other cases, such as case_" in str(read_published(server, "0", "final"))
 
 
+def test_where_no_folder_of_results_is_seen_the_error_names_the_variable() -> None:
+    text = Places(server=lambda: pytest.fail("it is only named")).text
+    assert text == "in MLflow alone (no folder of results is seen here: set nnUNet_results, or name --results)"
+    assert Places(Path("/r"), lambda: pytest.fail("it is only named")).text == "below /r or in MLflow"
+
+
 def test_the_server_is_asked_only_for_what_the_folders_do_not_hold(server: Server, folders: list[RunFolder], tmp_path: Path) -> None:
     asked: list[bool] = []
 

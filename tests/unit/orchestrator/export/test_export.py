@@ -78,7 +78,7 @@ def test_a_fold_that_is_no_fold_writes_nothing(fold: str, tmp_path: Path, serve:
 def test_a_run_without_a_checkpoint_is_a_wish_too_early_and_no_damage(tmp_path: Path, serve: Serve) -> None:
     serve({})
     with pytest.raises(
-        ConfigError, match=r"run key0 in MLflow at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"
+        ConfigError, match=r"export: key0 in MLflow at http://mlflow has no published checkpoint yet\. .* or resume it if it has stopped"
     ):
         from_mlflow("key0", tmp_path / "model")
 
