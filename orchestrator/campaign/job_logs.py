@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 KEPT_CHARACTERS = 500_000
 """Of a longer log the end is kept: it tells how the job ended."""
 RETRY_S = 20.0
+LAST_WORDS_S = 60.0
+"""How long a job is waited for that still lives though its run has ended: it has stored its outcome and prints its last lines."""
 
 
 class JobLogs:
@@ -30,16 +32,21 @@ class JobLogs:
         self._due: dict[str, FollowedRun] = {}
         """By the submission id of a job that has ended."""
         self._noted: set[str] = set()
+        self._is_any_live = False
+        self._waits_since_s: float | None = None
         self._failing_since_s: float | None = None
         self._again_s = 0.0
 
     def note(self, runs: Collection[FollowedRun], jobs: Sequence[JobRecord]) -> None:
         """Take in which jobs of the runs have ended."""
         by_key = {run.key: run for run in runs if not run.observer.reassigned_to}
+        self._is_any_live = False
         for job in jobs:
             run = by_key.get(job.run_key)
-            is_new = job.kind in ("train", "validate") and not job.is_live and job.submission_id not in self._noted
-            if run is not None and is_new and job.run_folder == str(run.folder.root):
+            if run is None or job.kind not in ("train", "validate") or job.run_folder != str(run.folder.root):
+                continue
+            self._is_any_live |= job.is_live
+            if not job.is_live and job.submission_id not in self._noted:
                 self._noted.add(job.submission_id)
                 self._due[job.submission_id] = run
 
@@ -59,8 +66,12 @@ class JobLogs:
 
     @property
     def is_over(self) -> bool:
-        """True when nothing is left to keep."""
-        return not self._due
+        """Asked once all runs have ended: True when nothing is left to keep, and no job of theirs lives or is waited for any longer."""
+        if self._due or not self._is_any_live:
+            return not self._due
+        now_s = self._clock.monotonic()
+        self._waits_since_s = now_s if self._waits_since_s is None else self._waits_since_s
+        return now_s - self._waits_since_s >= LAST_WORDS_S
 
     def _refused(self, submission_id: str, error: Exception, now_s: float) -> None:
         self._again_s = now_s + RETRY_S

@@ -88,7 +88,7 @@ def test_a_run_whose_head_dies_is_resumed_on_a_new_head_to_the_same_bits(
 
     results = tmp_path / "broken"
     campaign, folder = begun(experiment_on(toys("labels"), results))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while epochs_done(folder) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.job_logs import KEPT_CHARACTERS, RETRY_S, JobLogs, kept_text
+from orchestrator.campaign.job_logs import KEPT_CHARACTERS, LAST_WORDS_S, RETRY_S, JobLogs, kept_text
 from orchestrator.run.training_log import job_logs, stored_logs
-from tests.fake_campaign import Stage
+from tests.fake_campaign import Stage, states
 from trainers.contract.run_folder import RunFolder
 from trainers.storage.faults import STORAGE_RETRY_S
 
@@ -24,6 +24,33 @@ def test_a_campaign_keeps_what_its_jobs_printed_once_they_have_ended(tmp_path: P
     assert campaign._is_over(1.0)
     assert "".join(stored_logs(run.run_folder)) == "--- train-key0-a1\nepochs\n--- validate-key0-a1\ncases\n"
     assert list(job_logs(run.run_folder, but={"train-key0-a1"})) == ["--- validate-key0-a1\n", "cases\n"]
+
+
+def test_a_job_that_still_lives_when_its_run_has_ended_is_waited_for_a_while(tmp_path: Path) -> None:
+    """It has stored its outcome, and prints its last lines."""
+    stage = Stage(tmp_path)
+    campaign = stage.campaign(run := stage.run(0))
+    campaign._is_over(1.0)
+    stage.cluster.training_ends(run)
+    campaign._is_over(1.0)
+    stage.cluster.validation_waits_for_the_server(run)
+    assert not campaign._is_over(1.0)
+    assert states(campaign) == ["SUCCEEDED"]
+    stage.cluster.texts = {"validate-key0-a1": "mean Dice\n"}
+    stage.cluster.ends("validate-key0-a1")
+    assert campaign._is_over(1.0)
+    assert "mean Dice\n" in list(job_logs(run.run_folder))
+
+
+def test_a_job_that_never_ends_holds_no_campaign_up(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    campaign = stage.campaign(run := stage.run(0))
+    campaign._is_over(1.0)
+    stage.cluster.training_ends(run)
+    stage.cluster.validation_waits_for_the_server(run)
+    assert not campaign._is_over(1.0)
+    stage.clock.clock.sleep(LAST_WORDS_S)
+    assert campaign._is_over(1.0)
 
 
 def test_logs_that_were_kept_are_not_asked_for_again_and_foreign_ones_never(tmp_path: Path) -> None:
