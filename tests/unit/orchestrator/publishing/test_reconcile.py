@@ -194,7 +194,7 @@ def test_runs_are_found_below_a_results_folder_and_by_name(tmp_path: Path, monke
         assert called([several], folders, place) == (folders, {}), several
     found, unknown = called(["901-toy-1", "x", " ", "901"], folders, place)
     assert found == [second.folder, first.folder], "each once"
-    assert re.search(rf"no run 'x' below {place}.*\(901-toy-0\)", str(unknown["x"]))
+    assert re.search(rf"no run 'x' below {place}[.] Known: 901/3d_fullres/nnUNetTrainer[.]", str(unknown["x"]))
     assert "empty" in str(unknown[" "])
     second.folder.spec_file.write_text("{")
     entries = [done.note or done.lacking for done in sync(folders, [])]
