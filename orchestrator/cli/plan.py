@@ -67,7 +67,8 @@ def estimate_line(report: "PlanReport") -> str:
     cost = f", {gpu_hours:.1f} GPU-hours in all" if gpu_hours else ""
     rest = f" Of {len(rows) - len(known)} other runs it is not known." if len(known) < len(rows) else ""
     span = f"{min(hours):.1f} h" if max(hours) - min(hours) < 0.1 else f"{min(hours):.1f} to {max(hours):.1f} h"
-    return f"Expected training, by epochs that were measured before: {span} a run ({len(known)} runs){cost}; validation comes on top.{rest}"
+    runs = "1 run" if len(known) == 1 else f"{len(known)} runs"
+    return f"Expected training, by epochs that were measured before: {span} a run ({runs}){cost}; validation comes on top.{rest}"
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":

@@ -36,7 +36,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.contract.summary import CaseResult
 from trainers.errors import ClusterError
-from trainers.storage.files import check_takes, write_json_atomic
+from trainers.storage.files import check_takes, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,9 @@ def claim(output: RunFolder, held: HeldOut) -> None:
     output.stop_file.unlink(missing_ok=True)
     remove_leftovers(output.root)
     write_json_atomic(held_out_file(output), held.model_dump(mode="json"))
+    for name in ("dataset.json", "plans.json"):  # which nnU-Net's post-processing looks for beside predictions
+        if (source := held.spec.model_folder / name).is_file():
+            write_atomic(output.root / name, source.read_bytes())
 
 
 def _labels_of_scores(output: RunFolder, before: HeldOut) -> set[Path]:

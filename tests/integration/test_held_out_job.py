@@ -143,6 +143,8 @@ def test_a_test_set_killed_in_its_middle_and_continued_equals_nnunets(
         values |= set(np.unique(a).tolist())
     assert len(values) > 1, "the random networks predict one class alone: this test says nothing"
     ours = json.loads((output.root / "summary.json").read_text())
+    for name in ("dataset.json", "plans.json"):  # as beside nnU-Net's predictions
+        assert (output.root / name).read_bytes() == (model / name).read_bytes()
     assert ours["foreground_mean"]["Dice"] == pytest.approx(theirs["foreground_mean"]["Dice"], abs=1e-4)
     for key, mean in theirs["mean"].items():
         assert ours["mean"][key]["Dice"] == pytest.approx(mean["Dice"], abs=1e-4, nan_ok=True)
