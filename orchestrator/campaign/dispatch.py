@@ -62,7 +62,7 @@ class Dispatcher:
         self._campaign = campaign
         self._expected = Expected()
         self._front: tuple[str, float] = "", 0.0
-        """Key of the run of ours that is first in line and does not fit, and since when."""
+        """Key of the run of ours that is first in line and does not fit, and since when it is not known when it starts."""
         self._cluster = cluster
         self._nodes = nodes
         self._registry = registry
@@ -83,7 +83,7 @@ class Dispatcher:
         unended = [run for run in runs if not run.state.is_final]
         return Entry(
             waiting=tuple(self._waiting(runs, wanted)),
-            holding=tuple(self._held(run) for run in unended if run.state is not RunState.QUEUED),
+            holding=tuple(self._held(run) for run in unended if run.state is not RunState.QUEUED and not run.needs_others),
             runs=tuple(run.key for run in unended),
         )
 
@@ -113,7 +113,7 @@ class Dispatcher:
             key for key in wanted if not self._pauses(by_key[key], "start")
         ]  # also where another campaign, which was not refused, wants it too
         decision = decide(waiting, nodes, held, due, now_unix)
-        if decision.first != self._front[0]:
+        if decision.first != self._front[0] or decision.starts_unix is not None:  # a wait of a known end holds others back to that end
             self._front = decision.first, now_unix
         for key in decision.because:
             if key in due:

@@ -189,6 +189,7 @@ class Campaign:
 
     def _take(self, run: FollowedRun, step: Step) -> None:
         """Bring the run where the step says. One that wants a job stands in the queue until the dispatcher submits it."""
+        run.needs_others = isinstance(step, Wait)
         match step:
             case End():
                 self._finish(run, step)

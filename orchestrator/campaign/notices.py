@@ -16,6 +16,7 @@ from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.tracking.records import shared_reason
 from trainers.contract.run_spec import Notify
 from trainers.contract.states import RunState
+from trainers.errors import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,9 @@ class Notices:
 
     def send(self) -> None:
         """Hand over one message for all that was noted since the last look, for each list of addresses; never raises."""
-        for name, runs in self._unsent.items():
+        unsent, self._unsent = self._unsent, {}
+        for name, runs in unsent.items():
             self._post(name, title_of(runs), body_of(runs))
-        self._unsent = {}
         while not self._failed.empty():
             self._warn(self._failed.get())
 
@@ -137,10 +138,13 @@ def body_of(runs: Sequence[FollowedRun]) -> str:
 
 
 def _line(run: FollowedRun) -> str:
-    status = run.status()
+    reason = shared_reason(run.spec, run.reason)
+    try:
+        status = run.status()
+    except (StorageError, OSError):  # its folder cannot be read
+        return f"{run.spec.address}: {run.state.value}. {reason}"
     scores = [f"full Dice of {name} {value:.3f}" for name, value in sorted(status.full_dice.items())]
     ended = ", ".join([f"{run.spec.address}: {run.state.value}", f"epoch {status.epochs_done}/{status.epochs}", *scores])
-    reason = shared_reason(run.spec, run.reason)
     return f"{ended}. {reason}" if reason else ended
 
 

@@ -43,6 +43,8 @@ class FollowedRun:
     """Of what was last asked for it; None once it was taken."""
     is_waiting: bool = False
     """It stands in the queue, also for its next job."""
+    needs_others: bool = False
+    """It waits for results of other runs, and holds no workers meanwhile, which those may need."""
     is_delivering: bool = False
     """It was finished before, and a job sends its results to MLflow."""
     changed_unix: float = 0.0

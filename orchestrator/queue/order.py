@@ -44,7 +44,7 @@ class Waiting(RegistryRecord):
     first_unix: float = 0.0
     """When it was moved before everything else of its user; 0: it was not."""
     front_unix: float = 0.0
-    """Since when it is first of all and does not fit; 0: it is not."""
+    """Since when it is first of all, does not fit, and it is not known when it will; 0: it is not."""
     estimate_s: float | None = None
     """How long its training is expected to take; None: not known."""
 

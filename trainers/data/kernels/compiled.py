@@ -25,7 +25,9 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 log = logging.getLogger(__name__)
 
 _LONGEST_COMPILING_S = 120.0
-"""A process that waits longer for another one to compile does so itself."""
+"""A process that waits longer for another one to compile does so itself, and waits for none of the other kernels."""
+_unlocked: set[Path] = set()
+"""Folders whose lock was not free in time, such as one that a process of another host left behind."""
 
 
 def kernel(signature: str, fused: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -94,12 +96,14 @@ def _cpu() -> str:
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path | None) -> Iterator[None]:
     """One process compiles what the others then read; where that cannot be agreed on, each does it."""
-    lock = None if folder is None else filelock.FileLock(folder / "lock")
+    lock = None if folder is None or folder in _unlocked else filelock.FileLock(folder / "lock")
     try:
         if lock is not None:
             lock.acquire(timeout=_LONGEST_COMPILING_S)
     except (OSError, NotImplementedError, filelock.Timeout) as err:
         log.info("kernels are compiled without a lock on %s: %s", folder, err)
+        if folder is not None:
+            _unlocked.add(folder)
         lock = None
     try:
         yield

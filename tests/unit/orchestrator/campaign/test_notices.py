@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.campaign import notices
-from orchestrator.campaign.notices import send_by_apprise
+from orchestrator.campaign.notices import body_of, send_by_apprise
 from orchestrator.experiment.model import parse_experiment
+from orchestrator.follow.followed_run import FollowedRun
 from tests.fake_campaign import Stage, finish_on_disk, look
 from trainers.contract.run_spec import Notify, RunSpec
 
@@ -130,6 +131,23 @@ def test_a_message_names_no_case_where_pseudonyms_are_asked_for(stage: Stage, se
     campaign.run(poll_s=0)
     assert service.messages
     assert all(campaign.runs[run.run_key].reason not in body for _, _, body in service.messages)
+
+
+def test_a_folder_that_cannot_be_read_ends_no_campaign_and_keeps_no_message_back(
+    stage: Stage, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = listening(stage, 0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run, "FAILED_CODE")
+    look(campaign)
+
+    def away(_: FollowedRun) -> None:
+        raise OSError("Input/output error")
+
+    followed = campaign.runs[run.run_key]
+    monkeypatch.setattr(FollowedRun, "status", away)
+    assert body_of([followed]) == f"{run.address}: FAILED_CODE. {followed.reason}"
 
 
 def test_the_file_names_it_by_words_that_yaml_leaves_alone() -> None:

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
+from trainers.data.kernels import compiled
 from trainers.data.kernels.compiled import cache_folder, kernel
 
 CODE = """
@@ -82,3 +85,16 @@ def test_processes_that_start_at_once_compile_once(tmp_path: Path, monkeypatch: 
     assert [process.returncode for process in started] == [0, 0, 0]
     assert sorted(output[:2] for output in outputs) == [["42", "False"], ["42", "True"], ["42", "True"]]
     assert {Path(output[2]).parent for output in outputs} == {tmp_path / "nnfleet-kernels"}
+
+
+def test_a_lock_that_is_never_freed_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that a process of another host left on a file system without flock."""
+    monkeypatch.setattr(compiled, "_LONGEST_COMPILING_S", 0.2)
+    monkeypatch.setattr(compiled, "_unlocked", set())
+    with filelock.FileLock(tmp_path / "lock"):
+        waited = []
+        for _ in range(3):
+            began = time.monotonic()
+            with compiled._one_at_a_time(tmp_path):
+                waited.append(time.monotonic() - began >= 0.15)
+    assert waited == [True, False, False]
