@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,15 @@ import torch
 
 from tests.nnunet_folder import DEBUG, START_UNIX
 from tests.nnunet_reference import built_trainer
+from tests.own_batches import OwnBatches
 from tests.toy import Toy, nnunet_environment
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, Schedule
-from trainers.data.batches import Batch, Preparation, SplitName
-from trainers.data.dataset import open_dataset
-from trainers.data.samples import make_batch
+from trainers.contract.run_spec import Schedule
+from trainers.data.batches import Batch
 from trainers.network.model import build_network
 from trainers.network.optimizer import sgd
-from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
-from trainers.training.loop import train
-from trainers.training.mid_epoch import MidEpochSaver
+from trainers.training.rank import train_rank
 from trainers.training.world import World
 
 EPOCHS = 3
@@ -102,26 +98,7 @@ def begun_checkpoint(toy: Toy, emas: list[float], trainer: str = "nnUNetTrainer"
     }
 
 
-class OwnBatches:
-    """Batches of a run, made in this process."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        self.wait_s, self.preparation, self.loaders = 0.0, Preparation(), 1
-        self._spec, self._data = spec, open_dataset(spec)
-
-    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
-        schedule, positions = self._spec.schedule, range(model_config(self._spec).global_batch)
-        count = schedule.train_iterations if split == "train" else schedule.val_iterations
-        return (make_batch(self._data, self._spec, split, epoch, number, positions) for number in range(first_iteration, count))
-
-
-def trained_alone(folder: RunFolder, fencing_token: int) -> str:
+def trained_alone(folder: RunFolder, fencing_token: int, killed_at: tuple[int, int] | None = None) -> str:
     """Train a run from its newest state to its end in this process, as one worker does; returns how it ended."""
     spec = folder.spec()
-    plan, newest = model_config(spec), newest_everywhere(folder, ALONE)
-    learner = assemble(spec, plan, ALONE, fencing_token)
-    restore(spec, folder, learner, newest)
-    writer = state_writer(spec, folder, plan, fencing_token, newest)
-    warm_up(learner, plan, ALONE)
-    saver = MidEpochSaver(spec, folder, ALONE, learner, writer)
-    return train(spec, folder, ALONE, learner, OwnBatches(spec), saver, progress_from(newest, spec.schedule))
+    return train_rank(spec, folder, ALONE, fencing_token, lambda positions, *_: OwnBatches(spec, positions, killed_at))

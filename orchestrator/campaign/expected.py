@@ -16,7 +16,6 @@ class Expected:
 
     def __init__(self) -> None:
         self._epoch_s: dict[Kind, float] = {}
-        self._measured = Measured()
         self._before: dict[Kind, float | None] = {}
         """What epochs took that other campaigns trained: looked up once."""
         self._ends: dict[str, tuple[int, float]] = {}
@@ -47,7 +46,7 @@ class Expected:
     def _measured_before(self, spec: RunSpec) -> float | None:
         kind = _kind(spec)
         if kind not in self._before:
-            self._before[kind] = self._measured.epoch_s(spec)
+            self._before[kind] = Measured().epoch_s(spec)
         return self._before[kind]
 
 

@@ -38,7 +38,8 @@ class Notices:
         self._warn = warn
         self._send = send or send_by_apprise
         self._env = env
-        self._ended: list[FollowedRun] = []
+        self._to_the_end: set[str] = set()
+        """Variables with the addresses of those who asked for a summary, once a run of theirs has ended."""
         self._unsent: dict[str, list[FollowedRun]] = {}
         self._messages: queue.Queue[tuple[str, str, str]] = queue.Queue()
         self._failed: queue.Queue[str] = queue.Queue()
@@ -49,7 +50,7 @@ class Notices:
         if any(run.spec.notify for run in runs) and importlib.util.find_spec("apprise") is None:
             self._warn("notify: no message will be sent, as apprise is not installed where the head runs: `pip install 'nnfleet[notify]'`.")
         for name in sorted({run.spec.notify.to for run in runs if run.spec.notify}):
-            if not self._env.get(name, "").split():
+            if not self._addresses(name):
                 self._warn(
                     f"notify: no message will be sent, as {name} is not set where the cluster's head runs. "
                     f"Set it to addresses as apprise writes them and start the services again (`nnfleet up`)."
@@ -57,9 +58,12 @@ class Notices:
 
     def note(self, run: FollowedRun) -> None:
         """A run has come to its end."""
-        self._ended.append(run)
-        if wants(run.spec.notify, run.state) and run.spec.notify is not None:
-            self._unsent.setdefault(run.spec.notify.to, []).append(run)
+        if (notify := run.spec.notify) is None:
+            return
+        if "ended" in notify.when:
+            self._to_the_end.add(notify.to)
+        if wants(notify, run.state):
+            self._unsent.setdefault(notify.to, []).append(run)
 
     def send(self) -> None:
         """Hand over one message for all that was noted since the last look, for each list of addresses; never raises."""
@@ -71,16 +75,18 @@ class Notices:
 
     def close(self, runs: Sequence[FollowedRun]) -> None:
         """Every run has ended: the summary, to those who asked for it, unless nothing ended under this campaign; waits a little."""
-        listening = {run.spec.notify.to for run in self._ended if run.spec.notify and "ended" in run.spec.notify.when}
-        for name in sorted(listening):
+        for name in sorted(self._to_the_end):
             self._post(name, f"campaign {self._campaign} has ended: {counts(runs)}", body_of(runs))
         ends_s = time.monotonic() + PATIENCE_S
         while self._messages.unfinished_tasks and time.monotonic() < ends_s:
             time.sleep(0.05)
         self.send()
 
+    def _addresses(self, name: str) -> list[str]:
+        return self._env.get(name, "").split()
+
     def _post(self, name: str, title: str, body: str) -> None:
-        if not self._env.get(name, "").split():
+        if not self._addresses(name):
             return
         self._messages.put((name, title, body))
         if self._thread is None:
@@ -100,17 +106,15 @@ class Notices:
         for wait_s in (0.0, *RETRIES_S):
             time.sleep(wait_s)
             try:
-                if self._send(self._env[name].split(), f"nnfleet: {title}", body):
+                if self._send(self._addresses(name), f"nnfleet: {title}", body):
                     return True
             except Exception as err:  # a service's library; its text may hold the address
                 log.warning("notify: %s: a message was not sent (%s)", name, type(err).__name__)
         return False
 
 
-def wants(notify: Notify | None, state: RunState) -> bool:
+def wants(notify: Notify, state: RunState) -> bool:
     """Whether the end of a run in this state is a message of its own. Pure."""
-    if notify is None:
-        return False
     return ("failed" in notify.when and state.is_failure) or ("succeeded" in notify.when and state is RunState.SUCCEEDED)
 
 

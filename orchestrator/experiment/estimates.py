@@ -8,12 +8,9 @@ import statistics
 from collections.abc import Sequence
 
 from orchestrator.errors import NnfleetError
-from trainers.contract.commits import Committed, EpochRow, newest_committed
+from trainers.contract.commits import RECENT_EPOCHS, Committed, EpochRow, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-
-EPOCHS_FOR_SPEED = 9
-"""Of each fold that was trained before the last so many epochs count."""
 
 
 class Measured:
@@ -27,7 +24,7 @@ class Measured:
         GPU or without); None where there is none."""
         medians = []
         for other, committed in self._of_model(spec):
-            rows = [row for row in committed.history[-EPOCHS_FOR_SPEED:] if _is_alike(other, row, spec)]
+            rows = [row for row in committed.history[-RECENT_EPOCHS:] if _is_alike(other, row, spec)]
             medians += [statistics.median(row.epoch_s for row in rows)] if rows else []
         return statistics.median(medians) if medians else None
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from orchestrator.run.failure import Failure
 from orchestrator.run.status import CasesDone, RunStatus
-from trainers.contract.bottleneck import EPOCHS_FOR_LIMIT, limit_of
-from trainers.contract.commits import Committed
+from trainers.contract.bottleneck import limit_of
+from trainers.contract.commits import RECENT_EPOCHS, Committed
 from trainers.contract.records import Heartbeat
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage_notice import StorageWait
 
-EPOCHS_FOR_SPEED = 9
 FINEST_FRACTION = 0.1
 """Steps in which the progress within an epoch is shown."""
 MIN_REPORT_INTERVAL_S = 5.0
@@ -42,9 +41,9 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
     committed = reading.committed
     done = committed.epochs_done if committed else 0
     phase, fraction = within_epoch(reading.heartbeat, spec, done)
-    rows = committed.history[-EPOCHS_FOR_SPEED:] if committed else ()
+    rows = committed.history[-RECENT_EPOCHS:] if committed else ()
     epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
-    limit = limit_of(committed.history[-EPOCHS_FOR_LIMIT:]) if committed else None
+    limit = limit_of(rows)
     begun = spec.continued.text if spec.continued else ""
     left_s = None if epoch_s is None else max(0.0, (spec.schedule.epochs - done - fraction) * epoch_s)
     read: dict[str, Any] = {

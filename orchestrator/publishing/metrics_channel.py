@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from orchestrator.tracking.binding import Destination
 from orchestrator.tracking.plan_params import class_names
 from orchestrator.tracking.records import LIMITED_BY_TAG
-from trainers.contract.bottleneck import EPOCHS_FOR_LIMIT, limit_of
-from trainers.contract.commits import EpochRow
+from trainers.contract.bottleneck import limit_of
+from trainers.contract.commits import RECENT_EPOCHS, EpochRow
 from trainers.contract.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class MetricsChannel:
         return newest is None or not epochs_missing(newest.history, self._logged)
 
     def _tag_limit(self, tracker: "Tracker", run_id: str, history: Sequence[EpochRow]) -> None:
-        limit = limit_of(history[-EPOCHS_FOR_LIMIT:])
+        limit = limit_of(history[-RECENT_EPOCHS:])
         if limit is not None and limit.name != self._limit:
             tracker.set_tags(run_id, {LIMITED_BY_TAG: limit.name})
             self._limit = limit.name

@@ -1,19 +1,17 @@
 """Trainings on a device of this process, from a run folder to its end, with batches prepared in the training thread."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
+from tests.own_batches import OwnBatches
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
-from trainers.data.batches import Batch, Preparation, SplitName
+from trainers.data.batches import Batch, SplitName
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
 from trainers.network.learner import Learner
@@ -24,40 +22,6 @@ from trainers.training.state import TrainingProgress
 from trainers.training.world import World
 
 SCHEDULE = Schedule(epochs=3, train_iterations=10, val_iterations=3)
-
-
-class Killed(Exception):
-    """The end of a process in the middle of a training."""
-
-
-@dataclass
-class InThread:
-    """A BatchSource that prepares each batch when it is asked for."""
-
-    spec: RunSpec
-    positions: Sequence[int]
-    killed_at: tuple[int, int] | None = None
-    """Epoch and iteration at which Killed is raised."""
-    wait_s: float = 0.0
-    preparation: Preparation = field(default_factory=Preparation)
-    loaders: int = 1
-
-    def __post_init__(self) -> None:
-        self._data = open_dataset(self.spec)
-
-    def __enter__(self) -> "InThread":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        pass
-
-    def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
-        """See BatchSource."""
-        schedule = self.spec.schedule
-        for iteration in range(first_iteration, schedule.train_iterations if split == "train" else schedule.val_iterations):
-            if split == "train" and (epoch, iteration) == self.killed_at:
-                raise Killed
-            yield make_batch(self._data, self.spec, split, epoch, iteration, self.positions)
 
 
 def spec_for(toy: Toy, folder: Path, device: torch.device, **overrides: Any) -> RunSpec:
@@ -94,7 +58,7 @@ def train_on(spec: RunSpec, device: torch.device, killed_at: tuple[int, int] | N
     if not folder.spec_file.is_file():
         write_atomic(folder.spec_file, spec.model_dump_json().encode())
     token = acquire_token(folder, "tests/gpu")
-    train_rank(spec, folder, alone(device), token, lambda positions, *_: InThread(spec, positions, killed_at))
+    train_rank(spec, folder, alone(device), token, lambda positions, *_: OwnBatches(spec, positions, killed_at))
     newest = newest_committed(folder)
     assert newest is not None
     return TrainingProgress(history=newest.history, best_policy=newest.best_policy, in_flight=newest.in_flight)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.conftest import Toys
-from tests.gpu.on_device import SCHEDULE, Killed, spec_for, train_on
+from tests.gpu.on_device import SCHEDULE, spec_for, train_on
+from tests.own_batches import Killed
 from trainers.contract.run_folder import RunFolder
 from trainers.network.checkpoint import read_checkpoint
 

@@ -16,11 +16,11 @@ from orchestrator.export.fold_sources import FolderFold
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.progress import progress_of
 from orchestrator.validation.cases import is_done
-from tests import nnunet_begun
 from tests.conftest import Toys
 from tests.integration.test_inference_parity import equal_share, raw_images
 from tests.nnunet_begun import trained_alone
 from tests.nnunet_reference import validated_by_nnunet
+from tests.own_batches import Killed
 from tests.random_model import random_run
 from tests.toy import Toy, nnunet_environment
 from tests.toy_cascade import FIRST, SECOND, cascade_spec, predict_first_stage, with_cascade
@@ -30,7 +30,6 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec
 from trainers.contract.summary import summarise, summary_bytes
 from trainers.data.case_files import read_properties
-from trainers.data.samples import make_batch
 from trainers.errors import ConfigError, DataError
 from trainers.storage.files import write_json_atomic
 from trainers.training.assemble import model_config
@@ -178,11 +177,7 @@ def test_nnunet_predicts_with_the_exported_second_stage_as_we_validate(toy: Toy,
         assert equal_share(folder.validation("final") / f"{case}.nii.gz", tmp_path / "theirs" / f"{case}.nii.gz") >= 0.9999
 
 
-class Killed(Exception):
-    pass
-
-
-def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Path) -> None:
     trainer = "nnUNetTrainerDA5"
 
     def begun(name: str) -> RunFolder:
@@ -193,17 +188,10 @@ def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Pa
         write_json_atomic(RunFolder(spec.run_folder).spec_file, spec.model_dump(mode="json"))
         return RunFolder(spec.run_folder)
 
-    def killing(data: Any, spec: RunSpec, split: Any, epoch: int, iteration: int, positions: Any) -> Any:
-        if (split, epoch, iteration) == ("train", 2, 1):
-            raise Killed
-        return make_batch(data, spec, split, epoch, iteration, positions)
-
     whole, killed = begun("whole"), begun("killed")
     assert trained_alone(whole, acquire_token(whole, "whole")) == "TRAINED"
-    with monkeypatch.context() as patched:
-        patched.setattr(nnunet_begun, "make_batch", killing)
-        with pytest.raises(Killed):
-            trained_alone(killed, acquire_token(killed, "killed"))
+    with pytest.raises(Killed):
+        trained_alone(killed, acquire_token(killed, "killed"), killed_at=(2, 1))
     assert trained_alone(killed, acquire_token(killed, "again")) == "TRAINED"
     ours, theirs = (torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"] for folder in (whole, killed))
     assert ours.keys() == theirs.keys()

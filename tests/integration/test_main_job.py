@@ -24,8 +24,8 @@ from tests.integration.digests import reached
 from tests.integration.local_home import services_of_its_own, toy_experiment
 from tests.integration.mlflow_server import client_of
 from tests.toy import Toy
-from trainers.contract.bottleneck import EPOCHS_FOR_LIMIT, limit_of
-from trainers.contract.commits import newest_committed
+from trainers.contract.bottleneck import limit_of
+from trainers.contract.commits import RECENT_EPOCHS, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -78,7 +78,7 @@ def test_a_run_whose_driver_is_killed_recovers_and_ends_validated(main_job: tupl
         assert (row.loaders, row.longest_wait_s >= row.wait_data_s) == (1, True)
         assert row.prepare_cpu_s > 0
         assert 0 <= row.read_wait_s <= row.prepare_s
-    limit = limit_of(committed.history[-EPOCHS_FOR_LIMIT:])
+    limit = limit_of(committed.history[-RECENT_EPOCHS:])
     assert limit is not None
     assert (status.limited_by, status.limit_advice) == (limit.name, limit.advice)
     assert "; limited by: " in next(RunFolder(status.run_folder).root.glob("training_log_*.txt")).read_text()

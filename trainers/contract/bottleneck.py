@@ -9,8 +9,6 @@ from trainers.contract.commits import EpochRow
 
 NOTABLE_WAIT = 0.05
 """Share of the time waiting for data from which on the steps are not what limits."""
-EPOCHS_FOR_LIMIT = 9
-"""The last epochs that are judged together."""
 CROWDED = 1.5
 """Loaders that take so many times the seconds that they compute and read do not have a core each."""
 Name = Literal["GPU", "steps on the CPU", "CPU augmentation", "crowded cores", "disk"]
@@ -75,13 +73,8 @@ def judged(total_s: float, waited_s: float, prepare_s: float, cpu_s: float, read
 
 def limit_of(rows: Sequence[EpochRow]) -> Limit | None:
     """What limited these epochs together; None where it was not measured."""
-    waited_s = math.fsum(row.longest_wait_s for row in rows)
-    prepare_s, cpu_s, read_s = (
-        (math.fsum(values) for values in zip(*((row.prepare_s, row.prepare_cpu_s, row.read_wait_s) for row in rows), strict=True))
-        if rows
-        else (math.nan,) * 3
-    )
-    total_s = math.fsum(row.train_s + row.val_s for row in rows)
+    measured = ((row.train_s + row.val_s, row.longest_wait_s, row.prepare_s, row.prepare_cpu_s, row.read_wait_s) for row in rows)
+    total_s, waited_s, prepare_s, cpu_s, read_s = map(math.fsum, zip(*measured, strict=True)) if rows else (math.nan,) * 5
     if not math.isfinite(waited_s + prepare_s + cpu_s + read_s + total_s) or total_s <= 0:
         return None
     is_on_gpu = rows[-1].gpu_memory_gib > 0

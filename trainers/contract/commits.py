@@ -29,6 +29,10 @@ def _below(path: str) -> str:
     return path
 
 
+RECENT_EPOCHS = 9
+"""The last so many epochs together show how fast a run is, and what limits it."""
+
+
 class EpochRow(Frozen):
     """The measurements of one epoch. Losses and Dice are global (all ranks); times are rank 0's, in seconds."""
 

@@ -1,7 +1,5 @@
 """Filters beside the library's; patches with axes of a few voxels, where no sample fails."""
 
-import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,29 +10,16 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from batchgeneratorsv2.transforms.noise.median_filter import MedianFilterTransform
 from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
 
-from tests.unit.trainers.data.test_recipes import assert_nearly
+from tests.unit.trainers.data.test_recipes import assert_nearly, seed_all
 from trainers.contract.trainer_table import TrainerSettings
 from trainers.data.dataset import geometry
 from trainers.data.filters import FastMedian, FittingBlur, FittingSharpening
 from trainers.data.recipes import Box, Inputs, pipeline
 from trainers.data.recipes.da5 import kernel_width, rectangle_sizes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 THIN = [*((size, 12, 10) for size in range(1, 7)), (12, 1, 10), (12, 3, 10), (2, 3, 20), (4, 4, 4)]
 THIN_2D = [*((size, 12) for size in range(1, 7)), (12, 1), (12, 4), (2, 2)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def seed_all(seed: int) -> None:
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    random.seed(seed)
 
 
 def apply_always(transform: Any) -> None:

@@ -8,8 +8,8 @@ from batchgeneratorsv2.transforms.intensity.contrast import BGContrast
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 
-from tests.unit.trainers.data.test_filters import image_of, seed_all
-from tests.unit.trainers.data.test_recipes import assert_nearly
+from tests.unit.trainers.data.test_filters import image_of
+from tests.unit.trainers.data.test_recipes import assert_nearly, seed_all
 from trainers.data.intensities import FastLowResolution, RetainingGamma
 
 SHAPES = [(8, 9, 10), (28, 16, 17), (1, 7, 9), (33, 20), (2, 2)]

@@ -3,7 +3,7 @@
 import itertools
 import pkgutil
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -19,6 +19,7 @@ from trainers.data.dataset import geometry
 from trainers.data.recipes import Box, Inputs, Pipeline, pipeline
 from trainers.data.recipes.da5_classic import BatchOfOne
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["nnUNetTrainer", "nnUNetTrainerDA5"]
 PATCHES = {"3d": (24, 20, 24), "dummy_2d": (8, 32, 32), "2d": (32, 24), "all_sides_differ": (20, 24, 28)}
 NOT_COMPARED = {"benchmark", "benchmark_use_fft", "_grid_cache"}
@@ -100,14 +101,6 @@ def check_transforms(trainer: str, given: Inputs) -> None:
     for split in splits:
         reference = [described(transform) for transform in composed_by_nnunet(trainer, split, given).transforms]
         assert [described(transform) for transform in flattened(pipeline(TRAINERS[trainer].recipe, split, given))] == reference
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seed_all(seed: int) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import Toys
-from tests.nnunet_begun import ALONE, EPOCHS, OwnBatches, begun_checkpoint, logged, nnunets_steps, nnunets_trainer
+from tests.nnunet_begun import ALONE, EPOCHS, begun_checkpoint, logged, nnunets_steps, nnunets_trainer
+from tests.own_batches import OwnBatches
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import EpochRow
 from trainers.contract.fencing import acquire_token
@@ -47,7 +48,8 @@ def saved(path: Path, content: object) -> Path:
 def test_learning_rate_and_steps_are_those_of_nnunets_own_continuation(toys: Toys, tmp_path: Path) -> None:
     toy = toys("labels")
     spec, folder, token = run_of(toy, tmp_path)
-    before, after = (list(OwnBatches(spec).batches("train", epoch)) for epoch in (0, 1))
+    source = OwnBatches(spec, range(model_config(spec).global_batch))
+    before, after = (list(source.batches("train", epoch)) for epoch in (0, 1))
     begun = nnunets_trainer(toy, tmp_path / "theirs")
     nnunets_steps(begun, before)
     for key, values in logged([0.3]).items():
