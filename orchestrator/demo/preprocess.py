@@ -75,7 +75,8 @@ def preprocess(dataset: str, raw: Path, preprocessed: Path) -> None:
         print(f"CASE {done + 1} {len(cases) * len(CONFIGURATIONS)}", flush=True)  # noqa: T201
     for case_id, files in cases.items():
         (preprocessed / "gt_segmentations").mkdir(exist_ok=True)
-        shutil.copyfile(files["label"], preprocessed / "gt_segmentations" / f"{case_id}{dataset_json['file_ending']}")
+        # with its time, as nnU-Net does: a later one would look like a label that was changed since
+        shutil.copy2(files["label"], preprocessed / "gt_segmentations" / f"{case_id}{dataset_json['file_ending']}")
 
 
 def write_splits(raw: Path, preprocessed: Path) -> None:

@@ -48,7 +48,11 @@ def test_every_case_is_preprocessed_and_has_its_truth(demo: DemoPaths) -> None:
     folder = demo.preprocessed / DATASET
     for identifier in ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres"):
         assert len(list((folder / identifier).glob("brain_???.b2nd"))) == CASES
-    assert len(list((folder / "gt_segmentations").glob("*.nii.gz"))) == CASES
+    truth = list((folder / "gt_segmentations").glob("*.nii.gz"))
+    assert len(truth) == CASES
+    assert max(path.stat().st_mtime for path in truth) < min(path.stat().st_mtime for path in folder.glob("*/*.b2nd")), (
+        "else they look changed"
+    )
 
 
 def test_nnunet_reads_the_small_plan(demo: DemoPaths) -> None:
