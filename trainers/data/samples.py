@@ -146,8 +146,11 @@ def read_crop(array: Any, corner: Sequence[int], size: Sequence[int], fill: int,
     whole = (slice(None),) * len(leading)
     stops = [c + n for c, n in zip(corner, size, strict=True)]
     inside = [slice(max(c, 0), max(min(stop, n), 0)) for c, stop, n in zip(corner, stops, array.shape[len(leading) :], strict=True)]
+    sizes = [part.stop - part.start for part in inside]
+    if sizes == list(size):  # what blosc2 unpacks is memory of its own, so that it need not be copied
+        return np.require(array[(*whole, *inside)], dtype, ("C", "W", "O"))
     crop = np.full((*leading, *size), fill, dtype)
-    if all(part.stop > part.start for part in inside):
+    if min(sizes) > 0:
         place = tuple(slice(part.start - c, part.stop - c) for part, c in zip(inside, corner, strict=True))
         crop[(*whole, *place)] = array[(*whole, *inside)]
     return crop
