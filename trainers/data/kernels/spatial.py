@@ -15,6 +15,7 @@ from trainers.data.kernels.compiled import fused_part, kernel, part
 _F = np.float32
 _ONE, _HALF, _THOUSAND = np.float32(1), np.float32(0.5), np.float32(1000)
 _NEXT = np.uint64(1)
+_MIXED = np.int16(-32768)
 
 
 @part
@@ -120,6 +121,19 @@ def _corner(k: Any, iy: Any, ix: Any, by: Any, bx: Any) -> Any:
     """The place of one of four corners, -1 outside."""
     y, x = np.int64(iy) + (k >> 1), np.int64(ix) + (k & 1)
     return y * bx + x if 0 <= y < by and 0 <= x < bx else np.int64(-1)
+
+
+@part
+def _mark_cells(labels: Any, width: Any, cells: Any) -> None:
+    """The label of each cell of a flat slice, at its first corner's place: that of all four corners, else `_MIXED`.
+
+    One pass in order is cheaper than four labels looked up for each point. Places of the last row and column hold nothing of use.
+    """
+    right, below, across = labels[1:], labels[width:], labels[width + 1 :]
+    for at in range(len(across)):
+        label = labels[at]
+        differs = (right[at] ^ label) | (below[at] ^ label) | (across[at] ^ label)
+        cells[at] = label if differs == 0 else _MIXED
 
 
 @part
@@ -234,7 +248,10 @@ def resample_2d(
     out: Any,
     out_labels: Any,
 ) -> None:
-    """As `resample_3d` for slices that all turn alike: `image` (N, y, x), `labels` (M, y, x), matrix (2, 2)."""
+    """As `resample_3d` for slices that all turn alike: `image` (N, y, x), `labels` (M, y, x), matrix (2, 2).
+
+    A row of all slices is made at a time: call it for a few slices, so that what they touch stays in the cache.
+    """
     slices, by, bx = image.shape
     Y, X = out.shape[1:]
     ys, xs = _offsets(Y), _offsets(X)
@@ -243,6 +260,9 @@ def resample_2d(
     iy, ix, first = np.empty(X, np.int32), np.empty(X, np.int32), np.empty(X, np.int32)
     corner_labels, corner_weights = np.empty(4, np.int16), np.empty(4, np.float32)
     flat, flat_labels = image.reshape((slices, -1)), labels.reshape((labels.shape[0], -1))
+    cells = np.empty(flat_labels.shape, np.int16)
+    for m in range(labels.shape[0]):
+        _mark_cells(flat_labels[m], bx, cells[m])
     for y in range(Y):
         _grid_of_row(py, xs, ys[y] * matrix[0, 0], matrix[0, 1], _F(crop[0]))
         _grid_of_row(px, xs, ys[y] * matrix[1, 0], matrix[1, 1], _F(crop[1]))
@@ -268,15 +288,14 @@ def resample_2d(
                         value += source[at] * weight
                 target[x] = value
         for m in range(labels.shape[0]):
-            source_labels, target_labels = flat_labels[m], out_labels[m, y]
+            source_labels, target_labels, cells_of_slice = flat_labels[m], out_labels[m, y], cells[m]
+            target_labels[:] = _MIXED
+            if not labels_nearest:
+                for x in range(start, stop):
+                    target_labels[x] = cells_of_slice[np.uint64(first[x])]
             for x in range(X):
-                if start <= x < stop and not labels_nearest:
-                    at, below = np.uint64(first[x]), np.uint64(first[x] + bx)
-                    label = source_labels[at]
-                    differs = (source_labels[at + _NEXT] ^ label) | (source_labels[below] ^ label) | (source_labels[below + _NEXT] ^ label)
-                    if differs == 0:
-                        target_labels[x] = label
-                        continue
+                if target_labels[x] != _MIXED:
+                    continue
                 place = _nearest(py[x], px[x], origin, by, bx)
                 label = source_labels[place] if place >= 0 else outside
                 if not labels_nearest:
