@@ -5,12 +5,13 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from orchestrator.campaign.enlarging import Enlarging
 from orchestrator.campaign.expected import Expected
 from orchestrator.follow.followed_run import FollowedRun, Order, Refusal
 from orchestrator.follow.next_step import Train, Validate
 from orchestrator.follow.reserved import elastic_trainings, reservations
 from orchestrator.queue.admission import decide, growth
-from orchestrator.queue.gang_fit import NodeResources, Reservation
+from orchestrator.queue.gang_fit import NodeResources, Reservation, Resources
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.resume.takeover import reset
@@ -58,8 +59,10 @@ class Dispatcher:
         registry: Registry,
         enter: Callable[[FollowedRun, RunState, str], None],
         clock: Clock,
+        ask_for_nodes: Callable[[Sequence[Resources]], None] = lambda bundles: None,
     ) -> None:
         self._campaign = campaign
+        self._enlarging = Enlarging(ask_for_nodes, clock)
         self._expected = Expected()
         self._front: tuple[str, float] = "", 0.0
         """Key of the run of ours that is first in line and does not fit, and since when it is not known when it starts."""
@@ -102,13 +105,15 @@ class Dispatcher:
         own = self.entry(runs, wanted)
         self._registry.post(self._campaign, own)
         growing = elastic_trainings(jobs)
-        if not wanted and not growing:
+        if not wanted and not growing and not self._enlarging.is_open:
             return
         now_unix = self._clock.unix()
         nodes = self._nodes()
         held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
         by_key = {run.key: run for run in runs}
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
+        if any(node.group for node in nodes):
+            self._enlarging.want(waiting, held)
         due = [
             key for key in wanted if not self._pauses(by_key[key], "start")
         ]  # also where another campaign, which was not refused, wants it too
@@ -130,6 +135,13 @@ class Dispatcher:
             held += [Reservation(key, by_key[key].spec.workers) for key in started if key not in holding]
             queue = [each for each in waiting if each.run_key not in {*started, *growing}]
             self._registry.set_growth_limits(growth(growing, queue, nodes, held), now_unix)
+
+    def end(self) -> None:
+        """Let the autoscaler keep only what others want. The caller holds the lock of admission, and the campaign's entry is withdrawn."""
+        if self._enlarging.is_open:
+            jobs = self._cluster.records()
+            others = self._registry.entries(living_members(jobs) - {self._campaign}).values()
+            self._enlarging.want([each for entry in others for each in entry.waiting], reservations(jobs, others))
 
     def stop(self, run: FollowedRun, submission_id: str) -> None:
         """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""

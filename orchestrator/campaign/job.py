@@ -24,7 +24,7 @@ from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.planning import queue_of, refuse_all, refuse_never, replacements
 from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
-from orchestrator.cluster.nodes import cluster_nodes
+from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.plan import plan_report
 from orchestrator.queue.registry import Registry
@@ -165,7 +165,7 @@ def _opened(
     uri = specs[0].tracking_uri
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     tracker = Tracker(uri) if uri else None
-    runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker)
+    runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker, ask_for_nodes=ask_for_nodes)
     runner.open(specs, only_validate=only_validate, replaces=replaces)
     with runner.interruptible():
         if tracker is not None:

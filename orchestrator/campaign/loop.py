@@ -19,7 +19,7 @@ from orchestrator.follow.first_stage import FirstStageRun, after_first_stage, ne
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, Wait, next_step
 from orchestrator.follow.render import changes, is_news
-from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.gang_fit import NodeResources, Resources
 from orchestrator.queue.registry import Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
@@ -49,6 +49,7 @@ class Campaign:
         emit: Callable[[CampaignEvent], None],
         tracker: TrackingServer | None = None,
         clock: Clock | None = None,
+        ask_for_nodes: Callable[[Sequence[Resources]], None] = lambda bundles: None,
     ) -> None:
         self.campaign = campaign
         self._cluster = cluster
@@ -63,7 +64,7 @@ class Campaign:
         self._notices = Notices(campaign, self._warn)
         self._deliveries = Deliveries(campaign, cluster, self._warn)
         self._logs = JobLogs(cluster, self._clock)
-        self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock)
+        self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock, ask_for_nodes)
         self.runs: dict[str, FollowedRun] = {}
 
     def open(self, specs: Sequence[RunSpec], *, only_validate: bool = False, replaces: bool = False) -> None:
@@ -107,6 +108,8 @@ class Campaign:
             while not self._is_over(poll_s):
                 self._clock.sleep(poll_s)
         self._registry.withdraw(self.campaign)
+        with contextlib.suppress(ClusterError, StorageError, OSError), self._registry.locked():
+            self._dispatcher.end()
         self._notices.close([*self.runs.values()])
         exit_code = 1 if any(run.state.is_failure for run in self.runs.values()) else 0
         self._emit(Done(exit_code=exit_code))

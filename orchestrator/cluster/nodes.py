@@ -7,8 +7,11 @@ from typing import Any
 
 from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
 from orchestrator.cluster.neighbours import Notice
-from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.gang_fit import NodeResources, Resources
 from trainers.errors import ClusterError, ConfigError
+
+_GROUP_LABEL = "ray.io/node-group"
+"""The label that a node has which an autoscaler, `ray up` or KubeRay has started."""
 
 
 def cluster_nodes() -> list[NodeResources]:
@@ -22,9 +25,29 @@ def cluster_nodes() -> list[NodeResources]:
         if not ray.is_initialized():
             ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
         free = free_by_node()
-        return [NodeResources(n["NodeID"], n["Resources"], free.get(n["NodeID"], {})) for n in nodes() if n["Alive"]]
+        return [
+            NodeResources(n["NodeID"], n["Resources"], free.get(n["NodeID"], {}), n["Labels"].get(_GROUP_LABEL, ""))
+            for n in nodes()
+            if n["Alive"]
+        ]
     except (ConnectionError, ray.exceptions.RayError) as err:
         raise ClusterError(f"cluster: its nodes could not be listed: {err}") from err
+
+
+def ask_for_nodes(bundles: Sequence[Resources]) -> None:
+    """Ask the autoscaler of the cluster that this process is a job of to have room for these bundles; it replaces what was asked before.
+
+    Raises ClusterError.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    try:
+        if not ray.is_initialized():
+            ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as err:
+        raise ClusterError(f"cluster: its autoscaler could not be asked: {err}") from err
 
 
 def offer_of(asked: Share, others: Sequence[Notice] = ()) -> Offer:

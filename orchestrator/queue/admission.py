@@ -32,12 +32,16 @@ class Decision:
     """When that one is expected to start; None: that is not known."""
     never: frozenset[str] = frozenset()
     """Keys of those that ask for what these nodes can never hold."""
+    need_nodes: frozenset[str] = frozenset()
+    """Keys of those that only nodes can hold which the autoscaler starts."""
 
     def why(self, key: str) -> str:
         """Why a run waits and what lets it start, in sentences: apart for a wrong request and for no capacity."""
         because = self.because[key]
         if key in self.never:
             return f"Wrong request: {because}"
+        if key in self.need_nodes:
+            return f"No capacity: {because} It starts once they have come; if they never do, ask for less under `workers`."
         if key != self.first:
             return f"No capacity: {because} It starts after that one, or before it if that does not delay it."
         if self.starts_unix is None:
@@ -78,12 +82,12 @@ def _scheduled(
             outcome = fit_in(room, run.workers, nodes, len(others))
         if not has_own:
             fits[run.workers] = outcome
-        if outcome.when != "never" and front is not None and not has_own:
+        if _can_fit(outcome) and front is not None and not has_own:
             if outcome.when == "later" or not front.lets_pass(run, capacity):
                 found[run.run_key] = Fit("later", f"queued behind {front.run.address}.")
                 continue
             front = front.after(run)
-        elif outcome.when == "later":
+        elif outcome.when == "later" and _can_fit(outcome):
             first = first or run.run_key
             front = front or front_of(run, capacity.totals, others, now_unix)
         if outcome.when == "now":
@@ -114,7 +118,9 @@ def decide(
     found, first, starts_unix = _scheduled(waiting, nodes, reserved, now_unix)
     start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
     never = frozenset(key for key, outcome in found.items() if outcome.when == "never")
-    return Decision(start, {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}, first, starts_unix, never)
+    need_nodes = frozenset(key for key, outcome in found.items() if outcome.needs_nodes)
+    because = {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}
+    return Decision(start, because, first, starts_unix, never, need_nodes)
 
 
 def growth(
@@ -125,12 +131,17 @@ def growth(
     While a run waits that these nodes can hold, nobody grows: what comes free is for the queue. Nobody is made smaller by this.
     """
     held = {r.run_key: replace(r, size=growing[r.run_key]) if r.run_key in growing else r for r in reserved}
-    is_wanted = any(fit(run.workers, nodes).when != "never" for run in waiting)
+    is_wanted = any(_can_fit(fit(run.workers, nodes)) for run in waiting)
     for key in growing:
         own = held[key]
         more = 0 if is_wanted else capacity_beside(own.workers, nodes, list(held.values()))
         held[key] = replace(own, size=min(own.workers.most, own.bundles + max(0, more)))
     return {key: held[key].bundles for key in growing}
+
+
+def _can_fit(outcome: Fit) -> bool:
+    """Whether the nodes that are there now can hold a gang at some time."""
+    return outcome.when != "never" and not outcome.needs_nodes
 
 
 def ledger(

@@ -21,6 +21,8 @@ class NodeResources:
     node_id: str
     total: Resources
     free: Resources
+    group: str = ""
+    """The autoscaler's name for nodes of this kind; empty where the cluster has no autoscaler."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,16 @@ class Fit:
 
     when: FitWhen
     because: str
+    needs_nodes: bool = False
+    """True if it fits once nodes have come that are not there now: it holds nobody back."""
 
 
 def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation] = ()) -> Fit:
     """When a gang fits: now, later (once other work has ended) or never on these nodes.
 
-    'Now' needs room twice: in what is free after the reservations that Ray does not show yet, and in the totals after all
-    reservations (a run in its validation uses less than it holds).
+    What these nodes cannot hold comes later where an autoscaler starts nodes; whether it has such ones only it knows. 'Now' needs room
+    twice: in what is free after the reservations that Ray does not show yet, and in the totals after all reservations (a run in its
+    validation uses less than it holds).
     """
     return fit_in(Capacity.of(nodes, reserved), workers, nodes, len(reserved))
 
@@ -67,6 +72,8 @@ def fit_in(capacity: "Capacity", workers: WorkerSpec, nodes: Sequence[NodeResour
     """As `fit`, where the capacity beside `num_reserved` reservations is known already."""
     if capacity.totals.room(workers) < workers.least:
         totals = [node.total for node in nodes]
+        if any(node.group for node in nodes):
+            return Fit("later", f"needs {describe(workers)}; {_shortage(workers, totals)} now: the autoscaler is asked for nodes.", True)
         return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}. {_remedy(workers, totals)}")
     tightest = capacity.tightest(workers)
     room = min(tightest.room(workers), workers.most)

@@ -46,7 +46,7 @@ def workers_for(asked: AskedWorkers, nodes: Sequence[NodeResources], cases: int)
     wanted = one.model_copy(update={"count": asked.count or 1})
     if (outcome := fit(wanted, idle)).when == "never":
         raise ClusterError(f"test set: its workers fit this cluster never: it {outcome.because}")
-    most = min(max(1, cases), asked.count or capacity_beside(one, idle, []))
+    most = asked.count or 1 if outcome.needs_nodes else min(max(1, cases), asked.count or capacity_beside(one, idle, []))
     if asked.count is not None or most == 1:
         return one.model_copy(update={"count": most})
     return WorkerSpec(min=1, max=most, gpus=one.gpus, cpus=one.cpus)

@@ -9,6 +9,7 @@ Each node carries a mark of its own in its environment, inherited by whatever it
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from orchestrator.cluster.processes import ProcessRecord, family, free_port, start_detached, wait_until_up
 from orchestrator.cluster.service_environment import LOOPBACK, service_environment
+from tests.integration import on_demand
 from tests.integration.cluster import SHORT
 from trainers.errors import ClusterError
 
@@ -66,8 +68,9 @@ class Node:
 class ManyNodes:
     """The cluster; `cpus` are the CPUs of its worker nodes, the head gives out none."""
 
-    def __init__(self, folder: Path, cpus: tuple[int, ...]) -> None:
-        self.folder, self._cpus = folder, cpus
+    def __init__(self, folder: Path, cpus: tuple[int, ...], *, most_on_demand: int = 0) -> None:
+        """`most_on_demand`: so many nodes of one CPU more are started by Ray's autoscaler when something asks for them."""
+        self.folder, self._cpus, self._most_on_demand = folder, cpus, most_on_demand
         self.token_file = folder / "token"
         self.head: Node | None = None
         self.nodes: list[Node] = []
@@ -130,7 +133,11 @@ class ManyNodes:
             *self._ray("--head", f"--port={self.gcs_port}", "--num-cpus=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"),
         ]
-        self.head = self._launch("head", command, 0)
+        extra: dict[str, str] = {}
+        if self._most_on_demand:
+            command.append(f"--autoscaling-config={self._autoscaling()}")
+            extra = on_demand.ENVIRONMENT
+        self.head = self._launch("head", command, 0, extra)
         token = {"Authorization": f"Bearer {self.token_file.read_text()}"}
 
         def answers() -> bool:
@@ -213,7 +220,15 @@ class ManyNodes:
         ports = ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         return [sys.executable, "-m", "ray.scripts.scripts", "start", *common, *ports, *options]
 
-    def _launch(self, kind: str, command: list[str], cpus: int) -> Node:
+    def _autoscaling(self) -> Path:
+        """The configuration of the head's autoscaler."""
+        self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir=SHORT))
+        path = self.folder / "autoscaling.yaml"
+        found = on_demand.configuration(self.gcs_port, self._temporary[-1], self._most_on_demand, OBJECT_STORE_BYTES)
+        path.write_text(json.dumps(found))
+        return path
+
+    def _launch(self, kind: str, command: list[str], cpus: int, extra: dict[str, str] | None = None) -> Node:
         self._started += 1
         self._temporary.append(tempfile.mkdtemp(prefix="nnf", dir=SHORT))
         command = [*command, f"--temp-dir={self._temporary[-1]}"]  # of its own: nodes would unpack code over each other's
@@ -223,6 +238,7 @@ class ManyNodes:
             **{
                 name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "NNFLEET_HOME", "PYTHONPATH", "OMP_NUM_THREADS")
             },
+            **(extra or {}),
         }
         name = f"node-{self._started:02d}-{kind}"
         node = Node(start_detached(name, command, environment, self.folder / f"{name}.log", self.gcs_port), cpus)

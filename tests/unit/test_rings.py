@@ -145,6 +145,7 @@ def test_a_file_without_a_test_of_the_ring_is_not_started(tmp_path: Path) -> Non
     assert chosen == {"long": ["whole", "part"], "not long": ["part", "none"], "": ["whole", "part", "none"]}
     real = {path.stem for path in rings.INTEGRATION.glob("test_*.py") if not may_have_tests(path, "not long")}
     assert real == {
+        "test_autoscaler",
         "test_cascade_campaign",
         "test_chaos",
         "test_drill",
