@@ -25,13 +25,14 @@ ENVIRONMENT = {
 """Of the head."""
 
 
-class Provider(FakeMultiNodeProvider):  # type: ignore[misc]
+class Provider(FakeMultiNodeProvider):
     """Named in the configuration, imported by the head's autoscaler."""
 
     def _create_node_with_resources_and_labels(self, *arguments: Any) -> None:
         folder = tempfile.mkdtemp(prefix="n", dir=self.provider_config["folder"])
         with patch.object(parameter, "RayParams", functools.partial(parameter.RayParams, temp_dir=folder)):
-            super()._create_node_with_resources_and_labels(*arguments)
+            create: Any = super()._create_node_with_resources_and_labels
+            create(*arguments)
 
 
 def configuration(gcs_port: int, folder: str, most: int, memory: int) -> dict[str, Any]:

@@ -52,4 +52,5 @@ def test_two_gangs_of_most_of_the_cluster_each_are_trained_on_nodes_that_come_an
 def _worker_daemons(cluster: ManyNodes) -> int:
     """Raylets beside the head's own."""
     assert cluster.head is not None
-    return sum(process.name() == "raylet" for process in cluster.head.processes()) - 1
+    names: list[str] = [process.name() for process in cluster.head.processes()]
+    return names.count("raylet") - 1

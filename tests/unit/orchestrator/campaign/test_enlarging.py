@@ -1,5 +1,6 @@
 """A campaign asks the autoscaler for what all campaigns want, and takes back what it wanted itself."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ class Autoscaler:
         self.asked: list[list[Resources]] = []
         self.is_away = False
 
-    def __call__(self, bundles: list[Resources]) -> None:
+    def __call__(self, bundles: Sequence[Resources]) -> None:
         if self.is_away:
             raise ClusterError("cluster: away")
         self.asked.append(list(bundles))
