@@ -15,7 +15,7 @@ PLACE = "on this cluster"
 class CasesDone(BaseModel):
     """How far the full validation of one checkpoint is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     checkpoint: WeightsName
     done: int
@@ -23,9 +23,9 @@ class CasesDone(BaseModel):
 
 
 class RunStatus(BaseModel):
-    """Where one run stands. As JSON it is what the campaign prints and what scripts read."""
+    """Where one run stands. As JSON it is what the campaign prints and what scripts read; what a newer campaign adds is passed over."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", populate_by_name=True, serialize_by_alias=True)
 
     run_key: str
     address: str

@@ -77,6 +77,12 @@ def test_what_a_newer_version_adds_to_an_event_is_passed_over() -> None:
     assert CampaignLog().update(EVENT_PREFIX + '{"event": "done", "exit_code": 3, "of tomorrow": {}}\n').exit_code == 3
 
 
+def test_what_a_newer_campaign_adds_to_a_state_does_not_hide_the_run() -> None:
+    state = {"run_key": "k", "address": "1/3d/t/0", "campaign": "c", "run_folder": "/r", "epochs": 5, "epochs_done": 2, "new": 1}
+    log = CampaignLog().update(f"{line_of(StatusChanged(status=state))}\n")
+    assert log.statuses["k"].epochs_done == 2
+
+
 def test_a_file_name_that_is_no_text_does_not_hide_the_error() -> None:
     failed = Failed(error="DataError", message="/data/caf\udce9 is missing.")
     log = CampaignLog().update(f"{line_of(failed)}\n")
