@@ -25,7 +25,7 @@ PARTS = (
     "new workers started",
     "first line",
     "imports",
-    "attempt claimed",
+    "fencing token acquired",
     "newest state found and checked",
     "loader actors asked for",
     "network built",
@@ -111,7 +111,7 @@ def our_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
     from trainers.training import assemble
 
     marks.put("imports")
-    note_return(marks, worker, "claimed", "attempt claimed")
+    note_return(marks, worker, "acquire_start", "fencing token acquired")
     note_return(marks, assemble, "newest_everywhere", "newest state found and checked")
     note_return(marks, loader_pool.LoaderPool, "__enter__", "loader actors asked for")
     note_return(marks, assemble, "assemble", "network built")
