@@ -46,7 +46,7 @@ class Marks:
     def put(self, name: str) -> None:
         """Note that `name` was reached now."""
         with self.path.open("a") as stream:
-            stream.write(json.dumps({"name": name, "unix": time.time(), "pid": os.getpid()}) + "\n")
+            stream.write(json.dumps({"name": name, "unix": time.time(), "cpu_s": time.process_time(), "pid": os.getpid()}) + "\n")
 
     def read(self, since_unix: float = 0.0) -> list[dict[str, Any]]:
         """All moments after `since_unix`, oldest first."""
