@@ -130,6 +130,7 @@ def main() -> None:
     from tests.toy import toy_dataset
 
     with tempfile.TemporaryDirectory(prefix="nnf-") as base:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which some shells set, and a user's has not
         os.environ[MARKS_VARIABLE] = str(Path(base) / "marks")
         toy = toy_dataset(Path(base) / "toy")
         with services_of_its_own() as (home, services):

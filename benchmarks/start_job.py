@@ -49,8 +49,8 @@ def campaign(marks: Marks) -> int:
 def training(marks: Marks) -> int:
     """The training job's driver; its rank 0 notes moments too."""
     from benchmarks import start_job
-    from orchestrator.training import driver
 
+    driver: Any = importlib.import_module("orchestrator.training.driver")
     marks.put("driver imports")
     note_return(marks, driver.ray, "init", "driver joined Ray")
     note_return(marks, driver, "preflight", "preflight")
@@ -60,7 +60,7 @@ def training(marks: Marks) -> int:
     driver.train_worker = start_job.worker
     code = driver.main()
     marks.put("driver ends")
-    return code
+    return int(code)
 
 
 def worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
@@ -75,8 +75,9 @@ def worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
 
 def validation(marks: Marks) -> int:
     """The validation job, whose workers note moments too."""
-    from orchestrator.validation import job, worker_pool
+    from orchestrator.validation import worker_pool
 
+    job: Any = importlib.import_module("orchestrator.validation.job")
     marks.put("validation imports")
     note_return(marks, job.ray, "init", "validation joined Ray")
     note_return(marks, worker_pool.Pool, "_give_next", "first worker is ready")
@@ -86,7 +87,7 @@ def validation(marks: Marks) -> int:
     worker_pool.Pool.actor_class = lambda self: _marked_case_worker()  # type: ignore[method-assign]
     code = job.main()
     marks.put("validation job ends")
-    return code
+    return int(code)
 
 
 def _marked_case_worker() -> type:
@@ -105,23 +106,24 @@ def _marked_case_worker() -> type:
         def validate(self, case_id: str) -> float:
             import torch
 
-            began, forward_s, called = time.perf_counter(), 0.0, torch.nn.Module.__call__
+            modules: Any = torch.nn.Module
+            began, forward_s, called = time.perf_counter(), 0.0, modules.__call__
 
             def timed(module: Any, *inputs: Any, **named: Any) -> Any:  # the outermost module alone: the network
                 nonlocal forward_s
-                torch.nn.Module.__call__ = called
+                modules.__call__ = called
                 start = time.perf_counter()
                 try:
                     return called(module, *inputs, **named)
                 finally:
                     forward_s += time.perf_counter() - start
-                    torch.nn.Module.__call__ = timed
+                    modules.__call__ = timed
 
-            torch.nn.Module.__call__ = timed
+            modules.__call__ = timed
             try:
                 return super().validate(case_id)
             finally:
-                torch.nn.Module.__call__ = called
+                modules.__call__ = called
                 marks_here().put(f"case {time.perf_counter() - began:.4f} {forward_s:.4f}")
 
     return Marked

@@ -229,7 +229,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "GangTrainer":
         train_loop_config=asdict(job),
         policies=policies,
         scaling_config=scaling,
-        backend_config=GangConfig("cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", COLLECTIVE_TIMEOUT_S),
+        backend_config=GangConfig(str(folder.root), "cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(  # type: ignore[call-arg] # as above
             name=f"a{job.fencing_token:04d}",  # of its own per start of the job: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),

@@ -7,16 +7,19 @@ functions are called here too, but by name and in the workers alone.
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray._private.ray_constants import env_integer
 from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.constants import DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.v2._internal.util import TrainingFramework
+
+from orchestrator.training.loader_pool import prepare
+from trainers.contract.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +28,14 @@ class OwnDevice:
     """The context in which a worker trains: its GPU is CUDA's current one."""
 
     def __enter__(self) -> None:
-        from ray.train.torch.config import TorchConfigContextManager
+        import torch
+        from ray.train.torch import get_device
 
-        TorchConfigContextManager().__enter__()
+        if torch.cuda.is_available() and (device := get_device()).type == "cuda":
+            torch.cuda.set_device(device)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        return False
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing to undo."""
 
 
 class GangBackend(Backend):
@@ -43,14 +48,13 @@ class GangBackend(Backend):
         address, port = worker_group.execute_single(0, get_address_and_port)
         size, joining = len(worker_group), []
         for rank in range(size):
-            arguments = (address, port, rank, size, backend_config.backend, backend_config.timeout_s)
-            joining.append(worker_group.execute_single_async(rank, join_group, *arguments))
+            joining.append(worker_group.execute_single_async(rank, join_group, backend_config, address, port, rank, size))
         ray.get(joining)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         """As Ray's own: a group that hangs is not waited for longer than its variable allows."""
         leaving = worker_group.execute_async(leave_group)
-        limit_s = env_integer(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
+        limit_s = int(os.environ.get(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S))
         try:
             ray.get(leaving, timeout=limit_s)
         except GetTimeoutError:
@@ -59,8 +63,9 @@ class GangBackend(Backend):
 
 @dataclass
 class GangConfig(BackendConfig):
-    """Which backend of torch.distributed the workers use (`gloo`, `cpu:gloo,cuda:nccl`), and how long a collective may take, seconds."""
+    """Whose workers they are, their backend of torch.distributed (`gloo`, `cpu:gloo,cuda:nccl`), and a limit for collectives, seconds."""
 
+    run_folder: str
     backend: str
     timeout_s: int
 
@@ -84,13 +89,14 @@ class GangConfig(BackendConfig):
         return {"backend": self.backend, "timeout_s": self.timeout_s}
 
 
-def join_group(address: str, port: int, global_rank: int, world_size: int, backend: str, timeout_s: int) -> None:
+def join_group(group: GangConfig, address: str, port: int, global_rank: int, world_size: int) -> None:
     """In a worker: set what `env://` reads, as torchrun does, and join the process group; returns once all have joined."""
-    from ray.train.torch import config
+    prepare(RunFolder(Path(group.run_folder)), global_rank, world_size)  # before torch: they import it at the same time
+    from ray.train.torch import config  # with types of its own only in part
 
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    config._set_torch_distributed_env_vars()
-    config._setup_torch_process_group(backend, global_rank, world_size, "env://", timeout_s)
+    config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
+    config._setup_torch_process_group(group.backend, global_rank, world_size, "env://", group.timeout_s)
 
 
 def leave_group() -> None:
@@ -98,4 +104,5 @@ def leave_group() -> None:
     import torch.distributed as dist
     from ray.train.torch import config
 
-    config._shutdown_torch(destroy_process_group=dist.is_initialized() and dist.get_world_size() > 1)
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    config._shutdown_torch(destroy_process_group=several)  # type: ignore[no-untyped-call]
