@@ -25,7 +25,7 @@ PARTS = (
     "new workers started",
     "first line",
     "imports",
-    "attempt claimed",
+    "fencing token acquired",
     "newest state found and checked",
     "loader actors asked for",
     "network built",
@@ -46,7 +46,7 @@ class Marks:
     def put(self, name: str) -> None:
         """Note that `name` was reached now."""
         with self.path.open("a") as stream:
-            stream.write(json.dumps({"name": name, "unix": time.time(), "pid": os.getpid()}) + "\n")
+            stream.write(json.dumps({"name": name, "unix": time.time(), "cpu_s": time.process_time(), "pid": os.getpid()}) + "\n")
 
     def read(self, since_unix: float = 0.0) -> list[dict[str, Any]]:
         """All moments after `since_unix`, oldest first."""
@@ -111,7 +111,7 @@ def our_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
     from trainers.training import assemble
 
     marks.put("imports")
-    note_return(marks, worker, "claimed", "attempt claimed")
+    note_return(marks, worker, "acquire_start", "fencing token acquired")
     note_return(marks, assemble, "newest_everywhere", "newest state found and checked")
     note_return(marks, loader_pool.LoaderPool, "__enter__", "loader actors asked for")
     note_return(marks, assemble, "assemble", "network built")

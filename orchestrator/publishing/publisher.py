@@ -72,9 +72,10 @@ class Outage:
 class Publisher:
     """Delivers one run folder while it is written. `start`, then `flush` when the training has ended, then `stop`."""
 
-    def __init__(self, folder: RunFolder, fencing_token: int, interval_s: float = 2.0) -> None:
+    def __init__(self, folder: RunFolder, fencing_token: int, interval_s: float = 2.0, first_s: float = 0.0) -> None:
+        """`interval_s`: between looks at the run folder; `first_s`: before the first, unless a flush is requested meanwhile."""
         self._folder = folder
-        self._interval_s = interval_s
+        self._interval_s, self._first_s = interval_s, first_s
         self._changed = threading.Condition()
         self._stopping = False
         self._requested = 0  # number of the newest flush
@@ -114,6 +115,7 @@ class Publisher:
 
     def _run(self, channel: Channel) -> None:
         outage = Outage(channel.name, self._folder)
+        self._wait(self._first_s, 0)
         while not self._stopping:
             requested = self._requested
             closing = requested > self._flushed[channel.name]

@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,13 +33,15 @@ from trainers.errors import ClusterError, NnfleetError, StorageError
 from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from orchestrator.training.gang_trainer import GangTrainer
 
 
 log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
 RESIZE_LOOK_S = 60.0
 """How often an elastic run looks for capacity for more workers: each growth restarts all of them."""
+FIRST_DELIVERY_S = 15.0
+"""The publisher begins so long after the workers: its imports alone take 2 s of CPU, and before the first epoch there is little to send."""
 DELIVERY_S = 60.0
 """How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
 
@@ -85,7 +88,7 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
         if write_outcome(folder, outcome):
             publish_end(folder, outcome)
         return outcome
-    publisher = Publisher(folder, job.fencing_token)
+    publisher = Publisher(folder, job.fencing_token, first_s=FIRST_DELIVERY_S)
     publisher.start()
     try:
         outcome = run_workers(spec, folder, job)
@@ -123,13 +126,20 @@ def found_problems(spec: RunSpec) -> list[str]:
     from orchestrator.dataset.previous_stage import keep_or_compare
     from orchestrator.training.network_check import network_problem
 
-    if problems := check_run(spec):
-        return problems
     folder = RunFolder(spec.run_folder)
-    if problem := keep_or_compare(spec, folder):
-        return [problem]
-    problem = names_problem(folder.own, spec.val_cases) or ("" if newest_committed(folder) else network_problem(spec))
-    return [problem] if problem else []
+    beside = ThreadPoolExecutor(1)
+    on_network = beside.submit(lambda: "" if newest_committed(folder) else network_problem(spec))  # a process of some seconds
+    try:
+        if problems := check_run(spec):
+            return problems
+        if problem := keep_or_compare(spec, folder):
+            return [problem]
+        import orchestrator.training.gang_trainer  # noqa: F401 # Ray Train's seconds of imports pass while the network is tried
+
+        problem = names_problem(folder.own, spec.val_cases) or on_network.result()
+        return [problem] if problem else []
+    finally:
+        beside.shutdown(wait=False, cancel_futures=True)
 
 
 def hand_over(folder: RunFolder, spec: RunSpec, fencing_token: int) -> None:
@@ -190,12 +200,12 @@ def ended(folder: RunFolder, fencing_token: int, state: Literal["TRAINED", "STOP
     return Outcome(job="training", state=state, fencing_token=fencing_token, message=f"{state.lower()} after {epochs} epochs")
 
 
-def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
+def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "GangTrainer":
     """The gang of DDP workers: placed all at once or not at all, restarted together; an elastic one also when their number changes."""
     from ray.train import LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
 
     from orchestrator.training.failure_policy import BudgetPolicy
+    from orchestrator.training.gang_backend import GangConfig
     from orchestrator.training.gang_trainer import GangTrainer
     from orchestrator.training.save_before_resize import SaveBeforeResize
     from orchestrator.training.scaling_policy import Allowance, FreeCapacity
@@ -219,7 +229,7 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "TorchTrainer":
         train_loop_config=asdict(job),
         policies=policies,
         scaling_config=scaling,
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        backend_config=GangConfig(str(folder.root), "cpu:gloo,cuda:nccl" if spec.workers.gpus else "gloo", COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(  # type: ignore[call-arg] # as above
             name=f"a{job.fencing_token:04d}",  # of its own per start of the job: Ray's stored state is never what we resume from
             storage_path=str(folder.own / "ray_train"),

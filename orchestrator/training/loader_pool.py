@@ -5,6 +5,7 @@ again, bit for bit, when Ray has restarted it. Actors take no CPU of Ray's accou
 reserved their cores. They stay on its node where they can.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -19,10 +20,12 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.contract.bottleneck import judged
+from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.split_batch import rank_positions
 from trainers.data.batches import Batch, Preparation, Request, SplitName, requests_from
-from trainers.errors import StorageError
+from trainers.errors import NnfleetError, StorageError
 from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ class Loader:
 
     def __init__(self, run_folder: str, positions: Sequence[int]) -> None:
         import torch
+
+        import trainers.data.samples  # noqa: F401 # takes seconds, which pass while the worker builds its network
 
         torch.set_num_threads(1)
         self._run_folder = Path(run_folder)
@@ -68,6 +73,29 @@ class Loader:
         return replace(batch, preparation=took)
 
 
+_prepared: dict[tuple[str, tuple[int, ...]], list[Any]] = {}
+"""Actors that were started before their pool: by run folder and positions."""
+
+
+def prepare(folder: RunFolder, global_rank: int, world_size: int) -> None:
+    """Start the loader actors of a rank for the pool that it will open, so that they import their libraries while it imports its own.
+
+    What is wrong with the run's files is left for the pool to meet.
+    """
+    with contextlib.suppress(NnfleetError, OSError):
+        spec = folder.living_spec()
+        batch = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
+        positions = rank_positions(batch, world_size, global_rank)
+        _prepared[str(folder.root), tuple(positions)] = [start_loader(folder, positions) for _ in range(spec.loader.actors)]
+
+
+def start_loader(folder: RunFolder, positions: Sequence[int]) -> Any:
+    """A loader actor, on this worker's node if it can be."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(Loader).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy=here)
+    return actor.remote(str(folder.root), list(positions))
+
+
 class LoaderPool:
     """A BatchSource backed by loader actors; to be used as a context manager inside a worker.
 
@@ -80,7 +108,8 @@ class LoaderPool:
         self._iterations: dict[SplitName, int] = {"train": spec.schedule.train_iterations, "val": spec.schedule.val_iterations}
         self._upcoming = requests_from(first_epoch, first_iteration, spec.schedule.epochs, self._iterations)
         self._loader, self._folder, self._positions = spec.loader, folder, positions
-        self._actors = [self._start(folder, positions) for _ in range(spec.loader.actors)]
+        prepared = _prepared.pop((str(folder.root), tuple(positions)), [])
+        self._actors = [*prepared, *(start_loader(folder, positions) for _ in range(spec.loader.actors - len(prepared)))]
         self._unfinished: dict[Any, int] = {}
         self._waiting: deque[tuple[Request, Any]] = deque()
         self._fill()
@@ -165,10 +194,4 @@ class LoaderPool:
         wanted = min(limit.enough, self._loader.most) if limit.name in ("CPU augmentation", "disk") else 0
         if wanted > self.loaders:
             log.info("%s Loader actors of this worker: %d -> %d.", limit.text, self.loaders, wanted)
-            self._actors += [self._start(self._folder, self._positions) for _ in range(wanted - self.loaders)]
-
-    @staticmethod
-    def _start(folder: RunFolder, positions: Sequence[int]) -> Any:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(Loader).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS, scheduling_strategy=here)
-        return actor.remote(str(folder.root), list(positions))
+            self._actors += [start_loader(self._folder, self._positions) for _ in range(wanted - self.loaders)]

@@ -9,9 +9,11 @@ results. A case whose files are at fault, or that fails too often, fails alone, 
 
 import argparse
 import contextlib
+import importlib
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,6 +191,8 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     failures: list[RetriesExhausted] = []
     found: dict[WeightsName, list[CaseResult]] = {}
     names = [*checkpoints_to_validate(folder, spec), *candidates_to_validate(folder, spec)]
+    if spec.tracking_uri:  # 2 s of imports, while the workers load their networks
+        threading.Thread(target=importlib.import_module, args=("orchestrator.tracking.client",), daemon=True).start()
     with spare_workers() as spare:
         for name in names:
             exhausted, results = validate_checkpoint(folder, spec, name, fencing_token, spare, is_last=name == names[-1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 
+from orchestrator.training import loader_pool
 from orchestrator.training.failures import can_be_sent, kind_of
 from orchestrator.training.loader_pool import LoaderPool
 from tests.conftest import Toys
@@ -58,7 +59,11 @@ def test_a_worker_that_waits_for_augmentation_gets_more_loaders_and_the_same_sam
     )
     folder = RunFolder(spec.run_folder)
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
+    loader_pool.prepare(RunFolder(tmp_path / "not mounted yet"), 1, 2)
+    loader_pool.prepare(folder, 1, 2)
+    ((prepared,),) = loader_pool._prepared.values()
     with LoaderPool(spec, folder, [1], 0) as grows:
+        assert grows._actors == [prepared]
         made = [batch.images for epoch in range(3) for split in ("train", "val") for batch in grows.batches(split, epoch)]
         assert grows.loaders == 2
     data = open_dataset(spec)

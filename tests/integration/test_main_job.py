@@ -1,5 +1,6 @@
 """The main job through the public API, every part real: submit, train on two workers, lose the driver, validate, compare, export."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -43,26 +45,40 @@ def experiment_on(toy: Toy, results: Path) -> Experiment:
     return toy_experiment(toy, results, epochs=EPOCHS, train_iterations=5, tracking={"upload_interval_s": 0}, images=True)
 
 
-def kill_driver_after(folder: RunFolder, epochs: int) -> None:
-    """SIGKILL the training job's driver once so many epochs are committed."""
+def kill_driver_after(folder: RunFolder, epochs: int) -> list[str]:
+    """SIGKILL the training job's driver once so many epochs are committed; returns which of the run's processes had loaded torch."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         committed = newest_committed(folder)
         if committed is not None and committed.epochs_done >= epochs:
             claims = [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("*.json"))]
-            os.kill(next(claim["pid"] for claim in reversed(claims) if claim["role"] == "driver"), signal.SIGKILL)
-            return
+            driver = next(claim["pid"] for claim in reversed(claims) if claim["role"] == "driver")
+            found = with_torch(driver)
+            os.kill(driver, signal.SIGKILL)
+            return found
         time.sleep(0.05)
     raise AssertionError(f"{epochs} epochs were not committed within 300 s")
 
 
+def with_torch(driver: int) -> list[str]:
+    """Titles of the processes with torch in their memory, of a driver and of all actors of its cluster, without their methods."""
+    head = Path(f"/proc/{driver}/environ").read_bytes().split(b"NNFLEET_HOME=")[1].split(b"\0")[0]
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(OSError, psutil.Error):
+            own = Path(f"/proc/{process.pid}")
+            if b"NNFLEET_HOME=" + head in (own / "environ").read_bytes().split(b"\0") and "libtorch" in (own / "maps").read_text():
+                found.append(" ".join(process.info["cmdline"]).partition(".")[0])
+    return sorted(set(found))
+
+
 @pytest.fixture(scope="module")
 def main_job(local: tuple[Home, Services], toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, RunStatus]:
-    """One run, its driver killed in the fourth epoch, followed to its end."""
+    """One run, its driver killed in the fourth epoch, followed to its end. Only what computes has loaded torch by then."""
     experiment = experiment_on(toys("labels"), tmp_path_factory.mktemp("results"))
     submission = api.submit(experiment)
     (row,) = submission.plan.rows
-    kill_driver_after(RunFolder(row.spec.run_folder), 3)
+    assert kill_driver_after(RunFolder(row.spec.run_folder), 3) == ["ray::Loader", "ray::RayTrainWorker"]
     (status,) = api.wait(submission.campaign_id)
     return experiment, status
 

@@ -19,6 +19,7 @@ SPEAKS_RAY = {
     "drill/job",
     "training/driver",
     "training/failure_policy",
+    "training/gang_backend",
     "training/gang_trainer",
     "training/loader_pool",
     "training/save_before_resize",
@@ -219,3 +220,12 @@ def test_a_worker_loads_nothing_that_prepares_samples() -> None:
     """Its loader actors do that: importing it in every worker would delay each start by a second."""
     preparing = ("trainers.data.samples", "trainers.data.recipes", "batchgeneratorsv2", "blosc2", "scipy.stats")
     assert loaded_by("import trainers.training.loop, orchestrator.training.worker, orchestrator.training.loader_pool", preparing) == set()
+
+
+def test_a_loader_loads_the_morphology_of_a_cascade_for_a_cascade_alone() -> None:
+    assert loaded_by("import trainers.data.recipes.default, trainers.data.recipes.da5", ("skimage.morphology", "nnunetv2")) == set()
+
+
+def test_ray_trains_driver_and_controller_need_no_torch() -> None:
+    statement = "import orchestrator.training.gang_trainer, orchestrator.training.gang_backend, orchestrator.training.worker"
+    assert loaded_by(statement, ("torch", "mlflow")) == set()

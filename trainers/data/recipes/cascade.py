@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.nnunet.random_binary_operator import ApplyRandomBinaryOperatorTransform
-from batchgeneratorsv2.transforms.nnunet.remove_connected_components import RemoveRandomConnectedComponentFromOneHotEncodingTransform
 from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
@@ -23,24 +21,6 @@ STREL_SIZE = (1, 8)
 LARGEST_REMOVED = 0.15
 """A component that covers this share of the patch or more stays."""
 P_OPERATOR, P_REMOVAL = 0.4, 0.2
-
-
-class BinaryOperator(ApplyRandomBinaryOperatorTransform):  # type: ignore[misc]
-    """Grows, shrinks, closes or opens labels; the same draws for the same seed, whatever was drawn before."""
-
-    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """As the library's, from the channels in order."""
-        self.channel_idx.sort()
-        return super().get_parameters(**data_dict)  # type: ignore[no-any-return]
-
-
-class ComponentRemoval(RemoveRandomConnectedComponentFromOneHotEncodingTransform):  # type: ignore[misc]
-    """Removes a connected component of labels; likewise."""
-
-    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """As the library's, from the channels in order."""
-        self.channel_idx.sort()
-        return super().get_parameters(**data_dict)  # type: ignore[no-any-return]
 
 
 def moved(inputs: Inputs) -> tuple[Stage, ...]:
@@ -55,6 +35,8 @@ def disturbed(inputs: Inputs, p_per_label: float) -> tuple[Stage, ...]:
     """The same in training: labels are grown or shrunk and components of them removed, each label with `p_per_label`."""
     if not inputs.previous_labels:
         return ()
+    from trainers.data.recipes.cascade_labels import BinaryOperator, ComponentRemoval  # scikit-image, which other runs do not need
+
     operator = BinaryOperator(channels_of(inputs), strel_size=STREL_SIZE, p_per_label=p_per_label)
     removal = ComponentRemoval(
         channels_of(inputs),

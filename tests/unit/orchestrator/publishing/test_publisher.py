@@ -9,8 +9,8 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.publishing.checkpoint_store import published
 from orchestrator.publishing.files_channel import PICTURE_INTERVAL_S, FilesChannel, checkpoints_due, picture_due
-from orchestrator.publishing.metrics_channel import epochs_missing
-from orchestrator.publishing.publisher import Outage
+from orchestrator.publishing.metrics_channel import MetricsChannel, epochs_missing
+from orchestrator.publishing.publisher import Outage, Publisher
 from orchestrator.tracking import client
 from orchestrator.tracking.records import (
     MARKER_METRIC,
@@ -193,3 +193,14 @@ def test_class_names_become_names_that_mlflow_takes() -> None:
     assert metric_name("tumour (100%)/core") == "tumour _100__ _core".replace(" _core", "_core")
     assert metric_names(["a+", "a*", "a"]) == ["a_", "a__2", "a"]
     assert metric_path("full/best/dice/left#1") == "full/best/dice/left_1"
+
+
+def test_a_publisher_that_begins_later_sends_nothing_before_it_is_asked_to_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, sent = FakeRun(tmp_path), list[bool]()
+    for channel in (MetricsChannel, FilesChannel):
+        monkeypatch.setattr(channel, "send", lambda self, closing: sent.append(closing) or True)
+    publisher = Publisher(run.folder, run.fencing_token, first_s=600.0)
+    publisher.start()
+    assert publisher.flush(60.0)
+    publisher.stop()
+    assert sent == [True, True]
