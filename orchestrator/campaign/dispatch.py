@@ -132,7 +132,7 @@ class Dispatcher:
             started.append(key)
         if growing:
             holding = {reservation.run_key for reservation in held}
-            held += [Reservation(key, by_key[key].spec.workers) for key in started if key not in holding]
+            held += [Reservation(key, by_key[key].spec.gang) for key in started if key not in holding]
             queue = [each for each in waiting if each.run_key not in {*started, *growing}]
             self._registry.set_growth_limits(growth(growing, queue, nodes, held), now_unix)
 
@@ -198,7 +198,7 @@ class Dispatcher:
 
     def _held(self, run: FollowedRun) -> HeldWorkers:
         """What a run that has started keeps."""
-        return HeldWorkers(run_key=run.key, workers=run.spec.workers, user=run.spec.user, ends_unix=self._expected.ends_unix(run))
+        return HeldWorkers(run_key=run.key, workers=run.spec.gang, user=run.spec.user, ends_unix=self._expected.ends_unix(run))
 
     def _waiting(self, runs: Sequence[FollowedRun], keys: Collection[str]) -> list[Waiting]:
         """The place in the queue of each of these runs."""
@@ -210,7 +210,7 @@ class Dispatcher:
             run_key=run.key,
             address=run.spec.address,
             campaign=self._campaign,
-            workers=run.spec.workers,
+            workers=run.spec.gang,
             since_unix=self._since_unix,
             position=position,
             is_resuming=run.state is not RunState.QUEUED,

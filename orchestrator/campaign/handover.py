@@ -174,7 +174,7 @@ def _handed(spec: RunSpec, progress: Progress) -> HandedRun:
         epochs=spec.schedule.epochs,
         epochs_done=progress.epochs_done,
         run_folder=spec.run_folder,
-        workers=spec.workers,
+        workers=spec.gang,
         priority=spec.priority,
         user=spec.user,
     )

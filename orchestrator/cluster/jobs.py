@@ -128,7 +128,7 @@ class Jobs:
 
     def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
         """Start the training job of a run; returns its submission id."""
-        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id)
+        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id) | {"reservation": spec.gang.model_dump_json()}
         return self._submit(
             f"train-{spec.run_key}-a{job_number}",
             "train",

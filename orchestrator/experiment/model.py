@@ -119,7 +119,8 @@ class Experiment(Schedule):
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
     """How batches are prepared ahead. Without `actors`, a worker's CPUs less two for the training step, and at most six to begin with;
-    a worker whose steps wait for data starts more while it has CPUs, up to `most`."""
+    a worker whose steps wait for data starts more while it has CPUs, up to `most`. With `placement: cluster` six, and no more than `most`,
+    which is reserved."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When states are saved beside the end of every epoch."""
     validation: ValidationSpec = ValidationSpec()
@@ -161,6 +162,10 @@ class Experiment(Schedule):
 
     @model_validator(mode="after")
     def _loader_within_cpus(self) -> "Experiment":
+        if self.workers.loader_cpus:
+            raise ValueError("workers.loader_cpus: follows from `loader: {actors: N, placement: cluster}`; remove it, and write that")
+        if self.loader.placement == "cluster":
+            return self._loader_anywhere()
         if "actors" in self.loader.model_fields_set and self.loader.actors > self.workers.cpus:
             raise ValueError(
                 f"loader.actors: {self.loader.actors} loader actors do not fit into workers.cpus: {self.workers.cpus}; "
@@ -173,6 +178,12 @@ class Experiment(Schedule):
                     f"loader.most: {self.loader.most} is not between {least} loader actor{'s' if least > 1 else ''} and "
                     f"workers.cpus: {self.workers.cpus}; raise cpus, or change most"
                 )
+        return self
+
+    def _loader_anywhere(self) -> "Experiment":
+        most = self.loader.most or self.loader.actors
+        if "actors" in self.loader.model_fields_set and most < self.loader.actors:
+            raise ValueError(f"loader.most: {most} is less than loader.actors: {self.loader.actors}; lower actors, or raise most")
         return self
 
     @model_validator(mode="after")
@@ -233,9 +244,11 @@ class Experiment(Schedule):
 
     @property
     def effective_loader(self) -> LoaderSpec:
-        """The loader with `actors` and `most` chosen from the worker's CPUs where the file does not name `actors`."""
+        """The loader with `actors` and `most` chosen from the worker's CPUs where the file does not name `actors` and loaders run there."""
         if "actors" in self.loader.model_fields_set:
             return self.loader
+        if self.loader.placement == "cluster":
+            return self.loader.model_copy(update={"actors": min(self.loader.actors, self.loader.most or self.loader.actors)})
         most = self.loader.most or max(1, self.workers.cpus - 1)
         actors = max(1, min(self.loader.actors, self.workers.cpus - 2, most))
         return self.loader.model_copy(update={"actors": actors, "most": most if most > actors else None})

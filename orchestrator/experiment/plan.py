@@ -138,7 +138,7 @@ def plan_of_runs(
             run_key=s.run_key,
             address=s.address,
             campaign="",
-            workers=s.workers,
+            workers=s.gang,
             since_unix=math.inf,
             position=n,
             user=s.user,
@@ -147,10 +147,10 @@ def plan_of_runs(
         for n, s in enumerate(specs)
         if s.run_key not in fits and s.run_key not in dependent
     ]
-    asked = {spec.run_key: spec.workers for spec in specs}  # what a run that waits already will take once this is submitted
+    asked = {spec.run_key: spec.gang for spec in specs}  # what a run that waits already will take once this is submitted
     waiting = [each.model_copy(update={"workers": asked.get(each.run_key, each.workers)}) for each in queue.waiting]
     fits |= schedule([*waiting, *wanted], nodes, queue.reserved, time.time())
-    fits |= {s.run_key: _later(fit(s.workers, nodes), dependent[s.run_key]) for s in specs if s.run_key in dependent}
+    fits |= {s.run_key: _later(fit(s.gang, nodes), dependent[s.run_key]) for s in specs if s.run_key in dependent}
     kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
     measured = Measured()
     rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key], measured.epoch_s(spec)) for spec in specs]
@@ -211,7 +211,7 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit, epoch_s: float | None)
         seed=spec.seed,
         workers=spec.workers.least,
         batch_per_rank=tuple(rank_sizes(batch_size, spec.workers.least)),
-        resources=describe(spec.workers),
+        resources=describe(spec.gang),
         n_train=len(spec.train_cases),
         n_val=len(spec.val_cases),
         epochs=spec.schedule.epochs,

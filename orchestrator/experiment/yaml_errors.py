@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.fields import SINGULAR
@@ -137,7 +138,8 @@ def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
             return []
         model = field.annotation
-    return list(model.model_fields)
+    fields = model.model_fields.items()  # without those that the schema hides: nobody writes them
+    return [name for name, field in fields if not any(isinstance(each, SkipJsonSchema) for each in field.metadata)]
 
 
 def _as_written(root: yaml.Node | None, path: KeyPath) -> KeyPath:

@@ -43,7 +43,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
     phase, fraction = within_epoch(reading.heartbeat, spec, done)
     rows = committed.history[-RECENT_EPOCHS:] if committed else ()
     epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
-    limit = limit_of(rows)
+    limit = limit_of(rows, spec.loader.placement)
     begun = spec.continued.text if spec.continued else ""
     left_s = None if epoch_s is None else max(0.0, (spec.schedule.epochs - done - fraction) * epoch_s)
     read: dict[str, Any] = {

@@ -1,9 +1,11 @@
 """Does a run's gang fit the cluster: a pure policy over plain numbers, without Ray.
 
 A gang is a number of equal bundles of GPUs and CPUs; a bundle lies on one node, the gang may spread over nodes. An elastic gang
-fits with its fewest bundles and takes more where there is room.
+fits with its fewest bundles and takes more where there is room. With each bundle go the CPUs of its loader actors, if these run anywhere
+(`WorkerSpec.loader_cpus`): single ones, on whatever nodes, first on those without GPUs.
 """
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +14,8 @@ from trainers.contract.run_spec import WorkerSpec
 
 Resources = Mapping[str, float]
 FitWhen = Literal["now", "later", "never"]
+ONE_CPU = WorkerSpec(gpus=0, cpus=1)
+"""What a loader actor takes that may run anywhere."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,11 @@ def capacity_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserve
 
 
 def describe(workers: WorkerSpec) -> str:
-    """`2 workers x (1 GPU, 8 CPUs)`, of an elastic gang `2-8 workers x (...)`."""
+    """`2 workers x (1 GPU, 8 CPUs)`, of an elastic gang `2-8 workers x (...)`; with loaders anywhere `x (..., 6 CPUs on any node)`."""
     parts = [_count(workers.gpus, "GPU")] if workers.gpus else []
     gang = f"{sizes(workers)} workers" if workers.is_elastic else _count(workers.count, "worker")
-    return f"{gang} x ({', '.join([*parts, _count(workers.cpus, 'CPU')])})"
+    loaders = [f"{_count(workers.loader_cpus, 'CPU')} on any node for its loaders"] if workers.loader_cpus else []
+    return f"{gang} x ({', '.join([*parts, _count(workers.cpus, 'CPU'), *loaders])})"
 
 
 def sizes(workers: WorkerSpec) -> str:
@@ -118,11 +123,18 @@ class Space:
         return cls(tuple((gpus, cpus, count) for (gpus, cpus), count in counts.items()))
 
     def room(self, workers: WorkerSpec) -> int:
-        """How many of the gang's bundles still fit."""
-        return sum(count * _bundles(gpus, cpus, workers) for gpus, cpus, count in self.groups)
+        """How many of the gang's bundles still fit, each with its loaders."""
+        alone = sum(count * _bundles(gpus, cpus, workers) for gpus, cpus, count in self.groups)
+        if not workers.loader_cpus or not alone:
+            return alone
+        return bisect.bisect_left(range(1, alone + 1), True, key=lambda n: self._packed(workers, n).single_cpus < n * workers.loader_cpus)
 
     def less(self, workers: WorkerSpec, bundles: int) -> "Space":
-        """With so many of the gang's bundles on the nodes where they leave the least unusable; those that do not fit take what there is."""
+        """With so many of the gang's bundles and their loaders on the nodes where they leave the least unusable; those that do not fit take
+        what there is."""
+        return self._packed(workers, bundles)._packed(ONE_CPU, bundles * workers.loader_cpus)
+
+    def _packed(self, workers: WorkerSpec, bundles: int) -> "Space":
         left: dict[tuple[float, float], int] = {}
         for gpus, cpus, count in sorted(self.groups, key=lambda group: _waste(group, workers)):
             each = _bundles(gpus, cpus, workers) if bundles else 0
@@ -138,22 +150,33 @@ class Space:
     def after(self, reserved: Iterable[Reservation]) -> "Space":
         """When every reservation lies on the nodes, in the order that wastes least: those with GPUs first, then by cores."""
         bundles: dict[tuple[int, int], tuple[WorkerSpec, int]] = {}
+        loaders = 0
         for each in reserved:
             shape = each.workers.gpus, each.workers.cpus
             bundles[shape] = each.workers, bundles.get(shape, (each.workers, 0))[1] + each.bundles
+            loaders += each.bundles * each.workers.loader_cpus
         space = self
         for _, (workers, count) in sorted(bundles.items(), key=lambda item: item[0], reverse=True):
-            space = space.less(workers, count)
-        return space
+            space = space._packed(workers, count)
+        return space._packed(ONE_CPU, loaders)
 
     def spares(self, first: WorkerSpec, other: WorkerSpec) -> bool:
-        """Whether no node, wherever the bundles of `other` come to lie, holds fewer of `first` for it."""
+        """Whether no node, wherever the bundles and loaders of `other` come to lie, holds fewer of `first` for it. Where `first` has
+        loaders anywhere, any CPU might be one of theirs."""
+        if first.loader_cpus:
+            return False
         for gpus, cpus, _ in self.groups:
             taken = min(other.least, _bundles(gpus, cpus, other))
-            left = _bundles(gpus - taken * other.gpus, cpus - taken * other.cpus, first)
-            if left < _bundles(gpus, cpus, first):
+            cpus_left = cpus - taken * other.cpus
+            cpus_left -= min(max(0.0, cpus_left), other.least * other.loader_cpus)
+            if _bundles(gpus - taken * other.gpus, cpus_left, first) < _bundles(gpus, cpus, first):
                 return False
         return True
+
+    @property
+    def single_cpus(self) -> int:
+        """How many actors of one CPU each fit."""
+        return sum(count * max(0, int(cpus + 1e-6)) for _, cpus, count in self.groups)
 
     @property
     def gpus(self) -> float:
@@ -215,9 +238,9 @@ def _shortage(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
     """Which resource the cluster will never have enough of."""
     if not nodes:
         return "the cluster has no nodes"
-    for kind, each in (("GPU", workers.gpus), ("CPU", workers.cpus)):
+    for kind, each, beside in (("GPU", workers.gpus, 0), ("CPU", workers.cpus, workers.loader_cpus)):
         whole = sum(node.get(kind, 0) for node in nodes)
-        if whole < each * workers.least:
+        if whole < (each + beside) * workers.least:
             return f"the cluster has {_count(whole, kind)} in all"
         largest = max(node.get(kind, 0) for node in nodes)
         if largest < each:
@@ -231,6 +254,8 @@ def _remedy(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
         return "Set workers.gpus: 0 to run on CPUs, or start a node with GPUs."
     if workers.cpus > 1 and Space.of(nodes).room(workers.model_copy(update={"cpus": 1})) >= 1:
         lower.append("workers.cpus")
+    if workers.loader_cpus:
+        lower.append("loader.actors")
     return f"Lower {' or '.join(lower)}, or start more nodes." if lower else "Start more nodes."
 
 

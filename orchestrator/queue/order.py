@@ -63,7 +63,7 @@ class Shares:
 
     def taken_by(self, workers: WorkerSpec, bundles: int) -> float:
         """By so many bundles of a gang."""
-        return max(bundles * workers.gpus / self.gpus, bundles * workers.cpus / self.cpus)
+        return max(bundles * workers.gpus / self.gpus, bundles * (workers.cpus + workers.loader_cpus) / self.cpus)
 
     def by_user(self, reserved: Iterable[Reservation]) -> dict[str, float]:
         """What each user holds."""

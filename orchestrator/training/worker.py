@@ -77,7 +77,7 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     from orchestrator.training.loader_pool import LoaderPool
     from trainers.training.rank import train_rank
 
-    torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.actors))
+    torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.num_local))
     if world.is_main:
         start_training_log(folder)
     return train_rank(spec, folder, world, fencing_token, lambda *place: LoaderPool(spec, folder, *place), is_leaving)

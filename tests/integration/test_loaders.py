@@ -11,16 +11,16 @@ import ray
 
 from orchestrator.training import loader_pool
 from orchestrator.training.failures import can_be_sent, kind_of
-from orchestrator.training.loader_pool import LoaderPool
+from orchestrator.training.loader_pool import Loader, LoaderPool
 from tests.conftest import Toys
 from tests.integration.cluster import local_ray
 from tests.toy import toy_spec
 from trainers.contract import bottleneck
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import LoaderSpec, Schedule
+from trainers.contract.run_spec import LoaderPlacement, LoaderSpec, Schedule
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
-from trainers.errors import DataError, StorageError
+from trainers.errors import ConfigError, DataError, StorageError
 from trainers.storage.files import write_json_atomic
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.fixture(scope="module", autouse=True)
 def cluster(toys: Toys) -> Iterator[None]:
     toys("labels")  # nnU-Net's pools fork, which hangs in a process that Ray lives in
-    with local_ray(num_cpus=1):
+    with local_ray(num_cpus=2):
         yield
 
 
@@ -48,15 +48,15 @@ def pool(toys: Toys, tmp_path: Path) -> Iterator[LoaderPool]:
         yield made
 
 
+@pytest.mark.parametrize("placement", ["local", "cluster"])
 def test_a_worker_that_waits_for_augmentation_gets_more_loaders_and_the_same_samples(
-    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: LoaderPlacement
 ) -> None:
-    """Its steps take no time, so an epoch of one loader is all waiting."""
+    """Its steps take no time, so an epoch of one loader is all waiting. On any nodes each takes one of the two CPUs."""
     monkeypatch.setattr(bottleneck, "CROWDED", math.inf)  # whatever else this machine computes
     schedule = Schedule(epochs=3, train_iterations=4, val_iterations=1)
-    spec = toy_spec(
-        toys("labels"), schedule=schedule, loader=LoaderSpec(actors=1, most=2), model_folder=tmp_path / "Dataset901_Toy" / "model"
-    )
+    loader = LoaderSpec(actors=1, most=2, placement=placement)
+    spec = toy_spec(toys("labels"), schedule=schedule, loader=loader, model_folder=tmp_path / "Dataset901_Toy" / "model")
     folder = RunFolder(spec.run_folder)
     write_json_atomic(folder.spec_file, spec.model_dump(mode="json"))
     loader_pool.prepare(RunFolder(tmp_path / "not mounted yet"), 1, 2)
@@ -66,6 +66,8 @@ def test_a_worker_that_waits_for_augmentation_gets_more_loaders_and_the_same_sam
         assert grows._actors == [prepared]
         made = [batch.images for epoch in range(3) for split in ("train", "val") for batch in grows.batches(split, epoch)]
         assert grows.loaders == 2
+        assert grows.wait_s > 0
+        assert ray.available_resources().get("CPU", 0) == (2 if placement == "local" else 0)  # type: ignore[no-untyped-call]
     data = open_dataset(spec)
     alone = [
         make_batch(data, spec, split, epoch, number, [1]).images  # type: ignore[arg-type]
@@ -88,3 +90,15 @@ def test_an_error_of_a_loader_arrives_as_what_it_is(pool: LoaderPool) -> None:
     with pytest.raises(StorageError) as lost:
         pool.arrived(("train", 0, 0), finds_no_disk.remote())
     assert (type(lost.value), can_be_sent(lost.value), kind_of(lost.value)) == (StorageError, True, ("cluster", "FAILED_CLUSTER"))
+
+
+def test_a_loader_on_a_node_without_the_data_names_node_path_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker that takes its batches is on a node that has them: what is missing there is no outage that would be waited for."""
+    monkeypatch.setattr(loader_pool, "SEEN_S", 0.1)
+    elsewhere = Loader(str(tmp_path / "not" / "mounted"), [0, 1], "the worker's node")
+    with pytest.raises(ConfigError, match="not there on this node") as raised:
+        elsewhere.make("train", 0, 0)
+    text = str(raised.value)
+    assert text.startswith(f"loader.placement: node {ray.util.get_node_ip_address()} cannot prepare batches: storage: {tmp_path}")
+    assert text.endswith("by the same paths, or set loader.placement: local.")
+    assert (can_be_sent(raised.value), kind_of(raised.value)) == (True, ("user", "FAILED_CONFIG"))

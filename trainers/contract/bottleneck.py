@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainers.contract.commits import EpochRow
+from trainers.contract.run_spec import LoaderPlacement
 
 NOTABLE_WAIT = 0.05
 """Share of the time waiting for data from which on the steps are not what limits."""
@@ -27,6 +28,8 @@ class Limit:
     """Loader actors, with a core each, with which no step would have waited."""
     core: float
     """Share of a core that each loader had while it prepared batches."""
+    placement: LoaderPlacement = "local"
+    """Where the loaders run."""
 
     @property
     def advice(self) -> str:
@@ -38,8 +41,13 @@ class Limit:
                 return ""
             case "CPU augmentation" if self.enough <= self.loaders:
                 return f"{have}: they were starting, or single batches take long (loader.prefetch prepares more of them ahead)."
+            case "CPU augmentation" if self.placement == "cluster":
+                return f"{have}: raise loader.actors, which take CPUs of any node."
             case "CPU augmentation":
-                return f"{have}: raise workers.cpus and loader.actors."
+                return (
+                    f"{have}: raise workers.cpus and loader.actors, or, where its node has no more CPUs, set loader.placement: cluster, "
+                    "which takes those of other nodes."
+                )
             case "crowded cores":
                 return f"its loader actors get {self.core:.0%} of a core each, other processes take the rest; {have}."
             case "disk":
@@ -52,7 +60,16 @@ class Limit:
         return f"limited by: {self.name}{waiting}" + (f"; {self.advice}" if self.advice else "")
 
 
-def judged(total_s: float, waited_s: float, prepare_s: float, cpu_s: float, read_s: float, loaders: int, is_on_gpu: bool) -> Limit:
+def judged(
+    total_s: float,
+    waited_s: float,
+    prepare_s: float,
+    cpu_s: float,
+    read_s: float,
+    loaders: int,
+    is_on_gpu: bool,
+    placement: LoaderPlacement = "local",
+) -> Limit:
     """What limited `total_s` seconds of steps, of which `waited_s` waited for batches that took their loaders the other seconds."""
     work_s, computing_s = cpu_s + read_s, max(total_s - waited_s, 0.01 * total_s)
     name: Name
@@ -68,20 +85,21 @@ def judged(total_s: float, waited_s: float, prepare_s: float, cpu_s: float, read
         loaders=loaders,
         enough=max(1, math.ceil(work_s / computing_s)),
         core=min(1.0, cpu_s / (prepare_s - read_s)) if prepare_s > read_s else 1.0,
+        placement=placement,
     )
 
 
-def limit_of(rows: Sequence[EpochRow]) -> Limit | None:
-    """What limited these epochs together; None where it was not measured."""
+def limit_of(rows: Sequence[EpochRow], placement: LoaderPlacement = "local") -> Limit | None:
+    """What limited these epochs together, with loaders placed so; None where it was not measured."""
     measured = ((row.train_s + row.val_s, row.longest_wait_s, row.prepare_s, row.prepare_cpu_s, row.read_wait_s) for row in rows)
     total_s, waited_s, prepare_s, cpu_s, read_s = map(math.fsum, zip(*measured, strict=True)) if rows else (math.nan,) * 5
     if not math.isfinite(waited_s + prepare_s + cpu_s + read_s + total_s) or total_s <= 0:
         return None
     is_on_gpu = rows[-1].gpu_memory_gib > 0
-    return judged(total_s, waited_s, prepare_s, cpu_s, read_s, rows[-1].loaders, is_on_gpu)
+    return judged(total_s, waited_s, prepare_s, cpu_s, read_s, rows[-1].loaders, is_on_gpu, placement)
 
 
-def describe_limit(rows: Sequence[EpochRow]) -> str:
+def describe_limit(rows: Sequence[EpochRow], placement: LoaderPlacement = "local") -> str:
     """`Limit.text` of these epochs; that it is not known where it is not."""
-    found = limit_of(rows)
+    found = limit_of(rows, placement)
     return found.text if found else "what limits it was not measured"

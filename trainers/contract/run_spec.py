@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from trainers.contract.names import Fold
 from trainers.contract.trainer_table import TRAINERS, Recipe, TrainerSettings
 
+LoaderPlacement = Literal["local", "cluster"]
 CheckpointName = Literal["best", "final"]
 """What nnU-Net has a name for."""
 CandidateName = NewType("CandidateName", str)
@@ -70,7 +72,9 @@ class WorkerSpec(Frozen):
     gpus: int = Field(1, ge=0, le=1)
     """GPUs per worker; 0 trains on CPUs."""
     cpus: int = Field(8, ge=1)
-    """CPU cores per worker: step threads and loader actors together."""
+    """CPU cores per worker: step threads and those loader actors that run on its node."""
+    loader_cpus: SkipJsonSchema[int] = Field(0, ge=0, exclude_if=lambda count: count == 0)
+    """CPU cores of a worker's loader actors on whatever nodes. Only `RunSpec.gang` sets it, for `loader: {placement: cluster}`."""
 
     @model_validator(mode="after")
     def _fixed_or_elastic(self) -> "WorkerSpec":
@@ -116,6 +120,14 @@ class LoaderSpec(Frozen):
     """Loader actors that a worker may come to have while its steps wait for data; null: as many as it begins with."""
     prefetch: int = Field(3, ge=1)
     """Batches per loader actor that are prepared or waiting at any time."""
+    placement: LoaderPlacement = Field("local", exclude_if=lambda placement: placement == "local")
+    """Where loader actors run: `local` on the worker's node, within `workers.cpus`; `cluster` on any nodes with free CPUs, one for each,
+    those without GPUs first. The nodes see the datasets and results by the same paths."""
+
+    @property
+    def num_local(self) -> int:
+        """Loader actors that take of the worker's own CPUs to begin with."""
+        return self.actors if self.placement == "local" else 0
 
 
 class CheckpointSpec(Frozen):
@@ -312,6 +324,12 @@ class RunSpec(Frozen):
         optional = (("variant", ""), ("replicate", ""), *((name, None) for name in later))
         absent = {name for name, nothing in optional if found.get(name) == nothing}
         return {key: value for key, value in found.items() if key not in absent}
+
+    @property
+    def gang(self) -> WorkerSpec:
+        """What a training asks of the cluster: its workers, and the CPUs of loader actors that run anywhere, as many as there may be."""
+        most = self.loader.most or self.loader.actors
+        return self.workers.model_copy(update={"loader_cpus": most}) if self.loader.placement == "cluster" else self.workers
 
     @property
     def recipe(self) -> Recipe:

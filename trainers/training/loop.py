@@ -21,7 +21,7 @@ from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.records import Heartbeat as HeartbeatRecord
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import LoaderPlacement, RunSpec
 from trainers.data.batches import BatchSource, SplitName
 from trainers.errors import DivergedError
 from trainers.network.learner import Learner
@@ -85,7 +85,7 @@ def train(
         reached = TrainingProgress(history=(*reached.history, row), best_policy=best)
         if writer is not None:
             writer.commit(reached, is_best, learner.tensors)
-            log.info(describe(row, is_best))
+            log.info(describe(row, is_best, spec.loader.placement))
         is_stopping = totals.is_stopping
     if writer is not None:
         writer.drain()
@@ -242,14 +242,14 @@ def epoch_row(
     )
 
 
-def describe(row: EpochRow, is_best: bool) -> str:
+def describe(row: EpochRow, is_best: bool, placement: LoaderPlacement) -> str:
     """One line of the training log."""
     ema = "none yet" if row.ema_pseudo_dice is None else f"{row.ema_pseudo_dice:.4f}"
     classes = ", ".join(f"{dice:.4f}" for dice in row.pseudo_dice)
     return (
         f"epoch {row.epoch}: train_loss {row.train_loss:.4f}, val_loss {row.val_loss:.4f}, pseudo-Dice [{classes}], "
         f"EMA {ema}{' (new best)' if is_best else ''}, lr {row.learning_rate:.6f}, "
-        f"{row.epoch_s:.2f} s, waited {row.wait_data_s:.2f} s for data; {describe_limit([row])}"
+        f"{row.epoch_s:.2f} s, waited {row.wait_data_s:.2f} s for data; {describe_limit([row], placement)}"
     )
 
 

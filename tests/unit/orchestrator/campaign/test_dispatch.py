@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.queue.admission import Decision
 from tests.fake_campaign import Stage, look
+from trainers.contract.run_spec import LoaderSpec, WorkerSpec
 
 
 @pytest.fixture
@@ -38,3 +39,15 @@ def test_a_wait_counts_as_unknown_only_since_its_end_is_not_known(stage: Stage, 
     assert [key for key, _ in since] == [run.run_key] * 4
     first, second, third, fourth = (unix for _, unix in since)
     assert [unix - first for unix in (second, third, fourth)] == pytest.approx([0, 200, 200], abs=1)
+
+
+def test_loaders_on_other_nodes_are_waited_for_and_held_as_the_workers_are(stage: Stage) -> None:
+    """While they wait in the queue too: whoever reads the registry decides alike. It goes through the registry's file and back."""
+    loader = LoaderSpec(actors=2, most=5, placement="cluster")
+    campaign = stage.campaign(run := stage.run(0).model_copy(update={"loader": loader}))
+    followed = campaign.runs[run.run_key]
+    (waits,) = campaign._dispatcher._waiting([followed], {run.run_key})
+    look(campaign)
+    (held,) = type(entry := campaign._dispatcher.entry([followed])).model_validate_json(entry.model_dump_json()).holding
+    assert (waits.workers, held.workers) == (run.gang, run.gang)
+    assert run.gang == WorkerSpec(count=1, gpus=1, cpus=1, loader_cpus=5)

@@ -121,6 +121,9 @@ REFUSED = [
         "loader.most: 9 is not between 1 loader actor and workers.cpus: 8",
     ),
     ("dataset: 17\nconfigurations: 2d\nworkers: {cpus: 8}\nloader: {actors: 4, most: 3}", "loader.most: 3 is not between 4 loader actors"),
+    ("dataset: 17\nconfigurations: 2d\nloader: {actors: 4, most: 3, placement: cluster}", "loader.most: 3 is less than loader.actors: 4"),
+    ("dataset: 17\nconfigurations: 2d\nloader: {placement: gpu}", "placement"),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {loader_cpus: 3}", "follows from `loader: {actors: N, placement: cluster}`"),
     (
         "dataset: 17\nconfigurations: 2d\nvalidation: {checkpoints: [latest]}",
         "validation.checkpoints.0: got 'latest': must be 'best' or 'final'.",
@@ -253,6 +256,9 @@ def test_loader_actors_follow_the_cpus_unless_named() -> None:
         ("workers: {cpus: 12}\nloader: {actors: 4}", (4, None)),
         ("workers: {cpus: 12}\nloader: {actors: 4, most: 9}", (4, 9)),
         ("workers: {cpus: 12}\nloader: {most: 3}", (3, None)),
+        ("workers: {cpus: 1}\nloader: {placement: cluster}", (6, None)),
+        ("workers: {cpus: 1}\nloader: {placement: cluster, most: 3}", (3, 3)),
+        ("workers: {cpus: 1}\nloader: {placement: cluster, actors: 20, most: 40}", (20, 40)),
     ],
 )
 def test_loader_actors_may_grow_into_the_cpus_unless_they_are_named(settings: str, loaders: tuple[int, int | None]) -> None:

@@ -199,6 +199,7 @@ def test_keys_change_with_the_labels_and_not_with_the_workers(tiny: Tiny) -> Non
         {"workers": {"gpus": 0, "cpus": 2, "count": 2}},
         {"workers": {"gpus": 0, "cpus": 2, "min": 1, "max": 3}},
         {"loader": {"prefetch": 9}},
+        {"loader": {"actors": 40, "placement": "cluster"}},
         {"validation": {"checkpoints": ["final"]}},
         {"tracking": {"uri": "http://elsewhere", "experiment": "x"}},
         {"images": True, "pseudonyms": True, "deterministic": True, "compile": False, "name": "another"},
@@ -301,6 +302,20 @@ def test_a_replicate_changes_the_run_and_neither_its_folders_nor_its_data(tiny: 
     assert "replicate" not in params_of(first)
     assert (params_of(second)["replicate"], tags_of(second)["nnfleet.replicate"]) == ("second", "second")
     assert PlanReport.model_validate_json(plan_report(experiment_of(tiny), [second], [node(2)]).to_json()).rows[0].spec == second
+
+
+def test_the_plan_shows_and_counts_the_cpus_of_loaders_that_run_anywhere(tiny: Tiny) -> None:
+    experiment = experiment_of(
+        tiny, workers={"gpus": 0, "cpus": 2, "count": 1}, loader={"actors": 2, "most": 3, "placement": "cluster"}, trainers=["default"]
+    )
+    (spec,) = expand(experiment)
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
+    (row,) = plan_report(experiment, [spec], [node(2), node(3)]).rows
+    assert (row.fits, row.resources) == ("now", "1 worker x (2 CPUs, 3 CPUs on any node for its loaders)")
+    assert plan_report(experiment, [spec], [node(4)]).rows[0].because == (
+        "needs 1 worker x (2 CPUs, 3 CPUs on any node for its loaders); the cluster has 4 CPUs in all. "
+        "Lower workers.cpus or loader.actors, or start more nodes."
+    )
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "x" * 41, "a\nb"])

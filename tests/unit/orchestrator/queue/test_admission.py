@@ -136,3 +136,50 @@ def test_the_ledger_holds_of_an_elastic_run_what_it_has_or_may_take() -> None:
     validating = job("validate").model_copy(update={"reserved": ELASTIC})
     assert [r.bundles for r in ledger([validating], (), (), {"r": 3})] == [1]
     assert [r.bundles for r in ledger([job()], {"r"}, (), {"r": 3})] == [1]
+
+
+def cpus(name: str, count: float, *, gpus: float = 0) -> NodeResources:
+    return NodeResources(name, {"CPU": count, "GPU": gpus}, {"CPU": count, "GPU": gpus})
+
+
+ANYWHERE = WorkerSpec(count=2, gpus=1, cpus=2, loader_cpus=3)
+"""Two workers of a GPU and two CPUs each, with six loader actors on whatever nodes."""
+
+
+def test_loaders_anywhere_are_part_of_what_a_gang_needs_and_of_what_it_holds() -> None:
+    nodes = [cpus("gpu", 4, gpus=2), cpus("cpu", 6)]
+    assert started(queue(ANYWHERE), nodes) == ("r0",)
+    assert started(queue(ANYWHERE), [nodes[0], cpus("cpu", 5)]) == ()
+    assert started(queue(CPU, ANYWHERE), nodes) == ("r0",)
+    assert started(queue(ANYWHERE, CPU), nodes) == ("r0",)
+    assert started(queue(TWO_CPUS), nodes, [Reservation("held", ANYWHERE)]) == ()
+    assert started(queue(TWO_CPUS), [*nodes, cpus("more", 2)], [Reservation("held", ANYWHERE)]) == ("r0",)
+
+
+def test_loaders_take_single_cpus_of_nodes_without_gpus_first() -> None:
+    """Each node has one CPU to spare for a loader; a worker of two CPUs and a GPU has a place beside them."""
+    one = WorkerSpec(count=1, gpus=1, cpus=2, loader_cpus=2)
+    nodes = [cpus("gpu", 4, gpus=2), cpus("a", 1), cpus("b", 1)]
+    assert started(queue(WorkerSpec(count=1, gpus=1, cpus=2)), nodes, [Reservation("held", one)]) == ("r0",)
+    assert started(queue(one), [cpus("gpu", 3, gpus=1), cpus("a", 1)]) == ("r0",)
+
+
+def test_what_a_cluster_never_holds_with_its_loaders_is_named_with_what_to_lower() -> None:
+    decision = decide(queue(ANYWHERE), [cpus("gpu", 4, gpus=2), cpus("cpu", 5)], [], ["r0"])
+    assert decision.never == {"r0"}
+    assert "2 workers x (1 GPU, 2 CPUs, 3 CPUs on any node for its loaders); the cluster has 9 CPUs in all." in decision.because["r0"]
+    assert "Lower workers.count or workers.cpus or loader.actors, or start more nodes." in decision.because["r0"]
+
+
+def test_an_elastic_gang_grows_only_as_far_as_there_are_cpus_for_its_loaders() -> None:
+    elastic = WorkerSpec(min=1, max=4, gpus=0, cpus=1, loader_cpus=2)
+    assert growth({"r": 1}, [], [cpus("a", 4), cpus("b", 6)], [Reservation("r", elastic, size=1)]) == {"r": 3}
+
+
+def test_nothing_with_an_unknown_end_passes_a_gang_whose_loaders_may_use_any_cpu() -> None:
+    held = Reservation("held", GPU)
+    nodes = [cpus("gpu", 9, gpus=2), cpus("cpu", 8)]
+    assert started(queue(ANYWHERE, CPU), nodes, [held]) == ()
+    assert started(queue(TWO_GPUS, CPU), nodes, [held]) == ("r1",)
+    loaded = WorkerSpec(count=1, gpus=0, cpus=1, loader_cpus=9)
+    assert started(queue(TWO_GPUS, loaded), nodes, [held]) == ()

@@ -42,8 +42,10 @@ def test_steps_that_wait_for_augmentation_are_given_the_loaders_that_would_be_en
     assert (limit.name, limit.enough, limit.loaders) == ("CPU augmentation", 5, 2)
     assert limit.text == (
         "limited by: CPU augmentation (60% of the time waiting for data); 5 loader actors with a core each would be enough for a worker, "
-        "it has 2: raise workers.cpus and loader.actors."
+        "it has 2: raise workers.cpus and loader.actors, or, where its node has no more CPUs, set loader.placement: cluster, which takes "
+        "those of other nodes."
     )
+    assert describe_limit([row(waited_s=60, cpu_s=200)], "cluster").endswith("it has 2: raise loader.actors, which take CPUs of any node.")
 
 
 def test_loaders_that_are_enough_and_only_begin_are_not_to_be_more() -> None:
