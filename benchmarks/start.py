@@ -189,9 +189,7 @@ def median_of(rows: list[dict[str, float]], part: str) -> str:
 
 def print_parts(title: str, names: tuple[str, ...], rows: list[dict[str, float]]) -> None:
     """Medians of the parts over the rounds."""
-    print(
-        f"\n{title}, {len(rows)} rounds\n\n| until | median s | range | CPU s of the process |\n| --- | --- | --- | --- |"
-    )
+    print(f"\n{title}, {len(rows)} rounds\n\n| until | median s | range | CPU s of the process |\n| --- | --- | --- | --- |")
     for name in (*names, *(name for name in rows[0] if name not in names and not name.startswith("CPU: "))):
         cpu = median_of(rows, f"CPU: {name}").partition(" |")[0]
         print(f"| {name} | {median_of(rows, name)} | {cpu} |")
