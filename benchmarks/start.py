@@ -10,7 +10,6 @@ share is counted once in all, to equal parts.
 import argparse
 import contextlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -86,16 +85,6 @@ def processes_of(home: Path) -> Iterator[tuple[int, str]]:
                 yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
 
 
-def cpu_s(home: Path) -> float:
-    """CPU seconds so far of all processes of this home, those included that have ended, and of this process's own children."""
-    ticks = 0
-    for pid, _ in processes_of(home):
-        with contextlib.suppress(OSError):
-            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
-    own = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ticks / os.sysconf("SC_CLK_TCK") + own.ru_utime + own.ru_stime
-
-
 def pss_mb(pid: int) -> float:
     """Proportional set size of a process, in MB. Raises OSError when it has ended."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -155,24 +144,22 @@ class Round:
         file, self.marks = base / "experiment.yaml", Marks(Path(os.environ[MARKS_VARIABLE]))
         file.write_text(wanted.to_yaml())
         self.memory: list[tuple[str, float]] = []
-        began, spent_s = time.time(), cpu_s(home)
+        began = time.time()
         command = [sys.executable, "-m", "benchmarks.start_job", "submit", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         self.marks.wait(STEP, began, 600.0)
-        begun_s = cpu_s(home) - spent_s
         time.sleep(1.5)
         self.memory = memory_mb(home)
         campaign = max(api.status(), key=lambda row: row.since_unix).campaign
         self.marks.wait("training ended", began, 600.0)
-        spent_s = cpu_s(home)
         (status,) = api.wait(campaign)
-        seen, ended_s = time.time(), cpu_s(home) - spent_s
+        seen = time.time()
         assert status.state.value == "SUCCEEDED", status.reason
         marks = [*self.marks.read(began), {"name": "SUCCEEDED is seen", "unix": seen}]
-        self.start = {**parts(marks, began, START), "CPU: total": begun_s}
+        self.start = parts(marks, began, START)
         ended = next(float(mark["unix"]) for mark in marks if mark["name"] == "training ended")
         cases = [mark["name"].split()[1:] for mark in marks if mark["name"].startswith("case ") and mark["name"].split()[1][0].isdigit()]
-        self.end = {**parts(marks, ended, END), "CPU: total": ended_s}
+        self.end = parts(marks, ended, END)
         self.end["of it cases"] = sum(float(total) for total, _ in cases)
         self.end["of it forwards"] = sum(float(forward) for _, forward in cases)
         self.end["total without forwards"] = self.end["total"] - self.end["of it forwards"]
@@ -202,11 +189,9 @@ def median_of(rows: list[dict[str, float]], part: str) -> str:
 
 def print_parts(title: str, names: tuple[str, ...], rows: list[dict[str, float]]) -> None:
     """Medians of the parts over the rounds."""
-    print(
-        f"\n{title}, {len(rows)} rounds\n\n| until | median s | range | CPU s of the process (total: of all) |\n| --- | --- | --- | --- |"
-    )
+    print(f"\n{title}, {len(rows)} rounds\n\n| until | median s | range | CPU s of the process |\n| --- | --- | --- | --- |")
     for name in (*names, *(name for name in rows[0] if name not in names and not name.startswith("CPU: "))):
-        cpu = median_of(rows, f"CPU: {name}").partition(" |")[0]  # of the total: of all processes, services included
+        cpu = median_of(rows, f"CPU: {name}").partition(" |")[0]
         print(f"| {name} | {median_of(rows, name)} | {cpu} |")
 
 

@@ -40,36 +40,48 @@ def local() -> Iterator[tuple[Home, Services]]:
         yield started
 
 
-def experiment_on(toy: Toy, results: Path) -> Experiment:
+def experiment_on(toy: Toy, results: Path, seed: int = 0) -> Experiment:
     """Six short epochs on two CPU workers."""
-    return toy_experiment(toy, results, epochs=EPOCHS, train_iterations=5, tracking={"upload_interval_s": 0}, images=True)
+    return toy_experiment(toy, results, epochs=EPOCHS, train_iterations=5, tracking={"upload_interval_s": 0}, images=True, seed=seed)
 
 
 def kill_driver_after(folder: RunFolder, epochs: int) -> list[str]:
     """SIGKILL the training job's driver once so many epochs are committed; returns which of the run's processes had loaded torch."""
-    deadline = time.monotonic() + 300
+    driver = driver_after(folder, epochs)
+    found = with_torch(driver)
+    os.kill(driver, signal.SIGKILL)
+    return found
+
+
+def driver_after(folder: RunFolder, epochs: int) -> int:
+    """Pid of the training job's driver once so many epochs are committed."""
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         committed = newest_committed(folder)
         if committed is not None and committed.epochs_done >= epochs:
             claims = [json.loads(path.read_text()) for path in sorted(folder.tokens.glob("*.json"))]
-            driver = next(claim["pid"] for claim in reversed(claims) if claim["role"] == "driver")
-            found = with_torch(driver)
-            os.kill(driver, signal.SIGKILL)
-            return found
+            return int(next(claim["pid"] for claim in reversed(claims) if claim["role"] == "driver"))
         time.sleep(0.05)
-    raise AssertionError(f"{epochs} epochs were not committed within 300 s")
+    raise AssertionError(f"{epochs} epochs were not committed within 600 s")
 
 
 def with_torch(driver: int) -> list[str]:
     """Titles of the processes with torch in their memory, of a driver and of all actors of its cluster, without their methods."""
-    head = Path(f"/proc/{driver}/environ").read_bytes().split(b"NNFLEET_HOME=")[1].split(b"\0")[0]
-    found = []
+    found = set()
+    for pid, title in beside(driver):
+        with contextlib.suppress(OSError):
+            if "libtorch" in Path(f"/proc/{pid}/maps").read_text():
+                found.add(title)
+    return sorted(found)
+
+
+def beside(driver: int) -> Iterator[tuple[int, str]]:
+    """Pids and titles of a driver and of all actors of its cluster, without their methods."""
+    home = Path(f"/proc/{driver}/environ").read_bytes().split(b"NNFLEET_HOME=")[1].split(b"\0")[0]
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(OSError, psutil.Error):
-            own = Path(f"/proc/{process.pid}")
-            if b"NNFLEET_HOME=" + head in (own / "environ").read_bytes().split(b"\0") and "libtorch" in (own / "maps").read_text():
-                found.append(" ".join(process.info["cmdline"]).partition(".")[0])
-    return sorted(set(found))
+            if b"NNFLEET_HOME=" + home in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                yield process.pid, " ".join(process.info["cmdline"]).partition(".")[0].strip()
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +189,17 @@ def test_the_results_folder_is_nnunets_and_the_export_is_its_copy(
     theirs = torch.load(exported / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
     ours = torch.load(folder.checkpoint("final"), weights_only=True)["network_weights"]
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("local")
+def test_a_run_whose_controller_is_killed_gets_its_workers_again(toys: Toys, tmp_path: Path) -> None:
+    """They need both CPUs, so nothing may be left of what the first gang had reserved."""
+    submission = api.submit(experiment_on(toys("labels"), tmp_path, seed=1))
+    (row,) = submission.plan.rows
+    driver = driver_after(RunFolder(row.spec.run_folder), 2)
+    (controller,) = (pid for pid, title in beside(driver) if title == "ray::TrainController")
+    os.kill(controller, signal.SIGKILL)
+    (status,) = api.wait(submission.campaign_id)
+    assert status.state is RunState.SUCCEEDED, status.reason
+    assert status.num_drivers == 2

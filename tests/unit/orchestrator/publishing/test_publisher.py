@@ -197,8 +197,13 @@ def test_class_names_become_names_that_mlflow_takes() -> None:
 
 def test_a_publisher_that_begins_later_sends_nothing_before_it_is_asked_to_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, sent = FakeRun(tmp_path), list[bool]()
+
+    def send(channel: object, closing: bool) -> bool:
+        sent.append(closing)
+        return True
+
     for channel in (MetricsChannel, FilesChannel):
-        monkeypatch.setattr(channel, "send", lambda self, closing: sent.append(closing) or True)
+        monkeypatch.setattr(channel, "send", send)
     publisher = Publisher(run.folder, run.fencing_token, first_s=600.0)
     publisher.start()
     assert publisher.flush(60.0)
