@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from orchestrator.run.outcome import Outcome
@@ -33,7 +34,7 @@ EPOCHS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with local_ray(num_cpus=2):
+    with local_ray(num_cpus=4):  # two for the workers, two for loaders that run anywhere
         yield
 
 
@@ -86,6 +87,8 @@ def newest_worker_pid(folder: RunFolder) -> int:
 
 
 def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Callable[..., RunFolder], unbroken: RunFolder) -> None:
+    """The stopped one goes on with its loaders placed elsewhere."""
+    free: list[float] = []
     assert [c[0] for c in curves(unbroken)] == list(range(EPOCHS))
 
     stopped = start("stopped")
@@ -96,7 +99,13 @@ def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Call
     loadable = torch.load(stopped.root / "checkpoint_latest.pth", weights_only=True)
     assert loadable["current_epoch"] == epochs_done(stopped)
     stopped.stop_file.unlink()
+    reached_first = epochs_done(stopped)
+    anywhere = stopped.spec().loader.model_copy(update={"placement": "cluster"})
+    write_atomic(stopped.spec_file, stopped.spec().model_copy(update={"loader": anywhere}).model_dump_json().encode())
+    watch = when(lambda: epochs_done(stopped) >= reached_first + 1, lambda: free.append(ray.available_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
     assert train(stopped, "second").state == "TRAINED"
+    watch.join()
+    assert free == [0]  # the loaders took the two
 
     killed = start("killed")
     when(lambda: epochs_done(killed) >= 4, lambda: os.kill(newest_worker_pid(killed), signal.SIGKILL))
