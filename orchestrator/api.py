@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, meant_test_sets
+from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets
 from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home, login_name
@@ -32,7 +32,7 @@ from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_test_set
-from orchestrator.run.status import RunStatus, match, match_all
+from orchestrator.run.status import RunStatus, cannot_finish, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
@@ -300,11 +300,16 @@ def stop(
     *,
     campaign: str | None = None,
     everything: bool = False,
+    finish: bool = False,
+    anneal: int = 0,
     on_wait: Callable[[str], None] | None = None,
     on_test_set: "Callable[[JobRecord], None] | None" = None,
 ) -> list[RunStatus]:
     """Ask runs to stop after their epoch or the cases in work, or at once: those that the names mean, with `campaign` those of that
     campaign, with `everything` all. Returns their status before. Submitted again, they continue.
+
+    With `finish` they end after their epoch as trained runs, which are validated, or after `anneal` more epochs over which the learning
+    rate is annealed; runs that wait without an epoch, or are trained, are not asked (`orchestrator/run/status.py`: `cannot_finish`).
 
     Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
     Runs of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for. Raises ConfigError when
@@ -312,6 +317,12 @@ def stop(
     """
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
+    if (now and finish) or anneal < 0 or (anneal and not finish):
+        raise ConfigError(
+            f"stop: now={now}, finish={finish}, anneal={anneal} do not go together. `anneal` belongs to `finish`, not to `now`."
+        )
+    if finish and (tests := [name for name in runs if is_test_set(name)]):
+        raise ConfigError(f"stop: {tests[0]} is a test set, which trains nothing. Stop it without --finish.")
     meant = reach(cluster)
     follower = _follower(meant)
     names = [name for name in runs if not is_test_set(name)]
@@ -321,9 +332,10 @@ def stop(
     if meant.is_here:  # whoever stops what has never begun does not want to be reminded of it
         submissions.drop_runs(Home.default(), {status.run_key for status in found if not (status.campaign or status.is_claimed)})
     living = [status for status in found if status.campaign and not status.state.is_final]
-    ending = meant_test_sets(runs, follower, everything=everything)
+    ending = [] if finish else meant_test_sets(runs, follower, everything=everything)
     if follower is not None:
-        asking = partial(ask_to_stop, living, meant, follower, now=now, on_wait=on_wait)
+        asked = [status for status in living if not (finish and cannot_finish(status))]
+        asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found
 

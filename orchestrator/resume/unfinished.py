@@ -79,7 +79,8 @@ def _found(folder: RunFolder) -> Found:
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
     """Whether `run` is continued: pure. Whatever was cut off is; what a person or an error ended, only by its name."""
     if run.progress.stage == "finished":
-        return Verdict(False, "is finished.")
+        early = run.progress.early_end
+        return Verdict(False, f"is finished (ended early {early})." if early else "is finished.")
     state = run.outcome.state if run.outcome else ""
     if is_named or not (run.is_stopping or state in _ENDED):
         return Verdict(True, run.progress.text)

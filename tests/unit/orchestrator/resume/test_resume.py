@@ -12,6 +12,7 @@ from orchestrator.resume.unfinished import choose, find_runs, of_one_server
 from orchestrator.run.below import results_folder
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -64,6 +65,19 @@ def test_a_finished_run_is_left_named_or_not(stage: Stage) -> None:
     run = claimed(stage, 0, "SUCCEEDED")
     finish_on_disk(run)
     assert taken(stage) == taken(stage, "key0") == []
+
+
+def test_a_run_that_ended_early_as_asked_is_finished_and_is_left_with_its_terms(stage: Stage) -> None:
+    """It has its final weights, validated and published; another training of it is another run (`replicate`), or follows `rm`."""
+    run = claimed(stage, 0, "SUCCEEDED")
+    finish_on_disk(run, early_end=EarlyEnd(epochs=run.schedule.epochs - 1))
+    (found,), _ = find_runs(stage.base / "results")
+    assert (found.progress.stage, found.progress.epochs_left) == ("finished", 0)
+    why = f"is finished (ended early {found.progress.early_end})."
+    assert choose([found], (), ("key0",), stage.base).left == (f"1/3d/nnUNetTrainer/0 (key0) {why}",)
+    status = status_of_stored(found)
+    assert (status.state, status.epochs) == (RunState.SUCCEEDED, run.schedule.epochs - 1)
+    assert status.reason == f"Ended early, as asked: {found.progress.early_end}."
 
 
 def test_damaged_and_moved_runs_are_told_and_stop_no_other(stage: Stage) -> None:
