@@ -174,32 +174,50 @@ def resume(
     on_submit: Callable[[str], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> Submission:
+    *,
+    only_failed: bool = False,
+    campaign: str | None = None,
     """Continue what a dead driver, campaign or head left unfinished, from the runs' own folders: like `submit` without the experiment.
 
     `runs`: names of those to continue, each may mean several; else all that were cut off. `results`: the folder that holds them, as the
     head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
-    as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. Raises as `submit` does.
+    as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. With `only_failed` those that failed
+    are continued, of the named ones or of all, and none that was stopped or cut off. `campaign`: its runs, in the place of `runs`. Raises
+    as `submit` does.
     """
     from orchestrator.campaign import handover
 
     if is_idle(cluster):
+    if campaign is not None:
+        runs = _runs_of_campaign(campaign, runs, cluster)
         from orchestrator.resume.unfinished import choose, find_runs
 
         folder = results_folder(results, os.environ)
-        choose(*find_runs(folder), runs, folder)
+        choose(*find_runs(folder), runs, folder, only_failed=only_failed)
     meant = reach(cluster, starts=True)
     place, uri = str(results or ""), ""
     if meant.local is not None:
         place, uri = str(results_folder(results, os.environ)), meant.local.mlflow_uri
 
     def send(campaign_id: str, going_on: "Sequence[HandedRun]") -> str:
-        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on)
+        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on, only_failed=only_failed)
 
-    report = handover.seen_here(meant, lambda here: handover.resumption(Path(place), runs, uri, here))
+    report = handover.seen_here(meant, lambda here: handover.resumption(Path(place), runs, uri, here, only_failed=only_failed))
     return _submitted(meant, report, send, on_submit, on_wait) if report is None or report.rows else Submission("", "", report)
 
 
 def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
+def _runs_of_campaign(campaign: str, runs: Sequence[str], cluster: str | None) -> list[str]:
+    """The run keys of a campaign of the cluster. Raises ConfigError for one that it does not know, and beside names of runs."""
+    if runs:
+        raise ConfigError("resume: runs and a campaign are both named. Name one of the two.")
+    meant = reach(cluster)
+    reported, _ = _known(meant, _follower(meant), campaign)
+    if not reported:
+        raise ConfigError(f"resume: no campaign {campaign} is known to this cluster. `nnfleet status --json` names them; or name the runs.")
+    return [status.run_key for status in reported]
+
+
     """End a campaign with everything that it has started, at once; returns the submission ids of the jobs that were ended.
 
     None: it has ended, or the job server has not stored it after some seconds.

@@ -195,8 +195,11 @@ class FakeApi:
         cluster: str | None = None,
         on_submit: Callable[[str], None] | None = None,
         on_wait: Callable[[str], None] | None = None,
+        *,
+        only_failed: bool = False,
+        campaign: str | None = None,
     ) -> Any:
-        self._ask("resume", tuple(runs), results, cluster)
+        self._ask("resume", tuple(runs), results, cluster, *(["failed"] if only_failed else []), *([campaign] if campaign else []))
         if on_wait:
             on_wait("workers may still be at work")
         return self._sent(on_submit)

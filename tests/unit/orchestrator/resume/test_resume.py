@@ -61,6 +61,24 @@ def test_what_a_person_or_an_error_ended_is_left_unless_it_is_named(stage: Stage
     assert taken(stage, "key0", "1/3d/nnUNetTrainer/1", "key3") == ["key0", "key1", "key3"]
 
 
+def test_only_what_failed_is_taken_of_all_or_of_the_named_runs_and_nothing_that_was_stopped(stage: Stage) -> None:
+    states: list[EndState | None] = ["FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER", "STOPPED", None, "FAILED_CODE"]
+    for fold, state in enumerate(states):
+        claimed(stage, fold, state)
+    write_json_atomic(RunFolder(stage.run(5).run_folder).stop_file, {"now": False})
+    finish_on_disk(claimed(stage, 6, "SUCCEEDED"))
+    found = find_runs(stage.base / "results")
+    choice = choose(*found, (), stage.base, only_failed=True)
+    assert [run.spec.run_key for run in choice.taken] == ["key0", "key1", "key2"]
+    assert [text.partition(") ")[2] for text in choice.left] == [
+        *["did not fail."] * 2,
+        "failed, and was asked to stop.",
+        "did not fail.",
+    ]
+    named = choose(*found, ("key1", "key3"), stage.base, only_failed=True)
+    assert [run.spec.run_key for run in named.taken] == ["key1"]
+
+
 def test_a_finished_run_is_left_named_or_not(stage: Stage) -> None:
     run = claimed(stage, 0, "SUCCEEDED")
     finish_on_disk(run)
