@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
+    from orchestrator.resume.garbage import Garbage
     from orchestrator.resume.removal import Removable
     from orchestrator.run.job_record import HandedRun, JobRecord
 
@@ -434,6 +435,28 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
     found = removable(runs, results, cluster)
     submissions.drop_runs(Home.default(), {run.run_key for run in found})
     return remove(found, mlflow=mlflow)
+
+
+def garbage(
+    runs: Sequence[str] = (), results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False
+) -> "tuple[list[Garbage], list[str]]":
+    """What the ended runs below `results` (default: nnUNet_results of this process), or those that the names mean, hold that nobody needs,
+    with `mlflow` there too; and a sentence for each run that is left out. Removes nothing. Raises ConfigError for a name that means none,
+    TrackingError.
+    """
+    from orchestrator.resume.garbage import garbage_below
+
+    meant = reach(cluster)
+    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
+    jobs = [] if meant.reached is None else meant.reached.records()
+    return garbage_below(runs, results_folder(results, os.environ), statuses, jobs, mlflow=mlflow)
+
+
+def free(found: "Sequence[Garbage]") -> "tuple[list[Garbage], list[str]]":
+    """Remove what `garbage` has found; returns what went, and a sentence for each run of which nothing did: it was started since, say."""
+    from orchestrator.resume.garbage import free_all
+
+    return free_all(found)
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
