@@ -174,10 +174,10 @@ def resume(
     cluster: str | None = None,
     on_submit: Callable[[str], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
-) -> Submission:
     *,
     only_failed: bool = False,
     campaign: str | None = None,
+) -> Submission:
     """Continue what a dead driver, campaign or head left unfinished, from the runs' own folders: like `submit` without the experiment.
 
     `runs`: names of those to continue, each may mean several; else all that were cut off. `results`: the folder that holds them, as the
@@ -188,9 +188,9 @@ def resume(
     """
     from orchestrator.campaign import handover
 
-    if is_idle(cluster):
     if campaign is not None:
         runs = _runs_of_campaign(campaign, runs, cluster)
+    if is_idle(cluster):
         from orchestrator.resume.unfinished import choose, find_runs
 
         folder = results_folder(results, os.environ)
@@ -207,7 +207,6 @@ def resume(
     return _submitted(meant, report, send, on_submit, on_wait) if report is None or report.rows else Submission("", "", report)
 
 
-def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
 def _runs_of_campaign(campaign: str, runs: Sequence[str], cluster: str | None) -> list[str]:
     """The run keys of a campaign of the cluster. Raises ConfigError for one that it does not know, and beside names of runs."""
     if runs:
@@ -219,6 +218,7 @@ def _runs_of_campaign(campaign: str, runs: Sequence[str], cluster: str | None) -
     return [status.run_key for status in reported]
 
 
+def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
     """End a campaign with everything that it has started, at once; returns the submission ids of the jobs that were ended.
 
     None: it has ended, or the job server has not stored it after some seconds.

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from orchestrator.experiment.estimates import Measured
 from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.run.estimate import note_expected
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
@@ -35,6 +36,13 @@ class Expected:
         """When a training at work ends; None: not known, as of a validation."""
         is_training = run.state is RunState.RUNNING
         return self._ends[run.key][1] if is_training and run.key in self._ends else None
+
+    def note_beginning(self, run: FollowedRun) -> None:
+        """Write down what an epoch of a run is expected to take that has trained none; its error is known at its end."""
+        if run.seen is None or run.seen.epochs_done == 0:
+            epoch_s = self._epoch_s.get(_kind(run.spec)) or self._measured_before(run.spec)
+            if epoch_s:
+                note_expected(run.folder, epoch_s)
 
     def left_s(self, run: FollowedRun) -> float | None:
         """How long the epochs take that a waiting run has not done; None: not known."""

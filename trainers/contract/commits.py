@@ -74,6 +74,8 @@ class EpochRow(Frozen):
     """Peak of rank 0's GPU; 0 on CPU."""
     system: dict[str, float] = Field(default_factory=dict)
     """Load of rank 0's node, by MLflow's names of system metrics."""
+    device: str = Field("", exclude_if=lambda name: not name)
+    """Kind of rank 0's device: the name of its GPU, or of the CPU; empty where it is not known."""
 
 
 class BestRecord(Frozen):

@@ -27,7 +27,7 @@ from trainers.network.learner import Learner
 from trainers.storage.files import write_heartbeat
 from trainers.training.asked import Asked, asked_of, with_early_end
 from trainers.training.mid_epoch import MidEpochSaver
-from trainers.training.node_load import node_load
+from trainers.training.node_load import device_kind, node_load
 from trainers.training.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
 from trainers.training.state import TrainingProgress
 from trainers.training.world import World
@@ -242,6 +242,7 @@ def epoch_row(
         samples_per_s=samples / clock.laps["train"],
         gpu_memory_gib=learner.peak_memory_gib(),
         system=node_load(learner.device) if world.is_main else {},
+        device=device_kind(learner.device),
     )
 
 
