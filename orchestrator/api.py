@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import ask_each, ask_to_stop, end_test_sets, meant_test_sets
+from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets
 from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home, login_name
@@ -32,7 +32,7 @@ from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_test_set
-from orchestrator.run.status import RunStatus, match, match_all
+from orchestrator.run.status import RunStatus, cannot_finish, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment.plan import PlanReport
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
+    from orchestrator.resume.garbage import Garbage
     from orchestrator.resume.removal import Removable
     from orchestrator.run.job_record import HandedRun, JobRecord
 
@@ -173,30 +174,48 @@ def resume(
     cluster: str | None = None,
     on_submit: Callable[[str], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    *,
+    only_failed: bool = False,
+    campaign: str | None = None,
 ) -> Submission:
     """Continue what a dead driver, campaign or head left unfinished, from the runs' own folders: like `submit` without the experiment.
 
     `runs`: names of those to continue, each may mean several; else all that were cut off. `results`: the folder that holds them, as the
     head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
-    as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. Raises as `submit` does.
+    as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. With `only_failed` those that failed
+    are continued, of the named ones or of all, and none that was stopped or cut off. `campaign`: its runs, in the place of `runs`. Raises
+    as `submit` does.
     """
     from orchestrator.campaign import handover
 
+    if campaign is not None:
+        runs = _runs_of_campaign(campaign, runs, cluster)
     if is_idle(cluster):
         from orchestrator.resume.unfinished import choose, find_runs
 
         folder = results_folder(results, os.environ)
-        choose(*find_runs(folder), runs, folder)
+        choose(*find_runs(folder), runs, folder, only_failed=only_failed)
     meant = reach(cluster, starts=True)
     place, uri = str(results or ""), ""
     if meant.local is not None:
         place, uri = str(results_folder(results, os.environ)), meant.local.mlflow_uri
 
     def send(campaign_id: str, going_on: "Sequence[HandedRun]") -> str:
-        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on)
+        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on, only_failed=only_failed)
 
-    report = handover.seen_here(meant, lambda here: handover.resumption(Path(place), runs, uri, here))
+    report = handover.seen_here(meant, lambda here: handover.resumption(Path(place), runs, uri, here, only_failed=only_failed))
     return _submitted(meant, report, send, on_submit, on_wait) if report is None or report.rows else Submission("", "", report)
+
+
+def _runs_of_campaign(campaign: str, runs: Sequence[str], cluster: str | None) -> list[str]:
+    """The run keys of a campaign of the cluster. Raises ConfigError for one that it does not know, and beside names of runs."""
+    if runs:
+        raise ConfigError("resume: runs and a campaign are both named. Name one of the two.")
+    meant = reach(cluster)
+    reported, _ = _known(meant, _follower(meant), campaign)
+    if not reported:
+        raise ConfigError(f"resume: no campaign {campaign} is known to this cluster. `nnfleet status --json` names them; or name the runs.")
+    return [status.run_key for status in reported]
 
 
 def withdraw(campaign_id: str, cluster: str | None = None) -> list[str]:
@@ -300,11 +319,16 @@ def stop(
     *,
     campaign: str | None = None,
     everything: bool = False,
+    finish: bool = False,
+    anneal: int = 0,
     on_wait: Callable[[str], None] | None = None,
     on_test_set: "Callable[[JobRecord], None] | None" = None,
 ) -> list[RunStatus]:
     """Ask runs to stop after their epoch or the cases in work, or at once: those that the names mean, with `campaign` those of that
     campaign, with `everything` all. Returns their status before. Submitted again, they continue.
+
+    With `finish` they end after their epoch as trained runs, which are validated, or after `anneal` more epochs over which the learning
+    rate is annealed; runs that wait without an epoch, or are trained, are not asked (`orchestrator/run/status.py`: `cannot_finish`).
 
     Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
     Runs of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for. Raises ConfigError when
@@ -312,6 +336,12 @@ def stop(
     """
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
+    if (now and finish) or anneal < 0 or (anneal and not finish):
+        raise ConfigError(
+            f"stop: now={now}, finish={finish}, anneal={anneal} do not go together. `anneal` belongs to `finish`, not to `now`."
+        )
+    if finish and (tests := [name for name in runs if is_test_set(name)]):
+        raise ConfigError(f"stop: {tests[0]} is a test set, which trains nothing. Stop it without --finish.")
     meant = reach(cluster)
     follower = _follower(meant)
     names = [name for name in runs if not is_test_set(name)]
@@ -321,9 +351,10 @@ def stop(
     if meant.is_here:  # whoever stops what has never begun does not want to be reminded of it
         submissions.drop_runs(Home.default(), {status.run_key for status in found if not (status.campaign or status.is_claimed)})
     living = [status for status in found if status.campaign and not status.state.is_final]
-    ending = meant_test_sets(runs, follower, everything=everything)
+    ending = [] if finish else meant_test_sets(runs, follower, everything=everything)
     if follower is not None:
-        asking = partial(ask_to_stop, living, meant, follower, now=now, on_wait=on_wait)
+        asked = [status for status in living if not (finish and cannot_finish(status))]
+        asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found
 
@@ -404,6 +435,28 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
     found = removable(runs, results, cluster)
     submissions.drop_runs(Home.default(), {run.run_key for run in found})
     return remove(found, mlflow=mlflow)
+
+
+def garbage(
+    runs: Sequence[str] = (), results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False
+) -> "tuple[list[Garbage], list[str]]":
+    """What the ended runs below `results` (default: nnUNet_results of this process), or those that the names mean, hold that nobody needs,
+    with `mlflow` there too; and a sentence for each run that is left out. Removes nothing. Raises ConfigError for a name that means none,
+    TrackingError.
+    """
+    from orchestrator.resume.garbage import garbage_below
+
+    meant = reach(cluster)
+    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
+    jobs = [] if meant.reached is None else meant.reached.records()
+    return garbage_below(runs, results_folder(results, os.environ), statuses, jobs, mlflow=mlflow)
+
+
+def free(found: "Sequence[Garbage]") -> "tuple[list[Garbage], list[str]]":
+    """Remove what `garbage` has found; returns what went, and a sentence for each run of which nothing did: it was started since, say."""
+    from orchestrator.resume.garbage import free_all
+
+    return free_all(found)
 
 
 def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":

@@ -21,6 +21,7 @@ from orchestrator.tracking.binding import TrackingServer
 from orchestrator.tracking.failure import local_artifacts_text
 from orchestrator.tracking.records import STATE_TAG, KnownRun, OpenRun, mlflow_status
 from trainers.contract.commits import Committed, Manifest, newest_committed
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
@@ -398,15 +399,16 @@ def states(campaign: Campaign) -> list[str]:
     return [run.state.value for run in campaign.runs.values()]
 
 
-def finish_on_disk(run: RunSpec, *, is_validated: bool = True, has_best: bool = True) -> None:
+def finish_on_disk(run: RunSpec, *, is_validated: bool = True, has_best: bool = True, early_end: EarlyEnd | None = None) -> None:
     """What a finished training, and validation, leave in the run folder; `has_best`: an epoch had foreground."""
     folder = RunFolder(run.run_folder)
     final = Manifest(checkpoint="final", file="x", epoch=3, fencing_token=1, ema_pseudo_dice=None, sha256="0", size_bytes=1)
     committed = Committed(
         run_key=run.run_key,
-        epochs_done=4,
+        epochs_done=4 if early_end is None else early_end.epochs,
         fencing_token=1,
         history=(),
+        early_end=early_end,
         best=final.model_copy(update={"checkpoint": "best"}) if has_best else None,
         final=final,
         state_sha256="0",

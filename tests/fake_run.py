@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest, state_stem
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec, WorkerSpec
@@ -83,6 +84,7 @@ class FakeRun:
         self.best: Manifest | None = None
         self.final: Manifest | None = None
         self.rows: list[EpochRow] = []
+        self.early_end: EarlyEnd | None = None
 
     @staticmethod
     def _write_dataset(data: Path) -> None:
@@ -114,6 +116,12 @@ class FakeRun:
         self.final = self._checkpoint("final", len(self.rows) - 1, self.rows[-1].ema_pseudo_dice if self.rows else None, size_bytes)
         return self.commit()
 
+    def end_early(self, anneal_epochs: int = 0) -> Committed:
+        """End after the epochs so far, as somebody asked; the last `anneal_epochs` of them were annealed."""
+        done = len(self.rows)
+        self.early_end = EarlyEnd(epochs=done, anneal_from=done - anneal_epochs, anneal_epochs=anneal_epochs)
+        return self.finish()
+
     def commit(self) -> Committed:
         """Commit what was reached."""
         committed = Committed(
@@ -121,6 +129,7 @@ class FakeRun:
             epochs_done=len(self.rows),
             fencing_token=self.fencing_token,
             history=tuple(self.rows),
+            early_end=self.early_end,
             best_policy=BestRecord(),
             best=self.best,
             final=self.final,

@@ -32,6 +32,7 @@ def validated_model(
     checkpoint: CheckpointName = "final",
     trained: Sequence[int] | None = None,
     epochs: int = 1,
+    is_ended_early: bool = False,
     **overrides: object,
 ) -> list[RunFolder]:
     """Write one run per fold (`folds`: the validation cases of each; `trained`: only these), every case of which scores
@@ -46,7 +47,10 @@ def validated_model(
         run = FakeRun(base, f"901-{key}", number, val_cases=tuple(val_cases), train_cases=others, **overrides)
         for _ in range(epochs):
             run.epoch()
-        run.finish()
+        if is_ended_early:
+            run.end_early()
+        else:
+            run.finish()
         digest = run.final if checkpoint == "final" else run.best
         assert digest is not None
         for name in ("dataset.json", "nnUNetPlans.json"):

@@ -1,5 +1,5 @@
 """Acts on run folders where they are, as a small Ray job: `python -m orchestrator.campaign.control_job stop RUN_FOLDER...`
-with `[--run-key KEY]... [--now]`, `place RUN_FOLDER...` with `[--priority N] [--first]`, `queue`, or `sync`.
+with `[--run-key KEY]... [--now | --finish [--anneal N]]`, `place RUN_FOLDER...` with `[--priority N] [--first]`, `queue`, or `sync`.
 
 A laptop does not see the folders of a cluster; whoever submits this job does not need to.
 """
@@ -18,7 +18,7 @@ from orchestrator.campaign.stopping import ask_each
 from orchestrator.queue.registry import Registry
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
-from trainers.contract.requests import request_place, request_stop
+from trainers.contract.requests import request_finish, request_place, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.errors import NnfleetError, TrackingError
 
@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     stopping.add_argument("run_folders", nargs="+", type=Path)
     stopping.add_argument("--run-key", action="append", default=[], help="of each folder: refuse when it is another run's; none: whosever")
     stopping.add_argument("--now", action="store_true", help="at once instead of after the epoch or the cases in work")
+    stopping.add_argument("--finish", action="store_true", help="end early as a trained run, which is validated")
+    stopping.add_argument("--anneal", type=int, default=0, help="with --finish: anneal the learning rate over so many more epochs")
     syncing = verbs.add_parser("sync", help="deliver to MLflow what it lacks")
     syncing.add_argument("runs", nargs="*", default=[])
     syncing.add_argument("--results", type=Path, default=None)
@@ -52,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         if options.verb == "queue":
             return print_queue(Jobs.inside_job())
+        if options.finish:
+            finish_all(options.run_folders, options.run_key, anneal_epochs=options.anneal)
+            return 0
         stop_all(options.run_folders, options.run_key, Jobs.inside_job(), is_now=options.now)
     except NnfleetError as err:
         sys.stdout.write(f"Error: {err}\n")
@@ -79,6 +84,17 @@ def stop_all(folders: Sequence[Path], run_keys: Sequence[str], jobs: ClusterJobs
     """Ask each run to stop, whatever becomes of the others. Raises the first error, with the texts of all."""
     named = zip(folders, chain(run_keys, repeat("")), strict=False)
     ask_each(partial(stop, RunFolder(folder), run_key, jobs, is_now=is_now) for folder, run_key in named)
+
+
+def finish_all(folders: Sequence[Path], run_keys: Sequence[str], *, anneal_epochs: int) -> None:
+    """Ask each run to end early as a trained run, whatever becomes of the others. Raises as `stop_all`."""
+
+    def finish(folder: Path, run_key: str) -> None:
+        RunFolder(folder).spec_of(run_key, "stop")
+        request_finish(RunFolder(folder), anneal_epochs=anneal_epochs)
+
+    named = zip(folders, chain(run_keys, repeat("")), strict=False)
+    ask_each(partial(finish, folder, run_key) for folder, run_key in named)
 
 
 def place_all(folders: Sequence[Path], run_keys: Sequence[str], *, priority: int | None, is_first: bool) -> None:

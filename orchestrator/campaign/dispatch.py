@@ -193,6 +193,7 @@ class Dispatcher:
                 self._cluster.submit_validation(run.folder, run.spec, step.fencing_token, retry, **carried)
                 self._enter(run, RunState.VALIDATING, "")
             case Train():
+                self._expected.note_beginning(run)
                 self._cluster.submit_training(run.folder, run.spec, run.observer.next_job_number(jobs), **carried)
                 self._enter(run, RunState.RECOVERING if run.state is RunState.RECOVERING else RunState.RUNNING, step.reason)
 

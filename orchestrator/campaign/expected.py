@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from orchestrator.experiment.estimates import Measured
 from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.run.estimate import note_expected
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
@@ -29,19 +30,26 @@ class Expected:
             self._epoch_s[_kind(run.spec)] = run.seen.epoch_s
             done = run.seen.epochs_done
             if self._ends.get(run.key, (-1, 0.0))[0] != done:
-                self._ends[run.key] = done, now_unix + (run.spec.schedule.epochs - done) * run.seen.epoch_s
+                self._ends[run.key] = done, now_unix + (run.seen.epochs - done) * run.seen.epoch_s
 
     def ends_unix(self, run: FollowedRun) -> float | None:
         """When a training at work ends; None: not known, as of a validation."""
         is_training = run.state is RunState.RUNNING
         return self._ends[run.key][1] if is_training and run.key in self._ends else None
 
+    def note_beginning(self, run: FollowedRun) -> None:
+        """Write down what an epoch of a run is expected to take that has trained none; its error is known at its end."""
+        if run.seen is None or run.seen.epochs_done == 0:
+            epoch_s = self._epoch_s.get(_kind(run.spec)) or self._measured_before(run.spec)
+            if epoch_s:
+                note_expected(run.folder, epoch_s)
+
     def left_s(self, run: FollowedRun) -> float | None:
         """How long the epochs take that a waiting run has not done; None: not known."""
-        done = run.seen.epochs_done if run.seen is not None else 0
+        left = run.spec.schedule.epochs if run.seen is None else run.seen.epochs - run.seen.epochs_done
         own = run.seen.epoch_s if run.seen is not None else None
         epoch_s = own or self._epoch_s.get(_kind(run.spec)) or self._measured_before(run.spec)
-        return None if epoch_s is None else (run.spec.schedule.epochs - done) * epoch_s
+        return None if epoch_s is None else left * epoch_s
 
     def _measured_before(self, spec: RunSpec) -> float | None:
         kind = _kind(spec)

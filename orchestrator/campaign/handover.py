@@ -101,9 +101,9 @@ def submission(experiment: Experiment, here: Here, *, replaces: bool) -> PlanRep
     return _refuse_too_many(report)
 
 
-def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Here) -> PlanReport:
+def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Here, *, only_failed: bool = False) -> PlanReport:
     """What a resume continues, and what it leaves. Raises likewise."""
-    choice = chosen(results, names, tracking_uri)
+    choice = chosen(results, names, tracking_uri, only_failed=only_failed)
     taken = [run.spec for run in choice.taken]
     _refuse_unclear(taken, here)
     specs, faults = sound_now(taken, lambda: here.jobs, here.registry, raises=bool(names))

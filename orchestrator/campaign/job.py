@@ -1,5 +1,5 @@
 """The campaign job: `python -m orchestrator.campaign.job EXPERIMENT.yaml`, one small Ray job per submission, without torch.
-`--resume FOLDER [--only=NAME ...]` continues what is unfinished below a results folder instead, from the runs' own folders.
+`--resume FOLDER [--only=NAME ...] [--only-failed]` continues what is unfinished below a results folder instead, from the runs' own folders.
 
 It expands the experiment, takes possession of the runs, keeps the queue, submits one training job for each run whose whole gang fits
 now, and follows every run to its end. All decisions are pure (`next_step.py`, `orchestrator/queue/admission.py`) and
@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--best", action="store_true", help="with --validate: of a run that was stopped, its best checkpoint")
     parser.add_argument("--resume", metavar="FOLDER", help="continue unfinished runs below a results folder; empty: nnUNet_results")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
+    parser.add_argument("--only-failed", action="store_true", help="with --resume: of these what failed")
     parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -71,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.validate is not None:
             return _validate(campaign, options.validate, options.run_key, npz=options.npz, best=options.best)
         if options.resume is not None:
-            return resume(campaign, Path(options.resume) if options.resume else None, options.only, options.tracking_uri)
+            place = Path(options.resume) if options.resume else None
+            return resume(campaign, place, options.only, options.tracking_uri, only_failed=options.only_failed)
         if options.experiment is None:
             raise ConfigError("campaign: name an experiment file.")
         return _train(campaign, options.experiment, plan_only=options.plan_only, replaces=options.replace)
@@ -109,13 +111,13 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     return runner.run() if runner is not None else 0
 
 
-def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str) -> int:
-    """Continue the unfinished runs below a results folder, or the named ones. A run that cannot go on is left, with the reason; when it
-    was named, that is an error.
+def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str, *, only_failed: bool = False) -> int:
+    """Continue the unfinished runs below a results folder, or the named ones, or of these what failed. A run that cannot go on is left,
+    with the reason; when it was named, that is an error.
     """
     from orchestrator.cluster.jobs import Jobs
 
-    choice = chosen(results_folder(results, os.environ), names, tracking_uri)
+    choice = chosen(results_folder(results, os.environ), names, tracking_uri, only_failed=only_failed)
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
     taken = [run.spec for run in choice.taken]

@@ -1,7 +1,8 @@
-"""Whom a stop, or a request for another place in the queue, asks: whatever becomes of one request, the others are made."""
+"""Whom a stop, an early end, or a request for another place in the queue, asks: whatever becomes of one request, the others are made."""
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,24 @@ if TYPE_CHECKING:
     from orchestrator.cluster.target import Target
     from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
+
+
+@dataclass(frozen=True)
+class HowToEnd:
+    """In which way runs are asked to end."""
+
+    now: bool = False
+    """At once; else after the epoch or the cases in work."""
+    finish: bool = False
+    """As a trained run, which is validated."""
+    anneal_epochs: int = 0
+    """With `finish`: the learning rate is annealed over so many more epochs."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """For the job that asks."""
+        finishing = ["--finish", "--anneal", str(self.anneal_epochs)]
+        return finishing if self.finish else ["--now"] if self.now else []
 
 
 def ask_each(requests: Iterable[Callable[[], None]]) -> None:
@@ -47,13 +66,13 @@ def end_test_sets(jobs: Sequence["JobRecord"], server: "JobServer", on_end: Call
 
 
 def ask_to_stop(
-    living: Sequence["RunStatus"], meant: "Target", follower: "Follower", *, now: bool, on_wait: Callable[[str], None] | None = None
+    living: Sequence["RunStatus"], meant: "Target", follower: "Follower", how: HowToEnd, on_wait: Callable[[str], None] | None = None
 ) -> None:
-    """Ask runs to stop: at once those of campaigns that own theirs, then those of each other campaign as soon as it does.
+    """Ask runs to stop, or to end early: at once those of campaigns that own theirs, then those of each other campaign as soon as it does.
 
     `on_wait` gets what is waited for. Raises as `ask_each`: also the error of a campaign that fails before it owns its runs.
     """
-    ask = partial(_ask, meant=meant, follower=follower, now=now)
+    ask = partial(_ask, meant=meant, follower=follower, how=how)
     begins = [name for name in dict.fromkeys(status.campaign for status in living) if not follower.has_reported(name)]
 
     def ask_once_begun(campaign: str) -> None:
@@ -66,15 +85,19 @@ def ask_to_stop(
     ask_each([*([partial(ask, begun)] if begun else []), *(partial(ask_once_begun, campaign) for campaign in begins)])
 
 
-def _ask(runs: Sequence["RunStatus"], meant: "Target", follower: "Follower", *, now: bool) -> None:
+def _ask(runs: Sequence["RunStatus"], meant: "Target", follower: "Follower", how: HowToEnd) -> None:
     """From here where the folders of all runs are seen here, else by one small job on the cluster."""
     if meant.local is not None and all(RunFolder(status.run_folder).spec_file.is_file() for status in runs):
-        from orchestrator.campaign.control_job import stop_all
+        from orchestrator.campaign.control_job import finish_all, stop_all
 
-        stop_all([status.run_folder for status in runs], [status.run_key for status in runs], meant.jobs, is_now=now)
+        folders, run_keys = [status.run_folder for status in runs], [status.run_key for status in runs]
+        if how.finish:
+            finish_all(folders, run_keys, anneal_epochs=how.anneal_epochs)
+        else:
+            stop_all(folders, run_keys, meant.jobs, is_now=how.now)
         return
     keys = [argument for status in runs for argument in ("--run-key", status.run_key)]
-    arguments = ["stop", *[str(status.run_folder) for status in runs], *keys, *(["--now"] if now else [])]
+    arguments = ["stop", *[str(status.run_folder) for status in runs], *keys, *how.arguments]
     follower.finish(meant.jobs.submit_control(f"stop-{runs[0].run_key}-{secrets.token_hex(3)}", arguments))
 
 

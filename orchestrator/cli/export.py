@@ -55,11 +55,14 @@ def export(
             {fold: [f"checkpoint_{name}.pth" for name in names] for fold, names in found.items()}
             for found in (exported.folds, exported.optimistic)
         )
-        print_json({"folder": str(exported.folder), "folds": checkpoints, "optimistic": optimistic})
+        early = {"early_end": exported.early_end} if exported.early_end else {}
+        print_json({"folder": str(exported.folder), "folds": checkpoints, "optimistic": optimistic, **early})
         return
     say(f"Verified model folder: {exported.folder}")
     if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
         note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
+    if exported.early_end:
+        note(f"Not the full schedule: ended early, as asked, {exported.early_end}.")
     if exported.candidate:
         note(f"checkpoint_{exported.candidate}.pth is optimistic: {OPTIMISTIC}")
         say(f"Predict with it: {predict_command(exported)}")

@@ -67,7 +67,7 @@ class Model:
         if len(self.runs) == 1:
             return ""
         try:
-            return "; ".join(unlike_folds([RunFolder(run.run_folder).spec() for run in self.runs]))
+            return "; ".join(unlike_folds([RunFolder(run.run_folder) for run in self.runs]))
         except (NnfleetError, OSError):
             epochs = sorted({run.epochs for run in self.runs})
             return f"its folds have {' and '.join(map(str, epochs))} epochs" if len(epochs) > 1 else ""

@@ -50,7 +50,7 @@ def show_plan(report: "PlanReport") -> None:
     place = f" Results lie on {report.file_system}." if report.file_system else ""
     runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
     say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
-    if line := estimate_line(report):
+    for line in filter(None, (estimate_line(report), storage_line(report))):
         say(line)
 
 
@@ -64,11 +64,39 @@ def estimate_line(report: "PlanReport") -> str:
         return "Expected duration: not known; no epoch of these models was measured on as many such workers below nnUNet_results."
     hours = [(row.training_s or 0.0) / 3600 for row in known]
     gpu_hours = sum(row.gpu_hours or 0.0 for row in known)
-    cost = f", {gpu_hours:.1f} GPU-hours in all" if gpu_hours else ""
+    cost = f", {gpu_hours:.1f} GPU-hours in all{_price(report, gpu_hours)}" if gpu_hours else ""
     rest = f" Of {len(rows) - len(known)} other runs it is not known." if len(known) < len(rows) else ""
     span = f"{min(hours):.1f} h" if max(hours) - min(hours) < 0.1 else f"{min(hours):.1f} to {max(hours):.1f} h"
     runs = "1 run" if len(known) == 1 else f"{len(known)} runs"
-    return f"Expected training, by epochs that were measured before: {span} a run ({runs}){cost}; validation comes on top.{rest}"
+    where = " and ".join(sorted({row.measured_on for row in known if row.measured_on}))
+    measured = f"measured before{f' on {where}' if where else ''}"
+    return f"Expected training, by epochs that were {measured}: {span} a run ({runs}){cost}; validation comes on top.{rest}{_error(report)}"
+
+
+def _price(report: "PlanReport", gpu_hours: float) -> str:
+    price = report.cost_per_gpu_hour
+    return "" if price is None else f" (cost: {gpu_hours * price:.2f}, at {price:g} per GPU-hour)"
+
+
+def _error(report: "PlanReport") -> str:
+    """How wrong such expectations were."""
+    errors = report.estimate_errors
+    if not errors:
+        return " How wrong such an expectation is was not recorded for these models yet."
+    last = "the last run" if len(errors) == 1 else f"the last {len(errors)} runs"
+    return f" Such expectations were within {max(map(abs, errors)):.0%} in {last}."
+
+
+def storage_line(report: "PlanReport") -> str:
+    """What the folders of the runs will take on the disk, or that it is not known."""
+    sizes = [row.disk_bytes / 1e9 for row in report.rows if row.disk_bytes is not None]
+    if not sizes:
+        return "Disk: not known for these networks." if report.rows else ""
+    span = f"{min(sizes):.3f} GB" if max(sizes) - min(sizes) < 0.001 else f"{min(sizes):.3f} to {max(sizes):.3f} GB"
+    total = f"{sum(sizes):.1f} GB in all, " if len(sizes) > 1 else ""
+    rest = f" Of {len(report.rows) - len(sizes)} other runs it is not known." if len(sizes) < len(report.rows) else ""
+    runs = "1 run" if len(sizes) == 1 else f"{len(sizes)} runs"
+    return f"Disk: {span} a run ({runs}), {total}its validation's predictions included.{rest}"
 
 
 def plan_table(report: "PlanReport", width: int) -> "RenderableType":

@@ -14,9 +14,16 @@ Results = Annotated[
 ]
 
 
-def resume(runs: Runs = None, results: Results = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
+def resume(
+    runs: Runs = None,
+    results: Results = None,
+    only_failed: Annotated[bool, typer.Option("--only-failed", help="Of these only those that failed, none that was stopped.")] = False,
+    campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="The runs of this campaign.")] = None,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
     """Continue every run that was cut off, from its folder alone: the experiment file is not needed. Named runs are continued even if
-    they were stopped or have failed.
+    they were stopped or have failed; --only-failed continues what failed, of all or of the named ones.
     """
     import json
 
@@ -25,7 +32,9 @@ def resume(runs: Runs = None, results: Results = None, cluster: Cluster = None, 
     from orchestrator.cli.plan import show_plan
 
     submission = in_foreground(
-        lambda on_submit: api.resume(runs or (), results, cluster, on_submit, note), cluster, "Looking for unfinished runs ..."
+        lambda on_submit: api.resume(runs or (), results, cluster, on_submit, note, only_failed=only_failed, campaign=campaign),
+        cluster,
+        "Looking for unfinished runs ...",
     )
     if as_json:
         plan = json.loads(submission.plan.to_json())

@@ -107,13 +107,21 @@ class Jobs:
         return self._submit(name, kind, self._modules.campaign, arguments, {"campaign": campaign}, files, handed)
 
     def submit_resume(
-        self, campaign: str, results: str, names: Sequence[str] = (), tracking_uri: str = "", handed: Sequence[HandedRun] = ()
+        self,
+        campaign: str,
+        results: str,
+        names: Sequence[str] = (),
+        tracking_uri: str = "",
+        handed: Sequence[HandedRun] = (),
+        *,
+        only_failed: bool = False,
     ) -> str:
-        """Start a campaign of the unfinished (or the named) runs below a results folder; returns its submission id.
+        """Start a campaign of the unfinished (or the named) runs below a results folder, or of these what failed; returns its id.
 
         `results`: empty for the one that the head's environment names. `tracking_uri`: in the place of a local server that has moved.
         """
-        arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *(f"--only={name}" for name in names)]
+        which = [*(f"--only={name}" for name in names), *(["--only-failed"] if only_failed else [])]
+        arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *which]
         return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign}, handed=handed)
 
     def submit_revalidation(

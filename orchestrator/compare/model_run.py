@@ -21,7 +21,7 @@ from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, c
 from orchestrator.compare.crossval_folder import by_file_name, crossval_summary
 from orchestrator.compare.figures import classes_figure
 from orchestrator.compare.text_table import number
-from orchestrator.export.fold_facts import facts_of, shared_params
+from orchestrator.export.fold_facts import ended_early, facts_of, shared_params
 from orchestrator.publishing.reconcile import Synced, is_alive
 from orchestrator.publishing.validation_report import without_case_ids
 from orchestrator.run.job_record import JobRecord
@@ -38,6 +38,7 @@ from orchestrator.tracking.records import (
     NOTE_TAG,
     ModelRun,
     artifact_picture,
+    early_end_tags,
     fixed_params,
     metric_path,
     params_of,
@@ -177,7 +178,7 @@ def model_key(found: CrossValidation) -> str:
     cases: dict[str, str] = {}
     for spec in specs:
         cases |= dict.fromkeys([*spec.train_cases, *spec.val_cases], "") | (facts_of(spec).cases or {})
-    content = [shared_params(fixed_params(specs[0])), RECIPE_VERSION, cases]
+    content = [shared_params(fixed_params(specs[0])) | ended_early(found.model.early_end), RECIPE_VERSION, cases]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{re.sub('[^A-Za-z0-9_.+-]', '-', specs[0].model)}-{digest[:12]}"
 
@@ -226,7 +227,7 @@ def _tags(found: CrossValidation, missing: Sequence[str]) -> dict[str, str]:
         "nnfleet.folds": ", ".join(found.folds),
         "nnfleet.missing_folds": ", ".join(missing),
         FOLDER_TAG: str(spec.model_folder),
-        **grouping_tags(spec),
+        **(early_end_tags(spec, found.model.early_end) if found.model.early_end else grouping_tags(spec)),
         **settings,
     }
     return tags | ({"nnfleet.replicate": spec.replicate} if spec.replicate else {})

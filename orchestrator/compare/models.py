@@ -12,7 +12,7 @@ from typing import Any, get_args
 from orchestrator.compare.cheap import CheapAndFull, cheap_and_full
 from orchestrator.publishing.validation_report import ema_of
 from orchestrator.run.candidates import Candidates, read_candidates
-from trainers.contract.commits import EpochRow, newest_committed
+from trainers.contract.commits import EpochRow, early_end_of, newest_committed
 from trainers.contract.held_out import HeldOutScores
 from trainers.contract.lesions import LESION_COUNTS
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
@@ -52,6 +52,8 @@ class ValidatedFold:
     """`checkpoints` of a fold from MLflow; else the run folder has them."""
     mlflow_run_id: str = ""
     """Of a fold from MLflow."""
+    early_end: str = ""
+    """How it ended before its schedule, as somebody asked; empty: it did not."""
 
     @cached_property
     def checkpoints(self) -> dict[CheckpointName, CheapAndFull]:
@@ -87,6 +89,11 @@ class TrainedModel:
     def spec(self) -> RunSpec:
         """Of its first fold: for what all folds share."""
         return self.folds[0].spec
+
+    @property
+    def early_end(self) -> str:
+        """How its first fold ended before its schedule; empty: it did not. Folds that differ in it are no model."""
+        return self.folds[0].early_end
 
     @property
     def has_pseudonyms(self) -> bool:
@@ -142,7 +149,8 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
         return f"its cases were validated with {len(digests)} different {checkpoint} checkpoints; `nnfleet validate` brings them up to date"
     committed = newest_committed(folder)
     history = () if committed is None else committed.history
-    return ValidatedFold(folder, spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history)
+    early = early_end_of(spec, committed)
+    return ValidatedFold(folder, spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history, early_end=early)
 
 
 def _placed(result: CaseResult, predictions: str) -> CaseResult:

@@ -19,6 +19,7 @@ from orchestrator.export.mlflow_folds import fetched_json
 from orchestrator.publishing.published import Published, published_in
 from orchestrator.run.names import Names
 from orchestrator.tracking.address import masked
+from orchestrator.tracking.records import EARLY_END_TAG
 from trainers.contract.commits import EpochRow
 from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import Labels, labels_of
@@ -83,7 +84,8 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
         if not {table, summary} <= files.keys():
             return Unfinished(f"MLflow has no full validation of its {checkpoint} checkpoint")
         metrics = server.metrics(run_id)
-        sha256, ema = weights_of(published_in(server.tags(run_id), checkpoint), metrics, checkpoint)
+        tags = server.tags(run_id)
+        sha256, ema = weights_of(published_in(tags, checkpoint), metrics, checkpoint)
         cases = cases_in(fetch(table), fetch(summary), dataset_json["file_ending"])
         results = results_of(cases, labels, spec, sha256)
         dice = {name: _dice_of(fetch(file)) for name in CHECKPOINTS if (file := f"fullval/{name}/per_case.json") in files}
@@ -92,7 +94,8 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
     scores = {name: CheapAndFull(_ema_in(metrics, name), value) for name, value in dice.items()}
     curve = curve_of(server.metric_history(run_id, EMA_METRIC)) if EMA_METRIC in metrics else ()
     source = f"MLflow at {masked(server.uri)}"
-    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, curve, source, labels, scores, run_id)
+    early = tags.get(EARLY_END_TAG, "")
+    return ValidatedFold(RunFolder(spec.run_folder), spec, results, ema, curve, source, labels, scores, run_id, early)
 
 
 def _dice_of(table: Mapping[str, Any]) -> float:

@@ -45,6 +45,8 @@ class RunFacts:
     """Its tags in MLflow, which hold the versions; None where they are not known."""
     claims: Sequence[TokenClaim] = ()
     history: Sequence[EpochRow] = ()
+    early_end: str = ""
+    """How it ended before its schedule, as somebody asked; empty: it did not."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def differences_of(a: RunFacts, b: RunFacts) -> list[Difference]:
         "split": (_split(a), _split(b)),
         "plans": (_plans(a), _plans(b)),
         "settings": (_settings(a.spec), _settings(b.spec)),
-        "schedule": (_flat(a.spec.schedule.model_dump()), _flat(b.spec.schedule.model_dump())),
+        "schedule": (_schedule(a), _schedule(b)),
         "code": (_code(a.tags), _code(b.tags)) if known else ({}, {}),
         "libraries": (_libraries(a.tags), _libraries(b.tags)) if known else ({}, {}),
         "hardware": (_hardware(a), _hardware(b)),
@@ -106,6 +108,10 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value)) or NONE
     return NONE if value is None or value == "" else str(value)
+
+
+def _schedule(run: RunFacts) -> dict[str, Any]:
+    return _flat(run.spec.schedule.model_dump()) | {"early end": run.early_end}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

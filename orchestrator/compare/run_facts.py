@@ -8,7 +8,7 @@ from orchestrator.compare.run_differences import RunDiff, RunFacts, differences_
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import Names, resolve_one
 from orchestrator.tracking.binding import noted_run_id
-from trainers.contract.commits import newest_committed
+from trainers.contract.commits import early_end_of, newest_committed
 from trainers.contract.fencing import claims_seen
 from trainers.contract.plans import load_plans
 from trainers.contract.records import read_mlflow_run
@@ -41,7 +41,8 @@ def _readable(results: Path) -> list[tuple[RunFolder, RunSpec]]:
 def _facts(folder: RunFolder, spec: RunSpec, unknown: list[str]) -> RunFacts:
     committed = newest_committed(folder)
     history = () if committed is None else committed.history
-    return RunFacts(spec, _plans(folder, spec, unknown), _tags(folder, spec, unknown), claims_seen(folder), history)
+    plans, tags = _plans(folder, spec, unknown), _tags(folder, spec, unknown)
+    return RunFacts(spec, plans, tags, claims_seen(folder), history, early_end_of(spec, committed))
 
 
 def _plans(folder: RunFolder, spec: RunSpec, unknown: list[str]) -> Mapping[str, Any]:

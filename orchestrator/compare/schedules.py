@@ -1,7 +1,7 @@
 """Whether models were trained by the same schedule: epochs, iterations, learning rate. Pure.
 
-Seeds and trainers are compared at one schedule, as a longer training may win for being longer. Variants are there to differ in it: that
-is said, not refused.
+Seeds and trainers are compared at one schedule, early ends included, as a longer training may win for being longer. Variants are there to
+differ in it: that is said, not refused.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def unlike_schedules(models: Sequence[TrainedModel]) -> list[str]:
     found = []
     for first, *others in _by_variant(models).values():
         for other in others:
-            if changes := _changes(first.spec.schedule, other.spec.schedule):
+            if changes := _changes(first, other):
                 found.append(f"{other.name} was trained by another schedule than {first.name}: {', '.join(changes.values())}")
     return found
 
@@ -28,13 +28,13 @@ def schedules_of_variants(models: Sequence[TrainedModel]) -> list[str]:
     return [
         f"the variant {variant} has another schedule than {other}: {', '.join(changes.values())}"
         for variant, group in groups.items()
-        if (changes := _changes(groups[usual][0].spec.schedule, group[0].spec.schedule))
+        if (changes := _changes(groups[usual][0], group[0]))
     ]
 
 
 def unlike_settings(models: Sequence[TrainedModel]) -> list[str]:
     """The settings of the schedule in which any two models differ."""
-    return list(dict.fromkeys(name for model in models for name in _changes(models[0].spec.schedule, model.spec.schedule)))
+    return list(dict.fromkeys(name for model in models for name in _changes(models[0], model)))
 
 
 def _by_variant(models: Sequence[TrainedModel]) -> dict[str, list[TrainedModel]]:
@@ -44,7 +44,14 @@ def _by_variant(models: Sequence[TrainedModel]) -> dict[str, list[TrainedModel]]
     return groups
 
 
-def _changes(usual: Schedule, other: Schedule) -> dict[str, str]:
-    """Setting -> `epochs (100 instead of 1000)`."""
-    values = {name: (getattr(usual, name), getattr(other, name)) for name in Schedule.model_fields}
+def early_ends(models: Sequence[TrainedModel]) -> list[str]:
+    """Which models ended before their schedule, as somebody asked, a sentence each."""
+    return [f"{model.name} ended early, as asked: {model.early_end}" for model in models if model.early_end]
+
+
+def _changes(usual: TrainedModel, other: TrainedModel) -> dict[str, str]:
+    """Setting -> `epochs (100 instead of 1000)`; an early end is one too."""
+    names, schedules = Schedule.model_fields, (usual.spec.schedule, other.spec.schedule)
+    values = {name: (getattr(schedules[0], name), getattr(schedules[1], name)) for name in names}
+    values["early end"] = usual.early_end or "none", other.early_end or "none"
     return {name: f"{name} ({b} instead of {a})" for name, (a, b) in values.items() if a != b}

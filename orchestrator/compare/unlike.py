@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.compare.models import TrainedModel
 from orchestrator.compare.schedules import unlike_schedules
-from orchestrator.export.fold_facts import facts_of, listed_cases, unlike
-from trainers.contract.run_spec import RunSpec
+from orchestrator.export.fold_facts import facts_in, facts_of, listed_cases, unlike
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 
@@ -20,13 +20,13 @@ def differences(models: Sequence[TrainedModel]) -> list[str]:
     return found
 
 
-def unlike_folds(specs: Sequence[RunSpec]) -> list[str]:
-    """Why these runs are not folds of one model, a sentence each."""
-    return unlike([facts_of(spec) for spec in specs])
+def unlike_folds(folders: Sequence[RunFolder]) -> list[str]:
+    """Why the runs in these folders are not folds of one model, a sentence each. Raises DataError, StorageError, OSError."""
+    return unlike([facts_in(folder) for folder in folders])
 
 
 def _unlike_folds(model: TrainedModel) -> Iterator[str]:
-    return (f"{model.name}: {text}" for text in unlike_folds([fold.spec for fold in model.folds]))
+    return (f"{model.name}: {text}" for text in unlike([facts_of(fold.spec, fold.early_end) for fold in model.folds]))
 
 
 def _cases_twice(model: TrainedModel) -> Iterator[str]:

@@ -6,11 +6,25 @@ What was not measured is not known.
 import contextlib
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from orchestrator.errors import NnfleetError
+from orchestrator.run.estimate import estimate_error
 from trainers.contract.commits import RECENT_EPOCHS, Committed, EpochRow, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+
+RECENT_RUNS = 5
+"""So many runs show how wrong expected durations are."""
+
+
+@dataclass(frozen=True)
+class EpochTime:
+    """What an epoch took where it was measured."""
+
+    epoch_s: float
+    device: str
+    """Kind of the device; empty: not recorded."""
 
 
 class Measured:
@@ -19,14 +33,38 @@ class Measured:
     def __init__(self) -> None:
         self._trained: dict[str, list[tuple[RunSpec, Committed]]] = {}
 
-    def epoch_s(self, spec: RunSpec) -> float | None:
+    def epoch_time(self, spec: RunSpec) -> EpochTime | None:
         """Median seconds of an epoch of the folds of the same model, with as many iterations, on as many workers of the same kind (with a
-        GPU or without); None where there is none."""
-        medians = []
+        GPU or without), on the kind of device that trained last; None where there is none."""
+        by_device: dict[str, list[float]] = {}
+        newest: dict[str, float] = {}
         for other, committed in self._of_model(spec):
-            rows = [row for row in committed.history[-RECENT_EPOCHS:] if _is_alike(other, row, spec)]
-            medians += [statistics.median(row.epoch_s for row in rows)] if rows else []
-        return statistics.median(medians) if medians else None
+            alike = [row for row in committed.history if _is_alike(other, row, spec)]
+            rows = [row for row in alike[-RECENT_EPOCHS:] if row.device == alike[-1].device]
+            if rows:
+                device = rows[-1].device
+                by_device.setdefault(device, []).append(statistics.median(row.epoch_s for row in rows))
+                newest[device] = max(newest.get(device, 0.0), rows[-1].ended_unix)
+        if not by_device:
+            return None
+        device = max(newest, key=lambda name: newest[name])
+        return EpochTime(statistics.median(by_device[device]), device)
+
+    def epoch_s(self, spec: RunSpec) -> float | None:
+        """The seconds of `epoch_time`."""
+        found = self.epoch_time(spec)
+        return None if found is None else found.epoch_s
+
+    def errors(self) -> list[float]:
+        """How wrong the expected durations were of the runs of the models that were asked for (see `estimate_metrics`), the last
+        RECENT_RUNS that recorded it, oldest first."""
+        found = [
+            (committed.history[-1].ended_unix, error)
+            for runs in self._trained.values()
+            for spec, committed in runs
+            if (error := estimate_error(RunFolder(spec.run_folder), committed)) is not None
+        ]
+        return [error for _, error in sorted(found)[-RECENT_RUNS:]]
 
     def _of_model(self, spec: RunSpec) -> list[tuple[RunSpec, Committed]]:
         key = str(spec.model_folder)

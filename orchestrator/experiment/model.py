@@ -137,6 +137,8 @@ class Experiment(Schedule):
     start in the order of their submission."""
     user: Printable = Field("", max_length=NAME_LENGTH)
     """Whose share of the cluster the runs take; empty: the login name of the person who submits."""
+    cost_per_gpu_hour: float | None = Field(None, gt=0)
+    """What an hour of one GPU costs, in any currency: `plan` then gives the cost of the expected training. Changes no run."""
     images: bool = False
     """Send pictures of validation cases to MLflow. Patients' images leave the data folder only if this is true."""
     pseudonyms: bool = False

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from orchestrator.dataset.outdated import outdated_cases
-from orchestrator.experiment.estimates import Measured
+from orchestrator.experiment.estimates import EpochTime, Measured
+from orchestrator.experiment.storage import run_bytes
 from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
 from orchestrator.queue.order import Waiting
@@ -60,6 +61,11 @@ class PlanRow(Frozen):
     training_s: float | None = None
     """Expected seconds of the epochs that are left, by what epochs of the same model took on as many such workers; null: not known."""
 
+    disk_bytes: int | None = None
+    """What its folder will take once it has ended (see `run_bytes`); null: not known."""
+    measured_on: str = ""
+    """Kind of device that those epochs were measured on; empty: not known."""
+
     @property
     def gpu_hours(self) -> float | None:
         """Expected GPU-hours of its training; None: not known. On CPUs it takes none."""
@@ -80,6 +86,10 @@ class PlanReport(Frozen):
     warnings: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """Runs that `resume` found and leaves as they are, each with the reason."""
+    estimate_errors: tuple[float, ...] = ()
+    """By how much of the expectation the last runs of these models took longer, oldest first; empty: none has recorded it."""
+    cost_per_gpu_hour: float | None = None
+    """As the experiment names it."""
     file_system: str = ""
     """What the results lie on where that is no local disk: `nfs4`, `cifs`, `fuse.sshfs`."""
 
@@ -112,6 +122,7 @@ def plan_report(
     """
     warnings = (*warnings, *outdated_cases(specs, experiment.with_folders_resolved(required=False).nnUNet_raw))
     report = plan_of_runs(experiment.name, specs, nodes, queue, cluster, warnings)
+    report = report.model_copy(update={"cost_per_gpu_hour": experiment.cost_per_gpu_hour})
     for row in report.rows:
         if row.progress.stage != "finished" and row.run_key not in (queue or Queue()).living:
             refuse_unwritable(row.spec)
@@ -153,7 +164,7 @@ def plan_of_runs(
     fits |= {s.run_key: _later(fit(s.gang, nodes), dependent[s.run_key]) for s in specs if s.run_key in dependent}
     kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
     measured = Measured()
-    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key], measured.epoch_s(spec)) for spec in specs]
+    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key], measured.epoch_time(spec)) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
     return PlanReport(
@@ -167,6 +178,7 @@ def plan_of_runs(
         warnings=(*warnings, *_doubts(specs), *_doubts_of_storage(kinds)),
         left=tuple(left),
         file_system=", ".join(kinds),
+        estimate_errors=tuple(measured.errors()),
     )
 
 
@@ -201,7 +213,11 @@ def _doubts_of_storage(kinds: Sequence[str]) -> list[str]:
     ]
 
 
-def _row(spec: RunSpec, progress: Progress, outcome: Fit, epoch_s: float | None) -> PlanRow:
+def _epochs_left(spec: RunSpec, progress: Progress) -> int:
+    return max(0, spec.schedule.epochs - progress.epochs_done) if progress.epochs_left is None else progress.epochs_left
+
+
+def _row(spec: RunSpec, progress: Progress, outcome: Fit, measured: EpochTime | None) -> PlanRow:
     most = spec.workers.most if spec.workers.is_elastic else None
     batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
     return PlanRow(
@@ -221,6 +237,8 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit, epoch_s: float | None)
         because=outcome.because,
         spec=spec,
         most_workers=most,
-        training_s=None if epoch_s is None else max(0, spec.schedule.epochs - progress.epochs_done) * epoch_s,
+        training_s=None if measured is None else _epochs_left(spec, progress) * measured.epoch_s,
+        measured_on=measured.device if measured else "",
+        disk_bytes=run_bytes(spec),
         batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )

@@ -5,11 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import Field
 
 from orchestrator.tracking.records import PARAM_LENGTH, fixed_params
+from trainers.contract.commits import early_end_of, newest_committed
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
 OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
 """Parameters of a run in which folds of one model differ."""
-NOT_RECORDED = ("replicate", "pretrained_weights")
+EARLY_END = "early_end"
+"""Beside the parameters: how a run ended before its schedule, of one that did (`EarlyEnd.text`)."""
+NOT_RECORDED = ("replicate", "pretrained_weights", EARLY_END)
 """Parameters that only runs have which have such."""
 MAX_LISTED = 3
 
@@ -22,7 +26,7 @@ class FoldFacts(Frozen):
     """Its address without the fold."""
     fold: str = Field(pattern=r"^(?:[0-9]+|all)$")
     shared: dict[str, str]
-    """The parameters in which the folds of one model agree."""
+    """The parameters in which the folds of one model agree, with how it ended early if it did."""
     cases: dict[str, str] | None
     """Case id -> digests of what it holds; None where they are not known, or may not be named."""
     checkpoints: dict[CheckpointName, str] = Field(default_factory=dict)
@@ -33,10 +37,22 @@ class FoldFacts(Frozen):
     """Checkpoints whose predictions of the validation cases are in it, with their probabilities."""
 
 
-def facts_of(spec: RunSpec) -> FoldFacts:
-    """Of a run by its specification, without its checkpoints."""
+def facts_of(spec: RunSpec, early_end: str = "") -> FoldFacts:
+    """Of a run by its specification, without its checkpoints. `early_end`: how it ended before its schedule, if it did."""
     cases = None if spec.case_digests is None else {case: " ".join(digests) for case, digests in spec.case_digests.items()}
-    return FoldFacts(run_key=spec.run_key, model=spec.model, fold=str(spec.fold), shared=shared_params(fixed_params(spec)), cases=cases)
+    shared = shared_params(fixed_params(spec)) | ended_early(early_end)
+    return FoldFacts(run_key=spec.run_key, model=spec.model, fold=str(spec.fold), shared=shared, cases=cases)
+
+
+def facts_in(folder: RunFolder) -> FoldFacts:
+    """Of the run in a folder, likewise. Raises DataError, StorageError, OSError."""
+    spec = folder.spec()
+    return facts_of(spec, early_end_of(spec, newest_committed(folder)))
+
+
+def ended_early(text: str) -> dict[str, str]:
+    """What `FoldFacts.shared` has of an early end; nothing of a run without one."""
+    return {EARLY_END: text} if text else {}
 
 
 def shared_params(params: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from orchestrator.errors import CheckpointError, ConfigError
-from orchestrator.export.fold_facts import FoldFacts, facts_of
+from orchestrator.export.fold_facts import FoldFacts, facts_in
 from orchestrator.publishing.checkpoint_store import check_file
 from orchestrator.publishing.files_channel import CHECKPOINTS
 from orchestrator.publishing.reconcile import called
@@ -72,7 +72,7 @@ class FolderFold:
         self.folder, self._spec, self._candidate = folder, folder.spec(), candidate
         self.place = str(folder.model_folder)
         self.model_folder = None if self._spec.pseudonyms else folder.model_folder
-        facts = facts_of(self._spec)
+        facts = facts_in(folder)
         hidden = {"cases": None} if self._spec.pseudonyms else {}
         kept = {"checkpoints": digests_of(self._manifests()), "probabilities": self._probabilities(), "optimistic": self._optimistic()}
         self.facts = facts.model_copy(update={**kept, **hidden})

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import CheckpointError, DataError
-from orchestrator.export.fold_facts import FoldFacts, facts_of, shared_params
+from orchestrator.export.fold_facts import FoldFacts, ended_early, facts_of, shared_params
 from orchestrator.export.fold_sources import digests_of
 from orchestrator.publishing.checkpoint_store import download_checkpoint, published
 from orchestrator.publishing.files_channel import CHECKPOINTS
 from orchestrator.tracking.address import refuse_credentials
 from orchestrator.tracking.client import Tracker
-from orchestrator.tracking.records import ADDRESS_TAG, FOLDER_TAG, RUN_KEY_TAG
+from orchestrator.tracking.records import ADDRESS_TAG, EARLY_END_TAG, FOLDER_TAG, RUN_KEY_TAG
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.storage.files import read_json, temporary_folder
@@ -48,7 +48,7 @@ class MlflowFold:
             run_key=tags.get(RUN_KEY_TAG, run_id),
             model=tags.get(ADDRESS_TAG, run_id).rpartition("/")[0],
             fold=fold_in(tags),
-            shared=shared_params(tracker.params(run_id)),
+            shared=shared_params(tracker.params(run_id)) | ended_early(tags.get(EARLY_END_TAG, "")),
             cases=self._cases(),
             checkpoints=digests_of({name: record.manifest for name, record in records.items() if record is not None}),
         )

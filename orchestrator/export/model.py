@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.export.fold_facts import FoldFacts, together, unlike
+from orchestrator.export.fold_facts import EARLY_END, FoldFacts, together, unlike
 from orchestrator.export.fold_sources import WINNER, FoldSource, with_checkpoints
 from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
@@ -37,6 +37,8 @@ class Exported:
     """The candidate whose weights were asked for, beside best and final."""
     optimistic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Fold -> the candidates whose weights it has."""
+    early_end: str = ""
+    """How its folds ended before their schedule, as somebody asked (`EarlyEnd.text`); empty: they did not."""
 
     @property
     def checkpoint(self) -> str:
@@ -79,7 +81,8 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     left = [f"fold {fold} has no checkpoint yet and is not in it." for fold in unready]
     held = exported_folds(target)
     folds, optimistic = ({fold: tuple(getattr(facts, name)) for fold, facts in held.items()} for name in ("checkpoints", "optimistic"))
-    return Exported(target, folds, tuple(left), candidate, optimistic)
+    early = next((facts.shared[EARLY_END] for facts in held.values() if EARLY_END in facts.shared), "")
+    return Exported(target, folds, tuple(left), candidate, optimistic, early)
 
 
 def _holds(present: FoldFacts | None, wanted: FoldFacts) -> bool:

@@ -15,7 +15,7 @@ from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.progress import full_dice
 from orchestrator.run.undelivered import undelivered_text
-from trainers.contract.commits import CommitReader, Committed
+from trainers.contract.commits import CommitReader, Committed, epochs_of
 from trainers.contract.fencing import count_drivers, newest_token
 from trainers.contract.records import Heartbeat, read_heartbeat
 from trainers.contract.requests import read_stop_request
@@ -195,7 +195,7 @@ class Observer:
         if not state.is_final and not self.folder.spec_file.is_file():
             self._check_training_is_there()
         committed = None if self.reassigned_to else self.committed()
-        has_all_epochs = committed is not None and committed.epochs_done >= self.spec.schedule.epochs
+        has_all_epochs = committed is not None and committed.epochs_done >= epochs_of(self.spec, committed)
         is_scored = (has_all_epochs or state.is_final) and not self.reassigned_to
         return Reading(
             committed=committed,

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.run.failure import Failure
 from orchestrator.run.status import CasesDone, RunStatus
 from trainers.contract.bottleneck import limit_of
-from trainers.contract.commits import RECENT_EPOCHS, Committed
+from trainers.contract.commits import RECENT_EPOCHS, Committed, early_end_of, epochs_of
 from trainers.contract.records import Heartbeat
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage_notice import StorageWait
@@ -44,11 +44,15 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
     rows = committed.history[-RECENT_EPOCHS:] if committed else ()
     epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
     limit = limit_of(rows, spec.loader.placement)
-    begun = spec.continued.text if spec.continued else ""
-    left_s = None if epoch_s is None else max(0.0, (spec.schedule.epochs - done - fraction) * epoch_s)
+    begun, epochs = spec.continued.text if spec.continued else "", epochs_of(spec, committed)
+    early = early_end_of(spec, committed)
+    early_sentence = f"{'Ends' if done < epochs else 'Ended'} early, as asked: {early}." if early else ""
+    left_s = None if epoch_s is None else max(0.0, (epochs - done - fraction) * epoch_s)
     read: dict[str, Any] = {
         "num_drivers": reading.num_drivers,
         "epochs_done": done,
+        "epochs": epochs,
+        "early_end": early,
         "phase": phase,
         "fraction_of_epoch": fraction,
         "ema_pseudo_dice": committed.best_policy.ema if committed else None,
@@ -59,7 +63,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "seconds_left": None if left_s is None or status.state.is_final or reading.is_waiting else round(left_s, 1),
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
-        "reason": " ".join(part for part in (begun, status.reason, reading.undelivered) if part),
+        "reason": " ".join(part for part in (begun, early_sentence, status.reason, reading.undelivered) if part),
     }
     return status.model_copy(update=read)
 

@@ -70,6 +70,15 @@ def keep_only_published(tracker: "Tracker", run_id: str, name: WeightsName) -> N
         _delete_others(tracker, run_id, name, {record.directory})
 
 
+def replaced_uploads(tracker: "Tracker", run_id: str, name: WeightsName) -> dict[str, int]:
+    """What `keep_only_published` would delete: artifact directory -> bytes. Raises TrackingError."""
+    record = published(tracker, run_id, name)
+    if record is None:
+        return {}
+    others = [each for each, size in tracker.list_files(run_id, f"checkpoints/{name}").items() if size is None and each != record.directory]
+    return {each: sum(size or 0 for size in tracker.list_files(run_id, each).values()) for each in others}
+
+
 def delete_leftovers(tracker: "Tracker", run_id: str, name: WeightsName) -> None:
     """Delete what publishers left that were killed: all but the published checkpoint and the newest of an epoch before it.
 

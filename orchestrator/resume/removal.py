@@ -56,7 +56,7 @@ def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus]
     """
     found, _ = find_runs(results)
     wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)]
-    if busy := [f"{run} {why}" for run in wanted if (why := _at_work(run, statuses, jobs))]:
+    if busy := [f"{run} {why}" for run in wanted if (why := at_work(run, statuses, jobs))]:
         raise ConfigError(
             f"rm: {len(busy)} of {len(wanted)} runs have not ended: {listed(busy)}. Nothing was removed. Stop them first (nnfleet stop), "
             "or name other runs."
@@ -64,7 +64,7 @@ def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus]
     return [_removable(run) for run in wanted]
 
 
-def _at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]) -> str:
+def at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]) -> str:
     """Who still works on a run or is going to, in words; '' when nobody does."""
     spec, living = run.spec, living_campaigns(jobs)
     for job in jobs:

@@ -79,7 +79,8 @@ def _found(folder: RunFolder) -> Found:
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
     """Whether `run` is continued: pure. Whatever was cut off is; what a person or an error ended, only by its name."""
     if run.progress.stage == "finished":
-        return Verdict(False, "is finished.")
+        early = run.progress.early_end
+        return Verdict(False, f"is finished (ended early {early})." if early else "is finished.")
     state = run.outcome.state if run.outcome else ""
     if is_named or not (run.is_stopping or state in _ENDED):
         return Verdict(True, run.progress.text)
@@ -96,12 +97,19 @@ def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
 _ENDED = ("SUCCEEDED", "STOPPED", "FAILED_CONFIG", "FAILED_CODE")
 
 
-def choose(found: Sequence[Found], damaged: Sequence[str], names: Sequence[str], place: Path) -> Choice:
-    """The runs to continue among those found: all that the names mean, else all that were cut off. Raises ConfigError for a name that
-    means none.
+def verdict_on_failed(run: Found) -> Verdict:
+    """Whether `run` failed, and so is continued where only failed runs are; what a person stopped, or was cut off, is left. Pure."""
+    if run.progress.stage == "finished" or run.outcome is None or not run.outcome.is_failure:
+        return Verdict(False, "did not fail.")
+    return Verdict(not run.is_stopping, run.progress.text if not run.is_stopping else "failed, and was asked to stop.")
+
+
+def choose(found: Sequence[Found], damaged: Sequence[str], names: Sequence[str], place: Path, *, only_failed: bool = False) -> Choice:
+    """The runs to continue among those found: all that the names mean, else all that were cut off; with `only_failed` of all, or of those
+    that the names mean, those that failed. Raises ConfigError for a name that means none.
     """
     wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {place}")] if names else found
-    verdicts = [(run, verdict_on(run, is_named=bool(names))) for run in wanted]
+    verdicts = [(run, verdict_on_failed(run) if only_failed else verdict_on(run, is_named=bool(names))) for run in wanted]
     return Choice(
         tuple(run for run, verdict in verdicts if verdict.is_taken),
         (*(f"{run} {verdict.why}" for run, verdict in verdicts if not verdict.is_taken), *(() if names else damaged)),

@@ -4,10 +4,12 @@ import json
 from enum import StrEnum
 from typing import Literal
 
+from pydantic import Field
+
 from orchestrator.run.outcome import read_outcome
 from trainers.contract.candidates import candidate_epochs
 from trainers.contract.cascade import has_next_stages_due
-from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.commits import Committed, early_end_of, epochs_of, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
@@ -34,6 +36,10 @@ class Progress(Frozen):
     stage: Stage
     """new; continues (after `epochs_done`); validates (trained, its full validation remains); finished (nothing is left to do)."""
     epochs_done: int = 0
+    epochs_left: int | None = Field(None, exclude=True)
+    """Epochs that remain to be trained; None: not known here."""
+    early_end: str = Field("", exclude_if=lambda text: not text)
+    """Where somebody asked for an early end: after how many epochs of how many, and how the learning rate goes."""
 
     @property
     def action(self) -> Action:
@@ -43,6 +49,10 @@ class Progress(Frozen):
     @property
     def text(self) -> str:
         """`new`, `continues from epoch 3`, ..."""
+        return self._text + (f" (ended early {self.early_end})" if self.early_end else "")
+
+    @property
+    def _text(self) -> str:
         return {
             "new": "new",
             "continues": f"continues from epoch {self.epochs_done}",
@@ -61,9 +71,9 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
     folder = RunFolder(spec.run_folder)
     if committed is None or committed.run_key != spec.run_key:
         return Progress(stage="new")
-    done = committed.epochs_done
-    if done < spec.schedule.epochs or committed.final is None:
-        return Progress(stage="continues", epochs_done=done)
+    done, epochs, early = committed.epochs_done, epochs_of(spec, committed), early_end_of(spec, committed)
+    if done < epochs or committed.final is None:
+        return Progress(stage="continues", epochs_done=done, epochs_left=max(0, epochs - done), early_end=early)
     outcome = read_outcome(folder)
     is_validated = (
         outcome is not None
@@ -72,7 +82,7 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
         and all(_has_results(folder, spec, name) for name in checkpoints_due(spec, committed))
         and all(has_next_stages_due(spec, "final", case, committed.final.sha256) for case in spec.val_cases)
     )
-    return Progress(stage="finished" if is_validated else "validates", epochs_done=done)
+    return Progress(stage="finished" if is_validated else "validates", epochs_done=done, epochs_left=0, early_end=early)
 
 
 def _has_results(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> bool:
@@ -93,7 +103,7 @@ def checkpoints_due(spec: RunSpec, committed: Committed | None) -> tuple[Checkpo
     """
     if not spec.val_cases:
         return ()
-    has_no_best = committed is not None and committed.best is None and committed.epochs_done >= spec.schedule.epochs
+    has_no_best = committed is not None and committed.best is None and committed.epochs_done >= epochs_of(spec, committed)
     return tuple(name for name in spec.validation.checkpoints if not (name == "best" and has_no_best))
 
 

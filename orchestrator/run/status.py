@@ -36,6 +36,9 @@ class RunStatus(BaseModel):
     """How often a training job of the run was started."""
     epochs_done: int = 0
     epochs: int
+    """Those of its schedule, or fewer once an early end that was asked for has taken effect."""
+    early_end: str = Field("", exclude_if=lambda text: not text)
+    """Of a run that ends early, as somebody asked: after how many epochs of how many, and how the learning rate goes."""
     phase: str = ""
     """`train` or `val` while an epoch runs."""
     fraction_of_epoch: float = 0.0
@@ -83,3 +86,12 @@ def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
 def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True) -> list[RunStatus]:
     """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`."""
     return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints)]
+
+
+def cannot_finish(status: RunStatus) -> str:
+    """Why a run that lives is not asked to end early as a trained run, for users; empty where it is. Pure."""
+    if status.state is RunState.VALIDATING:
+        return "is trained already and is being validated"
+    if status.state is RunState.QUEUED and status.epochs_done == 0:
+        return "has trained no epoch yet; `nnfleet stop` takes it out of the queue"
+    return ""

@@ -40,6 +40,7 @@ from orchestrator.tracking.pages import pages
 from orchestrator.tracking.records import (
     ADDRESS_TAG,
     DIGEST_LENGTH,
+    EARLY_END_TAG,
     FOLDER_TAG,
     MARKER_METRIC,
     MODEL_KEY_TAG,
@@ -230,6 +231,8 @@ class Tracker:
         missing = [Param(k, v) for k, v in wanted.items() if k not in known]
         all_tags = tags_of(spec) | code_tags()
         run_id = run.info.run_id
+        if EARLY_END_TAG in run.data.tags:
+            all_tags[EARLY_END_TAG] = ""  # of a run that was removed and begins anew; the metrics channel sets it where it holds
         if NOTE_TAG not in run.data.tags:
             all_tags[NOTE_TAG] = note_of(spec, run_id)
         for start in range(0, max(len(missing), len(all_tags)), 90):

@@ -28,9 +28,13 @@ def group_of(spec: RunSpec) -> str:
     return "__".join(filter(None, (spec.configuration, spec.trainer, spec.plans, spec.variant)))
 
 
-def grouping_tags(spec: RunSpec) -> dict[str, str]:
-    """Tags in which the folds of one model agree, and runs of different settings, schedules or data differ. Reads plans and split."""
-    schedule, data = schedule_text(spec.schedule), data_of_folds(spec)
+def grouping_tags(spec: RunSpec, early_end: str = "") -> dict[str, str]:
+    """Tags in which the folds of one model agree, and runs of different settings, schedules or data differ. Reads plans and split.
+
+    `early_end`: how it ended before its schedule (`EarlyEnd.text`), if it did.
+    """
+    ended = f" (ended early {early_end})" if early_end else ""
+    schedule, data = f"{schedule_text(spec.schedule)}{ended}", data_of_folds(spec)
     again = [f"replicate {spec.replicate}"] if spec.replicate else []
     return {
         "nnfleet.variant": group_of(spec),

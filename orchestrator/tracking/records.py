@@ -29,6 +29,8 @@ COMPARISON_KEY_TAG = "nnfleet.comparison_key"
 """Of the MLflow run that holds the report of a comparison, likewise."""
 LIMITED_BY_TAG = "nnfleet.limited_by"
 """What limited the last epochs of a run (`trainers/contract/bottleneck.py`)."""
+EARLY_END_TAG = "nnfleet.early_end"
+"""How a run ends before its schedule, as somebody asked (`EarlyEnd.text`)."""
 STATE_TAG = "nnfleet.state"
 ADDRESS_TAG = "nnfleet.address"
 NOTE_TAG = "mlflow.note.content"
@@ -212,6 +214,11 @@ def validation_data(spec: RunSpec) -> str:
     """SHA-256 that stands for the validation cases: equal only where scores may be compared. With pseudonyms it is keyed."""
     salt = [pseudonym_salt(spec.model_folder.parent)] if spec.pseudonyms else []
     return sha256("\n".join([*salt, spec.data_digest, *spec.val_cases]).encode()).hexdigest()
+
+
+def early_end_tags(spec: RunSpec, early_end: str) -> dict[str, str]:
+    """Tags of a run that ends early: it is grouped with runs that end alike. Reads plans and split."""
+    return grouping_tags(spec, early_end) | {EARLY_END_TAG: early_end}
 
 
 def shared_reason(spec: RunSpec, reason: str) -> str:

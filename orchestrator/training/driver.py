@@ -197,7 +197,8 @@ def ended(folder: RunFolder, fencing_token: int, state: Literal["TRAINED", "STOP
 
     reached = retry_storage(newest, f"the end of {folder.root}")
     epochs = reached.epochs_done if reached else 0
-    return Outcome(job="training", state=state, fencing_token=fencing_token, message=f"{state.lower()} after {epochs} epochs")
+    early = ", ended early as asked" if state == "TRAINED" and reached and reached.early_end else ""
+    return Outcome(job="training", state=state, fencing_token=fencing_token, message=f"{state.lower()} after {epochs} epochs{early}")
 
 
 def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "GangTrainer":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.export.fold_facts import facts_of, together, unlike
+from orchestrator.export.fold_facts import facts_in, together, unlike
 from orchestrator.export.fold_sources import folds_below, with_checkpoints
 from trainers.contract.cascade import refuse_new_images
 from trainers.contract.run_folder import RunFolder
@@ -21,7 +21,7 @@ def folds_of(name: str, results: Path) -> tuple[list[RunFolder], list[str]]:
     ready, unready = with_checkpoints(found)
     if not ready:
         raise ConfigError(f"test set: {name} has no checkpoint yet. Wait for its first epochs, or resume it if it has stopped.")
-    if differences := unlike([facts_of(fold.folder.spec()) for fold in ready]):
+    if differences := unlike([facts_in(fold.folder) for fold in ready]):
         raise ConfigError(f"test set: the folds of {name} do not go together: {'; '.join(differences)}. Name one of them: {name}/0.")
     meant = together([fold.facts.fold for fold in ready])
     folds = sorted((fold for fold in ready if fold.facts.fold in meant), key=lambda fold: fold.facts.fold.zfill(4))

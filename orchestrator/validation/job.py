@@ -45,7 +45,7 @@ from orchestrator.validation.cases import (
 )
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.cascade import part_prefix, predictions_of
-from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.commits import Committed, early_end_of, newest_committed
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -215,6 +215,8 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
         return _outcome("STOPPED", fencing_token, f"{reached}; {done}. Submitted again, it continues."), reports
     if committed is not None and has_candidates(spec, committed):
         done += f". {judge_candidates(folder, spec, committed, found, labels)}"
+    if early := early_end_of(spec, committed):
+        done = f"ended early, as asked, {early}; {done}"
     return _outcome("SUCCEEDED", fencing_token, done), reports
 
 

@@ -24,6 +24,7 @@ from tests.toy import Toy, toy_spec
 from tests.unit.old_folder import old_run_folder
 from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
+from trainers.contract.requests import request_finish
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, RunSpec, Schedule, WorkerSpec
 from trainers.storage.files import write_atomic
@@ -119,6 +120,27 @@ def test_stopped_or_killed_runs_end_with_the_bits_of_an_unbroken_run(start: Call
     assert reached(killed).best is not None
     assert reached(unbroken).best is not None
     assert reached(killed).best.epoch == reached(unbroken).best.epoch  # type: ignore[union-attr]
+
+
+def test_two_workers_that_are_asked_to_end_early_and_killed_in_between_agree_on_the_end(
+    start: Callable[..., RunFolder], unbroken: RunFolder
+) -> None:
+    finished = start("finished")
+    when(lambda: epochs_done(finished) >= 1, lambda: request_finish(finished, anneal_epochs=1))
+    when(
+        lambda: (committed := newest_committed(finished)) is not None and committed.early_end is not None,
+        lambda: os.kill(newest_worker_pid(finished), signal.SIGKILL),
+    )
+    outcome = train(finished)
+    committed = reached(finished)
+    early = committed.early_end
+    assert early is not None
+    assert outcome.message == f"trained after {early.epochs} epochs, ended early as asked"
+    assert committed.epochs_done == early.epochs == early.anneal_from + 1 < EPOCHS
+    assert committed.final is not None
+    assert {row.fencing_token for row in committed.history} == {2, 3}
+    assert curves(finished)[: early.anneal_from] == curves(unbroken)[: early.anneal_from]
+    assert committed.history[-1].learning_rate == pytest.approx(reached(unbroken).history[early.anneal_from].learning_rate * 0.5**0.9)
 
 
 LATER_KEYS = ("rounding_version",)

@@ -13,8 +13,9 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from trainers.contract.early_end import EarlyEnd, early_end_text
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, Frozen, WeightsName, is_checkpoint
+from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec, WeightsName, is_checkpoint
 from trainers.errors import CheckpointError
 from trainers.storage.faults import reading
 
@@ -73,6 +74,8 @@ class EpochRow(Frozen):
     """Peak of rank 0's GPU; 0 on CPU."""
     system: dict[str, float] = Field(default_factory=dict)
     """Load of rank 0's node, by MLflow's names of system metrics."""
+    device: str = Field("", exclude_if=lambda name: not name)
+    """Kind of rank 0's device: the name of its GPU, or of the CPU; empty where it is not known."""
 
 
 class BestRecord(Frozen):
@@ -124,6 +127,8 @@ class Committed(Frozen):
     history: tuple[EpochRow, ...]
     in_flight: InFlight | None = None
     """Of a state that was saved within the epoch with the index `epochs_done`."""
+    early_end: EarlyEnd | None = Field(None, exclude_if=lambda end: end is None)
+    """Of a run that somebody asked to end before its schedule does; None, and not in the file: nobody did, or it has not taken effect."""
     best_policy: BestRecord = BestRecord()
     best: Manifest | None = None
     final: Manifest | None = None
@@ -243,6 +248,18 @@ class CommitReader:
         if mark is None or mark != self._mark:
             self._committed, self._mark = newest_committed(self._folder), mark
         return self._committed
+
+
+def epochs_of(spec: RunSpec, committed: Committed | None) -> int:
+    """How many epochs a run has in all: those of its schedule, or fewer where somebody asked for an early end."""
+    early = committed.early_end if committed is not None and committed.run_key == spec.run_key else None
+    return spec.schedule.epochs if early is None else early.epochs
+
+
+def early_end_of(spec: RunSpec, committed: Committed | None) -> str:
+    """How a run ended, or will end, before its schedule, for users (`EarlyEnd.text`); empty for one that does not."""
+    own = committed if committed is not None and committed.run_key == spec.run_key else None
+    return early_end_text(own.early_end, spec.schedule.epochs) if own is not None else ""
 
 
 def committed_position(folder: RunFolder) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""Requests to a run: somebody asks it to stop, to save a state within the epoch, or for another place in the queue. Each is a file in its
-folder.
+"""Requests to a run: somebody asks it to stop, to end early as a trained run, to save a state within the epoch, or for another place in
+the queue. Each is a file in its folder.
 
 One meaning for every reader: a file that is there is a request, and one whose content is not understood asks for the gentle stop. A reader
 that can come back later calls `read_...`, which raises OSError where the disk gives no answer. Whoever is between two training steps or two
@@ -23,6 +23,13 @@ class StopRequest(Record):
     """`stop.json`: somebody asks the run to stop, a training after its epoch and a validation after the cases in work, or at once."""
 
     is_now: bool = Field(False, alias="now")
+
+
+class FinishRequest(Record):
+    """`finish.json`: somebody asks a training to end before its schedule does, as a trained run. It stays once it has taken effect."""
+
+    anneal_epochs: int = Field(0, ge=0)
+    """The learning rate is annealed over so many more epochs; 0: the run ends with the epoch in flight."""
 
 
 class SaveRequest(Record):
@@ -58,6 +65,18 @@ def stop_request_seen(folder: RunFolder) -> StopRequest | None:
     """Whether a stop request is seen from here, now; never raises."""
     with contextlib.suppress(OSError):
         return read_stop_request(folder)
+    return None
+
+
+def request_finish(folder: RunFolder, *, anneal_epochs: int) -> None:
+    """Ask a training to end early, as a trained run. Raises StorageError."""
+    write_json_atomic(folder.finish_file, FinishRequest(anneal_epochs=anneal_epochs).model_dump())
+
+
+def finish_request_seen(folder: RunFolder) -> FinishRequest | None:
+    """Whether somebody asks the training to end early; never raises."""
+    with contextlib.suppress(OSError):
+        return _read(folder.finish_file, FinishRequest)
     return None
 
 

@@ -78,6 +78,16 @@ class RunFolder:
         return self.own / "stop.json"
 
     @property
+    def finish_file(self) -> Path:
+        """Present when somebody asked this run to end before its schedule, as a trained run."""
+        return self.own / "finish.json"
+
+    @property
+    def expected_file(self) -> Path:
+        """How long an epoch was expected to take when the run began, if anything was known of it."""
+        return self.own / "expected.json"
+
+    @property
     def queue_file(self) -> Path:
         """Present when somebody asked for another place in the queue."""
         return self.own / "queue.json"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.plans import Labels
 from trainers.contract.run_spec import Schedule
 from trainers.contract.trainer_table import Rate
@@ -55,9 +56,15 @@ class Learner:
     def __post_init__(self) -> None:
         self.on_device = HandOver(self.device)
 
-    def start_epoch(self, epoch: int) -> float:
-        """Set and return nnU-Net's learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it."""
-        rate = learning_rate(self.schedule, epoch, self.curve)
+    def start_epoch(self, epoch: int, early_end: EarlyEnd | None = None) -> float:
+        """Set and return nnU-Net's learning rate of `epoch`, a function of the epoch alone, so that a resume cannot shift it.
+
+        With an early end it is annealed from where the schedule had it when that took effect.
+        """
+        if early_end is not None and early_end.anneals(epoch):
+            rate = early_end.rate(epoch, learning_rate(self.schedule, early_end.anneal_from, self.curve))
+        else:
+            rate = learning_rate(self.schedule, epoch, self.curve)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate

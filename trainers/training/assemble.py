@@ -148,7 +148,7 @@ def progress_from(committed: Committed | None, schedule: Schedule) -> TrainingPr
     """What a state has reached; nothing for a fresh run."""
     if committed is None:
         return TrainingProgress(best_policy=BestRecord(decay=schedule.ema_decay))
-    return TrainingProgress(history=committed.history, best_policy=committed.best_policy, in_flight=committed.in_flight)
+    return TrainingProgress(committed.history, committed.best_policy, committed.in_flight, committed.early_end)
 
 
 def restore(spec: RunSpec, folder: RunFolder, learner: Learner, committed: Committed | None) -> None:

@@ -1,7 +1,7 @@
 """The training loop: restore; for each epoch: train, validate, gather, decide, save.
 
 Every rank runs this code and calls every collective; only rank 0 decides what is stored and writes it. There is one collective per
-epoch of ours (counts, losses and the stop request in one small vector) beside those of DDP and of a batch Dice, and a flag between the
+epoch of ours (counts, losses and requests in one small vector) beside those of DDP and of a batch Dice, and a flag between the
 CPUs every few iterations (`trainers/training/mid_epoch.py`).
 
 Shapes: B batch of this rank, C class, Z Y X voxels.
@@ -19,15 +19,15 @@ from trainers.contract.bottleneck import describe_limit
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.records import Heartbeat as HeartbeatRecord
-from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderPlacement, RunSpec
 from trainers.data.batches import BatchSource, SplitName
 from trainers.errors import DivergedError
 from trainers.network.learner import Learner
 from trainers.storage.files import write_heartbeat
+from trainers.training.asked import Asked, asked_of, with_early_end
 from trainers.training.mid_epoch import MidEpochSaver
-from trainers.training.node_load import node_load
+from trainers.training.node_load import device_kind, node_load
 from trainers.training.pseudo_dice import batch_counts, dice_per_class, gather_epoch, mean_dice, updated, zero_counts
 from trainers.training.state import TrainingProgress
 from trainers.training.world import World
@@ -41,14 +41,14 @@ End = Literal["TRAINED", "STOPPED"]
 @dataclass(frozen=True)
 class EpochTotals:
     """One epoch over all ranks: losses as means over its global batches, pseudo-Dice per class, the longest wait for data of a rank, and
-    whether rank 0 saw a stop request.
+    which requests rank 0 saw.
     """
 
     train_loss: float
     val_loss: float
     pseudo_dice: tuple[float, ...]
     longest_wait_s: float
-    is_stopping: bool
+    asked: Asked
 
 
 def train(
@@ -60,36 +60,39 @@ def train(
     mid_epoch: MidEpochSaver,
     reached: TrainingProgress,
 ) -> End:
-    """Train from what is `reached` to the last epoch, or to the end of the epoch in which a stop was asked for.
+    """Train from what is `reached` to the last epoch, or to the end of the epoch in which a stop or an early end was asked for.
 
     `mid_epoch` saves within epochs and holds the writer of states, which is there on rank 0 only. Returns how training ended; the newest
     committed state says how far it came.
     """
     heartbeats, writer = Heartbeats(folder, world, learner.fencing_token), mid_epoch.writer
     is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
-    is_stopping = is_between and world.main_decides(world.is_main and stop_request_seen(folder) is not None)
-    while reached.epochs_done < spec.schedule.epochs and not is_stopping:
+    asked = world.from_main(asked_of(folder, world)) if is_between else Asked()
+    was_trained, reached = reached.is_trained(spec.schedule.epochs), with_early_end(reached, asked, spec)
+    if writer is not None and reached.is_trained(spec.schedule.epochs) and not was_trained:
+        writer.commit(reached, False, learner.tensors)  # what was the end of an epoch is the final state now
+    while not (reached.is_trained(spec.schedule.epochs) or asked.is_stopping):
         epoch, clock = reached.epochs_done, Clock(source, reached)
-        learning_rate = learner.start_epoch(epoch)
+        learning_rate = learner.start_epoch(epoch, reached.early_end)
 
         train_loss = train_epoch(learner, source, reached, heartbeats, mid_epoch)
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heartbeats)
         clock.lap("val")
-        is_stop_requested = world.is_main and stop_request_seen(folder) is not None
-        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), is_stop_requested=is_stop_requested)
+        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), asked_of(folder, world))
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
         row = epoch_row(spec, world, learner, epoch, learning_rate, totals, best, clock, held_s=writer.held_s if writer else 0.0)
-        reached = TrainingProgress(history=(*reached.history, row), best_policy=best)
+        asked = totals.asked
+        reached = TrainingProgress((*reached.history, row), best, early_end=reached.early_end)
+        reached = with_early_end(reached, asked, spec)
         if writer is not None:
             writer.commit(reached, is_best, learner.tensors)
             log.info(describe(row, is_best, spec.loader.placement))
-        is_stopping = totals.is_stopping
     if writer is not None:
         writer.drain()
-    return "TRAINED" if reached.epochs_done >= spec.schedule.epochs else "STOPPED"
+    return "TRAINED" if reached.is_trained(spec.schedule.epochs) else "STOPPED"
 
 
 def train_epoch(
@@ -131,21 +134,21 @@ def gather(
     val_loss: torch.Tensor,
     counts_3C: torch.Tensor,
     waited_s: float,
-    *,
-    is_stop_requested: bool,
+    asked: Asked,
 ) -> EpochTotals:
-    """The one collective of an epoch: counts, losses, each rank's wait and the stop request that rank 0 has seen, summed over the ranks."""
-    own = torch.zeros(1 + world.world_size, dtype=torch.float64)
-    own[0], own[1 + world.global_rank] = float(is_stop_requested), waited_s
+    """The one collective of an epoch: counts, losses, each rank's wait and the requests that rank 0 has seen, summed over the ranks."""
+    own = torch.zeros(2 + world.world_size, dtype=torch.float64)
+    own[0], own[1] = asked.as_numbers
+    own[2 + world.global_rank] = waited_s
     counts_3C, sums = gather_epoch(counts_3C, torch.cat([torch.stack([train_loss, val_loss]), own.to(learner.device)]))
     schedule, ranks = learner.schedule, learner.world_size
-    train_sum, val_sum, is_stopping, *waits_s = sums.tolist()
+    train_sum, val_sum, stop, finish, *waits_s = sums.tolist()
     return EpochTotals(
         train_loss=train_sum / (ranks * schedule.train_iterations),
         val_loss=val_sum / (ranks * schedule.val_iterations),
         pseudo_dice=dice_per_class(counts_3C),
         longest_wait_s=max(waits_s),
-        is_stopping=is_stopping > 0,
+        asked=Asked.of_numbers(stop, finish),
     )
 
 
@@ -239,6 +242,7 @@ def epoch_row(
         samples_per_s=samples / clock.laps["train"],
         gpu_memory_gib=learner.peak_memory_gib(),
         system=node_load(learner.device) if world.is_main else {},
+        device=device_kind(learner.device),
     )
 
 

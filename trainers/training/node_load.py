@@ -1,9 +1,23 @@
 """How busy this node is, under the names that MLflow gives its system metrics."""
 
 import contextlib
+import functools
+import platform
+from pathlib import Path
 
 import psutil
 import torch
+
+
+@functools.cache
+def device_kind(device: torch.device) -> str:
+    """The name of the GPU that `device` names, or of this node's CPU; empty where the system does not name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        names = (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        return next(names, platform.processor())
+    return platform.processor()
 
 
 def node_load(device: torch.device) -> dict[str, float]:

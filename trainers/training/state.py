@@ -36,6 +36,7 @@ from trainers.contract.commits import (
     order_of,
     state_stem,
 )
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import check_fence, gone_when_superseded, newest_token
 from trainers.contract.requests import acknowledge_save, complete_save
 from trainers.contract.run_folder import RunFolder
@@ -60,6 +61,8 @@ class TrainingProgress:
     best_policy: BestRecord = field(default_factory=BestRecord)
     in_flight: InFlight | None = None
     """Within an epoch: how far it has come."""
+    early_end: EarlyEnd | None = None
+    """Where somebody asked for an end before that of the schedule."""
 
     @property
     def epochs_done(self) -> int:
@@ -80,6 +83,10 @@ class TrainingProgress:
     def position(self) -> tuple[int, int]:
         """Epochs and iterations done."""
         return self.epochs_done, self.iterations_done
+
+    def is_trained(self, epochs: int) -> bool:
+        """True once all epochs of a schedule of `epochs` are done, or those until the early end."""
+        return self.epochs_done >= (epochs if self.early_end is None else self.early_end.epochs)
 
 
 @dataclass
@@ -177,10 +184,11 @@ class StateWriter:
             fencing_token=self.fencing_token,
             history=reached.history,
             in_flight=reached.in_flight,
+            early_end=reached.early_end,
             best_policy=reached.best_policy,
             best=self._best,
             candidates=self._candidates,
-            final=state if reached.epochs_done >= self.total_epochs else None,
+            final=state if reached.is_trained(self.total_epochs) else None,
             state_sha256=state.sha256,
             state_size_bytes=state.size_bytes,
             rounding_version=ROUNDING_VERSION,

@@ -223,6 +223,27 @@ def test_a_stop_of_several_runs_is_one_request(machine: Machine) -> None:
     assert second[-1] == "--now"
 
 
+def test_an_early_end_is_asked_of_what_has_trained_and_still_trains(machine: Machine) -> None:
+    for key, state, epochs in (
+        ("a", RunState.RUNNING, 0),
+        ("b", RunState.QUEUED, 2),
+        ("c", RunState.QUEUED, 0),
+        ("d", RunState.VALIDATING, 3),
+    ):
+        machine.jobs.campaign(key, "RUNNING", state, 1, run_key=key, epochs_done=epochs)
+    machine.jobs.add("test-a-0", "test", "RUNNING", run_key="")
+    assert [status.run_key for status in api.stop(everything=True, finish=True, anneal=5)] == ["a", "b", "c", "d"]
+    (request,) = machine.jobs.controls
+    assert [request[i + 1] for i, word in enumerate(request) if word == "--run-key"] == ["a", "b"]
+    assert request[-3:] == ["--finish", "--anneal", "5"]
+    assert machine.jobs.stopped == []
+    for wrong in ({"finish": True, "now": True}, {"anneal": 3}, {"finish": True, "anneal": -1}):
+        with pytest.raises(ConfigError, match="do not go together"):
+            api.stop(everything=True, **wrong)
+    with pytest.raises(ConfigError, match="is a test set"):
+        api.stop(["test-a-0"], finish=True)
+
+
 def test_a_stop_of_runs_whose_folders_are_seen_here_starts_no_job(machine: Machine, tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.campaign(run := stage.run(0))

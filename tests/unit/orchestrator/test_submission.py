@@ -50,13 +50,18 @@ class Head(FakeJobs):
     def __init__(self) -> None:
         super().__init__()
         self.started: list[str] = []
+        self.only_failed = False
+        """What the newest resume asked for."""
         self.text = line_of(Planned(plan=NO_ROWS)) + "\n"
         """What a campaign prints that somebody waits for."""
 
     def submit_campaign(self, campaign: str, experiment_yaml: str, *, handed: Sequence[HandedRun] = (), **more: Any) -> str:
         return self._start(campaign, handed)
 
-    def submit_resume(self, campaign: str, results: str, names: Sequence[str], uri: str, handed: Sequence[HandedRun] = ()) -> str:
+    def submit_resume(
+        self, campaign: str, results: str, names: Sequence[str], uri: str, *, only_failed: bool, handed: Sequence[HandedRun] = ()
+    ) -> str:
+        self.only_failed = only_failed
         return self._start(campaign, handed)
 
     def submit_revalidation(
@@ -328,6 +333,20 @@ def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_w
     assert place.head.started == []
     with pytest.raises(ConfigError, match="there is no run 'nonsense'"):
         api.resume(["nonsense"], results=place.tiny.results)
+
+
+def test_a_resume_of_what_failed_hands_over_nothing_that_was_cut_off(place: Place) -> None:
+    spec = place.trained(0)
+    assert api.resume(results=place.tiny.results, only_failed=True).plan.rows == ()
+    failed = Outcome(job="validation", state="FAILED_CODE", fencing_token=1, message="why")
+    assert write_outcome(RunFolder(spec.run_folder), failed)
+    assert api.resume(results=place.tiny.results).plan.rows == ()
+    assert [row.run_key for row in api.resume(results=place.tiny.results, only_failed=True).plan.rows] == [spec.run_key]
+    assert place.head.only_failed
+    with pytest.raises(ConfigError, match="both named"):
+        api.resume([spec.run_key], results=place.tiny.results, campaign="c1")
+    with pytest.raises(ConfigError, match="there is no campaign 'nonsense'"):
+        api.resume(results=place.tiny.results, campaign="nonsense")
 
 
 def test_more_runs_than_a_job_can_carry_are_sent_without_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

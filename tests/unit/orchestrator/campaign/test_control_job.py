@@ -11,7 +11,7 @@ from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.publishing import reconcile
 from orchestrator.publishing.reconcile import Synced
 from tests.fake_campaign import Stage, look
-from trainers.contract.requests import StopRequest, read_stop_request
+from trainers.contract.requests import FinishRequest, StopRequest, finish_request_seen, read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 
@@ -32,6 +32,16 @@ def test_a_gentle_stop_leaves_a_training_its_epoch_and_a_validation_its_cases_in
     assert read_stop_request(folder) == StopRequest(is_now=False)
     stage.cluster.training_ends(run)
     stop(folder, run.run_key, stage.cluster, is_now=False)
+    assert stage.cluster.stopped == []
+
+
+def test_an_early_end_is_written_down_and_ends_no_job(stage: Stage) -> None:
+    run, other = stage.run(0), stage.run(1)
+    look(stage.campaign(run, other))
+    folders = [str(run.run_folder), str(other.run_folder)]
+    assert main(["stop", *folders, "--run-key", run.run_key, "--run-key", other.run_key, "--finish", "--anneal", "3"]) == 0
+    assert [finish_request_seen(RunFolder(spec.run_folder)) for spec in (run, other)] == [FinishRequest(anneal_epochs=3)] * 2
+    assert read_stop_request(RunFolder(run.run_folder)) is None
     assert stage.cluster.stopped == []
 
 

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.experiment.estimates import Measured
 from orchestrator.queue.admission import Decision
-from tests.fake_campaign import Stage, look
-from trainers.contract.run_spec import LoaderSpec, WorkerSpec
+from orchestrator.run.estimate import ExpectedDuration, estimate_error
+from tests.fake_campaign import Stage, finish_on_disk, look
+from tests.fake_run import epoch_row
+from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.records import read_record
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import LoaderSpec, RunSpec, WorkerSpec
+from trainers.storage.files import write_atomic
 
 
 @pytest.fixture
@@ -51,3 +58,36 @@ def test_loaders_on_other_nodes_are_waited_for_and_held_as_the_workers_are(stage
     (held,) = type(entry := campaign._dispatcher.entry([followed])).model_validate_json(entry.model_dump_json()).holding
     assert (waits.workers, held.workers) == (run.gang, run.gang)
     assert run.gang == WorkerSpec(count=1, gpus=1, cpus=1, loader_cpus=5)
+
+
+def test_a_run_that_begins_records_what_its_epochs_are_expected_to_take_and_at_its_end_how_wrong_that_was(stage: Stage) -> None:
+    """By hand: three folds took 10, 20 and 30 s an epoch, so 20 are expected of the fourth, which takes 22: 10 % longer."""
+    *before, fourth = (stage.run(fold) for fold in range(4))
+    for run, seconds in zip(before, (10.0, 20.0, 30.0), strict=True):
+        _trained(run, seconds)
+    look(stage.campaign(fourth))
+    folder = RunFolder(fourth.run_folder)
+    assert read_record(folder.expected_file, ExpectedDuration).epoch_s == 20.0  # type: ignore[union-attr]
+    assert estimate_error(folder, _trained(fourth, 22.0)) == pytest.approx(0.1)
+    measured = Measured()
+    assert measured.epoch_s(fourth) == pytest.approx(21.0)
+    assert measured.errors() == pytest.approx([0.1])
+
+
+def test_of_a_first_run_nothing_is_expected(stage: Stage) -> None:
+    look(stage.campaign(run := stage.run(0)))
+    assert not RunFolder(run.run_folder).expected_file.exists()
+
+
+def _trained(run: RunSpec, epoch_s: float) -> Committed:
+    """Leave the folder of a run that is trained, each of whose epochs took so long on its workers."""
+    finish_on_disk(run)
+    folder = RunFolder(run.run_folder)
+    write_atomic(folder.spec_file, run.model_dump_json().encode())
+    committed = newest_committed(folder)
+    assert committed is not None
+    measures = {"epoch_s": epoch_s, "world_size": run.workers.least, "gpu_memory_gib": float(run.workers.gpus)}
+    rows = tuple(epoch_row(epoch).model_copy(update=measures) for epoch in range(run.schedule.epochs))
+    committed = committed.model_copy(update={"history": rows})
+    write_atomic(folder.state / f"{committed.stem}.json", committed.model_dump_json().encode())
+    return committed

@@ -78,6 +78,7 @@ class FakeJobs:
         num_drivers: int = 0,
         run_key: str = "r",
         run_folder: Path = Path("/r"),
+        epochs_done: int = 0,
     ) -> None:
         status = RunStatus(
             run_key=run_key,
@@ -85,6 +86,7 @@ class FakeJobs:
             campaign=name,
             state=state,
             epochs=1,
+            epochs_done=epochs_done,
             since_unix=since,
             num_drivers=num_drivers,
             run_folder=run_folder,

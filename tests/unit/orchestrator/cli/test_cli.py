@@ -195,8 +195,11 @@ class FakeApi:
         cluster: str | None = None,
         on_submit: Callable[[str], None] | None = None,
         on_wait: Callable[[str], None] | None = None,
+        *,
+        only_failed: bool = False,
+        campaign: str | None = None,
     ) -> Any:
-        self._ask("resume", tuple(runs), results, cluster)
+        self._ask("resume", tuple(runs), results, cluster, *(["failed"] if only_failed else []), *([campaign] if campaign else []))
         if on_wait:
             on_wait("workers may still be at work")
         return self._sent(on_submit)
@@ -263,10 +266,14 @@ class FakeApi:
         *,
         campaign: str | None = None,
         everything: bool = False,
+        finish: bool = False,
+        anneal: int = 0,
         on_wait: Callable[[str], None] | None = None,
         on_test_set: Callable[[JobRecord], None] | None = None,
     ) -> list[RunStatus]:
-        self._ask("stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []))
+        self._ask(
+            "stop", tuple(runs), now, *([campaign] if campaign else []), *(["all"] if everything else []), *([anneal] if finish else [])
+        )
         before, self.runs = self.runs, [run_status(state=RunState.STOPPED)]
         if on_test_set is not None:
             for job in self.test_sets:
@@ -513,6 +520,22 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     nnfleet("stop", "--campaign", "c1", "--now")
     nnfleet("stop", "--all")
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
+
+
+def test_stop_with_finish_says_what_becomes_of_each(nnfleet: Nnfleet, api: FakeApi) -> None:
+    states = (RunState.QUEUED, RunState.RUNNING, RunState.VALIDATING, RunState.SUCCEEDED)
+    api.runs = [run.model_copy(update={"epochs_done": 0}) if run.state is RunState.QUEUED else run for run in folds("17/2d/t", *states)]
+    _, out, _ = nnfleet("stop", "17/2d/t", "--finish", "--anneal", "10")
+    assert api.asked == [("stop", ("17/2d/t",), False, 10)]
+    for text in (
+        "was not asked: it has trained no epoch yet; `nnfleet stop` takes it out of the queue",
+        "asked to end early after 10 more epochs with an annealed learning rate; then it is validated (was RUNNING, epoch 12/50)",
+        "was not asked: it is trained already and is being validated",
+        "had ended before: SUCCEEDED",
+    ):
+        assert text in out
+    api.runs = [run_status(phase="train")]
+    assert "asked to end early after the epoch in flight; then it is validated" in nnfleet("stop", "17", "--finish")[1]
 
 
 def test_status_and_stop_name_a_test_set_at_work_with_its_id(nnfleet: Nnfleet, api: FakeApi) -> None:

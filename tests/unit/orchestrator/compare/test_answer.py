@@ -106,6 +106,32 @@ def test_seeds_of_one_model_count_as_one_and_their_spread_is_stated(tmp_path: Pa
     assert "is better than" in answer.verdict
 
 
+def test_a_model_that_ended_early_is_compared_with_others_on_request_alone_and_named(tmp_path: Path) -> None:
+    validated_model(tmp_path, noisy(0, 1), FOLDS)
+    early = "after 1 of 1000 epochs, learning rate not annealed"
+    validated_model(tmp_path, noisy(0.1, 2), FOLDS, is_ended_early=True, **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    with pytest.raises(ConfigError, match=f"was trained by another schedule than nnUNetTrainerDA5: early end [(]none instead of {early}"):
+        found(tmp_path)
+    notes = found(tmp_path, force=True).answer.notes
+    assert f"nnUNetTrainerDA5 ended early, as asked: {early}." in notes
+
+
+def test_two_models_that_ended_alike_are_compared_and_both_are_named(tmp_path: Path) -> None:
+    validated_model(tmp_path, noisy(0, 1), FOLDS, is_ended_early=True)
+    validated_model(tmp_path, noisy(0.1, 2), FOLDS, is_ended_early=True, **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    assert sorted(note.partition(" after ")[0] for note in found(tmp_path).answer.notes) == [
+        "nnUNetTrainer ended early, as asked:",
+        "nnUNetTrainerDA5 ended early, as asked:",
+    ]
+
+
+def test_a_fold_that_ended_early_is_no_fold_of_a_model_that_did_not(tmp_path: Path) -> None:
+    validated_model(tmp_path, noisy(0, 1), FOLDS, trained=[0])
+    validated_model(tmp_path, noisy(0, 1), FOLDS, trained=[1], is_ended_early=True)
+    with pytest.raises(ConfigError, match="fold 1 differs from fold 0 in early_end [(]after 1 of 1000 epochs"):
+        found(tmp_path)
+
+
 def test_folds_that_are_missing_are_named(base: Path) -> None:
     validated_model(base, noisy(0, 3), FOLDS, trained=[0, 1], configuration="2d", model_folder=folder_of(base, "2d"))
     answer = found(base).answer

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.plan import estimate_line
-from orchestrator.experiment.estimates import Measured
+from orchestrator.experiment.estimates import EpochTime, Measured
 from orchestrator.experiment.plan import plan_of_runs
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.run.estimate import estimate_error, estimate_metrics, note_expected
 from tests.fake_run import FakeRun, epoch_row
+from trainers.contract.commits import newest_committed
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
 
 TWO_CPUS = WorkerSpec(count=2, gpus=0, cpus=1)
@@ -57,9 +60,59 @@ def test_a_plan_shows_what_its_training_is_expected_to_take_or_that_it_is_not_kn
     report = plan_of_runs("e", specs, [NodeResources("n", CPUS, CPUS)])
     assert [row.training_s for row in report.rows] == [8 * 3600.0, 10 * 3600.0]
     assert estimate_line(report) == (
-        "Expected training, by epochs that were measured before: 8.0 to 10.0 h a run (2 runs); validation comes on top."
+        "Expected training, by epochs that were measured before: 8.0 to 10.0 h a run (2 runs); validation comes on top. "
+        "How wrong such an expectation is was not recorded for these models yet."
     )
     other = made(tmp_path / "other", 0)
     unknown = plan_of_runs("e", [other], [NodeResources("n", CPUS, CPUS)])
     assert unknown.rows[0].training_s is None
     assert estimate_line(unknown).startswith("Expected duration: not known")
+
+
+def trained(base: Path, fold: int, expected_s: float, *seconds: float, device: str = "") -> RunSpec:
+    """A fold that is trained to its end, of whose epochs `expected_s` each were expected."""
+    run = FakeRun(base, f"toy-{fold}", fold, workers=TWO_CPUS, schedule=Schedule(epochs=len(seconds)))
+    note_expected(run.folder, expected_s)
+    note_expected(run.folder, 99.0)  # of a later start
+    run.rows = [epoch_row(epoch).model_copy(update={"epoch_s": each, "device": device}) for epoch, each in enumerate(seconds)]
+    run.finish()
+    return run.spec
+
+
+def test_the_plan_says_how_wrong_the_expectations_of_the_last_runs_were(tmp_path: Path) -> None:
+    """By hand: 10 % longer, 20 % shorter."""
+    specs = [trained(tmp_path, 0, 10.0, 11.0, 11.0), trained(tmp_path, 1, 10.0, 8.0, 8.0), made(tmp_path, 2)]
+    report = plan_of_runs("e", specs, [NodeResources("n", CPUS, CPUS)])
+    assert sorted(report.estimate_errors) == pytest.approx([-0.2, 0.1])
+    assert estimate_line(report).endswith("Such expectations were within 20% in the last 2 runs.")
+
+
+def test_an_unfinished_run_and_one_of_which_nothing_was_expected_record_no_error(tmp_path: Path) -> None:
+    unfinished = FakeRun(tmp_path, "a", 0)
+    note_expected(unfinished.folder, 1.0)
+    assert estimate_metrics(unfinished.folder, unfinished.epoch()) == {}
+    other = FakeRun(tmp_path, "b", 1)
+    other.epoch()
+    assert estimate_error(other.folder, other.finish()) is None
+
+
+def test_epochs_are_taken_of_the_kind_of_device_that_trained_last(tmp_path: Path) -> None:
+    trained(tmp_path, 0, 1.0, 10.0, 10.0, device="slow")
+    last = trained(tmp_path, 1, 1.0, 2.0, 2.0, device="fast")
+    committed = newest_committed(RunFolder(last.run_folder))
+    assert committed is not None
+    rows = tuple(row.model_copy(update={"ended_unix": row.ended_unix + 1e6}) for row in committed.history)
+    newer = committed.model_copy(update={"history": rows})
+    (RunFolder(last.run_folder).state / f"{committed.stem}.json").write_text(newer.model_dump_json())
+    spec = made(tmp_path, 2)
+    assert Measured().epoch_time(spec) == EpochTime(2.0, "fast")
+    report = plan_of_runs("e", [spec], [NodeResources("n", CPUS, CPUS)])
+    assert "measured before on fast: " in estimate_line(report)
+
+
+def test_a_price_per_gpu_hour_gives_the_cost(tmp_path: Path) -> None:
+    report = plan_of_runs("e", [made(tmp_path, 0, 3600.0, 3600.0)], [NodeResources("n", CPUS, CPUS)])
+    (row,) = report.rows
+    on_gpus = row.model_copy(update={"spec": row.spec.model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)})})
+    priced = report.model_copy(update={"rows": (on_gpus,), "cost_per_gpu_hour": 2.5})
+    assert "16.0 GPU-hours in all (cost: 40.00, at 2.5 per GPU-hour)" in estimate_line(priced)

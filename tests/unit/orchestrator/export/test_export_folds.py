@@ -55,6 +55,23 @@ def change(folder: RunFolder, **changes: object) -> None:
     write_json_atomic(folder.spec_file, {**read_json(folder.spec_file, "run"), **changes})
 
 
+def test_a_model_that_ended_early_is_exported_as_that(tmp_path: Path) -> None:
+    validated_model(tmp_path, lambda case, name: 0.5, FOLDS, is_ended_early=True)
+    exported = export(tmp_path)
+    assert exported.early_end == "after 1 of 1000 epochs, learning rate not annealed"
+    result = CliRunner().invoke(app, ["export", MODEL, str(tmp_path / "model"), "--results", str(tmp_path / "results")])
+    assert f"Not the full schedule: ended early, as asked, {exported.early_end}." in result.stderr
+    shown = CliRunner().invoke(app, ["export", MODEL, str(tmp_path / "model"), "--results", str(tmp_path / "results"), "--json"])
+    assert json.loads(shown.stdout)["early_end"] == exported.early_end
+
+
+def test_a_fold_that_ended_early_goes_into_no_folder_with_one_that_did_not(tmp_path: Path) -> None:
+    validated_model(tmp_path, lambda case, name: 0.5, FOLDS, trained=[0])
+    validated_model(tmp_path, lambda case, name: 0.5, FOLDS, trained=[1], is_ended_early=True)
+    with pytest.raises(ConfigError, match="early_end"):
+        export(tmp_path)
+
+
 def test_all_folds_of_a_model_become_one_folder(folds: list[RunFolder], tmp_path: Path) -> None:
     exported = export(tmp_path)
     assert exported.folds == {number: ("best", "final") for number in "012"}

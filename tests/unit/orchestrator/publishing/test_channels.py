@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from orchestrator.publishing.metrics_channel import MetricsChannel
 from orchestrator.publishing.publisher import Publisher, deliver_run
 from orchestrator.publishing.upload_links import LONGEST_UPLOAD_S, UploadLinks, clear_uploads
 from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, picture_name
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking import client
 from orchestrator.tracking.binding import bound_run, noted_run_id
+from orchestrator.tracking.groups import grouping_tags
+from orchestrator.tracking.records import EARLY_END_TAG
 from orchestrator.validation.job import deliver_all
 from tests.fake_run import FakeRun
 from tests.validated_model import validated_model
@@ -159,3 +162,25 @@ def test_the_name_of_a_picture_begins_with_the_dice_of_its_case(tmp_path: Path) 
     hidden = picture_name(results[0], "salt")
     assert hidden.startswith("0.500_")
     assert "case_0" not in hidden
+
+
+def test_an_early_end_is_a_tag_and_groups_the_run_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags: dict[str, str] = {}
+    monkeypatch.setattr(client, "Tracker", FakeTracker)
+    monkeypatch.setattr(FakeTracker, "calls", [], raising=False)
+    monkeypatch.setattr(FakeTracker, "set_tags", lambda self, run_id, new: tags.update(new), raising=False)
+    run = FakeRun(tmp_path)
+    run.track("http://mlflow", "r")
+    run.epoch()
+    channel = MetricsChannel(run.folder, run.fencing_token)
+    channel.send(closing=False)
+    assert EARLY_END_TAG not in tags
+    run.end_early()
+    channel.send(closing=True)
+    early = "after 1 of 1000 epochs, learning rate not annealed"
+    assert tags[EARLY_END_TAG] == early
+    assert tags["nnfleet.schedule"] == f"1000 epochs (ended early {early})"
+    assert tags["nnfleet.group"] != grouping_tags(run.spec)["nnfleet.group"]
+    tags.clear()
+    channel.send(closing=False)
+    assert not tags, "once is enough"

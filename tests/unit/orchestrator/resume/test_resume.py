@@ -12,6 +12,7 @@ from orchestrator.resume.unfinished import choose, find_runs, of_one_server
 from orchestrator.run.below import results_folder
 from orchestrator.run.outcome import EndState, Outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -60,10 +61,41 @@ def test_what_a_person_or_an_error_ended_is_left_unless_it_is_named(stage: Stage
     assert taken(stage, "key0", "1/3d/nnUNetTrainer/1", "key3") == ["key0", "key1", "key3"]
 
 
+def test_only_what_failed_is_taken_of_all_or_of_the_named_runs_and_nothing_that_was_stopped(stage: Stage) -> None:
+    states: list[EndState | None] = ["FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER", "STOPPED", None, "FAILED_CODE"]
+    for fold, state in enumerate(states):
+        claimed(stage, fold, state)
+    write_json_atomic(RunFolder(stage.run(5).run_folder).stop_file, {"now": False})
+    finish_on_disk(claimed(stage, 6, "SUCCEEDED"))
+    found = find_runs(stage.base / "results")
+    choice = choose(*found, (), stage.base, only_failed=True)
+    assert [run.spec.run_key for run in choice.taken] == ["key0", "key1", "key2"]
+    assert [text.partition(") ")[2] for text in choice.left] == [
+        *["did not fail."] * 2,
+        "failed, and was asked to stop.",
+        "did not fail.",
+    ]
+    named = choose(*found, ("key1", "key3"), stage.base, only_failed=True)
+    assert [run.spec.run_key for run in named.taken] == ["key1"]
+
+
 def test_a_finished_run_is_left_named_or_not(stage: Stage) -> None:
     run = claimed(stage, 0, "SUCCEEDED")
     finish_on_disk(run)
     assert taken(stage) == taken(stage, "key0") == []
+
+
+def test_a_run_that_ended_early_as_asked_is_finished_and_is_left_with_its_terms(stage: Stage) -> None:
+    """It has its final weights, validated and published; another training of it is another run (`replicate`), or follows `rm`."""
+    run = claimed(stage, 0, "SUCCEEDED")
+    finish_on_disk(run, early_end=EarlyEnd(epochs=run.schedule.epochs - 1))
+    (found,), _ = find_runs(stage.base / "results")
+    assert (found.progress.stage, found.progress.epochs_left) == ("finished", 0)
+    why = f"is finished (ended early {found.progress.early_end})."
+    assert choose([found], (), ("key0",), stage.base).left == (f"1/3d/nnUNetTrainer/0 (key0) {why}",)
+    status = status_of_stored(found)
+    assert (status.state, status.epochs) == (RunState.SUCCEEDED, run.schedule.epochs - 1)
+    assert status.reason == f"Ended early, as asked: {found.progress.early_end}."
 
 
 def test_damaged_and_moved_runs_are_told_and_stop_no_other(stage: Stage) -> None:

@@ -20,6 +20,7 @@ from trainers.network.checkpoint import copied_to_cpu
 from trainers.network.hand_over import HandOver
 from trainers.network.learner import Learner, learning_rate
 from trainers.network.optimizer import sgd
+from trainers.training.asked import Asked
 from trainers.training.assemble import ModelConfig, assemble, model_config, warm_up
 from trainers.training.loop import EpochTotals, check_finite
 from trainers.training.state import TrainingProgress
@@ -119,7 +120,7 @@ def test_running_statistics_that_are_no_numbers_are_not_saved_and_part_no_ranks(
     assert norm.running_var is not None
     norm.running_var[0] = torch.inf
     assert not learner.is_state_finite()
-    totals = EpochTotals(train_loss=0.5, val_loss=math.nan, pseudo_dice=(0.5,), longest_wait_s=0.0, is_stopping=False)
+    totals = EpochTotals(train_loss=0.5, val_loss=math.nan, pseudo_dice=(0.5,), longest_wait_s=0.0, asked=Asked())
     check_finite(totals, learner, TrainingProgress())
     with torch.no_grad():
         norm.weight[0] = torch.nan

@@ -1,0 +1,50 @@
+"""What somebody asks of a run that trains: to stop, or to end early as a trained run. Rank 0 sees it, all ranks act on it alike."""
+
+import logging
+from dataclasses import dataclass, replace
+
+from trainers.contract.early_end import early_end_after
+from trainers.contract.requests import finish_request_seen, stop_request_seen
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.training.state import TrainingProgress
+from trainers.training.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks of the run, as rank 0 sees it at the end of an epoch."""
+
+    is_stopping: bool = False
+    anneal_epochs: int | None = None
+    """To end early, after so many more epochs; None: nobody asks for it."""
+
+    @property
+    def as_numbers(self) -> tuple[float, float]:
+        """To be summed over the ranks, of which all but rank 0 contribute zeros."""
+        return float(self.is_stopping), 0.0 if self.anneal_epochs is None else 1.0 + self.anneal_epochs
+
+    @classmethod
+    def of_numbers(cls, stop: float, finish: float) -> "Asked":
+        """Back from `as_numbers`."""
+        return cls(stop > 0, round(finish) - 1 if finish > 0 else None)
+
+
+def asked_of(folder: RunFolder, world: World) -> Asked:
+    """What somebody asks of the run now, as rank 0 sees it; the others see nothing."""
+    if not world.is_main:
+        return Asked()
+    finish = finish_request_seen(folder)
+    return Asked(stop_request_seen(folder) is not None, None if finish is None else finish.anneal_epochs)
+
+
+def with_early_end(reached: TrainingProgress, asked: Asked, spec: RunSpec) -> TrainingProgress:
+    """`reached` at the end of an epoch, with the early end that is asked for: from the next commit on it is part of the run."""
+    if asked.anneal_epochs is None:
+        return reached
+    early_end = early_end_after(reached.epochs_done, asked.anneal_epochs, spec.schedule.epochs, reached.early_end)
+    if early_end is not None and early_end != reached.early_end:
+        log.info("%s ends early, as asked: %s", spec.run_key, early_end.text(spec.schedule.epochs))
+    return replace(reached, early_end=early_end)
