@@ -13,9 +13,10 @@ from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.commits import commit_files
 from trainers.contract.plans import Plans, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import OwnPart, RunSpec
 
 OWN_FOLDER = "`variant: NAME` in the experiment file gives the new runs a model folder of their own"
+_OWN: tuple[OwnPart, ...] = ("network", "loss", "recipe")
 ESCAPE = f"{OWN_FOLDER}; or name another nnUNet_results."
 CURES = f"To keep both: {ESCAPE} To start anew here: `nnfleet submit --replace` moves the old run folder aside."
 
@@ -37,6 +38,7 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         found.append(f"validation.candidates ({present.validation.candidates}, now {wanted.validation.candidates})")
     if _pretrained(present) != _pretrained(wanted):
         found.append(f"pretrained_weights ({_pretrained(present)}, now {_pretrained(wanted)})")
+    found += [f"{part} ({_own(present, part)}, now {_own(wanted, part)})" for part in _OWN if _own(present, part) != _own(wanted, part)]
     if present.previous_stage != wanted.previous_stage:
         found.append("the segmentations of the previous stage")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
@@ -44,6 +46,10 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
     elif present.data_digest != wanted.data_digest:
         found.append(data_changes(present, wanted.case_digests))
     return ", ".join(found) or "the recipe's version"
+
+
+def _own(spec: RunSpec, part: OwnPart) -> str:
+    return spec.own.named[part].text if part in spec.own.named else "nnU-Net's"
 
 
 def _pretrained(spec: RunSpec) -> str:

@@ -157,6 +157,7 @@ class _Expansion:
             replicate=self.experiment.replicate,
             variant=variant.name,
             pretrained=self.pretrained,
+            own=self.experiment.own_parts,
             candidates=self.experiment.validation.candidates,
         )
 
@@ -193,6 +194,7 @@ class _Expansion:
             variant=planned.variant,
             replicate=planned.replicate,
             pretrained_weights=planned.pretrained,
+            own=planned.own,
             train_cases=split.train,
             val_cases=split.val,
             patients=self._patients(split),

@@ -29,11 +29,12 @@ from orchestrator.experiment.fields import (
     Trainers,
     VariantName,
 )
+from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, with_code_beside
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
-from trainers.contract.names import Fold
+from trainers.contract.names import Fold, fault_of_variant
 from trainers.contract.run_spec import (
     PRIORITY,
     TOP_PRIORITY,
@@ -41,6 +42,8 @@ from trainers.contract.run_spec import (
     Frozen,
     LoaderSpec,
     Notify,
+    OwnPart,
+    OwnParts,
     Schedule,
     ValidationSpec,
     WorkerSpec,
@@ -100,6 +103,13 @@ class Experiment(Schedule):
     trainers: Trainers = ("nnUNetTrainer",)
     """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; and those variants of
     nnU-Net's that docs/trainers.md lists, such as nnUNetTrainer_250epochs; nnU-Net: nnUNetTrainer."""
+    network: Network = None
+    """A function of your own that builds the network, `module:function` of a Python file beside this file (docs/trainers.md). Without a
+    `variant`, its name is part of the model's."""
+    loss: Loss = None
+    """A function of your own that makes the loss, likewise."""
+    recipe: Recipe = None
+    """A function of your own that makes the augmentation of training samples, likewise."""
     folds: Folds = (0, 1, 2, 3, 4)
     """Folds of splits_final.json by number, or `0-4`; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
@@ -217,6 +227,14 @@ class Experiment(Schedule):
             raise ValueError(f"sweep: {fault}")
         return self
 
+    @model_validator(mode="after")
+    def _nameable(self) -> "Experiment":
+        if self.variant or not self.own_name:
+            return self
+        if fault := next((fault for variant in self.variants(self.trainers[0]) if (fault := fault_of_variant(variant.name))), ""):
+            raise ValueError(f"the variant's name, which would be {self.own_name}, {fault}; name it yourself: `variant: NAME`")
+        return self
+
     def schedule_of(self, trainer: str) -> Schedule:
         """The schedule alone, as a run of `trainer` takes it: what the trainer's name sets stands above the defaults."""
         return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields} | TRAINERS[trainer].schedule)
@@ -224,7 +242,26 @@ class Experiment(Schedule):
     def variants(self, trainer: str) -> list[Variant]:
         """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
         schedule = self.schedule_of(trainer)
-        return variants_of(self.sweep, schedule) if self.sweep else [Variant(self.variant, schedule)]
+        if self.sweep is None:
+            return [Variant(self.variant or self.own_name, schedule)]
+        swept = variants_of(self.sweep, schedule)
+        return [variant._replace(name=f"{self.own_name}_{variant.name}") for variant in swept] if self.own_name else swept
+
+    @property
+    def own_sources(self) -> dict[OwnPart, OwnSource]:
+        """Functions of the user's, with their files."""
+        every: dict[OwnPart, OwnSource | None] = {"network": self.network, "loss": self.loss, "recipe": self.recipe}
+        return {part: source for part, source in every.items() if source is not None}
+
+    @property
+    def own_parts(self) -> OwnParts:
+        """The same as run specifications name them."""
+        return OwnParts(**{part: source.code for part, source in self.own_sources.items()})
+
+    @property
+    def own_name(self) -> str:
+        """What distinguishes such runs from the usual ones in the name of their variant; empty: nothing."""
+        return "_".join(f"{part}-{source.name.replace(':', '.')}" for part, source in self.own_sources.items())
 
     @property
     def num_variants(self) -> int:
@@ -269,7 +306,8 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has."""
     path = Path(path)
     content, root = read_yaml(path)
-    return _checked(_with_table_beside(path, content), str(path), root).model_copy(update=_from_file(path, content))
+    beside = with_code_beside(path.parent, _with_table_beside(path, content))
+    return _checked(beside, str(path), root).model_copy(update=_from_file(path, content))
 
 
 def parse_experiment(text: str, source: str = "experiment") -> Experiment:

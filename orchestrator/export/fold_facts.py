@@ -9,7 +9,7 @@ from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
 OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
 """Parameters of a run in which folds of one model differ."""
-NOT_RECORDED = ("replicate", "pretrained_weights")
+NOT_RECORDED = ("replicate", "pretrained_weights", "network", "loss")
 """Parameters that only runs have which have such."""
 MAX_LISTED = 3
 

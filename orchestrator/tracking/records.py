@@ -196,6 +196,7 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     params = {key: str(getattr(spec, key)) for key in grouping}
     params["recipe"] = NNUNET if spec.imported is not None else spec.recipe
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
+    params |= {part: code.text for part, code in spec.own.named.items()}
     params["variant"] = spec.variant or NO_VARIANT
     params |= {"replicate": spec.replicate} if spec.replicate else {}
     params |= {"candidates": str(spec.validation.candidates)} if spec.validation.candidates else {}
