@@ -43,9 +43,20 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         found.append("the segmentations of the previous stage")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
         found.append("the cases of the fold")
+    elif sizes := [text for name in ("batch_size", "patch_size") if (text := _size_difference(present, wanted, name))]:
+        found += sizes
     elif present.data_digest != wanted.data_digest:
         found.append(data_changes(present, wanted.case_digests))
     return ", ".join(found) or "the recipe's version"
+
+
+def _size_difference(present: RunSpec, wanted: RunSpec, name: str) -> str:
+    before, now = getattr(present, name), getattr(wanted, name)
+    return "" if before == now else f"{name} ({_size_text(before)}, now {_size_text(now)})"
+
+
+def _size_text(size: int | tuple[int, ...] | None) -> str:
+    return "the plans'" if size is None else " x ".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def _own(spec: RunSpec, part: OwnPart) -> str:
@@ -67,10 +78,14 @@ def problems_of_folders(specs: Sequence[RunSpec], plans: Mapping[str, Plans], *,
     for spec in specs:
         present = _kept_by_another(spec)
         if present is None or replaces:
-            found += model_folder_problems(spec, plans[spec.plans], leaving=leaving)
+            found += model_folder_problems(spec, _as_followed(spec, plans), leaving=leaving)
         else:
             others.setdefault(run_differences(present, spec), []).append((RunFolder(spec.run_folder), present, spec))
     return [*found, *(_belong_to_others(runs, differences) for differences, runs in others.items())]
+
+
+def _as_followed(spec: RunSpec, plans: Mapping[str, Plans]) -> Plans:
+    return plans[spec.plans].with_sizes(spec.configuration, spec.batch_size, spec.patch_size)
 
 
 def folders_of_others(specs: Sequence[RunSpec]) -> set[Path]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -29,11 +29,13 @@ from orchestrator.experiment.fields import (
     Trainers,
     VariantName,
 )
+from orchestrator.experiment.first_weights import names_run
 from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, with_code_beside
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
+from trainers.contract.architecture import MAX_SIZE
 from trainers.contract.names import Fold, fault_of_variant
 from trainers.contract.run_spec import (
     PRIORITY,
@@ -110,6 +112,11 @@ class Experiment(Schedule):
     """A function of your own that makes the loss, likewise."""
     recipe: Recipe = None
     """A function of your own that makes the augmentation of training samples, likewise."""
+    batch_size: int | None = Field(None, ge=1, le=MAX_SIZE)
+    """Samples of one optimizer step over all workers, in the place of the plans'. Whether they fit into GPU memory is not checked."""
+    patch_size: tuple[Annotated[int, Field(ge=1, le=MAX_SIZE)], ...] | None = Field(None, min_length=2, max_length=3)
+    """Voxels of a patch along each axis of the plans' configuration, in the place of the plans'; each divisible by the product of the
+    network's strides along it. Memory grows with it, likewise."""
     folds: Folds = (0, 1, 2, 3, 4)
     """Folds of splits_final.json by number, or `0-4`; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
@@ -124,7 +131,8 @@ class Experiment(Schedule):
     """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
     pretrained_weights: Folder | None = None
     """A checkpoint of nnU-Net or nnfleet (.pth) of the same network, with whose weights every run begins, but for the segmentation layers;
-    the nodes see it by this path. nnU-Net: -pretrained_weights."""
+    the nodes see it by this path. Or a run below nnUNet_results, by address (`17/3d_fullres/nnUNetTrainer/0`) or run key, whose final
+    weights are meant; a model without its fold: each fold begins with the same fold. nnU-Net: -pretrained_weights."""
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
@@ -261,7 +269,10 @@ class Experiment(Schedule):
     @property
     def own_name(self) -> str:
         """What distinguishes such runs from the usual ones in the name of their variant; empty: nothing."""
-        return "_".join(f"{part}-{source.name.replace(':', '.')}" for part, source in self.own_sources.items())
+        functions = [f"{part}-{source.name.replace(':', '.')}" for part, source in self.own_sources.items()]
+        batch = [f"batch_size-{self.batch_size}"] if self.batch_size else []
+        patch = [f"patch_size-{'x'.join(map(str, self.patch_size))}"] if self.patch_size else []
+        return "_".join([*functions, *batch, *patch])
 
     @property
     def num_variants(self) -> int:
@@ -295,7 +306,8 @@ class Experiment(Schedule):
                 f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
             )
         named["pretrained_weights"] = self.pretrained_weights
-        return self.model_copy(update={key: expanded(Path(value)) for key, value in named.items() if value})
+        paths = {key: value for key, value in named.items() if value and not (key == "pretrained_weights" and names_run(value))}
+        return self.model_copy(update={key: expanded(Path(value)) for key, value in paths.items()})
 
     def to_yaml(self) -> str:
         """YAML that loads as this same experiment, on any machine; defaults are left out."""
@@ -386,5 +398,6 @@ def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """What a file's place says: its name, and where its relative paths begin (`~` is left to the machine that has the data)."""
     base: Callable[[Any], Path] = lambda value: Path(value) if str(value).startswith("~") else path.parent.absolute() / str(value)  # noqa: E731
     name = "".join(letter if letter.isprintable() else "_" for letter in path.stem)
-    paths = {key: base(content[key]) for key in PATHS if content.get(key)}
+    named = {key: content[key] for key in PATHS if content.get(key)}
+    paths = {key: base(value) for key, value in named.items() if not (key == "pretrained_weights" and names_run(value))}
     return {**paths, **({} if content.get("name") else {"name": name[:NAME_LENGTH]})}

@@ -227,6 +227,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
         "nnfleet.kind": "run",
+        **({"nnfleet.pretrained_run": spec.pretrained_weights.run} if spec.pretrained_weights and spec.pretrained_weights.run else {}),
         FOLDER_TAG: str(spec.run_folder),
         "nnfleet.images": str(spec.images),
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",

@@ -14,7 +14,7 @@ import trainers
 from trainers.contract.architecture import NetworkTrial, NetworkVerdict
 from trainers.contract.cascade import network_channels
 from trainers.contract.own_code import check_files
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans
+from trainers.contract.plans import labels_of, load_dataset_json, plans_of
 from trainers.contract.pretrained import check_unchanged
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes
@@ -46,7 +46,7 @@ def network_problem(spec: RunSpec) -> str:
 
 def _verdict(spec: RunSpec) -> NetworkVerdict | None:
     """What the process answers; None when it does not."""
-    configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+    configuration = plans_of(spec).configuration(spec.configuration)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     labels = labels_of(dataset_json)
     trial = NetworkTrial(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import trainers
 from trainers.contract.run_spec import OwnCode, OwnPart, OwnParts
 from trainers.errors import ConfigError
 
@@ -43,7 +42,7 @@ def place_of(root: Path, sha256: str) -> Path:
 
 def code_root() -> Path:
     """What holds our own packages in this process."""
-    return Path(next(iter(trainers.__path__))).parent
+    return Path(__file__).resolve().parents[2]
 
 
 def stored_files(folder: Path) -> dict[str, str]:
@@ -52,10 +51,14 @@ def stored_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_bytes().decode() for path in found}
 
 
-def check_files(own: OwnParts) -> None:
-    """Raise ConfigError unless the files of all functions of a run are here and hold what it was planned with. Executes nothing."""
+def check_files(own: OwnParts, *, predicts: bool = False) -> None:
+    """Raise ConfigError unless the files of all functions of a run are here and hold what it was planned with. Executes nothing.
+
+    `predicts`: a prediction needs the network alone.
+    """
     for part, code in own.named.items():
-        _checked_folder(part, code)
+        if part == "network" or not predicts:
+            _checked_folder(part, code)
 
 
 def own_function(part: OwnPart, code: OwnCode) -> Callable[..., Any]:

@@ -196,6 +196,8 @@ class PretrainedWeights(Frozen):
     """Absolute, the same for the head and all workers."""
     sha256: str
     """Of its bytes when the run was planned; part of the run key."""
+    run: str = Field("", exclude_if=lambda run: not run)
+    """Key of the run of ours whose final weights these are; empty: a file was named."""
 
 
 _MADE_BY = "run "
@@ -299,6 +301,10 @@ class RunSpec(Frozen):
     """What the first epoch begins with; null: random weights, and run.json does not mention it."""
     own: OwnParts = Field(NOTHING_OWN, exclude_if=lambda own: not own.named)
     """Functions of the user's in the place of nnU-Net's network, loss or augmentation; part of the run key."""
+    batch_size: int | None = Field(None, ge=1, exclude_if=lambda size: size is None)
+    """Global batch size in the place of the plans'; null: theirs. Part of the data digest, as the plans are."""
+    patch_size: tuple[int, ...] | None = Field(None, exclude_if=lambda size: size is None)
+    """Patch size in the place of the plans', voxels; null: theirs. Likewise."""
     data_digest: str
     """SHA-256 over plans, dataset.json, split, label files and, where `case_digests` are known, the values of the preprocessed cases."""
     case_digests: dict[str, tuple[str, str, str]] | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trainers.contract.cascade import network_channels
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans
+from trainers.contract.plans import labels_of, load_dataset_json, plans_of
 from trainers.contract.run_spec import OwnPart, RunSpec
 from trainers.data.batches import Batch
 from trainers.data.dataset import open_dataset, target_scales
@@ -29,7 +29,7 @@ def try_own(spec: RunSpec) -> None:
 
 
 def _configuration(spec: RunSpec) -> dict[str, Any]:
-    return load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+    return plans_of(spec).configuration(spec.configuration)
 
 
 def _try_network(spec: RunSpec) -> None:

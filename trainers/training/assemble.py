@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.contract.cascade import network_channels
 from trainers.contract.commits import BestRecord, Committed
-from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, without_cases
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, plans_of, without_cases
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
@@ -52,7 +52,7 @@ class ModelConfig:
 
 def model_config(spec: RunSpec) -> ModelConfig:
     """Read a run's plans and dataset.json. Raises ConfigError or DataError."""
-    plans = load_plans(spec.preprocessed_folder, spec.plans)
+    plans = plans_of(spec)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     configuration = plans.configuration(spec.configuration)
     labels = labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json"))
