@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.campaign.follower import Follower
 from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets
 from orchestrator.cluster import local_services, submissions
+from orchestrator.cluster.code_package import keep_code
 from orchestrator.cluster.discovery import named_by_environment
 from orchestrator.cluster.home import Home, login_name
 from orchestrator.cluster.local_services import Services
@@ -157,6 +158,7 @@ def submit(
     _check_here(experiment, cluster)
     meant = reach(cluster, starts=True)
     sent = _as_sent(experiment, meant.local)
+    keep_code(Home.default(), [source.files for source in sent.own_sources.values()])
 
     def send(campaign_id: str, runs: "Sequence[HandedRun]") -> str:
         return meant.jobs.submit_campaign(campaign_id, sent.to_yaml(), replaces=replaces, handed=runs)

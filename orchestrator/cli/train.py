@@ -160,8 +160,10 @@ def exit_code(statuses: "Sequence[RunStatus]", *, best_is_enough: bool) -> int:
 
 
 def _absolute(file: Path) -> str:
-    """A path that means the same elsewhere; `~` is left to the machine that has the file."""
-    return str(file if str(file).startswith("~") else file.absolute())
+    """A path that means the same elsewhere; `~` is left to the machine that has the file, and a run is no path."""
+    from orchestrator.experiment.first_weights import names_run
+
+    return str(file if str(file).startswith("~") or names_run(file) else file.absolute())
 
 
 def _trained(named: dict[str, Any], workers: dict[str, int], cluster: str | None, *, replaces: bool) -> list["RunStatus"]:

@@ -28,7 +28,7 @@ Weights = Annotated[
         "-pretrained_weights",
         "--pretrained-weights",
         metavar="FILE",
-        help="Begin with the weights of this checkpoint, but for the segmentation layers.",
+        help="Begin with the weights of this checkpoint, or of a run, but for the segmentation layers.",
         show_default=False,
     ),
 ]

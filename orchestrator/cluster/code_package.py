@@ -3,12 +3,16 @@
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import orchestrator
 import trainers
+from orchestrator.cluster.home import Home
+from trainers.contract.own_code import OWN_CODE, digest_of, place_of, stored_files
+from trainers.errors import ClusterError
 from trainers.storage.faults import reading
+from trainers.storage.files import write_atomic
 
 _UNDATED = (1980, 1, 1, 0, 0, 0)
 """The same code is the same bytes, so that the cluster stores it once."""
@@ -29,6 +33,28 @@ def packed(files: Mapping[str, str]) -> bytes:
         for name, text in sorted(files.items()):
             _add(target, name, text.encode())
     return content.getvalue()
+
+
+def keep_code(home: Home, functions: Iterable[Mapping[str, str]]) -> None:
+    """Keep the files (name -> text) of the user's own functions, so that every package from here brings them: to `resume` too.
+
+    Raises ClusterError where they cannot be written.
+    """
+    for files in functions:
+        folder = place_of(home.root, digest_of(files))
+        try:
+            home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, text in files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(folder / name, text.encode())
+        except OSError as err:
+            raise ClusterError(f"home: {folder} cannot be written: {err}. Set NNFLEET_HOME to a folder that you may write.") from err
+
+
+def code_kept(home: Home) -> dict[str, str]:
+    """Place in the code package -> text, of the files of every function of the user's that was kept here."""
+    folders = sorted(home.own_code.glob("*/"))
+    return {f"{OWN_CODE}/{folder.name}/{name}": text for folder in folders for name, text in stored_files(folder).items()}
 
 
 def _add(target: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainers.contract.own_code import OWN_CODE
 from trainers.errors import ClusterError, ConfigError
 from trainers.storage.files import expanded
 from trainers.storage.mounts import file_system_of
@@ -55,6 +56,11 @@ class Home:
     def submissions(self) -> Path:
         """What the head has taken and not reported yet, a file for each campaign."""
         return self.root / "submissions"
+
+    @property
+    def own_code(self) -> Path:
+        """Files of the user's own networks, losses and recipes by their digest: each code package brings them to the jobs."""
+        return self.root / OWN_CODE
 
     @property
     def lock_file(self) -> Path:

@@ -19,8 +19,9 @@ from typing import Any
 import requests
 
 from orchestrator.cluster.code_identity import CODE_VARIABLE, shipped_code
-from orchestrator.cluster.code_package import packed
+from orchestrator.cluster.code_package import code_kept, packed
 from orchestrator.cluster.discovery import auth_headers, job_server_of, server_of
+from orchestrator.cluster.home import Home
 from orchestrator.cluster.job_server import JobServerClient, TokenRefused
 from orchestrator.cluster.service_environment import QUIET, SUBMISSION_VARIABLE, without_proxy
 from orchestrator.run.job_record import HANDED_KEY, HandedRun, JobKind, JobRecord, handed_text, record_of
@@ -206,7 +207,7 @@ class Jobs:
         if handed:
             metadata[HANDED_KEY] = handed_text(handed)
         command = shlex.join(["python", "-m", module, *arguments])
-        package = packed(files or {}) if self.working_dir is None or files else None
+        package = packed({**code_kept(Home.default()), **(files or {})}) if self.working_dir is None or files else None
         with self._speaking(f"submit {submission_id}"):
             working_dir = self._server.store_package(package) if package is not None else self.working_dir
             own = {SUBMISSION_VARIABLE: submission_id, CODE_VARIABLE: code}

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of
-from trainers.contract.run_spec import PreviousStage, Schedule
+from trainers.contract.run_spec import NOTHING_OWN, OwnParts, PreviousStage, Schedule
 from trainers.contract.trainer_table import RECIPE_VERSION, TRAINERS
 
 PLAN_PARTS = (
@@ -86,13 +86,15 @@ def run_key(
     pretrained_sha256: str = "",
     weights_sha256: str = "",
     continued_sha256: str = "",
+    own: OwnParts = NOTHING_OWN,
     candidates: int = 0,
     previous_stage: PreviousStage | None = None,
 ) -> str:
     """Readable parts and 8 digits of a digest, such as `d017-3d_fullres-nnUNetTrainer-nnUNetPlans-f0-s0-1a2b3c4d`.
 
-    `variant`, `replicate`, the number of candidates, a cascade's previous stage, the SHA-256 of pretrained weights, or of the checkpoint
-    of nnU-Net's that the run goes on from, are part of it only where there are such, so that all other runs keep their keys.
+    `variant`, `replicate`, the user's own functions by name and content, the number of candidates, a cascade's previous stage, the SHA-256
+    of pretrained weights, or of the checkpoint of nnU-Net's that the run goes on from, are part of it only where there are such, so that
+    all other runs keep their keys.
     `weights_sha256`, of the final checkpoint, takes the recipe's place in a run that was trained by nnU-Net: its samples cannot be drawn
     again.
 
@@ -113,6 +115,7 @@ def run_key(
             **({"replicate": replicate} if replicate else {}),
             **({"pretrained_weights": pretrained_sha256} if pretrained_sha256 else {}),
             **({"continued": continued_sha256} if continued_sha256 else {}),
+            **({"own": own.model_dump(mode="json")} if own.named else {}),
             **({"candidates": candidates} if candidates else {}),
             **({"previous_stage": previous_stage.model_dump(mode="json")} if previous_stage else {}),
         }

@@ -13,9 +13,10 @@ from orchestrator.errors import ConfigError, DataError, NnfleetError
 from trainers.contract.commits import commit_files
 from trainers.contract.plans import Plans, load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import OwnPart, RunSpec
 
 OWN_FOLDER = "`variant: NAME` in the experiment file gives the new runs a model folder of their own"
+_OWN: tuple[OwnPart, ...] = ("network", "loss", "recipe")
 ESCAPE = f"{OWN_FOLDER}; or name another nnUNet_results."
 CURES = f"To keep both: {ESCAPE} To start anew here: `nnfleet submit --replace` moves the old run folder aside."
 
@@ -37,13 +38,29 @@ def run_differences(present: RunSpec, wanted: RunSpec) -> str:
         found.append(f"validation.candidates ({present.validation.candidates}, now {wanted.validation.candidates})")
     if _pretrained(present) != _pretrained(wanted):
         found.append(f"pretrained_weights ({_pretrained(present)}, now {_pretrained(wanted)})")
+    found += [f"{part} ({_own(present, part)}, now {_own(wanted, part)})" for part in _OWN if _own(present, part) != _own(wanted, part)]
     if present.previous_stage != wanted.previous_stage:
         found.append("the segmentations of the previous stage")
     if (present.train_cases, present.val_cases) != (wanted.train_cases, wanted.val_cases):
         found.append("the cases of the fold")
+    elif sizes := [text for name in ("batch_size", "patch_size") if (text := _size_difference(present, wanted, name))]:
+        found += sizes
     elif present.data_digest != wanted.data_digest:
         found.append(data_changes(present, wanted.case_digests))
     return ", ".join(found) or "the recipe's version"
+
+
+def _size_difference(present: RunSpec, wanted: RunSpec, name: str) -> str:
+    before, now = getattr(present, name), getattr(wanted, name)
+    return "" if before == now else f"{name} ({_size_text(before)}, now {_size_text(now)})"
+
+
+def _size_text(size: int | tuple[int, ...] | None) -> str:
+    return "the plans'" if size is None else " x ".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def _own(spec: RunSpec, part: OwnPart) -> str:
+    return spec.own.named[part].text if part in spec.own.named else "nnU-Net's"
 
 
 def _pretrained(spec: RunSpec) -> str:
@@ -61,10 +78,14 @@ def problems_of_folders(specs: Sequence[RunSpec], plans: Mapping[str, Plans], *,
     for spec in specs:
         present = _kept_by_another(spec)
         if present is None or replaces:
-            found += model_folder_problems(spec, plans[spec.plans], leaving=leaving)
+            found += model_folder_problems(spec, _as_followed(spec, plans), leaving=leaving)
         else:
             others.setdefault(run_differences(present, spec), []).append((RunFolder(spec.run_folder), present, spec))
     return [*found, *(_belong_to_others(runs, differences) for differences, runs in others.items())]
+
+
+def _as_followed(spec: RunSpec, plans: Mapping[str, Plans]) -> Plans:
+    return plans[spec.plans].with_sizes(spec.configuration, spec.batch_size, spec.patch_size)
 
 
 def folders_of_others(specs: Sequence[RunSpec]) -> set[Path]:

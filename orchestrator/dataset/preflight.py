@@ -23,9 +23,9 @@ from trainers.contract.plans import (
     Split,
     labels_of,
     load_dataset_json,
-    load_plans,
     load_splits,
     num_input_channels,
+    plans_of,
     split_for,
 )
 from trainers.contract.run_spec import RunSpec
@@ -89,7 +89,7 @@ def _data_of(spec: RunSpec) -> _Data:
     folder = spec.preprocessed_folder
     if not folder.is_dir():
         raise DataError(f"dataset: the folder {folder} does not exist. Run {PREPROCESS_COMMAND} or mount it on this machine.")
-    plans = load_plans(folder, spec.plans)
+    plans = plans_of(spec)
     configuration = usable_configuration(plans, spec.configuration)
     dataset_json = load_dataset_json(folder)
     labels = labels_of(dataset_json, str(folder / "dataset.json"))

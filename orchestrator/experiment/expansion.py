@@ -15,6 +15,7 @@ from orchestrator.dataset.problems import Problems
 from orchestrator.dataset.remembered import Reading
 from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
+from orchestrator.experiment.first_weights import FirstWeights
 from orchestrator.experiment.identity import Planned, identity_in
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.stages import depth, previous_of, stages_due
@@ -22,9 +23,8 @@ from orchestrator.experiment.sweep import Variant
 from orchestrator.run.patients import patients_of
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split, labels_of, load_dataset_json, load_plans, num_input_channels, split_for
-from trainers.contract.pretrained import pretrained_from
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import PretrainedWeights, RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _Expansion:
         self.results: Path = results / self.dataset
         self.dataset_json = load_dataset_json(self.folder)
         labels_of(self.dataset_json, str(self.folder / "dataset.json"))
-        self.pretrained = pretrained_from(experiment.pretrained_weights) if experiment.pretrained_weights else None
+        self.first_weights = FirstWeights(experiment.pretrained_weights, results)
 
     def named(self) -> tuple[dict[str, Plans], dict[tuple[str, str, Fold], Split]]:
         """What the experiment names of its dataset: plans by name, and the cases of every fold of every configuration."""
@@ -113,10 +113,13 @@ class _Expansion:
         for plans_name, content in plans.items():
             for name in self.experiment.configurations:
                 try:
-                    found[plans_name, name] = dict(usable_configuration(content, name))
+                    found[plans_name, name] = dict(usable_configuration(self._sized(content, name), name))
                 except NnfleetError as err:
                     self.problems.add(err)
         return found
+
+    def _sized(self, plans: Plans, configuration: str) -> Plans:
+        return plans.with_sizes(configuration, self.experiment.batch_size, self.experiment.patch_size)
 
     def _splits(self, configurations: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str, Fold], Split]:
         """Cases of every fold of every configuration, in the order that sampling draws from: sorted, as nnU-Net's dataset sorts them."""
@@ -147,7 +150,7 @@ class _Expansion:
         return Planned(
             dataset=self.dataset,
             dataset_json=self.dataset_json,
-            plans=plans,
+            plans=self._sized(plans, configuration),
             configuration=configuration,
             trainer=trainer,
             fold=fold,
@@ -156,9 +159,17 @@ class _Expansion:
             split=split,
             replicate=self.experiment.replicate,
             variant=variant.name,
-            pretrained=self.pretrained,
+            pretrained=self._first_weights(fold, split),
+            own=self.experiment.own_parts,
             candidates=self.experiment.validation.candidates,
         )
+
+    def _first_weights(self, fold: Fold, split: Split) -> PretrainedWeights | None:
+        try:
+            return self.first_weights.of(self.dataset, fold, split)
+        except NnfleetError as err:
+            self.problems.add(err)
+            return None
 
     def _patients(self, split: Split) -> dict[str, str] | None:
         if not self.experiment.patients:
@@ -193,6 +204,9 @@ class _Expansion:
             variant=planned.variant,
             replicate=planned.replicate,
             pretrained_weights=planned.pretrained,
+            own=planned.own,
+            batch_size=experiment.batch_size,
+            patch_size=experiment.patch_size,
             train_cases=split.train,
             val_cases=split.val,
             patients=self._patients(split),

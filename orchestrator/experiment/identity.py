@@ -11,7 +11,7 @@ from trainers.contract.commits import commit_files
 from trainers.contract.names import Fold
 from trainers.contract.plans import Plans, Split
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import PretrainedWeights, PreviousStage, Schedule
+from trainers.contract.run_spec import NOTHING_OWN, OwnParts, PretrainedWeights, PreviousStage, Schedule
 from trainers.storage.faults import is_there
 
 
@@ -40,6 +40,8 @@ class Planned:
     replicate: str = ""
     variant: str = ""
     pretrained: PretrainedWeights | None = None
+    own: OwnParts = NOTHING_OWN
+    """Functions of the user's in the place of nnU-Net's."""
     candidates: int = 0
     """Of how many epochs the weights are kept, beside the best and the last."""
     previous_stage: PreviousStage | None = None
@@ -66,6 +68,7 @@ class Planned:
             replicate=self.replicate,
             variant=self.variant,
             pretrained_sha256=self.pretrained.sha256 if self.pretrained else "",
+            own=self.own,
             candidates=self.candidates,
             previous_stage=self.previous_stage,
         )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -29,11 +29,14 @@ from orchestrator.experiment.fields import (
     Trainers,
     VariantName,
 )
+from orchestrator.experiment.first_weights import names_run
+from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, with_code_beside
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
-from trainers.contract.names import Fold
+from trainers.contract.architecture import MAX_SIZE
+from trainers.contract.names import Fold, fault_of_variant
 from trainers.contract.run_spec import (
     PRIORITY,
     TOP_PRIORITY,
@@ -41,6 +44,8 @@ from trainers.contract.run_spec import (
     Frozen,
     LoaderSpec,
     Notify,
+    OwnPart,
+    OwnParts,
     Schedule,
     ValidationSpec,
     WorkerSpec,
@@ -100,6 +105,18 @@ class Experiment(Schedule):
     trainers: Trainers = ("nnUNetTrainer",)
     """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; and those variants of
     nnU-Net's that docs/trainers.md lists, such as nnUNetTrainer_250epochs; nnU-Net: nnUNetTrainer."""
+    network: Network = None
+    """A function of your own that builds the network, `module:function` of a Python file beside this file (docs/trainers.md). Without a
+    `variant`, its name is part of the model's."""
+    loss: Loss = None
+    """A function of your own that makes the loss, likewise."""
+    recipe: Recipe = None
+    """A function of your own that makes the augmentation of training samples, likewise."""
+    batch_size: int | None = Field(None, ge=1, le=MAX_SIZE)
+    """Samples of one optimizer step over all workers, in the place of the plans'. Whether they fit into GPU memory is not checked."""
+    patch_size: tuple[Annotated[int, Field(ge=1, le=MAX_SIZE)], ...] | None = Field(None, min_length=2, max_length=3)
+    """Voxels of a patch along each axis of the plans' configuration, in the place of the plans'; each divisible by the product of the
+    network's strides along it. Memory grows with it, likewise."""
     folds: Folds = (0, 1, 2, 3, 4)
     """Folds of splits_final.json by number, or `0-4`; `all` is nnU-Net's fold that trains and validates on every case; default: 0 to 4."""
     seeds: Seeds = (0,)
@@ -114,7 +131,8 @@ class Experiment(Schedule):
     """Train the same once more for a replication, as runs of their own by this name, in another nnUNet_results; MLflow may be the same."""
     pretrained_weights: Folder | None = None
     """A checkpoint of nnU-Net or nnfleet (.pth) of the same network, with whose weights every run begins, but for the segmentation layers;
-    the nodes see it by this path. nnU-Net: -pretrained_weights."""
+    the nodes see it by this path. Or a run below nnUNet_results, by address (`17/3d_fullres/nnUNetTrainer/0`) or run key, whose final
+    weights are meant; a model without its fold: each fold begins with the same fold. nnU-Net: -pretrained_weights."""
     workers: WorkerSpec = WorkerSpec()
     """The gang of workers of each run: `count` of them, or elastically from `min` to `max`."""
     loader: LoaderSpec = LoaderSpec()
@@ -230,6 +248,14 @@ class Experiment(Schedule):
             raise ValueError(f"sweep: {fault}")
         return self
 
+    @model_validator(mode="after")
+    def _nameable(self) -> "Experiment":
+        if self.variant or not self.own_name:
+            return self
+        if fault := next((fault for variant in self.variants(self.trainers[0]) if (fault := fault_of_variant(variant.name))), ""):
+            raise ValueError(f"the variant's name, which would be {self.own_name}, {fault}; name it yourself: `variant: NAME`")
+        return self
+
     def schedule_of(self, trainer: str) -> Schedule:
         """The schedule alone, as a run of `trainer` takes it: what the trainer's name sets stands above the defaults."""
         return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields} | TRAINERS[trainer].schedule)
@@ -237,7 +263,29 @@ class Experiment(Schedule):
     def variants(self, trainer: str) -> list[Variant]:
         """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
         schedule = self.schedule_of(trainer)
-        return variants_of(self.sweep, schedule) if self.sweep else [Variant(self.variant, schedule)]
+        if self.sweep is None:
+            return [Variant(self.variant or self.own_name, schedule)]
+        swept = variants_of(self.sweep, schedule)
+        return [variant._replace(name=f"{self.own_name}_{variant.name}") for variant in swept] if self.own_name else swept
+
+    @property
+    def own_sources(self) -> dict[OwnPart, OwnSource]:
+        """Functions of the user's, with their files."""
+        every: dict[OwnPart, OwnSource | None] = {"network": self.network, "loss": self.loss, "recipe": self.recipe}
+        return {part: source for part, source in every.items() if source is not None}
+
+    @property
+    def own_parts(self) -> OwnParts:
+        """The same as run specifications name them."""
+        return OwnParts(**{part: source.code for part, source in self.own_sources.items()})
+
+    @property
+    def own_name(self) -> str:
+        """What distinguishes such runs from the usual ones in the name of their variant; empty: nothing."""
+        functions = [f"{part}-{source.name.replace(':', '.')}" for part, source in self.own_sources.items()]
+        batch = [f"batch_size-{self.batch_size}"] if self.batch_size else []
+        patch = [f"patch_size-{'x'.join(map(str, self.patch_size))}"] if self.patch_size else []
+        return "_".join([*functions, *batch, *patch])
 
     @property
     def num_variants(self) -> int:
@@ -273,7 +321,8 @@ class Experiment(Schedule):
                 f"Set them as for nnU-Net (export {missing[0]}=/path) or name them in the file ({missing[0]}: /path)."
             )
         named["pretrained_weights"] = self.pretrained_weights
-        return self.model_copy(update={key: expanded(Path(value)) for key, value in named.items() if value})
+        paths = {key: value for key, value in named.items() if value and not (key == "pretrained_weights" and names_run(value))}
+        return self.model_copy(update={key: expanded(Path(value)) for key, value in paths.items()})
 
     def to_yaml(self) -> str:
         """YAML that loads as this same experiment, on any machine; defaults are left out."""
@@ -284,7 +333,8 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has."""
     path = Path(path)
     content, root = read_yaml(path)
-    return _checked(_with_table_beside(path, content), str(path), root).model_copy(update=_from_file(path, content))
+    beside = with_code_beside(path.parent, _with_table_beside(path, content))
+    return _checked(beside, str(path), root).model_copy(update=_from_file(path, content))
 
 
 def parse_experiment(text: str, source: str = "experiment") -> Experiment:
@@ -363,5 +413,6 @@ def _from_file(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """What a file's place says: its name, and where its relative paths begin (`~` is left to the machine that has the data)."""
     base: Callable[[Any], Path] = lambda value: Path(value) if str(value).startswith("~") else path.parent.absolute() / str(value)  # noqa: E731
     name = "".join(letter if letter.isprintable() else "_" for letter in path.stem)
-    paths = {key: base(content[key]) for key in PATHS if content.get(key)}
+    named = {key: content[key] for key in PATHS if content.get(key)}
+    paths = {key: base(value) for key, value in named.items() if not (key == "pretrained_weights" and names_run(value))}
     return {**paths, **({} if content.get("name") else {"name": name[:NAME_LENGTH]})}

@@ -19,7 +19,7 @@ from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation
 from orchestrator.queue.order import Waiting
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
-from trainers.contract.plans import load_plans
+from trainers.contract.plans import plans_of
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.split_batch import rank_sizes
 from trainers.storage.mounts import LOCAL, file_system_of, is_linkless
@@ -219,7 +219,7 @@ def _epochs_left(spec: RunSpec, progress: Progress) -> int:
 
 def _row(spec: RunSpec, progress: Progress, outcome: Fit, measured: EpochTime | None) -> PlanRow:
     most = spec.workers.most if spec.workers.is_elastic else None
-    batch_size = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
+    batch_size = int(plans_of(spec).configuration(spec.configuration)["batch_size"])
     return PlanRow(
         run_key=spec.run_key,
         address=spec.address,

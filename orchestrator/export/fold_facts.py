@@ -13,7 +13,7 @@ OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
 """Parameters of a run in which folds of one model differ."""
 EARLY_END = "early_end"
 """Beside the parameters: how a run ended before its schedule, of one that did (`EarlyEnd.text`)."""
-NOT_RECORDED = ("replicate", "pretrained_weights", EARLY_END)
+NOT_RECORDED = ("replicate", "pretrained_weights", "network", "loss", EARLY_END)
 """Parameters that only runs have which have such."""
 MAX_LISTED = 3
 

@@ -65,6 +65,7 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     """
     target = target.absolute()
     refuse_several_models(name, sources, place)
+    refuse_own_network(name, sources)
     present = exported_folds(target)
     ready, unready = with_checkpoints(sources)
     if not ready:
@@ -101,6 +102,15 @@ def refuse_lacking(candidate: str, sources: Sequence[FoldSource]) -> None:
     which = "no winner among candidates" if candidate == WINNER else f"no {candidate}"
     cure = "Candidates are kept with `validation: {candidates: K}`, and their full validation names the winner"
     raise ConfigError(f"export: fold {', '.join(lacking)} has {which}. {cure}. Without --checkpoint best and final are exported.")
+
+
+def refuse_own_network(name: str, sources: Sequence[FoldSource]) -> None:
+    """Raise ConfigError for a network that nnU-Net cannot build: under a trainer's name of nnU-Net's it would pass for another one."""
+    if network := next((source.facts.shared["network"] for source in sources if "network" in source.facts.shared), ""):
+        raise ConfigError(
+            f"export: {name} has the network {network}, which nnU-Net cannot build, so nnUNetv2_predict takes no model of it. "
+            f"`nnfleet predict {name}` and `nnfleet evaluate {name}` predict with it."
+        )
 
 
 def refuse_several_models(name: str, sources: Sequence[FoldSource], place: str) -> None:

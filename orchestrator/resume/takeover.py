@@ -1,6 +1,7 @@
 """Taking possession of a run before anything of it starts: its folder, nnU-Net's files beside it, its MLflow run."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from orchestrator.tracking.binding import TrackingServer, noted_run_id
 from orchestrator.tracking.end_state import final_state
 from trainers.contract.commits import commit_files
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
-from trainers.contract.plans import load_plans
+from trainers.contract.plans import plans_of
 from trainers.contract.requests import read_stop_request, withdraw_place
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -75,7 +76,7 @@ def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = 
     _refuse_second_folder(spec, living_job(spec, jobs))
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
-        plans = load_plans(spec.preprocessed_folder, spec.plans)
+        plans = plans_of(spec)
         problems = Problems()
         problems.add(
             *model_folder_problems(spec, plans, {*at_work, *living}, lambda fold, run: is_alive(fold, run, jobs, time.time()), leaving)
@@ -237,17 +238,26 @@ def _share_model_files(spec: RunSpec, *, renews: bool) -> None:
 
     `renews`: those of other plans are replaced; `refuse` has made sure that no fold has kept anything by them.
     """
-    is_outdated = renews and bool(other_plans(spec, load_plans(spec.preprocessed_folder, spec.plans)))
+    is_outdated = renews and bool(other_plans(spec, plans_of(spec)))
     for name, source in (("plans", spec.plans), ("dataset", "dataset"), ("dataset_fingerprint", "dataset_fingerprint")):
         file, target = spec.preprocessed_folder / f"{source}.json", spec.model_folder / f"{name}.json"
         if name == "dataset_fingerprint" and not file.is_file():
             continue
+        content = sized_plans(spec) if name == "plans" else None
+        content = file.read_bytes() if content is None else content
         if is_outdated:
-            write_atomic(target, file.read_bytes())
-        elif target.exists() or not _is_created(target, file.read_bytes()):
+            write_atomic(target, content)
+        elif target.exists() or not _is_created(target, content):
             continue
         with contextlib.suppress(PermissionError):  # vfat and many an SMB share keep no permissions
             shutil.copymode(file, target)
+
+
+def sized_plans(spec: RunSpec) -> bytes | None:
+    """The plans with the batch size and patch size of a run, for its model folder: nnU-Net predicts by them. None: as they are."""
+    if spec.batch_size is None and spec.patch_size is None:
+        return None
+    return json.dumps(plans_of(spec).content, indent=4, sort_keys=False).encode()
 
 
 def _is_created(target: Path, content: bytes) -> bool:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans
+from trainers.contract.plans import labels_of, load_dataset_json, plans_of
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import NnfleetError
 
@@ -19,7 +19,7 @@ def class_names(spec: RunSpec) -> list[str]:
 def plan_params(spec: RunSpec) -> dict[str, str]:
     """The essentials of the plans and the classes, as MLflow parameters; nothing where they cannot be read."""
     try:
-        plan = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+        plan = plans_of(spec).configuration(spec.configuration)
         names = class_names(spec)
     except NnfleetError as err:
         log.warning("the plans of %s are not recorded in MLflow: %s", spec.run_key, err)

@@ -198,6 +198,7 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     params = {key: str(getattr(spec, key)) for key in grouping}
     params["recipe"] = NNUNET if spec.imported is not None else spec.recipe
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
+    params |= {part: code.text for part, code in spec.own.named.items()}
     params["variant"] = spec.variant or NO_VARIANT
     params |= {"replicate": spec.replicate} if spec.replicate else {}
     params |= {"candidates": str(spec.validation.candidates)} if spec.validation.candidates else {}
@@ -233,6 +234,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         RUN_KEY_TAG: spec.run_key,
         ADDRESS_TAG: spec.address,
         "nnfleet.kind": "run",
+        **({"nnfleet.pretrained_run": spec.pretrained_weights.run} if spec.pretrained_weights and spec.pretrained_weights.run else {}),
         FOLDER_TAG: str(spec.run_folder),
         "nnfleet.images": str(spec.images),
         "nnfleet.upload_interval_s": f"{spec.upload_interval_s:g}",

@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.contract.bottleneck import judged
-from trainers.contract.plans import load_plans
+from trainers.contract.plans import plans_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_positions
@@ -117,7 +117,7 @@ def prepare(folder: RunFolder, global_rank: int, world_size: int) -> None:
     """
     with contextlib.suppress(NnfleetError, OSError):
         spec = folder.living_spec()
-        batch = int(load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)["batch_size"])
+        batch = int(plans_of(spec).configuration(spec.configuration)["batch_size"])
         positions = rank_positions(batch, world_size, global_rank)
         is_local = spec.loader.placement == "local"
         _prepared[str(folder.root), tuple(positions)] = [start_loader(folder, positions, is_local) for _ in range(spec.loader.actors)]

@@ -13,7 +13,8 @@ from pathlib import Path
 import trainers
 from trainers.contract.architecture import NetworkTrial, NetworkVerdict
 from trainers.contract.cascade import network_channels
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans
+from trainers.contract.own_code import check_files
+from trainers.contract.plans import labels_of, load_dataset_json, plans_of
 from trainers.contract.pretrained import check_unchanged
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_sizes
@@ -23,9 +24,12 @@ LIMIT_S = 180.0
 
 
 def network_problem(spec: RunSpec) -> str:
-    """Why the network of a run's plans cannot be trained, or not begin with its pretrained weights, in words; empty when it can, and when
-    that could not be found out. Raises ConfigError where the file of these weights is missing or another one by now, StorageError.
+    """Why the network of a run's plans cannot be trained, or not begin with its pretrained weights, or a function of the user's not be
+    called as it has to be, in words; empty when it can, and when that could not be found out.
+
+    Raises ConfigError where the file of these weights is missing or another one by now, StorageError.
     """
+    check_files(spec.own)
     if spec.pretrained_weights is not None:
         check_unchanged(spec.pretrained_weights)
     found = _verdict(spec)
@@ -34,13 +38,15 @@ def network_problem(spec: RunSpec) -> str:
         log.warning("whether the network of %s takes its patch is not known before a worker starts: %s", spec.run_key, why[:500])
     if found is None or not found.refusal:
         return found.unfit_weights if found else ""
+    if found.is_own:
+        return found.refusal
     where = f"configuration {spec.configuration!r} of {spec.preprocessed_folder / spec.plans}.json"
     return f"plans: {where}: {found.refusal.removeprefix('plans: ')[:2000]}"
 
 
 def _verdict(spec: RunSpec) -> NetworkVerdict | None:
     """What the process answers; None when it does not."""
-    configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+    configuration = plans_of(spec).configuration(spec.configuration)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     labels = labels_of(dataset_json)
     trial = NetworkTrial(
@@ -49,6 +55,7 @@ def _verdict(spec: RunSpec) -> NetworkVerdict | None:
         heads=labels.num_heads,
         batch=min(rank_sizes(int(configuration["batch_size"]), spec.workers.most)),
         pretrained_weights=spec.pretrained_weights.file if spec.pretrained_weights else None,
+        run=spec if spec.own.named else None,
     )
     code = Path(trainers.__path__[0]).parent
     try:

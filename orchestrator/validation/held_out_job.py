@@ -30,6 +30,7 @@ from orchestrator.validation.held_out_pool import HeldOutPool
 from orchestrator.validation.held_out_scores import publish_scores, record_scores, scores_of, write_scores
 from orchestrator.validation.job import spare_workers
 from trainers.contract.held_out import HeldOut, held_out_file, is_scored, read_held_out
+from trainers.contract.own_code import check_files
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -102,6 +103,7 @@ def prepared(
                 f"test set: {fold.checkpoint(checkpoint)} does not exist: this fold has not been trained to its end. "
                 "Wait for it or resume it, name the folds that are, such as MODEL/0 or MODEL/[0-3], or take `--checkpoint best`."
             )
+    check_files(spec.own, predicts=True)
     dataset_json = load_dataset_json(model_folder)
     cases = held_out_cases(images.absolute(), None if labels is None else labels.absolute(), dataset_json)
     if labels is not None:

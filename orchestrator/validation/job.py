@@ -46,6 +46,7 @@ from orchestrator.validation.cases import (
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.cascade import part_prefix, predictions_of
 from trainers.contract.commits import Committed, early_end_of, newest_committed
+from trainers.contract.own_code import check_files
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
@@ -186,6 +187,7 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     folder.validating_file.unlink(missing_ok=True)  # of an earlier job
     if not spec.val_cases:
         return _outcome("SUCCEEDED", fencing_token, f"fold {spec.fold} lists no validation cases: there is nothing to validate"), None
+    check_files(spec.own, predicts=True)
     labels = labels_of(load_dataset_json(folder.model_folder), str(folder.model_folder / "dataset.json"))
     reports: list[ValidationReport] = []
     failures: list[RetriesExhausted] = []

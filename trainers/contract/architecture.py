@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.contract.names import shown
-from trainers.contract.run_spec import Frozen
+from trainers.contract.run_spec import Frozen, RunSpec
 
 MAX_SIZE = 100_000
 """Largest number that plans may name for a batch, a kernel, features or an axis of a patch."""
@@ -46,6 +46,8 @@ class NetworkTrial(Frozen):
     """Samples of the worker that has the fewest: some layers need two."""
     pretrained_weights: Path | None = None
     """A checkpoint that the network is to begin with."""
+    run: RunSpec | None = None
+    """A run with functions of the user's, which are tried too."""
 
 
 class NetworkVerdict(Frozen):
@@ -53,6 +55,8 @@ class NetworkVerdict(Frozen):
 
     refusal: str = ""
     """Why no training with this network can work; empty: it can, as far as shapes show."""
+    is_own: bool = False
+    """What is refused is a function of the user's, not the plans."""
     unknown: str = ""
     """Why the meta device could not decide it."""
     unfit_weights: str = ""

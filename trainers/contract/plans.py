@@ -6,7 +6,7 @@ nnunetv2/utilities/label_handling/label_handling.py (labels, regions, ignore lab
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from trainers.contract.architecture import MAX_SIZE, MAX_STAGES, fault_of_architecture, is_size
 from trainers.contract.names import LONGEST_CASE, Fold, fault_of_case, fault_of_name, nearest, shown
 from trainers.contract.old_network import fault_of_old_network, is_of_old_plans, with_architecture
+from trainers.contract.run_spec import RunSpec
 from trainers.errors import ConfigError, DataError
 from trainers.storage.files import read_json
 
@@ -47,6 +48,26 @@ class Plans:
         if fault:
             raise DataError(f"plans: configuration {name!r} of {self.path}: {fault}. Repair it or run {PREPROCESS_COMMAND}.")
         return resolved
+
+    def with_sizes(self, name: str, batch_size: int | None, patch_size: Sequence[int] | None) -> "Plans":
+        """These plans with another batch size or patch size of a configuration; None: as planned.
+
+        Raises ConfigError for a size that the configuration's network does not take, and as `configuration`.
+        """
+        own = {"batch_size": batch_size, "patch_size": None if patch_size is None else list(patch_size)}
+        changed = {key: value for key, value in own.items() if value is not None}
+        planned = self.configuration(name)
+        if not changed:
+            return self
+        where = f"configuration {name!r} of {self.path}"
+        if patch_size is not None and len(patch_size) != (axes := len(planned["patch_size"])):
+            raise ConfigError(f"patch_size: {shown(list(patch_size))} has {len(patch_size)} numbers, and {where} has {axes} axes.")
+        known = self.content["configurations"]
+        content = {**self.content, "configurations": {**known, name: {**known[name], **changed}}}
+        sized = Plans(self.name, self.path, content)
+        if fault := _checked(sized._resolved(name))[1]:
+            raise ConfigError(f"{next(iter(changed)) if len(changed) == 1 else 'patch_size'}: {where}: {fault}.")
+        return sized
 
     def _resolved(self, name: str) -> dict[str, Any]:
         known = self.content["configurations"]
@@ -141,6 +162,11 @@ def load_plans(dataset_folder: Path, plans_name: str) -> Plans:
         if not isinstance(axes, list) or tuple(axes) not in permutations(range(3)):
             raise DataError(f"plans: {key} of {path} must name each of the axes 0, 1, 2 once, got {shown(axes)}. Repair it.")
     return Plans(plans_name, path, content)
+
+
+def plans_of(spec: RunSpec) -> Plans:
+    """The plans that a run follows: those of its dataset, with its own batch size and patch size. Raises ConfigError or DataError."""
+    return load_plans(spec.preprocessed_folder, spec.plans).with_sizes(spec.configuration, spec.batch_size, spec.patch_size)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,41 @@ class Frozen(BaseModel):
     )
 
 
+OwnPart = Literal["network", "loss", "recipe"]
+"""What of a training a function of the user's may replace."""
+
+
+class OwnCode(Frozen):
+    """A function of the user's. Its files travel with the jobs; run.json only names them, so that nothing that lies there is executed."""
+
+    name: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    """`module:function`."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the names and contents of its files."""
+
+    @property
+    def text(self) -> str:
+        """For users: `my_loss:focal (SHA-256 0123456789ab...)`."""
+        return f"{self.name} (SHA-256 {self.sha256[:12]}...)"
+
+
+class OwnParts(Frozen):
+    """Functions of the user's in the place of nnU-Net's; see docs/trainers.md."""
+
+    network: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
+    loss: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
+    recipe: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
+
+    @property
+    def named(self) -> dict[OwnPart, OwnCode]:
+        """Those that there are."""
+        every: dict[OwnPart, OwnCode | None] = {"network": self.network, "loss": self.loss, "recipe": self.recipe}
+        return {part: code for part, code in every.items() if code is not None}
+
+
+NOTHING_OWN = OwnParts()
+
+
 class Schedule(Frozen):
     """How long and how fast a run trains; the defaults are nnU-Net's."""
 
@@ -173,6 +208,8 @@ class PretrainedWeights(Frozen):
     """Absolute, the same for the head and all workers."""
     sha256: str
     """Of its bytes when the run was planned; part of the run key."""
+    run: str = Field("", exclude_if=lambda run: not run)
+    """Key of the run of ours whose final weights these are; empty: a file was named."""
 
 
 _MADE_BY = "run "
@@ -274,6 +311,12 @@ class RunSpec(Frozen):
     key: training does not know patients."""
     pretrained_weights: PretrainedWeights | None = None
     """What the first epoch begins with; null: random weights, and run.json does not mention it."""
+    own: OwnParts = Field(NOTHING_OWN, exclude_if=lambda own: not own.named)
+    """Functions of the user's in the place of nnU-Net's network, loss or augmentation; part of the run key."""
+    batch_size: int | None = Field(None, ge=1, exclude_if=lambda size: size is None)
+    """Global batch size in the place of the plans'; null: theirs. Part of the data digest, as the plans are."""
+    patch_size: tuple[int, ...] | None = Field(None, exclude_if=lambda size: size is None)
+    """Patch size in the place of the plans', voxels; null: theirs. Likewise."""
     data_digest: str
     """SHA-256 over plans, dataset.json, split, label files and, where `case_digests` are known, the values of the preprocessed cases."""
     case_digests: dict[str, tuple[str, str, str]] | None = None

@@ -124,7 +124,7 @@ REFUSED: dict[str, str] = {
     "nnUNetTrainerBN": "it replaces the plans' normalisation by batch normalisation; make plans with that `norm_op` and name nnUNetTrainer",
     "nnUNetTrainerBenchmark_5epochs": "it measures the speed of nnU-Net itself and keeps no checkpoint",
     "nnUNetTrainerBenchmark_5epochs_noDataLoading": "it measures the speed of nnU-Net itself on random numbers and keeps no checkpoint",
-    "nnUNet_Trainer_BS8": "it sets a batch of 8; make plans with that `batch_size` and name nnUNetTrainer",
+    "nnUNet_Trainer_BS8": "it sets a batch of 8; set `batch_size: 8` and name nnUNetTrainer",
     **dict.fromkeys(
         (
             "AbstractPrimus",

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cachetools import LRUCache, cached
 
 from trainers.contract.cascade import previous_predictions, previous_stage
-from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, num_input_channels, plans_of
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.trainer_table import Nearest, Recipe, TrainerSettings
 from trainers.data.batches import SplitName
@@ -201,7 +201,7 @@ def open_dataset(spec: RunSpec) -> TrainingData:
 
 
 def _opened(spec: RunSpec) -> TrainingData:
-    configuration = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+    configuration = plans_of(spec).configuration(spec.configuration)
     stage = previous_stage(configuration)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     folder = spec.preprocessed_folder / configuration["data_identifier"]

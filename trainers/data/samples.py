@@ -67,7 +67,7 @@ def make_batch(data: TrainingData, spec: RunSpec, split: SplitName, epoch: int, 
     Leaves the global generators of numpy, torch and Python as they were; not to be called from two threads of one process at once.
     Raises DataError when a case is damaged, StorageError when the disk is away; then open the dataset anew, its open files may be stale.
     """
-    steps = pipeline(spec.recipe, split, inputs_of(data))
+    steps = pipeline(spec.recipe, split, inputs_of(data), spec.own.recipe)
     images, targets, case_ids = None, [], []
     with _isolated(), torch.no_grad():
         for index, position in enumerate(positions):

@@ -28,9 +28,12 @@ torch.serialization.add_safe_globals(NUMBERS)  # never numpy's own
 def checkpoint_header(
     spec: RunSpec, plans: dict[str, Any], dataset_json: dict[str, Any], mirroring_axes: tuple[int, ...] | None
 ) -> Checkpoint:
-    """The part of a checkpoint that stays the same over a run: what nnU-Net needs to build the network and to predict."""
+    """The part of a checkpoint that stays the same over a run: what nnU-Net needs to build the network and to predict.
+
+    A network of the user's has no trainer's name of nnU-Net's, which would build another one.
+    """
     return {
-        "trainer_name": checkpoint_trainer_name(spec.trainer),
+        "trainer_name": f"own network {spec.own.network.name}" if spec.own.network else checkpoint_trainer_name(spec.trainer),
         "init_args": {"plans": plans, "configuration": spec.configuration, "fold": spec.fold, "dataset_json": dataset_json},
         "inference_allowed_mirroring_axes": mirroring_axes,
         "nnfleet": {"run_key": spec.run_key, "trainer": spec.trainer, "seed": spec.seed},

@@ -6,6 +6,7 @@ variants/lr_schedule/).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,6 @@ from trainers.contract.run_spec import Schedule
 from trainers.contract.trainer_table import Rate
 from trainers.data.batches import Batch
 from trainers.network.hand_over import HandOver
-from trainers.network.loss import SegmentationLoss
 from trainers.network.model import plain_state_dict
 from trainers.network.optimizer import load_state, state_of
 
@@ -39,7 +39,8 @@ class Learner:
     network: nn.Module
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
-    loss: SegmentationLoss
+    loss: Callable[..., torch.Tensor]
+    """Outputs and targets -> the rank's share of the loss, see `SegmentationLoss`."""
     labels: Labels
     schedule: Schedule
     device: torch.device

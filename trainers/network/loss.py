@@ -45,7 +45,8 @@ class _Terms:
 class SegmentationLoss:
     """Called by every rank with its samples; gradients averaged by DDP and values averaged over ranks are nnU-Net's of the global batch.
 
-    `weights` are those of the network's outputs, finest first (see `deep_supervision_weights`); an output of weight 0 is not looked at.
+    `weights` are those of the network's outputs, finest first (see `deep_supervision_weights`); an output of weight 0 is not looked at, nor
+    are the lower targets of a network with fewer outputs.
     `global_batch` is the number of samples over all ranks, of which each has one or more. Without a process group, `world_size` is 1.
     A call makes at most one all-reduce, on every rank or on none.
     """
@@ -71,7 +72,7 @@ class SegmentationLoss:
         """
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         targets = [targets] if isinstance(targets, Tensor) else targets
-        used = [(w, o, t) for w, o, t in zip(self.weights, outputs, targets, strict=True) if w != 0]
+        used = [(w, o, t) for w, o, t in zip(self.weights, outputs, targets[: len(self.weights)], strict=True) if w != 0]
         terms = [self._terms(logits, target) for _, logits, target in used]
         pooled, num_valid = self._global_sums(terms)
         losses = [

@@ -17,13 +17,24 @@ from trainers.data.dataset import target_scales
 from trainers.errors import ConfigError, DataError, StorageError
 from trainers.network.learner import as_list
 from trainers.network.model import build_network, plain_state_dict
+from trainers.network.own import network_of
+from trainers.network.own_trial import try_own
 from trainers.network.pretrained import misfit, weights_in
 
 _ADVICE = "Correct `architecture` or `patch_size` in the plans."
 
 
 def verdict(trial: NetworkTrial) -> NetworkVerdict:
-    """Build the network and give it zeros. Only an error of the network itself refuses it."""
+    """Call the user's own functions, build the network and give it zeros. Only an error of these themselves refuses it."""
+    if trial.run is not None:
+        try:
+            try_own(trial.run)
+        except (ConfigError, DataError) as err:
+            return NetworkVerdict(refusal=str(err), is_own=True)
+        except (StorageError, MemoryError, OSError, NotImplementedError) as err:
+            return NetworkVerdict(unknown=f"{type(err).__name__}: {err}")
+        if trial.run.own.network is not None:
+            return _verdict_on_weights(_own_network(trial), trial.pretrained_weights)
     patch = [int(size) for size in trial.configuration["patch_size"]]
     try:
         scales = target_scales(trial.configuration)
@@ -45,6 +56,11 @@ def verdict(trial: NetworkTrial) -> NetworkVerdict:
         text = f"the network's outputs have the shapes {shapes}, and its strides make targets of {expected}"
         return NetworkVerdict(refusal=f"{text}. {_ADVICE}")
     return _verdict_on_weights(network, trial.pretrained_weights)
+
+
+def _own_network(trial: NetworkTrial) -> nn.Module:
+    assert trial.run is not None
+    return network_of(trial.run, trial.configuration, trial.channels, trial.heads, trial.run.settings.deep_supervision)
 
 
 def _verdict_on_weights(network: nn.Module, file: Path | None) -> NetworkVerdict:

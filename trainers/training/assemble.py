@@ -3,6 +3,7 @@
 import logging
 import platform
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.contract.cascade import network_channels
 from trainers.contract.commits import BestRecord, Committed
-from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, without_cases
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, plans_of, without_cases
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
@@ -21,8 +22,9 @@ from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_chec
 from trainers.network.cpu_layout import choose_layouts
 from trainers.network.learner import Learner, as_list
 from trainers.network.loss import SegmentationLoss
-from trainers.network.model import build_network, deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
+from trainers.network.model import deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
 from trainers.network.optimizer import sgd
+from trainers.network.own import OwnLoss, freeze_unused, network_of
 from trainers.network.pretrained import load_pretrained
 from trainers.storage.faults import retry_storage
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
@@ -50,7 +52,7 @@ class ModelConfig:
 
 def model_config(spec: RunSpec) -> ModelConfig:
     """Read a run's plans and dataset.json. Raises ConfigError or DataError."""
-    plans = load_plans(spec.preprocessed_folder, spec.plans)
+    plans = plans_of(spec)
     dataset_json = load_dataset_json(spec.preprocessed_folder)
     configuration = plans.configuration(spec.configuration)
     labels = labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json"))
@@ -63,14 +65,17 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
     configure_kernels(world.device, deterministic=spec.deterministic)
     torch.manual_seed(spec.seed)
     settings = spec.settings
-    plain = build_network(plan.configuration, plan.channels, plan.labels.num_heads, settings.deep_supervision).to(world.device)
+    plain = network_of(spec, plan.configuration, plan.channels, plan.labels.num_heads, settings.deep_supervision).to(world.device)
     draws = has_batchnorm_or_dropout(plain)
     if draws and spec.workers.is_elastic:
         raise ConfigError("workers: a network with batch normalisation or dropout depends on the number of workers. Name `count`.")
     if draws:
         log.warning("%s: the network has batch normalisation or dropout, so its results depend on the number of workers", spec.run_key)
     weights = deep_supervision_weights(len(output_shapes(plain, plan, world.device)))
-    freeze_dead_head(plain, weights)
+    if spec.own.network is None:
+        freeze_dead_head(plain, weights)
+    else:
+        freeze_unused(plain, weights, torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=world.device))
     is_fast_gpu = world.device.type == "cuda" and not spec.deterministic
     optimizer = sgd(plain, spec.schedule, fused=is_fast_gpu)
     network: nn.Module = plain
@@ -86,9 +91,7 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         network=network,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(world.device.type, enabled=world.device.type == "cuda"),
-        loss=SegmentationLoss(
-            plan.labels, bool(plan.configuration["batch_dice"]), weights, plan.global_batch, world.world_size, settings.loss
-        ),
+        loss=_loss(spec, plan, weights, world),
         labels=plan.labels,
         schedule=spec.schedule,
         device=world.device,
@@ -98,6 +101,13 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         dropout_seed=spec.seed * 100_003 + world.global_rank if draws else None,
         curve=settings.rate,
     )
+
+
+def _loss(spec: RunSpec, plan: ModelConfig, weights: Sequence[float], world: World) -> Callable[..., torch.Tensor]:
+    if spec.own.loss is not None:
+        return OwnLoss(spec.own.loss, plan.labels, plan.configuration, weights, world.world_size / plan.global_batch)
+    batch_dice = bool(plan.configuration["batch_dice"])
+    return SegmentationLoss(plan.labels, batch_dice, weights, plan.global_batch, world.world_size, spec.settings.loss)
 
 
 def check_compiler() -> None:

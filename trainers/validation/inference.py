@@ -30,7 +30,7 @@ from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.data.whole_file import check_whole
 from trainers.errors import CheckpointError, DataError, StorageError
 from trainers.network.checkpoint import read_checkpoint
-from trainers.network.model import build_network
+from trainers.network.own import network_of
 from trainers.storage.faults import find_outage, reading
 from trainers.storage.files import fsync_folder, sha256_of
 from trainers.validation.export import Exporter
@@ -96,7 +96,7 @@ class ModelPredictor:
         checkpoints = [read_checkpoint(file) for file in checkpoint_files]
         heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
         channels = network_channels(self.configuration.configuration, self.dataset_json, self.labels)
-        network = build_network(self.configuration.configuration, channels, heads, deep_supervision=False)
+        network = network_of(self.spec, self.configuration.configuration, channels, heads, deep_supervision=False)
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         for file, parameters in zip(reversed(checkpoint_files), reversed(weights), strict=True):  # it ends with the first one's
             self._load(network, parameters, file)

@@ -10,11 +10,13 @@ import torch
 from orchestrator.dataset.model_folder import run_differences
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.expansion import expand
-from orchestrator.experiment.model import load_experiment, single_training
+from orchestrator.experiment.model import load_experiment, parse_experiment, single_training
 from orchestrator.export.fold_facts import facts_of, unlike
+from orchestrator.tracking.records import tags_of
 from orchestrator.training import driver
 from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, Tiny, tiny_dataset
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.network.model import build_network, plain_state_dict
 
@@ -75,3 +77,59 @@ def test_weights_of_another_network_or_changed_ones_end_a_run_before_a_worker_st
     assert outcome is not None
     assert outcome.state == "FAILED_CONFIG"
     assert "has changed since the run was planned" in outcome.message
+
+
+def source(tiny: Tiny, fold: int, content: bytes = b"weights", **keys: Any) -> RunSpec:
+    """A run of ours that has been trained to its end."""
+    (spec,) = expand(single_training(17, "3d_fullres", fold, **tiny.folders, **keys))
+    folder = RunFolder(spec.run_folder)
+    folder.own.mkdir(parents=True)
+    folder.spec_file.write_text(spec.model_dump_json())
+    folder.checkpoint("final").write_bytes(content)
+    return spec
+
+
+def test_a_run_is_named_by_address_or_key_and_a_model_stands_for_the_same_fold(tmp_path: Path) -> None:
+    tiny = tiny_dataset(tmp_path)
+    sources = [source(tiny, fold, str(fold).encode()) for fold in (0, 1)]
+    names = [
+        "17/3d_fullres/nnUNetTrainer/0",
+        "Dataset017_Tiny/3d_fullres/default/fold_0",
+        sources[0].run_key,
+        "17/3d_fullres/nnUNetTrainer",
+    ]
+    found = [run(tiny, variant="more", pretrained_weights=name) for name in names]
+    assert len({spec.run_key for spec in found}) == 1
+    assert found[0].pretrained_weights is not None
+    assert found[0].pretrained_weights.file == RunFolder(sources[0].run_folder).checkpoint("final")
+    assert found[0].pretrained_weights.run == sources[0].run_key
+    assert tags_of(found[0])["nnfleet.pretrained_run"] == sources[0].run_key
+    (tmp_path / "same.pth").write_bytes(b"0")
+    assert run(tiny, variant="more", pretrained_weights=str(tmp_path / "same.pth")).run_key == found[0].run_key, "the content is the key"
+    both = expand(
+        single_training(17, "3d_fullres", "0-1", **tiny.folders, variant="more", pretrained_weights="17/3d_fullres/nnUNetTrainer")
+    )
+    assert [spec.pretrained_weights.run for spec in both if spec.pretrained_weights] == [spec.run_key for spec in sources]
+
+
+def test_the_address_of_a_run_is_no_path_of_the_experiment_file(tmp_path: Path) -> None:
+    tiny = tiny_dataset(tmp_path)
+    source(tiny, 0)
+    keys = {"dataset": 17, "configurations": "3d_fullres", "fold": 0, "variant": "x", "pretrained_weights": "17/3d_fullres/nnUNetTrainer/0"}
+    (tmp_path / "e.yaml").write_text(json.dumps({**keys, **tiny.folders}))
+    experiment = load_experiment(tmp_path / "e.yaml")
+    (spec,) = expand(parse_experiment(experiment.to_yaml()))
+    assert spec.pretrained_weights is not None
+    assert spec.pretrained_weights.run
+
+
+def test_weights_of_a_run_that_know_the_validation_cases_or_are_not_there_are_refused(tmp_path: Path) -> None:
+    tiny = tiny_dataset(tmp_path)
+    done = source(tiny, 1)
+    with pytest.raises(ConfigError, match=r"/1 has been trained on 2 of the 2 validation cases of fold 0, first case_\d, so its scores"):
+        run(tiny, variant="more", pretrained_weights="17/3d_fullres/nnUNetTrainer/1")
+    with pytest.raises(ConfigError, match=r"pretrained_weights: run: there is no run '17/2d/nnUNetTrainer/0' below "):
+        run(tiny, pretrained_weights="17/2d/nnUNetTrainer/0")
+    RunFolder(done.run_folder).checkpoint("final").unlink()
+    with pytest.raises(ConfigError, match=r"/1 has no final checkpoint .*: it has not been trained to its end\. Wait for it"):
+        expand(single_training(17, "3d_fullres", 1, **tiny.folders, variant="more", pretrained_weights=done.run_key))

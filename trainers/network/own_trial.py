@@ -1,0 +1,121 @@
+"""Tries the user's own functions before any worker starts: they are imported, called as a training calls them, and asked twice."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainers.contract.cascade import network_channels
+from trainers.contract.plans import labels_of, load_dataset_json, plans_of
+from trainers.contract.run_spec import OwnPart, RunSpec
+from trainers.data.batches import Batch
+from trainers.data.dataset import open_dataset, target_scales
+from trainers.data.samples import make_batch
+from trainers.errors import ConfigError
+from trainers.network.learner import as_list
+from trainers.network.model import plain_state_dict
+from trainers.network.own import OwnLoss, network_of
+
+SEED = 0
+
+
+def try_own(spec: RunSpec) -> None:
+    """Raise ConfigError for a function of a run that cannot be imported, does not take its arguments, or does not give what is due."""
+    trials: dict[OwnPart, Callable[[RunSpec], None]] = {"recipe": _try_recipe, "network": _try_network, "loss": _try_loss}
+    for part in spec.own.named:
+        trials[part](spec)
+
+
+def _configuration(spec: RunSpec) -> dict[str, Any]:
+    return plans_of(spec).configuration(spec.configuration)
+
+
+def _try_network(spec: RunSpec) -> None:
+    """Outputs of the targets' shapes, or the finest alone, on torch's meta device; the same weights with and without deep supervision."""
+    configuration, dataset_json = _configuration(spec), load_dataset_json(spec.preprocessed_folder)
+    labels = labels_of(dataset_json)
+    channels, heads = network_channels(configuration, dataset_json, labels), labels.num_heads
+    patch = tuple(configuration["patch_size"])
+    name = spec.own.named["network"].name
+    trained, predicting = (network_of(spec, configuration, channels, heads, is_deep) for is_deep in (spec.settings.deep_supervision, False))
+    if _shapes_of_weights(trained) != _shapes_of_weights(predicting):
+        raise ConfigError(
+            f"network: {name} has other weights with deep_supervision=False, with which it predicts, than with "
+            f"{spec.settings.deep_supervision}, with which it trains. Keep the layers of the lower outputs, and return the finest alone."
+        )
+    expected = [
+        (1, heads, *(round(size * share) for size, share in zip(patch, scale, strict=True))) for scale in target_scales(configuration)
+    ]
+    found = [_shapes_of_outputs(network.to("meta"), channels, patch, name) for network in (trained, predicting)]
+    if found[0] not in ([*expected[: len(found[0])]],) or len(found[0]) not in (1, len(expected)) or found[1] != expected[:1]:
+        raise ConfigError(
+            f"network: {name} gives outputs of the shapes {found[0]}, and {found[1]} with deep_supervision=False, for one patch of {patch} "
+            f"voxels. Give {expected}, finest first, or {expected[0]} alone; with deep_supervision=False always the latter."
+        )
+
+
+def _shapes_of_weights(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in plain_state_dict(network).items()}
+
+
+def _shapes_of_outputs(network: torch.nn.Module, channels: int, patch: tuple[int, ...], name: str) -> list[tuple[int, ...]]:
+    network.eval()  # batch normalisation takes no batch of one while it learns
+    try:
+        with torch.no_grad():
+            return [tuple(output.shape) for output in as_list(network(torch.zeros((1, channels, *patch), device="meta")))]
+    except Exception as err:
+        if isinstance(err, NotImplementedError) or re.search(r"\bmeta\b", str(err), re.IGNORECASE):  # it asked for numbers
+            raise NotImplementedError(f"{type(err).__name__}: {err}") from err
+        raise ConfigError(f"network: {name} does not take a patch of {patch} voxels: {type(err).__name__}: {str(err)[:500]}.") from err
+
+
+def _try_loss(spec: RunSpec) -> None:
+    """One value per sample, of each sample alone, through which gradients flow."""
+    labels = labels_of(load_dataset_json(spec.preprocessed_folder))
+    configuration, name = _configuration(spec), spec.own.named["loss"].name
+    loss = OwnLoss(spec.own.named["loss"], labels, configuration, (1.0,), 1.0)
+    data = open_dataset(spec)
+    batch = make_batch(data, spec, "val", 0, 0, [0, 1])
+    target = torch.from_numpy(batch.targets[0])
+    generator = torch.Generator().manual_seed(SEED)
+    logits = torch.randn((2, labels.num_heads, *target.shape[2:]), generator=generator)
+    logits[1] *= 3  # samples that are unlike
+    logits.requires_grad_()
+    both = loss(logits, target)
+    if not both.requires_grad or not torch.autograd.grad(both, logits, allow_unused=True)[0].abs().sum() > 0:
+        raise ConfigError(f"loss: no gradient flows through the values of {name}. Compute them from the logits with torch alone.")
+    with torch.no_grad():
+        alone = torch.stack([loss(logits[i : i + 1], target[i : i + 1]) for i in range(2)]).sum()
+        both = both.detach()
+    if not torch.allclose(both, alone, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise ConfigError(
+            f"loss: a sample's value by {name} depends on the other samples of its batch ({float(both):g} together, {float(alone):g} "
+            "one by one), so it would depend on the number of workers. Compute each sample's value from its own voxels."
+        )
+
+
+def _try_recipe(spec: RunSpec) -> None:
+    """Samples of the network's patch, which are the same bits whenever they are asked for."""
+    name, data = spec.own.named["recipe"].name, open_dataset(spec)
+    first, _, again = (_sample(spec, data, position) for position in (0, 1, 0))
+    patch = tuple(_configuration(spec)["patch_size"])
+    if first.images.shape[2:] != patch or first.images.shape[1] != again.images.shape[1]:
+        raise ConfigError(f"recipe: {name} gives images of {first.images.shape[2:]} voxels, and the network's patch has {patch}.")
+    if not _is_same(first, again):
+        raise ConfigError(
+            f"recipe: {name} is no pure function of the seed: a sample that was made again, after another one, had other values. Draw from "
+            "numpy's, torch's and Python's global generators alone, in the transforms' calls, and keep nothing from sample to sample."
+        )
+    if not np.isfinite(first.images).all():
+        raise ConfigError(f"recipe: {name} gives images with values that are no finite numbers.")
+
+
+def _sample(spec: RunSpec, data: Any, position: int) -> Batch:
+    return make_batch(data, spec, "train", 0, 0, [position])
+
+
+def _is_same(a: Batch, b: Batch) -> bool:
+    arrays = zip((a.images, *a.targets), (b.images, *b.targets), strict=True)
+    return all(one.shape == other.shape and one.tobytes() == other.tobytes() for one, other in arrays)
