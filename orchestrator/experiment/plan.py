@@ -16,6 +16,7 @@ from orchestrator.experiment.estimates import Measured
 from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
 from orchestrator.queue.order import Waiting
+from orchestrator.run.job_record import HandedRun
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import load_plans
@@ -80,6 +81,10 @@ class PlanReport(Frozen):
     warnings: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """Runs that `resume` found and leaves as they are, each with the reason."""
+    preprocesses: tuple[str, ...] = ()
+    """Configurations, each with its plans, that are preprocessed before any run can be planned; then there are no rows yet."""
+    awaited: tuple[HandedRun, ...] = ()
+    """The runs that are planned once that is done."""
     file_system: str = ""
     """What the results lie on where that is no local disk: `nfs4`, `cifs`, `fuse.sshfs`."""
 
