@@ -32,7 +32,7 @@ from orchestrator.model_verbs import predict as predict
 from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
-from orchestrator.run.job_record import is_test_set
+from orchestrator.run.job_record import is_preprocessing, is_test_set, preprocessing_named_in
 from orchestrator.run.status import RunStatus, cannot_finish, match, match_all
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
@@ -118,9 +118,13 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
     """What `submit` would send. Starts nothing: with no cluster it is read here, for this machine. Raises ConfigError, DataError."""
     meant = reach(cluster)
     if meant.reached is None:
+        from orchestrator.experiment.awaited import plan_to_come
         from orchestrator.experiment.expansion import expand
         from orchestrator.experiment.plan import plan_report
+        from orchestrator.preprocessing.due import due_of
 
+        if (due := due_of(experiment)) is not None:
+            return plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names)
         crowded = local_services.crowding_of(Home.default(), local_services.offered())
         node, name = this_machine(), "this machine, which runs nothing yet"
         return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])
@@ -290,9 +294,13 @@ def logs(
     """
     meant = reach(cluster)
     follower = _follower(meant)
+    if follower is not None and is_preprocessing(run):
+        return follower.printed(run, follow=follow)
     reported, stored = _known(meant, follower)
     found = match(run, [*reported, *stored])
     on_found(found)
+    if follower is not None and (job := preprocessing_named_in(found.reason)):
+        return follower.printed(job, follow=follow)
     if not found.campaign or follower is None:
         return stored_logs(found.run_folder, earlier=earlier)
     if follow:
@@ -563,8 +571,10 @@ def _check_here(experiment: "Experiment", cluster: str | None) -> None:
     """Where this machine is meant: that what the experiment names is there, before services are started for it. Raises as `check_named`."""
     if cluster is None and is_local():
         from orchestrator.experiment.expansion import check_named
+        from orchestrator.preprocessing.due import due_of
 
-        check_named(experiment)
+        if due_of(experiment) is None:
+            check_named(experiment)
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":

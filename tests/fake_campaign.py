@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orchestrator.campaign.dispatch import ClusterJobs
@@ -68,6 +68,11 @@ class FakeCluster(ClusterJobs):
     ) -> str:
         name = f"validate-{spec.run_key}-a{fencing_token}" + (f"-r{retry}" if retry else "")
         return self._add(name, "validate", folder, spec, fencing_token, campaign)
+
+    def submit_preprocessing(self, name: str, order: str, place: Mapping[str, str], cpus: int, memory_gib: float | None) -> str:
+        self._take_order(name)
+        self.jobs.setdefault(name, JobRecord(submission_id=name, kind="preprocess", state="RUNNING", **place))
+        return name
 
     def submit_control(self, name: str, arguments: list[str]) -> str:
         if self.is_away:

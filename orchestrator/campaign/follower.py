@@ -1,7 +1,7 @@
 """What a laptop knows of campaigns and their runs: the job server's list, and what campaigns report in their logs."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,7 @@ from orchestrator.experiment.plan import PlanReport
 from orchestrator.follow.next_step import death
 from orchestrator.run.events import EVENT_PREFIX, AnyEvent, events_in
 from orchestrator.run.job_record import JobRecord
+from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.address import masked
 
@@ -82,7 +83,7 @@ class Follower:
                     is_told = job.is_live or status.state.is_final or not self._log_of(job).statuses
                     before = status if is_told else _without_campaign(status, job)
                 newest[key] = before
-        return sorted(newest.values(), key=lambda status: status.is_claimed)
+        return sorted(_planned(newest.values()), key=lambda status: status.is_claimed)
 
     def first_plan(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> PlanReport:
         """The plan that a campaign reports once it owns its runs. Raises the campaign's own error."""
@@ -173,6 +174,20 @@ class Follower:
                 return
             time.sleep(self._poll_s)
 
+    def printed(self, submission_id: str, *, follow: bool = False) -> Iterator[str]:
+        """What a job has printed, in whole lines; with `follow` as it grows, until it has ended."""
+        shown = 0
+        while True:
+            is_live = self._jobs.find(submission_id).is_live
+            text = self._jobs.logs(submission_id)
+            end = text.rfind("\n") + 1 if is_live else len(text)
+            if end > shown:
+                yield text[shown:end]
+                shown = end
+            if not (follow and is_live):
+                return
+            time.sleep(self._poll_s)
+
     def test_sets(self) -> list[JobRecord]:
         """The jobs of test sets that are alive, or were at an earlier look of this follower, as `statuses` saw them last."""
         records = self._jobs.records() if self._seen is None else self._seen
@@ -229,7 +244,7 @@ class Follower:
         stored_by = time.monotonic() + STORES_S
         while time.monotonic() < stored_by and not any(job.submission_id == f"campaign-{campaign_id}" for job in self._jobs.records()):
             time.sleep(self._first_poll_s)
-        for kinds in (("campaign",), ("train", "validate")):  # the campaign first, else it would start again what has ended
+        for kinds in (("campaign",), ("train", "validate", "preprocess")):  # the campaign first, else it would start again what has ended
             own = [job for job in self._jobs.records() if job.campaign == campaign_id and job.kind in kinds]
             living = [job.submission_id for job in own if job.is_live]
             for submission_id in living:
@@ -264,6 +279,13 @@ def _runs_of(
 ) -> dict[str, RunStatus]:
     """The runs of a campaign as it reports them, else those that it was handed (see `handed_statuses`)."""
     return log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), known, followed)
+
+
+def _planned(statuses: Iterable[RunStatus]) -> list[RunStatus]:
+    """Without those runs that had no key yet and have one now: another of the same folder has been reported since."""
+    known = list(statuses)
+    since = {status.run_folder: status.since_unix for status in known if not status.run_key.startswith(UNPLANNED)}
+    return [s for s in known if not s.run_key.startswith(UNPLANNED) or since.get(s.run_folder, 0.0) < s.since_unix]
 
 
 def _without_campaign(status: RunStatus, job: JobRecord) -> RunStatus:

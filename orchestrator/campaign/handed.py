@@ -1,4 +1,5 @@
-"""What is shown of the runs that a campaign was handed, until it has reported them itself. Pure."""
+"""What is shown of the runs that a campaign was handed, or that wait for their data to be preprocessed, until it has reported them itself.
+Pure."""
 
 from collections.abc import Collection, Mapping
 
@@ -17,9 +18,11 @@ def handed_statuses(
     `end`: how its job ended, if it did. `known`: what earlier campaigns reported; what is known of a run stays. `followed`: runs that
     another living campaign goes on with; they are shown as that one reports them. A campaign that was withdrawn leaves nothing.
     """
-    if log.statuses or log.plan is not None or log.exit_code is not None or job.state == "STOPPED":
+    is_planned = log.plan is not None and not log.plan.preprocesses
+    if log.statuses or is_planned or log.exit_code is not None or job.state == "STOPPED":
         return {}
-    runs = [run for run in job.handed if run.run_key not in followed]
+    awaited = log.plan.awaited if log.plan is not None else ()
+    runs = [run for run in job.handed or awaited if run.run_key not in followed]
     return {run.run_key: _status(run, job, log, end, known.get(run.run_key)) for run in runs}
 
 

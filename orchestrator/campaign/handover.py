@@ -20,8 +20,10 @@ from orchestrator.campaign.validating import checked
 from orchestrator.cluster import list_nodes, local_services
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.target import Target
+from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.preprocessing.due import due_of
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import unknown_owner
@@ -90,6 +92,8 @@ def plan(experiment: Experiment, here: Here, *, replaces: bool = False) -> PlanR
     """The plan of an experiment. Raises ConfigError, DataError as the campaign would, Unseen."""
     if not (experiment.nnUNet_raw and experiment.nnUNet_preprocessed and experiment.nnUNet_results):
         raise Unseen  # the head may know folders that are not named here
+    if (due := due_of(experiment)) is not None:
+        return plan_to_come(experiment, due.dataset, due.names, here.address)
     return planned(experiment, here.jobs, here.nodes, here.registry, here.address, replaces=replaces)
 
 
@@ -157,7 +161,7 @@ def send_revalidations(meant: Target, follower: Follower, runs: Sequence[RunStat
 
 def handed(report: PlanReport) -> list[HandedRun]:
     """The runs of a plan that its campaign goes on with."""
-    return [_handed(row.spec, row.progress) for row in report.rows if row.progress.stage != "finished"]
+    return [*report.awaited, *(_handed(row.spec, row.progress) for row in report.rows if row.progress.stage != "finished")]
 
 
 def _refuse_too_many(report: PlanReport) -> PlanReport:

@@ -22,12 +22,16 @@ from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
 from orchestrator.campaign.planning import queue_of, refuse_all, refuse_never, replacements
+from orchestrator.campaign.preprocessing import Stage, preprocess_first
 from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
 from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
+from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.expansion import expand
+from orchestrator.experiment.model import Experiment, load_experiment
 from orchestrator.experiment.plan import plan_report
-from orchestrator.queue.registry import Registry
+from orchestrator.preprocessing.due import due_of
+from orchestrator.queue.registry import Entry, Registry
 from orchestrator.resume.orphan_workers import refuse_orphan_workers
 from orchestrator.resume.resume_check import sound
 from orchestrator.run.below import results_folder
@@ -37,6 +41,7 @@ from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.job_record import JobRecord
 from orchestrator.tracking.address import check_tracking_uri, masked
 from orchestrator.tracking.binding import TrackingServer
+from orchestrator.validation.held_out_admission import QueuePlace
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError, ConfigError, NnfleetError, StorageError
@@ -88,7 +93,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
-    from orchestrator.experiment.model import load_experiment
 
     experiment = load_experiment(experiment_file)
     if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
@@ -96,11 +100,17 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
         tracking = experiment.tracking.model_copy(update={"uri": uri})
         experiment = experiment.model_copy(update={"tracking": tracking})
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
-    specs = expand(experiment, replaces=replaces)
-    warnings += replacements(specs) if replaces else []
     cluster = Jobs.inside_job()
     address = os.environ.get("RAY_ADDRESS", "")
-    jobs, registry = cluster.records(), Registry.of_cluster(address)
+    registry = Registry.of_cluster(address)
+    if (due := due_of(experiment)) is not None:
+        emit(Planned(plan=plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names, address)))
+        if plan_only:
+            return 0
+        _preprocess(campaign, experiment, cluster, registry)
+    specs = expand(experiment, replaces=replaces)
+    warnings += replacements(specs) if replaces else []
+    jobs = cluster.records()
     if plan_only:  # else the opening does, under its lock
         refuse_all(specs, jobs, registry)
     report = plan_report(experiment, specs, cluster_nodes(), queue_of(jobs, registry), cluster=address, warnings=warnings)
@@ -109,6 +119,14 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     runner = None if plan_only else _opened(campaign, cluster, specs, replaces=replaces)
     emit(Planned(plan=report))
     return runner.run() if runner is not None else 0
+
+
+def _preprocess(campaign: str, experiment: Experiment, cluster: ClusterJobs, registry: Registry) -> None:
+    """Wait until all that the experiment needs is preprocessed; its runs wait meanwhile."""
+    what, user = f"preprocessing of {experiment.dataset}", experiment.user
+    place = QueuePlace(campaign, what, registry, cluster.records, cluster_nodes, user=user, priority=experiment.priority)
+    registry.post(campaign, Entry())  # others see that it has begun
+    preprocess_first(Stage(experiment, place, cluster, _report_waiting))
 
 
 def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str, *, only_failed: bool = False) -> int:

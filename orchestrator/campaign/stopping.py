@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.run.job_record import is_test_set, named_test_sets
 from trainers.contract.run_folder import RunFolder
-from trainers.errors import NnfleetError, joined
+from trainers.errors import ConfigError, NnfleetError, joined
 
 if TYPE_CHECKING:
     from orchestrator.campaign.follower import Follower, JobServer
     from orchestrator.cluster.target import Target
+    from orchestrator.experiment.plan import PlanReport
     from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
 
@@ -78,11 +79,25 @@ def ask_to_stop(
     def ask_once_begun(campaign: str) -> None:
         if on_wait is not None:
             on_wait(f"Campaign {campaign} still begins: its runs are asked as soon as it owns them.")
-        follower.first_report(f"campaign-{campaign}", on_wait)
+        plan = follower.first_report(f"campaign-{campaign}", on_wait).plan
+        if plan is not None and plan.preprocesses:
+            _end_while_it_preprocesses(campaign, plan, living, follower)
+            return
         ask([status for status in living if status.campaign == campaign])
 
     begun = [status for status in living if status.campaign not in begins]
     ask_each([*([partial(ask, begun)] if begun else []), *(partial(ask_once_begun, campaign) for campaign in begins)])
+
+
+def _end_while_it_preprocesses(campaign: str, plan: "PlanReport", living: Sequence["RunStatus"], follower: "Follower") -> None:
+    """End a campaign that has no runs yet, with its preprocessing. Raises ConfigError where only some of its runs are meant."""
+    meant = {status.run_key for status in living if status.campaign == campaign}
+    if kept := [run.address for run in plan.awaited if run.run_key not in meant]:
+        raise ConfigError(
+            f"stop: campaign {campaign} preprocesses first, so that its runs cannot be stopped one by one yet ({kept[0]} is not meant). "
+            f"Stop all of them: nnfleet stop --campaign {campaign}."
+        )
+    follower.withdraw(campaign)
 
 
 def _ask(runs: Sequence["RunStatus"], meant: "Target", follower: "Follower", how: HowToEnd) -> None:

@@ -44,6 +44,11 @@ def show_plan(report: "PlanReport") -> None:
     """Print a plan: its table on stdout, its warnings on stderr."""
     for warning in report.warnings:
         note(f"Warning: {warning}")
+    if report.preprocesses:
+        count = len(report.awaited)
+        say(f"Preprocessed first, by nnU-Net: {'; '.join(report.preprocesses)}.")
+        say(f"Then {'1 run is' if count == 1 else f'{count} runs are'} planned, and named by key: {_first_and_last(report)}.")
+        return
     out = console()
     out.print(plan_table(report, out.width))
     finished = f", {report.n_finished} finished and skipped" if report.n_finished else ""
@@ -52,6 +57,12 @@ def show_plan(report: "PlanReport") -> None:
     say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
     for line in filter(None, (estimate_line(report), storage_line(report))):
         say(line)
+
+
+def _first_and_last(report: "PlanReport") -> str:
+    """The addresses of the runs that are planned later, from the first to the last."""
+    addresses = [run.address for run in report.awaited]
+    return addresses[0] if len(addresses) == 1 else f"{addresses[0]} to {addresses[-1]}"
 
 
 def estimate_line(report: "PlanReport") -> str:

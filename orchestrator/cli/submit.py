@@ -31,7 +31,7 @@ def submit(
         print_json({"campaign": submission.campaign_id, "submission_id": submission.submission_id, "plan": plan})
         return
     show_plan(submission.plan)
-    if submission.plan.n_finished == len(submission.plan.rows):
+    if submission.plan.n_finished == len(submission.plan.rows) and not submission.plan.preprocesses:
         say(f"Nothing is left to train or validate. Campaign {submission.campaign_id} brings MLflow what it lacks, and ends.")
         return
     say(f"Submitted as campaign {submission.campaign_id}. Watch it: nnfleet status --watch{cluster_option(cluster)}")

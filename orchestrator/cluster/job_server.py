@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -47,9 +48,19 @@ class JobServerClient:
         """Have a job ended."""
         self._asked("POST", f"/api/jobs/{submission_id}/stop")
 
-    def submit_job(self, submission_id: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-        """Start a job; returns once the server has stored it. An id that is taken is refused."""
-        order = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": runtime_env, "metadata": metadata}
+    def submit_job(
+        self,
+        submission_id: str,
+        entrypoint: str,
+        runtime_env: Mapping[str, Any],
+        metadata: Mapping[str, str],
+        held: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Start a job; returns once the server has stored it. An id that is taken is refused.
+
+        `held`: what the entry point takes of the node that it runs on, by Ray's names (`entrypoint_num_cpus`).
+        """
+        order = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": runtime_env, "metadata": metadata, **held}
         self._asked("POST", "/api/jobs/", json=order)
 
     def store_package(self, content: bytes) -> str:

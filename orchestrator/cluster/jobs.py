@@ -56,6 +56,7 @@ class Modules:
     control: str = "orchestrator.campaign.control_job"
     drill: str = "orchestrator.drill.job"
     held_out: str = "orchestrator.validation.held_out_job"
+    preprocessing: str = "orchestrator.preprocessing.job"
 
 
 class Jobs:
@@ -163,6 +164,16 @@ class Jobs:
         """Start the job that predicts a held-out test set; returns its submission id."""
         return self._submit(f"test-{name}", "test", self._modules.held_out, arguments, {})
 
+    def submit_preprocessing(self, name: str, order: str, place: Mapping[str, str], cpus: int, memory_gib: float | None) -> str:
+        """Start the job of this id, which preprocesses a dataset on a node with so many CPU cores and so much memory; returns the id.
+
+        `place`: what the job carries (`campaign`, `dataset_folder`). It is only to be asked for what fits now: Ray ends a job that waits.
+        """
+        held: dict[str, float] = {"entrypoint_num_cpus": cpus}
+        if memory_gib is not None:
+            held["entrypoint_memory"] = int(memory_gib * 2**30)
+        return self._submit(name, "preprocess", self._modules.preprocessing, [order], place, held=held)
+
     def submit_control(self, name: str, arguments: list[str]) -> str:
         """Start a small job that acts where the run folders are; returns its submission id."""
         return self._submit(f"control-{name}", "control", self._modules.control, arguments, {})
@@ -200,6 +211,7 @@ class Jobs:
         carried: Mapping[str, str],
         files: Mapping[str, str] | None = None,
         handed: Sequence[HandedRun] = (),
+        held: Mapping[str, float] | None = None,
     ) -> str:
         metadata = {**self._inherited, **{f"nnfleet_{key}": value for key, value in carried.items() if value}, "nnfleet_kind": kind}
         metadata["nnfleet_modules"] = json.dumps(vars(self._modules))
@@ -215,7 +227,7 @@ class Jobs:
                 own["RAY_ADDRESS"] = self.address
             runtime_env = {"working_dir": working_dir, "env_vars": {**JOB_ENVIRONMENT, **own}}
             try:
-                self._server.submit_job(submission_id, command, runtime_env, metadata)
+                self._server.submit_job(submission_id, command, runtime_env, metadata, held or {})
             except RuntimeError as err:
                 if f"Job with submission_id {submission_id} already exists" not in str(err) or not self._knows(submission_id):
                     raise

@@ -20,7 +20,7 @@ NUM_FOLDS = 5
 
 def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
     """Folder name of the dataset that `text` means (`17`, `017`, `Dataset017_X`) below nnUNet_preprocessed. Raises ConfigError."""
-    names = _datasets_in(preprocessed)
+    names = datasets_in(preprocessed)
     if names is None:
         raise ConfigError(
             f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes, in the "
@@ -30,7 +30,7 @@ def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
         if text in names:
             return _plain(preprocessed, text)
         raise ConfigError(_unknown_dataset(preprocessed, text, names, raw))
-    found = [name for name in names if _number(name) == int(text)]
+    found = [name for name in names if number_of(name) == int(text)]
     if len(found) > 1:
         raise ConfigError(f"dataset: {text} means several folders of {preprocessed}: {', '.join(found)}. Write the whole name.")
     if not found:
@@ -90,25 +90,25 @@ def ensure_splits(dataset_folder: Path, case_ids: Iterable[str]) -> list[Split]:
     return load_splits(dataset_folder)
 
 
-def _datasets_in(folder: Path) -> list[str] | None:
+def datasets_in(folder: Path) -> list[str] | None:
     try:
-        return sorted(p.name for p in folder.iterdir() if p.is_dir() and _number(p.name) is not None)
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and number_of(p.name) is not None)
     except OSError:
         return None
 
 
-def _number(name: str) -> int | None:
+def number_of(name: str) -> int | None:
     found = re.fullmatch(r"Dataset(\d{1,9})_.+", name, re.ASCII | re.DOTALL)
     return int(found[1]) if found else None
 
 
 def _unknown_dataset(preprocessed: Path, text: str, names: list[str], raw: Path | None) -> str:
     here = f"Found: {', '.join(names) or 'no datasets'}."
-    unprepared = [n for n in (_datasets_in(raw) or [] if raw else []) if n == text or (text.isdecimal() and _number(n) == int(text))]
+    unprepared = [n for n in (datasets_in(raw) or [] if raw else []) if n == text or (text.isdecimal() and number_of(n) == int(text))]
     if unprepared:
         return (
             f"dataset: {unprepared[0]} is raw but not preprocessed in {preprocessed}. {here} "
-            f"Run {PREPROCESS_COMMAND} -d {_number(unprepared[0])}."
+            f"Run {PREPROCESS_COMMAND} -d {number_of(unprepared[0])}."
         )
     hint = "" if text.isdecimal() else nearest(text, names)
     if raw is not None and not raw.is_dir():

@@ -31,6 +31,7 @@ from orchestrator.experiment.fields import (
 )
 from orchestrator.experiment.first_weights import names_run
 from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, with_code_beside
+from orchestrator.experiment.preprocess import PreprocessField, fault_of_preprocess, with_plans_of_planner
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
 from orchestrator.run.patients import is_table
@@ -98,6 +99,9 @@ class Experiment(Schedule):
     """nnU-Net's folder of preprocessed datasets, as the cluster's nodes see it; default: the environment variable of this name."""
     nnUNet_results: Folder | None = None
     """nnU-Net's folder of trained models, shared by the cluster's nodes; default: the environment variable of this name."""
+    preprocess: PreprocessField = None
+    """Plan and preprocess first what of the configurations is not preprocessed, by nnU-Net itself, in a job on CPU cores: `true`, or with
+    `planner`, `cpus` and others. What is there already is taken as it is. nnU-Net: nnUNetv2_plan_and_preprocess."""
     plans: NameList = ("nnUNetPlans",)
     """One or several plans, by file name without `.json`; nnU-Net: nnUNetPlans."""
     configurations: NameList
@@ -178,7 +182,13 @@ class Experiment(Schedule):
                 raise ValueError(f"`{one}` stands beside `{many}`, which means the same; write one of the two")
             if one in content:
                 content = {many if key == one else key: value for key, value in content.items()}
-        return content
+        return with_plans_of_planner(content)
+
+    @model_validator(mode="after")
+    def _plans_that_a_planner_makes(self) -> "Experiment":
+        if fault := fault_of_preprocess(self.preprocess, self.plans):
+            raise ValueError(fault)
+        return self
 
     @model_validator(mode="after")
     def _loader_within_cpus(self) -> "Experiment":

@@ -17,6 +17,7 @@ from orchestrator.experiment.storage import run_bytes
 from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
 from orchestrator.queue.order import Waiting
+from orchestrator.run.job_record import HandedRun
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import plans_of
@@ -90,6 +91,10 @@ class PlanReport(Frozen):
     """By how much of the expectation the last runs of these models took longer, oldest first; empty: none has recorded it."""
     cost_per_gpu_hour: float | None = None
     """As the experiment names it."""
+    preprocesses: tuple[str, ...] = ()
+    """Configurations, each with its plans, that are preprocessed before any run can be planned; then there are no rows yet."""
+    awaited: tuple[HandedRun, ...] = ()
+    """The runs that are planned once that is done."""
     file_system: str = ""
     """What the results lie on where that is no local disk: `nfs4`, `cifs`, `fuse.sshfs`."""
 

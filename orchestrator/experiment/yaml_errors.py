@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Hashable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -135,9 +135,11 @@ def _short(value: Any) -> str:
 def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     for step in path:
         field = model.model_fields.get(str(step))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if isinstance(kind, type)] if field else []
+        models = [kind for kind in kinds if issubclass(kind, BaseModel)]  # `Model | None` too
+        if not models:
             return []
-        model = field.annotation
+        model = models[0]
     hidden: Any = SkipJsonSchema  # of a field that nobody writes; mypy takes it for generic
     return [name for name, field in model.model_fields.items() if hidden() not in field.metadata]
 

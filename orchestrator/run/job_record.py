@@ -1,6 +1,7 @@
 """One job as the cluster lists it, without Ray: what admission, the campaign and status decide by."""
 
 import logging
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from trainers.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-JobKind = Literal["campaign", "train", "validate", "control", "test"]
-"""`test`: predicts a held-out test set."""
+JobKind = Literal["campaign", "train", "validate", "control", "test", "preprocess"]
+"""`test`: predicts a held-out test set. `preprocess`: makes what of a dataset is not preprocessed."""
 JobState = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
 
+PREPROCESSING = re.compile(r"preprocess-[0-9a-f]{12}-r\d+")
+"""How the ids of jobs that preprocess look."""
 HANDED_KEY = "nnfleet.runs"
 """Where a campaign's job carries its runs. No `nnfleet_...`: versions before pass over a job with such a key that they do not know."""
 
@@ -52,6 +55,8 @@ class JobRecord(Frozen):
     """What the job's run holds on the cluster while the job lives."""
     run_folder: str = ""
     mlflow_run_id: str = ""
+    dataset_folder: str = ""
+    """Of a job of kind `preprocess`: the preprocessed dataset."""
     code: str = ""
     """Version and commit of nnfleet that it runs."""
     handed: tuple[HandedRun, ...] = ()
@@ -92,6 +97,17 @@ class JobRecord(Frozen):
 def is_test_set(name: str) -> bool:
     """True for the id of a job of a test set, which names no run."""
     return name.startswith("test-")
+
+
+def is_preprocessing(name: str) -> bool:
+    """True for the id of a job that preprocesses a dataset, which names no run."""
+    return PREPROCESSING.fullmatch(name) is not None
+
+
+def preprocessing_named_in(reason: str) -> str:
+    """The id of the job that the reason of a run's state names, if it waits for preprocessing or ended with it; else ''."""
+    found = PREPROCESSING.search(reason)
+    return found[0] if found else ""
 
 
 def named_test_sets(names: Sequence[str], known: Sequence[JobRecord], verb: str) -> list[JobRecord]:

@@ -17,6 +17,8 @@ LONGEST_SHOWN = 200
 MARKS = re.compile(r"[@+][^/]*")
 """What an address names beside the trainer where it is not the usual: `@plans`, `+variant`, `+seed1`."""
 USUAL_PREFIX = "nnUNetTrainer"
+UNPLANNED = "unplanned-"
+"""What stands for the key of a run that cannot be computed yet, since its data are being preprocessed, begins so."""
 SHORT_OF = {name: short for short, name in SHORT.items()}
 
 

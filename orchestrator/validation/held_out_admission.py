@@ -21,7 +21,7 @@ from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_members
-from trainers.contract.run_spec import Frozen, WorkerSpec
+from trainers.contract.run_spec import PRIORITY, Frozen, WorkerSpec
 
 LOOK_S = 2.0
 """Pause between two looks whether the workers fit."""
@@ -86,6 +86,7 @@ class QueuePlace:
     clock: Clock = field(default_factory=Clock)
     user: str = ""
     """Whose share of the cluster it takes."""
+    priority: int = PRIORITY
 
     def others(self, jobs: Sequence[JobRecord]) -> dict[str, Entry]:
         """The entries of all that live beside it."""
@@ -108,22 +109,30 @@ def admitted(place: QueuePlace, output: Path, workers: WorkerSpec | None, on_wai
             )
         place.registry.post(place.job, Entry(runs=(key,)))
     try:
-        yield None if workers is None else _granted(place, key, workers, on_wait)
+        yield None if workers is None else granted(place, key, workers, on_wait)
     finally:
         place.registry.withdraw(place.job)
 
 
-def _granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None]) -> WorkerSpec:
-    """Wait until `workers` fit, and hold them."""
-    waiting = Waiting(run_key=key, address=place.what, campaign=place.job, workers=workers, since_unix=place.clock.unix(), user=place.user)
+def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None]) -> WorkerSpec:
+    """Wait until `workers` fit, and hold them under `key`; `on_wait` gets each new reason why they do not fit yet."""
+    waiting = Waiting(
+        run_key=key,
+        address=place.what,
+        campaign=place.job,
+        workers=workers,
+        since_unix=place.clock.unix(),
+        user=place.user,
+        priority=place.priority,
+    )
     reason = ""
     while True:
         try:
-            granted, because = _look(place, waiting)
+            found, because = _look(place, waiting)
         except ClusterError as err:  # the job server, or whoever holds the lock, may answer again
-            granted, because = None, str(err)
-        if granted is not None:
-            return granted
+            found, because = None, str(err)
+        if found is not None:
+            return found
         if because != reason:
             reason = because
             on_wait(because)

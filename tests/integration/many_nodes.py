@@ -32,7 +32,7 @@ from trainers.errors import ClusterError
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 200 << 20
-_START_LIMIT_S = 120.0
+_START_LIMIT_S = 900.0
 
 
 class Node:
@@ -234,6 +234,8 @@ class ManyNodes:
         command = [*command, f"--temp-dir={self._temporary[-1]}"]  # of its own: nodes would unpack code over each other's
         environment = {
             **service_environment(),
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{_START_LIMIT_S:.0f}",
+            "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{_START_LIMIT_S:.0f}",
             **{name: value for name, value in LOOPBACK.items() if name.endswith("_PORT")},  # the rest forbids a second node
             **{
                 name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "NNFLEET_HOME", "PYTHONPATH", "OMP_NUM_THREADS")

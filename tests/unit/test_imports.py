@@ -49,6 +49,7 @@ publishing: errors queue run tracking trainers.contract trainers.errors trainers
 export: errors publishing run tracking trainers.contract trainers.storage
 imported: dataset errors publishing queue run trainers.contract trainers.data trainers.storage trainers.training trainers.validation
 experiment: dataset errors queue run tracking trainers.contract trainers.storage
+preprocessing: dataset errors experiment queue run trainers.contract trainers.storage
 training: cluster dataset publishing queue run tracking trainers.contract trainers.data trainers.errors trainers.storage
     trainers.training
 follow: queue run tracking trainers.contract trainers.errors trainers.storage
@@ -56,12 +57,12 @@ compare: errors export publishing run statistics tracking trainers.contract trai
 validation: cluster compare dataset errors export follow publishing queue run tracking trainers.contract trainers.errors
     trainers.storage trainers.validation
 resume: cluster dataset follow publishing queue run tracking trainers.contract trainers.errors trainers.storage
-campaign: cluster compare dataset errors experiment follow publishing queue resume run tracking validation trainers.contract
-    trainers.errors trainers.storage
+campaign: cluster compare dataset errors experiment follow preprocessing publishing queue resume run tracking validation
+    trainers.contract trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors trainers.storage
 model_verbs: campaign cluster compare errors export imported publishing run tracking trainers.contract validation
-api: campaign cluster compare drill errors experiment model_verbs publishing resume run
+api: campaign cluster compare drill errors experiment model_verbs preprocessing publishing resume run
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

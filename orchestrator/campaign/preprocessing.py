@@ -1,0 +1,164 @@
+"""The first stage of a campaign whose data are not all preprocessed: a job that makes what is due, waited for before anything is planned.
+
+Campaigns that need the same dataset at the same time start one job of it, and all wait for that.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.campaign.dispatch import ClusterJobs
+from orchestrator.campaign.events import error_named
+from orchestrator.errors import ClusterError
+from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.preprocess import Preprocess
+from orchestrator.follow.next_step import death
+from orchestrator.preprocessing.due import Due, due_of
+from orchestrator.preprocessing.order import PREPROCESS_EVENTS, Order, Progressed, Refused, jobs_of, place_of, submission_id
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.registry import Entry, HeldWorkers
+from orchestrator.run.events import events_in
+from orchestrator.run.job_record import JobRecord
+from orchestrator.validation.held_out_admission import QueuePlace, granted
+from trainers.contract.run_spec import WorkerSpec
+
+USUAL_CPUS = 8
+"""Most cores of a job that nobody asked for otherwise: nnU-Net's number of processes."""
+LOOK_S = 2.0
+MOST_DEATHS = 3
+"""Jobs that may die before it is an error: a node that was taken away, a head that was busy."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One campaign that preprocesses."""
+
+    experiment: Experiment
+    place: QueuePlace
+    cluster: ClusterJobs
+    on_wait: Callable[[str], None]
+
+    @property
+    def asked(self) -> Preprocess:
+        """The key of the experiment."""
+        return self.experiment.preprocess or Preprocess()
+
+
+def preprocess_first(stage: Stage) -> None:
+    """Return once all that the experiment asks for is preprocessed. Raises what refuses it: ConfigError, DataError, ClusterError,
+    StorageError, each with the name of the job whose log has more."""
+    deaths = made = 0
+    while (due := due_of(stage.experiment)) is not None:
+        jobs = _records(stage)
+        job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
+        name = job.submission_id if job is not None else _started(stage, due)
+        if not name:
+            stage.place.clock.sleep(LOOK_S)
+            continue
+        ended = _ended(stage, due, name)
+        is_own, is_made = ended.campaign == stage.place.job, ended.state == "SUCCEEDED"
+        if is_own and is_made and made and due_of(stage.experiment) == due:  # the second time: a share may show files late
+            raise ClusterError(f"preprocessing: {name} has ended, and {place_of(due)} still lacks {due.text} as seen from the head.")
+        if is_own and not is_made:
+            deaths += 1
+            _refuse_failed(stage, ended, deaths)
+        made += is_own and is_made
+    stage.place.registry.post(stage.place.job, Entry())  # it holds nothing, and others see that it lives
+
+
+def _started(stage: Stage, due: Due) -> str:
+    """Start the job of a dataset once its cores fit; its id. '' where another campaign is about to start it."""
+    place, key = stage.place, f"preprocessing of {place_of(due)}"
+    with place.registry.locked():
+        owner = next((campaign for campaign, entry in place.others(place.records()).items() if key in entry.runs), "")
+        if owner:
+            stage.on_wait(f"waits for preprocessing of {due.text}, which campaign {owner} begins.")
+            return ""
+        place.registry.post(place.job, Entry(runs=(key,)))
+    workers = _workers(stage.asked, place.nodes())
+    reason = f"waits for preprocessing of {due.text}"
+    held = granted(place, key, workers, lambda because: stage.on_wait(f"{reason}, which waits: {because}"))
+    _hold(stage, key, held, is_placed=False)  # until Ray has placed the job
+    order = Order(due=due, processes=held.cpus)
+    name = submission_id(order.place, _records(stage))
+    carried = {"campaign": place.job, "dataset_folder": order.place}
+    return stage.cluster.submit_preprocessing(name, order.model_dump_json(), carried, held.cpus, stage.asked.memory_gib)
+
+
+def _hold(stage: Stage, key: str, workers: WorkerSpec, *, is_placed: bool) -> None:
+    holding = HeldWorkers(run_key=key, workers=workers, is_placed=is_placed, user=stage.place.user)
+    stage.place.registry.post(stage.place.job, Entry(holding=(holding,), runs=(key,)))
+
+
+def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
+    """What the job takes: the cores that were asked for, else those of the largest node, up to the usual number. Pure.
+
+    Raises ClusterError for what no node has.
+    """
+    most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
+    memory_gib = max((node.total.get("memory", 0) for node in nodes), default=0) / 2**30
+    if not most or (asked.cpus or 1) > most:
+        raise ClusterError(
+            f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores (the largest has {most}). Ask for fewer: "
+            "preprocess: {cpus: N}."
+        )
+    if asked.memory_gib is not None and asked.memory_gib > memory_gib:
+        raise ClusterError(
+            f"preprocessing: no node of this cluster has {asked.memory_gib:g} GiB of memory (the largest has {memory_gib:.1f}). Ask for "
+            "less: preprocess: {memory_gib: N}."
+        )
+    return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or min(most, USUAL_CPUS))
+
+
+def _ended(stage: Stage, due: Due, name: str) -> JobRecord:
+    """Wait for the end of a job; its last record."""
+    reason, is_placed = "", False
+    while True:
+        job = next((job for job in _records(stage) if job.submission_id == name), None)
+        if job is None or not job.is_live:
+            return job or JobRecord(submission_id=name, kind="preprocess", state="FAILED", message="the cluster has forgotten it")
+        entry = stage.place.registry.entries({stage.place.job}).get(stage.place.job)
+        if job.state == "RUNNING" and not is_placed and entry is not None and entry.holding:
+            _hold(stage, entry.holding[0].run_key, entry.holding[0].workers, is_placed=True)
+            is_placed = True
+        because = f"waits for preprocessing of {due.text}: {_progress(stage, name)} (nnfleet logs {name})."
+        if because != reason:
+            reason = because
+            stage.on_wait(because)
+        stage.place.clock.sleep(LOOK_S)
+
+
+def _progress(stage: Stage, name: str) -> str:
+    """How far a job is, in words."""
+    for event in reversed(_events(stage, name)):
+        if isinstance(event, Progressed):
+            return f"{event.what}, {event.done} of {event.total} cases" if event.total else event.what
+    return "its job begins"
+
+
+def _events(stage: Stage, name: str) -> list[Progressed | Refused]:
+    try:
+        return list(events_in(stage.cluster.logs(name), PREPROCESS_EVENTS))
+    except ClusterError:  # its node is away, and its log with it
+        return []
+
+
+def _refuse_failed(stage: Stage, job: JobRecord, deaths: int) -> None:
+    """Raise why a job of this campaign failed; returns where it died for the first times, as with its node."""
+    where = f"Its log: nnfleet logs {job.submission_id}."
+    for event in _events(stage, job.submission_id):
+        if isinstance(event, Refused):
+            raise error_named(event.error, f"{event.message} {where}")
+    if job.state == "STOPPED":
+        raise ClusterError(f"preprocessing: {job.submission_id} was stopped. Submit again: what is whole is kept.")
+    if deaths >= MOST_DEATHS:
+        raise ClusterError(f"preprocessing: {deaths} jobs died without a reason of their own; the last, {death(job)}. {where}")
+
+
+def _records(stage: Stage) -> list[JobRecord]:
+    """The jobs of the cluster, once it answers."""
+    while True:
+        try:
+            return stage.cluster.records()
+        except ClusterError as err:
+            stage.on_wait(f"waits for preprocessing: {err}")
+            stage.place.clock.sleep(LOOK_S)

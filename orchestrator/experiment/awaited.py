@@ -1,0 +1,57 @@
+"""The plan of an experiment whose data have to be preprocessed first: which runs it will be, before their keys can be computed."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.plan import PlanReport
+from orchestrator.run.job_record import HandedRun
+from orchestrator.run.names import UNPLANNED
+from trainers.contract.cascade import model_folder_name
+from trainers.contract.run_spec import model_address
+
+
+def plan_to_come(experiment: Experiment, dataset: str, due: Sequence[str], cluster: str = "local") -> PlanReport:
+    """A plan without rows: what is `due` of a dataset is preprocessed first. `awaited` are its runs, named by where they will lie.
+
+    The experiment's folders are known. Pure.
+    """
+    return PlanReport(
+        experiment=experiment.name,
+        cluster=cluster,
+        rows=(),
+        n_now=0,
+        n_later=0,
+        n_never=0,
+        n_finished=0,
+        preprocesses=tuple(due),
+        awaited=tuple(_awaited(experiment, dataset)),
+    )
+
+
+def _awaited(experiment: Experiment, dataset: str) -> list[HandedRun]:
+    results = experiment.nnUNet_results
+    assert results is not None
+    found = []
+    variants = {trainer: experiment.variants(trainer) for trainer in experiment.trainers}
+    for number in range(experiment.num_variants):
+        for plans, configuration, trainer, seed, fold in experiment.axes():
+            variant = variants[trainer][number]
+            model = model_folder_name(trainer, plans, configuration, variant.name, seed)
+            address = f"{model_address(dataset, configuration, trainer, plans, variant.name, seed)}/{fold}"
+            folder = results / dataset / model / f"fold_{fold}"
+            found.append(_run(experiment, address, variant.schedule.epochs, folder))
+    return found
+
+
+def _run(experiment: Experiment, address: str, epochs: int, folder: Path) -> HandedRun:
+    return HandedRun(
+        run_key=f"{UNPLANNED}{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}",
+        address=address,
+        epochs=epochs,
+        run_folder=folder,
+        workers=experiment.workers,
+        priority=experiment.priority,
+        user=experiment.user,
+    )

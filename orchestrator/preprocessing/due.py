@@ -1,0 +1,132 @@
+"""What of a dataset an experiment asks for and nobody has preprocessed yet: seen by the names of files, without opening a case."""
+
+from pathlib import Path
+
+from orchestrator.dataset.folder import datasets_in, file_names, find_dataset, number_of
+from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.preprocess import PLANNERS, Preprocess, planner_of
+from trainers.contract.plans import Plans, load_plans, load_splits
+from trainers.contract.run_spec import Frozen
+
+WHOLE = (".b2nd", "_seg.b2nd", ".pkl")
+"""Endings of a preprocessed case's files, in the order in which nnU-Net writes them."""
+
+
+class DuePlans(Frozen):
+    """What is due of one plans file."""
+
+    plans: str
+    planner: str = ""
+    """By which the file is to be made; empty: it is there."""
+    gpu_memory_target: float | None = None
+    """In GB, for the planner; None: its own."""
+    configurations: tuple[str, ...]
+    """Those whose cases are not all preprocessed, each folder of cases once."""
+
+    def __str__(self) -> str:
+        made = f"{self.plans} by {self.planner}: " if self.planner else f"{self.plans}: "
+        return made + ", ".join(self.configurations)
+
+
+class Due(Frozen):
+    """What is due of a dataset."""
+
+    dataset: str
+    raw: Path
+    """nnU-Net's folder of raw datasets."""
+    preprocessed: Path
+    """nnU-Net's folder of preprocessed datasets."""
+    parts: tuple[DuePlans, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each configuration, with its plans."""
+        return tuple(f"{part.plans}: {configuration}" for part in self.parts for configuration in part.configurations)
+
+    @property
+    def text(self) -> str:
+        """What is due, in words: `3d_fullres`, with the plans where several are meant."""
+        if len(self.parts) == 1:
+            return ", ".join(self.parts[0].configurations)
+        return "; ".join(map(str, self.parts))
+
+
+def due_of(experiment: Experiment) -> Due | None:
+    """What has to be preprocessed before the runs of an experiment can be planned; None: nothing, or the experiment does not ask for it.
+
+    Changes nothing. Raises ConfigError or DataError for what cannot be preprocessed: no raw dataset, a broken dataset.json, plans that
+    nobody can make, a configuration that existing plans lack; StorageError.
+    """
+    if experiment.preprocess is None:
+        return None
+    experiment = experiment.with_folders_resolved()
+    preprocessed = experiment.nnUNet_preprocessed
+    assert preprocessed is not None
+    there = _preprocessed_name(preprocessed, experiment.dataset)
+    folder = preprocessed / (there or "")
+    parts = tuple(part for name in experiment.plans if (part := _due_plans(experiment, folder if there else None, name)))
+    if not parts:
+        return None
+    dataset = find_raw_dataset(experiment.nnUNet_raw, there or experiment.dataset)
+    assert experiment.nnUNet_raw is not None
+    raw = experiment.nnUNet_raw / dataset
+    raw_cases(raw, load_raw_dataset_json(raw))
+    return Due(dataset=dataset, raw=experiment.nnUNet_raw, preprocessed=preprocessed, parts=parts)
+
+
+def _preprocessed_name(preprocessed: Path, text: str) -> str:
+    """Name of the dataset among the preprocessed ones; '' where it is not among them yet. Raises ConfigError for one that is not clear."""
+    names = [name for name in datasets_in(preprocessed) or [] if name == text or (text.isdecimal() and number_of(name) == int(text))]
+    return find_dataset(preprocessed, text) if names else ""
+
+
+def _due_plans(experiment: Experiment, folder: Path | None, name: str) -> DuePlans | None:
+    asked = experiment.preprocess
+    assert asked is not None
+    if folder is None or not (folder / f"{name}.json").is_file():
+        return _new_plans(asked, name, experiment.configurations)
+    plans = load_plans(folder, name)
+    by_folder: dict[str, str] = {}
+    for configuration in experiment.configurations:
+        identifier = plans.configuration(configuration).get("data_identifier")
+        if not isinstance(identifier, str):
+            raise DataError(f"plans: configuration {configuration!r} of {plans.path} lacks data_identifier. Make the plans anew.")
+        by_folder.setdefault(identifier, configuration)
+    due = tuple(each for identifier, each in by_folder.items() if lacking_cases(folder, identifier, _wanted(folder, experiment, plans)))
+    return DuePlans(plans=name, configurations=due) if due else None
+
+
+def _new_plans(asked: Preprocess, name: str, configurations: tuple[str, ...]) -> DuePlans:
+    planner = planner_of(name, asked)
+    if not planner:
+        raise ConfigError(
+            f"plans: {name!r} does not exist, and no planner of nnU-Net's makes plans of that name. Name the planner "
+            f"(preprocess: {{planner: nnUNetPlannerResEncL}}; known: {', '.join(PLANNERS)}), or other plans."
+        )
+    return DuePlans(plans=name, planner=planner, gpu_memory_target=asked.gpu_memory_target, configurations=configurations)
+
+
+def _wanted(folder: Path, experiment: Experiment, plans: Plans) -> tuple[str, ...]:
+    """The cases that have to be there: those of the split; without a split file those of the raw dataset, as far as that is seen."""
+    if (folder / "splits_final.json").is_file():
+        return tuple(sorted({case for split in load_splits(folder) for case in (*split.train, *split.val)}))
+    raw = experiment.nnUNet_raw / folder.name if experiment.nnUNet_raw else None
+    if raw is None or not (raw / "dataset.json").is_file():
+        return ()
+    return raw_cases(raw, load_raw_dataset_json(raw))
+
+
+def lacking_cases(folder: Path, identifier: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the wanted cases that a folder of preprocessed cases lacks files of; of an empty or missing folder all, or if none is wanted
+    one without a name.
+
+    A folder that an older nnU-Net has made is taken as it is: its files are of another format. Raises DataError, StorageError.
+    """
+    present = file_names(folder / identifier)
+    if not present:
+        return tuple(wanted) or ("",)
+    if any(name.endswith((".npz", ".npy")) for name in present):
+        return ()
+    return tuple(case for case in wanted if any(f"{case}{ending}" not in present for ending in WHOLE))

@@ -1,0 +1,158 @@
+"""A campaign whose data are preprocessed first: one job of a dataset, waited for, and what becomes of its failures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.campaign.preprocessing import LOOK_S, Stage, _workers, preprocess_first
+from orchestrator.errors import ClusterError, DataError
+from orchestrator.experiment.model import experiment_from
+from orchestrator.experiment.preprocess import Preprocess
+from orchestrator.preprocessing.order import Progressed, Refused
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.registry import Entry, Registry
+from orchestrator.run.clock import Clock
+from orchestrator.run.events import line_of
+from orchestrator.run.job_record import JobRecord
+from orchestrator.validation.held_out_admission import QueuePlace
+from tests.fake_campaign import FakeCluster
+from tests.raw import raw_experiment
+from tests.unit.orchestrator.preprocessing.test_due import write_raw
+from tests.unit.tiny_dataset import Tiny, tiny_dataset
+
+
+class Script(Clock):
+    """A clock: with each pause something happens."""
+
+    def __init__(self, *happens: Callable[[], None]) -> None:
+        self.happens = list(happens)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds == LOOK_S
+        self.happens.pop(0)()
+
+
+class Scene:
+    """A raw dataset, a cluster, and a campaign `c1` that needs it."""
+
+    def __init__(self, base: Path) -> None:
+        self.tiny = Tiny(base)
+        write_raw(base / "nnUNet_raw" / self.tiny.name)
+        self.cluster, self.registry, self.waits = FakeCluster(), Registry(base / "registry"), list[str]()
+
+    def run(self, *happens: Callable[[], None], campaign: str = "c1") -> None:
+        place = QueuePlace(campaign, "preprocessing", self.registry, self.cluster.records, self.cluster.nodes, Script(*happens))
+        experiment = experiment_from(raw_experiment(self.tiny.base, dataset=17))
+        preprocess_first(Stage(experiment, place, self.cluster, self.waits.append))
+
+    @property
+    def jobs(self) -> list[JobRecord]:
+        return [job for job in self.cluster.jobs.values() if job.kind == "preprocess"]
+
+    def living(self, campaign: str) -> None:
+        self.cluster.jobs[f"campaign-{campaign}"] = JobRecord(
+            submission_id=f"campaign-{campaign}", kind="campaign", state="RUNNING", campaign=campaign
+        )
+
+    def reports(self, event: Progressed | Refused) -> Callable[[], None]:
+        def happen() -> None:
+            self.cluster.texts[self.jobs[-1].submission_id] = line_of(event) + "\n"
+
+        return happen
+
+    def ends(self, state: str, *, is_made: bool = False) -> Callable[[], None]:
+        def happen() -> None:
+            if is_made:
+                tiny_dataset(self.tiny.base)
+            job = self.jobs[-1]
+            self.cluster.jobs[job.submission_id] = job.model_copy(update={"state": state})
+
+        return happen
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_it_starts_one_job_and_waits_until_everything_is_there(scene: Scene) -> None:
+    scene.run(scene.reports(Progressed(what="3d_fullres", done=2, total=10)), scene.ends("SUCCEEDED", is_made=True))
+    (job,) = scene.jobs
+    assert job.dataset_folder == str(scene.tiny.preprocessed)
+    assert scene.waits == [
+        f"waits for preprocessing of 3d_fullres: its job begins (nnfleet logs {job.submission_id}).",
+        f"waits for preprocessing of 3d_fullres: 3d_fullres, 2 of 10 cases (nnfleet logs {job.submission_id}).",
+    ]
+    assert scene.registry.entries({"c1"}) == {"c1": Entry()}  # it holds nothing, and is seen to live
+    scene.run()  # nothing is due any more
+    assert len(scene.jobs) == 1
+
+
+def test_while_the_job_lives_its_cores_are_held(scene: Scene) -> None:
+    seen: list[Entry] = []
+    look = lambda: seen.append(scene.registry.entries({"c1"})["c1"])  # noqa: E731
+    scene.run(look, scene.ends("SUCCEEDED", is_made=True))
+    (held,) = seen[0].holding
+    assert (held.workers.cpus, held.workers.gpus, held.is_placed) == (8, 0, True)
+
+
+def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
+    key = f"preprocessing of {scene.tiny.preprocessed}"
+    scene.living("c2")
+    scene.registry.post("c2", Entry(runs=(key,)))  # is about to start it
+
+    def other_starts() -> None:
+        place = {"campaign": "c2", "dataset_folder": str(scene.tiny.preprocessed)}
+        scene.cluster.submit_preprocessing("preprocess-0123456789ab-r0", "{}", place, 1, None)
+
+    scene.run(other_starts, lambda: None, scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c2"]
+    assert scene.waits[0] == "waits for preprocessing of 3d_fullres, which campaign c2 begins."
+
+
+def test_a_refusal_of_the_job_ends_the_campaign_with_its_reason_and_its_log(scene: Scene) -> None:
+    refused = Refused(error="DataError", message="dataset: nnU-Net's integrity check refuses it.")
+    with pytest.raises(DataError, match=r"integrity check refuses it. Its log: nnfleet logs preprocess-[0-9a-f]{12}-r0\."):
+        scene.run(scene.reports(refused), scene.ends("FAILED"))
+
+
+def test_a_job_that_died_is_started_again_and_not_for_ever(scene: Scene) -> None:
+    scene.run(scene.ends("FAILED"), scene.ends("FAILED"), scene.ends("SUCCEEDED", is_made=True))
+    assert [job.submission_id[-3:] for job in scene.jobs] == ["-r0", "-r1", "-r2"]
+
+
+def test_the_third_death_is_an_error(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match="preprocessing: 3 jobs died without a reason of their own; the last, died with its node"):
+        scene.run(*[scene.ends("FAILED")] * 3)
+
+
+def test_a_job_that_was_stopped_ends_its_campaign_and_not_the_other_that_waits(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match="was stopped. Submit again: what is whole is kept"):
+        scene.run(scene.ends("STOPPED"))
+    scene.cluster.submit_preprocessing("preprocess-x", "{}", {"campaign": "c2", "dataset_folder": str(scene.tiny.preprocessed)}, 1, None)
+    scene.run(scene.ends("STOPPED"), scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c1", "c2", "c1"]
+
+
+def test_a_job_that_has_ended_and_made_nothing_is_an_error(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match="still lacks 3d_fullres as seen from the head"):
+        scene.run(scene.ends("SUCCEEDED"), scene.ends("SUCCEEDED"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [({}, 8), ({"cpus": 3}, 3), ({"cpus": 16}, 16)],
+)
+def test_the_job_takes_what_was_asked_for_else_nnunets_number(asked: dict[str, int], given: int) -> None:
+    nodes = [NodeResources("a", {"CPU": 2.0}, {}), NodeResources("b", {"CPU": 16.0}, {})]
+    assert _workers(Preprocess(**asked), nodes).cpus == given
+
+
+def test_what_no_node_has_is_refused() -> None:
+    nodes = [NodeResources("a", {"CPU": 2.0, "memory": 4.0 * 2**30}, {})]
+    assert _workers(Preprocess(), nodes).cpus == 2
+    with pytest.raises(ClusterError, match="no node of this cluster has 3 CPU cores"):
+        _workers(Preprocess(cpus=3), nodes)
+    with pytest.raises(ClusterError, match="no node of this cluster has 8 GiB of memory"):
+        _workers(Preprocess(memory_gib=8), nodes)

@@ -1,0 +1,137 @@
+"""What is due of a dataset, by the names of its files; and what cannot be preprocessed, refused before a job is started."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.dataset.folder import file_names
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.experiment.model import Experiment, experiment_from
+from orchestrator.preprocessing.due import due_of
+from tests.raw import NAME, raw_experiment
+from tests.unit.tiny_dataset import CASES, DATASET_JSON, Tiny, tiny_dataset
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    """Preprocessed as a whole, with its raw dataset beside it."""
+    made = tiny_dataset(tmp_path)
+    write_raw(tmp_path / "nnUNet_raw" / made.name)
+    return made
+
+
+def write_raw(raw: Path, ids: tuple[str, ...] = CASES) -> None:
+    (raw / "imagesTr").mkdir(parents=True)
+    for case in ids:
+        (raw / "imagesTr" / f"{case}_0000.nii").touch()
+    (raw / "dataset.json").write_text(json.dumps(DATASET_JSON))
+
+
+def on(tiny: Tiny, **more: Any) -> Experiment:
+    return experiment_from(raw_experiment(tiny.base, **{"dataset": 17, **more}))
+
+
+def names(experiment: Experiment) -> tuple[str, ...]:
+    due = due_of(experiment)
+    return due.names if due else ()
+
+
+def test_what_is_preprocessed_is_not_due_and_without_the_key_nothing_is(tiny: Tiny) -> None:
+    assert names(on(tiny)) == ()
+    for file in tiny.data_folder().iterdir():
+        file.unlink()
+    assert names(on(tiny)) == ("nnUNetPlans: 3d_fullres",)
+    assert names(on(tiny, preprocess=False)) == ()
+
+
+def test_a_folder_that_lacks_a_file_of_a_case_is_due_once_for_all_that_read_it(tiny: Tiny) -> None:
+    (tiny.data_folder() / f"{CASES[3]}.pkl").unlink()
+    assert names(on(tiny, configurations=["small", "3d_fullres"])) == ("nnUNetPlans: small",)
+
+
+def test_cases_that_the_split_does_not_name_are_not_due(tiny: Tiny) -> None:
+    (tiny.base / "nnUNet_raw" / tiny.name / "imagesTr" / "later_0000.nii").touch()
+    assert names(on(tiny)) == ("nnUNetPlans: 3d_fullres",)
+    (tiny.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[:8], "val": CASES[8:]}]))
+    assert names(on(tiny)) == ()
+
+
+def test_a_raw_dataset_alone_is_due_with_the_planner_of_its_plans(tmp_path: Path) -> None:
+    write_raw(tmp_path / "nnUNet_raw" / NAME)
+    plans = ["nnUNetPlans", "nnUNetResEncUNetLPlans"]
+    due = due_of(experiment_from(raw_experiment(tmp_path, plans=plans, configurations=["2d", "3d_fullres"])))
+    assert due is not None
+    assert due.dataset == NAME
+    assert due.text == ("nnUNetPlans by ExperimentPlanner: 2d, 3d_fullres; nnUNetResEncUNetLPlans by nnUNetPlannerResEncL: 2d, 3d_fullres")
+    assert file_names(tmp_path) == {"nnUNet_raw"}  # nothing was made
+
+
+def test_a_planner_alone_names_its_plans(tmp_path: Path) -> None:
+    experiment = experiment_from(raw_experiment(tmp_path, preprocess={"planner": "nnUNetPlannerResEncM"}))
+    assert experiment.plans == ("nnUNetResEncUNetMPlans",)
+    assert experiment_from(json.loads(experiment.model_dump_json(exclude_unset=True))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "text"),
+    [
+        ({"nnUNet_raw": None}, ConfigError, "nnUNet_raw: neither in the experiment file nor in the environment"),
+        ({"nnUNet_raw": "/nowhere"}, ConfigError, "nnUNet_raw: /nowhere is not a folder"),
+        ({"dataset": 18}, ConfigError, "dataset: 18 is not in .*nnUNet_raw, from which `preprocess` takes it. Found: Dataset905_Raw"),
+        ({"plans": "myPlans"}, ConfigError, "plans: 'myPlans' does not exist, and no planner of nnU-Net's makes plans of that name"),
+    ],
+)
+def test_what_cannot_be_found_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    write_raw(tmp_path / "nnUNet_raw" / NAME)
+    with pytest.raises(error, match=text):
+        due_of(experiment_from(raw_experiment(tmp_path, **more)))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "dataset.json: .*/dataset.json"),
+        (json.dumps({**DATASET_JSON, "labels": {"organ": 1}}), "'labels' needs \"background\": 0"),
+        (json.dumps({"labels": {}}), "lacks file_ending, channel_names"),
+        ("", "dataset.json: .*/dataset.json"),
+    ],
+)
+def test_a_broken_dataset_json_is_refused(tmp_path: Path, content: str, text: str) -> None:
+    raw = tmp_path / "nnUNet_raw" / NAME
+    write_raw(raw)
+    (raw / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=text):
+        due_of(experiment_from(raw_experiment(tmp_path)))
+    (raw / "dataset.json").unlink()
+    with pytest.raises(DataError, match="does not exist. See nnU-Net's dataset format"):
+        due_of(experiment_from(raw_experiment(tmp_path)))
+
+
+def test_a_raw_dataset_without_images_is_refused(tmp_path: Path) -> None:
+    write_raw(tmp_path / "nnUNet_raw" / NAME, ())
+    with pytest.raises(DataError, match=r"has no training images \(imagesTr/<case>_0000.nii\)"):
+        due_of(experiment_from(raw_experiment(tmp_path)))
+
+
+def test_a_configuration_that_existing_plans_lack_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="'3d_lowres' is not in .*nnUNetPlans.json"):
+        due_of(on(tiny, configurations=["3d_lowres"]))
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"preprocess": {"planner": "Planer"}}, "'Planer' is no planner of nnU-Net's; known: ExperimentPlanner, "),
+        ({"preprocess": {"planner": "ExperimentPlanner"}, "plans": ["a", "b"]}, "preprocess.planner makes one plans file"),
+        ({"preprocess": {"cpus": 0}}, "preprocess.cpus"),
+        ({"preprocess": {"cpu": 1}}, "cpus"),
+    ],
+)
+def test_a_key_that_cannot_be_is_refused_with_the_file(tmp_path: Path, more: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        experiment_from(raw_experiment(tmp_path, **more))

@@ -1,0 +1,115 @@
+"""Submitting an experiment whose data are preprocessed first: what is shown, printed and stopped before its runs have keys."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator import api
+from orchestrator.campaign.events import CampaignEvent, Failed, Planned, StatusChanged, Waiting
+from orchestrator.cli.plan import show_plan
+from orchestrator.errors import ConfigError
+from orchestrator.experiment.awaited import plan_to_come
+from orchestrator.preprocessing.order import Progressed
+from orchestrator.run.events import line_of
+from orchestrator.run.names import UNPLANNED
+from orchestrator.run.status import RunStatus
+from tests.unit.orchestrator.preprocessing.test_due import write_raw
+from tests.unit.orchestrator.test_submission import STORE, Place, place
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+__all__ = ["place"]
+JOB = "preprocess-0123456789ab-r0"
+ADDRESSES = ["17/3d_fullres/nnUNetTrainer/0", "17/3d_fullres/nnUNetTrainer/1"]
+
+
+def submitted(place: Place) -> api.Submission:
+    write_raw(place.tiny.base / "raw" / place.tiny.name)
+    (place.tiny.data_folder() / "case_0.pkl").unlink()
+    experiment = place.experiment(preprocess=True).model_copy(update={"folds": (0, 1)})
+    return api.submit(experiment)
+
+
+def prints(place: Place, submission: api.Submission, *events: CampaignEvent) -> None:
+    plan = submission.plan
+    place.head.texts[submission.submission_id] = "".join(f"{line_of(event)}\n" for event in (Planned(plan=plan), *events))
+
+
+def test_it_starts_one_job_and_names_what_comes_first(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    submission = submitted(place)
+    assert place.head.started == [submission.submission_id]
+    plan = submission.plan
+    assert (plan.rows, plan.preprocesses, plan.cluster) == ((), ("nnUNetPlans: 3d_fullres",), STORE)
+    assert [run.address for run in plan.awaited] == ADDRESSES
+    show_plan(plan)
+    assert capsys.readouterr().out == (
+        "Preprocessed first, by nnU-Net: nnUNetPlans: 3d_fullres.\n"
+        f"Then 2 runs are planned, and named by key: {ADDRESSES[0]} to {ADDRESSES[1]}.\n"
+    )
+
+
+def test_until_then_status_shows_the_runs_and_what_they_wait_for(place: Place) -> None:
+    submission = submitted(place)
+    assert [(run.address, run.state, run.reason) for run in api.status()] == [
+        (a, RunState.QUEUED, "its campaign begins.") for a in ADDRESSES
+    ]
+    why = f"waits for preprocessing of 3d_fullres: 3d_fullres, 2 of 10 cases (nnfleet logs {JOB})."
+    prints(place, submission, Waiting(message=why))
+    assert {run.reason for run in api.status()} == {why}
+    place.head.add(JOB, "preprocess", "RUNNING", f"{line_of(Progressed(what='2d'))}\nnnU-Net prints\nhalf")
+    for name in (ADDRESSES[0], JOB):
+        assert "".join(api.logs(name)).endswith("nnU-Net prints\n")
+
+
+def test_a_refusal_ends_all_with_its_reason(place: Place) -> None:
+    submission = submitted(place)
+    prints(place, submission, Failed(error="DataError", message=f"dataset: refused. Its log: nnfleet logs {JOB}."))
+    place.head.set_state(submission.submission_id, "FAILED")
+    shown = api.status()
+    assert {run.state for run in shown} == {RunState.FAILED_CONFIG}
+    assert shown[0].reason.endswith(f"could not begin: dataset: refused. Its log: nnfleet logs {JOB}.")
+
+
+def test_a_campaign_that_came_without_its_runs_reports_them_itself(place: Place) -> None:
+    submission = submitted(place)
+    job = place.head.jobs[submission.submission_id]
+    place.head.jobs[submission.submission_id] = job.model_copy(update={"handed": ()})
+    assert api.status() == []
+    prints(place, submission)
+    assert [run.address for run in api.status()] == ADDRESSES
+
+
+def test_once_a_run_has_its_key_only_that_one_is_shown(place: Place) -> None:
+    failed = submitted(place)
+    prints(place, failed, Failed(error="DataError", message="refused"))
+    place.head.set_state(failed.submission_id, "FAILED")
+    run = failed.plan.awaited[0]
+    now = place.head.jobs[failed.submission_id].started_unix + 60
+    planned = RunStatus(
+        run_key="d017", address=run.address, campaign="c9", state=RunState.RUNNING, epochs=4, since_unix=now, run_folder=run.run_folder
+    )
+    event = StatusChanged(status=planned.model_dump(mode="json"))
+    place.head.add("campaign-c9", "campaign", "RUNNING", f"{line_of(event)}\n", campaign="c9", run_key="", started_unix=now)
+    assert [(run.address, run.run_key.startswith(UNPLANNED)) for run in api.status()] == [(ADDRESSES[1], True), (ADDRESSES[0], False)]
+
+
+def test_a_stop_ends_the_campaign_with_its_job_as_a_whole(place: Place) -> None:
+    submission = submitted(place)
+    prints(place, submission)
+    place.head.add(JOB, "preprocess", "RUNNING", campaign=submission.campaign_id)
+    with pytest.raises(ConfigError, match=f"Stop all of them: nnfleet stop --campaign {submission.campaign_id}"):
+        api.stop([ADDRESSES[0]])
+    assert place.head.stopped == []
+    api.stop(campaign=submission.campaign_id)
+    assert place.head.stopped == [submission.submission_id, JOB]
+
+
+def test_the_runs_are_named_as_they_will_be(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By address and folder, variants, seeds and trainers included."""
+    more: dict[str, Any] = {"seeds": [0, 1], "trainers": ["default", "da5"], "sweep": {"low": {"initial_lr": 0.001}, "base": {}}}
+    experiment = place.experiment(**more)
+    specs: list[RunSpec] = [row.spec for row in api.plan(experiment).rows]
+    awaited = plan_to_come(experiment.with_folders_resolved(), place.tiny.name, ["x"]).awaited
+    assert [(run.address, RunFolder(run.run_folder)) for run in awaited] == [(spec.address, RunFolder(spec.run_folder)) for spec in specs]
+    assert len({run.run_key for run in awaited}) == 8
