@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -86,7 +87,7 @@ class Side:
 def cpu_s(pids: Sequence[int]) -> float:
     """CPU seconds of processes so far."""
     times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(each.user + each.system for each in times)
+    return float(sum(each.user + each.system for each in times))
 
 
 @contextlib.contextmanager
@@ -141,7 +142,7 @@ def two_nodes() -> Iterator[None]:
     try:
         cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
         environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}}
-        ray.init(address=cluster.address, logging_level="ERROR", runtime_env=environment)
+        ray.init(address=cluster.address, logging_level=logging.ERROR, runtime_env=environment)
         yield
     finally:
         ray.shutdown()
