@@ -116,8 +116,8 @@ def write_case(target: Path, case: Case, seed: int) -> None:
     )
 
 
-def side_of_nnunet(spec: RunSpec, trainer: str) -> Callable[[int], Any]:
-    """Batches of nnU-Net's loader with the transforms of its trainer."""
+def nnunet_loader(spec: RunSpec, trainer: str) -> Any:
+    """nnU-Net's loader with the transforms of its trainer."""
     configuration, _ = managers(spec)
     rotation, dummy_2d, _, mirror_axes = geometry_of_nnunet(tuple(configuration.patch_size), trainer)
     transforms = trainer_class(trainer).get_training_transforms(
@@ -128,7 +128,12 @@ def side_of_nnunet(spec: RunSpec, trainer: str) -> Callable[[int], Any]:
         dummy_2d,
         use_mask_for_norm=configuration.use_mask_for_norm,
     )
-    loader = loader_of_nnunet(spec, "train", transforms)
+    return loader_of_nnunet(spec, "train", transforms)
+
+
+def side_of_nnunet(spec: RunSpec, trainer: str) -> Callable[[int], Any]:
+    """Batches of nnU-Net's loader with the transforms of its trainer."""
+    loader = nnunet_loader(spec, trainer)
 
     def batch(iteration: int) -> list[torch.Tensor]:
         np.random.seed(iteration)

@@ -78,8 +78,9 @@ class Loader:
             self.opened = retry_storage(self._open, "the first batch of a loader", SEEN_S)
         except (StorageError, DataError) as err:
             cause = err.__cause__ if isinstance(err.__cause__, StorageError) else err
+            node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call] # Ray leaves it untyped
             raise ConfigError(
-                f"loader.placement: node {ray.util.get_node_ip_address()} cannot prepare batches: {cause} Give each node with CPUs the "
+                f"loader.placement: node {node} cannot prepare batches: {cause} Give each node with CPUs the "
                 "shared folders by the same paths, or set loader.placement: local."
             ) from err
         self._is_unseen = False

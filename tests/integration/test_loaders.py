@@ -98,7 +98,7 @@ def test_a_loader_on_a_node_without_the_data_names_node_path_and_remedy(tmp_path
     elsewhere = Loader(str(tmp_path / "not" / "mounted"), [0, 1], "the worker's node")
     with pytest.raises(ConfigError, match="not there on this node") as raised:
         elsewhere.make("train", 0, 0)
-    text = str(raised.value)
-    assert text.startswith(f"loader.placement: node {ray.util.get_node_ip_address()} cannot prepare batches: storage: {tmp_path}")
+    text, node = str(raised.value), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    assert text.startswith(f"loader.placement: node {node} cannot prepare batches: storage: {tmp_path}")
     assert text.endswith("by the same paths, or set loader.placement: local.")
     assert (can_be_sent(raised.value), kind_of(raised.value)) == (True, ("user", "FAILED_CONFIG"))
