@@ -134,8 +134,7 @@ class Sides:
         if side == "ours":
             self._ours(watch)
         else:
-            with threads_for_processes() if side == "nnunet with threads" else contextlib.nullcontext():
-                self._theirs(watch)
+            self._theirs(watch, has_threads=side == "nnunet with threads")
         watch.cpu["total"], watch.wall["total"] = cpu_s() - cpu, time.perf_counter() - wall
         for spent in (watch.cpu, watch.wall):
             spent["rest"] = spent["total"] - spent["forwards"] - spent["export"]
@@ -148,10 +147,11 @@ class Sides:
             for case in self.spec.val_cases:
                 validate_case(predictor, self.folder, "final", case)
 
-    def _theirs(self, watch: Stopwatch) -> None:
+    def _theirs(self, watch: Stopwatch, *, has_threads: bool) -> None:
         with self._nnunet() as trainer, contextlib.ExitStack() as patches:
-            if multiprocessing.get_context("spawn") is multiprocessing.dummy:
+            if has_threads:
                 export = watch.timed("export", trainer_module.export_prediction_from_logits)
+                patches.enter_context(threads_for_processes())
                 patches.enter_context(mock.patch.object(trainer_module, "export_prediction_from_logits", export))
             trainer.load_checkpoint(str(self.toy.base / "nnunet.pth"))
             watch.hook(trainer.network)
@@ -174,7 +174,7 @@ class Sides:
         self.measured("ours")
         for case in self.spec.val_cases:
             files = (folder / f"{case}.nii.gz" for folder in (self.folder.validation("final"), theirs))
-            mine, other = (np.asarray(nibabel.load(file).dataobj) for file in files)  # type: ignore[attr-defined]
+            mine, other = (np.asarray(nibabel.load(file).dataobj) for file in files)
             equal.append(float((mine == other).mean()))
             result = read_result(self.folder, "final", case)
             assert result is not None

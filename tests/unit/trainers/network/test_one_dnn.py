@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.nnunet_beside import configuration, labels_for, random_batch, seeded_network
 from trainers.network.one_dnn import use_one_dnn
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+HAS_ONE_DNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+pytestmark = pytest.mark.skipif(not HAS_ONE_DNN, reason="this PyTorch has no oneDNN")
 
 
 class Convolutions(TorchDispatchMode):
