@@ -64,7 +64,7 @@ def of_largest(spec: RunSpec, cases: Sequence[str], weights_bytes: int) -> CaseM
 
     `weights_bytes`: size of all checkpoint files that one worker holds.
     """
-    dataset_json = load_dataset_json(spec.preprocessed_folder)
+    dataset_json = load_dataset_json(spec.model_folder)
     settings = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
     folder, channels = spec.preprocessed_folder / str(settings["data_identifier"]), num_input_channels(dataset_json)
     shapes: dict[str, tuple[int, ...]] = {}
