@@ -77,11 +77,11 @@ def nnunet_environment(base: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def toy_dataset(base: Path, kind: Kind = "labels", *, cases: int = 6, channels: int = 1, anisotropic: bool = False) -> Toy:
+def toy_dataset(base: Path, kind: Kind = "labels", *, cases: int = 6, channels: int = 1, anisotropic: bool = False, scale: int = 1) -> Toy:
     """Make a dataset of `cases` volumes with 3 folds, planned and preprocessed for 3D and 2D, with toy configurations added.
 
     `regions` have a zero margin (nnU-Net then normalises inside the mask only); `anisotropic` has thick slices (dummy 2D).
-    The last case lacks the lesion (for regions: core and enhancing).
+    The last case lacks the lesion (for regions: core and enhancing). Volumes are `scale` times as long along each axis.
     """
     number = _NUMBERS[kind] + (10 if anisotropic else 0) + 20 * (channels - 1)
     name = f"Dataset{number}_Toy{kind.capitalize()}{'Thick' if anisotropic else ''}{channels}"
@@ -89,7 +89,7 @@ def toy_dataset(base: Path, kind: Kind = "labels", *, cases: int = 6, channels: 
     for folder in (toy.raw / "imagesTr", toy.raw / "labelsTr", toy.preprocessed / "gt_segmentations", toy.results):
         folder.mkdir(parents=True, exist_ok=True)
     for index in range(cases):
-        _write_case(toy, kind, index, index == cases - 1, channels, anisotropic)
+        _write_case(toy, kind, index, index == cases - 1, channels, anisotropic, scale)
     content = {
         "channel_names": {str(c): "CT" if c == 0 and kind == "labels" else f"MR{c}" for c in range(channels)},
         "labels": _LABELS[kind],
@@ -145,11 +145,12 @@ def _digest(toy: Toy, configuration: str, split: Split) -> str:
     return data_digest(plans, configuration, dataset_json, split, {case: label.sha256 for case, label in labels.items()})
 
 
-def _write_case(toy: Toy, kind: Kind, index: int, lacks_lesion: bool, channels: int, anisotropic: bool) -> None:
+def _write_case(toy: Toy, kind: Kind, index: int, lacks_lesion: bool, channels: int, anisotropic: bool, scale: int) -> None:
     import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 
     rng = np.random.default_rng(1000 * _NUMBERS[kind] + index)
     shape = (12, 44 + 2 * index, 48) if anisotropic else (32 + index % 3, 36 + 2 * index, 40)
+    shape = (shape[0] * scale, shape[1] * scale, shape[2] * scale)
     labels_ZYX = _labels(rng, shape, kind, lacks_lesion)
     spacing_mm = (1.0, 1.0, 3.5) if anisotropic else (1.0, 1.0, 1.25 if index == 1 else 1.0)
     for channel in range(channels):

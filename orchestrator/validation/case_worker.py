@@ -1,5 +1,6 @@
-"""The actor of a full validation: one checkpoint loaded, one case after the other."""
+"""The actor of a full validation: the checkpoints of a run loaded, one case after the other."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from orchestrator.publishing.validation_report import picture_file
+from orchestrator.validation.cases import is_done
 from trainers.contract.commits import weights_file
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WeightsName, is_checkpoint
@@ -51,53 +53,61 @@ def own_place() -> str:
 
 
 class CaseWorker:
-    """The actor: holds the network of one checkpoint at a time and validates one case after the other."""
+    """The actor: holds the networks of one or both checkpoints and validates one case after the other with each of them."""
 
     def __init__(self, root: str, fencing_token: int = 0) -> None:
         self._folder = RunFolder(Path(root))
         self._notice = StorageNotice(self._folder, fencing_token)
-        self._name: WeightsName = "best"
-        self.predictor: CasePredictor | None = None
-        """None until `load`."""
+        self.predictors: dict[WeightsName, CasePredictor] = {}
+        """Empty until `load`."""
 
-    def load(self, name: WeightsName, digest: str) -> str:
-        """Load a checkpoint in place of the one before, and return the place where it is. A disk that is away is waited for.
+    def load(self, digests: dict[WeightsName, str]) -> str:
+        """Load checkpoints in place of those before, and return the place where they are. A disk that is away is waited for.
 
-        Raises as `loaded`.
+        `digests`: the SHA-256 of each. Raises as `loaded`.
         """
-        self._name, self.predictor = name, None  # the memory of the one before is free
-        what = f"loading the weights of {name} in {self._folder.root}"
-        self.predictor = retry_storage(lambda: loaded(self._folder, name, digest), what, tell=self._notice.tell)
+        self.predictors.clear()  # the memory of those before is free
+        for name, digest in digests.items():
+            what = f"loading the weights of {name} in {self._folder.root}"
+            self.predictors[name] = retry_storage(functools.partial(loaded, self._folder, name, digest), what, tell=self._notice.tell)
         return own_place()
 
-    def validate(self, case_id: str) -> float:
-        """Validate one case; its files are the result. Returns the mean Dice, for the log.
+    def validate(self, case_id: str) -> dict[WeightsName, float]:
+        """Validate one case with each checkpoint that it lacks a result of; its files are the result. Returns each mean Dice, for the log.
 
         A disk that is away, or takes nothing, is waited for. Raises DataError for files that are at fault, StorageError.
         """
-        result = retry_storage(lambda: self._validated(case_id), f"the validation of case {case_id}", tell=self._notice.tell)
-        if self.predictor and self.predictor.spec.images:
-            self._draw(result)
-        return result.dice_mean
+        found: dict[WeightsName, float] = {}
+        for name in self.predictors:
+            work = functools.partial(self._validated, name, case_id)
+            result = retry_storage(work, f"the validation of case {case_id}", tell=self._notice.tell)
+            if result is None:
+                continue
+            if self.predictors[name].spec.images:
+                self._draw(name, result)
+            found[name] = result.dice_mean
+        return found
 
-    def _validated(self, case_id: str) -> CaseResult:
+    def _validated(self, name: WeightsName, case_id: str) -> CaseResult | None:
+        """None where it is done: another visit of this case ended between two checkpoints."""
         from trainers.validation.one_case import validate_case
 
-        assert self.predictor is not None
+        predictor = self.predictors[name]
+        if is_done(self._folder, predictor.spec, name, case_id, predictor.checkpoint_sha256):
+            return None
         with takes_files(self._folder.own):
-            return validate_case(self.predictor, self._folder, self._name, case_id)
+            return validate_case(predictor, self._folder, name, case_id)
 
-    def _draw(self, result: CaseResult) -> None:
+    def _draw(self, name: WeightsName, result: CaseResult) -> None:
         """Write the picture of a case; a fault in it is logged and costs the picture alone."""
         from trainers.validation.one_case import case_picture
 
-        assert self.predictor is not None
         try:
             from orchestrator.publishing.pictures import overlay
 
-            shown = case_picture(self.predictor, result.case_id, Path(result.prediction_file))
+            shown = case_picture(self.predictors[name], result.case_id, Path(result.prediction_file))
             volumes = (shown.image_ZYX, shown.truth_ZYX, shown.prediction_ZYX)
             png = overlay(*volumes, shown.value_names, f"mean Dice {result.dice_mean:.3f}", shown.spacing_ZYX)
-            write_atomic(picture_file(self._folder, self._name, result.case_id), png)
+            write_atomic(picture_file(self._folder, name, result.case_id), png)
         except Exception:
             log.warning("no picture of case %s", result.case_id, exc_info=True)

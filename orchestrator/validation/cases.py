@@ -61,6 +61,19 @@ def candidates_to_validate(folder: RunFolder, spec: RunSpec) -> list[WeightsName
     return found
 
 
+def visits(names: Sequence[WeightsName], committed: Committed | None) -> list[list[WeightsName]]:
+    """Which weights a case is predicted with in one visit of a worker: best and final together, unless both are of one epoch, for those are
+    predicted once; each candidate alone, so that no worker holds the networks of all. Pure.
+    """
+    weights = committed.weights if committed else {}
+    both: list[WeightsName] = [name for name in names if is_checkpoint(name)]
+    origins = {weights[name].origin for name in both if name in weights}
+    if len(origins) < len(both):
+        return [[name] for name in names]
+    alone = [[name] for name in names if not is_checkpoint(name)]
+    return [both, *alone] if both else alone
+
+
 def is_unfinished(committed: Committed, spec: RunSpec) -> bool:
     """True for a run that was stopped before its last epoch, and so has no final checkpoint."""
     return committed.epochs_done < spec.schedule.epochs and committed.final is None

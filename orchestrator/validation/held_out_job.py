@@ -34,7 +34,7 @@ from trainers.contract.own_code import check_files
 from trainers.contract.plans import labels_of, load_dataset_json, load_plans
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import CheckpointName, WeightsName
 from trainers.contract.summary import CaseResult
 from trainers.errors import ClusterError
 from trainers.storage.files import check_takes, write_atomic, write_json_atomic
@@ -206,8 +206,9 @@ def predicted(held: HeldOut, output: RunFolder) -> list[CaseResult] | HeldOutEve
     sizes = {case: sum(image.stat().st_size for image in held.cases[case].images) for case in missing}
     queue = CaseQueue.of(largest_first(sizes), held.spec.validation.attempts_per_case)
     if missing:
+        digests: dict[WeightsName, str] = {held.checkpoint: " ".join(held.weights_sha256)}
         with spare_workers() as spare:
-            pool = HeldOutPool(output, held.spec, held.checkpoint, " ".join(held.weights_sha256), queue, 1, spare, held=held)
+            pool = HeldOutPool(output, held.spec, digests, queue, 1, spare, held=held)
             pool.run(min(held.spec.workers.least, len(missing)))
     if queue.exhausted:
         return _failed(held, {case: queue.failures[case] for case in queue.exhausted})

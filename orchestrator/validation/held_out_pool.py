@@ -41,20 +41,23 @@ class HeldOutWorker:
         self._held: HeldOut | None = None
         self._predictor: EnsemblePredictor | None = None
 
-    def load(self, name: WeightsName, digest: str) -> str:
+    def load(self, digests: dict[WeightsName, str]) -> str:
         """Load the networks and return the place where they are. Raises as `loaded_ensemble`."""
+        [(name, digest)] = digests.items()
         self._held = held = retry_storage(self._read, f"reading {self._output.own}", tell=self._notice.tell)
         if " ".join(held.weights_sha256) != digest:
             raise CheckpointError(f"test set: another command uses {self._output.root}. Name another output folder.")
         self._predictor = retry_storage(lambda: loaded_ensemble(held), f"loading the {name} checkpoints", tell=self._notice.tell)
         return own_place()
 
-    def validate(self, case_id: str) -> float:
-        """Predict one case, and score it where it has labels; its files are the result. Returns the mean Dice, for the log.
+    def validate(self, case_id: str) -> dict[WeightsName, float]:
+        """Predict one case, and score it where it has labels; its files are the result. Returns its mean Dice, for the log.
 
         Raises DataError for files that are at fault, StorageError.
         """
-        return retry_storage(lambda: self._tested(case_id), f"the prediction of case {case_id}", tell=self._notice.tell)
+        assert self._held is not None
+        dice = retry_storage(lambda: self._tested(case_id), f"the prediction of case {case_id}", tell=self._notice.tell)
+        return {self._held.checkpoint: dice}
 
     def _read(self) -> HeldOut:
         try:

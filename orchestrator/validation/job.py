@@ -1,10 +1,10 @@
 """The full-validation job: `python -m orchestrator.validation.job RUN_FOLDER`, one Ray job per run, after its training.
 
-One checkpoint after the other by the same Ray actors, each with one case in flight; the largest case goes first. A finished case is a
-file in the run folder, keyed by the checkpoint's SHA-256 and the scoring rule: a job that starts again does only what is missing, a case
-that an older rule scored is scored anew from its stored prediction, and a checkpoint with the weights of another one takes that one's
-results. A case whose files are at fault, or that fails too often, fails alone, and at the end the job, naming it (`worker_pool.py`,
-`case_queue.py`).
+Best and final weights by the same Ray actors in one visit of a case, candidates one after the other; each actor has one case in flight, and
+the largest case goes first. A finished case is a file in the run folder, keyed by the checkpoint's SHA-256 and the scoring rule: a job
+that starts again does only what is missing, a case that an older rule scored is scored anew from its stored prediction, and a checkpoint
+with the weights of another one takes that one's results. A case whose files are at fault, or that fails too often, fails alone, and at the
+end the job, naming it (`worker_pool.py`, `case_queue.py`).
 """
 
 import argparse
@@ -42,7 +42,9 @@ from orchestrator.validation.cases import (
     is_unfinished,
     remove_leftovers,
     share_results,
+    visits,
 )
+from orchestrator.validation.memory import memory_to_request
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.cascade import part_prefix, predictions_of
 from trainers.contract.commits import Committed, early_end_of, newest_committed
@@ -195,19 +197,21 @@ def validate(folder: RunFolder, fencing_token: int) -> tuple[Outcome, list[Valid
     names = [*checkpoints_to_validate(folder, spec), *candidates_to_validate(folder, spec)]
     if spec.tracking_uri:  # 2 s of imports, while the workers load their networks
         threading.Thread(target=importlib.import_module, args=("orchestrator.tracking.client",), daemon=True).start()
+    turns = visits(names, newest_committed(folder))
     with spare_workers() as spare:
-        for name in names:
-            exhausted, results = validate_checkpoint(folder, spec, name, fencing_token, spare, is_last=name == names[-1])
-            if exhausted:
-                failures.append(exhausted)
-                continue
-            found[name] = results
-            if is_checkpoint(name):
-                reports.append(write_report(folder, spec, labels, name, results))
-            else:
-                write_summaries(folder, spec, labels, name, results)
+        for turn in turns:
+            ended = validate_checkpoints(folder, spec, turn, fencing_token, spare, is_last=turn is turns[-1])
+            for name, results in ended.items():
+                if isinstance(results, RetriesExhausted):
+                    failures.append(results)
+                    continue
+                found[name] = results
+                if is_checkpoint(name):
+                    reports.append(write_report(folder, spec, labels, name, results))
+                else:
+                    write_summaries(folder, spec, labels, name, results)
     if failures:
-        evidence = "\n".join(failure.evidence for failure in failures)
+        evidence = "\n".join(dict.fromkeys(failure.evidence for failure in failures))
         return _outcome(worst(failures), fencing_token, " ".join(failure.message for failure in failures), evidence=evidence), reports
     scores = ", ".join(f"{report.name} {report.metrics.get('dice_mean', float('nan')):.4f}" for report in reports)
     done = f"full validation of {len(spec.val_cases)} cases, mean Dice: {scores}"
@@ -261,17 +265,31 @@ def spare_workers() -> Iterator[list[Any]]:
             ray.kill(actor)
 
 
-def validate_checkpoint(
-    folder: RunFolder, spec: RunSpec, name: WeightsName, fencing_token: int, spare: list[Any], *, is_last: bool
-) -> tuple[RetriesExhausted | None, list[CaseResult]]:
-    """Bring the results of one checkpoint up to date; returns them in the split's order unless retries of a case were exhausted.
+def validate_checkpoints(
+    folder: RunFolder, spec: RunSpec, names: Sequence[WeightsName], fencing_token: int, spare: list[Any], *, is_last: bool
+) -> dict[WeightsName, RetriesExhausted | list[CaseResult]]:
+    """Bring the results of some checkpoints up to date; returns those of each in the split's order unless retries of a case were exhausted.
 
-    `spare`: actors that another checkpoint has left; taken from it and, unless this one `is_last`, left in it.
+    `spare`: actors that other checkpoints have left; taken from it and, unless these are the last ones, left in it.
     """
-    digest = digest_of(folder, name)
-    remove_leftovers(folder.validation(name))
     for stage in spec.next_stages:
         remove_leftovers(predictions_of(spec.model_folder, stage), part_prefix(spec))
+    digests = {name: digest_of(folder, name) for name in names}
+    missing = {name: missing_cases(folder, spec, name, digest) for name, digest in digests.items()}
+    waiting = [case for case in spec.val_cases if any(case in cases for cases in missing.values())]
+    queue = CaseQueue.of(largest_first(case_sizes(spec, waiting)) if waiting else [], spec.validation.attempts_per_case)
+    due = {name: digests[name] for name in names if missing[name]}
+    pool = Pool(folder, spec, due, queue, fencing_token, spare, is_last)
+    if waiting:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        pool.memory_bytes = memory_to_request(folder, spec, waiting, due, nodes)
+        pool.run(min(spec.workers.least, len(waiting)))
+    return {name: _ended(folder, spec, name, digests[name], pool) for name in names}
+
+
+def missing_cases(folder: RunFolder, spec: RunSpec, name: WeightsName, digest: str) -> list[str]:
+    """The cases that a checkpoint is still to be validated on. What killed workers and other weights have left is removed."""
+    remove_leftovers(folder.validation(name))
     share_results(folder, spec, name, digest)
     missing = [case for case in spec.val_cases if not is_done(folder, spec, name, case, digest)]
     log.info("full validation of %s: %d of %d cases to do", name, len(missing), len(spec.val_cases))
@@ -280,20 +298,22 @@ def validate_checkpoint(
             summary.unlink(missing_ok=True)  # of other weights, or of cases that are not there any more
         if name == CHECKPOINT:
             drop_crossval(folder.model_folder, spec.fold)
-        queue = CaseQueue.of(largest_first(case_sizes(spec, missing)), spec.validation.attempts_per_case)
-        pool = Pool(folder, spec, name, digest, queue, fencing_token, spare, is_last)
-        pool.run(min(spec.workers.least, len(missing)))
-        if queue.exhausted:
-            failures = {case: queue.failures[case] for case in queue.exhausted}
-            message = failure_message(name, failures, len(spec.val_cases))
-            return RetriesExhausted(message, "\n".join(pool.evidence), end_of(list(failures.values()))), []
+    return missing
+
+
+def _ended(folder: RunFolder, spec: RunSpec, name: WeightsName, digest: str, pool: Pool) -> RetriesExhausted | list[CaseResult]:
+    """The results of a checkpoint, or what it lacks. A case may have failed with the other one alone."""
+    failures = {case: pool.queue.failures[case] for case in pool.queue.exhausted if not is_done(folder, spec, name, case, digest)}
+    if failures:
+        message = failure_message(name, failures, len(spec.val_cases))
+        return RetriesExhausted(message, "\n".join(pool.evidence), end_of(list(failures.values())))
     results = [result for case in spec.val_cases if (result := read_result(folder, name, case)) is not None]
     if len(results) < len(spec.val_cases):
         raise ClusterError(
             f"full validation ({name}): {len(results)} of {len(spec.val_cases)} results are in {folder.cases(name)} as this node sees it. "
             "The run folder must be shared between all nodes."
         )
-    return None, results
+    return results
 
 
 if __name__ == "__main__":

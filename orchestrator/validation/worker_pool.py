@@ -1,4 +1,4 @@
-"""The workers of a full validation: Ray actors, each with one checkpoint loaded and one pending call.
+"""The workers of a full validation: Ray actors, each with the same checkpoints loaded and one pending call.
 
 An actor that dies, or whose case never ends, is replaced and the case tried again. One at an unhealthy place (`case_queue.py`) is
 quarantined: it holds what it has reserved, so that no replacement lands there, and gets cases again only when nobody else is left.
@@ -6,6 +6,7 @@ quarantined: it holds what it has reserved, so that no replacement lands there, 
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,19 +44,21 @@ class PendingCall:
 
 @dataclass
 class Pool:
-    """Actors at work on one checkpoint, and their pending calls. `run` returns when every case is done or its retries are exhausted."""
+    """Actors at work on some checkpoints, and their pending calls. `run` returns when every case is done or its retries are exhausted."""
 
     folder: RunFolder
     spec: RunSpec
-    name: WeightsName
-    digest: str
+    digests: Mapping[WeightsName, str]
+    """SHA-256 of each checkpoint that a worker predicts a case with, one after the other in one call."""
     queue: CaseQueue
     fencing_token: int
-    """Of the training whose checkpoint this is."""
+    """Of the training whose checkpoints these are."""
     spare: list[Any] = field(default_factory=list)
     """Actors that the pool before has left; they are taken before new ones are started."""
     is_last: bool = True
     """No pool comes after: an actor ends as soon as it has nothing to do; else it is left in `spare`."""
+    memory_bytes: int = 0
+    """What each new actor requests of Ray, so that no node gets more of them than it has memory for; 0: nothing."""
     evidence: list[str] = field(default_factory=list)
     _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
@@ -96,13 +99,19 @@ class Pool:
             for actor in [*(pending.actor for pending in self._pending.values()), *(actor for actor, _ in self._quarantined)]:
                 ray.kill(actor)
 
+    @property
+    def name(self) -> str:
+        """The checkpoints, for messages: 'best and final'."""
+        return " and ".join(self.digests)
+
     def actor_class(self) -> type:
         """What the actors are: made of the folder and the fencing token, with `load` and `validate` as those of `CaseWorker`."""
         return CaseWorker
 
     def load_here(self) -> None:
         """Load what a worker has loaded; raises what is wrong with the files from here too."""
-        loaded(self.folder, self.name, self.digest, "cpu")
+        for name, digest in self.digests.items():
+            loaded(self.folder, name, digest, "cpu")
 
     def check_inputs(self, case_id: str) -> None:
         """Raise StorageError where what a case needs is not to be seen from here either."""
@@ -123,10 +132,10 @@ class Pool:
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class: Any = ray.remote(self.actor_class()).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads}
+            num_cpus=cpus, num_gpus=gpus, memory=self.memory_bytes or None, max_restarts=0, runtime_env={"env_vars": threads}
         )
         actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
-        self._pending[actor.load.remote(self.name, self.digest)] = PendingCall(actor, None, "", time.monotonic())
+        self._pending[actor.load.remote(dict(self.digests))] = PendingCall(actor, None, "", time.monotonic())
 
     def _on_result(self, call: Any) -> None:
         """Take in one finished call and give its actor the next case, or replace the actor."""
@@ -148,7 +157,8 @@ class Pool:
             if pending.case_id is None:
                 self._give_next(pending.actor, value)
                 return
-            log.info("%s of %s: mean Dice %.4f", pending.case_id, self.name, value)
+            for name, dice in value.items():
+                log.info("%s of %s: mean Dice %.4f", pending.case_id, name, dice)
             self._slowest_s = max(self._slowest_s, time.monotonic() - pending.started)
             self.queue.done(pending.place)
             self._done += 1
@@ -156,7 +166,8 @@ class Pool:
             self._give_next(pending.actor, pending.place)
 
     def _report_cases(self) -> None:
-        report_cases(self.folder, self.fencing_token, CasesDone(checkpoint=self.name, done=self._done, cases=len(self.spec.val_cases)))
+        *_, last = self.digests
+        report_cases(self.folder, self.fencing_token, CasesDone(checkpoint=last, done=self._done, cases=len(self.spec.val_cases)))
 
     def _give_next(self, actor: Any, place: str) -> None:
         if self.queue.is_unhealthy(place) and self._pending:
@@ -282,5 +293,7 @@ class Pool:
         loading = sum(pending.case_id is None for pending in self._pending.values())
         running = [pending.case_id for pending in self._pending.values() if pending.case_id is not None]
         workers = self.spec.workers
-        log.info("%d workers wait for %d CPUs and %d GPUs each or load; cases in work: %s", loading, workers.cpus, workers.gpus, running)
+        memory = f", {self.memory_bytes / 2**30:.1f} GiB of memory" if self.memory_bytes else ""
+        what = f"{workers.cpus} CPUs{memory} and {workers.gpus} GPUs"
+        log.info("%d workers wait for %s each or load; cases in work: %s", loading, what, running)
         return time.monotonic()

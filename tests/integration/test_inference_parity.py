@@ -28,6 +28,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, ValidationSpec, candidate_name
 from trainers.contract.summary import summarise, summary_bytes
 from trainers.errors import CheckpointError, DataError
+from trainers.validation.case_memory import of_largest
 from trainers.validation.inference import CasePredictor
 from trainers.validation.one_case import case_picture, original_slice, validate_case
 
@@ -218,6 +219,17 @@ def test_a_broken_case_names_itself(toys: Toys, tmp_path: Path) -> None:
         predictor.predict("nobody", tmp_path)
     with pytest.raises(DataError, match=r"nobody\.nii\.gz cannot be read"):
         predictor.read_segmentation(predictor.reference_file("nobody"))
+
+
+def test_the_case_of_most_voxels_says_what_memory_a_worker_needs(toys: Toys, tmp_path: Path) -> None:
+    """1 GiB, 24^3 x 180 bytes of a patch, 50,000 voxels x (26 + 48); a case that cannot be read is passed over: its worker names it."""
+    spec, _ = random_run(toys("labels"), tmp_path / "results")
+    folder = spec.preprocessed_folder / "nnUNetPlans_3d_fullres"
+    sizes = {case: blosc2.open(str(folder / f"{case}.b2nd")).size for case in spec.val_cases}
+    found = [of_largest(spec, ["nobody", *spec.val_cases], weights_bytes) for weights_bytes in (0, 2**20)]
+    assert [largest.case_id for largest in found if largest] == [max(sizes, key=lambda case: sizes[case])] * 2
+    assert [largest.peak_bytes // 2**20 for largest in found if largest] == [1030, 1032]
+    assert of_largest(spec, ["nobody"], 0) is None
 
 
 def test_a_case_with_voxels_that_are_no_numbers_names_itself(toys: Toys, tmp_path: Path) -> None:

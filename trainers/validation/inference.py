@@ -1,8 +1,8 @@
 """Whole-case prediction with a trained checkpoint: nnU-Net's sliding window, as in its own full validation, and its export.
 
 Preprocessed case -> tiles at half a patch's distance, Gaussian weights, mirroring -> logits -> original grid -> label file. The arithmetic
-is nnU-Net's up to the logits (its accumulators are 16 bit floats); what follows, `export.py` does. Only this module and
-`sliding_window.py`, which it imports, load nnunetv2's predictor (0.9 GB, seconds).
+is nnU-Net's up to the logits (its accumulators are 16 bit floats; on a CPU the convolutions are oneDNN's, equal up to rounding); what
+follows, `export.py` does. Only this module and `sliding_window.py`, which it imports, load nnunetv2's predictor (0.9 GB, seconds).
 
 C Z Y X: channels and voxels of the preprocessed case. Source: nnunetv2/training/nnUNetTrainer/nnUNetTrainer.py, perform_actual_validation.
 """
@@ -30,6 +30,7 @@ from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.data.whole_file import check_whole
 from trainers.errors import CheckpointError, DataError, StorageError
 from trainers.network.checkpoint import read_checkpoint
+from trainers.network.one_dnn import use_one_dnn
 from trainers.network.own import network_of
 from trainers.storage.faults import find_outage, reading
 from trainers.storage.files import fsync_folder, sha256_of
@@ -100,6 +101,8 @@ class ModelPredictor:
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         for file, parameters in zip(reversed(checkpoint_files), reversed(weights), strict=True):  # it ends with the first one's
             self._load(network, parameters, file)
+        if device.type == "cpu":
+            use_one_dnn(network)
         predictor: ClassByClassPredictor = _quietly(
             ClassByClassPredictor, tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=device, allow_tqdm=False
         )

@@ -258,7 +258,7 @@ def test_weights_that_are_no_candidate_are_refused(run: CandidateRun) -> None:
     assert committed is not None
     assert weights_file(run.folder, candidate_name(1)) == run.folder.root / committed.candidates[1].file
     with pytest.raises(CheckpointError, match="names no candidate_7"):
-        CaseWorker(str(run.folder.root)).load(candidate_name(7), "0" * 64)
+        CaseWorker(str(run.folder.root)).load({candidate_name(7): "0" * 64})
 
 
 class Calls:

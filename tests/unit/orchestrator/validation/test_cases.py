@@ -1,19 +1,24 @@
 """What a full validation takes for the checkpoints of a run."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import ray
 
 from orchestrator.campaign.validating import check_trained
 from orchestrator.publishing.validation_report import picture_file
 from orchestrator.run.progress import Action, progress_of
 from orchestrator.validation import job
-from orchestrator.validation.cases import checkpoints_to_validate, digest_of_named, is_done, share_results
+from orchestrator.validation.case_queue import CaseQueue
+from orchestrator.validation.cases import checkpoints_to_validate, digest_of_named, is_done, share_results, visits
 from tests.fake_run import FakeRun
-from trainers.contract.commits import BestRecord
+from trainers.contract.commits import BestRecord, newest_committed
 from trainers.contract.records import read_result
-from trainers.contract.run_spec import CheckpointName, Schedule
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import CheckpointName, RunSpec, Schedule, candidate_name
 from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 from trainers.errors import CheckpointError, ConfigError
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_json_atomic
@@ -87,6 +92,50 @@ def test_the_best_and_the_final_weights_of_one_epoch_are_predicted_once(tmp_path
         assert file.read_text() == f"{file.name} by {run.best.sha256}"
         assert "final" in str(file) or file.parent == run.folder.validation("final")
     assert is_done(run.folder, run.spec, "best", "case_2", run.best.sha256)
+
+
+class Pool:
+    """Validates every case at once with the checkpoints that it is given, and notes which."""
+
+    made: ClassVar[list[list[str]]] = []
+
+    def __init__(self, folder: RunFolder, spec: RunSpec, digests: Mapping[CheckpointName, str], queue: CaseQueue, *_: object) -> None:
+        self.run_digests, self.queue = digests, queue
+        self.evidence: list[str] = []
+
+    def run(self, count: int) -> None:
+        self.made.append(list(self.run_digests))
+        for name, digest in self.run_digests.items():
+            validated(self.of, name, digest)
+
+    of: ClassVar[FakeRun]
+
+
+@pytest.mark.parametrize(("is_best", "pools"), [(True, [["best"]]), (False, [["best", "final"]])])
+def test_best_and_final_weights_are_validated_in_one_visit_of_a_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_best: bool, pools: list[list[str]]
+) -> None:
+    run = FakeRun(tmp_path)
+    run.epoch()
+    run.epoch(is_best=is_best)
+    run.finish()
+    assert run.best is not None
+    assert run.final is not None
+    link_atomic(run.folder.root / run.best.file, run.folder.checkpoint("best"))
+    link_atomic(run.folder.root / run.final.file, run.folder.checkpoint("final"))
+    monkeypatch.setattr(job, "case_sizes", lambda _, cases: dict.fromkeys(cases, 1))
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(job, "memory_to_request", lambda *_: 0)
+    monkeypatch.setattr(job, "Pool", Pool)
+    monkeypatch.setattr(Pool, "of", run, raising=False)
+    monkeypatch.setattr(Pool, "made", [])
+    committed = newest_committed(run.folder)
+    for names in visits(["best", "final"], committed):
+        ended = job.validate_checkpoints(run.folder, run.spec, names, 1, [], is_last=True)
+        assert all(isinstance(results, list) for results in ended.values())
+    assert Pool.made == pools
+    assert all(read_result(run.folder, name, "case_2") for name in ("best", "final"))
+    assert visits(["best", candidate_name(3), candidate_name(4)], committed) == [["best"], [candidate_name(3)], [candidate_name(4)]]
 
 
 def test_final_weights_of_another_epoch_or_training_than_the_best_are_predicted_themselves(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A worker of the full validation whose disks go away and come back, without Ray."""
 
 import importlib
+import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from orchestrator.validation.case_worker import CaseWorker
 from tests.away import Away
 from tests.fake_run import FakeRun
 from trainers.contract.plans import labels_of, load_dataset_json
+from trainers.contract.summary import SCORING
 from trainers.errors import CheckpointError, DataError
-from trainers.storage.files import read_json
+from trainers.storage.files import read_json, write_json_atomic
 
 
 class Predictor:
@@ -53,7 +55,7 @@ class Predictor:
 def made(tmp_path: Path) -> tuple[CaseWorker, Predictor, FakeRun]:
     run = FakeRun(tmp_path)
     worker, predictor = CaseWorker(str(run.folder.root)), Predictor(run, tmp_path)
-    worker.predictor = predictor  # type: ignore[assignment]
+    worker.predictors["best"] = predictor  # type: ignore[assignment]
     return worker, predictor, run
 
 
@@ -110,7 +112,7 @@ def test_a_worker_whose_node_does_not_have_the_run_folder_yet_waits_for_it(made:
     away = run.folder.root.rename(run.folder.root.with_name("away"))
     timer = comes_back(lambda: away.rename(run.folder.root))
     with pytest.raises(CheckpointError, match=r"checkpoint_best\.pth cannot be read"):  # it came to look for it
-        worker.load("best", "0" * 64)
+        worker.load({"best": "0" * 64})
     timer.join()
 
 
@@ -126,7 +128,22 @@ def test_a_worker_whose_dataset_is_unmounted_waits_for_it_and_works_on(
         timer = comes_back(lambda away=away: away.rename(dataset))  # type: ignore[misc]
         worker.validate("case_2")
         timer.join()
+        result = run.folder.cases("best") / "case_2.json"
+        write_json_atomic(result, json.loads(result.read_text()) | {"scoring": SCORING - 1})
     assert predictor.predicted == 1, "the second time the stored prediction is scored anew"
+
+
+def test_one_visit_validates_with_both_checkpoints_and_a_second_one_with_none(made: tuple[CaseWorker, Predictor, FakeRun]) -> None:
+    worker, best, run = made
+    (run.folder.root / "other").mkdir()
+    final = Predictor(run, run.folder.root / "other")
+    final.checkpoint_sha256 = "1" * 64
+    worker.predictors["final"] = final  # type: ignore[assignment]
+    assert list(worker.validate("case_2")) == ["best", "final"]
+    assert worker.validate("case_2") == {}
+    (run.folder.cases("final") / "case_2.json").unlink()
+    assert list(worker.validate("case_2")) == ["final"], "where it died between the two"
+    assert (best.predicted, final.predicted) == (1, 2)
 
 
 def test_a_label_file_that_is_missing_from_a_dataset_that_is_there_is_not_waited_for(

@@ -32,7 +32,7 @@ class Call:
     is_load: bool
     case_id: str | None = None
 
-    def remote(self, *what: str) -> "Call":
+    def remote(self, *what: Any) -> "Call":
         return Call(self.actor, self.is_load, None if self.is_load else what[0])
 
 
@@ -63,11 +63,14 @@ class FakeRay:
     done: list[str] = field(default_factory=list)
     killed: list[Actor] = field(default_factory=list)
     looks: int = 0
+    memory: Any = None
+    """What the last actor requested."""
 
     def remote(self, kind: object) -> "FakeRay":
         return self
 
     def options(self, **options: object) -> Any:
+        self.memory = options["memory"]
         return type("Ready", (), {"remote": lambda *_: Actor(self.free.pop(0) if self.free else None)})()
 
     def wait(self, calls: Sequence[Call], num_returns: int, timeout: float) -> tuple[list[Call], Sequence[Call]]:
@@ -90,7 +93,7 @@ class FakeRay:
         if (node, call.case_id) in self.cases:
             raise self.cases.pop((node, call.case_id))
         self.done.append(call.case_id)
-        return 0.5
+        return {"best": 0.5}
 
     def kill(self, actor: Actor) -> None:
         self.killed.append(actor)
@@ -113,7 +116,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         write_json_atomic(plans_file, plans)
         fake = FakeRay(list(nodes))
         monkeypatch.setattr(worker_pool, "ray", fake)
-        return fake, Pool(run.folder, run.spec, "best", "0" * 64, CaseQueue.of(cases, tries=2), fencing_token=3)
+        return fake, Pool(run.folder, run.spec, {"best": "0" * 64}, CaseQueue.of(cases, tries=2), fencing_token=3)
 
     return started
 
@@ -156,7 +159,7 @@ def test_a_stop_ends_a_validation_after_the_cases_in_work_or_at_once(
     assert ray.done == done
     assert len(ray.killed) == 1
     with pytest.raises(Stopped):
-        Pool(pool.folder, pool.spec, "final", "0" * 64, CaseQueue.of(["case_2"], tries=2), fencing_token=3).run(1)
+        Pool(pool.folder, pool.spec, {"final": "0" * 64}, CaseQueue.of(["case_2"], tries=2), fencing_token=3).run(1)
     assert len(ray.killed) == 1, "for the next checkpoint no worker is started"
 
 
@@ -171,6 +174,14 @@ def test_a_stop_while_the_last_case_is_in_work_lets_the_validation_succeed(start
     monkeypatch.setattr(ray, "get", asked_meanwhile)
     pool.run(1)
     assert ray.done == ["case_2"]
+
+
+@pytest.mark.parametrize(("memory_bytes", "requested"), [(0, None), (3 * 2**30, 3 * 2**30)])
+def test_workers_request_the_memory_of_the_largest_case(start: Start, memory_bytes: int, requested: int | None) -> None:
+    ray, pool = start(["a"], ["case_2"])
+    pool.memory_bytes = memory_bytes
+    pool.run(1)
+    assert ray.memory == requested
 
 
 def test_a_case_in_work_is_waited_for_when_no_other_waits(start: Start) -> None:
@@ -188,7 +199,7 @@ def test_the_workers_of_a_checkpoint_go_on_with_the_next_one(start: Start) -> No
     assert len(spare) == 3
     assert not ray.killed
     first, ray.done = ray.done, []
-    Pool(pool.folder, pool.spec, "final", "1" * 64, CaseQueue.of(first, tries=2), 3, spare).run(3)
+    Pool(pool.folder, pool.spec, {"final": "1" * 64}, CaseQueue.of(first, tries=2), 3, spare).run(3)
     assert sorted(ray.done) == sorted(first)
     assert not spare
     assert len(ray.killed) == 3, "the same ones"
@@ -200,7 +211,7 @@ def test_a_spare_worker_that_has_died_is_replaced(start: Start) -> None:
     pool.spare, pool.is_last = spare, False
     pool.run(1)
     ray.loadings.append(DIED)
-    Pool(pool.folder, pool.spec, "final", "1" * 64, CaseQueue.of(["case_2"], tries=2), 3, spare).run(1)
+    Pool(pool.folder, pool.spec, {"final": "1" * 64}, CaseQueue.of(["case_2"], tries=2), 3, spare).run(1)
     assert ray.done == ["case_2", "case_2"]
 
 

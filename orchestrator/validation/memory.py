@@ -1,0 +1,47 @@
+"""The memory that a worker of a full validation requests of Ray, so that a node with memory for one large case does not get two."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+from trainers.contract.commits import weights_file
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec, WeightsName
+
+log = logging.getLogger(__name__)
+Node = Mapping[str, float]
+"""The resources of a node, by Ray's names; memory in bytes."""
+
+
+def memory_to_request(folder: RunFolder, spec: RunSpec, cases: Sequence[str], names: Iterable[WeightsName], nodes: Sequence[Node]) -> int:
+    """Bytes: what the largest case needs, at most what a node has; where none has it, a warning names it. 0 where nothing is known.
+
+    `names`: the weights that one worker holds.
+    """
+    from trainers.validation.case_memory import of_largest  # for jobs that have cases to do alone
+
+    largest = of_largest(spec, cases, sum(weights_file(folder, name).stat().st_size for name in names))
+    if largest is None:
+        return 0
+    request, fits = memory_request(largest.peak_bytes, nodes, spec.workers.cpus, spec.workers.gpus)
+    need, requested = f"about {largest.peak_bytes / 2**30:.1f} GiB of memory", f"{request / 2**30:.1f} GiB"
+    log.info("a worker requests %s: the largest case, %s, is expected to need %s", requested, largest.case_id, need)
+    if not fits:
+        log.warning(
+            "case %s is expected to need %s, and of the nodes that can hold a worker none has more than %s: its worker may be "
+            "ended when memory runs out. Add a node that has it, then validate again.",
+            largest.case_id,
+            need,
+            requested,
+        )
+    return request
+
+
+def memory_request(peak_bytes: int, nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> tuple[int, bool]:
+    """What a worker requests of Ray whose largest case needs so many bytes, and whether a node has them. Pure.
+
+    `nodes`: the resources of each, by Ray's names. Of nodes that have `cpus` and `gpus` none has more than the largest, so no more is
+    requested: a prediction of memory makes nothing unplaceable.
+    """
+    fitting = [node for node in nodes if node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus]
+    most = int(max((node.get("memory", 0) for node in fitting), default=0))
+    return min(peak_bytes, most), peak_bytes <= most or not most
