@@ -137,7 +137,7 @@ class Committed(Frozen):
     state_sha256: str
     state_size_bytes: int
     rounding_version: int = Field(1, exclude_if=lambda version: version == 1)
-    """`ROUNDING_VERSION` of the samples of the epoch that this state ends or lies in; 1 also where older versions wrote it."""
+    """`ROUNDING_VERSION` of the epoch that this state ends or lies in; 1 also where older versions wrote it."""
 
     @property
     def checkpoints(self) -> dict[CheckpointName, Manifest]:

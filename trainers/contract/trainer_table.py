@@ -19,9 +19,10 @@ Loss = Literal["dice_ce", "dice_ce_no_smooth", "dice", "ce"]
 
 RECIPE_VERSION = 1
 """Raised whenever a recipe or the sampling draws other numbers for the same seed: part of every run key."""
-ROUNDING_VERSION = 2
-"""Raised whenever the same draws give samples with other last bits, as other kernels do. Every state notes it, and a run that goes on with
-another one logs that. As another version of torch it is no part of the run key: no run is orphaned. 2: kernels compiled by numba."""
+ROUNDING_VERSION = 3
+"""Raised whenever the same draws give samples, or steps on a CPU, with other last bits, as other kernels do. Every state notes it, and a
+run that goes on with another one logs that. As another version of torch it is no part of the run key: no run is orphaned. 2: augmentation
+compiled by numba. 3: small 3D convolutions of a single sample by oneDNN."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from trainers.contract.run_spec import RunSpec, Schedule
 from trainers.contract.split_batch import rank_positions
 from trainers.errors import ConfigError
 from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint
-from trainers.network.cpu_layout import choose_layouts
+from trainers.network.cpu_convolutions import prepare_for_cpu
 from trainers.network.learner import Learner, as_list
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
@@ -80,7 +80,7 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
     optimizer = sgd(plain, spec.schedule, fused=is_fast_gpu)
     network: nn.Module = plain
     if world.device.type == "cpu":
-        choose_layouts(plain)
+        prepare_for_cpu(plain)
     if spec.compile and is_fast_gpu:
         check_compiler()
         network = torch.compile(network)  # type: ignore[assignment]

@@ -19,11 +19,11 @@ def log_start(spec: RunSpec, plan: ModelConfig, world_size: int) -> None:
 
 
 def log_rounding(newest: Committed | None) -> None:
-    """Warn where the epochs so far had samples with other last bits."""
+    """Warn where the epochs so far were computed with other last bits."""
     if newest is not None and newest.rounding_version != ROUNDING_VERSION:
         log.warning(
-            "The samples up to epoch %d were rounded by the kernels of another version (%d, now %d): from here on they have the same "
-            "draws and are equal within rounding, but the run's bits are not those of a run under one version.",
+            "The epochs up to %d were rounded by the kernels of another version (%d, now %d): from here on samples have the same draws, "
+            "and samples and steps are equal within rounding, but the run's bits are not those of a run under one version.",
             newest.epochs_done,
             newest.rounding_version,
             ROUNDING_VERSION,
