@@ -47,8 +47,8 @@ def gc(
 
 
 def _kinds(garbage: "Garbage") -> str:
-    sizes: dict[str, int] = {**garbage.sizes, "MLflow": sum(garbage.uploads.values())}
-    return ", ".join(f"{kind} {size_text(size)}" for kind, size in sizes.items() if size)
+    sizes = [*garbage.sizes.items(), ("MLflow", sum(garbage.uploads.values()))]
+    return ", ".join(f"{kind} {size_text(size)}" for kind, size in sizes if size)
 
 
 def _gb(size_bytes: int) -> str:
