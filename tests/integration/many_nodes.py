@@ -32,7 +32,7 @@ from trainers.errors import ClusterError
 
 REPOSITORY = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 200 << 20
-_START_LIMIT_S = 900.0
+_START_LIMIT_S = 300.0
 
 
 class Node:

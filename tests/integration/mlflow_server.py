@@ -57,7 +57,7 @@ class MlflowServer:
         command += self.options or ["--artifacts-destination", str(self.artifacts)]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 900
+        deadline = time.monotonic() + 300
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the MLflow server did not start: {(self.folder / 'server.log').read_text()[-3000:]}")
