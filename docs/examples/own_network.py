@@ -21,7 +21,7 @@ class SmallUNet(nn.Module):
         """Logits (B, outputs, Z, Y, X)."""
         fine = self.enter(image_BCZYX)
         coarse = self.below(nn.functional.max_pool3d(fine, 2))
-        return self.head(self.leave(torch.cat((fine, self.up(coarse)), 1)))  # type: ignore[no-any-return]
+        return self.head(self.leave(torch.cat((fine, self.up(coarse)), 1)))
 
 
 def block(channels: int, width: int) -> nn.Module:

@@ -5,7 +5,7 @@ Nothing is executed here: the files are parsed, so that a missing function or an
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -129,7 +129,9 @@ def with_code_beside(folder: Path, content: Any) -> Any:
     return {**content, **{part: f"{folder.absolute()}/{text}" for part, text in own.items()}}
 
 
-def _of(part: OwnPart) -> Any:
+def _checker(part: OwnPart) -> Callable[[Any], Any]:
+    """Of a value for `part`: the function with its files, refused where it cannot be called."""
+
     def checked(value: Any) -> Any:
         source = own_source(value) if isinstance(value, str) else value
         if isinstance(source, Mapping):
@@ -138,8 +140,10 @@ def _of(part: OwnPart) -> Any:
             raise ValueError(fault)
         return source
 
-    return Annotated[OwnSource | None, BeforeValidator(checked), WithJsonSchema(_SCHEMA)]
+    return checked
 
 
 _SCHEMA = {"anyOf": [{"type": "string", "pattern": "^.*[A-Za-z_]\\w*:[A-Za-z_]\\w*$"}, {"type": "object"}, {"type": "null"}]}
-Network, Loss, Recipe = _of("network"), _of("loss"), _of("recipe")
+Network = Annotated[OwnSource | None, BeforeValidator(_checker("network")), WithJsonSchema(_SCHEMA)]
+Loss = Annotated[OwnSource | None, BeforeValidator(_checker("loss")), WithJsonSchema(_SCHEMA)]
+Recipe = Annotated[OwnSource | None, BeforeValidator(_checker("recipe")), WithJsonSchema(_SCHEMA)]

@@ -79,7 +79,8 @@ def own_function(part: OwnPart, code: OwnCode) -> Callable[..., Any]:
         raise ConfigError(f"{part}: {code.name} cannot be imported: {fault_text(err, code)}.{hint}") from err
     if not callable(found):
         raise ConfigError(f"{part}: {module} has no function {function!r}. Name one as `module:function`.")
-    return found  # type: ignore[no-any-return]
+    own: Callable[..., Any] = found
+    return own
 
 
 def call_own(part: OwnPart, code: OwnCode, **arguments: Any) -> Any:

@@ -49,7 +49,7 @@ def _try_network(spec: RunSpec) -> None:
         (1, heads, *(round(size * share) for size, share in zip(patch, scale, strict=True))) for scale in target_scales(configuration)
     ]
     found = [_shapes_of_outputs(network.to("meta"), channels, patch, name) for network in (trained, predicting)]
-    if found[0] not in ([*expected[: len(found[0])]],) or len(found[0]) not in (1, len(expected)) or found[1] != expected[:1]:
+    if found[0] not in (expected, expected[:1]) or found[1] != expected[:1]:
         raise ConfigError(
             f"network: {name} gives outputs of the shapes {found[0]}, and {found[1]} with deep_supervision=False, for one patch of {patch} "
             f"voxels. Give {expected}, finest first, or {expected[0]} alone; with deep_supervision=False always the latter."
@@ -84,7 +84,7 @@ def _try_loss(spec: RunSpec) -> None:
     logits[1] *= 3  # samples that are unlike
     logits.requires_grad_()
     both = loss(logits, target)
-    if not both.requires_grad or not torch.autograd.grad(both, logits, allow_unused=True)[0].abs().sum() > 0:
+    if not both.requires_grad or not _reaches(both, logits):
         raise ConfigError(f"loss: no gradient flows through the values of {name}. Compute them from the logits with torch alone.")
     with torch.no_grad():
         alone = torch.stack([loss(logits[i : i + 1], target[i : i + 1]) for i in range(2)]).sum()
@@ -94,6 +94,12 @@ def _try_loss(spec: RunSpec) -> None:
             f"loss: a sample's value by {name} depends on the other samples of its batch ({float(both):g} together, {float(alone):g} "
             "one by one), so it would depend on the number of workers. Compute each sample's value from its own voxels."
         )
+
+
+def _reaches(value: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether a gradient of `value` that is not zero flows to the logits."""
+    gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(value, logits, allow_unused=True)
+    return gradients[0] is not None and bool(gradients[0].abs().sum() > 0)
 
 
 def _try_recipe(spec: RunSpec) -> None:

@@ -1,9 +1,11 @@
 """Every trainer that is accepted by its name beside nnU-Net's own class of that name, built as nnU-Net's command builds it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ import torch
 from tests.conftest import Toys
 from tests.nnunet_beside import as_target, configuration
 from tests.nnunet_reference import PATCHES, built_trainer, variant_class
-from tests.toy import toy_spec
+from tests.toy import nnunet_environment, toy_spec
 from tests.unit.trainers.data.test_recipes import PATCHES as RECIPE_PATCHES
 from tests.unit.trainers.data.test_recipes import check_samples, check_transforms, inputs
-from trainers.contract.plans import Labels
+from trainers.contract.plans import Labels, Plans
 from trainers.contract.run_spec import Schedule
 from trainers.contract.trainer_table import TRAINERS
 from trainers.data.batches import SplitName
@@ -202,3 +204,28 @@ AUGMENTING_OTHERWISE = [
 @pytest.mark.parametrize("patch", ["3d", "dummy_2d", "2d"])
 def test_samples_are_bit_equal_to_nnunets_for_the_same_draws(name: str, patch: str) -> None:
     check_samples(name, inputs(name, patch, None, None, (True, False)), seeds=12)
+
+
+@pytest.mark.parametrize("planner", ["ResEncUNetPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL"])
+def test_plans_of_nnunets_planners_read_as_nnunet_reads_them_over_several_steps_of_inheritance(toys: Toys, planner: str) -> None:
+    toy = toys("labels")
+    with nnunet_environment(toy.base):
+        from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        made = getattr(residual_encoder_unet_planners, planner)(toy.name)
+        with mock.patch.object(made, "save_plans"):
+            content = json.loads(json.dumps(made.plan_experiment(), default=lambda value: value.tolist()))
+    steps = {"fewer": {"inherits_from": "3d_fullres", "batch_size": 3}, "wider": {"inherits_from": "fewer", "batch_dice": True}}
+    last = {"inherits_from": "wider", "batch_size": 5}
+    content["configurations"] |= {**steps, "last": last}
+    plans = Plans(made.plans_identifier, toy.preprocessed / "plans.json", content)
+    theirs = PlansManager(content)
+    for name in plans.configurations:
+        expected = theirs.get_configuration(name).configuration
+        assert plans.configuration(name) == {key: value for key, value in expected.items() if key != "inherits_from"}
+    settings = plans.configuration("last")
+    assert (settings["batch_size"], settings["batch_dice"]) == (5, True)
+    assert settings["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+    assert plans.with_sizes("last", 4, None).configuration("last")["batch_size"] == 4
+    assert plans.configuration("last")["batch_size"] == 5

@@ -40,8 +40,8 @@ def toy(toys: Toys) -> Toy:
     return toys("labels")
 
 
-def run(toy: Toy, trainer: str = "nnUNetTrainer", **parts: OwnCode) -> RunSpec:
-    return toy_spec(toy, trainer=trainer, own=OwnParts(**parts))
+def run(toy: Toy, **parts: OwnCode) -> RunSpec:
+    return toy_spec(toy, own=OwnParts(**parts))
 
 
 def test_the_examples_train_and_every_parameter_of_the_network_learns(toy: Toy, package: Package) -> None:
@@ -180,8 +180,9 @@ def test_files_that_a_job_did_not_bring_or_that_changed_are_refused(toy: Toy, pa
     code = package.holds(NAMES["loss"])
     (file,) = package.root.rglob("own_loss.py")
     file.write_text("import os\n")
-    for change in (lambda: None, file.unlink):
-        change()
+    for is_there in (True, False):
+        if not is_there:
+            file.unlink()
         with pytest.raises(ConfigError, match=r"loss: the files of own_loss:focal \(SHA-256 .*\) are not in the code package of this job"):
             own_function("loss", code)
 
