@@ -23,13 +23,15 @@ def names_run(value: Path | str) -> bool:
 
 
 class FirstWeights:
-    """Each file is read once. `named`: as the experiment names it; `results`: nnUNet_results."""
+    """Each file is read once, one that the experiment names at once. `named`: as it names it; `results`: nnUNet_results."""
 
     def __init__(self, named: Path | None, results: Path) -> None:
         self.named = named
         self._results = results
         self._runs: list[tuple[RunFolder, RunSpec]] | None = None
         self._read: dict[Path, PretrainedWeights] = {}
+        if named is not None and not names_run(named):
+            self._file(named)
 
     def of(self, dataset: str, fold: Fold, split: Split) -> PretrainedWeights | None:
         """What a run of this fold begins with; of a model that is named without its fold, the same fold's weights.

@@ -4,7 +4,7 @@ from trainers.contract.cascade import network_channels
 from trainers.contract.num_parameters import num_parameters
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans
 from trainers.contract.run_spec import RunSpec
-from trainers.errors import NnfleetError
+from orchestrator.errors import NnfleetError
 
 BYTES = 4
 """Of a parameter, and of its momentum."""

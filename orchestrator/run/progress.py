@@ -37,7 +37,7 @@ class Progress(Frozen):
     """new; continues (after `epochs_done`); validates (trained, its full validation remains); finished (nothing is left to do)."""
     epochs_done: int = 0
     epochs_left: int | None = Field(None, exclude=True)
-    """Epochs that remain to be trained; None: not known here."""
+    """Epochs that remain to be trained, of a run that somebody asked to end early; None: those of its schedule."""
     early_end: str = Field("", exclude_if=lambda text: not text)
     """Where somebody asked for an early end: after how many epochs of how many, and how the learning rate goes."""
 
@@ -73,7 +73,7 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
         return Progress(stage="new")
     done, epochs, early = committed.epochs_done, epochs_of(spec, committed), early_end_of(spec, committed)
     if done < epochs or committed.final is None:
-        return Progress(stage="continues", epochs_done=done, epochs_left=max(0, epochs - done), early_end=early)
+        return Progress(stage="continues", epochs_done=done, epochs_left=max(0, epochs - done) if early else None, early_end=early)
     outcome = read_outcome(folder)
     is_validated = (
         outcome is not None
@@ -82,7 +82,7 @@ def progress_at(spec: RunSpec, committed: Committed | None) -> Progress:
         and all(_has_results(folder, spec, name) for name in checkpoints_due(spec, committed))
         and all(has_next_stages_due(spec, "final", case, committed.final.sha256) for case in spec.val_cases)
     )
-    return Progress(stage="finished" if is_validated else "validates", epochs_done=done, epochs_left=0, early_end=early)
+    return Progress(stage="finished" if is_validated else "validates", epochs_done=done, epochs_left=0 if early else None, early_end=early)
 
 
 def _has_results(folder: RunFolder, spec: RunSpec, name: CheckpointName) -> bool:

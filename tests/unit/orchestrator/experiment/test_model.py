@@ -297,7 +297,7 @@ def test_defaults_are_those_of_the_run_specification() -> None:
         "continued",
     }
     one_of_several = {"plans", "configuration", "trainer", "fold", "seed"}
-    named_otherwise = {"schedule", "upload_interval_s", "local_artifacts", "tracking_uri", "mlflow_experiment"}
+    named_otherwise = {"schedule", "upload_interval_s", "local_artifacts", "tracking_uri", "mlflow_experiment", "own"}
     assert set(RunSpec.model_fields) - derived - one_of_several - named_otherwise <= set(Experiment.model_fields)
     assert experiment.tracking.upload_interval_s == RunSpec.model_fields["upload_interval_s"].default
 

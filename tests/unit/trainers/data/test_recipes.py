@@ -245,5 +245,5 @@ def test_every_recipe_has_its_module_its_scales_and_a_trainer() -> None:
     from trainers.data.dataset import _SCALE_RANGE
 
     named = set(get_args(Recipe))
-    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"stages", "cascade"}
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"stages", "cascade", "cascade_labels", "own"}
     assert named == modules == set(_SCALE_RANGE) == {settings.recipe for settings in TRAINERS.values()}
