@@ -9,7 +9,7 @@ from orchestrator.experiment.plan import PlanReport
 from orchestrator.run.job_record import HandedRun
 from orchestrator.run.names import UNPLANNED
 from trainers.contract.cascade import model_folder_name
-from trainers.contract.run_spec import model_address
+from trainers.contract.run_spec import gang_of, model_address
 
 
 def plan_to_come(experiment: Experiment, dataset: str, due: Sequence[str], cluster: str = "local") -> PlanReport:
@@ -51,7 +51,7 @@ def _run(experiment: Experiment, address: str, epochs: int, folder: Path) -> Han
         address=address,
         epochs=epochs,
         run_folder=folder,
-        workers=experiment.workers,
+        workers=gang_of(experiment.workers, experiment.loader),
         priority=experiment.priority,
         user=experiment.user,
     )

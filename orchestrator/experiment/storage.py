@@ -1,10 +1,10 @@
 """What a run will take on the disk: from the parameters of its network, and from the labels that its predictions resemble."""
 
+from orchestrator.errors import NnfleetError
 from trainers.contract.cascade import network_channels
 from trainers.contract.num_parameters import num_parameters
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans
 from trainers.contract.run_spec import RunSpec
-from orchestrator.errors import NnfleetError
 
 BYTES = 4
 """Of a parameter, and of its momentum."""

@@ -371,8 +371,7 @@ class RunSpec(Frozen):
     @property
     def gang(self) -> WorkerSpec:
         """What a training asks of the cluster: its workers, and the CPUs of loader actors that run anywhere, as many as there may be."""
-        most = self.loader.most or self.loader.actors
-        return self.workers.model_copy(update={"loader_cpus": most}) if self.loader.placement == "cluster" else self.workers
+        return gang_of(self.workers, self.loader)
 
     @property
     def recipe(self) -> Recipe:
@@ -405,3 +404,9 @@ class RunSpec(Frozen):
     def address(self) -> str:
         """How users call this run: its model/fold, such as `17/3d_fullres/nnUNetTrainer/0`."""
         return f"{self.model}/{self.fold}"
+
+
+def gang_of(workers: WorkerSpec, loader: LoaderSpec) -> WorkerSpec:
+    """Workers with the CPUs of their loader actors that run anywhere, as many as there may be."""
+    most = loader.most or loader.actors
+    return workers.model_copy(update={"loader_cpus": most}) if loader.placement == "cluster" else workers

@@ -26,6 +26,7 @@ def waits(key: str, workers: WorkerSpec, position: int = 0) -> Waiting:
         ([waits("a", ELASTIC)], [Reservation("b", ELASTIC, size=2)], [CPU] * 3),
         ([waits("a", TWO)], [Reservation("a", TWO)], [GPU, GPU]),
         ([waits("a", ONE), waits("a", ONE)], [], [GPU]),
+        ([waits("a", TWO.model_copy(update={"loader_cpus": 2}))], [], [GPU, GPU, *[{"CPU": 1.0}] * 4]),
     ],
 )
 def test_what_is_held_and_what_waits_counts_once(waiting: list[Waiting], held: list[Reservation], wanted: list[dict[str, float]]) -> None:
