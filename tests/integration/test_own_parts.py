@@ -73,7 +73,8 @@ def test_own_parts_and_fine_tuning_are_trained_validated_and_compared(toys: Toys
     assert [spec.model for spec in specs] == names
     assert all(RunFolder(spec.run_folder).summary("final").is_file() for spec in specs)
     compared = api.compare(results=results)
-    assert sorted(model.name for model in compared.answer.models) == sorted(names)
+    shown = ["toy_3d nnUNetTrainer", *(f"toy_3d nnUNetTrainer {name.rpartition('+')[2]}" for name in names[1:])]
+    assert sorted(model.name for model in compared.answer.models) == sorted(shown)
     _check_logs(specs)
     _check_exports(results, tmp_path, names)
     gang = {"count": 1, "gpus": 0, "cpus": 1}
