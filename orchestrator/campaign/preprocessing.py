@@ -50,7 +50,7 @@ def preprocess_first(stage: Stage) -> None:
     while (due := due_of(stage.experiment)) is not None:
         jobs = _records(stage)
         job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
-        name = job.submission_id if job is not None else _started(stage, due)
+        name = job.submission_id if job is not None else _begun(stage, due)
         if not name:
             stage.place.clock.sleep(LOOK_S)
             continue
@@ -65,7 +65,28 @@ def preprocess_first(stage: Stage) -> None:
     stage.place.registry.post(stage.place.job, Entry())  # it holds nothing, and others see that it lives
 
 
-def _started(stage: Stage, due: Due) -> str:
+def _begun(stage: Stage, due: Due) -> str:
+    """As `_started`; '' too, with the reason shown, where the job server or whoever holds the lock does not answer: it is asked again.
+
+    Raises ClusterError for what no node has.
+    """
+    try:
+        nodes = stage.place.nodes()
+    except ClusterError as err:
+        return _shown(stage, due, err)
+    workers = _workers(stage.asked, nodes)
+    try:
+        return _started(stage, due, workers)
+    except ClusterError as err:
+        return _shown(stage, due, err)
+
+
+def _shown(stage: Stage, due: Due, err: ClusterError) -> str:
+    stage.on_wait(f"waits for preprocessing of {due.text}: {err}")
+    return ""
+
+
+def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
     """Start the job of a dataset once its cores fit; its id. '' where another campaign is about to start it."""
     place, key = stage.place, f"preprocessing of {place_of(due)}"
     with place.registry.locked():
@@ -74,7 +95,6 @@ def _started(stage: Stage, due: Due) -> str:
             stage.on_wait(f"waits for preprocessing of {due.text}, which campaign {owner} begins.")
             return ""
         place.registry.post(place.job, Entry(runs=(key,)))
-    workers = _workers(stage.asked, place.nodes())
     reason = f"waits for preprocessing of {due.text}"
     held = granted(place, key, workers, lambda because: stage.on_wait(f"{reason}, which waits: {because}"))
     _hold(stage, key, held, is_placed=False)  # until Ray has placed the job

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,28 @@ def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
     scene.run(other_starts, lambda: None, scene.ends("SUCCEEDED", is_made=True))
     assert [job.campaign for job in scene.jobs] == ["c2"]
     assert scene.waits[0] == "waits for preprocessing of 3d_fullres, which campaign c2 begins."
+
+
+def test_a_job_server_that_does_not_answer_ends_no_campaign(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where the job is submitted, nor under the lock, nor where nodes are listed."""
+    monkeypatch.setattr(scene.cluster, "records", _failing(scene.cluster.records, (1,)))
+    monkeypatch.setattr(scene.cluster, "nodes", _failing(scene.cluster.nodes, (1,)))
+    monkeypatch.setattr(scene.cluster, "submit_preprocessing", _failing(scene.cluster.submit_preprocessing, (0,)))
+    scene.run(*[lambda: None] * 3, scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c1"]
+    assert scene.waits.count("waits for preprocessing of 3d_fullres: cluster: away") == 3
+
+
+def _failing(ask: Callable[..., Any], calls: tuple[int, ...]) -> Callable[..., Any]:
+    """As `ask`, where the calls of these numbers are not answered."""
+    count = iter(range(1000))
+
+    def asked(*values: Any) -> Any:
+        if next(count) in calls:
+            raise ClusterError("cluster: away")
+        return ask(*values)
+
+    return asked
 
 
 def test_a_refusal_of_the_job_ends_the_campaign_with_its_reason_and_its_log(scene: Scene) -> None:
