@@ -18,7 +18,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Entry, HeldWorkers
 from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
-from orchestrator.validation.held_out_admission import QueuePlace, granted
+from orchestrator.validation.held_out_admission import QueuePlace, granted, let_go
 from trainers.contract.run_spec import WorkerSpec
 
 USUAL_CPUS = 8
@@ -46,6 +46,13 @@ class Stage:
 def preprocess_first(stage: Stage) -> None:
     """Return once all that the experiment asks for is preprocessed. Raises what refuses it: ConfigError, DataError, ClusterError,
     StorageError, each with the name of the job whose log has more."""
+    try:
+        _preprocess(stage)
+    finally:
+        let_go(stage.place)
+
+
+def _preprocess(stage: Stage) -> None:
     deaths = made = 0
     while (due := due_of(stage.experiment)) is not None:
         jobs = _records(stage)
@@ -112,15 +119,17 @@ def _hold(stage: Stage, key: str, workers: WorkerSpec, *, is_placed: bool) -> No
 def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
     """What the job takes: the cores that were asked for, else those of the largest node, up to the usual number. Pure.
 
-    Raises ClusterError for what no node has.
+    Raises ClusterError for what no node has. Where an autoscaler starts nodes, those with enough cores may be yet to come.
     """
     most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
-    memory_gib = max((node.total.get("memory", 0) for node in nodes), default=0) / 2**30
     if not most or (asked.cpus or 1) > most:
+        if any(node.group for node in nodes):
+            return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or USUAL_CPUS)
         raise ClusterError(
             f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores (the largest has {most}). Ask for fewer: "
             "preprocess: {cpus: N}."
         )
+    memory_gib = max((node.total.get("memory", 0) for node in nodes), default=0) / 2**30
     if asked.memory_gib is not None and asked.memory_gib > memory_gib:
         raise ClusterError(
             f"preprocessing: no node of this cluster has {asked.memory_gib:g} GiB of memory (the largest has {memory_gib:.1f}). Ask for "

@@ -11,7 +11,8 @@ from orchestrator.errors import ClusterError, DataError
 from orchestrator.experiment.model import experiment_from
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.preprocessing.order import Progressed, Refused
-from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.enlarging import Enlarging
+from orchestrator.queue.gang_fit import NodeResources, Resources
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import line_of
@@ -41,9 +42,12 @@ class Scene:
         self.tiny = Tiny(base)
         write_raw(base / "nnUNet_raw" / self.tiny.name)
         self.cluster, self.registry, self.waits = FakeCluster(), Registry(base / "registry"), list[str]()
+        self.asked: list[list[Resources]] = []
 
     def run(self, *happens: Callable[[], None], campaign: str = "c1") -> None:
-        place = QueuePlace(campaign, "preprocessing", self.registry, self.cluster.records, self.cluster.nodes, Script(*happens))
+        clock = Script(*happens)
+        enlarging = Enlarging(lambda bundles: self.asked.append(list(bundles)), clock)
+        place = QueuePlace(campaign, "preprocessing", self.registry, self.cluster.records, self.cluster.nodes, clock, enlarging=enlarging)
         experiment = experiment_from(raw_experiment(self.tiny.base, dataset=17))
         preprocess_first(Stage(experiment, place, self.cluster, self.waits.append))
 
@@ -170,6 +174,20 @@ def test_a_job_that_has_ended_and_made_nothing_is_an_error(scene: Scene) -> None
 def test_the_job_takes_what_was_asked_for_else_nnunets_number(asked: dict[str, int], given: int) -> None:
     nodes = [NodeResources("a", {"CPU": 2.0}, {}), NodeResources("b", {"CPU": 16.0}, {})]
     assert _workers(Preprocess(**asked), nodes).cpus == given
+
+
+def test_where_nodes_come_on_demand_they_are_asked_for_and_let_go(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [NodeResources("head", {}, {}, "head")]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: nodes)
+    comes = lambda: nodes.append(NodeResources("w", {"CPU": 16.0}, {"CPU": 16.0}, "workers"))  # noqa: E731
+    scene.run(comes, scene.ends("SUCCEEDED", is_made=True))
+    assert scene.asked == [[{"CPU": 8.0}], []]
+    assert "the cluster has 0 CPUs in all now: the autoscaler is asked for nodes." in scene.waits[0]
+
+
+def test_more_cores_than_any_node_has_may_come_on_demand() -> None:
+    nodes = [NodeResources("a", {"CPU": 2.0}, {}, "workers")]
+    assert [_workers(Preprocess(), nodes).cpus, _workers(Preprocess(cpus=16), nodes).cpus] == [2, 16]
 
 
 def test_what_no_node_has_is_refused() -> None:
