@@ -103,8 +103,8 @@ def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
             return ""
         place.registry.post(place.job, Entry(runs=(key,)))
     reason = f"waits for preprocessing of {due.text}"
-    held = granted(place, key, workers, lambda because: stage.on_wait(f"{reason}, which waits: {because}"))
-    _hold(stage, key, held, is_placed=False)  # until Ray has placed the job
+    on_wait = lambda because: stage.on_wait(f"{reason}, which waits: {because}")  # noqa: E731
+    held = granted(place, key, workers, on_wait, is_placed=False)  # until Ray has placed the job
     order = Order(due=due, processes=held.cpus)
     name = submission_id(order.place, _records(stage))
     carried = {"campaign": place.job, "dataset_folder": order.place}

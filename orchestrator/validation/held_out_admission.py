@@ -129,8 +129,11 @@ def let_go(place: QueuePlace) -> None:
         place.enlarging.want([run for entry in others for run in entry.waiting], reservations(jobs, others))
 
 
-def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None]) -> WorkerSpec:
-    """Wait until `workers` fit, and hold them under `key`; `on_wait` gets each new reason why they do not fit yet."""
+def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None], *, is_placed: bool = True) -> WorkerSpec:
+    """Wait until `workers` fit, and hold them under `key`; `on_wait` gets each new reason why they do not fit yet.
+
+    `is_placed`: Ray shows them as used within seconds. A longer wait for that would hold the lock.
+    """
     waiting = Waiting(
         run_key=key,
         address=place.what,
@@ -143,7 +146,7 @@ def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[
     reason = ""
     while True:
         try:
-            found, because = _look(place, waiting)
+            found, because = _look(place, waiting, is_placed=is_placed)
         except ClusterError as err:  # the job server, or whoever holds the lock, may answer again
             found, because = None, str(err)
         if found is not None:
@@ -154,7 +157,7 @@ def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[
         place.clock.sleep(LOOK_S)
 
 
-def _look(place: QueuePlace, waiting: Waiting) -> tuple[WorkerSpec | None, str]:
+def _look(place: QueuePlace, waiting: Waiting, *, is_placed: bool) -> tuple[WorkerSpec | None, str]:
     """The workers that fit at this moment, published as held; or None and why not."""
     with place.registry.locked():
         jobs = place.records()
@@ -168,9 +171,7 @@ def _look(place: QueuePlace, waiting: Waiting) -> tuple[WorkerSpec | None, str]:
             place.registry.post(place.job, Entry(waiting=(waiting,), runs=(waiting.run_key,)))
             return None, decision.because[waiting.run_key]
         granted = _share(waiting.workers, nodes, held, queue)
-        holding = HeldWorkers(
-            run_key=waiting.run_key, workers=granted, is_placed=True, user=place.user
-        )  # within seconds; a longer wait would hold the lock
+        holding = HeldWorkers(run_key=waiting.run_key, workers=granted, is_placed=is_placed, user=place.user)
         place.registry.post(place.job, Entry(holding=(holding,), runs=(waiting.run_key,)))
         return granted, ""
 

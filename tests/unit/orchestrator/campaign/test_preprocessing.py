@@ -102,6 +102,20 @@ def test_while_the_job_lives_its_cores_are_held(scene: Scene) -> None:
     assert (held.workers.cpus, held.workers.gpus, held.is_placed) == (8, 0, True)
 
 
+def test_its_cores_are_held_apart_from_the_first_moment_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not show them as used before it has placed the job, and others decide meanwhile."""
+    posted: list[bool] = []
+    post = scene.registry.post
+
+    def watched(campaign: str, entry: Entry) -> None:
+        posted.extend(held.is_placed for held in entry.holding)
+        post(campaign, entry)
+
+    monkeypatch.setattr(scene.registry, "post", watched)
+    scene.run(scene.ends("SUCCEEDED", is_made=True))
+    assert posted == [False, True]
+
+
 def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
     key = f"preprocessing of {scene.tiny.preprocessed}"
     scene.living("c2")
