@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from orchestrator.campaign.enlarging import Enlarging
 from orchestrator.campaign.expected import Expected
 from orchestrator.follow.followed_run import FollowedRun, Order, Refusal
 from orchestrator.follow.next_step import Train, Validate
 from orchestrator.follow.reserved import elastic_trainings, reservations
 from orchestrator.queue.admission import decide, growth
+from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.gang_fit import NodeResources, Reservation, Resources
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry

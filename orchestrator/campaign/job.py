@@ -31,6 +31,7 @@ from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, load_experiment
 from orchestrator.experiment.plan import plan_report
 from orchestrator.preprocessing.due import due_of
+from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.resume.orphan_workers import refuse_orphan_workers
 from orchestrator.resume.resume_check import sound
@@ -123,8 +124,9 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
 
 def _preprocess(campaign: str, experiment: Experiment, cluster: ClusterJobs, registry: Registry) -> None:
     """Wait until all that the experiment needs is preprocessed; its runs wait meanwhile."""
-    what, user = f"preprocessing of {experiment.dataset}", experiment.user
-    place = QueuePlace(campaign, what, registry, cluster.records, cluster_nodes, user=user, priority=experiment.priority)
+    what, enlarging = f"preprocessing of {experiment.dataset}", Enlarging(ask_for_nodes, Clock())
+    user, priority = experiment.user, experiment.priority
+    place = QueuePlace(campaign, what, registry, cluster.records, user=user, priority=priority, enlarging=enlarging)
     registry.post(campaign, Entry())  # others see that it has begun
     preprocess_first(Stage(experiment, place, cluster, _report_waiting))
 

@@ -18,7 +18,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Entry, HeldWorkers
 from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
-from orchestrator.validation.held_out_admission import QueuePlace, granted
+from orchestrator.validation.held_out_admission import QueuePlace, granted, let_go
 from trainers.contract.run_spec import WorkerSpec
 
 USUAL_CPUS = 8
@@ -46,11 +46,18 @@ class Stage:
 def preprocess_first(stage: Stage) -> None:
     """Return once all that the experiment asks for is preprocessed. Raises what refuses it: ConfigError, DataError, ClusterError,
     StorageError, each with the name of the job whose log has more."""
+    try:
+        _preprocess(stage)
+    finally:
+        let_go(stage.place)
+
+
+def _preprocess(stage: Stage) -> None:
     deaths = made = 0
     while (due := due_of(stage.experiment)) is not None:
         jobs = _records(stage)
         job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
-        name = job.submission_id if job is not None else _started(stage, due)
+        name = job.submission_id if job is not None else _begun(stage, due)
         if not name:
             stage.place.clock.sleep(LOOK_S)
             continue
@@ -65,7 +72,28 @@ def preprocess_first(stage: Stage) -> None:
     stage.place.registry.post(stage.place.job, Entry())  # it holds nothing, and others see that it lives
 
 
-def _started(stage: Stage, due: Due) -> str:
+def _begun(stage: Stage, due: Due) -> str:
+    """As `_started`; '' too, with the reason shown, where the job server or whoever holds the lock does not answer: it is asked again.
+
+    Raises ClusterError for what no node has.
+    """
+    try:
+        nodes = stage.place.nodes()
+    except ClusterError as err:
+        return _shown(stage, due, err)
+    workers = _workers(stage.asked, nodes)
+    try:
+        return _started(stage, due, workers)
+    except ClusterError as err:
+        return _shown(stage, due, err)
+
+
+def _shown(stage: Stage, due: Due, err: ClusterError) -> str:
+    stage.on_wait(f"waits for preprocessing of {due.text}: {err}")
+    return ""
+
+
+def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
     """Start the job of a dataset once its cores fit; its id. '' where another campaign is about to start it."""
     place, key = stage.place, f"preprocessing of {place_of(due)}"
     with place.registry.locked():
@@ -74,10 +102,9 @@ def _started(stage: Stage, due: Due) -> str:
             stage.on_wait(f"waits for preprocessing of {due.text}, which campaign {owner} begins.")
             return ""
         place.registry.post(place.job, Entry(runs=(key,)))
-    workers = _workers(stage.asked, place.nodes())
     reason = f"waits for preprocessing of {due.text}"
-    held = granted(place, key, workers, lambda because: stage.on_wait(f"{reason}, which waits: {because}"))
-    _hold(stage, key, held, is_placed=False)  # until Ray has placed the job
+    on_wait = lambda because: stage.on_wait(f"{reason}, which waits: {because}")  # noqa: E731
+    held = granted(place, key, workers, on_wait, is_placed=False)  # until Ray has placed the job
     order = Order(due=due, processes=held.cpus)
     name = submission_id(order.place, _records(stage))
     carried = {"campaign": place.job, "dataset_folder": order.place}
@@ -92,15 +119,17 @@ def _hold(stage: Stage, key: str, workers: WorkerSpec, *, is_placed: bool) -> No
 def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
     """What the job takes: the cores that were asked for, else those of the largest node, up to the usual number. Pure.
 
-    Raises ClusterError for what no node has.
+    Raises ClusterError for what no node has. Where an autoscaler starts nodes, those with enough cores may be yet to come.
     """
     most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
-    memory_gib = max((node.total.get("memory", 0) for node in nodes), default=0) / 2**30
     if not most or (asked.cpus or 1) > most:
+        if any(node.group for node in nodes):
+            return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or USUAL_CPUS)
         raise ClusterError(
             f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores (the largest has {most}). Ask for fewer: "
             "preprocess: {cpus: N}."
         )
+    memory_gib = max((node.total.get("memory", 0) for node in nodes), default=0) / 2**30
     if asked.memory_gib is not None and asked.memory_gib > memory_gib:
         raise ClusterError(
             f"preprocessing: no node of this cluster has {asked.memory_gib:g} GiB of memory (the largest has {memory_gib:.1f}). Ask for "

@@ -16,6 +16,7 @@ from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.follow.reserved import reservations
 from orchestrator.queue.admission import decide
+from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
@@ -64,12 +65,13 @@ def cpu_warning(asked: AskedWorkers, workers: WorkerSpec, trained: WorkerSpec) -
 
 
 def _cpus(nodes: Sequence[NodeResources], gpus: int) -> int:
-    """Cores of a worker: the usual number, or fewer: the least share of a GPU in its node, without GPUs what the largest node has."""
+    """Cores of a worker: the usual number, or fewer: the least share of a GPU in its node, without GPUs what the largest node has; where no
+    node has any, the usual number of the nodes to come."""
     usual = WorkerSpec().cpus
     if gpus:
         shares = [int(node.total.get("CPU", 0) // node.total["GPU"]) for node in nodes if node.total.get("GPU", 0) >= 1]
         return max(1, min([usual, *shares]))
-    return max(1, min(usual, max((int(node.total.get("CPU", 0)) for node in nodes), default=1)))
+    return min(usual, max((int(node.total.get("CPU", 0)) for node in nodes), default=0) or usual)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class QueuePlace:
     user: str = ""
     """Whose share of the cluster it takes."""
     priority: int = PRIORITY
+    enlarging: Enlarging | None = None
+    """Asks for nodes on demand while it waits; None: nobody asks."""
 
     def others(self, jobs: Sequence[JobRecord]) -> dict[str, Entry]:
         """The entries of all that live beside it."""
@@ -112,10 +116,24 @@ def admitted(place: QueuePlace, output: Path, workers: WorkerSpec | None, on_wai
         yield None if workers is None else granted(place, key, workers, on_wait)
     finally:
         place.registry.withdraw(place.job)
+        let_go(place)
 
 
-def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None]) -> WorkerSpec:
-    """Wait until `workers` fit, and hold them under `key`; `on_wait` gets each new reason why they do not fit yet."""
+def let_go(place: QueuePlace) -> None:
+    """Let the autoscaler keep only what others want, where this place has asked it for nodes."""
+    if place.enlarging is None or not place.enlarging.is_open:
+        return
+    with contextlib.suppress(ClusterError), place.registry.locked():
+        jobs = place.records()
+        others = place.others(jobs).values()
+        place.enlarging.want([run for entry in others for run in entry.waiting], reservations(jobs, others))
+
+
+def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None], *, is_placed: bool = True) -> WorkerSpec:
+    """Wait until `workers` fit, and hold them under `key`; `on_wait` gets each new reason why they do not fit yet.
+
+    `is_placed`: Ray shows them as used within seconds. A longer wait for that would hold the lock.
+    """
     waiting = Waiting(
         run_key=key,
         address=place.what,
@@ -128,7 +146,7 @@ def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[
     reason = ""
     while True:
         try:
-            found, because = _look(place, waiting)
+            found, because = _look(place, waiting, is_placed=is_placed)
         except ClusterError as err:  # the job server, or whoever holds the lock, may answer again
             found, because = None, str(err)
         if found is not None:
@@ -139,21 +157,21 @@ def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[
         place.clock.sleep(LOOK_S)
 
 
-def _look(place: QueuePlace, waiting: Waiting) -> tuple[WorkerSpec | None, str]:
+def _look(place: QueuePlace, waiting: Waiting, *, is_placed: bool) -> tuple[WorkerSpec | None, str]:
     """The workers that fit at this moment, published as held; or None and why not."""
     with place.registry.locked():
         jobs = place.records()
         others = list(place.others(jobs).values())
         held = reservations(jobs, others, place.registry.room(place.clock.unix()))
         queue, nodes = [run for entry in others for run in entry.waiting], place.nodes()
+        if place.enlarging is not None and any(node.group for node in nodes):
+            place.enlarging.want([*queue, waiting], held)
         decision = decide([*queue, waiting], nodes, held, [waiting.run_key], place.clock.unix())
         if waiting.run_key not in decision.start:
             place.registry.post(place.job, Entry(waiting=(waiting,), runs=(waiting.run_key,)))
             return None, decision.because[waiting.run_key]
         granted = _share(waiting.workers, nodes, held, queue)
-        holding = HeldWorkers(
-            run_key=waiting.run_key, workers=granted, is_placed=True, user=place.user
-        )  # within seconds; a longer wait would hold the lock
+        holding = HeldWorkers(run_key=waiting.run_key, workers=granted, is_placed=is_placed, user=place.user)
         place.registry.post(place.job, Entry(holding=(holding,), runs=(waiting.run_key,)))
         return granted, ""
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import ray
 
-from orchestrator.cluster.nodes import cluster_nodes
+from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
 from orchestrator.errors import ConfigError, DataError, NnfleetError
+from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.registry import Registry
 from orchestrator.run.below import results_folder
+from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, end_of, failure_message, largest_first
@@ -82,7 +84,8 @@ def _done(options: argparse.Namespace) -> HeldOutEvent:
     held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     what = f"the test set {held.name} of {held.spec.model}"
-    place = QueuePlace(os.environ.get("NNFLEET_SUBMISSION_ID", ""), what, registry, Jobs.inside_job().records, user=options.user)
+    job, records, enlarging = os.environ.get("NNFLEET_SUBMISSION_ID", ""), Jobs.inside_job().records, Enlarging(ask_for_nodes, Clock())
+    place = QueuePlace(job, what, registry, records, user=options.user, enlarging=enlarging)
     missing = len(missing_cases(held, output))
     workers = workers_for(options.workers, nodes, missing) if missing else None
     if workers is not None and (warning := cpu_warning(options.workers, workers, folds[0].spec().workers)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from orchestrator.errors import ClusterError, DataError
 from orchestrator.experiment.model import experiment_from
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.preprocessing.order import Progressed, Refused
-from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.enlarging import Enlarging
+from orchestrator.queue.gang_fit import NodeResources, Resources
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import line_of
@@ -40,9 +42,12 @@ class Scene:
         self.tiny = Tiny(base)
         write_raw(base / "nnUNet_raw" / self.tiny.name)
         self.cluster, self.registry, self.waits = FakeCluster(), Registry(base / "registry"), list[str]()
+        self.asked: list[list[Resources]] = []
 
     def run(self, *happens: Callable[[], None], campaign: str = "c1") -> None:
-        place = QueuePlace(campaign, "preprocessing", self.registry, self.cluster.records, self.cluster.nodes, Script(*happens))
+        clock = Script(*happens)
+        enlarging = Enlarging(lambda bundles: self.asked.append(list(bundles)), clock)
+        place = QueuePlace(campaign, "preprocessing", self.registry, self.cluster.records, self.cluster.nodes, clock, enlarging=enlarging)
         experiment = experiment_from(raw_experiment(self.tiny.base, dataset=17))
         preprocess_first(Stage(experiment, place, self.cluster, self.waits.append))
 
@@ -97,6 +102,20 @@ def test_while_the_job_lives_its_cores_are_held(scene: Scene) -> None:
     assert (held.workers.cpus, held.workers.gpus, held.is_placed) == (8, 0, True)
 
 
+def test_its_cores_are_held_apart_from_the_first_moment_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not show them as used before it has placed the job, and others decide meanwhile."""
+    posted: list[bool] = []
+    post = scene.registry.post
+
+    def watched(campaign: str, entry: Entry) -> None:
+        posted.extend(held.is_placed for held in entry.holding)
+        post(campaign, entry)
+
+    monkeypatch.setattr(scene.registry, "post", watched)
+    scene.run(scene.ends("SUCCEEDED", is_made=True))
+    assert posted == [False, True]
+
+
 def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
     key = f"preprocessing of {scene.tiny.preprocessed}"
     scene.living("c2")
@@ -109,6 +128,28 @@ def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
     scene.run(other_starts, lambda: None, scene.ends("SUCCEEDED", is_made=True))
     assert [job.campaign for job in scene.jobs] == ["c2"]
     assert scene.waits[0] == "waits for preprocessing of 3d_fullres, which campaign c2 begins."
+
+
+def test_a_job_server_that_does_not_answer_ends_no_campaign(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where the job is submitted, nor under the lock, nor where nodes are listed."""
+    monkeypatch.setattr(scene.cluster, "records", _failing(scene.cluster.records, (1,)))
+    monkeypatch.setattr(scene.cluster, "nodes", _failing(scene.cluster.nodes, (1,)))
+    monkeypatch.setattr(scene.cluster, "submit_preprocessing", _failing(scene.cluster.submit_preprocessing, (0,)))
+    scene.run(*[lambda: None] * 3, scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c1"]
+    assert scene.waits.count("waits for preprocessing of 3d_fullres: cluster: away") == 3
+
+
+def _failing(ask: Callable[..., Any], calls: tuple[int, ...]) -> Callable[..., Any]:
+    """As `ask`, where the calls of these numbers are not answered."""
+    count = iter(range(1000))
+
+    def asked(*values: Any) -> Any:
+        if next(count) in calls:
+            raise ClusterError("cluster: away")
+        return ask(*values)
+
+    return asked
 
 
 def test_a_refusal_of_the_job_ends_the_campaign_with_its_reason_and_its_log(scene: Scene) -> None:
@@ -147,6 +188,20 @@ def test_a_job_that_has_ended_and_made_nothing_is_an_error(scene: Scene) -> None
 def test_the_job_takes_what_was_asked_for_else_nnunets_number(asked: dict[str, int], given: int) -> None:
     nodes = [NodeResources("a", {"CPU": 2.0}, {}), NodeResources("b", {"CPU": 16.0}, {})]
     assert _workers(Preprocess(**asked), nodes).cpus == given
+
+
+def test_where_nodes_come_on_demand_they_are_asked_for_and_let_go(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [NodeResources("head", {}, {}, "head")]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: nodes)
+    comes = lambda: nodes.append(NodeResources("w", {"CPU": 16.0}, {"CPU": 16.0}, "workers"))  # noqa: E731
+    scene.run(comes, scene.ends("SUCCEEDED", is_made=True))
+    assert scene.asked == [[{"CPU": 8.0}], []]
+    assert "the cluster has 0 CPUs in all now: the autoscaler is asked for nodes." in scene.waits[0]
+
+
+def test_more_cores_than_any_node_has_may_come_on_demand() -> None:
+    nodes = [NodeResources("a", {"CPU": 2.0}, {}, "workers")]
+    assert [_workers(Preprocess(), nodes).cpus, _workers(Preprocess(cpus=16), nodes).cpus] == [2, 16]
 
 
 def test_what_no_node_has_is_refused() -> None:

@@ -1,14 +1,15 @@
 """The workers of a test set: how many a cluster gives, how long it waits for them, and that nobody else uses its output folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.campaign.planning import queue_of
 from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.queue.gang_fit import NodeResources, capacity_beside
+from orchestrator.queue.enlarging import Enlarging
+from orchestrator.queue.gang_fit import NodeResources, Resources, capacity_beside
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
@@ -28,6 +29,7 @@ def node(cpus: float, gpus: float = 0, free_gpus: float | None = None) -> NodeRe
     ("asked", "nodes", "cases", "given"),
     [
         ({}, [node(2)], 20, WorkerSpec(count=1, gpus=0, cpus=2)),
+        ({}, [NodeResources("head", {}, {}, "head")], 20, WorkerSpec(count=1, gpus=0, cpus=8)),
         ({}, [node(64)], 20, WorkerSpec(min=1, max=8, gpus=0, cpus=8)),
         ({}, [node(64)], 3, WorkerSpec(min=1, max=3, gpus=0, cpus=8)),
         ({}, [node(2), node(16, gpus=4)], 20, WorkerSpec(min=1, max=4, gpus=1, cpus=4)),
@@ -146,6 +148,20 @@ def test_a_job_server_that_does_not_answer_is_waited_for(cluster: Cluster, tmp_p
     with admitted(away, tmp_path, ONE_GPU, cluster.waits.append) as found:
         assert found == ONE_GPU
     assert cluster.waits == ["cluster: away"]
+
+
+def test_a_test_set_asks_for_nodes_on_demand_and_leaves_what_others_want(cluster: Cluster, tmp_path: Path) -> None:
+    asked: list[list[Resources]] = []
+    place, ready = cluster.place(), cluster.nodes
+    cluster.campaign(waits_for=WorkerSpec(count=1, gpus=1, cpus=2))
+    cluster.nodes = [NodeResources("head", {}, {}, "head")]
+    cluster.events = [lambda: setattr(cluster, "nodes", [replace(each, group="workers") for each in ready])]
+    place = replace(place, enlarging=Enlarging(lambda bundles: asked.append(list(bundles)), place.clock))
+    with admitted(place, tmp_path, ONE_GPU, cluster.waits.append) as found:
+        assert found == ONE_GPU
+        assert asked == [[{"CPU": 2.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]]
+    assert asked[1:] == [[{"CPU": 2.0, "GPU": 1.0}]]
+    assert "the autoscaler is asked for nodes" in cluster.waits[0]
 
 
 def test_what_a_test_set_holds_others_do_not_take(cluster: Cluster, tmp_path: Path) -> None:

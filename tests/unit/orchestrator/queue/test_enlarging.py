@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.enlarging import AGAIN_S
 from orchestrator.campaign.loop import Campaign
 from orchestrator.errors import ClusterError
+from orchestrator.queue.enlarging import AGAIN_S
 from orchestrator.queue.gang_fit import NodeResources, Resources
 from orchestrator.queue.registry import Registry
 from tests.fake_campaign import Stage, look

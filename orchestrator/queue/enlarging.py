@@ -16,7 +16,7 @@ AGAIN_S = 60.0
 
 
 class Enlarging:
-    """What one campaign has asked for. Ray knows one request per cluster, so each campaign asks for what all of them want."""
+    """What one campaign, or test set, has asked for. Ray knows one request per cluster, so each asks for what all of them want."""
 
     def __init__(self, ask: Callable[[Sequence[Resources]], None], clock: Clock) -> None:
         self._ask, self._clock = ask, clock
