@@ -32,11 +32,11 @@ class Asked:
         return cls(stop > 0, round(finish) - 1 if finish > 0 else None)
 
 
-def asked_of(folder: RunFolder, world: World) -> Asked:
+def asked_of(folder: RunFolder, run_key: str, world: World) -> Asked:
     """What somebody asks of the run now, as rank 0 sees it; the others see nothing."""
     if not world.is_main:
         return Asked()
-    finish = finish_request_seen(folder)
+    finish = finish_request_seen(folder, run_key)
     return Asked(stop_request_seen(folder) is not None, None if finish is None else finish.anneal_epochs)
 
 

@@ -67,7 +67,7 @@ def train(
     """
     heartbeats, writer = Heartbeats(folder, world, learner.fencing_token), mid_epoch.writer
     is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
-    asked = world.from_main(asked_of(folder, world)) if is_between else Asked()
+    asked = world.from_main(asked_of(folder, spec.run_key, world)) if is_between else Asked()
     was_trained, reached = reached.is_trained(spec.schedule.epochs), with_early_end(reached, asked, spec)
     if writer is not None and reached.is_trained(spec.schedule.epochs) and not was_trained:
         writer.commit(reached, False, learner.tensors)  # what was the end of an epoch is the final state now
@@ -79,7 +79,7 @@ def train(
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heartbeats)
         clock.lap("val")
-        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), asked_of(folder, world))
+        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), asked_of(folder, spec.run_key, world))
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)

@@ -65,12 +65,14 @@ def test_requests_of_all_ranks_add_up_to_those_of_rank_0() -> None:
         assert Asked.of_numbers(*sums) == asked
 
 
-@pytest.mark.parametrize(("content", "anneal"), [("{}", 0), ("no JSON", 0), ('{"anneal_epochs": -1}', 0), ('{"anneal_epochs": 5}', 5)])
-def test_a_request_that_is_not_understood_asks_for_the_end_after_the_epoch(tmp_path: Path, content: str, anneal: int) -> None:
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"run_key": "k", "anneal_epochs": -1}', '{"run_key": "other", "anneal_epochs": 5}'])
+def test_a_request_that_is_not_understood_or_of_another_run_ends_nothing(tmp_path: Path, content: str) -> None:
     folder = RunFolder(tmp_path)
-    assert finish_request_seen(folder) is None
+    assert finish_request_seen(folder, "k") is None
     write_atomic(folder.finish_file, content.encode())
-    assert finish_request_seen(folder) == FinishRequest(anneal_epochs=anneal)
+    assert finish_request_seen(folder, "k") is None
+    request_finish(folder, "k", anneal_epochs=5)
+    assert finish_request_seen(folder, "k") == FinishRequest(run_key="k", anneal_epochs=5)
 
 
 # ---- the loop, with a real network and the real writer of states -----------------------------------------------------------------
@@ -105,7 +107,7 @@ class Run:
         write_atomic(self.folder.spec_file, self.spec.model_dump_json().encode())
 
     def ask(self) -> None:
-        request_finish(self.folder, anneal_epochs=self.anneal)
+        request_finish(self.folder, self.spec.run_key, anneal_epochs=self.anneal)
 
     def start(self, ask_in: int | None = None, dies_at: tuple[int, int] | None = None) -> str:
         """One start of the workers, from the newest state."""
