@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
-from trainers.contract.records import Record
+from trainers.contract.records import Record, read_heartbeat
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import TOP_PRIORITY
 from trainers.storage.files import write_json_atomic
@@ -31,6 +31,8 @@ class FinishRequest(Record):
 
     run_key: str = ""
     """Of the run that is meant: for another one in this folder it is no request."""
+    epoch: int = -1
+    """Index of the epoch that was known to be in flight: the request holds from its end on, not where an earlier one is trained again."""
     anneal_epochs: int = Field(0, ge=0)
     """The learning rate is annealed over so many more epochs; 0: the run ends with the epoch in flight."""
 
@@ -73,7 +75,8 @@ def stop_request_seen(folder: RunFolder) -> StopRequest | None:
 
 def request_finish(folder: RunFolder, run_key: str, *, anneal_epochs: int) -> None:
     """Ask the training of a run to end early, as a trained run. Raises StorageError."""
-    write_json_atomic(folder.finish_file, FinishRequest(run_key=run_key, anneal_epochs=anneal_epochs).model_dump())
+    request = FinishRequest(run_key=run_key, epoch=read_heartbeat(folder).epoch, anneal_epochs=anneal_epochs)
+    write_json_atomic(folder.finish_file, request.model_dump())
 
 
 def finish_request_seen(folder: RunFolder, run_key: str) -> FinishRequest | None:
