@@ -449,10 +449,10 @@ def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None
 
 def garbage(
     runs: Sequence[str] = (), results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False
-) -> "tuple[list[Garbage], list[str]]":
+) -> "tuple[list[Garbage], list[str], list[str]]":
     """What the ended runs below `results` (default: nnUNet_results of this process), or those that the names mean, hold that nobody needs,
-    with `mlflow` there too; and a sentence for each run that is left out. Removes nothing. Raises ConfigError for a name that means none,
-    TrackingError.
+    with `mlflow` there too; a sentence for each run that is left out; and one for each that failed, since its disk or MLflow gave no
+    answer. Removes nothing. Raises ConfigError for a name that means none.
     """
     from orchestrator.resume.garbage import garbage_below
 
@@ -463,7 +463,7 @@ def garbage(
 
 
 def free(found: "Sequence[Garbage]") -> "tuple[list[Garbage], list[str]]":
-    """Remove what `garbage` has found; returns what went, and a sentence for each run of which nothing did: it was started since, say."""
+    """Remove what `garbage` has found; returns what went, and a sentence for each run of which not all did: it was started since, say."""
     from orchestrator.resume.garbage import free_all
 
     return free_all(found)

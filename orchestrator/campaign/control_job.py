@@ -90,8 +90,8 @@ def finish_all(folders: Sequence[Path], run_keys: Sequence[str], *, anneal_epoch
     """Ask each run to end early as a trained run, whatever becomes of the others. Raises as `stop_all`."""
 
     def finish(folder: Path, run_key: str) -> None:
-        RunFolder(folder).spec_of(run_key, "stop")
-        request_finish(RunFolder(folder), anneal_epochs=anneal_epochs)
+        spec = RunFolder(folder).spec_of(run_key, "stop")
+        request_finish(RunFolder(folder), spec.run_key, anneal_epochs=anneal_epochs)
 
     named = zip(folders, chain(run_keys, repeat("")), strict=False)
     ask_each(partial(finish, folder, run_key) for folder, run_key in named)

@@ -1,5 +1,6 @@
 """`nnfleet gc`: free the space of what ended runs hold and nobody needs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Runs
 from orchestrator.cli.rm import size_text
+from trainers.errors import NnfleetError
 
 if TYPE_CHECKING:
     from orchestrator.resume.garbage import Garbage
@@ -29,21 +31,29 @@ def gc(
     from orchestrator import api
 
     with working("Reading run folders ..."):
-        found, left = api.garbage(runs or (), results, cluster, mlflow=mlflow)
+        found, left, failed = api.garbage(runs or (), results, cluster, mlflow=mlflow)
     if yes:
         with working("Freeing ..."):
             found, kept = api.free(found)
-        left += kept
+        failed += kept
     for sentence in left:
         note(f"Left: {sentence}")
+    for sentence in failed:
+        note(f"Failed: {sentence}")
     if as_json:
         print_json([{**each.model_dump(mode="json"), "size_bytes": each.size_bytes} for each in found])
-        return
+    else:
+        _show(found, is_freed=yes)
+    if failed:
+        raise typer.Exit(NnfleetError.exit_code)
+
+
+def _show(found: "Sequence[Garbage]", *, is_freed: bool) -> None:
     holding = [each for each in found if each.size_bytes]
     for each in holding:
         say(f"{each.address}  {_gb(each.size_bytes)} of {_gb(each.held_bytes + sum(each.uploads.values()))}: {_kinds(each)}")
     total = f"{_gb(sum(each.size_bytes for each in holding))} in {len(holding)} of {len(found)} runs"
-    say(f"Freed {total}." if yes else f"{total} can be freed{'' if not holding else ': nnfleet gc --yes'}.")
+    say(f"Freed {total}." if is_freed else f"{total} can be freed{'' if not holding else ': nnfleet gc --yes'}.")
 
 
 def _kinds(garbage: "Garbage") -> str:

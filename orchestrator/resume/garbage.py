@@ -25,7 +25,7 @@ from trainers.contract.fencing import newest_token
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen
-from trainers.errors import DataError, StorageError
+from trainers.errors import DataError, NnfleetError
 from trainers.storage.files import sha256_of
 
 if TYPE_CHECKING:
@@ -63,21 +63,27 @@ class Garbage(Frozen):
 
 def garbage_below(
     names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: "Sequence[JobRecord]" = (), *, mlflow: bool = False
-) -> tuple[list[Garbage], list[str]]:
-    """What the runs below `results` (those that the names mean, else all) hold that nobody needs, and a sentence for each that is left out:
-    somebody works on it, or it cannot be read. `statuses` and `jobs`: what the cluster knows; `mlflow`: look there too.
+) -> tuple[list[Garbage], list[str], list[str]]:
+    """What the runs below `results` (those that the names mean, else all) hold that nobody needs, a sentence for each that is left out
+    because somebody works on it or its run.json is damaged, and one for each that failed: a disk or MLflow gave no answer. `statuses` and
+    `jobs`: what the cluster knows; `mlflow`: look there too.
 
-    Raises ConfigError for a name that means no run, TrackingError.
+    Raises ConfigError for a name that means no run.
     """
     found, left = find_runs(results)
     wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)] if names else found
-    garbage = []
+    garbage: list[Garbage] = []
+    failed: list[str] = []
     for run in wanted:
         if why := at_work(run, statuses, jobs):
             left.append(f"{run} {why}.")
             continue
-        garbage.append(garbage_of(run))
-    return ([_with_uploads(each) if mlflow and each.is_finished else each for each in garbage]), left
+        try:
+            each = garbage_of(run)
+            garbage.append(_with_uploads(each) if mlflow and each.is_finished else each)
+        except (NnfleetError, OSError) as err:
+            failed.append(f"{run}: {err}")
+    return garbage, left, failed
 
 
 def garbage_of(run: Found) -> Garbage:
@@ -156,7 +162,7 @@ def _inodes(paths: Sequence[Path]) -> dict[tuple[int, int], tuple[int, int]]:
 
 
 def free(garbage: Garbage) -> Garbage:
-    """Let go what was listed; returns what went.
+    """Let go the files that were listed; returns what went. Uploads stay.
 
     Raises DataError, and removes nothing, where the run was started since, or its newest state is not whole: then an older one may be the
     only one that is.
@@ -178,9 +184,7 @@ def free(garbage: Garbage) -> Garbage:
         raise DataError(
             f"gc: {err.filename or garbage.run_folder} cannot be removed: {err.strerror or err}. Let this user write there."
         ) from err
-    if garbage.uploads:
-        _free_uploads(folder)
-    return garbage
+    return garbage.model_copy(update={"uploads": {}})
 
 
 def _check_newest_is_whole(folder: RunFolder, address: str) -> None:
@@ -224,11 +228,15 @@ def _bound(folder: RunFolder) -> "tuple[Tracker, str] | None":
 
 
 def free_all(found: Sequence[Garbage]) -> tuple[list[Garbage], list[str]]:
-    """Let go what was listed of each run, whatever becomes of the others; returns what went, and a sentence for each that stays."""
-    freed, left = [], []
+    """Let go what was listed of each run, whatever becomes of the others; returns what went, and a sentence for each that failed."""
+    freed: list[Garbage] = []
+    failed: list[str] = []
     for garbage in found:
         try:
             freed.append(free(garbage))
-        except (DataError, StorageError) as err:
-            left.append(str(err))
-    return freed, left
+            if garbage.uploads:
+                _free_uploads(RunFolder(garbage.run_folder))
+                freed[-1] = garbage
+        except (NnfleetError, OSError) as err:
+            failed.append(f"{garbage.address} ({garbage.run_key}): {err}")
+    return freed, failed

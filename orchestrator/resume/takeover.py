@@ -169,15 +169,17 @@ def _content(spec: RunSpec) -> bytes:
 
 
 def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
-    """Keep the records of a run that has kept nothing under other names, its run.json last, and remove its requests.
+    """Keep the records of a run that has kept nothing under other names, its run.json last, and remove its requests and
+    what was expected of it.
 
     Its fencing tokens stay, and the failures that name them. The caller has acquired a newer token: what may be left of the old run commits
     and publishes nothing any more.
     """
     replaced = _replaced(folder, present)
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
-    for request in (folder.stop_file, folder.queue_file, folder.save_file, folder.accepted_save_file, folder.published_file):
-        request.unlink(missing_ok=True)
+    requests = (folder.stop_file, folder.finish_file, folder.queue_file, folder.save_file, folder.accepted_save_file)
+    for file in (*requests, folder.expected_file, folder.published_file):
+        file.unlink(missing_ok=True)
     release_claim(folder.spec_file)
     for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):
         if file.exists():

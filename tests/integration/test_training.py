@@ -126,7 +126,7 @@ def test_two_workers_that_are_asked_to_end_early_and_killed_in_between_agree_on_
     start: Callable[..., RunFolder], unbroken: RunFolder
 ) -> None:
     finished = start("finished")
-    when(lambda: epochs_done(finished) >= 1, lambda: request_finish(finished, anneal_epochs=1))
+    when(lambda: epochs_done(finished) >= 1, lambda: request_finish(finished, finished.spec().run_key, anneal_epochs=1))
     when(
         lambda: (committed := newest_committed(finished)) is not None and committed.early_end is not None,
         lambda: os.kill(newest_worker_pid(finished), signal.SIGKILL),

@@ -1,9 +1,10 @@
 """Requests to a run: somebody asks it to stop, to end early as a trained run, to save a state within the epoch, or for another place in
 the queue. Each is a file in its folder.
 
-One meaning for every reader: a file that is there is a request, and one whose content is not understood asks for the gentle stop. A reader
-that can come back later calls `read_...`, which raises OSError where the disk gives no answer. Whoever is between two training steps or two
-cases calls `..._seen`, which never raises: no disk may end the work there, and a share that is away asks for nothing.
+One meaning for every reader: a file that is there is a request, and one whose content is not understood asks for the gentle stop; for an
+early end, which cannot be taken back, only what names the run and is understood. A reader that can come back later calls `read_...`, which
+raises OSError where the disk gives no answer. Whoever is between two training steps or two cases calls `..._seen`, which never raises: no
+disk may end the work there, and a share that is away asks for nothing.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
-from trainers.contract.records import Record
+from trainers.contract.records import Record, read_heartbeat
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import TOP_PRIORITY
 from trainers.storage.files import write_json_atomic
@@ -28,6 +29,10 @@ class StopRequest(Record):
 class FinishRequest(Record):
     """`finish.json`: somebody asks a training to end before its schedule does, as a trained run. It stays once it has taken effect."""
 
+    run_key: str = ""
+    """Of the run that is meant: for another one in this folder it is no request."""
+    epoch: int = -1
+    """Index of the epoch that was known to be in flight: the request holds from its end on, not where an earlier one is trained again."""
     anneal_epochs: int = Field(0, ge=0)
     """The learning rate is annealed over so many more epochs; 0: the run ends with the epoch in flight."""
 
@@ -68,15 +73,17 @@ def stop_request_seen(folder: RunFolder) -> StopRequest | None:
     return None
 
 
-def request_finish(folder: RunFolder, *, anneal_epochs: int) -> None:
-    """Ask a training to end early, as a trained run. Raises StorageError."""
-    write_json_atomic(folder.finish_file, FinishRequest(anneal_epochs=anneal_epochs).model_dump())
+def request_finish(folder: RunFolder, run_key: str, *, anneal_epochs: int) -> None:
+    """Ask the training of a run to end early, as a trained run. Raises StorageError."""
+    request = FinishRequest(run_key=run_key, epoch=read_heartbeat(folder).epoch, anneal_epochs=anneal_epochs)
+    write_json_atomic(folder.finish_file, request.model_dump())
 
 
-def finish_request_seen(folder: RunFolder) -> FinishRequest | None:
-    """Whether somebody asks the training to end early; never raises."""
+def finish_request_seen(folder: RunFolder, run_key: str) -> FinishRequest | None:
+    """Whether somebody asks the training of this run to end early; never raises. What is not understood asks for nothing."""
     with contextlib.suppress(OSError):
-        return _read(folder.finish_file, FinishRequest)
+        found = _read(folder.finish_file, FinishRequest)
+        return found if found is not None and found.run_key == run_key else None
     return None
 
 

@@ -32,12 +32,15 @@ class Asked:
         return cls(stop > 0, round(finish) - 1 if finish > 0 else None)
 
 
-def asked_of(folder: RunFolder, world: World) -> Asked:
-    """What somebody asks of the run now, as rank 0 sees it; the others see nothing."""
+def asked_of(folder: RunFolder, run_key: str, world: World, epoch: int) -> Asked:
+    """What somebody asks of the run at the end of `epoch`, as rank 0 sees it; the others see nothing.
+
+    An early end that was asked for in a later epoch waits for that one: a kill may have cost the run the states up to there.
+    """
     if not world.is_main:
         return Asked()
-    finish = finish_request_seen(folder)
-    return Asked(stop_request_seen(folder) is not None, None if finish is None else finish.anneal_epochs)
+    finish = finish_request_seen(folder, run_key)
+    return Asked(stop_request_seen(folder) is not None, None if finish is None or finish.epoch > epoch else finish.anneal_epochs)
 
 
 def with_early_end(reached: TrainingProgress, asked: Asked, spec: RunSpec) -> TrainingProgress:

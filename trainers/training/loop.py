@@ -19,6 +19,7 @@ from trainers.contract.bottleneck import describe_limit
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.records import Heartbeat as HeartbeatRecord
+from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderPlacement, RunSpec
 from trainers.data.batches import BatchSource, SplitName
@@ -67,11 +68,9 @@ def train(
     """
     heartbeats, writer = Heartbeats(folder, world, learner.fencing_token), mid_epoch.writer
     is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
-    asked = world.from_main(asked_of(folder, world)) if is_between else Asked()
-    was_trained, reached = reached.is_trained(spec.schedule.epochs), with_early_end(reached, asked, spec)
-    if writer is not None and reached.is_trained(spec.schedule.epochs) and not was_trained:
-        writer.commit(reached, False, learner.tensors)  # what was the end of an epoch is the final state now
-    while not (reached.is_trained(spec.schedule.epochs) or asked.is_stopping):
+    is_stopping = is_between and world.from_main(stop_request_seen(folder) is not None)
+    # an early end is decided at the end of an epoch alone: whoever committed this one has decided, and an unbroken run decides at the next
+    while not (reached.is_trained(spec.schedule.epochs) or is_stopping):
         epoch, clock = reached.epochs_done, Clock(source, reached)
         learning_rate = learner.start_epoch(epoch, reached.early_end)
 
@@ -79,14 +78,14 @@ def train(
         clock.lap("train")
         val_loss, counts_3C = validate_epoch(learner, source, epoch, heartbeats)
         clock.lap("val")
-        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), asked_of(folder, world))
+        totals = gather(learner, world, train_loss, val_loss, counts_3C, clock.waited_s(), asked_of(folder, spec.run_key, world, epoch))
         check_finite(totals, learner, reached)
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
         row = epoch_row(spec, world, learner, epoch, learning_rate, totals, best, clock, held_s=writer.held_s if writer else 0.0)
-        asked = totals.asked
+        is_stopping = totals.asked.is_stopping
         reached = TrainingProgress((*reached.history, row), best, early_end=reached.early_end)
-        reached = with_early_end(reached, asked, spec)
+        reached = with_early_end(reached, totals.asked, spec)
         if writer is not None:
             writer.commit(reached, is_best, learner.tensors)
             log.info(describe(row, is_best, spec.loader.placement))

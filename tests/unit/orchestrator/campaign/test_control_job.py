@@ -40,7 +40,9 @@ def test_an_early_end_is_written_down_and_ends_no_job(stage: Stage) -> None:
     look(stage.campaign(run, other))
     folders = [str(run.run_folder), str(other.run_folder)]
     assert main(["stop", *folders, "--run-key", run.run_key, "--run-key", other.run_key, "--finish", "--anneal", "3"]) == 0
-    assert [finish_request_seen(RunFolder(spec.run_folder)) for spec in (run, other)] == [FinishRequest(anneal_epochs=3)] * 2
+    for spec in (run, other):
+        request = FinishRequest(run_key=spec.run_key, anneal_epochs=3)
+        assert finish_request_seen(RunFolder(spec.run_folder), spec.run_key) == request
     assert read_stop_request(RunFolder(run.run_folder)) is None
     assert stage.cluster.stopped == []
 

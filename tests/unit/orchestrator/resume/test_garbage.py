@@ -7,17 +7,19 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.export.fold_sources import folds_below
 from orchestrator.export.model import export_model
 from orchestrator.publishing.checkpoint_store import keep_only_published, replaced_uploads
 from orchestrator.publishing.published import Published, published_tag
+from orchestrator.resume import garbage
 from orchestrator.resume.garbage import Garbage, free_all, garbage_below
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.run.progress import progress_of
 from tests.fake_run import FakeRun
 from trainers.contract.commits import committed_states
+from trainers.contract.run_folder import RunFolder
 from trainers.storage.files import sha256_of, write_atomic, write_json_atomic
 
 BLOCKS = 64 << 10
@@ -34,9 +36,9 @@ def stored(run: FakeRun) -> None:
     write_atomic(file.with_suffix(".json"), whole.model_dump_json().encode())
 
 
-def ended(base: Path, *, is_finished: bool = True) -> FakeRun:
+def ended(base: Path, fold: int = 0, *, is_finished: bool = True) -> FakeRun:
     """A run of two epochs with a state of each, a best of each, and what a kill and a dead upload left."""
-    run = FakeRun(base)
+    run = FakeRun(base, f"901-toy-{fold}", fold)
     for _ in range(2):
         run.epoch(size_bytes=BLOCKS)
         stored(run)
@@ -59,11 +61,13 @@ def ended(base: Path, *, is_finished: bool = True) -> FakeRun:
 
 
 def listed(base: Path, jobs: list[JobRecord] | None = None) -> tuple[list[Garbage], list[str]]:
-    return garbage_below([], base / "results", [], jobs or [])
+    found, left, failed = garbage_below([], base / "results", [], jobs or [])
+    assert failed == []
+    return found, left
 
 
-def names(garbage: Garbage, kind: str) -> list[str]:
-    return [path.name for path in garbage.files.get(kind, ())]  # type: ignore[call-overload]
+def names(found: Garbage, kind: str) -> list[str]:
+    return [path.name for path in found.files.get(kind, ())]  # type: ignore[call-overload]
 
 
 def test_of_a_finished_run_earlier_states_replaced_bests_and_what_kills_left_can_go(tmp_path: Path) -> None:
@@ -112,6 +116,7 @@ def test_a_run_at_work_is_left_and_one_that_was_started_since_too(tmp_path: Path
     (found,), _ = listed(tmp_path)
     run.resume()
     assert free_all([found])[1] == [
+        f"901/3d_fullres/nnUNetTrainer/0 ({run.spec.run_key}): "
         "gc: 901/3d_fullres/nnUNetTrainer/0 was started meanwhile. Nothing of it was removed; run `nnfleet gc` again once it has ended."
     ]
     assert len(committed_states(run.folder)) == 2
@@ -138,6 +143,33 @@ def test_the_verb_shows_it_and_frees_it_with_yes_alone(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*arguments, "--yes"]).stdout.rstrip().endswith("in 1 of 1 runs.")
     assert CliRunner().invoke(app, arguments).stdout == "0.000 GB in 0 of 1 runs can be freed.\n"
     assert isinstance(CliRunner().invoke(app, ["gc", "nonsense", *arguments[1:]]).exception, ConfigError)
+
+
+@pytest.mark.parametrize("error", [TrackingError("mlflow: away"), OSError("stale handle")])
+def test_where_mlflow_or_a_disk_fails_the_others_go_and_the_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run, other = ended(tmp_path, 0), ended(tmp_path, 1)
+    arguments = ["gc", "--results", str(tmp_path / "results")]
+
+    def fails_for(found: Garbage | RunFolder) -> None:
+        if (found.run_folder if isinstance(found, Garbage) else found.root) == run.folder.root:
+            raise error
+
+    def with_uploads(found: Garbage) -> Garbage:
+        fails_for(found)
+        return found
+
+    monkeypatch.setattr(garbage, "_free_uploads", fails_for)
+    found, _ = listed(tmp_path)
+    freed, (why,) = free_all([each.model_copy(update={"uploads": {"old": 7}}) for each in found])
+    assert [(each.run_folder, each.uploads) for each in freed] == [(run.folder.root, {}), (other.folder.root, {"old": 7})]
+    assert why == f"901/3d_fullres/nnUNetTrainer/0 ({run.spec.run_key}): {error}"
+    monkeypatch.setattr(garbage, "_with_uploads", with_uploads)
+    shown = CliRunner().invoke(app, [*arguments, "--mlflow", "--yes"])
+    assert shown.exit_code == 1
+    assert "Freed 0.000 GB in 0 of 1 runs." in shown.output
+    assert f"Failed: {why}" in shown.output.replace("\n", " ")
 
 
 class Store:

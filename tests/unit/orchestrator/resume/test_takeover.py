@@ -22,6 +22,7 @@ from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.trainers.storage.test_linkless import without_links
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.records import MlflowRun, write_mlflow_run
+from trainers.contract.requests import request_finish
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
@@ -186,6 +187,16 @@ def test_the_folder_of_a_run_that_failed_before_its_first_epoch_is_the_next_ones
     stage.cluster.training_ends(next_run)
     stage.cluster.validation_ends(next_run)
     assert campaign.run(poll_s=0) == 0
+
+
+def test_what_was_asked_and_expected_of_the_run_before_goes_with_it(stage: Stage) -> None:
+    run, folder = stage.run(0), RunFolder(stage.run(0).run_folder)
+    failed_before_its_first_epoch(stage, run)
+    request_finish(folder, run.run_key, anneal_epochs=0)
+    write_json_atomic(folder.expected_file, {"epoch_s": 20.0, "unix": 1.0})
+    acquire(mended(stage, run), stage.cluster.records())
+    assert not folder.finish_file.exists()
+    assert not folder.expected_file.exists()
 
 
 def test_a_folder_on_a_file_system_without_links_gets_no_retired_run_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,13 @@ from tests.unit.trainers.training.test_mid_epoch import Batches
 from trainers.contract.commits import Committed, early_end_of, epochs_of, newest_committed
 from trainers.contract.early_end import EarlyEnd, early_end_after
 from trainers.contract.fencing import acquire_token
+from trainers.contract.records import Heartbeat
 from trainers.contract.requests import FinishRequest, finish_request_seen, request_finish, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, RunSpec, Schedule
 from trainers.data.batches import Batch, SplitName
 from trainers.network.learner import learning_rate
-from trainers.storage.files import write_atomic
+from trainers.storage.files import write_atomic, write_json_atomic
 from trainers.training.asked import Asked
 from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer
 from trainers.training.loop import train
@@ -65,12 +66,14 @@ def test_requests_of_all_ranks_add_up_to_those_of_rank_0() -> None:
         assert Asked.of_numbers(*sums) == asked
 
 
-@pytest.mark.parametrize(("content", "anneal"), [("{}", 0), ("no JSON", 0), ('{"anneal_epochs": -1}', 0), ('{"anneal_epochs": 5}', 5)])
-def test_a_request_that_is_not_understood_asks_for_the_end_after_the_epoch(tmp_path: Path, content: str, anneal: int) -> None:
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"run_key": "k", "anneal_epochs": -1}', '{"run_key": "other", "anneal_epochs": 5}'])
+def test_a_request_that_is_not_understood_or_of_another_run_ends_nothing(tmp_path: Path, content: str) -> None:
     folder = RunFolder(tmp_path)
-    assert finish_request_seen(folder) is None
+    assert finish_request_seen(folder, "k") is None
     write_atomic(folder.finish_file, content.encode())
-    assert finish_request_seen(folder) == FinishRequest(anneal_epochs=anneal)
+    assert finish_request_seen(folder, "k") is None
+    request_finish(folder, "k", anneal_epochs=5)
+    assert finish_request_seen(folder, "k") == FinishRequest(run_key="k", anneal_epochs=5)
 
 
 # ---- the loop, with a real network and the real writer of states -----------------------------------------------------------------
@@ -105,7 +108,7 @@ class Run:
         write_atomic(self.folder.spec_file, self.spec.model_dump_json().encode())
 
     def ask(self) -> None:
-        request_finish(self.folder, anneal_epochs=self.anneal)
+        request_finish(self.folder, self.spec.run_key, anneal_epochs=self.anneal)
 
     def start(self, ask_in: int | None = None, dies_at: tuple[int, int] | None = None) -> str:
         """One start of the workers, from the newest state."""
@@ -159,16 +162,29 @@ def test_a_kill_between_the_request_and_the_end_changes_no_bit(toys: Toys, tmp_p
     assert all(map(torch.equal, killed.weights(), unbroken.weights()))
 
 
-def test_a_request_made_while_no_worker_lives_takes_effect_before_another_epoch(toys: Toys, tmp_path: Path) -> None:
+@pytest.mark.parametrize("anneal", [0, 2])
+def test_a_kill_between_the_request_and_the_end_of_its_epoch_changes_no_bit(toys: Toys, tmp_path: Path, anneal: int) -> None:
+    unbroken, killed = (Run(toys, tmp_path / name, anneal) for name in "ab")
+    assert unbroken.start(ask_in=2) == "TRAINED"
+    assert killed.start(dies_at=(2, 1)) == "died"
+    killed.ask()
+    assert (killed.committed.epochs_done, killed.committed.early_end) == (2, None)
+    assert killed.start() == "TRAINED"
+    assert killed.committed.early_end == unbroken.committed.early_end == EarlyEnd(epochs=3 + anneal, anneal_from=3, anneal_epochs=anneal)
+    rates = [[row.learning_rate for row in run.committed.history] for run in (killed, unbroken)]
+    assert rates[0] == rates[1]
+    assert all(map(torch.equal, killed.weights(), unbroken.weights()))
+    assert not (killed.folder.root / "checkpoint_latest.pth").exists()
+
+
+def test_a_request_holds_from_the_epoch_in_which_it_was_made_also_where_earlier_ones_are_trained_again(toys: Toys, tmp_path: Path) -> None:
+    """The state of the epoch before had not reached the disk when the run was killed."""
     run = Run(toys, tmp_path, anneal=0)
-    assert run.start(dies_at=(2, 0)) == "died"
-    best = run.committed.best
+    assert run.start(dies_at=(1, 0)) == "died"
+    write_json_atomic(run.folder.progress_file, Heartbeat(epoch=2, phase="train").model_dump())
     run.ask()
     assert run.start() == "TRAINED"
-    assert (run.committed.epochs_done, run.committed.best) == (2, best)
-    assert run.committed.final is not None
-    assert run.folder.checkpoint("final").is_file()
-    assert not (run.folder.root / "checkpoint_latest.pth").exists()
+    assert run.committed.epochs_done == 3
 
 
 def test_a_run_stopped_while_its_rate_is_annealed_goes_on_to_the_same_end(toys: Toys, tmp_path: Path) -> None:
