@@ -238,14 +238,15 @@ def _loss_problems(spec: RunSpec, labels: Labels) -> list[NnfleetError]:
 
 
 def _batch_problems(spec: RunSpec, configuration: Mapping[str, Any]) -> list[NnfleetError]:
-    """More workers than samples, or a number of workers that may change with a network whose results depend on it."""
+    """More workers than samples, or a number of workers that may change with a network of the plans whose results depend on it. A network
+    of the user's is asked itself, in `trainers.network.own_trial`."""
     try:
         rank_sizes(int(configuration["batch_size"]), spec.workers.most)
     except ConfigError as err:
         return [ConfigError(f"{err} (configuration {spec.configuration!r} of {spec.plans})")]
     except ValueError as err:
         return [DataError(f"plans: configuration {spec.configuration!r} of {spec.plans}: {err}. Correct its batch_size.")]
-    if spec.workers.is_elastic and (part := split_dependence(configuration)):
+    if spec.workers.is_elastic and spec.own.network is None and (part := split_dependence(configuration)):
         return [
             ConfigError(
                 f"workers: the number of workers must be fixed for configuration {spec.configuration!r} of {spec.plans}: its network has "

@@ -3,7 +3,9 @@
 B batch (per rank), C outputs of the network, R target channels, Z Y X voxels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from trainers.errors import ConfigError
 from trainers.network.learner import as_list
 from trainers.network.model import build_network
 
+log = logging.getLogger(__name__)
+MAX_LISTED = 3
 OwnLossFunction = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, C, [Z,] Y, X) in float32 and target (B, R, [Z,] Y, X) -> the loss of each sample (B,)."""
 
@@ -40,20 +44,52 @@ def network_of(
     return made
 
 
-def freeze_unused(network: nn.Module, weights: Sequence[float], image_1CZYX: Tensor) -> None:
-    """Take no gradient for parameters that the loss does not reach, such as those of an output of weight 0: DDP would wait for them.
+@contextmanager
+def asked(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Within it, `network` is in training or in evaluation mode. After it, mode, buffers and random generators are as before."""
+    was_training, before = network.training, {name: buffer.clone() for name, buffer in network.named_buffers()}
+    gpus = sorted({tensor.device.index for tensor in network.parameters() if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus):
+        network.train(training)
+        try:
+            yield
+        finally:
+            network.train(was_training)
+            with torch.no_grad():
+                for name, buffer in network.named_buffers():
+                    if name in before and before[name].shape == buffer.shape:  # one that the pass has made stays
+                        buffer.copy_(before[name])
+
+
+def check_modes(name: str, training: Sequence[tuple[int, ...]], evaluation: Sequence[tuple[int, ...]]) -> None:
+    """Raise ConfigError where a network has other outputs, by their shapes, while it trains than while its epochs are validated."""
+    if list(training) != list(evaluation):
+        raise ConfigError(
+            f"network: {name} gives outputs of the shapes {list(training)} in training mode, and {list(evaluation)} in evaluation mode, "
+            "in which each epoch is validated. Give the same ones in both: whether the lower outputs are due is what `deep_supervision` names, "
+            "not `self.training`."
+        )
+
+
+def freeze_unused(network: nn.Module, weights: Sequence[float], image_BCZYX: Tensor) -> list[str]:
+    """Take no gradient for parameters that the loss does not reach in training mode, such as those of an output of weight 0: DDP would
+    wait for them. Returns their names, which are logged.
 
     `weights` are those of the outputs, finest first. Random generators and buffers stay as they are.
     """
-    was_training = network.training
-    network.eval()
-    outputs = as_list(network(image_1CZYX))
-    torch.stack([output.float().sum() for output, weight in zip(outputs, weights, strict=True) if weight != 0]).sum().backward()  # type: ignore[no-untyped-call]
-    for parameter in network.parameters():
-        if parameter.grad is None:
+    with asked(network, training=True):
+        outputs = as_list(network(image_BCZYX))
+        torch.stack([output.float().sum() for output, weight in zip(outputs, weights, strict=True) if weight != 0]).sum().backward()  # type: ignore[no-untyped-call]
+    frozen = []
+    for name, parameter in network.named_parameters():
+        if parameter.grad is None and parameter.requires_grad:
             parameter.requires_grad_(False)
+            frozen.append(name)
         parameter.grad = None
-    network.train(was_training)
+    if frozen:
+        more = f" and {len(frozen) - MAX_LISTED} more" if len(frozen) > MAX_LISTED else ""
+        log.warning("parameters that the loss does not reach keep their first values: %s%s", ", ".join(frozen[:MAX_LISTED]), more)
+    return frozen
 
 
 class OwnLoss:

@@ -10,13 +10,14 @@ import torch
 from trainers.contract.cascade import network_channels
 from trainers.contract.plans import labels_of, load_dataset_json, plans_of
 from trainers.contract.run_spec import OwnPart, RunSpec
+from trainers.contract.split_batch import rank_sizes
 from trainers.data.batches import Batch
 from trainers.data.dataset import open_dataset, target_scales
 from trainers.data.samples import make_batch
 from trainers.errors import ConfigError
 from trainers.network.learner import as_list
-from trainers.network.model import plain_state_dict
-from trainers.network.own import OwnLoss, network_of
+from trainers.network.model import has_batchnorm_or_dropout, plain_state_dict
+from trainers.network.own import OwnLoss, check_modes, network_of
 
 SEED = 0
 
@@ -33,7 +34,8 @@ def _configuration(spec: RunSpec) -> dict[str, Any]:
 
 
 def _try_network(spec: RunSpec) -> None:
-    """Outputs of the targets' shapes, or the finest alone, on torch's meta device; the same weights with and without deep supervision."""
+    """Outputs of the targets' shapes, or the finest alone, on torch's meta device; the same ones in training and in evaluation mode, and
+    the same weights with and without deep supervision."""
     configuration, dataset_json = _configuration(spec), load_dataset_json(spec.preprocessed_folder)
     labels = labels_of(dataset_json)
     channels, heads = network_channels(configuration, dataset_json, labels), labels.num_heads
@@ -45,26 +47,34 @@ def _try_network(spec: RunSpec) -> None:
             f"network: {name} has other weights with deep_supervision=False, with which it predicts, than with "
             f"{spec.settings.deep_supervision}, with which it trains. Keep the layers of the lower outputs, and return the finest alone."
         )
-    expected = [
-        (1, heads, *(round(size * share) for size, share in zip(patch, scale, strict=True))) for scale in target_scales(configuration)
-    ]
-    found = [_shapes_of_outputs(network.to("meta"), channels, patch, name) for network in (trained, predicting)]
+    if spec.workers.is_elastic and has_batchnorm_or_dropout(trained):
+        raise ConfigError(
+            f"workers: {name} has batch normalisation or dropout, with which every change of the number of workers would change the "
+            f"training. Set workers.count (such as {spec.workers.least}) instead of workers.min and workers.max."
+        )
+    expected = [(heads, *(round(size * share) for size, share in zip(patch, scale, strict=True))) for scale in target_scales(configuration)]
+    found = [_shapes_of_outputs(network.to("meta"), 1, channels, patch, name) for network in (trained, predicting)]
     if found[0] not in (expected, expected[:1]) or found[1] != expected[:1]:
         raise ConfigError(
             f"network: {name} gives outputs of the shapes {found[0]}, and {found[1]} with deep_supervision=False, for one patch of {patch} "
             f"voxels. Give {expected}, finest first, or {expected[0]} alone; with deep_supervision=False always the latter."
         )
+    batch = min(rank_sizes(int(configuration["batch_size"]), spec.workers.most))
+    check_modes(name, _shapes_of_outputs(trained, batch, channels, patch, name, training=True), found[0])
 
 
 def _shapes_of_weights(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in plain_state_dict(network).items()}
 
 
-def _shapes_of_outputs(network: torch.nn.Module, channels: int, patch: tuple[int, ...], name: str) -> list[tuple[int, ...]]:
-    network.eval()  # batch normalisation takes no batch of one while it learns
+def _shapes_of_outputs(
+    network: torch.nn.Module, batch: int, channels: int, patch: tuple[int, ...], name: str, *, training: bool = False
+) -> list[tuple[int, ...]]:
+    """Of each output, for one sample."""
+    network.train(training)
     try:
         with torch.no_grad():
-            return [tuple(output.shape) for output in as_list(network(torch.zeros((1, channels, *patch), device="meta")))]
+            return [tuple(output.shape[1:]) for output in as_list(network(torch.zeros((batch, channels, *patch), device="meta")))]
     except Exception as err:
         if isinstance(err, NotImplementedError) or re.search(r"\bmeta\b", str(err), re.IGNORECASE):  # it asked for numbers
             raise NotImplementedError(f"{type(err).__name__}: {err}") from err

@@ -24,7 +24,7 @@ from trainers.network.learner import Learner, as_list
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import deep_supervision_weights, freeze_dead_head, has_batchnorm_or_dropout, mirroring_axes
 from trainers.network.optimizer import sgd
-from trainers.network.own import OwnLoss, freeze_unused, network_of
+from trainers.network.own import OwnLoss, asked, check_modes, freeze_unused, network_of
 from trainers.network.pretrained import load_pretrained
 from trainers.storage.faults import retry_storage
 from trainers.training.state import StateWriter, TrainingProgress, newest_valid
@@ -71,11 +71,15 @@ def assemble(spec: RunSpec, plan: ModelConfig, world: World, fencing_token: int)
         raise ConfigError("workers: a network with batch normalisation or dropout depends on the number of workers. Name `count`.")
     if draws:
         log.warning("%s: the network has batch normalisation or dropout, so its results depend on the number of workers", spec.run_key)
-    weights = deep_supervision_weights(len(output_shapes(plain, plan, world.device)))
+    shapes = output_shapes(plain, plan, world.device)
+    weights = deep_supervision_weights(len(shapes))
     if spec.own.network is None:
         freeze_dead_head(plain, weights)
     else:
-        freeze_unused(plain, weights, torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=world.device))
+        least = min(2, len(rank_positions(plan.global_batch, world.world_size, world.global_rank)))  # some layers need two while they learn
+        image = torch.zeros((least, plan.channels, *plan.configuration["patch_size"]), device=world.device)
+        check_modes(spec.own.network.name, output_shapes(plain, plan, world.device, training=True, batch=least), shapes)
+        freeze_unused(plain, weights, image)
     is_fast_gpu = world.device.type == "cuda" and not spec.deterministic
     optimizer = sgd(plain, spec.schedule, fused=is_fast_gpu)
     network: nn.Module = plain
@@ -129,13 +133,12 @@ def configure_kernels(device: torch.device, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def output_shapes(plain: nn.Module, plan: ModelConfig, device: torch.device) -> list[tuple[int, ...]]:
+def output_shapes(
+    plain: nn.Module, plan: ModelConfig, device: torch.device, *, training: bool = False, batch: int = 1
+) -> list[tuple[int, ...]]:
     """Spatial shape of each deep-supervision output, finest first, by asking the network, which keeps no trace of the question."""
-    was_training = plain.training
-    plain.eval()
-    with torch.no_grad():
-        outputs = as_list(plain(torch.zeros((1, plan.channels, *plan.configuration["patch_size"]), device=device)))
-    plain.train(was_training)
+    with asked(plain, training=training), torch.no_grad():
+        outputs = as_list(plain(torch.zeros((batch, plan.channels, *plan.configuration["patch_size"]), device=device)))
     return [tuple(output.shape[2:]) for output in outputs]
 
 

@@ -22,7 +22,7 @@ from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CASES, CONFIGURATIONS, DATASET_JSON, Tiny, tiny_dataset
 from trainers.contract.plans import labels_of, load_plans
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, WorkerSpec
+from trainers.contract.run_spec import OwnCode, OwnParts, RunSpec, WorkerSpec
 from trainers.contract.split_batch import split_dependence
 from trainers.storage.files import write_json_atomic
 
@@ -281,6 +281,8 @@ def test_a_network_with_batch_normalisation_needs_a_fixed_number_of_workers(tiny
     (problem,) = [p for p in check_run(elastic(spec, 2)) if p.startswith("workers:")]
     assert "the number of workers must be fixed for configuration '3d_fullres' of nnUNetPlans: its network has batch normali" in problem
     assert problem.endswith("Set workers.count (such as 1) instead of workers.min and workers.max.")
+    own = OwnParts(network=OwnCode(name="mine:make", sha256="0" * 64))
+    assert not [p for p in check_run(elastic(spec, 2).model_copy(update={"own": own})) if p.startswith("workers:")], "its own trial asks it"
 
 
 def test_a_cascade_without_its_first_stage_and_an_unknown_trainer_are_refused(spec: RunSpec) -> None:

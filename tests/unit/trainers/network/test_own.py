@@ -13,7 +13,7 @@ from tests.conftest import Toys
 from tests.own_functions import NAMES, Package, package
 from tests.toy import Toy, toy_spec
 from trainers.contract.own_code import own_function
-from trainers.contract.run_spec import OwnCode, OwnParts, RunSpec
+from trainers.contract.run_spec import OwnCode, OwnParts, RunSpec, WorkerSpec
 from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
 from trainers.errors import ConfigError
@@ -32,6 +32,42 @@ def make(configuration, input_channels, output_channels, deep_supervision):
     parts = configuration["architecture"]
     names = parts["network_class_name"], parts["arch_kwargs"], parts["_kw_requires_import"]
     return get_network_from_plans(*names, input_channels, output_channels, deep_supervision=deep_supervision)
+"""
+MODES = f"""
+from torch import nn
+{DEEP.replace("def make", "def deep")}
+
+class InTraining(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image):
+        found = self.inner(image)
+        return found if self.training or not isinstance(found, list) else found[0]
+
+
+def make(**facts):
+    return InTraining(deep(**facts))
+"""
+HELPED = """
+import torch
+from torch import nn
+
+
+class Helped(nn.Module):
+    def __init__(self, channels, outputs):
+        super().__init__()
+        self.head, self.helper, self.idle = (nn.Conv3d(channels, outputs, 1) for _ in range(3))
+        self.norm, self.dropout = nn.BatchNorm3d(channels), nn.Dropout3d(0.5)
+
+    def forward(self, image):
+        image = self.dropout(self.norm(image))
+        return self.head(image) + (self.helper(image) if self.training else 0)
+
+
+def make(configuration, input_channels, output_channels, deep_supervision):
+    return Helped(input_channels, output_channels)
 """
 
 
@@ -76,6 +112,35 @@ def test_a_network_with_nnunets_outputs_trains_as_nnunets_own(toy: Toy, package:
         trained = {name for name, weight in learner.plain.named_parameters() if weight.requires_grad}
         assert "decoder.seg_layers.0.weight" not in trained, "the output of weight 0: DDP would wait for its gradient"
     assert losses[0] == losses[1]
+
+
+def test_what_a_network_uses_in_training_mode_alone_learns_and_what_does_not_is_named(
+    toy: Toy, package: Package, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = run(toy, network=package.holds("helped:make", HELPED))
+    try_own(spec)
+    torch.manual_seed(spec.seed)
+    for _ in range(3):
+        torch.nn.Conv3d(1, 3, 1)  # as the network draws its first weights
+    drawn = torch.rand(3)
+    learner = assemble(spec, model_config(spec), ALONE, 1)
+    assert torch.equal(torch.rand(3), drawn), "asking the network draws nothing"
+    assert {name for name, weight in learner.plain.named_parameters() if not weight.requires_grad} == {"idle.weight", "idle.bias"}
+    assert "the loss does not reach keep their first values: idle.weight, idle.bias" in caplog.text
+    assert float(learner.plain.state_dict()["norm.num_batches_tracked"]) == 0, "asking leaves no trace"
+
+
+def test_outputs_that_differ_between_the_modes_are_refused_by_a_worker_too(toy: Toy, package: Package) -> None:
+    spec = run(toy, network=package.holds("modes:make", MODES))
+    with pytest.raises(ConfigError, match="in training mode, and .* in evaluation mode"):
+        assemble(spec, model_config(spec), ALONE, 1)
+
+
+def test_a_network_that_draws_needs_a_fixed_number_of_workers(toy: Toy, package: Package) -> None:
+    spec = run(toy, network=package.holds("helped:make", HELPED))
+    elastic = spec.model_copy(update={"workers": WorkerSpec(min=1, max=2, gpus=0, cpus=1)})
+    with pytest.raises(ConfigError, match=r"workers: helped:make has batch normalisation or dropout.* Set workers\.count \(such as 1\)"):
+        try_own(elastic)
 
 
 def test_a_loss_per_sample_has_the_same_gradient_for_any_split_of_the_batch(toy: Toy, package: Package) -> None:
@@ -132,7 +197,7 @@ REFUSED: list[tuple[str, str, str]] = [
         "network",
         "from torch import nn\n\ndef make(configuration, input_channels, output_channels, deep_supervision):\n"
         "    return nn.Conv3d(input_channels, output_channels + 1, 1)\n",
-        r"gives outputs of the shapes \[\(1, 4, 24, 24, 24\)\]",
+        r"gives outputs of the shapes \[\(4, 24, 24, 24\)\]",
     ),
     (
         "network",
@@ -146,6 +211,7 @@ REFUSED: list[tuple[str, str, str]] = [
         "    return nn.Conv2d(input_channels, output_channels, 1)\n",
         r"does not take a patch of \(24, 24, 24\) voxels",
     ),
+    ("network", MODES, r"f:make gives outputs of the shapes \[.*\] in training mode, and \[\(3, 24, 24, 24\)\] in evaluation mode"),
     ("recipe", "def make(inputs):\n    return None\n", "returned NoneType. Return a list of transforms"),
     ("recipe", "def make(inputs):\n    return [lambda image, segmentation: image]\n", "returned no dict with `image` and `segmentation`"),
     ("recipe", "def make(inputs):\n    return [lambda **sample: {}['a']]\n", r"failed: KeyError: 'a' \(line 2 of f\.py\)"),
