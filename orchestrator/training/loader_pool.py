@@ -39,7 +39,7 @@ SLOW_S = 60.0
 PLACED_S = 20.0
 """How often it is asked, while a batch is waited for, whether its loader has found a free CPU on some node."""
 SEEN_S = 30.0
-"""How long a loader on another node than its worker's waits to see the run's folders there."""
+"""How long a loader on another node than its worker's waits to see the run's folders there, while none has prepared a batch so."""
 RESTARTS = 20
 """Deaths of one actor, and tries of one batch, after which the worker fails: a batch that always takes all memory shall not loop."""
 
@@ -61,14 +61,17 @@ class Loader:
         self.opened: tuple[RunSpec, TrainingData] | None = None
         """The run and its data; while None, the next batch opens them."""
 
-    def make_to_send(self, split: SplitName, epoch: int, iteration: int) -> Batch | PackedBatch:
+    def make_to_send(self, split: SplitName, epoch: int, iteration: int, is_proven: bool = False) -> Batch | PackedBatch:
         """As `make`, packed where the worker is on another node."""
-        batch = self.make(split, epoch, iteration)
+        batch = self.make(split, epoch, iteration, is_proven)
         return packed(batch) if self._is_remote else batch
 
-    def make(self, split: SplitName, epoch: int, iteration: int) -> Batch:
-        """The samples of this worker's positions in one global batch. A disk that is away is waited for."""
-        if self._is_unseen:
+    def make(self, split: SplitName, epoch: int, iteration: int, is_proven: bool = False) -> Batch:
+        """The samples of this worker's positions in one global batch. A disk that is away is waited for.
+
+        `is_proven`: batches have come from other nodes, so folders that are not on this one are an outage: it may have just started.
+        """
+        if self._is_unseen and not is_proven:
             self._look_elsewhere()
         return retry_storage(lambda: self._made(split, epoch, iteration), f"batch {iteration} of {split} in epoch {epoch}")
 
@@ -149,6 +152,7 @@ class LoaderPool:
         self._loader, self._folder, self._positions = spec.loader, folder, positions
         prepared = _prepared.pop((str(folder.root), tuple(positions)), [])
         self._actors = [*prepared, *(self._start() for _ in range(spec.loader.actors - len(prepared)))]
+        self._is_proven = False  # a batch has come from another node
         self._makers: dict[Any, int] = {}  # of each batch that waits, the index of its actor
         self._waiting: deque[tuple[Request, Any]] = deque()
         self._fill()
@@ -194,6 +198,7 @@ class LoaderPool:
                 )
                 ref = self._placed(request, ref)
             sent: Batch | PackedBatch = ray.get(ref)
+            self._is_proven |= isinstance(sent, PackedBatch)
             batch = unpacked(sent) if isinstance(sent, PackedBatch) else sent
             self._makers.pop(ref, None)
         except RayTaskError as err:
@@ -211,7 +216,7 @@ class LoaderPool:
         ray.kill(self._actors[index], no_restart=True)
         self._actors[index] = self._start(is_local=True)
         open_requests = [(request, ref), *self._waiting]
-        anew = {old: self._actors[index].make_to_send.remote(*each) for each, old in open_requests if self._makers.get(old) == index}
+        anew = {old: self._asked(index, each) for each, old in open_requests if self._makers.get(old) == index}
         self._waiting = deque((each, anew.get(old, old)) for each, old in self._waiting)
         self._makers = {anew.get(old, old): of for old, of in self._makers.items()}
         return anew[ref]
@@ -231,10 +236,14 @@ class LoaderPool:
             if request is None:
                 return
             index = load.index(min(load))
-            ref = self._actors[index].make_to_send.remote(*request)
+            ref = self._asked(index, request)
             load[index] += 1
             self._makers[ref] = index
             self._waiting.append((request, ref))
+
+    def _asked(self, index: int, request: Request) -> Any:
+        """The batch of a request, to be prepared by an actor."""
+        return self._actors[index].make_to_send.remote(*request, self._is_proven)
 
     def _grow(self, total_s: float, waited_s: float, took: Preparation) -> None:
         """Start more actors where steps waited for augmentation, as many as would have been enough, within what the worker has reserved.

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
-from trainers.contract.fencing import acquire_token, check_driver_fence
+from trainers.contract.fencing import acquire_token, check_driver_fence, claims_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
     from trainers.training.world import World
+
+log = logging.getLogger("trainers.training.threads")  # below `trainers`, whose lines the training log has
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
         spec = retry_storage(folder.living_spec, f"the start of {folder.root}")
         world = current_world(spec.workers.gpus)
         what = f"acquiring a start of {folder.root}"
-        fencing_token = world.from_main(retry_storage(lambda: acquire_start(folder, job, world.world_size), what) if world.is_main else 0)
+        fencing_token = world.from_main(
+            retry_storage(lambda: acquire_start(folder, job, world.world_size, step_threads(spec)), what) if world.is_main else 0
+        )
         return train_here(spec, folder, world, fencing_token)
     except Exception as err:
         sent = err if can_be_sent(err) else RuntimeError(f"{type(err).__name__}: {err}").with_traceback(err.__traceback__)
@@ -52,10 +56,29 @@ def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
         logging.getLogger().removeHandler(recent)
 
 
-def acquire_start(folder: RunFolder, job: WorkerJob, world_size: int) -> int:
+def acquire_start(folder: RunFolder, job: WorkerJob, world_size: int, threads: int) -> int:
     """A fencing token for this start of the workers. Raises Superseded when another driver has taken the run, whose workers go on."""
     check_driver_fence(folder, job.fencing_token)
-    return acquire_token(folder, job.driver, {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size})
+    info = {"role": "workers", "pid": os.getpid(), "node": this_node(), "world_size": world_size, "threads": threads}
+    return acquire_token(folder, job.driver, info)
+
+
+def step_threads(spec: RunSpec) -> int:
+    """Threads that a worker computes its steps with: its CPUs less the loaders that take of them."""
+    return max(1, spec.workers.cpus - spec.loader.num_local)
+
+
+def warn_of_threads(folder: RunFolder, spec: RunSpec, fencing_token: int) -> None:
+    """Log where a run on CPUs computed with another number of threads before: sums are then rounded in another order."""
+    before = next((claim.threads for claim in reversed(claims_seen(folder)) if claim.threads and claim.fencing_token < fencing_token), 0)
+    threads = step_threads(spec)
+    if before and before != threads and not spec.workers.gpus:
+        log.warning(
+            "each worker computes with %d threads, and did with %d before: from here on weights may differ in rounding from those of a run "
+            "that keeps them. They follow from workers.cpus, loader.actors and loader.placement.",
+            threads,
+            before,
+        )
 
 
 def this_node() -> str:
@@ -77,9 +100,10 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     from orchestrator.training.loader_pool import LoaderPool
     from trainers.training.rank import train_rank
 
-    torch.set_num_threads(max(1, spec.workers.cpus - spec.loader.num_local))
+    torch.set_num_threads(step_threads(spec))
     if world.is_main:
         start_training_log(folder)
+        warn_of_threads(folder, spec, fencing_token)
     return train_rank(spec, folder, world, fencing_token, lambda *place: LoaderPool(spec, folder, *place), is_leaving)
 
 

@@ -68,6 +68,8 @@ class TokenClaim(Record):
     """Ray's id of its node."""
     world_size: int = 0
     """Of a start of the workers: how many there are."""
+    threads: int = 0
+    """Of a start of the workers: threads that each computes its steps with."""
 
 
 class ValidationHeartbeat(Record):
