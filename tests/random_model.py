@@ -59,7 +59,9 @@ def random_checkpoint(spec: RunSpec, folder: RunFolder, name: CheckpointName, fi
 def commit(spec: RunSpec, folder: RunFolder, manifests: dict[CheckpointName, Manifest]) -> None:
     """Write the committed state that tells of these checkpoints."""
     numbers = dict.fromkeys(EpochRow.model_fields, 1.0)
-    row = EpochRow.model_validate(numbers | {"epoch": 1, "fencing_token": 1, "world_size": 1, "pseudo_dice": (EMA, EMA), "system": {}})
+    row = EpochRow.model_validate(
+        numbers | {"epoch": 1, "fencing_token": 1, "world_size": 1, "pseudo_dice": (EMA, EMA), "system": {}, "device": ""}
+    )
     committed = Committed(
         run_key=spec.run_key,
         epochs_done=spec.schedule.epochs,
