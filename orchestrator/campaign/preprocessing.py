@@ -104,7 +104,8 @@ def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
         place.registry.post(place.job, Entry(runs=(key,)))
     reason = f"waits for preprocessing of {due.text}"
     on_wait = lambda because: stage.on_wait(f"{reason}, which waits: {because}")  # noqa: E731
-    held = granted(place, key, workers, on_wait, is_placed=False)  # until Ray has placed the job
+    lacking = lambda nodes: _lacking_memory(stage.asked, workers.cpus, nodes)  # noqa: E731
+    held = granted(place, key, workers, on_wait, is_placed=False, lacking=lacking)  # until Ray has placed the job
     order = Order(due=due, processes=held.cpus)
     name = submission_id(order.place, _records(stage))
     carried = {"campaign": place.job, "dataset_folder": order.place}
@@ -136,6 +137,18 @@ def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
             "less: preprocess: {memory_gib: N}."
         )
     return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or min(most, USUAL_CPUS))
+
+
+def _lacking_memory(asked: Preprocess, cpus: int, nodes: Sequence[NodeResources]) -> str:
+    """Why no node has the memory free that was asked for, beside the cores; '' where one has. Ray ends a job that it cannot place. Pure."""
+    if asked.memory_gib is None:
+        return ""
+    free = max((node.free.get("memory", 0) for node in nodes if node.free.get("CPU", 0) >= cpus), default=0) / 2**30
+    if asked.memory_gib <= free:
+        return ""
+    is_there = any(node.total.get("memory", 0) / 2**30 >= asked.memory_gib for node in nodes if node.total.get("CPU", 0) >= cpus)
+    end = "Other work holds the rest." if is_there else "No node has so much in all; ask for less: preprocess: {memory_gib: N}."
+    return f"needs {asked.memory_gib:g} GiB of memory on a node with {cpus} free CPU cores; {free:.1f} GiB free now. {end}"
 
 
 def _ended(stage: Stage, due: Due, name: str) -> JobRecord:

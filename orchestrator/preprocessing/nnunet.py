@@ -7,6 +7,7 @@ So a job that is killed leaves nothing that could be taken for whole, and nothin
 import contextlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -58,8 +59,10 @@ def preprocess(order: Order, report: Report) -> None:
 @contextlib.contextmanager
 def _stage(workplace: Path, due: Due) -> Iterator[Path]:
     """An empty folder that nnU-Net takes for its nnUNet_preprocessed; those that killed jobs of this dataset left are removed."""
-    for left in workplace.glob(f"{due.dataset}-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    own = re.compile(re.escape(due.dataset) + "-[0-9a-f]{8}")  # `Dataset004_A-B` may be at work beside `Dataset004_A`
+    for left in workplace.iterdir():
+        if own.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
     stage = workplace / f"{due.dataset}-{uuid.uuid4().hex[:8]}"
     with storing(stage):
         (stage / due.dataset).mkdir(parents=True)

@@ -129,10 +129,19 @@ def let_go(place: QueuePlace) -> None:
         place.enlarging.want([run for entry in others for run in entry.waiting], reservations(jobs, others))
 
 
-def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[[str], None], *, is_placed: bool = True) -> WorkerSpec:
+def granted(
+    place: QueuePlace,
+    key: str,
+    workers: WorkerSpec,
+    on_wait: Callable[[str], None],
+    *,
+    is_placed: bool = True,
+    lacking: Callable[[Sequence[NodeResources]], str] = lambda nodes: "",
+) -> WorkerSpec:
     """Wait until `workers` fit, and hold them under `key`; `on_wait` gets each new reason why they do not fit yet.
 
-    `is_placed`: Ray shows them as used within seconds. A longer wait for that would hold the lock.
+    `is_placed`: Ray shows them as used within seconds. A longer wait for that would hold the lock. `lacking`: what else the nodes
+    have to have free, beside cores and GPUs; '' once they have.
     """
     waiting = Waiting(
         run_key=key,
@@ -146,7 +155,7 @@ def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[
     reason = ""
     while True:
         try:
-            found, because = _look(place, waiting, is_placed=is_placed)
+            found, because = _look(place, waiting, lacking, is_placed=is_placed)
         except ClusterError as err:  # the job server, or whoever holds the lock, may answer again
             found, because = None, str(err)
         if found is not None:
@@ -157,7 +166,9 @@ def granted(place: QueuePlace, key: str, workers: WorkerSpec, on_wait: Callable[
         place.clock.sleep(LOOK_S)
 
 
-def _look(place: QueuePlace, waiting: Waiting, *, is_placed: bool) -> tuple[WorkerSpec | None, str]:
+def _look(
+    place: QueuePlace, waiting: Waiting, lacking: Callable[[Sequence[NodeResources]], str], *, is_placed: bool
+) -> tuple[WorkerSpec | None, str]:
     """The workers that fit at this moment, published as held; or None and why not."""
     with place.registry.locked():
         jobs = place.records()
@@ -167,9 +178,10 @@ def _look(place: QueuePlace, waiting: Waiting, *, is_placed: bool) -> tuple[Work
         if place.enlarging is not None and any(node.group for node in nodes):
             place.enlarging.want([*queue, waiting], held)
         decision = decide([*queue, waiting], nodes, held, [waiting.run_key], place.clock.unix())
-        if waiting.run_key not in decision.start:
+        because = lacking(nodes) if waiting.run_key in decision.start else decision.because[waiting.run_key]
+        if because:
             place.registry.post(place.job, Entry(waiting=(waiting,), runs=(waiting.run_key,)))
-            return None, decision.because[waiting.run_key]
+            return None, because
         granted = _share(waiting.workers, nodes, held, queue)
         holding = HeldWorkers(run_key=waiting.run_key, workers=granted, is_placed=is_placed, user=place.user)
         place.registry.post(place.job, Entry(holding=(holding,), runs=(waiting.run_key,)))

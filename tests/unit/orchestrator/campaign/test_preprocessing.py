@@ -44,11 +44,11 @@ class Scene:
         self.cluster, self.registry, self.waits = FakeCluster(), Registry(base / "registry"), list[str]()
         self.asked: list[list[Resources]] = []
 
-    def run(self, *happens: Callable[[], None], campaign: str = "c1") -> None:
+    def run(self, *happens: Callable[[], None], campaign: str = "c1", preprocess: object = True) -> None:
         clock = Script(*happens)
         enlarging = Enlarging(lambda bundles: self.asked.append(list(bundles)), clock)
         place = QueuePlace(campaign, "preprocessing", self.registry, self.cluster.records, self.cluster.nodes, clock, enlarging=enlarging)
-        experiment = experiment_from(raw_experiment(self.tiny.base, dataset=17))
+        experiment = experiment_from(raw_experiment(self.tiny.base, dataset=17, preprocess=preprocess))
         preprocess_first(Stage(experiment, place, self.cluster, self.waits.append))
 
     @property
@@ -114,6 +114,25 @@ def test_its_cores_are_held_apart_from_the_first_moment_on(scene: Scene, monkeyp
     monkeypatch.setattr(scene.registry, "post", watched)
     scene.run(scene.ends("SUCCEEDED", is_made=True))
     assert posted == [False, True]
+
+
+def test_the_job_is_submitted_once_its_memory_is_free(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would keep it pending, where nothing ends it but its time limit."""
+    total = {"CPU": 8.0, "memory": 16.0 * 2**30}
+    nodes = [NodeResources("a", total, {**total, "memory": 4.0 * 2**30}), NodeResources("b", total, {"memory": 16.0 * 2**30})]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: nodes)
+    seen: list[tuple[int, int]] = []
+
+    def freed() -> None:
+        seen.append((len(scene.jobs), len(scene.registry.entries({"c1"})["c1"].holding)))
+        nodes[0] = NodeResources("a", total, total)
+
+    scene.run(freed, scene.ends("SUCCEEDED", is_made=True), preprocess={"cpus": 4, "memory_gib": 8})
+    assert seen == [(0, 0)]  # no job, and no cores are held for it
+    assert scene.waits[0] == (
+        "waits for preprocessing of 3d_fullres, which waits: needs 8 GiB of memory on a node with 4 free CPU cores; 4.0 GiB free now. "
+        "Other work holds the rest."
+    )
 
 
 def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
