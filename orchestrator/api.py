@@ -189,27 +189,30 @@ def resume(
     `runs`: names of those to continue, each may mean several; else all that were cut off. `results`: the folder that holds them, as the
     head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
     as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. With `only_failed` those that failed
-    are continued, of the named ones or of all, and none that was stopped or cut off. `campaign`: its runs, in the place of `runs`. Raises
-    as `submit` does.
+    are continued, of the named ones or of all, and none that was stopped or cut off. `campaign`: as without `runs`, but of
+    its runs alone. Raises as `submit` does.
     """
     from orchestrator.campaign import handover
 
+    is_filter = campaign is not None
     if campaign is not None:
         runs = _runs_of_campaign(campaign, runs, cluster)
     if is_idle(cluster):
         from orchestrator.resume.unfinished import choose, find_runs
 
         folder = results_folder(results, os.environ)
-        choose(*find_runs(folder), runs, folder, only_failed=only_failed)
+        choose(*find_runs(folder), runs, folder, only_failed=only_failed, is_filter=is_filter)
     meant = reach(cluster, starts=True)
     place, uri = str(results or ""), ""
     if meant.local is not None:
         place, uri = str(results_folder(results, os.environ)), meant.local.mlflow_uri
 
     def send(campaign_id: str, going_on: "Sequence[HandedRun]") -> str:
-        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on, only_failed=only_failed)
+        return meant.jobs.submit_resume(campaign_id, place, runs, uri, handed=going_on, only_failed=only_failed, is_filter=is_filter)
 
-    report = handover.seen_here(meant, lambda here: handover.resumption(Path(place), runs, uri, here, only_failed=only_failed))
+    report = handover.seen_here(
+        meant, lambda here: handover.resumption(Path(place), runs, uri, here, only_failed=only_failed, is_filter=is_filter)
+    )
     return _submitted(meant, report, send, on_submit, on_wait) if report is None or report.rows else Submission("", "", report)
 
 

@@ -105,15 +105,18 @@ def submission(experiment: Experiment, here: Here, *, replaces: bool) -> PlanRep
     return _refuse_too_many(report)
 
 
-def resumption(results: Path, names: Sequence[str], tracking_uri: str, here: Here, *, only_failed: bool = False) -> PlanReport:
+def resumption(
+    results: Path, names: Sequence[str], tracking_uri: str, here: Here, *, only_failed: bool = False, is_filter: bool = False
+) -> PlanReport:
     """What a resume continues, and what it leaves. Raises likewise."""
-    choice = chosen(results, names, tracking_uri, only_failed=only_failed)
+    choice = chosen(results, names, tracking_uri, only_failed=only_failed, is_filter=is_filter)
+    raises = bool(names) and not is_filter
     taken = [run.spec for run in choice.taken]
     _refuse_unclear(taken, here)
-    specs, faults = sound_now(taken, lambda: here.jobs, here.registry, raises=bool(names))
+    specs, faults = sound_now(taken, lambda: here.jobs, here.registry, raises=raises)
     queue = queue_of(here.jobs, here.registry) if specs else None
     nodes = here.nodes() if specs else []
-    return _refuse_too_many(plan_of_resume(specs, [*choice.left, *faults], nodes, queue, here.address, raises=bool(names)))
+    return _refuse_too_many(plan_of_resume(specs, [*choice.left, *faults], nodes, queue, here.address, raises=raises))
 
 
 def revalidation(meant: Target, folder: RunFolder, run_key: str, *, best: bool) -> HandedRun | None:

@@ -1,5 +1,6 @@
 """The campaign job: `python -m orchestrator.campaign.job EXPERIMENT.yaml`, one small Ray job per submission, without torch.
-`--resume FOLDER [--only=NAME ...] [--only-failed]` continues what is unfinished below a results folder instead, from the runs' own folders.
+`--resume FOLDER [--only=NAME ...] [--filter] [--only-failed]` continues what is unfinished below a results folder
+instead, from the runs' own folders.
 
 It expands the experiment, takes possession of the runs, keeps the queue, submits one training job for each run whose whole gang fits
 now, and follows every run to its end. All decisions are pure (`next_step.py`, `orchestrator/queue/admission.py`) and
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--best", action="store_true", help="with --validate: of a run that was stopped, its best checkpoint")
     parser.add_argument("--resume", metavar="FOLDER", help="continue unfinished runs below a results folder; empty: nnUNet_results")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --resume: this run")
+    parser.add_argument("--filter", action="store_true", help="with --only: run keys of a campaign, of which what cannot go on is left")
     parser.add_argument("--only-failed", action="store_true", help="with --resume: of these what failed")
     parser.add_argument("--tracking-uri", default="", help="with --resume: in the place of a local MLflow server that does not answer")
     options = parser.parse_args(arguments)
@@ -79,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _validate(campaign, options.validate, options.run_key, npz=options.npz, best=options.best)
         if options.resume is not None:
             place = Path(options.resume) if options.resume else None
-            return resume(campaign, place, options.only, options.tracking_uri, only_failed=options.only_failed)
+            how = {"only_failed": options.only_failed, "is_filter": options.filter}
+            return resume(campaign, place, options.only, options.tracking_uri, **how)
         if options.experiment is None:
             raise ConfigError("campaign: name an experiment file.")
         return _train(campaign, options.experiment, plan_only=options.plan_only, replaces=options.replace)
@@ -131,19 +134,22 @@ def _preprocess(campaign: str, experiment: Experiment, cluster: ClusterJobs, reg
     preprocess_first(Stage(experiment, place, cluster, _report_waiting))
 
 
-def resume(campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str, *, only_failed: bool = False) -> int:
+def resume(
+    campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str, *, only_failed: bool = False, is_filter: bool = False
+) -> int:
     """Continue the unfinished runs below a results folder, or the named ones, or of these what failed. A run that cannot go on is left,
-    with the reason; when it was named, that is an error.
+    with the reason; when it was named, not only meant by a campaign (`is_filter`), that is an error.
     """
     from orchestrator.cluster.jobs import Jobs
 
-    choice = chosen(results_folder(results, os.environ), names, tracking_uri, only_failed=only_failed)
+    choice = chosen(results_folder(results, os.environ), names, tracking_uri, only_failed=only_failed, is_filter=is_filter)
+    raises = bool(names) and not is_filter
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
     taken = [run.spec for run in choice.taken]
-    sound_runs, faults = sound(taken, cluster.records, registry, Clock(), _report_waiting, raises=bool(names))
+    sound_runs, faults = sound(taken, cluster.records, registry, Clock(), _report_waiting, raises=raises)
     queue = queue_of(cluster.records(), registry)
-    report = plan_of_resume(sound_runs, [*choice.left, *faults], cluster_nodes(), queue, address, raises=bool(names))
+    report = plan_of_resume(sound_runs, [*choice.left, *faults], cluster_nodes(), queue, address, raises=raises)
     specs = [row.spec for row in report.rows]
     runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
     emit(Planned(plan=report))

@@ -12,15 +12,15 @@ from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
 
 
-def chosen(results: Path, names: Sequence[str], tracking_uri: str, *, only_failed: bool) -> Choice:
+def chosen(results: Path, names: Sequence[str], tracking_uri: str, *, only_failed: bool, is_filter: bool = False) -> Choice:
     """The runs below a results folder that are continued: the named ones, else what was cut off, or of these what failed. Raises
     ConfigError.
 
-    `tracking_uri`: in the place of a local MLflow server that does not answer.
+    `tracking_uri`: in the place of a local MLflow server that does not answer. `is_filter`: as `choose` has it.
     """
     found, damaged = find_runs(results)
     reachable = [with_reachable_server(run, tracking_uri) for run in found]
-    return of_one_server(choose(reachable, damaged, names, results, only_failed=only_failed))
+    return of_one_server(choose(reachable, damaged, names, results, only_failed=only_failed, is_filter=is_filter))
 
 
 def plan_of_resume(

@@ -18,7 +18,7 @@ def resume(
     runs: Runs = None,
     results: Results = None,
     only_failed: Annotated[bool, typer.Option("--only-failed", help="Of these only those that failed, none that was stopped.")] = False,
-    campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="The runs of this campaign.")] = None,
+    campaign: Annotated[str | None, typer.Option("--campaign", metavar="ID", help="Of the runs of this campaign alone.")] = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:

@@ -117,12 +117,14 @@ class Jobs:
         handed: Sequence[HandedRun] = (),
         *,
         only_failed: bool = False,
+        is_filter: bool = False,
     ) -> str:
         """Start a campaign of the unfinished (or the named) runs below a results folder, or of these what failed; returns its id.
 
         `results`: empty for the one that the head's environment names. `tracking_uri`: in the place of a local server that has moved.
+        `is_filter`: the names are the run keys of a campaign, of which what cannot go on is left.
         """
-        which = [*(f"--only={name}" for name in names), *(["--only-failed"] if only_failed else [])]
+        which = [*(f"--only={name}" for name in names), *(["--only-failed"] if only_failed else []), *(["--filter"] if is_filter else [])]
         arguments = [f"--resume={results}", "--campaign", campaign, f"--tracking-uri={tracking_uri}", *which]
         return self._submit(f"campaign-{campaign}", "campaign", self._modules.campaign, arguments, {"campaign": campaign}, handed=handed)
 

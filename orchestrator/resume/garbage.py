@@ -20,7 +20,7 @@ from orchestrator.resume.removal import at_work
 from orchestrator.resume.unfinished import Found, find_runs
 from orchestrator.run.names import resolve_all
 from orchestrator.run.status import RunStatus
-from trainers.contract.commits import Committed, commit_files, committed_states, newest_committed
+from trainers.contract.commits import Committed, Order, commit_files, committed_states, newest_committed, order_of
 from trainers.contract.fencing import newest_token
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
@@ -123,8 +123,11 @@ def _states_but(folder: RunFolder, kept: Sequence[Committed]) -> Iterator[Path]:
 
 
 def _bests_but(folder: RunFolder, kept: Sequence[Committed]) -> Iterator[Path]:
+    """Older than the newest state, as `prune` has it: a newer one may be of a commit in the making, of a worker that is not seen here."""
     named = {manifest.file for state in kept for manifest in state.weights.values()}
-    return (path for path in sorted(folder.best.glob("e*.pth")) if str(path.relative_to(folder.root)) not in named)
+    newest = max(state.order for state in kept)
+    found = (path for path in sorted(folder.best.glob("e*.pth")) if Order() < order_of(path) < newest)
+    return (path for path in found if str(path.relative_to(folder.root)) not in named)
 
 
 def _half_written(folder: RunFolder) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from orchestrator.run.progress import Action, progress_of
 from orchestrator.run.write_access import explained
 from orchestrator.tracking.binding import TrackingServer, noted_run_id
 from orchestrator.tracking.end_state import final_state
-from trainers.contract.commits import commit_files
+from trainers.contract.commits import commit_files, newest_committed
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
 from trainers.contract.plans import plans_of
 from trainers.contract.requests import read_stop_request, withdraw_place
@@ -224,6 +224,9 @@ def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
 def reset(folder: RunFolder, action: Action) -> None:
     """Forget how the run ended before: it was submitted again."""
     folder.stop_file.unlink(missing_ok=True)
+    newest = newest_committed(folder)
+    if newest is None or newest.early_end is None:
+        folder.finish_file.unlink(missing_ok=True)  # it has had no effect
     if action is Action.TRAIN:
         folder.outcome_file.unlink(missing_ok=True)
         return

@@ -104,15 +104,25 @@ def verdict_on_failed(run: Found) -> Verdict:
     return Verdict(not run.is_stopping, run.progress.text if not run.is_stopping else "failed, and was asked to stop.")
 
 
-def choose(found: Sequence[Found], damaged: Sequence[str], names: Sequence[str], place: Path, *, only_failed: bool = False) -> Choice:
+def choose(
+    found: Sequence[Found], damaged: Sequence[str], names: Sequence[str], place: Path, *, only_failed: bool = False, is_filter: bool = False
+) -> Choice:
     """The runs to continue among those found: all that the names mean, else all that were cut off; with `only_failed` of all, or of those
     that the names mean, those that failed. Raises ConfigError for a name that means none.
+
+    `is_filter`: the names are run keys that nobody wrote, those of a campaign. Of these what was cut off, and one without a folder is left.
     """
-    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {place}")] if names else found
-    verdicts = [(run, verdict_on_failed(run) if only_failed else verdict_on(run, is_named=bool(names))) for run in wanted]
+    gone: list[str] = []
+    if is_filter:
+        wanted = [run for run in found if run.spec.run_key in names]
+        gone = [f"{key} has no folder below {place}." for key in names if key not in {run.spec.run_key for run in wanted}]
+    else:
+        wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {place}")] if names else list(found)
+    is_named = bool(names) and not is_filter
+    verdicts = [(run, verdict_on_failed(run) if only_failed else verdict_on(run, is_named=is_named)) for run in wanted]
     return Choice(
         tuple(run for run, verdict in verdicts if verdict.is_taken),
-        (*(f"{run} {verdict.why}" for run, verdict in verdicts if not verdict.is_taken), *(() if names else damaged)),
+        (*(f"{run} {verdict.why}" for run, verdict in verdicts if not verdict.is_taken), *gone, *(() if is_named else damaged)),
     )
 
 

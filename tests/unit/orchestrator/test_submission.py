@@ -19,11 +19,12 @@ from orchestrator import api
 from orchestrator.campaign.events import Failed, Planned, StatusChanged
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
-from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, single_training
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.resume import resume_check
 from orchestrator.resume.takeover import acquire
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import HANDED_KEY, HandedRun, handed_text, record_of
@@ -59,7 +60,15 @@ class Head(FakeJobs):
         return self._start(campaign, handed)
 
     def submit_resume(
-        self, campaign: str, results: str, names: Sequence[str], uri: str, *, only_failed: bool, handed: Sequence[HandedRun] = ()
+        self,
+        campaign: str,
+        results: str,
+        names: Sequence[str],
+        uri: str,
+        *,
+        only_failed: bool,
+        is_filter: bool,
+        handed: Sequence[HandedRun] = (),
     ) -> str:
         self.only_failed = only_failed
         return self._start(campaign, handed)
@@ -333,6 +342,26 @@ def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_w
     assert place.head.started == []
     with pytest.raises(ConfigError, match="there is no run 'nonsense'"):
         api.resume(["nonsense"], results=place.tiny.results)
+
+
+def test_a_resume_of_a_campaign_leaves_what_cannot_go_on_and_what_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, stopped = place.trained(0), place.trained(1)
+    assert write_outcome(RunFolder(stopped.run_folder), Outcome(job="training", state="STOPPED", fencing_token=1, message="asked"))
+    monkeypatch.setattr(api, "_runs_of_campaign", lambda *of: [spec.run_key, stopped.run_key, "removed"])
+    plan = api.resume(results=place.tiny.results, campaign="c1").plan
+    assert [row.run_key for row in plan.rows] == [spec.run_key]
+    assert [text for text in plan.left if "was stopped" in text and stopped.run_key in text]
+    assert f"removed has no folder below {place.tiny.results}." in plan.left
+
+
+def test_a_resume_of_a_campaign_goes_on_without_a_run_whose_data_are_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, other = place.trained(0), place.trained(1)
+    fault = DataError("data: gone")
+    monkeypatch.setattr(resume_check, "problems_of", lambda run: [fault] if run.run_key == other.run_key else [])
+    monkeypatch.setattr(api, "_runs_of_campaign", lambda *of: [spec.run_key, other.run_key])
+    plan = api.resume(results=place.tiny.results, campaign="c1").plan
+    assert [row.run_key for row in plan.rows] == [spec.run_key]
+    assert [text for text in plan.left if "cannot continue: data: gone" in text]
 
 
 def test_a_resume_of_what_failed_hands_over_nothing_that_was_cut_off(place: Place) -> None:

@@ -109,6 +109,17 @@ def test_of_a_run_that_may_go_on_every_state_stays_with_its_best(tmp_path: Path)
     assert len(list(run.folder.best.glob("*.pth"))) == 2
 
 
+def test_a_best_that_is_newer_than_every_state_stays_for_its_commit_in_the_making(tmp_path: Path) -> None:
+    run = ended(tmp_path, is_finished=False)
+    making = run.folder.best / "e00003_a0001.pth"
+    write_atomic(making, bytes(BLOCKS))
+    write_atomic(run.folder.best / "e00001i000001_a0001.pth", bytes(BLOCKS))
+    (found,), _ = listed(tmp_path)
+    assert names(found, "bests") == ["e00001i000001_a0001.pth"]
+    free_all([found])
+    assert making.is_file()
+
+
 def test_a_run_at_work_is_left_and_one_that_was_started_since_too(tmp_path: Path) -> None:
     run = ended(tmp_path)
     job = JobRecord(submission_id="validate-x", kind="validate", state="RUNNING", run_key=run.spec.run_key)

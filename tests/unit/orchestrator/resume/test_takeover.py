@@ -11,15 +11,17 @@ from orchestrator.campaign.validating import check_trained
 from orchestrator.errors import ConfigError, DataError, StorageError, Superseded, TrackingError
 from orchestrator.publishing.reconcile import mlflow_run_of
 from orchestrator.queue.registry import Registry
-from orchestrator.resume.takeover import acquire
+from orchestrator.resume.takeover import acquire, reset
 from orchestrator.run.activity import owner_of
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
+from orchestrator.run.progress import Action
 from orchestrator.tracking.binding import noted_run_id
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.records import MARKER_METRIC
 from tests.away import share_is_away
 from tests.fake_campaign import FakeCluster, Stage, finish_on_disk, look, states
 from tests.unit.trainers.storage.test_linkless import without_links
+from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.records import MlflowRun, write_mlflow_run
 from trainers.contract.requests import request_finish
@@ -197,6 +199,17 @@ def test_what_was_asked_and_expected_of_the_run_before_goes_with_it(stage: Stage
     acquire(mended(stage, run), stage.cluster.records())
     assert not folder.finish_file.exists()
     assert not folder.expected_file.exists()
+
+
+@pytest.mark.parametrize("early_end", [None, EarlyEnd(epochs=2)])
+def test_an_early_end_that_has_had_no_effect_is_withdrawn_when_the_run_is_submitted_again(stage: Stage, early_end: EarlyEnd | None) -> None:
+    run = stage.run(0)
+    folder = RunFolder(run.run_folder)
+    acquire(run, [])
+    finish_on_disk(run, is_validated=False, early_end=early_end)
+    request_finish(folder, run.run_key, anneal_epochs=0)
+    reset(folder, Action.TRAIN)
+    assert folder.finish_file.exists() == (early_end is not None)
 
 
 def test_a_folder_on_a_file_system_without_links_gets_no_retired_run_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
