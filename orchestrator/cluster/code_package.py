@@ -1,6 +1,7 @@
 """What a Ray job gets as its working directory: the code of our own packages and nothing else that lies there, and files beside it."""
 
 import io
+import logging
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from trainers.errors import ClusterError
 from trainers.storage.faults import reading
 from trainers.storage.files import write_atomic
 
+log = logging.getLogger(__name__)
 _UNDATED = (1980, 1, 1, 0, 0, 0)
 """The same code is the same bytes, so that the cluster stores it once."""
 
@@ -52,9 +54,15 @@ def keep_code(home: Home, functions: Iterable[Mapping[str, str]]) -> None:
 
 
 def code_kept(home: Home) -> dict[str, str]:
-    """Place in the code package -> text, of the files of every function of the user's that was kept here."""
-    folders = sorted(home.own_code.glob("*/"))
-    return {f"{OWN_CODE}/{folder.name}/{name}": text for folder in folders for name, text in stored_files(folder).items()}
+    """Place in the code package -> text, of the files of every function of the user's that was kept here and can be read: a job whose run
+    names another one refuses it."""
+    found: dict[str, str] = {}
+    for folder in sorted(home.own_code.glob("*/")):
+        try:
+            found |= {f"{OWN_CODE}/{folder.name}/{name}": text for name, text in stored_files(folder).items()}
+        except (OSError, UnicodeDecodeError) as err:
+            log.warning("home: the functions in %s cannot be read and are not sent: %s", folder, err)
+    return found
 
 
 def _add(target: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """What the runs of an experiment begin with: a checkpoint file, or the final weights of a run of ours below nnUNet_results."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
@@ -36,20 +37,23 @@ class FirstWeights:
     def of(self, dataset: str, fold: Fold, split: Split) -> PretrainedWeights | None:
         """What a run of this fold begins with; of a model that is named without its fold, the same fold's weights.
 
-        Raises ConfigError where there are none, and for weights that have been trained on cases which this fold validates; StorageError.
+        Raises ConfigError where there are none, and for weights that have been trained on cases which this fold validates, by that run or
+        by those before it whose weights it began with; StorageError.
         """
         if self.named is None:
             return None
         if not names_run(self.named):
             return self._file(self.named)
         folder, spec = self._run(str(self.named), fold)
-        seen = sorted({*spec.train_cases} & {*split.val}) if spec.dataset == dataset and fold != "all" else []
-        if seen:
-            raise ConfigError(
-                f"pretrained_weights: {spec.address} has been trained on {len(seen)} of the {len(split.val)} validation cases of fold "
-                f"{fold}, first {seen[0]}, so its scores would be of known cases. Name the run of the same fold, or the model alone "
-                f"({spec.model}), of which each fold then begins with the same fold."
-            )
+        for trained in self._chain(spec):
+            seen = sorted({*trained.train_cases} & {*split.val}) if trained.dataset == dataset and fold != "all" else []
+            if seen:
+                begun = "" if trained is spec else f", and {spec.address} began with its weights"
+                raise ConfigError(
+                    f"pretrained_weights: {trained.address} has been trained on {len(seen)} of the {len(split.val)} validation cases of "
+                    f"fold {fold}, first {seen[0]}{begun}, so its scores would be of known cases. Name the run of the same fold, or the "
+                    f"model alone ({spec.model}), of which each fold then begins with the same fold."
+                )
         file = folder.checkpoint("final")
         if not file.is_file():
             raise ConfigError(
@@ -57,6 +61,16 @@ class FirstWeights:
                 "resume it, or name a checkpoint's file."
             )
         return self._file(file).model_copy(update={"run": spec.run_key})
+
+    def _chain(self, spec: RunSpec) -> Iterator[RunSpec]:
+        """A run, the run whose weights it began with, and so on, as far as they are still there."""
+        known = {found.run_key: found for _, found in self._known()}
+        passed: set[str] = set()
+        link: RunSpec | None = spec
+        while link is not None and link.run_key not in passed:
+            yield link
+            passed.add(link.run_key)
+            link = known.get(link.pretrained_weights.run) if link.pretrained_weights else None
 
     def _file(self, file: Path) -> PretrainedWeights:
         if file not in self._read:

@@ -3,7 +3,7 @@
 from orchestrator.errors import NnfleetError
 from trainers.contract.cascade import network_channels
 from trainers.contract.num_parameters import num_parameters
-from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans
+from trainers.contract.plans import Labels, labels_of, load_dataset_json, plans_of
 from trainers.contract.run_spec import RunSpec
 
 BYTES = 4
@@ -20,7 +20,7 @@ def run_bytes(spec: RunSpec) -> int | None:
 
     While it trains, a third state and a second best are there for moments. Left out: probabilities (`npz`), logs and pictures (a few MB),
     and MLflow's copies of the best (4 P) and final (8 P) checkpoint. Of a run of the ignore label or of regions, predictions are larger
-    or smaller than labels. None where the network is of another kind, or the dataset cannot be read.
+    or smaller than labels. None where the network is of another kind or the user's own, or the dataset cannot be read.
     """
     try:
         return _bytes(spec)
@@ -29,7 +29,9 @@ def run_bytes(spec: RunSpec) -> int | None:
 
 
 def _bytes(spec: RunSpec) -> int | None:
-    plans, dataset_json = load_plans(spec.preprocessed_folder, spec.plans), load_dataset_json(spec.preprocessed_folder)
+    if spec.own.network is not None:
+        return None
+    plans, dataset_json = plans_of(spec), load_dataset_json(spec.preprocessed_folder)
     labels: Labels = labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json"))
     configuration = plans.configuration(spec.configuration)
     parameters = num_parameters(configuration, network_channels(configuration, dataset_json, labels), labels.num_heads)

@@ -16,6 +16,9 @@ from orchestrator.resume.takeover import refuse
 from orchestrator.resume.unfinished import Found
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
+from orchestrator.run.outcome import read_outcome
+from trainers.contract.own_code import check_files
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ConfigError, NnfleetError
 
@@ -32,12 +35,30 @@ def sound(
     *,
     raises: bool,
 ) -> tuple[list[RunSpec], list[str]]:
-    """As `sound_now`, once orphan workers of a dead cluster are inactive, which is waited for."""
+    """As `sound_now`, once orphan workers of a dead cluster are inactive, which is waited for. For a job of the cluster, whose code package
+    has to hold the user's own functions that the runs name."""
     kept, left = sound_now(specs, records, registry, raises=raises)
+    lacking = _without_code(kept)
+    if raises and lacking:
+        raise ConfigError("\n".join(lacking.values()))
+    left = [*left, *_left(kept, lacking)]
+    kept = [spec for spec in kept if spec.run_key not in lacking]
     active = wait_for_orphan_workers(kept, records, clock, on_wait)
     if raises and active:
         raise ConfigError("\n".join(active.values()))
     return [spec for spec in kept if spec.run_key not in active], [*left, *_left(kept, active)]
+
+
+def _without_code(specs: Sequence[RunSpec]) -> dict[str, str]:
+    """Run key -> why not, of runs whose own functions this package does not bring. One that has been trained is only predicted with."""
+    lacking: dict[str, str] = {}
+    for spec in specs:
+        try:
+            ended = read_outcome(RunFolder(spec.run_folder)) if spec.own.named else None
+            check_files(spec.own, predicts=ended is not None and (ended.job == "validation" or ended.state == "TRAINED"))
+        except NnfleetError as err:
+            lacking[spec.run_key] = str(err)
+    return lacking
 
 
 def sound_now(

@@ -27,9 +27,9 @@ def plan_params(spec: RunSpec) -> dict[str, str]:
     architecture: Mapping[str, Any] = plan.get("architecture") or {}
     arguments: Mapping[str, Any] = architecture.get("arch_kwargs") or {}
     found = {
-        "patch_size": _times(plan.get("patch_size")),
+        "patch_size": times(plan.get("patch_size")),
         "batch_size": plan.get("batch_size"),
-        "spacing_mm": _times(plan.get("spacing")),
+        "spacing_mm": times(plan.get("spacing")),
         "batch_dice": plan.get("batch_dice"),
         "normalization": ", ".join(map(str, plan.get("normalization_schemes") or ())),
         "architecture": str(architecture.get("network_class_name") or "").rsplit(".", 1)[-1],
@@ -40,5 +40,6 @@ def plan_params(spec: RunSpec) -> dict[str, str]:
     return {key: str(value) for key, value in found.items() if value not in (None, "")}
 
 
-def _times(sizes: Sequence[float] | None) -> str:
+def times(sizes: Sequence[float] | None) -> str:
+    """Sizes of the axes, as MLflow shows them."""
     return " x ".join(f"{size:g}" for size in sizes or ())

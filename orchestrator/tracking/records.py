@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.run.names import short_address
 from orchestrator.tracking.groups import grouping_tags
-from orchestrator.tracking.plan_params import plan_params
+from orchestrator.tracking.plan_params import plan_params, times
 from trainers.contract.bottleneck import limit_of
 from trainers.contract.commits import EpochRow
 from trainers.contract.pseudonyms import pseudonym_salt
@@ -200,6 +200,8 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
     params |= {part: code.text for part, code in spec.own.named.items()}
     params["variant"] = spec.variant or NO_VARIANT
+    params |= {"batch_size": str(spec.batch_size)} if spec.batch_size is not None else {}  # else the plans', by `plan_params`
+    params |= {"patch_size": times(spec.patch_size)} if spec.patch_size is not None else {}
     params |= {"replicate": spec.replicate} if spec.replicate else {}
     params |= {"candidates": str(spec.validation.candidates)} if spec.validation.candidates else {}
     params |= {"pretrained_weights": f"SHA-256 {spec.pretrained_weights.sha256}"} if spec.pretrained_weights else {}

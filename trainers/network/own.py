@@ -66,8 +66,8 @@ def check_modes(name: str, training: Sequence[tuple[int, ...]], evaluation: Sequ
     if list(training) != list(evaluation):
         raise ConfigError(
             f"network: {name} gives outputs of the shapes {list(training)} in training mode, and {list(evaluation)} in evaluation mode, "
-            "in which each epoch is validated. Give the same ones in both: whether the lower outputs are due is what `deep_supervision` names, "
-            "not `self.training`."
+            "in which each epoch is validated. Give the same ones in both: whether the lower outputs are due is what "
+            "`deep_supervision` names, not `self.training`."
         )
 
 

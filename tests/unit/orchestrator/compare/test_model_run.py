@@ -186,7 +186,16 @@ def test_a_fold_that_is_added_updates_the_same_run(tmp_path: Path, server: Serve
 
 
 @pytest.mark.parametrize(
-    "changes", [{"replicate": "again"}, {"seed": 3}, {"schedule": {"epochs": 7}}, {"trainer": "nnUNetTrainerDA5"}, {"variant": "v"}]
+    "changes",
+    [
+        {"replicate": "again"},
+        {"seed": 3},
+        {"schedule": {"epochs": 7}},
+        {"trainer": "nnUNetTrainerDA5"},
+        {"variant": "v"},
+        {"batch_size": 8},
+        {"patch_size": [16, 16, 16]},
+    ],
 )
 def test_another_training_has_a_run_of_its_own(folds: list[RunFolder], changes: dict[str, object]) -> None:
     before = model_key(found(folds))

@@ -120,3 +120,7 @@ def test_the_examples_are_accepted_and_packages_from_here_bring_their_files(tmp_
     for part, code in experiment.own_parts.named.items():
         assert stored_files(place_of(home.root, code.sha256)) == experiment.own_sources[part].files
     assert sorted(name.rpartition("/")[2] for name in code_kept(home)) == ["own_loss.py", "own_network.py", "own_recipe.py"]
+    damaged = home.own_code / ("0" * 16)
+    damaged.mkdir()
+    (damaged / "own_loss.py").write_bytes(b"\xff")
+    assert len(code_kept(home)) == 3, "a damaged one does not keep the others from being sent"

@@ -1,6 +1,7 @@
 """Pretrained weights in an experiment: the file's contents are part of the run, its place is not."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orchestrator.training import driver
 from tests.nnunet_beside import configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, Tiny, tiny_dataset
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import PretrainedWeights, RunSpec
 from trainers.network.model import build_network, plain_state_dict
 
 
@@ -133,3 +134,19 @@ def test_weights_of_a_run_that_know_the_validation_cases_or_are_not_there_are_re
     RunFolder(done.run_folder).checkpoint("final").unlink()
     with pytest.raises(ConfigError, match=r"/1 has no final checkpoint .*: it has not been trained to its end\. Wait for it"):
         expand(single_training(17, "3d_fullres", 1, **tiny.folders, variant="more", pretrained_weights=done.run_key))
+
+
+def test_weights_that_know_the_validation_cases_by_way_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    tiny = tiny_dataset(tmp_path)
+    first = source(tiny, 1)
+    between = source(tiny, 0, variant="between")
+    began = PretrainedWeights(file=tmp_path / "w.pth", sha256="0" * 64, run=first.run_key)
+    elsewhere = between.model_copy(update={"dataset": "Dataset018_Other", "pretrained_weights": began})
+    RunFolder(between.run_folder).spec_file.write_text(elsewhere.model_dump_json())
+    words = (
+        rf"nnUNetTrainer/1 has been trained on 2 of the 2 validation cases of fold 0, .*, and {re.escape(elsewhere.address)} began with its"
+    )
+    with pytest.raises(ConfigError, match=words):
+        run(tiny, variant="more", pretrained_weights=elsewhere.run_key)
+    RunFolder(first.run_folder).spec_file.unlink()
+    assert run(tiny, variant="more", pretrained_weights=elsewhere.run_key).pretrained_weights, "the walk ends with runs that are there"

@@ -9,7 +9,9 @@ from orchestrator.experiment.plan import plan_of_runs
 from orchestrator.experiment.storage import run_bytes
 from orchestrator.resume.removal import size_on_disk
 from tests.conftest import Toys
+from tests.toy import toy_spec
 from tests.unit.trainers.training.test_early_end import Run
+from trainers.contract.run_spec import OwnCode, OwnParts
 
 FEATURES = [16, 32, 64]
 """Of a network beside whose weights the plans in each checkpoint are small, as in every real one."""
@@ -39,3 +41,9 @@ def test_a_trained_run_takes_what_the_plan_says(toys: Toys, tmp_path: Path) -> N
     assert 0.8 < found / expected < 1.2, f"{found} bytes, {expected} expected"
     report = plan_of_runs("e", [run.spec], [])
     assert storage_line(report) == f"Disk: {expected / 1e9:.3f} GB a run (1 run), its validation's predictions included."
+
+
+def test_what_a_network_of_the_users_takes_is_not_known(toys: Toys) -> None:
+    spec = toy_spec(toys("labels"))
+    assert run_bytes(spec) is not None
+    assert run_bytes(spec.model_copy(update={"own": OwnParts(network=OwnCode(name="mine:make", sha256="0" * 64))})) is None

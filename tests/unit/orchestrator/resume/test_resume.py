@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
+from orchestrator.queue.registry import Registry
+from orchestrator.resume import resume_check
 from orchestrator.resume.stored import status_of_stored
 from orchestrator.resume.unfinished import choose, find_runs, of_one_server
 from orchestrator.run.below import results_folder
@@ -15,7 +17,7 @@ from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import OwnCode, OwnParts, RunSpec
 from trainers.contract.states import RunState
 from trainers.storage.files import write_json_atomic
 
@@ -158,3 +160,17 @@ def test_a_campaign_of_what_was_found_continues_it(stage: Stage) -> None:
     look(again := stage.campaign(found.spec, name="c2"))
     assert states(again) == ["RUNNING"]
     assert stage.cluster.live_jobs() == ["train-key0-a2"]
+
+
+def test_runs_whose_own_code_is_not_here_are_left_before_anything_is_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume_check, "problems_of", lambda spec: [])
+    own = OwnParts(loss=OwnCode(name="mine:make", sha256="0" * 64))
+    plain, lacking, trained = (claimed(stage, fold, state) for fold, state in enumerate((None, None, "TRAINED")))  # type: ignore[arg-type]
+    specs = [plain, *(run.model_copy(update={"own": own}) for run in (lacking, trained))]
+    registry = Registry(stage.base / "board")
+    kept, left = resume_check.sound(specs, stage.cluster.records, registry, stage.clock.clock, stage.said.append, raises=False)
+    assert [run.run_key for run in kept] == ["key0", "key2"], "what has been trained needs no loss"
+    assert re.fullmatch(r".* \(key1\) cannot continue: loss: the files of mine:make .* are not in the code package.*", left[0])
+    assert not RunFolder(lacking.run_folder).outcome_file.exists()
+    with pytest.raises(ConfigError, match="loss: the files of mine:make"):
+        resume_check.sound(specs, stage.cluster.records, registry, stage.clock.clock, stage.said.append, raises=True)
