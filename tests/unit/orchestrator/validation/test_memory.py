@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from orchestrator.validation import memory
-from orchestrator.validation.memory import memory_request, memory_to_request
+from orchestrator.validation.memory import largest_case, memory_request, memory_to_request
 from tests.fake_run import FakeRun
 from trainers.storage.files import write_atomic
 from trainers.validation import case_memory
@@ -42,7 +42,11 @@ def test_a_case_that_no_node_has_memory_for_is_named(
     monkeypatch.setattr(case_memory, "of_largest", of_largest)
     nodes = [{"CPU": 64, "GPU": 8, "memory": 4 * GIB}]
     with caplog.at_level(logging.WARNING, memory.__name__):
-        assert memory_to_request(run.folder, run.spec, ["case_2"], ["best", "final"], nodes) == 4 * GIB
+        largest = largest_case(run.folder, run.spec, ["case_2"], ["best", "final"])
+        assert largest is not None
+        assert memory_to_request(largest, run.spec, nodes) == 4 * GIB
+        assert memory_to_request(largest, run.spec, nodes, before=4 * GIB) == 4 * GIB
+    assert len(caplog.records) == 1, "not for each worker"
     assert (
         "case case_2 is expected to need about 6.0 GiB of memory, and of the nodes that can hold a worker none has more than 4.0 GiB"
         in (caplog.text)
