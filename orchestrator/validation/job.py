@@ -44,7 +44,7 @@ from orchestrator.validation.cases import (
     share_results,
     visits,
 )
-from orchestrator.validation.memory import memory_to_request
+from orchestrator.validation.memory import largest_case
 from orchestrator.validation.worker_pool import Pool
 from trainers.contract.cascade import part_prefix, predictions_of
 from trainers.contract.commits import Committed, early_end_of, newest_committed
@@ -281,8 +281,7 @@ def validate_checkpoints(
     due = {name: digests[name] for name in names if missing[name]}
     pool = Pool(folder, spec, due, queue, fencing_token, spare, is_last)
     if waiting:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        pool.memory_bytes = memory_to_request(folder, spec, waiting, due, nodes)
+        pool.largest = largest_case(folder, spec, waiting, due)
         pool.run(min(spec.workers.least, len(waiting)))
     return {name: _ended(folder, spec, name, digests[name], pool) for name in names}
 

@@ -2,27 +2,35 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from trainers.contract.commits import weights_file
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WeightsName
+
+if TYPE_CHECKING:
+    from trainers.validation.case_memory import CaseMemory
 
 log = logging.getLogger(__name__)
 Node = Mapping[str, float]
 """The resources of a node, by Ray's names; memory in bytes."""
 
 
-def memory_to_request(folder: RunFolder, spec: RunSpec, cases: Sequence[str], names: Iterable[WeightsName], nodes: Sequence[Node]) -> int:
-    """Bytes: what the largest case needs, at most what a node has; where none has it, a warning names it. 0 where nothing is known.
-
-    `names`: the weights that one worker holds.
-    """
+def largest_case(folder: RunFolder, spec: RunSpec, cases: Sequence[str], names: Iterable[WeightsName]) -> "CaseMemory | None":
+    """The case that needs most memory, with the weights `names` in one worker; None where nothing is known."""
     from trainers.validation.case_memory import of_largest  # for jobs that have cases to do alone
 
-    largest = of_largest(spec, cases, sum(weights_file(folder, name).stat().st_size for name in names))
-    if largest is None:
-        return 0
+    return of_largest(spec, cases, sum(weights_file(folder, name).stat().st_size for name in names))
+
+
+def memory_to_request(largest: "CaseMemory", spec: RunSpec, nodes: Sequence[Node], before: int = 0) -> int:
+    """Bytes: what the largest case needs, at most what a node that lives has; where none has it, a warning names it.
+
+    `before`: what the worker before has requested; the log reports only another request.
+    """
     request, fits = memory_request(largest.peak_bytes, nodes, spec.workers.cpus, spec.workers.gpus)
+    if request == before:
+        return request
     need, requested = f"about {largest.peak_bytes / 2**30:.1f} GiB of memory", f"{request / 2**30:.1f} GiB"
     log.info("a worker requests %s: the largest case, %s, is expected to need %s", requested, largest.case_id, need)
     if not fits:

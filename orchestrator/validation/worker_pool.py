@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import ray
@@ -19,12 +19,16 @@ from orchestrator.run.status import CasesDone
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
 from orchestrator.validation.case_worker import CaseWorker, loaded
 from orchestrator.validation.cases import Stopped, case_sizes
+from orchestrator.validation.memory import memory_to_request
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WeightsName
 from trainers.errors import CheckpointError, ClusterError, DataError, NnfleetError, StorageError
 from trainers.storage.faults import is_of_storage
 from trainers.storage.files import check_takes
+
+if TYPE_CHECKING:
+    from trainers.validation.case_memory import CaseMemory
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0
@@ -57,13 +61,15 @@ class Pool:
     """Actors that the pool before has left; they are taken before new ones are started."""
     is_last: bool = True
     """No pool comes after: an actor ends as soon as it has nothing to do; else it is left in `spare`."""
-    memory_bytes: int = 0
-    """What each new actor requests of Ray, so that no node gets more of them than it has memory for; 0: nothing."""
+    largest: "CaseMemory | None" = None
+    """The case that needs most memory: what new actors request of Ray, so that no node gets more of them than it has memory for."""
     evidence: list[str] = field(default_factory=list)
     _pending: dict[Any, PendingCall] = field(default_factory=dict)
     """Pending call -> what it is."""
     _quarantined: list[tuple[Any, str]] = field(default_factory=list)
     """Actors at unhealthy places, with these; "" where the network did not load, and the actor only holds its resources."""
+    _memory_bytes: int = 0
+    """What the newest actor has requested; 0: nothing."""
     _is_stopping: bool = False
     """Somebody asked for a stop after the cases in work."""
     _loading_losses: int = 0
@@ -129,10 +135,13 @@ class Pool:
         return bool(self.queue.waiting) and not self._is_stopping
 
     def _start_worker(self) -> None:
+        if self.largest is not None:  # by the nodes of now: one of those before may have died with the most memory
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            self._memory_bytes = memory_to_request(self.largest, self.spec, nodes, self._memory_bytes)
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class: Any = ray.remote(self.actor_class()).options(
-            num_cpus=cpus, num_gpus=gpus, memory=self.memory_bytes or None, max_restarts=0, runtime_env={"env_vars": threads}
+            num_cpus=cpus, num_gpus=gpus, memory=self._memory_bytes or None, max_restarts=0, runtime_env={"env_vars": threads}
         )
         actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
         self._pending[actor.load.remote(dict(self.digests))] = PendingCall(actor, None, "", time.monotonic())
@@ -293,7 +302,7 @@ class Pool:
         loading = sum(pending.case_id is None for pending in self._pending.values())
         running = [pending.case_id for pending in self._pending.values() if pending.case_id is not None]
         workers = self.spec.workers
-        memory = f", {self.memory_bytes / 2**30:.1f} GiB of memory" if self.memory_bytes else ""
+        memory = f", {self._memory_bytes / 2**30:.1f} GiB of memory" if self._memory_bytes else ""
         what = f"{workers.cpus} CPUs{memory} and {workers.gpus} GPUs"
         log.info("%d workers wait for %s each or load; cases in work: %s", loading, what, running)
         return time.monotonic()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.contract.cascade import network_channels
-from trainers.contract.plans import labels_of, load_dataset_json, load_plans, num_input_channels
+from trainers.contract.plans import labels_of, load_dataset_json, num_input_channels, plans_of
 from trainers.contract.run_spec import RunSpec
 from trainers.data.case_files import read_properties, shape_of_case
 from trainers.errors import DataError, StorageError
@@ -65,7 +65,7 @@ def of_largest(spec: RunSpec, cases: Sequence[str], weights_bytes: int) -> CaseM
     `weights_bytes`: size of all checkpoint files that one worker holds.
     """
     dataset_json = load_dataset_json(spec.model_folder)
-    settings = load_plans(spec.preprocessed_folder, spec.plans).configuration(spec.configuration)
+    settings = plans_of(spec).configuration(spec.configuration)
     folder, channels = spec.preprocessed_folder / str(settings["data_identifier"]), num_input_channels(dataset_json)
     shapes: dict[str, tuple[int, ...]] = {}
     for case in cases:

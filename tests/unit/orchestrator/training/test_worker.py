@@ -17,7 +17,7 @@ def test_a_run_on_cpus_that_goes_on_with_another_number_of_threads_warns(
 ) -> None:
     monkeypatch.setattr(worker, "this_node", lambda: "a node")
     run = FakeRun(tmp_path, loader=LoaderSpec(actors=6), workers=WorkerSpec(count=1, cpus=8, gpus=gpus))
-    moved = run.spec.model_copy(update={"loader": LoaderSpec(actors=6, placement=placement)})  # type: ignore[arg-type]
+    moved = run.spec.model_copy(update={"loader": LoaderSpec(actors=6, placement=placement)})
     job = WorkerJob(str(run.folder.root), "driver-1", run.fencing_token)
     with caplog.at_level(logging.WARNING):
         for spec in (run.spec, moved):

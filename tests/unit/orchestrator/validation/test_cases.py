@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import ray
 
 from orchestrator.campaign.validating import check_trained
 from orchestrator.publishing.validation_report import picture_file
@@ -124,8 +123,7 @@ def test_best_and_final_weights_are_validated_in_one_visit_of_a_case(
     link_atomic(run.folder.root / run.best.file, run.folder.checkpoint("best"))
     link_atomic(run.folder.root / run.final.file, run.folder.checkpoint("final"))
     monkeypatch.setattr(job, "case_sizes", lambda _, cases: dict.fromkeys(cases, 1))
-    monkeypatch.setattr(ray, "nodes", list)
-    monkeypatch.setattr(job, "memory_to_request", lambda *_: 0)
+    monkeypatch.setattr(job, "largest_case", lambda *_: None)
     monkeypatch.setattr(job, "Pool", Pool)
     monkeypatch.setattr(Pool, "of", run, raising=False)
     monkeypatch.setattr(Pool, "made", [])

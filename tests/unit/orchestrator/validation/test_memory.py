@@ -1,13 +1,15 @@
 """The memory that a validation worker requests, by nodes and cases."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 
 from orchestrator.validation import memory
-from orchestrator.validation.memory import memory_request, memory_to_request
+from orchestrator.validation.memory import largest_case, memory_request, memory_to_request
 from tests.fake_run import FakeRun
-from trainers.storage.files import write_atomic
+from trainers.storage.files import write_atomic, write_json_atomic
 from trainers.validation import case_memory
 from trainers.validation.case_memory import CaseMemory, Model, peak_bytes
 
@@ -42,7 +44,11 @@ def test_a_case_that_no_node_has_memory_for_is_named(
     monkeypatch.setattr(case_memory, "of_largest", of_largest)
     nodes = [{"CPU": 64, "GPU": 8, "memory": 4 * GIB}]
     with caplog.at_level(logging.WARNING, memory.__name__):
-        assert memory_to_request(run.folder, run.spec, ["case_2"], ["best", "final"], nodes) == 4 * GIB
+        largest = largest_case(run.folder, run.spec, ["case_2"], ["best", "final"])
+        assert largest is not None
+        assert memory_to_request(largest, run.spec, nodes) == 4 * GIB
+        assert memory_to_request(largest, run.spec, nodes, before=4 * GIB) == 4 * GIB
+    assert len(caplog.records) == 1, "not for each worker"
     assert (
         "case case_2 is expected to need about 6.0 GiB of memory, and of the nodes that can hold a worker none has more than 4.0 GiB"
         in (caplog.text)
@@ -61,3 +67,19 @@ def test_a_case_smaller_than_a_patch_needs_what_the_patch_needs() -> None:
     assert peak_bytes(model, (8, 10, 10), 800) == peak_bytes(model, (16, 64, 64), 800)
     of_slices = Model(channels=1, heads=3, features=32, patch=(64, 64), weights_bytes=0)
     assert peak_bytes(of_slices, (8, 10, 10), 800) == peak_bytes(of_slices, (8, 64, 64), 800)
+
+
+def test_a_run_with_a_patch_of_its_own_needs_what_that_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_memory, "shape_of_case", lambda *_: (8, 10, 10))
+    monkeypatch.setattr(case_memory, "read_properties", lambda *_: {"shape_before_cropping": (8, 10, 10)})
+    run = FakeRun(tmp_path)
+    plans_file = run.spec.preprocessed_folder / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "cases"
+    write_json_atomic(plans_file, plans)
+    write_json_atomic(run.spec.model_folder / "dataset.json", json.loads((run.spec.preprocessed_folder / "dataset.json").read_text()))
+    own = run.spec.model_copy(update={"patch_size": (64, 96, 128)})
+    of_plans, of_own = (case_memory.of_largest(spec, ["case_2"], 0) for spec in (run.spec, own))
+    assert of_plans is not None
+    assert of_own is not None
+    assert of_own.peak_bytes - GIB > 7 * (of_plans.peak_bytes - GIB)

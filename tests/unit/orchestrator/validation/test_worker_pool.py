@@ -19,8 +19,10 @@ from orchestrator.validation.worker_pool import Pool
 from tests.fake_run import FakeRun
 from trainers.errors import ClusterError, DataError, StorageError
 from trainers.storage.files import write_json_atomic
+from trainers.validation.case_memory import CaseMemory
 
 AFTER_SO_MANY_LOOKS = 50
+GIB = 2**30
 DIED, TAKEN_AWAY = RayActorError(), RayActorError(preempted=True)
 
 
@@ -63,14 +65,20 @@ class FakeRay:
     done: list[str] = field(default_factory=list)
     killed: list[Actor] = field(default_factory=list)
     looks: int = 0
-    memory: Any = None
-    """What the last actor requested."""
+    memory: list[Any] = field(default_factory=list)
+    """What each actor requested."""
+    alive: dict[str, int] = field(default_factory=dict)
+    """Nodes that live -> their memory."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        lives = [{"Alive": True, "Resources": {"CPU": 64, "GPU": 8, "memory": memory}} for memory in self.alive.values()]
+        return [*lives, {"Alive": False, "Resources": {}}]
 
     def remote(self, kind: object) -> "FakeRay":
         return self
 
     def options(self, **options: object) -> Any:
-        self.memory = options["memory"]
+        self.memory.append(options["memory"])
         return type("Ready", (), {"remote": lambda *_: Actor(self.free.pop(0) if self.free else None)})()
 
     def wait(self, calls: Sequence[Call], num_returns: int, timeout: float) -> tuple[list[Call], Sequence[Call]]:
@@ -176,12 +184,32 @@ def test_a_stop_while_the_last_case_is_in_work_lets_the_validation_succeed(start
     assert ray.done == ["case_2"]
 
 
-@pytest.mark.parametrize(("memory_bytes", "requested"), [(0, None), (3 * 2**30, 3 * 2**30)])
-def test_workers_request_the_memory_of_the_largest_case(start: Start, memory_bytes: int, requested: int | None) -> None:
+@pytest.mark.parametrize(("largest", "requested"), [(None, None), (CaseMemory("case_2", 3 * GIB), 3 * GIB)])
+def test_workers_request_the_memory_of_the_largest_case(start: Start, largest: CaseMemory | None, requested: int | None) -> None:
     ray, pool = start(["a"], ["case_2"])
-    pool.memory_bytes = memory_bytes
+    ray.alive, pool.largest = {"a": 512 * GIB}, largest
     pool.run(1)
-    assert ray.memory == requested
+    assert ray.memory == [requested]
+
+
+def test_the_worker_after_a_node_that_died_requests_no_more_than_a_node_that_lives_has(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would ever place a worker that asks for the memory of the node that is gone."""
+    ray, pool = start(["a", "b"], ["case_2"])
+    ray.alive, pool.largest = {"a": 512 * GIB, "b": 64 * GIB}, CaseMemory("case_2", 100 * GIB)
+    ray.cases["a", "case_2"] = DIED
+    answer = ray.get
+
+    def dies(call: Call) -> Any:
+        if call.actor.node == "a" and call.case_id:
+            del ray.alive["a"]
+        return answer(call)
+
+    monkeypatch.setattr(ray, "get", dies)
+    pool.run(1)
+    assert ray.memory == [100 * GIB, 64 * GIB]
+    assert ray.done == ["case_2"]
 
 
 def test_a_case_in_work_is_waited_for_when_no_other_waits(start: Start) -> None:
