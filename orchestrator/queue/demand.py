@@ -26,4 +26,5 @@ def bundles_wanted(waiting: Iterable[Waiting], reserved: Sequence[Reservation]) 
 
 def _bundles(workers: WorkerSpec, count: int) -> list[Resources]:
     gpus = {"GPU": float(workers.gpus)} if workers.gpus else {}
-    return [{"CPU": float(workers.cpus), **gpus}] * count + [{"CPU": 1.0}] * (count * workers.loader_cpus)
+    bundles: list[Resources] = [{"CPU": float(workers.cpus), **gpus}] * count
+    return bundles + [{"CPU": 1.0}] * (count * workers.loader_cpus)
