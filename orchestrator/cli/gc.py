@@ -9,7 +9,7 @@ import typer
 from orchestrator.cli.output import note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, Runs
 from orchestrator.cli.rm import size_text
-from trainers.errors import NnfleetError
+from orchestrator.errors import NnfleetError
 
 if TYPE_CHECKING:
     from orchestrator.resume.garbage import Garbage

@@ -144,7 +144,7 @@ def test_two_workers_that_are_asked_to_end_early_and_killed_in_between_agree_on_
 
 
 LATER_KEYS = ("rounding_version", "threads")
-"""Of committed states and of claimed tokens; what they mean stands in `trainers/contract/commits.py` and `fencing.py`."""
+"""Of committed states and of claimed tokens; what they mean stands in `trainers/contract/commits.py` and `records.py`."""
 
 
 def keys_of(file: Path) -> list[str]:
