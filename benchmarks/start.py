@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recovery import STEP, Marks
+from benchmarks.recovery import PARTS, STEP, Marks
 from benchmarks.start_job import MARKS_VARIABLE
 
 START = (
@@ -34,16 +34,7 @@ START = (
     "driver joined Ray",
     "preflight",
     "trainer made",
-    "first line",
-    "imports",
-    "fencing token acquired",
-    "newest state found and checked",
-    "loader actors asked for",
-    "network built",
-    "state restored",
-    "warmed up",
-    "first batch",
-    STEP,
+    *PARTS[PARTS.index("first line") :],
 )
 END = (
     "Ray Train ended",

@@ -8,10 +8,10 @@ from typing import Protocol
 from orchestrator.campaign.expected import Expected
 from orchestrator.follow.followed_run import FollowedRun, Order, Refusal
 from orchestrator.follow.next_step import Train, Validate
-from orchestrator.follow.reserved import elastic_trainings, reservations
+from orchestrator.follow.reserved import elastic_trainings, leave_nodes_of_others, reservations
 from orchestrator.queue.admission import decide, growth
 from orchestrator.queue.enlarging import Enlarging
-from orchestrator.queue.gang_fit import NodeResources, Reservation, Resources
+from orchestrator.queue.gang_fit import NodeResources, Reservation, Resources, grows
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.resume.takeover import reset
@@ -113,7 +113,7 @@ class Dispatcher:
         held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
         by_key = {run.key: run for run in runs}
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
-        if any(node.group for node in nodes):
+        if grows(nodes):
             self._enlarging.want(waiting, held)
         due = [
             key for key in wanted if not self._pauses(by_key[key], "start")
@@ -140,9 +140,7 @@ class Dispatcher:
     def end(self) -> None:
         """Let the autoscaler keep only what others want. The caller holds the lock of admission, and the campaign's entry is withdrawn."""
         if self._enlarging.is_open:
-            jobs = self._cluster.records()
-            others = self._registry.entries(living_members(jobs) - {self._campaign}).values()
-            self._enlarging.want([each for entry in others for each in entry.waiting], reservations(jobs, others))
+            leave_nodes_of_others(self._enlarging, self._cluster.records(), self._registry, but=self._campaign)
 
     def stop(self, run: FollowedRun, submission_id: str) -> None:
         """Have a job ended; one that lives on all the same is asked again, since a job server may lose the request with its own end."""

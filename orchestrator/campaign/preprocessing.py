@@ -14,7 +14,7 @@ from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.follow.next_step import death
 from orchestrator.preprocessing.due import Due, due_of
 from orchestrator.preprocessing.order import PREPROCESS_EVENTS, Order, Progressed, Refused, jobs_of, place_of, submission_id
-from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.gang_fit import NodeResources, grows
 from orchestrator.queue.registry import Entry, HeldWorkers
 from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
@@ -124,7 +124,7 @@ def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
     """
     most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
     if not most or (asked.cpus or 1) > most:
-        if any(node.group for node in nodes):
+        if grows(nodes):
             return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or USUAL_CPUS)
         raise ClusterError(
             f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores (the largest has {most}). Ask for fewer: "

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from orchestrator.follow.next_step import only_delivers
 from orchestrator.queue.admission import ledger
+from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.gang_fit import Reservation
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.activity import has_begun, workers_now
@@ -60,6 +61,12 @@ def runs_at_work(jobs: Sequence[JobRecord], registry: Registry, *, but: str = ""
     """Keys of the runs that living campaigns, all `but` this one, have not brought to their end; of test sets their output folders."""
     entries = registry.entries(living_members(jobs) - {but}).values()
     return {run_key for entry in entries for run_key in entry.runs}
+
+
+def leave_nodes_of_others(enlarging: Enlarging, jobs: Sequence[JobRecord], registry: Registry, *, but: str) -> None:
+    """Have the autoscaler asked for what living campaigns and test sets, all `but` this one, hold and wait for."""
+    others = registry.entries(living_members(jobs) - {but}).values()
+    enlarging.want([each for entry in others for each in entry.waiting], reservations(jobs, others))
 
 
 def _read(what: Callable[[RunFolder], T], job: JobRecord, unknown: T) -> T:

@@ -76,7 +76,7 @@ def fit_in(capacity: "Capacity", workers: WorkerSpec, nodes: Sequence[NodeResour
     """As `fit`, where the capacity beside `num_reserved` reservations is known already."""
     if capacity.totals.room(workers) < workers.least:
         totals = [node.total for node in nodes]
-        if any(node.group for node in nodes):
+        if grows(nodes):
             return Fit("later", f"needs {describe(workers)}; {_shortage(workers, totals)} now: the autoscaler is asked for nodes.", True)
         return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}. {_remedy(workers, totals)}")
     tightest = capacity.tightest(workers)
@@ -86,6 +86,11 @@ def fit_in(capacity: "Capacity", workers: WorkerSpec, nodes: Sequence[NodeResour
         return Fit("now", f"{share}{_amounts(tightest, workers)} free.")
     held_by = _count(num_reserved, "run") if num_reserved else "other work"
     return Fit("later", f"needs {describe(workers)}; {_amounts(tightest, workers)} free now, {held_by} ahead.")
+
+
+def grows(nodes: Iterable[NodeResources]) -> bool:
+    """Whether an autoscaler has started any of these nodes, and may start more."""
+    return any(node.group for node in nodes)
 
 
 def capacity_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> int:

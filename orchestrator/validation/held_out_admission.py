@@ -14,10 +14,10 @@ from pydantic import Field
 
 from orchestrator.cluster.nodes import cluster_nodes
 from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.follow.reserved import reservations
+from orchestrator.follow.reserved import leave_nodes_of_others, reservations
 from orchestrator.queue.admission import decide
 from orchestrator.queue.enlarging import Enlarging
-from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit
+from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit, grows
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.clock import Clock
@@ -124,9 +124,7 @@ def let_go(place: QueuePlace) -> None:
     if place.enlarging is None or not place.enlarging.is_open:
         return
     with contextlib.suppress(ClusterError), place.registry.locked():
-        jobs = place.records()
-        others = place.others(jobs).values()
-        place.enlarging.want([run for entry in others for run in entry.waiting], reservations(jobs, others))
+        leave_nodes_of_others(place.enlarging, place.records(), place.registry, but=place.job)
 
 
 def granted(
@@ -175,7 +173,7 @@ def _look(
         others = list(place.others(jobs).values())
         held = reservations(jobs, others, place.registry.room(place.clock.unix()))
         queue, nodes = [run for entry in others for run in entry.waiting], place.nodes()
-        if place.enlarging is not None and any(node.group for node in nodes):
+        if place.enlarging is not None and grows(nodes):
             place.enlarging.want([*queue, waiting], held)
         decision = decide([*queue, waiting], nodes, held, [waiting.run_key], place.clock.unix())
         because = lacking(nodes) if waiting.run_key in decision.start else decision.because[waiting.run_key]

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainers.network.one_dnn import has_one_dnn
+
 BLOCK = 16
 SMALL = 20480
 """Up to so many channels x slices x rows PyTorch takes a single sample for small, at any length of a row."""
@@ -61,12 +63,7 @@ def _is_slow(convolution: nn.Conv3d, input_BCZYX: Tensor) -> bool:
     depth_padded = depth + 2 * int(convolution.padding[0]) - convolution.kernel_size[0]
     has_halves = depth_padded // convolution.stride[0] >= 1
     is_small = batch == 1 and channels * depth * rows <= SMALL
-    return is_small and has_halves and input_BCZYX.dtype == torch.float32 and _has_onednn()
-
-
-def _has_onednn() -> bool:
-    """Whether PyTorch was built with it."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return is_small and has_halves and input_BCZYX.dtype == torch.float32 and has_one_dnn()
 
 
 class _OneSample(torch.autograd.Function):

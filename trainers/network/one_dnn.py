@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 
+def has_one_dnn() -> bool:
+    """Whether PyTorch was built with it."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 def use_one_dnn(network: nn.Module) -> None:
     """Let each convolution of a network in float32 on a CPU be computed by oneDNN; without it in this PyTorch nothing changes."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not has_one_dnn():
         return
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
