@@ -5,6 +5,7 @@ Campaigns that need the same dataset at the same time start one job of it, and a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import error_named
@@ -15,7 +16,7 @@ from orchestrator.follow.next_step import death
 from orchestrator.preprocessing.due import Due, due_of
 from orchestrator.preprocessing.order import PREPROCESS_EVENTS, Order, Progressed, Refused, jobs_of, place_of, submission_id
 from orchestrator.queue.gang_fit import NodeResources, grows
-from orchestrator.queue.registry import Entry, HeldWorkers
+from orchestrator.queue.registry import Entry
 from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
 from orchestrator.validation.held_out_admission import QueuePlace, granted, let_go
@@ -102,19 +103,16 @@ def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
             stage.on_wait(f"waits for preprocessing of {due.text}, which campaign {owner} begins.")
             return ""
         place.registry.post(place.job, Entry(runs=(key,)))
-    reason = f"waits for preprocessing of {due.text}"
-    on_wait = lambda because: stage.on_wait(f"{reason}, which waits: {because}")  # noqa: E731
-    lacking = lambda nodes: _lacking_memory(stage.asked, workers.cpus, nodes)  # noqa: E731
+
+    def on_wait(because: str) -> None:
+        stage.on_wait(f"waits for preprocessing of {due.text}, which waits: {because}")
+
+    lacking = partial(_lacking_memory, stage.asked, workers.cpus)
     held = granted(place, key, workers, on_wait, is_placed=False, lacking=lacking)  # until Ray has placed the job
     order = Order(due=due, processes=held.cpus)
     name = submission_id(order.place, _records(stage))
     carried = {"campaign": place.job, "dataset_folder": order.place}
     return stage.cluster.submit_preprocessing(name, order.model_dump_json(), carried, held.cpus, stage.asked.memory_gib)
-
-
-def _hold(stage: Stage, key: str, workers: WorkerSpec, *, is_placed: bool) -> None:
-    holding = HeldWorkers(run_key=key, workers=workers, is_placed=is_placed, user=stage.place.user)
-    stage.place.registry.post(stage.place.job, Entry(holding=(holding,), runs=(key,)))
 
 
 def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
@@ -160,7 +158,8 @@ def _ended(stage: Stage, due: Due, name: str) -> JobRecord:
             return job or JobRecord(submission_id=name, kind="preprocess", state="FAILED", message="the cluster has forgotten it")
         entry = stage.place.registry.entries({stage.place.job}).get(stage.place.job)
         if job.state == "RUNNING" and not is_placed and entry is not None and entry.holding:
-            _hold(stage, entry.holding[0].run_key, entry.holding[0].workers, is_placed=True)
+            placed = tuple(held.model_copy(update={"is_placed": True}) for held in entry.holding)
+            stage.place.registry.post(stage.place.job, entry.model_copy(update={"holding": placed}))
             is_placed = True
         because = f"waits for preprocessing of {due.text}: {_progress(stage, name)} (nnfleet logs {name})."
         if because != reason:
