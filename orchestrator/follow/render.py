@@ -101,7 +101,9 @@ def changes(before: RunStatus | None, now: RunStatus) -> dict[str, Any]:
     """The run's key and the fields that are new: what a log of a thousand epochs can bear. `CampaignLog` puts them together again."""
     fields = json.loads(now.model_dump_json())
     known = {} if before is None else json.loads(before.model_dump_json())
-    return {key: value for key, value in fields.items() if key == "run_key" or key not in known or known[key] != value}
+    emptied = {key: RunStatus.model_fields[key].default for key in known if key not in fields}  # which are left out while they are empty
+    new = {key: value for key, value in fields.items() if key == "run_key" or key not in known or known[key] != value}
+    return new | emptied
 
 
 def is_news(reported: RunStatus | None, now: RunStatus, since_reported_s: float) -> bool:
