@@ -46,6 +46,7 @@ from orchestrator.training.failures import read_failures
 from tests.fake_run import epoch_row
 from tests.unit.old_plans import old_configuration
 from tests.unit.tiny_dataset import CONFIGURATIONS, DATASET_JSON
+from trainers.contract.architecture import target_scales
 from trainers.contract.cascade import NextStageRecord
 from trainers.contract.cascade import read_record as read_stage_record
 from trainers.contract.commits import Committed, Manifest, newest_committed
@@ -63,7 +64,7 @@ from trainers.contract.records import read_record as read_run_record
 from trainers.contract.requests import read_stop_request, stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.data.case_files import read_properties
-from trainers.data.dataset import read_locations, target_scales
+from trainers.data.dataset import read_locations
 from trainers.data.nnunet_checkpoint import read_training_facts
 from trainers.errors import NnfleetError
 from trainers.network.checkpoint import read_checkpoint

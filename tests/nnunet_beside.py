@@ -12,9 +12,9 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 
+from trainers.contract.architecture import target_scales
 from trainers.contract.plans import Labels, labels_of
 from trainers.contract.trainer_table import Loss
-from trainers.data.dataset import target_scales
 from trainers.network.model import build_network
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -27,6 +27,7 @@ from orchestrator.campaign.preprocessing import Stage, preprocess_first
 from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
 from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
+from orchestrator.dataset.network_check import try_ahead
 from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, load_experiment
@@ -120,6 +121,7 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     report = plan_report(experiment, specs, cluster_nodes(), queue_of(jobs, registry), cluster=address, warnings=warnings)
     if not plan_only:
         refuse_never(report)
+        try_ahead(specs)
     runner = None if plan_only else _opened(campaign, cluster, specs, replaces=replaces)
     emit(Planned(plan=report))
     return runner.run() if runner is not None else 0

@@ -122,13 +122,13 @@ def found_problems(spec: RunSpec) -> list[str]:
 
     Raises NnfleetError.
     """
+    from orchestrator.dataset.network_check import network_problem
     from orchestrator.dataset.preflight import check_run
     from orchestrator.dataset.previous_stage import keep_or_compare
-    from orchestrator.training.network_check import network_problem
 
     folder = RunFolder(spec.run_folder)
     beside = ThreadPoolExecutor(1)
-    on_network = beside.submit(lambda: "" if newest_committed(folder) else network_problem(spec))  # a process of some seconds
+    on_network = beside.submit(lambda: "" if newest_committed(folder) else network_problem(spec))  # a process of some seconds, or kept
     try:
         if problems := check_run(spec):
             return problems

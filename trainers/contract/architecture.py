@@ -6,6 +6,7 @@ Sources: dynamic_network_architectures/building_blocks/plain_conv_encoder.py, re
 nnunetv2/experiment_planning/experiment_planners/network_topology.py (`pad_shape`).
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from trainers.contract.names import shown
 from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.errors import DataError
 
 MAX_SIZE = 100_000
 """Largest number that plans may name for a batch, a kernel, features or an axis of a patch."""
@@ -49,6 +51,11 @@ class NetworkTrial(Frozen):
     run: RunSpec | None = None
     """A run with functions of the user's, which are tried too."""
 
+    @property
+    def depends_on_files(self) -> bool:
+        """True where the verdict follows from more than the plans."""
+        return self.run is not None or self.pretrained_weights is not None
+
 
 class NetworkVerdict(Frozen):
     """What came of it."""
@@ -74,6 +81,17 @@ def fault_of_architecture(architecture: Any, patch: Sequence[int] | None) -> str
     if missing := [key for key in needed if key not in arguments]:
         return f"arch_kwargs of {name} lacks {', '.join(missing)}"
     return _fault_of_operations(arguments, len(patch)) or _fault_of_stages(arguments, len(patch)) or _fault_of_patch(arguments, patch)
+
+
+def target_scales(configuration: Mapping[str, Any], deep_supervision: bool = True) -> tuple[tuple[float, ...], ...]:
+    """Resolution of each target relative to the patch, finest (1.0) first: one per stage but the deepest, or one alone."""
+    try:
+        strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    except KeyError as err:
+        raise DataError(f"plans: the configuration lacks {err}. Run nnUNetv2_plan_experiment again.") from err
+    per_axis = [[s] * len(configuration["patch_size"]) if isinstance(s, int) else s for s in strides]
+    coarser = itertools.accumulate(per_axis, lambda before, stride: [a * b for a, b in zip(before, stride, strict=True)])
+    return tuple(tuple(1 / factor for factor in row) for row in coarser)[: -1 if deep_supervision else 1]
 
 
 def nearest_patch(patch: Sequence[int], factors: Sequence[int], *, least_voxels: int = 1) -> list[int]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache, cached
 
+from trainers.contract.architecture import target_scales
 from trainers.contract.cascade import previous_predictions, previous_stage
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, num_input_channels, plans_of
 from trainers.contract.run_spec import RunSpec
@@ -92,16 +93,6 @@ def _rotation_degrees(patch: tuple[int, ...], dummy_2d: bool) -> float:
     if len(patch) == 2:
         return 15.0 if max(patch) / min(patch) > 1.5 else 180.0
     return 180.0 if dummy_2d else 30.0
-
-
-def target_scales(configuration: Mapping[str, Any], deep_supervision: bool = True) -> tuple[tuple[float, ...], ...]:
-    """Resolution of each target relative to the patch, finest (1.0) first: one per stage but the deepest, or one alone."""
-    try:
-        strides = configuration["architecture"]["arch_kwargs"]["strides"]
-    except KeyError as err:
-        raise DataError(f"plans: the configuration lacks {err}. Run nnUNetv2_plan_experiment again.") from err
-    per_axis = [[s] * len(configuration["patch_size"]) if isinstance(s, int) else s for s in strides]
-    return tuple(tuple(float(v) for v in row) for row in 1 / np.cumprod(np.vstack(per_axis), axis=0))[: -1 if deep_supervision else 1]
 
 
 class IdleClock:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainers.contract.architecture import target_scales
 from trainers.contract.cascade import network_channels
 from trainers.contract.plans import labels_of, load_dataset_json, plans_of
 from trainers.contract.run_spec import OwnPart, RunSpec
 from trainers.contract.split_batch import rank_sizes
 from trainers.data.batches import Batch
-from trainers.data.dataset import open_dataset, target_scales
+from trainers.data.dataset import open_dataset
 from trainers.data.samples import make_batch
 from trainers.errors import ConfigError
 from trainers.network.learner import as_list

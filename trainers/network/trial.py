@@ -12,13 +12,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainers.contract.architecture import NetworkTrial, NetworkVerdict
-from trainers.data.dataset import target_scales
+from trainers.contract.architecture import NetworkTrial, NetworkVerdict, target_scales
 from trainers.errors import ConfigError, DataError, StorageError
 from trainers.network.learner import as_list
 from trainers.network.model import build_network, plain_state_dict
 from trainers.network.own import network_of
-from trainers.network.own_trial import try_own
 from trainers.network.pretrained import misfit, weights_in
 
 _ADVICE = "Correct `architecture` or `patch_size` in the plans."
@@ -27,6 +25,8 @@ _ADVICE = "Correct `architecture` or `patch_size` in the plans."
 def verdict(trial: NetworkTrial) -> NetworkVerdict:
     """Call the user's own functions, build the network and give it zeros. Only an error of these themselves refuses it."""
     if trial.run is not None:
+        from trainers.network.own_trial import try_own  # loaders and transforms, a second of imports
+
         try:
             try_own(trial.run)
         except (ConfigError, DataError) as err:

@@ -1,21 +1,16 @@
 """The exit code of a training job, by which a campaign tells a lost job from one that gave way to another driver."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.experiment.expansion import expand
-from orchestrator.experiment.model import single_training
 from orchestrator.run.outcome import EndState, Outcome, read_outcome, write_outcome
-from orchestrator.training import driver, network_check
+from orchestrator.training import driver
 from orchestrator.training.worker import WorkerJob
 from tests.fake_run import FakeRun
-from tests.nnunet_beside import configuration
-from tests.unit.tiny_dataset import CONFIGURATIONS, tiny_dataset
+from tests.unit.planned import planned
 from trainers.contract.fencing import acquire_token
-from trainers.contract.run_spec import RunSpec
 from trainers.errors import StorageError
 
 
@@ -73,15 +68,6 @@ def test_an_attempt_is_numbered_at_least_as_high_as_its_job(tmp_path: Path) -> N
     assert acquire_token(run.folder, "driver-3", least=6) == 8
 
 
-def planned(base: Path, **arguments: Any) -> RunSpec:
-    """A run of a small dataset whose network has these arguments."""
-    tiny = tiny_dataset(base)
-    network = {"architecture": configuration(3, **arguments)["architecture"], "patch_size": [16, 16, 16]}
-    tiny.write_plans(configurations={"3d_fullres": {**CONFIGURATIONS["3d_fullres"], **network}})
-    (spec,) = expand(single_training(17, "3d_fullres", 0, **tiny.folders))
-    return spec
-
-
 def test_a_network_that_cannot_take_its_patch_ends_the_run_before_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.preflight(planned(tmp_path / "sound"), 1) is None
     spec = planned(tmp_path / "broken", norm_op_kwargs={"epsilon": 1})
@@ -92,18 +78,6 @@ def test_a_network_that_cannot_take_its_patch_ends_the_run_before_a_worker_start
     assert "unexpected keyword argument 'epsilon'" in outcome.message
     monkeypatch.setattr(driver, "newest_committed", lambda folder: "a state")  # it has trained before
     assert driver.preflight(spec, 1) is None
-
-
-@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "import os; os.kill(os.getpid(), 9)", "print('hello')", "1 / 0"])
-def test_a_check_that_fails_itself_refuses_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str
-) -> None:
-    (tmp_path / "python").write_text(f"#!{sys.executable}\n{code}\n")
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(network_check, "LIMIT_S", 2.0)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert network_check.network_problem(planned(tmp_path)) == ""
-    assert "is not known before a worker starts" in caplog.text
 
 
 def test_ray_train_says_only_errors_into_the_log_of_a_run(tmp_path: Path) -> None:

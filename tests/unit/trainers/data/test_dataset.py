@@ -16,9 +16,10 @@ import pytest
 from tests.conftest import Toys
 from tests.nnunet_reference import PATCHES, geometry_of_nnunet, trainer_class
 from tests.toy import PLANS, Toy, toy_spec
+from trainers.contract.architecture import target_scales
 from trainers.contract.trainer_table import TRAINERS
 from trainers.data.case_files import open_case
-from trainers.data.dataset import geometry, open_dataset, recent, target_scales
+from trainers.data.dataset import geometry, open_dataset, recent
 from trainers.data.samples import make_batch
 from trainers.errors import DataError
 

@@ -11,9 +11,9 @@ import torch
 
 from tests.nnunet_beside import configuration, labels_for, nnunet_loss, nnunet_weights, random_batch, seeded_network
 from tests.unit.old_plans import old_configuration
+from trainers.contract.architecture import target_scales
 from trainers.contract.plans import Plans
 from trainers.contract.trainer_table import TrainerSettings
-from trainers.data.dataset import target_scales
 from trainers.errors import ConfigError
 from trainers.network.loss import SegmentationLoss
 from trainers.network.model import (
