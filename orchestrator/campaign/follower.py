@@ -143,7 +143,8 @@ class Follower:
                 return current
             if not job.is_live:
                 raise _death_of(job)
-            time.sleep(self._poll_s + len(text) / LOG_CHARACTERS_PER_S)
+            has_ended = bool(current) and all(status.state.is_final for status in current)  # the campaign itself ends in a moment
+            time.sleep((self._first_poll_s if has_ended else self._poll_s) + len(text) / LOG_CHARACTERS_PER_S)
 
     def jobs_of(self, run_key: str) -> list[JobRecord]:
         """The training and validation jobs of a run, oldest first."""

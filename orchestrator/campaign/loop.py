@@ -34,6 +34,8 @@ from trainers.errors import ClusterError, StorageError
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+LAST_POLL_S = 0.2
+"""Once all runs have ended and their last jobs print their last lines, which takes them a second or two."""
 REPEAT_LOG_S = 60.0
 
 
@@ -106,7 +108,7 @@ class Campaign:
         """Follow the runs to their end; the exit code is 0 when none failed. A cluster, server or disk that is away is waited for."""
         with self.interruptible():
             while not self._is_over(poll_s):
-                self._clock.sleep(poll_s)
+                self._clock.sleep(poll_s if self._open_runs() else min(poll_s, LAST_POLL_S))
         self._registry.withdraw(self.campaign)
         with contextlib.suppress(ClusterError, StorageError, OSError), self._registry.locked():
             self._dispatcher.end()

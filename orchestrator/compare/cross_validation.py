@@ -1,17 +1,24 @@
 """The cross-validation of one model: every case as the fold predicts it that was not trained on it, read from the model folder."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.compare.models import TrainedModel, ValidatedFold, read_fold
 from orchestrator.compare.unlike import differences
+from orchestrator.run.outcome import read_outcome
+from orchestrator.tracking.end_state import final_state
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName
 from trainers.errors import DataError
 
+log = logging.getLogger(__name__)
 CHECKPOINT: CheckpointName = "final"
 """What nnU-Net validates. Best checkpoints are chosen on the cases that they would be judged by."""
+
+UnderWay = Callable[[RunFolder], bool]
+"""Whether a fold that is not validated may still come to be, so that the result of the others has to wait."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +67,21 @@ def _validated(folder: RunFolder) -> ValidatedFold | str:
     except DataError as err:
         return str(err)
     return read_fold(folder, spec, CHECKPOINT)
+
+
+def has_not_ended(folder: RunFolder) -> bool:
+    """True for a run of ours without an end; what nnU-Net trained is never under way."""
+    return folder.spec_file.exists() and final_state(read_outcome(folder)) is None
+
+
+def publishable(model_folder: Path, is_under_way: UnderWay = has_not_ended) -> CrossValidation | None:
+    """The cross-validation of a model folder as it may go to MLflow; None while a fold is under way, and where there is none.
+
+    Raises StorageError, OSError.
+    """
+    found = cross_validation(model_folder)
+    if isinstance(found, str):
+        log.info("no cross-validation goes to MLflow: %s", found)
+        return None
+    folders = fold_folders(model_folder)
+    return None if any(is_under_way(folders[number]) for number in found.lacking) else found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, cross_validation, fold_folders
+from orchestrator.compare.cross_validation import CHECKPOINT, CrossValidation, UnderWay, fold_folders, has_not_ended, publishable
 from orchestrator.compare.crossval_folder import by_file_name, crossval_summary
 from orchestrator.compare.figures import classes_figure
 from orchestrator.compare.text_table import number
@@ -26,10 +26,8 @@ from orchestrator.publishing.reconcile import Synced, is_alive
 from orchestrator.publishing.validation_report import without_case_ids
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.names import short_address
-from orchestrator.run.outcome import read_outcome
 from orchestrator.statistics.pairs import mean_interval
 from orchestrator.tracking.binding import experiment_of, server_of
-from orchestrator.tracking.end_state import final_state
 from orchestrator.tracking.groups import grouping_tags
 from orchestrator.tracking.records import (
     FOLDER_TAG,
@@ -63,8 +61,6 @@ CONTENT_TAG = "nnfleet.content"
 PICTURE = "dice.png"
 """Artifact path of the picture in the description."""
 WORST_SHOWN = 3
-UnderWay = Callable[[RunFolder], bool]
-"""Whether a fold that is not validated may still come to be, so that the result of the others has to wait."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +83,6 @@ class ModelReport:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def has_not_ended(folder: RunFolder) -> bool:
-    """True for a run of ours without an end; what nnU-Net trained is never under way."""
-    return folder.spec_file.exists() and final_state(read_outcome(folder)) is None
-
-
 def is_at_work(folder: RunFolder, jobs: Sequence[JobRecord]) -> bool:
     """True for a run with a living job, or with recent activity."""
     try:
@@ -106,14 +97,9 @@ def publish_cross_validation(model_folder: Path, is_under_way: UnderWay = has_no
     Nothing is due while a fold is under way, for fewer than two validated folds, for folds that are unlike, and for runs without MLflow.
     Raises TrackingError, StorageError, DataError.
     """
-    found = cross_validation(model_folder)
-    if isinstance(found, str):
-        log.info("no cross-validation goes to MLflow: %s", found)
-        return ""
-    folders = fold_folders(model_folder)
-    waits = [number for number in found.lacking if is_under_way(folders[number])]
-    bound = read_mlflow_run(folders[found.folds[0]])
-    if waits or bound is None:
+    found = publishable(model_folder, is_under_way)
+    bound = read_mlflow_run(fold_folders(model_folder)[found.folds[0]]) if found is not None else None
+    if found is None or bound is None:
         return ""
     tracker = server_of(bound)
     return f"cross-validation of folds {', '.join(found.folds)}" if send(report_of(found), tracker, found.model.spec) else ""

@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.compare.cross_validation import CHECKPOINT
+from orchestrator.compare.cross_validation import CHECKPOINT, publishable
 from orchestrator.compare.crossval_folder import refresh_crossval
 from orchestrator.publishing.publisher import deliver_run
 from orchestrator.publishing.validation_report import ValidationReport, deliver_reports, write_report, write_summaries
@@ -143,10 +143,11 @@ def deliver_all(folder: RunFolder, fencing_token: int, reports: Sequence[Validat
 
 def deliver_cross_validation(folder: RunFolder) -> str | None:
     """Send the cross-validation of the model to MLflow if this was its last fold. Returns None, or why the server did not take it."""
-    from orchestrator.compare.model_run import publish_cross_validation  # statistics, for the last fold alone
-
     try:
-        publish_cross_validation(folder.model_folder)
+        if publishable(folder.model_folder) is not None:
+            from orchestrator.compare.model_run import publish_cross_validation  # 1 s of statistics, for the last fold alone
+
+            publish_cross_validation(folder.model_folder)
     except TrackingError as err:
         return str(err)
     except Exception as err:  # results are safe on disk

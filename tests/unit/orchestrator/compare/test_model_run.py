@@ -1,6 +1,7 @@
 """The MLflow run of a model's cross-validation: what it holds, when it is due, and that there is one for each model."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,14 @@ def test_untracked_runs_send_nothing(tmp_path: Path, server: Server) -> None:
     folds = validated_model(tmp_path, dice, FOLDS)
     assert publish_cross_validation(folds[0].model_folder) == ""
     assert missing_folds(found(folds)) == []
+
+
+def test_the_validation_of_an_earlier_fold_loads_no_statistics(
+    folds: list[RunFolder], server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for case in folds[1].cases("final").glob("*.json"):
+        case.unlink()
+    monkeypatch.setitem(sys.modules, "orchestrator.compare.model_run", None)  # importing it raises
+    assert deliver_cross_validation(folds[0]) is None
+    assert "is not in MLflow" not in caplog.text
+    assert server.runs == {}
