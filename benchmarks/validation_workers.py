@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ.update({"OMP_NUM_THREADS": "1", "nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "RAY_USAGE_STATS_ENABLED": "0"})
@@ -37,14 +38,14 @@ TARGET = 1.8
 def validated_s(folder: RunFolder) -> tuple[float, float]:
     """Seconds of the cases alone, and of the whole validation, of a run none of whose cases is done."""
     for name in ("best", "final"):
-        shutil.rmtree(folder.validation(name), ignore_errors=True)  # type: ignore[arg-type]
-        shutil.rmtree(folder.cases(name), ignore_errors=True)  # type: ignore[arg-type]
+        shutil.rmtree(folder.validation(name), ignore_errors=True)
+        shutil.rmtree(folder.cases(name), ignore_errors=True)
     moments: list[float] = []
     given, ran = Pool._give_next, Pool.run
 
-    def give_next(self: Pool, *arguments: object) -> object:
+    def give_next(self: Pool, actor: Any, place: str) -> None:
         moments.append(time.perf_counter())
-        return given(self, *arguments)  # type: ignore[arg-type]
+        given(self, actor, place)
 
     def run(self: Pool, count: int) -> None:
         ran(self, count)
