@@ -1,7 +1,8 @@
 """nnU-Net's own integrity check, fingerprint, planning and preprocessing of what is due, with its results put in place whole.
 
 nnU-Net works in a folder beside the preprocessed datasets, where nobody looks for any; what it has made there is renamed into the dataset.
-So a job that is killed leaves nothing that could be taken for whole, and nothing that is there is changed.
+So a job that is killed leaves nothing that could be taken for whole, and nothing that is there is changed. Cases that are done wait there
+for the rest of their configuration, and the next job goes on from them (`whole_cases.py`).
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from orchestrator.dataset.raw import load_raw_dataset_json, raw_cases
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.preprocessing.due import WHOLE, Due, DuePlans, lacking_cases
 from orchestrator.preprocessing.order import Order, Progressed
+from orchestrator.preprocessing.whole_cases import WholeCases, set_mark
 from orchestrator.queue.file_lock import locked
 from trainers.contract.names import shown
 from trainers.contract.plans import load_plans, load_splits
@@ -58,20 +60,30 @@ def preprocess(order: Order, report: Report) -> None:
 
 @contextlib.contextmanager
 def _stage(workplace: Path, due: Due) -> Iterator[Path]:
-    """An empty folder that nnU-Net takes for its nnUNet_preprocessed; those that killed jobs of this dataset left are removed."""
-    own = re.compile(re.escape(due.dataset) + "-[0-9a-f]{8}")  # `Dataset004_A-B` may be at work beside `Dataset004_A`
+    """The folder in which a job of this dataset works; what jobs that were killed left there is removed, all but whole cases.
+
+    Yields an empty folder in it, of this job's own, which nnU-Net takes for its nnUNet_preprocessed: a process that a killed job has left may
+    still write into that one's. A job that does all of its work leaves nothing.
+    """
+    of_former_version = re.compile(re.escape(due.dataset) + "-[0-9a-f]{8}")  # `Dataset004_A-B` may be at work beside `Dataset004_A`
     for left in workplace.iterdir():
-        if own.fullmatch(left.name):
+        if of_former_version.fullmatch(left.name):
             shutil.rmtree(left, ignore_errors=True)
-    stage = workplace / f"{due.dataset}-{uuid.uuid4().hex[:8]}"
+    stage = workplace / f"{due.dataset}-stage"
+    for left in stage.glob("made-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    made = stage / f"made-{uuid.uuid4().hex[:8]}"
     with storing(stage):
-        (stage / due.dataset).mkdir(parents=True)
-    os.environ |= {"nnUNet_raw": str(due.raw), "nnUNet_preprocessed": str(stage), "OMP_NUM_THREADS": "1"}
+        (made / due.dataset).mkdir(parents=True)
+    os.environ |= {"nnUNet_raw": str(due.raw), "nnUNet_preprocessed": str(made), "OMP_NUM_THREADS": "1"}
     os.environ.pop("nnUNet_results", None)
     try:
-        yield stage
-    finally:
+        yield made
         shutil.rmtree(stage, ignore_errors=True)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds whole cases, for the next job
+            stage.rmdir()
 
 
 class _Work:
@@ -80,6 +92,7 @@ class _Work:
     def __init__(self, order: Order, stage: Path, report: Report) -> None:
         self.due, self.processes, self.report = order.due, order.processes, report
         self.stage = stage / order.due.dataset
+        self.whole = stage.parent / "cases"
         self.raw = order.due.raw / order.due.dataset
         self.folder = order.due.preprocessed / order.due.dataset
 
@@ -155,11 +168,10 @@ class _Work:
                 f"splits_final.json: {self.folder / 'splits_final.json'} names cases that {self.raw} has no images of: "
                 f"{', '.join(unknown[:5])}. Restore them, or correct the file."
             )
-        stage = self.stage / identifier
-        with storing(stage):
-            stage.mkdir(exist_ok=True)
-            self._cases_by_nnunet(plans, configuration, stage, {case: files[case] for case in cases})
-            self._put_cases(stage, self.folder / identifier, cases)
+        with storing(self.whole):
+            whole = WholeCases(self.whole / identifier, configuration, (self.folder / f"{plans}.json", self.folder / "dataset.json"))
+            self._cases_by_nnunet(plans, configuration, whole, {case: files[case] for case in cases})
+            self._put_cases(whole.release(), self.folder / identifier, cases)
 
     def _cases(self, identifier: str, files: Mapping[str, Any]) -> tuple[str, ...]:
         """Those that the folder is to hold: all, or where it is there already those of the split file."""
@@ -168,19 +180,23 @@ class _Work:
             return tuple(sorted({case for split in load_splits(self.folder) for case in (*split.train, *split.val)}))
         return tuple(files)
 
-    def _cases_by_nnunet(self, plans: str, configuration: str, stage: Path, files: Mapping[str, Any]) -> None:
-        """Preprocess cases into `stage`, several at the same time."""
-        self.report(Progressed(what=configuration, total=len(files)))
+    def _cases_by_nnunet(self, plans: str, configuration: str, whole: WholeCases, files: Mapping[str, Any]) -> None:
+        """Preprocess the cases that no earlier job has made whole, several at the same time."""
+        there, total = set(whole.are_whole(files)), len(files)
+        made = self.stage / whole.folder.name
+        made.mkdir(exist_ok=True)
+        self.report(Progressed(what=configuration, done=len(there), total=total))
         plans_file = str(self.folder / f"{plans}.json")
         with ProcessPoolExecutor(self.processes, get_context("spawn"), initializer=_quiet) as pool:
             pending = {
-                pool.submit(_save_case, str(stage / case), named["images"], named["label"], plans_file, configuration): case
+                pool.submit(_save_case, made / case, whole.folder, named, plans_file, configuration, *whole.mark_of(case, named)): case
                 for case, named in files.items()
+                if case not in there
             }
             try:
-                for done, future in enumerate(as_completed(pending), 1):
+                for done, future in enumerate(as_completed(pending), len(there) + 1):
                     _refuse_failed(future.exception(), pending[future], configuration, self.processes)
-                    self.report(Progressed(what=configuration, done=done, total=len(files)))
+                    self.report(Progressed(what=configuration, done=done, total=total))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -218,16 +234,20 @@ def _training_files(raw: Path) -> dict[str, Any]:
     return {str(case): files for case, files in get_filenames_of_train_images_and_targets(str(raw), content).items()}
 
 
-def _save_case(target: str, images: list[str], label: str, plans_file: str, configuration: str) -> None:
-    """Preprocess one case, and wait until the disk has it; in a process of the pool."""
+def _save_case(made: Path, whole: Path, named: Mapping[str, Any], plans_file: str, configuration: str, mark: Path, made_from: str) -> None:
+    """Preprocess one case as `made`, wait until the disk has it, move it to the folder of the whole ones and mark it; in a process of the
+    pool."""
     manager, settings, preprocessor, dataset_json = _settings(plans_file, configuration)
-    preprocessor.run_case_save(target, images, label, manager, settings, dataset_json)
+    preprocessor.run_case_save(str(made), named["images"], named["label"], manager, settings, dataset_json)
     for ending in WHOLE:
-        descriptor = os.open(f"{target}{ending}", os.O_RDONLY)
+        descriptor = os.open(f"{made}{ending}", os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    for ending in WHOLE:
+        os.replace(f"{made}{ending}", whole / f"{made.name}{ending}")
+    set_mark(mark, made_from)
 
 
 @cache

@@ -43,6 +43,13 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+def whole_cases(base: Path) -> dict[str, int]:
+    """When each case was written that waits for the rest of 3d_fullres."""
+    folder = base / "nnUNet_preprocessed" / WORKPLACE / f"{NAME}-stage" / "cases"
+    marks = (folder / "nnUNetPlans_3d_fullres.whole").iterdir()
+    return {mark.name: (folder / "nnUNetPlans_3d_fullres" / f"{mark.name}.pkl").stat().st_mtime_ns for mark in marks}
+
+
 def test_a_job_that_is_killed_leaves_nothing_half_done_and_the_next_one_changes_nothing_that_is_there(tmp_path: Path) -> None:
     raw_dataset(tmp_path, cases=4, size=24)
     folder = tmp_path / "nnUNet_preprocessed" / NAME
@@ -57,12 +64,16 @@ def test_a_job_that_is_killed_leaves_nothing_half_done_and_the_next_one_changes_
         *("gt_segmentations", "nnUNetPlans_2d"),
     }
     assert sorted(path.name for path in (folder / "nnUNetPlans_2d").iterdir()) == sorted(f"{c}{end}" for c in CASES for end in WHOLE)
-    assert list((tmp_path / "nnUNet_preprocessed" / WORKPLACE).glob(f"{NAME}-*"))  # what it was at is out of sight
+    whole = whole_cases(tmp_path)  # out of sight
+    assert whole
+    os.utime(tmp_path / "nnUNet_raw" / NAME / "labelsTr" / f"{CASES[3]}.nii.gz")  # whether it was done or not, it is made of this file
     assert ended(tmp_path) == 0
-    assert [event.what for event in events(tmp_path) if isinstance(event, Progressed) and not event.done] == [
-        "integrity check",
-        "3d_fullres",
-    ]
+    assert events(tmp_path)[0] == Progressed(what="integrity check")
+    kept = sorted(whole.keys() - {CASES[3]})
+    assert events(tmp_path)[1] == Progressed(what="3d_fullres", done=len(kept), total=4)
+    assert {case: (folder / "nnUNetPlans_3d_fullres" / f"{case}.pkl").stat().st_mtime_ns for case in kept} == {
+        case: whole[case] for case in kept
+    }
     assert {name: at for name, at in times(folder).items() if name in there} == there
     assert due_of(experiment_from(raw_experiment(tmp_path, configurations=["2d", "3d_fullres"]))) is None
     assert not list((tmp_path / "nnUNet_preprocessed" / WORKPLACE).glob(f"{NAME}-*"))

@@ -1,11 +1,13 @@
 """The folder in which nnU-Net works for one job, and what it removes of earlier ones."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from orchestrator.preprocessing.due import Due
 from orchestrator.preprocessing.nnunet import _stage
+from orchestrator.preprocessing.whole_cases import WholeCases, set_mark
 
 
 @pytest.mark.parametrize("dataset", ["Dataset004_A", "Dataset004_[A]"])
@@ -16,6 +18,55 @@ def test_only_what_killed_jobs_of_the_same_dataset_left_is_removed(tmp_path: Pat
     for name in (left, *others):
         (tmp_path / name).mkdir()
     due = Due(dataset=dataset, raw=tmp_path / "raw", preprocessed=tmp_path, parts=())
-    with _stage(tmp_path, due) as stage:
-        assert {path.name for path in tmp_path.iterdir()} == {stage.name, *others}
+    with _stage(tmp_path, due) as made:
+        assert {path.name for path in tmp_path.iterdir()} == {made.parent.name, *others}
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_a_job_that_fails_leaves_its_whole_cases_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # put back at the end
+    due = Due(dataset="Dataset004_A", raw=tmp_path / "raw", preprocessed=tmp_path, parts=())
+
+    def failing(has_cases: bool) -> None:
+        with _stage(tmp_path, due) as made:
+            (made / "Dataset004_A" / "rest").touch()
+            if has_cases:
+                (made.parent / "cases" / "nnUNetPlans_2d").mkdir(parents=True)
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        failing(has_cases=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="broken"):
+        failing(has_cases=True)
+    (tmp_path / "Dataset004_A-stage" / "made-01234567").mkdir()  # of one that was killed
+    with _stage(tmp_path, due) as made:
+        assert sorted(made.parent.iterdir()) == [made.parent / "cases", made]
+        assert list(made.rglob("*")) == [made / "Dataset004_A"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_is_whole_as_long_as_all_that_it_was_made_from_is_the_same(tmp_path: Path) -> None:
+    settings, image, label = tmp_path / "plans.json", tmp_path / "a_0000.nii.gz", tmp_path / "a.nii.gz"
+    for path in (settings, image, label):
+        path.write_text("first")
+    files = {"a": {"images": [str(image)], "label": str(label)}}
+
+    def cases(configuration: str = "2d") -> WholeCases:
+        return WholeCases(tmp_path / "cases" / "nnUNetPlans_2d", configuration, [settings])
+
+    assert cases().are_whole(files) == []
+    set_mark(*cases().mark_of("a", files["a"]))
+    assert cases().are_whole(files) == ["a"]
+    assert cases("3d_fullres").are_whole(files) == []
+    for path in (settings, image, label):
+        before, times = path.read_text(), path.stat()
+        path.write_text("second")
+        assert cases().are_whole(files) == []
+        path.write_text(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert cases().are_whole(files) == ["a"]
+    released = cases().release()
+    assert list(released.parent.iterdir()) == [released]
+    assert cases().are_whole(files) == []
