@@ -62,8 +62,8 @@ def preprocess(order: Order, report: Report) -> None:
 def _stage(workplace: Path, due: Due) -> Iterator[Path]:
     """The folder in which a job of this dataset works; what jobs that were killed left there is removed, all but whole cases.
 
-    Yields an empty folder in it, of this job's own, which nnU-Net takes for its nnUNet_preprocessed: a process that a killed job has left may
-    still write into that one's. A job that does all of its work leaves nothing.
+    Yields an empty folder in it, of this job's own, which nnU-Net takes for its nnUNet_preprocessed: a process that a killed job has left
+    may still write into that one's. A job that does all of its work leaves nothing.
     """
     of_former_version = re.compile(re.escape(due.dataset) + "-[0-9a-f]{8}")  # `Dataset004_A-B` may be at work beside `Dataset004_A`
     for left in workplace.iterdir():
