@@ -19,7 +19,7 @@ from orchestrator.run.status import CasesDone
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, case_limit_s
 from orchestrator.validation.case_worker import CaseWorker, loaded
 from orchestrator.validation.cases import Stopped, case_sizes
-from orchestrator.validation.memory import memory_to_request
+from orchestrator.validation.memory import memory_request, memory_to_request
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WeightsName
@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 WAIT_REPORT_S = 60.0
 """After this long without a free worker the log reports what is waited for, and again after each such span."""
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """The resources of each node that lives, by Ray's names."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,7 @@ class Pool:
 
     def _start_worker(self) -> None:
         if self.largest is not None:  # by the nodes of now: one of those before may have died with the most memory
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-            self._memory_bytes = memory_to_request(self.largest, self.spec, nodes, self._memory_bytes)
+            self._memory_bytes = memory_to_request(self.largest, self.spec, living_nodes(), self._memory_bytes)
         cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class: Any = ray.remote(self.actor_class()).options(
@@ -296,9 +300,24 @@ class Pool:
         if self._has_more_to_give():
             self._start_worker()
 
+    def _request_what_nodes_have(self) -> None:
+        """A worker may wait for memory that no node has any more: another one takes its place, which requests less."""
+        if self.largest is None:
+            return
+        workers = self.spec.workers
+        now, _ = memory_request(self.largest.peak_bytes, living_nodes(), workers.cpus, workers.gpus)
+        if not 0 < now < self._memory_bytes:
+            return
+        for call, pending in list(self._pending.items()):
+            if pending.case_id is None:
+                del self._pending[call]
+                ray.kill(pending.actor)
+                self._replace()
+
     def _report_waiting(self, last_report: float) -> float:
         if time.monotonic() - last_report < WAIT_REPORT_S:
             return last_report
+        self._request_what_nodes_have()
         loading = sum(pending.case_id is None for pending in self._pending.values())
         running = [pending.case_id for pending in self._pending.values() if pending.case_id is not None]
         workers = self.spec.workers

@@ -212,6 +212,26 @@ def test_the_worker_after_a_node_that_died_requests_no_more_than_a_node_that_liv
     assert ray.done == ["case_2"]
 
 
+def test_a_worker_that_waits_for_the_memory_of_a_node_that_died_is_replaced_by_one_that_requests_less(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "WAIT_REPORT_S", 0.0)
+    ray, pool = start([])
+    ray.alive, pool.largest = {"a": 512 * GIB, "b": 64 * GIB}, CaseMemory("case_2", 100 * GIB)
+    waited = ray.wait
+
+    def wait(*arguments: Any, **named: Any) -> Any:
+        if ray.looks == 2:  # the node with the memory dies before the worker is placed; the other one has room
+            del ray.alive["a"]
+            ray.free.append("b")
+        return waited(*arguments, **named)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    pool.run(1)
+    assert ray.memory == [100 * GIB, 64 * GIB]
+    assert len(ray.done) == 3
+
+
 def test_a_case_in_work_is_waited_for_when_no_other_waits(start: Start) -> None:
     ray, pool = start(["a", "b"], ["case_2", "case_3"])
     pool.run(2)
