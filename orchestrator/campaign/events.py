@@ -41,6 +41,14 @@ class Warned(Event):
     message: str
 
 
+class RungDecided(Event):
+    """Successive halving has decided which models go on."""
+
+    event: Literal["halving"] = "halving"
+    message: str
+    """The decision with its evidence."""
+
+
 class Failed(Event):
     """The campaign ends by an error."""
 
@@ -57,7 +65,7 @@ class Done(Event):
     exit_code: int
 
 
-CampaignEvent = Planned | StatusChanged | Waiting | Warned | Failed | Done
+CampaignEvent = Planned | StatusChanged | Waiting | Warned | RungDecided | Failed | Done
 CAMPAIGN_EVENTS: TypeAdapter[CampaignEvent] = TypeAdapter(Annotated[CampaignEvent, Field(discriminator="event")])
 
 
@@ -99,7 +107,7 @@ class CampaignLog:
                 self.error = error_named(error, message)
             case Done(exit_code=exit_code):
                 self.exit_code = exit_code
-            case Warned():
+            case Warned() | RungDecided():
                 pass  # for whoever reads the log
 
     def _merge(self, changes: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from orchestrator.resume.resume_check import sound
 from orchestrator.run.below import results_folder
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import emit
+from orchestrator.run.halving import overrule
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.job_record import JobRecord
 from orchestrator.tracking.address import check_tracking_uri, masked
@@ -154,6 +155,8 @@ def resume(
     report = plan_of_resume(sound_runs, [*choice.left, *faults], cluster_nodes(), queue, address, raises=raises)
     specs = [row.spec for row in report.rows]
     runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
+    for spec in specs if raises else ():  # a person named it
+        overrule(spec)
     emit(Planned(plan=report))
     if runner is None:
         emit(Done(exit_code=0))

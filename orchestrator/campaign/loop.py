@@ -10,7 +10,8 @@ from typing import assert_never
 
 from orchestrator.campaign.deliveries import SENDS, Deliveries
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
-from orchestrator.campaign.events import CampaignEvent, Done, StatusChanged, Warned
+from orchestrator.campaign.events import CampaignEvent, Done, RungDecided, StatusChanged, Warned
+from orchestrator.campaign.halving import Halvings
 from orchestrator.campaign.job_logs import JobLogs
 from orchestrator.campaign.notices import Notices
 from orchestrator.campaign.opening import Opened, opening
@@ -65,6 +66,7 @@ class Campaign:
         self._reporter = StateReporter(campaign, tracker, self._warn, self._clock)
         self._notices = Notices(campaign, self._warn)
         self._deliveries = Deliveries(campaign, cluster, self._warn)
+        self._halvings = Halvings(campaign, self._clock, lambda text: emit(RungDecided(message=text)))
         self._logs = JobLogs(cluster, self._clock)
         self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock, ask_for_nodes)
         self.runs: dict[str, FollowedRun] = {}
@@ -147,6 +149,7 @@ class Campaign:
             jobs = self._cluster.records()
             self._deliveries.check(jobs)
             self._logs.note(self.runs.values(), jobs)
+            self._halve()
             first_stages = self._first_stages()
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
@@ -229,6 +232,13 @@ class Campaign:
             )
         self._enter(run, end.state, end.reason)
         self._notices.note(run)
+
+    def _halve(self) -> None:
+        """Stop the models that fall behind; while a folder cannot be read, none is."""
+        try:
+            self._halvings.look(self.runs.values())
+        except (StorageError, OSError) as err:
+            self._log_once(f"successive halving decides nothing until all folders can be read: {err}")
 
     def _first_stages(self) -> dict[str, FirstStageRun]:
         """The runs that others may need the segmentations of, by key, as they stand now."""

@@ -70,9 +70,8 @@ class StateReporter:
                 self._tracker.ping()
                 self._tracker.restore_run(run.tracked.run_id)
                 self._tracker.set_state(run.tracked.run_id, run.state, is_waiting=run.is_waiting)
-                self._tracker.set_tags(
-                    run.tracked.run_id, {"nnfleet.campaign": self._campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
-                )
+                tags = {"nnfleet.campaign": self._campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
+                self._tracker.set_tags(run.tracked.run_id, tags | ({"nnfleet.halving": run.halved} if run.halved else {}))
             except TrackingError as err:
                 if is_refusal(err):
                     self._refused.add(key)

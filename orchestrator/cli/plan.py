@@ -55,7 +55,7 @@ def show_plan(report: "PlanReport") -> None:
     place = f" Results lie on {report.file_system}." if report.file_system else ""
     runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
     say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
-    for line in filter(None, (estimate_line(report), storage_line(report))):
+    for line in filter(None, (estimate_line(report), *report.halving, storage_line(report))):
         say(line)
 
 

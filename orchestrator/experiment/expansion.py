@@ -16,6 +16,7 @@ from orchestrator.dataset.remembered import Reading
 from orchestrator.dataset.split_check import check_folds
 from orchestrator.errors import NnfleetError
 from orchestrator.experiment.first_weights import FirstWeights
+from orchestrator.experiment.halving import with_comparisons
 from orchestrator.experiment.identity import Planned, identity_in
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.stages import depth, previous_of, stages_due
@@ -81,7 +82,7 @@ class _Expansion:
         specs = [found[place] for place in planned]
         self.problems.add(*problems_of_folders(specs, plans, replaces=self.replaces))
         self.problems.raise_if_any()
-        return specs
+        return with_comparisons(specs, self.experiment.halving)
 
     def _all_planned(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> Iterator[Planned]:
         variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainers}

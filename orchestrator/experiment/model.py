@@ -30,6 +30,7 @@ from orchestrator.experiment.fields import (
     VariantName,
 )
 from orchestrator.experiment.first_weights import names_run
+from orchestrator.experiment.halving import fault_of_halving
 from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, with_code_beside
 from orchestrator.experiment.preprocess import PreprocessField, fault_of_preprocess, with_plans_of_planner
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
@@ -43,6 +44,7 @@ from trainers.contract.run_spec import (
     TOP_PRIORITY,
     CheckpointSpec,
     Frozen,
+    Halving,
     LoaderSpec,
     Notify,
     OwnPart,
@@ -154,6 +156,9 @@ class Experiment(Schedule):
     """Where measurements go."""
     notify: Notify | None = None
     """Messages to people when runs fail or all have ended; needs the extra `nnfleet[notify]`. Without it none are sent."""
+    halving: Halving | None = None
+    """Stop the models that fall behind others of this experiment, never single folds of one: `{at: [100, 300], keep: 0.5}`. They are
+    compared by the smoothed pseudo-Dice of patches, meaned over folds and seeds. Without it none is stopped; nnU-Net has no such thing."""
     priority: int = Field(PRIORITY, ge=0, le=TOP_PRIORITY)
     """Place in the cluster's queue, from 0 (last) to 100 (first); of equal priority, users share the cluster evenly, and each one's runs
     start in the order of their submission."""
@@ -256,6 +261,12 @@ class Experiment(Schedule):
             raise ValueError(f"`{twice[0]}` stands in `sweep` and beside it; write it in one place")
         if fault := fault_of_names(self.sweep):
             raise ValueError(f"sweep: {fault}")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> "Experiment":
+        if fault := fault_of_halving(self):
+            raise ValueError(f"halving: {fault}")
         return self
 
     @model_validator(mode="after")

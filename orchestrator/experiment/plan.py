@@ -13,6 +13,7 @@ from pydantic import Field
 
 from orchestrator.dataset.outdated import outdated_cases
 from orchestrator.experiment.estimates import EpochTime, Measured
+from orchestrator.experiment.halving import halving_sentences, unlike_patches
 from orchestrator.experiment.storage import run_bytes
 from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
@@ -95,6 +96,8 @@ class PlanReport(Frozen):
     """Configurations, each with its plans, that are preprocessed before any run can be planned; then there are no rows yet."""
     awaited: tuple[HandedRun, ...] = ()
     """The runs that are planned once that is done."""
+    halving: tuple[str, ...] = Field((), exclude_if=lambda sentences: not sentences)
+    """What successive halving does with the runs, and did before."""
     file_system: str = ""
     """What the results lie on where that is no local disk: `nfs4`, `cifs`, `fuse.sshfs`."""
 
@@ -180,7 +183,8 @@ def plan_of_runs(
         n_later=counts["later"],
         n_never=counts["never"],
         n_finished=len(rows) - len(open_rows),
-        warnings=(*warnings, *_doubts(specs), *_doubts_of_storage(kinds)),
+        warnings=(*warnings, *_doubts(specs), *unlike_patches(specs), *_doubts_of_storage(kinds)),
+        halving=tuple(halving_sentences(specs)),
         left=tuple(left),
         file_system=", ".join(kinds),
         estimate_errors=tuple(measured.errors()),

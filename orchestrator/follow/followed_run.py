@@ -45,6 +45,8 @@ class FollowedRun:
     """It stands in the queue, also for its next job."""
     needs_others: bool = False
     """It waits for results of other runs, and holds no workers meanwhile, which those may need."""
+    halved: str = ""
+    """What successive halving did with it, as MLflow's tag has it; empty: nothing."""
     is_delivering: bool = False
     """It was finished before, and a job sends its results to MLflow."""
     changed_unix: float = 0.0

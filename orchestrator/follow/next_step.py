@@ -5,7 +5,7 @@ comes to the same decision.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from orchestrator.run.job_record import JobKind, JobRecord
@@ -167,7 +167,7 @@ def next_step(facts: Facts, before: RunState) -> Step:
     if facts.is_superseded and (outcome is None or outcome.state != "SUCCEEDED"):
         return End(RunState.STOPPED, f"superseded by {facts.owner}: it goes on there.", is_elsewhere=True)
     if facts.stop is not None and (end := _stopped(outcome, is_now=is_now)) is not None:
-        return end
+        return replace(end, reason=facts.stop.why) if facts.stop.why and end is STOPPED else end
     if outcome is not None and outcome.state in _FINAL:
         reason = "" if outcome.state == "SUCCEEDED" else outcome.message
         return End(_FINAL[outcome.state], reason, outcome.evidence)

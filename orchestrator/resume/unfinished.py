@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.run.below import run_folders_below
+from orchestrator.run.halving import RESUMES, halving_reason, read_halving
 from orchestrator.run.names import Names, resolve_all
 from orchestrator.run.outcome import Outcome, read_outcome
 from orchestrator.run.progress import Progress, progress_at
@@ -29,6 +30,8 @@ class Found:
     mlflow_run_id: str = ""
     committed: Committed | None = None
     """Its newest commit."""
+    halved: str = ""
+    """Why successive halving stopped it; empty: it did not."""
 
     @property
     def names(self) -> Names:
@@ -73,7 +76,15 @@ def _found(folder: RunFolder) -> Found:
     folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
     own = RunFolder(spec.run_folder)
     committed = newest_committed(own)
-    return Found(spec, progress_at(spec, committed), read_outcome(own), read_stop_request(own) is not None, noted_run_id(own), committed)
+    return Found(
+        spec,
+        progress_at(spec, committed),
+        read_outcome(own),
+        read_stop_request(own) is not None,
+        noted_run_id(own),
+        committed,
+        halving_reason(spec, read_halving(own)) if spec.halving is not None else "",
+    )
 
 
 def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
@@ -86,7 +97,7 @@ def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
         return Verdict(True, run.progress.text)
     message = run.outcome.message.split("\n", 1)[0] if run.outcome else ""
     why = {
-        "STOPPED": "was stopped",
+        "STOPPED": f"was {run.halved.removesuffix(RESUMES).rstrip(' .')}" if run.halved else "was stopped",
         "SUCCEEDED": "had succeeded, but files of it are missing",
         "FAILED_CONFIG": f"needs another request or other data ({message})",
         "FAILED_CODE": f"failed by an error of the code ({message})",

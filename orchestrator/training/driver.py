@@ -27,6 +27,7 @@ from orchestrator.training.failures import MESSAGE_CHARACTERS, read_failures
 from orchestrator.training.worker import WorkerJob, this_node, train_worker
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.fencing import acquire_token
+from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError, NnfleetError, StorageError
@@ -198,7 +199,10 @@ def ended(folder: RunFolder, fencing_token: int, state: Literal["TRAINED", "STOP
     reached = retry_storage(newest, f"the end of {folder.root}")
     epochs = reached.epochs_done if reached else 0
     early = ", ended early as asked" if state == "TRAINED" and reached and reached.early_end else ""
-    return Outcome(job="training", state=state, fencing_token=fencing_token, message=f"{state.lower()} after {epochs} epochs{early}")
+    asked = stop_request_seen(folder) if state == "STOPPED" else None
+    because = f": {asked.why}" if asked is not None and asked.why else ""
+    message = f"{state.lower()} after {epochs} epochs{early}{because}"
+    return Outcome(job="training", state=state, fencing_token=fencing_token, message=message)
 
 
 def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "GangTrainer":

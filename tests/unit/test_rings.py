@@ -149,6 +149,7 @@ def test_a_file_without_a_test_of_the_ring_is_not_started(tmp_path: Path) -> Non
         "test_cascade_campaign",
         "test_chaos",
         "test_drill",
+        "test_halving",
         "test_elastic",
         "test_hosts",
         "test_loaders_anywhere",

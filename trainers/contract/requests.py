@@ -24,6 +24,8 @@ class StopRequest(Record):
     """`stop.json`: somebody asks the run to stop, a training after its epoch and a validation after the cases in work, or at once."""
 
     is_now: bool = Field(False, alias="now")
+    why: str = Field("", exclude_if=lambda why: not why)
+    """Why a campaign asks for it; empty: a person asked."""
 
 
 class FinishRequest(Record):
@@ -56,9 +58,9 @@ class QueueRequest(Record):
 _R = TypeVar("_R", bound=Record)
 
 
-def request_stop(folder: RunFolder, *, is_now: bool) -> None:
-    """Ask a run to stop. Raises StorageError."""
-    write_json_atomic(folder.stop_file, StopRequest(is_now=is_now).model_dump())
+def request_stop(folder: RunFolder, *, is_now: bool, why: str = "") -> None:
+    """Ask a run to stop; `why`: for users, where no person asks. Raises StorageError."""
+    write_json_atomic(folder.stop_file, StopRequest(is_now=is_now, why=why).model_dump())
 
 
 def read_stop_request(folder: RunFolder) -> StopRequest | None:

@@ -88,6 +88,11 @@ class RunFolder:
         return self.own / "expected.json"
 
     @property
+    def halving_file(self) -> Path:
+        """What successive halving decided of the models that the run is compared with; present once a rung was decided."""
+        return self.own / "halving.json"
+
+    @property
     def queue_file(self) -> Path:
         """Present when somebody asked for another place in the queue."""
         return self.own / "queue.json"

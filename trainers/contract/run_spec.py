@@ -201,6 +201,32 @@ class Notify(Frozen):
     """What is a message: each run that fails, each that succeeds, and the end of all runs of a submission."""
 
 
+class Halving(Frozen):
+    """Successive halving: after so many epochs only the best models of an experiment go on, and the others are stopped."""
+
+    at: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    """The rungs: numbers of epochs, ascending, each below the schedule's `epochs`. A rung is decided once every run that is compared has
+    done so many."""
+    keep: float = Field(0.5, gt=0, lt=1)
+    """Which part of the models goes on after a rung, rounded up (the inverse of the reduction factor)."""
+    over: Literal["trainers", "configurations"] = "trainers"
+    """`trainers`: trainers and variants compete within each configuration of each plans. `configurations`: all models compete; pseudo-Dice
+    of unlike patches is then compared."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Halving":
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError(f"at: {list(self.at)} does not ascend; name each rung once, the earliest first")
+        return self
+
+
+class HalvingOfRun(Halving):
+    """The same for one run, with what it is compared with."""
+
+    comparison: str
+    """Digest of the keys of all runs that are compared, and of how."""
+
+
 class PretrainedWeights(Frozen):
     """A checkpoint whose weights, but for the segmentation layers, a run begins with."""
 
@@ -348,6 +374,8 @@ class RunSpec(Frozen):
     """Send pictures of validation cases to MLflow."""
     pseudonyms: bool = False
     """Replace case ids by pseudonyms in what goes to MLflow."""
+    halving: HalvingOfRun | None = Field(None, exclude_if=lambda halving: halving is None)
+    """Where its model may be stopped for the sake of better ones; null, and not in run.json: nowhere. No part of the run key."""
     notify: Notify | None = Field(None, exclude_if=lambda notify: notify is None)
     """Messages to people; null: none."""
     upload_interval_s: float = Field(60.0, ge=0)

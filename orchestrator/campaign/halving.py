@@ -1,0 +1,177 @@
+"""Successive halving in a campaign: what is due is decided once, recorded in the folders of all runs that are compared, and carried out.
+
+Each run's folder holds the decisions, so whatever dies, the next campaign carries out the same ones.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.queue.rungs import Contestant, judged
+from orchestrator.run.below import run_folders_below
+from orchestrator.run.clock import Clock
+from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, read_halving, write_halving
+from trainers.contract.commits import Committed, newest_committed
+from trainers.contract.requests import read_stop_request, request_stop
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import HalvingOfRun, RunSpec
+from trainers.errors import DataError, StorageError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Member:
+    """A run of a comparison; one that this campaign does not follow was finished, stopped or left before it began."""
+
+    spec: RunSpec
+    run: FollowedRun | None = None
+    committed: Committed | None = None
+    """What an earlier campaign brought it to."""
+    values: dict[int, float | None] = field(default_factory=dict)
+    """Rung that it has reached -> its EMA pseudo-Dice then."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.run is not None and not self.run.state.is_final
+
+    def at(self, rung: int) -> Contestant:
+        """What it has reached at a rung. Raises StorageError or OSError."""
+        if rung not in self.values and not self._is_known_to_be_before(rung):
+            committed = self.run.observer.committed() if self.run is not None else self.committed
+            rows = committed.history if committed is not None and committed.run_key == self.spec.run_key else ()
+            for row in rows:
+                if row.epoch == rung - 1:
+                    self.values[rung] = row.ema_pseudo_dice
+        return Contestant(competitor_of(self.spec), self.spec.address, self.is_open, rung in self.values, self.values.get(rung))
+
+    def _is_known_to_be_before(self, rung: int) -> bool:
+        """By what was last read of it: no folder is listed for an epoch that lies far ahead."""
+        return self.run is not None and self.is_open and self.run.seen is not None and self.run.seen.epochs_done < rung
+
+
+@dataclass
+class _Comparison:
+    halving: HalvingOfRun
+    members: list[_Member]
+    decided: dict[int, RungDecision]
+
+
+class Halvings:
+    """The comparisons that the runs of a campaign take part in."""
+
+    def __init__(self, campaign: str, clock: Clock, on_decision: Callable[[str], None]) -> None:
+        """`on_decision` gets each decision that is made here, in a sentence."""
+        self._campaign = campaign
+        self._clock = clock
+        self._on_decision = on_decision
+        self._comparisons: list[_Comparison] | None = None
+
+    def look(self, runs: Iterable[FollowedRun]) -> None:
+        """Decide what is due, and ask the runs of models that do not go on to stop.
+
+        Raises StorageError or OSError; the next look then begins with what was recorded.
+        """
+        if self._comparisons is None:
+            self._comparisons = _comparisons_of(runs)
+        try:
+            for comparison in self._comparisons:
+                self._look_at(comparison)
+        except (StorageError, OSError):
+            self._comparisons = None
+            raise
+
+    def _look_at(self, comparison: _Comparison) -> None:
+        for rung in comparison.halving.at:
+            decision = comparison.decided.get(rung)
+            if decision is None and (decision := self._decide(comparison, rung)) is None:
+                return
+            for member in comparison.members:
+                _carry_out(member, decision)
+
+    def _decide(self, comparison: _Comparison, rung: int) -> RungDecision | None:
+        """A decision that is due, once it is recorded everywhere; None while it is not due."""
+        earlier = {model.model for decision in comparison.decided.values() for model in decision.stopped}
+        members = [member for member in comparison.members if competitor_of(member.spec) not in earlier]
+        found = judged([member.at(rung) for member in members], comparison.halving.keep)
+        if found is None:
+            return None
+        decision = RungDecision(
+            comparison=comparison.halving.comparison,
+            rung=rung,
+            keep=comparison.halving.keep,
+            judged=tuple(found[0]),
+            out=tuple(found[1]),
+            campaign=self._campaign,
+            unix=round(self._clock.unix(), 3),
+        )
+        decision = _recorded(comparison, decision)
+        comparison.decided[rung] = decision
+        log.info("%s", decision.evidence)
+        self._on_decision(decision.evidence)
+        return decision
+
+
+def _recorded(comparison: _Comparison, decision: RungDecision) -> RungDecision:
+    """The decision that holds for its rung, in the folder of every run that is compared: one that was made before, else this."""
+    folders = [RunFolder(member.spec.run_folder) for member in comparison.members]
+    records = [read_halving(folder) for folder in folders]
+    held = (record.of(decision.comparison).get(decision.rung) for record in records)
+    decision = next((one for one in held if one is not None), decision)
+    for folder, record in zip(folders, records, strict=True):
+        if decision.rung not in record.of(decision.comparison):
+            write_halving(folder, record.added(decision))
+    return decision
+
+
+def _carry_out(member: _Member, decision: RungDecision) -> None:
+    """Ask a run of a model that does not go on to stop, as `nnfleet stop` does; one that is trained is validated all the same."""
+    run, model = member.run, competitor_of(member.spec)
+    if run is None or all(stopped.model != model for stopped in decision.stopped):
+        return
+    run.halved = f"stopped at epoch {decision.rung}"
+    if member.is_open and not _is_trained(run) and read_stop_request(run.folder) is None:
+        request_stop(run.folder, is_now=False, why=f"stopped by {decision.reason(model)}")
+
+
+def _is_trained(run: FollowedRun) -> bool:
+    has_all_epochs = run.seen is not None and run.seen.epochs_done >= run.seen.epochs
+    return run.observer.is_trained or has_all_epochs
+
+
+def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
+    """What the runs take part in, with the runs of the same comparisons that an earlier campaign has brought to their end."""
+    followed = {str(run.spec.run_folder): run for run in runs}
+    by_id: dict[str, list[_Member]] = {}
+    for run in followed.values():
+        if run.spec.halving is not None:
+            by_id.setdefault(run.spec.halving.comparison, []).append(_Member(run.spec, run))
+    for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members}):
+        for spec in _specs_below(RunFolder(path.root) for path in run_folders_below(folder)):
+            if spec.halving is not None and spec.halving.comparison in by_id and str(spec.run_folder) not in followed:
+                by_id[spec.halving.comparison].append(_Member(spec, committed=newest_committed(RunFolder(spec.run_folder))))
+    return [_comparison(members) for members in by_id.values()]
+
+
+def _specs_below(folders: Iterable[RunFolder]) -> Iterable[RunSpec]:
+    for folder in folders:
+        try:
+            yield folder.spec()
+        except DataError as err:  # of a run that nobody follows
+            log.warning("successive halving compares without a run: %s", err)
+
+
+def _comparison(members: list[_Member]) -> _Comparison:
+    halving = members[0].spec.halving
+    assert halving is not None
+    records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
+    decided = {rung: one for record in records.values() for rung, one in record.of(halving.comparison).items()}
+    for member in members:
+        if records[str(member.spec.run_folder)].is_overruled and member.run is not None:
+            member.run.halved = OVERRULED
+    in_it = [member for member in members if not records[str(member.spec.run_folder)].is_overruled]
+    found = _Comparison(halving, in_it, {})
+    for rung in sorted(decided):  # a campaign may have died while it recorded one
+        found.decided[rung] = _recorded(found, decided[rung])
+    return found

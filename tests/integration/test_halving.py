@@ -1,0 +1,59 @@
+"""Successive halving on a real cluster: the worse of two trainers is stopped at a rung, and goes on when a person resumes it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator import api
+from orchestrator.cluster.home import Home
+from orchestrator.cluster.local_services import Services
+from orchestrator.run.halving import read_halving
+from tests.conftest import Toys
+from tests.integration.digests import epochs_done, reached
+from tests.integration.local_home import services_of_its_own, toy_experiment
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Halving
+from trainers.contract.states import RunState
+
+pytestmark = pytest.mark.long
+
+EPOCHS = 24
+RUNG = 2
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[tuple[Home, Services]]:
+    with services_of_its_own(num_cpus=2) as started:
+        yield started
+
+
+def test_the_worse_trainer_is_stopped_at_its_rung_and_a_person_may_resume_it(
+    local: tuple[Home, Services], toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, services = local
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 1}, "validation": {"checkpoints": ["final"]}}
+    experiment = toy_experiment(toys("labels"), tmp_path, epochs=EPOCHS, train_iterations=6, **one_worker)
+    compared = {"trainers": ("nnUNetTrainer", "nnUNetTrainerDA5"), "halving": Halving(at=(RUNG,))}
+    submission = api.submit(experiment.model_copy(update=compared))
+    assert submission.plan.halving[0].startswith("Successive halving (nnUNetPlans, toy_3d): 1 of 2 models go on after epoch 2: 26 of 48")
+    statuses = {status.state: status for status in api.wait(submission.campaign_id)}
+    assert set(statuses) == {RunState.SUCCEEDED, RunState.STOPPED}, [status.reason for status in statuses.values()]
+    kept, stopped = statuses[RunState.SUCCEEDED], statuses[RunState.STOPPED]
+    (decision,) = read_halving(RunFolder(stopped.run_folder)).decisions
+    assert read_halving(RunFolder(kept.run_folder)).decisions == (decision,)
+    values = [reached(RunFolder(status.run_folder)).history[RUNG - 1].ema_pseudo_dice for status in (kept, stopped)]
+    assert [model.value for model in decision.judged] == values
+    assert RUNG <= stopped.epochs_done < EPOCHS
+    assert "successive halving at epoch 2: " in stopped.reason
+    tags = MlflowClient(services.mlflow_uri).get_run(stopped.mlflow_run_id).data.tags
+    assert tags["nnfleet.halving"] == "stopped at epoch 2"
+    assert api.resume().plan.rows == (), "it was not cut off"
+
+    resumed = api.resume([stopped.run_key])
+    (again,) = api.wait(resumed.campaign_id)
+    assert (again.state, epochs_done(RunFolder(stopped.run_folder))) == (RunState.SUCCEEDED, EPOCHS), again.reason
+    tags = MlflowClient(services.mlflow_uri).get_run(stopped.mlflow_run_id).data.tags
+    assert tags["nnfleet.halving"] == "stopped by successive halving, then continued by a person"

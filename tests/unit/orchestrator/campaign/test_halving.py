@@ -1,0 +1,282 @@
+"""Successive halving in the campaign's loop: a fake cluster that is driven by verbs, real run folders."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from orchestrator.campaign.events import RungDecided
+from orchestrator.experiment.halving import halving_sentences, with_comparisons
+from orchestrator.follow.next_step import is_trained
+from orchestrator.resume.stored import stored_below
+from orchestrator.run.halving import overrule, read_halving
+from orchestrator.run.outcome import read_outcome
+from tests.fake_campaign import Stage, look, states
+from trainers.contract.commits import Committed, EpochRow
+from trainers.contract.requests import StopRequest, read_stop_request, request_stop
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import Halving, RunSpec, Schedule
+from trainers.errors import StorageError
+from trainers.storage.files import write_json_atomic
+
+DA5 = "1/3d/nnUNetTrainerDA5"
+USUAL = "1/3d/nnUNetTrainer"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    made = Stage(tmp_path)
+    made.cluster.gpus = 8
+    return made
+
+
+def four(stage: Stage, at: tuple[int, ...] = (2,)) -> list[RunSpec]:
+    """Two folds of two trainers, compared at `at`."""
+    runs = []
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerDA5"):
+        folder = stage.base / "results" / "Dataset001_X" / f"{trainer}__nnUNetPlans__3d"
+        changes = {"trainer": trainer, "model_folder": folder, "schedule": Schedule(epochs=6)}
+        runs += [stage.run(n).model_copy(update=changes | {"run_key": f"{trainer}-{n}"}) for n in (0, 1)]
+    return with_comparisons(runs, Halving(at=at))
+
+
+def commit(run: RunSpec, *emas: float | None) -> None:
+    """As many epochs, with these EMA pseudo-Dice."""
+    rows = tuple(
+        EpochRow(
+            epoch=epoch,
+            fencing_token=1,
+            started_unix=0,
+            ended_unix=1,
+            train_loss=0,
+            val_loss=0,
+            pseudo_dice=(math.nan,),
+            pseudo_dice_mean=math.nan,
+            ema_pseudo_dice=ema,
+            learning_rate=0.01,
+            world_size=1,
+            epoch_s=1,
+            train_s=1,
+            val_s=0,
+            wait_data_s=0,
+            save_s=0,
+            samples_per_s=1,
+            gpu_memory_gib=0,
+        )
+        for epoch, ema in enumerate(emas)
+    )
+    committed = Committed(run_key=run.run_key, epochs_done=len(emas), fencing_token=1, history=rows, state_sha256="0", state_size_bytes=1)
+    write_json_atomic(RunFolder(run.run_folder).state / f"{committed.stem}.json", json.loads(committed.model_dump_json()))
+
+
+def asked(run: RunSpec) -> StopRequest | None:
+    return read_stop_request(RunFolder(run.run_folder))
+
+
+def decisions(stage: Stage) -> list[str]:
+    return [event.message for event in stage.events if isinstance(event, RungDecided)]
+
+
+def begun(stage: Stage, runs: list[RunSpec]) -> None:
+    for run in runs:
+        stage.cluster.workers_begin(run)
+
+
+def test_the_worse_model_is_stopped_with_all_its_folds_and_the_evidence(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.1, 0.5), (0.9, 0.7, 0.1), (0.9, 0.6, 0.9)), strict=False):
+        commit(run, *values)
+    look(campaign)
+    assert decisions(stage) == [], "the last fold has not reached epoch 2"
+    commit(runs[3], 0.9, 0.4)
+    look(campaign)
+    look(campaign)
+    (text,) = decisions(stage)
+    assert text == (
+        "successive halving at epoch 2, by the mean EMA pseudo-Dice of a model's runs: "
+        f"go on: {USUAL} 0.6000 (2 runs); stopped: {DA5} 0.5000 (2 runs)."
+    ), "each by its value at epoch 2, though one is at epoch 3"
+    assert [asked(run) for run in runs[:2]] == [None, None]
+    stop = asked(runs[2])
+    assert stop is not None
+    assert stop == asked(runs[3])
+    assert not stop.is_now, "after the epoch in flight"
+    assert stop.why.startswith(
+        f"stopped by successive halving at epoch 2: {DA5} has the mean EMA pseudo-Dice 0.5000 over 2 runs and is 2 of 2 models; the last "
+        f"that goes on, {USUAL}, has 0.6000. Decided by campaign c1, "
+    )
+    for run in runs[2:]:
+        stage.cluster.training_ends(run, "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "STOPPED"]
+    assert campaign.runs[runs[2].run_key].halved == "stopped at epoch 2"
+
+
+def test_a_run_between_two_jobs_ends_at_once_with_the_reason(stage: Stage) -> None:
+    runs = four(stage)
+    stage.cluster.gpus = 3
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "STOPPED"]
+    assert stage.cluster.live_jobs() == [f"train-{run.run_key}-a1" for run in runs[:2]]
+    outcome = read_outcome(RunFolder(runs[3].run_folder))
+    assert outcome is not None
+    assert outcome.message.startswith("stopped by successive halving at epoch 2: ")
+    (stored,) = [one for one in stored_below(stage.base / "results", ()) if one.run_key == runs[3].run_key]
+    assert stored.reason.startswith(f"it was stopped by successive halving at epoch 2: {DA5} has the mean")
+    assert stored.reason.endswith(f". To continue it nevertheless: nnfleet resume {runs[3].run_key}")
+
+
+def test_what_was_decided_holds_for_the_next_campaign_whatever_the_histories_say(stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    assert "stopped by it before" in " ".join(halving_sentences(runs))
+    stage.cluster.kill_campaign("c1")
+    for run in runs[2:]:
+        commit(run, 0.9, 0.9)
+    again = stage.campaign(*runs, name="c2")
+    look(again)
+    assert states(again) == ["RUNNING", "RUNNING", "STOPPED", "STOPPED"]
+    assert len(decisions(stage)) == 1, "nothing is decided anew"
+
+
+def test_a_campaign_that_died_while_it_recorded_a_decision_is_completed(stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    stage.cluster.kill_campaign("c1")
+    for run in runs[1:]:
+        RunFolder(run.run_folder).halving_file.unlink()
+        commit(run, 0.9, 0.9)
+    look(stage.campaign(*runs, name="c2"))
+    records = [read_halving(RunFolder(run.run_folder)) for run in runs]
+    assert records == [records[0]] * 4
+    assert [model.value for model in records[0].decisions[0].judged] == pytest.approx([0.65, 0.15])
+
+
+def test_a_run_that_a_person_resumes_goes_on_and_is_in_no_comparison(stage: Stage) -> None:
+    runs = four(stage, at=(2, 3))
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    stage.cluster.kill_campaign("c1")
+    campaign = stage.campaign(runs[3], name="c2")
+    overrule(runs[3])
+    look(campaign)
+    assert states(campaign) == ["RUNNING"]
+    assert asked(runs[3]) is None
+    assert campaign.runs[runs[3].run_key].halved == "stopped by successive halving, then continued by a person"
+    stage.cluster.kill_campaign("c2")
+    everything = stage.campaign(*runs, name="c3")
+    look(everything)
+    assert states(everything) == ["RUNNING", "RUNNING", "STOPPED", "RUNNING"], "nor does the whole experiment stop it again"
+
+
+def test_the_models_that_ended_before_are_compared_with_those_that_a_campaign_continues(stage: Stage) -> None:
+    runs = four(stage)
+    look(stage.campaign(*runs))  # run.json is there
+    stage.cluster.kill_campaign("c1")
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    campaign = stage.campaign(*runs[2:], name="c2")
+    begun(stage, runs[2:])
+    look(campaign)
+    assert [asked(run) is not None for run in runs[2:]] == [True, True]
+
+
+def test_a_model_of_which_a_person_stopped_a_fold_is_out(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    request_stop(RunFolder(runs[2].run_folder), is_now=False)
+    look(campaign)
+    stage.cluster.training_ends(runs[2], "STOPPED")
+    look(campaign)
+    for run, value in zip((runs[0], runs[1], runs[3]), (0.6, 0.7, 0.1), strict=True):
+        commit(run, 0.0, value)
+    for _ in range(2):
+        look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "RUNNING"]
+    assert asked(runs[3]) is None
+    assert decisions(stage)[0].endswith(f"stopped: none; not compared, as a run of each ended before: {DA5}.")
+
+
+def test_each_rung_is_decided_among_those_that_are_left(stage: Stage) -> None:
+    runs = four(stage, at=(1, 2))
+    third = [
+        run.model_copy(
+            update={
+                "variant": "low",
+                "run_key": f"low-{run.fold}",
+                "model_folder": run.model_folder.with_name("nnUNetTrainer__nnUNetPlans__3d__low"),
+            }
+        )
+        for run in runs[:2]
+    ]
+    runs = with_comparisons([*runs, *third], Halving(at=(1, 2)))
+    for run, value in zip(runs, (0.6, 0.6, 0.1, 0.1, 0.7, 0.7), strict=True):
+        commit(run, value, value)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    assert states(campaign) == ["STOPPED", "STOPPED", "STOPPED", "STOPPED", "RUNNING", "RUNNING"]
+    assert [text.split(",")[0] for text in decisions(stage)] == ["successive halving at epoch 1", "successive halving at epoch 2"]
+    assert DA5 not in decisions(stage)[1]
+
+
+def test_a_run_that_is_trained_is_validated_all_the_same(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    commit(runs[2], 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+    stage.cluster.training_ends(runs[2])
+    look(campaign)
+    for run in (runs[0], runs[1], runs[3]):
+        commit(run, 0.0, 0.6 if run is not runs[3] else 0.1)
+    for _ in range(2):
+        look(campaign)
+    assert asked(runs[2]) is None
+    assert asked(runs[3]) is not None
+    outcome = read_outcome(RunFolder(runs[2].run_folder))
+    assert outcome is not None
+    assert is_trained(outcome)
+
+
+def test_while_a_record_cannot_be_read_nothing_is_decided_and_the_runs_go_on(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    campaign = stage.campaign(*runs)
+    damaged = RunFolder(runs[0].run_folder).halving_file
+    damaged.mkdir()  # no file that can be read
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    assert "successive halving decides nothing until all folders can be read" in caplog.text
+    damaged.rmdir()
+    look(campaign)
+    assert len(decisions(stage)) == 1
+
+
+def test_without_the_key_nothing_is_read_and_nothing_is_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [run.model_copy(update={"halving": None}) for run in four(stage)]
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+
+    def refused(*_: object) -> None:
+        raise StorageError("read")
+
+    monkeypatch.setattr("orchestrator.campaign.halving.read_halving", refused)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    assert "halving" not in RunFolder(runs[0].run_folder).spec_file.read_text()
