@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.queue.space import accelerator_types
 from trainers.contract.commits import weights_file
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WeightsName
@@ -28,7 +29,9 @@ def memory_to_request(largest: "CaseMemory", spec: RunSpec, nodes: Sequence[Node
 
     `before`: what the worker before has requested; the log reports only another request.
     """
-    request, fits = memory_request(largest.peak_bytes, nodes, spec.workers.cpus, spec.workers.gpus)
+    kind = spec.workers.accelerator_type
+    usable = [node for node in nodes if not kind or kind in accelerator_types(node)]
+    request, fits = memory_request(largest.peak_bytes, usable, spec.workers.cpus, spec.workers.gpus)
     if request == before:
         return request
     need, requested = f"about {largest.peak_bytes / 2**30:.1f} GiB of memory", f"{request / 2**30:.1f} GiB"

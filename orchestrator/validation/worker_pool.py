@@ -138,10 +138,15 @@ class Pool:
         if self.largest is not None:  # by the nodes of now: one of those before may have died with the most memory
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
             self._memory_bytes = memory_to_request(self.largest, self.spec, nodes, self._memory_bytes)
-        cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
+        cpus, gpus, kind = self.spec.workers.cpus, self.spec.workers.gpus, self.spec.workers.accelerator_type or None
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class: Any = ray.remote(self.actor_class()).options(
-            num_cpus=cpus, num_gpus=gpus, memory=self._memory_bytes or None, max_restarts=0, runtime_env={"env_vars": threads}
+            num_cpus=cpus,
+            num_gpus=gpus,
+            accelerator_type=kind,
+            memory=self._memory_bytes or None,
+            max_restarts=0,
+            runtime_env={"env_vars": threads},
         )
         actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
         self._pending[actor.load.remote(dict(self.digests))] = PendingCall(actor, None, "", time.monotonic())

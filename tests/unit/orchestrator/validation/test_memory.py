@@ -48,6 +48,9 @@ def test_a_case_that_no_node_has_memory_for_is_named(
         assert largest is not None
         assert memory_to_request(largest, run.spec, nodes) == 4 * GIB
         assert memory_to_request(largest, run.spec, nodes, before=4 * GIB) == 4 * GIB
+        nodes += [{"CPU": 64, "GPU": 8, "memory": 2 * GIB, "accelerator_type:A100": 1}]
+        of_a_kind = run.spec.workers.model_copy(update={"gpus": 1, "accelerator_type": "A100"})
+        assert memory_to_request(largest, run.spec.model_copy(update={"workers": of_a_kind}), nodes, before=2 * GIB) == 2 * GIB
     assert len(caplog.records) == 1, "not for each worker"
     assert (
         "case case_2 is expected to need about 6.0 GiB of memory, and of the nodes that can hold a worker none has more than 4.0 GiB"
