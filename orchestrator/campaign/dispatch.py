@@ -11,9 +11,10 @@ from orchestrator.follow.next_step import Train, Validate
 from orchestrator.follow.reserved import elastic_trainings, leave_nodes_of_others, reservations
 from orchestrator.queue.admission import decide, growth
 from orchestrator.queue.enlarging import Enlarging
-from orchestrator.queue.gang_fit import NodeResources, Reservation, Resources, grows
+from orchestrator.queue.gang_fit import NodeResources, Reservation, grows
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.queue.space import Resources
 from orchestrator.resume.takeover import reset
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_members, validations

@@ -9,7 +9,7 @@ from orchestrator.run.estimate import note_expected
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 
-Kind = tuple[str, int, int, int, int, int]
+Kind = tuple[str, int, int, str, int, int, int]
 
 
 class Expected:
@@ -61,4 +61,5 @@ class Expected:
 def _kind(spec: RunSpec) -> Kind:
     """What runs have in common whose epochs take the same time."""
     workers, schedule = spec.workers, spec.schedule
-    return spec.model, workers.least, workers.gpus, workers.cpus, schedule.train_iterations, schedule.val_iterations
+    kind = workers.accelerator_type
+    return spec.model, workers.least, workers.gpus, kind, workers.cpus, schedule.train_iterations, schedule.val_iterations

@@ -20,8 +20,9 @@ from orchestrator.follow.first_stage import FirstStageRun, after_first_stage, ne
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, Wait, next_step
 from orchestrator.follow.render import changes, is_news
-from orchestrator.queue.gang_fit import NodeResources, Resources
+from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
+from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import Action

@@ -7,7 +7,8 @@ from typing import Any
 
 from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
 from orchestrator.cluster.neighbours import Notice
-from orchestrator.queue.gang_fit import NodeResources, Resources
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.space import ACCELERATOR_TYPE, Resources
 from trainers.errors import ClusterError, ConfigError
 
 _GROUP_LABEL = "ray.io/node-group"
@@ -140,5 +141,9 @@ def overlap(some: Sequence[str], others: Sequence[str]) -> bool:
 
 def node_of(offer: Offer) -> NodeResources:
     """The node that a head with this offer is; nothing of it is in use."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
+
     resources = {"CPU": float(offer.cpus), "GPU": float(len(offer.gpu_ids))}
+    if offer.gpu_ids and (kind := Gpus.get_current_node_accelerator_type()):
+        resources[f"{ACCELERATOR_TYPE}{kind}"] = 1.0
     return NodeResources("this machine", resources, resources)

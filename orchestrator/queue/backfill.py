@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.queue.gang_fit import Capacity, Reservation, Space
+from orchestrator.queue.gang_fit import Capacity, Reservation
 from orchestrator.queue.order import Waiting
+from orchestrator.queue.space import Space
 
 UNKNOWN_HOLDS_S = 6 * 3600.0
 """For how long the first run in line holds others back while nobody knows when it can start."""
@@ -37,7 +38,8 @@ class Front:
             return True
         if self.starts_unix is not None:
             return self.then.room(run.workers) >= run.workers.least
-        return all(space.spares(self.run.workers, run.workers) for space in (capacity.free, capacity.unreserved, self.then))
+        seen = capacity.seen_by(self.run.workers)
+        return all(space.spares(self.run.workers, run.workers) for space in (seen.free, seen.unreserved, self.then))
 
     def after(self, run: Waiting) -> "Front":
         """The same once a run has passed it."""

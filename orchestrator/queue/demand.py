@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.queue.gang_fit import Reservation, Resources
+from orchestrator.queue.gang_fit import Reservation
 from orchestrator.queue.order import Waiting
+from orchestrator.queue.space import Resources, resources_of
 from trainers.contract.run_spec import WorkerSpec
 
 MOST_BUNDLES = 1000
@@ -25,6 +26,5 @@ def bundles_wanted(waiting: Iterable[Waiting], reserved: Sequence[Reservation]) 
 
 
 def _bundles(workers: WorkerSpec, count: int) -> list[Resources]:
-    gpus = {"GPU": float(workers.gpus)} if workers.gpus else {}
-    bundles: list[Resources] = [{"CPU": float(workers.cpus), **gpus}] * count
+    bundles: list[Resources] = [resources_of(workers)] * count
     return bundles + [{"CPU": 1.0}] * (count * workers.loader_cpus)

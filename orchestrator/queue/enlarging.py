@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from orchestrator.queue.demand import bundles_wanted
-from orchestrator.queue.gang_fit import Reservation, Resources
+from orchestrator.queue.gang_fit import Reservation
 from orchestrator.queue.order import Waiting
+from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
 from trainers.errors import ClusterError
 

@@ -4,8 +4,9 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from orchestrator.queue.gang_fit import NodeResources, Reservation, Space
+from orchestrator.queue.gang_fit import NodeResources, Reservation
 from orchestrator.queue.order import Waiting, ordered
+from orchestrator.queue.space import Space
 
 MOST_FORECAST = 200
 """Of so many runs at the front of the queue; those behind them have no expected start."""

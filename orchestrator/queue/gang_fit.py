@@ -5,17 +5,15 @@ fits with its fewest bundles and takes more where there is room. With each bundl
 (`WorkerSpec.loader_cpus`): single ones, on whatever nodes, first on those without GPUs.
 """
 
-import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from orchestrator.queue.space import Resources, Space, accelerator_types
+from trainers.contract.names import nearest
 from trainers.contract.run_spec import WorkerSpec
 
-Resources = Mapping[str, float]
 FitWhen = Literal["now", "later", "never"]
-ONE_CPU = WorkerSpec(gpus=0, cpus=1)
-"""What a loader actor takes that may run anywhere."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,9 @@ def capacity_beside(workers: WorkerSpec, nodes: Sequence[NodeResources], reserve
 
 
 def describe(workers: WorkerSpec) -> str:
-    """`2 workers x (1 GPU, 8 CPUs)`, of an elastic gang `2-8 workers x (...)`; with loaders anywhere `x (..., 6 CPUs on any node)`."""
-    parts = [_count(workers.gpus, "GPU")] if workers.gpus else []
+    """`2 workers x (1 GPU, 8 CPUs)`, of a type `x (1 A100 GPU, ...)`, of an elastic gang `2-8 workers x (...)`; with loaders anywhere
+    `x (..., 6 CPUs on any node)`."""
+    parts = [_count(workers.gpus, _gpu(workers))] if workers.gpus else []
     gang = f"{sizes(workers)} workers" if workers.is_elastic else _count(workers.count, "worker")
     loaders = [f"{_count(workers.loader_cpus, 'CPU')} on any node for its loaders"] if workers.loader_cpus else []
     return f"{gang} x ({', '.join([*parts, _count(workers.cpus, 'CPU'), *loaders])})"
@@ -112,89 +111,6 @@ def sizes(workers: WorkerSpec) -> str:
 
 
 @dataclass(frozen=True)
-class Space:
-    """What is left on nodes; nodes with the same left are one group, so that thousands cost little."""
-
-    groups: tuple[tuple[float, float, int], ...]
-    """GPUs and CPUs left on each node of a group, and how many nodes it has."""
-
-    @classmethod
-    def of(cls, nodes: Iterable[Resources]) -> "Space":
-        """Of nodes with these resources each."""
-        counts: dict[tuple[float, float], int] = {}
-        for node in nodes:
-            left = node.get("GPU", 0.0), node.get("CPU", 0.0)
-            counts[left] = counts.get(left, 0) + 1
-        return cls(tuple((gpus, cpus, count) for (gpus, cpus), count in counts.items()))
-
-    def room(self, workers: WorkerSpec) -> int:
-        """How many of the gang's bundles still fit, each with its loaders."""
-        alone = sum(count * _bundles(gpus, cpus, workers) for gpus, cpus, count in self.groups)
-        if not workers.loader_cpus or not alone:
-            return alone
-        return bisect.bisect_left(range(1, alone + 1), True, key=lambda n: self._packed(workers, n).single_cpus < n * workers.loader_cpus)
-
-    def less(self, workers: WorkerSpec, bundles: int) -> "Space":
-        """With so many of the gang's bundles and their loaders on the nodes where they leave the least unusable; those that do not fit take
-        what there is."""
-        return self._packed(workers, bundles)._packed(ONE_CPU, bundles * workers.loader_cpus)
-
-    def _packed(self, workers: WorkerSpec, bundles: int) -> "Space":
-        left: dict[tuple[float, float], int] = {}
-        for gpus, cpus, count in sorted(self.groups, key=lambda group: _waste(group, workers)):
-            each = _bundles(gpus, cpus, workers) if bundles else 0
-            whole = min(count, bundles // each) if each else 0
-            part = bundles - whole * each if whole < count and each else 0
-            bundles -= whole * each + part
-            for number, taken in ((whole, each), (1 if part else 0, part), (count - whole - (1 if part else 0), 0)):
-                if number:
-                    key = gpus - taken * workers.gpus, cpus - taken * workers.cpus
-                    left[key] = left.get(key, 0) + number
-        return Space(tuple((gpus, cpus, count) for (gpus, cpus), count in left.items()))
-
-    def after(self, reserved: Iterable[Reservation]) -> "Space":
-        """When every reservation lies on the nodes, in the order that wastes least: those with GPUs first, then by cores."""
-        bundles: dict[tuple[int, int], tuple[WorkerSpec, int]] = {}
-        loaders = 0
-        for each in reserved:
-            shape = each.workers.gpus, each.workers.cpus
-            bundles[shape] = each.workers, bundles.get(shape, (each.workers, 0))[1] + each.bundles
-            loaders += each.bundles * each.workers.loader_cpus
-        space = self
-        for _, (workers, count) in sorted(bundles.items(), key=lambda item: item[0], reverse=True):
-            space = space._packed(workers, count)
-        return space._packed(ONE_CPU, loaders)
-
-    def spares(self, first: WorkerSpec, other: WorkerSpec) -> bool:
-        """Whether no node, wherever the bundles and loaders of `other` come to lie, holds fewer of `first` for it. Where `first` has
-        loaders anywhere, any CPU might be one of theirs."""
-        if first.loader_cpus:
-            return False
-        for gpus, cpus, _ in self.groups:
-            taken = min(other.least, _bundles(gpus, cpus, other))
-            cpus_left = cpus - taken * other.cpus
-            cpus_left -= min(max(0.0, cpus_left), other.least * other.loader_cpus)
-            if _bundles(gpus - taken * other.gpus, cpus_left, first) < _bundles(gpus, cpus, first):
-                return False
-        return True
-
-    @property
-    def single_cpus(self) -> int:
-        """How many actors of one CPU each fit."""
-        return sum(count * max(0, int(cpus + 1e-6)) for _, cpus, count in self.groups)
-
-    @property
-    def gpus(self) -> float:
-        """GPUs that are left on all nodes together."""
-        return sum(gpus * count for gpus, _, count in self.groups)
-
-    @property
-    def cpus(self) -> float:
-        """CPU cores that are left on all nodes together."""
-        return sum(cpus * count for _, cpus, count in self.groups)
-
-
-@dataclass(frozen=True)
 class Capacity:
     """What a cluster has left, seen in two ways."""
 
@@ -203,53 +119,66 @@ class Capacity:
     """What Ray shows as free, less what it does not show yet."""
     unreserved: Space
     """The totals less everything reserved."""
+    by_type: Mapping[str, "Capacity"] = field(default_factory=dict)
+    """As whoever asks for a type of accelerators has to see it, where the cluster has several: of gangs that ask for none, those that Ray
+    does not show yet may come to lie on these nodes, and only Ray knows whether the others do."""
 
     @classmethod
     def of(cls, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> "Capacity":
         """Of these nodes, beside these reservations."""
-        totals = Space.of(node.total for node in nodes)
-        free = Space.of(node.free for node in nodes).after(r for r in reserved if not r.is_placed)
-        return cls(totals, free, totals.after(reserved))
+        totals, free = Space.of(node.total for node in nodes), Space.of(node.free for node in nodes)
+        kinds = {group.types for group in totals.groups if group.gpus}
+        types = {name for kind in kinds for name in kind} if len(kinds) > 1 else set()
+        seen = {name: _beside(replace(totals, scarce=name), replace(free, scarce=name, taken_first=True), reserved) for name in types}
+        return replace(_beside(totals, free, reserved), by_type=seen)
+
+    def seen_by(self, workers: WorkerSpec) -> "Capacity":
+        """For a gang with its type of accelerators."""
+        return self.by_type.get(workers.accelerator_type, self)
 
     def less(self, workers: WorkerSpec, bundles: int) -> "Capacity":
         """With so many more bundles reserved."""
-        return Capacity(self.totals, self.free.less(workers, bundles), self.unreserved.less(workers, bundles))
+        seen = {name: capacity.less(workers, bundles) for name, capacity in self.by_type.items()}
+        return Capacity(self.totals, self.free.less(workers, bundles), self.unreserved.less(workers, bundles), seen)
 
     def tightest(self, workers: WorkerSpec) -> Space:
         """Where less room is for the gang."""
-        return min(self.free, self.unreserved, key=lambda left: left.room(workers))
+        seen = self.seen_by(workers)
+        return min(seen.free, seen.unreserved, key=lambda left: left.room(workers))
 
     def room(self, workers: WorkerSpec) -> int:
         """How many of the gang's bundles fit now."""
         return self.tightest(workers).room(workers)
 
 
-def _waste(group: tuple[float, float, int], workers: WorkerSpec) -> tuple[float, float, float]:
-    """Nodes in the order in which a gang takes them: without GPUs those that have none left, else those with the fewest cores per GPU
-    that are enough, then the others; of equal ones the fullest."""
-    gpus, cpus, _ = group
-    if not workers.gpus or gpus <= 0:
-        return gpus, cpus, 0.0
-    return float(cpus < gpus * workers.cpus), cpus / gpus, cpus
+def _beside(totals: Space, free: Space, reserved: Sequence[Reservation]) -> Capacity:
+    return Capacity(totals, free.after(r for r in reserved if not r.is_placed), totals.after(reserved))
 
 
-def _bundles(gpus: float, cpus: float, workers: WorkerSpec) -> int:
-    """How many bundles of a gang a node with so much left holds."""
-    most = int((cpus + 1e-6) // workers.cpus)
-    return max(0, min(most, int((gpus + 1e-6) // workers.gpus)) if workers.gpus else most)
+def _gpu(workers: WorkerSpec) -> str:
+    return f"{workers.accelerator_type} GPU" if workers.accelerator_type else "GPU"
+
+
+def _types(nodes: Iterable[Resources]) -> list[str]:
+    """The types of GPUs that Ray knows of the cluster."""
+    return sorted({name for node in nodes if node.get("GPU", 0) for name in accelerator_types(node)})
 
 
 def _shortage(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
     """Which resource the cluster will never have enough of."""
     if not nodes:
         return "the cluster has no nodes"
-    for kind, each, beside in (("GPU", workers.gpus, 0), ("CPU", workers.cpus, workers.loader_cpus)):
-        whole = sum(node.get(kind, 0) for node in nodes)
+    fitting = [node for node in nodes if not workers.accelerator_type or workers.accelerator_type in accelerator_types(node)]
+    if not fitting and any(node.get("GPU", 0) for node in nodes):
+        return f"the cluster has no {_gpu(workers)}, but {', '.join(_types(nodes)) or 'GPUs of which Ray knows no accelerator type'}"
+    for kind, having, each, beside in (("GPU", fitting, workers.gpus, 0), ("CPU", nodes, workers.cpus, workers.loader_cpus)):
+        name = _gpu(workers) if kind == "GPU" else kind
+        whole = sum(node.get(kind, 0) for node in having)
         if whole < (each + beside) * workers.least:
-            return f"the cluster has {_count(whole, kind)} in all"
-        largest = max(node.get(kind, 0) for node in nodes)
+            return f"the cluster has {_count(whole, name)} in all"
+        largest = max(node.get(kind, 0) for node in fitting)
         if largest < each:
-            return f"no node has {_count(each, kind)} (the largest has {largest:g})"
+            return f"no node has {_count(each, name)} (the largest has {largest:g})"
     return f"the nodes together hold {_count(Space.of(nodes).room(workers), 'such worker')}"
 
 
@@ -257,6 +186,9 @@ def _remedy(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
     lower = ["workers.min" if workers.is_elastic else "workers.count"] if workers.least > 1 else []
     if workers.gpus and not any(node.get("GPU", 0) for node in nodes):
         return "Set workers.gpus: 0 to run on CPUs, or start a node with GPUs."
+    types = _types(nodes)
+    if workers.accelerator_type and workers.accelerator_type not in types:
+        return f"Correct workers.accelerator_type, or start a node with such a GPU.{nearest(workers.accelerator_type, types)}"
     if workers.cpus > 1 and Space.of(nodes).room(workers.model_copy(update={"cpus": 1})) >= 1:
         lower.append("workers.cpus")
     if workers.loader_cpus:
@@ -265,7 +197,10 @@ def _remedy(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
 
 
 def _amounts(space: Space, workers: WorkerSpec) -> str:
-    amounts = [(space.gpus, "GPU"), (space.cpus, "CPU")] if workers.gpus else [(space.cpus, "CPU")]
+    amounts = [(space.cpus, "CPU")]
+    if workers.gpus:
+        space = space.of_type(workers.accelerator_type)
+        amounts = [(space.gpus, _gpu(workers)), (space.cpus, "CPU")]
     return " and ".join(_count(max(0.0, amount), kind) for amount, kind in amounts)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from orchestrator.queue.space import resources_of
 from orchestrator.run.file_names import names_problem
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome, write_outcome
@@ -215,14 +216,11 @@ def trainer(spec: RunSpec, folder: RunFolder, job: WorkerJob) -> "GangTrainer":
     from orchestrator.training.save_before_resize import SaveBeforeResize
     from orchestrator.training.scaling_policy import Allowance, FreeCapacity
 
-    resources = {"CPU": float(spec.workers.cpus)}
-    if spec.workers.gpus:
-        resources["GPU"] = float(spec.workers.gpus)
     environment = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if spec.deterministic else None
     scaling = ScalingConfig(  # type: ignore[call-arg] # Train v2's, the annotation is of v1
         num_workers=(spec.workers.least, spec.workers.most) if spec.workers.is_elastic else spec.workers.count,  # type: ignore[arg-type]
         use_gpu=spec.workers.gpus > 0,
-        resources_per_worker=resources,
+        resources_per_worker=resources_of(spec.workers),
         placement_strategy="PACK",
         elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
     )

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.queue.space import resources_of
 from trainers.contract.commits import weights_file
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, WeightsName
+from trainers.contract.run_spec import RunSpec, WeightsName, WorkerSpec
 
 if TYPE_CHECKING:
     from trainers.validation.case_memory import CaseMemory
@@ -28,7 +29,7 @@ def memory_to_request(largest: "CaseMemory", spec: RunSpec, nodes: Sequence[Node
 
     `before`: what the worker before has requested; the log reports only another request.
     """
-    request, fits = memory_request(largest.peak_bytes, nodes, spec.workers.cpus, spec.workers.gpus)
+    request, fits = memory_request(largest.peak_bytes, nodes, spec.workers)
     if request == before:
         return request
     need, requested = f"about {largest.peak_bytes / 2**30:.1f} GiB of memory", f"{request / 2**30:.1f} GiB"
@@ -44,12 +45,13 @@ def memory_to_request(largest: "CaseMemory", spec: RunSpec, nodes: Sequence[Node
     return request
 
 
-def memory_request(peak_bytes: int, nodes: Sequence[Mapping[str, float]], cpus: int, gpus: int) -> tuple[int, bool]:
+def memory_request(peak_bytes: int, nodes: Sequence[Node], workers: WorkerSpec) -> tuple[int, bool]:
     """What a worker requests of Ray whose largest case needs so many bytes, and whether a node has them. Pure.
 
-    `nodes`: the resources of each, by Ray's names. Of nodes that have `cpus` and `gpus` none has more than the largest, so no more is
-    requested: a prediction of memory makes nothing unplaceable.
+    Of nodes that have what a worker needs none has more than the largest, so no more is requested: a prediction of memory makes nothing
+    unplaceable.
     """
-    fitting = [node for node in nodes if node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus]
+    needed = resources_of(workers)
+    fitting = [node for node in nodes if all(node.get(kind, 0) >= amount for kind, amount in needed.items())]
     most = int(max((node.get("memory", 0) for node in fitting), default=0))
     return min(peak_bytes, most), peak_bytes <= most or not most

@@ -142,10 +142,15 @@ class Pool:
     def _start_worker(self) -> None:
         if self.largest is not None:  # by the nodes of now: one of those before may have died with the most memory
             self._memory_bytes = memory_to_request(self.largest, self.spec, living_nodes(), self._memory_bytes)
-        cpus, gpus = self.spec.workers.cpus, self.spec.workers.gpus
+        cpus, gpus, kind = self.spec.workers.cpus, self.spec.workers.gpus, self.spec.workers.accelerator_type or None
         threads = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "nnUNet_def_n_proc": str(cpus)}
         actor_class: Any = ray.remote(self.actor_class()).options(
-            num_cpus=cpus, num_gpus=gpus, memory=self._memory_bytes or None, max_restarts=0, runtime_env={"env_vars": threads}
+            num_cpus=cpus,
+            num_gpus=gpus,
+            accelerator_type=kind,
+            memory=self._memory_bytes or None,
+            max_restarts=0,
+            runtime_env={"env_vars": threads},
         )
         actor: Any = self.spare.pop() if self.spare else actor_class.remote(str(self.folder.root), self.fencing_token)
         self._pending[actor.load.remote(dict(self.digests))] = PendingCall(actor, None, "", time.monotonic())
@@ -304,8 +309,7 @@ class Pool:
         """A worker may wait for memory that no node has any more: another one takes its place, which requests less."""
         if self.largest is None:
             return
-        workers = self.spec.workers
-        now, _ = memory_request(self.largest.peak_bytes, living_nodes(), workers.cpus, workers.gpus)
+        now, _ = memory_request(self.largest.peak_bytes, living_nodes(), self.spec.workers)
         if not 0 < now < self._memory_bytes:
             return
         for call, pending in list(self._pending.items()):

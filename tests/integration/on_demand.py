@@ -36,8 +36,14 @@ class Provider(FakeMultiNodeProvider):
 
 
 def configuration(gcs_port: int, folder: str, most: int, memory: int) -> dict[str, Any]:
-    """No node beside the head, and up to `most` of one CPU each once they are asked for; unused ones end. `folder`: a short path."""
-    one_cpu = {"resources": {"CPU": 1, "object_store_memory": memory}, "node_config": {}, "min_workers": 0, "max_workers": most}
+    """No node beside the head, and up to `most` of one CPU each once they are asked for, some of them with a GPU that is none; unused ones
+    end. `folder`: a short path."""
+    usual = {"node_config": {}, "min_workers": 0, "max_workers": most}
+    one_cpu = {**usual, "resources": {"CPU": 1, "object_store_memory": memory}}
+    t4, a100 = (
+        {**usual, "resources": {**one_cpu["resources"], "GPU": 1, f"accelerator_type:{kind}": 1}}  # type: ignore[dict-item]
+        for kind in ("T4", "A100")
+    )
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
     return {
         "cluster_name": "on-demand",
@@ -51,7 +57,7 @@ def configuration(gcs_port: int, folder: str, most: int, memory: int) -> dict[st
             "head_node_id": FAKE_HEAD_NODE_ID,
             "use_node_id_as_ip": True,
         },
-        "available_node_types": {HEAD_KIND: head, "one-cpu": one_cpu},
+        "available_node_types": {HEAD_KIND: head, "one-cpu": one_cpu, "t4": t4, "a100": a100},
         "head_node_type": HEAD_KIND,
         "upscaling_speed": 1,
         "file_mounts_sync_continuously": False,

@@ -1,5 +1,8 @@
 """Campaigns on a cluster that has no worker nodes until somebody asks for them, by Ray's own autoscaler."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,8 @@ import pytest
 
 from orchestrator import api
 from orchestrator.cluster.jobs import Jobs
+from orchestrator.cluster.list_nodes import nodes_of
+from orchestrator.queue.space import accelerator_types
 from orchestrator.run.status import RunStatus
 from tests.conftest import Toys
 from tests.integration.local_home import toy_experiment
@@ -47,6 +52,24 @@ def test_two_gangs_of_most_of_the_cluster_each_are_trained_on_nodes_that_come_an
         time.sleep(1)
     assert left == 0
     assert all(not job.is_live for job in Jobs(cluster.address).records())
+
+
+ASK = """
+from orchestrator.cluster.nodes import ask_for_nodes
+from orchestrator.queue.space import resources_of
+from trainers.contract.run_spec import WorkerSpec
+ask_for_nodes([resources_of(WorkerSpec(count=1, gpus=1, cpus=1, accelerator_type="A100"))])
+"""
+
+
+def test_a_kind_of_gpu_is_started_from_no_node(cluster: ManyNodes) -> None:
+    control_store = f"127.0.0.1:{cluster.gcs_port}"
+    subprocess.run([sys.executable, "-c", ASK], env={**os.environ, "RAY_ADDRESS": control_store}, check=True)
+    deadline = time.monotonic() + GONE_S
+    while not (gpus := [node for node in nodes_of(control_store, cluster.token_file) if node.total.get("GPU")]):
+        assert time.monotonic() < deadline, cluster.log_tails()
+        time.sleep(1)
+    assert [accelerator_types(node.total) for node in gpus] == [("A100",)]
 
 
 def _worker_daemons(cluster: ManyNodes) -> int:

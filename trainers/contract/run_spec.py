@@ -106,10 +106,18 @@ class WorkerSpec(Frozen):
     """Most workers of an elastic gang: it grows to so many when nodes are free, at most to the plan's batch size."""
     gpus: int = Field(1, ge=0, le=1)
     """GPUs per worker; 0 trains on CPUs."""
+    accelerator_type: str = Field("", pattern=r"^([A-Za-z0-9][\w.+-]*)?$", exclude_if=lambda name: not name)
+    """Kind of the GPUs by Ray's name, such as `A100` or `H100`: training and validation take no others. Empty: any. Changes no sample."""
     cpus: int = Field(8, ge=1)
     """CPU cores per worker: step threads and those loader actors that run on its node."""
     loader_cpus: SkipJsonSchema[int] = Field(0, ge=0, exclude_if=lambda count: count == 0)
     """CPU cores of a worker's loader actors on whatever nodes. Only `RunSpec.gang` sets it, for `loader: {placement: cluster}`."""
+
+    @model_validator(mode="after")
+    def _a_kind_of_gpu(self) -> "WorkerSpec":
+        if self.accelerator_type and not self.gpus:
+            raise ValueError(f"`accelerator_type: {self.accelerator_type}` beside `gpus: 0`: set `gpus: 1`, or remove it to train on CPUs")
+        return self
 
     @model_validator(mode="after")
     def _fixed_or_elastic(self) -> "WorkerSpec":

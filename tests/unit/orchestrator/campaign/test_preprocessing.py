@@ -12,8 +12,9 @@ from orchestrator.experiment.model import experiment_from
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.preprocessing.order import Progressed, Refused
 from orchestrator.queue.enlarging import Enlarging
-from orchestrator.queue.gang_fit import NodeResources, Resources
+from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Entry, Registry
+from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord

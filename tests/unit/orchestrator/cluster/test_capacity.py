@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator.cluster import nodes
 from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
-from orchestrator.cluster.nodes import offer_of, visible_gpus
+from orchestrator.cluster.nodes import node_of, offer_of, visible_gpus
 from orchestrator.errors import ConfigError
 
 OWN = "0::/system.slice/job_7/step_0\n"
@@ -88,6 +89,12 @@ def test_what_is_asked_for_bounds_the_offer(monkeypatch: pytest.MonkeyPatch) -> 
     assert offer_of(Share()).gpu_ids == ("2", "3")
     with pytest.raises(ConfigError, match="--gpus 3, but this process may use GPUs 2,3"):
         offer_of(Share(gpus=3))
+
+
+def test_this_machines_node_has_the_kind_of_its_gpus_as_ray_will_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_accelerator_type", lambda: "A100")
+    assert node_of(Offer(cpus=3, gpu_ids=("2",), memory_gib=8)).total == {"CPU": 3, "GPU": 1, "accelerator_type:A100": 1}
+    assert node_of(Offer(cpus=3, gpu_ids=(), memory_gib=8)).total == {"CPU": 3, "GPU": 0}
 
 
 def test_an_offer_is_measured_by_what_is_asked_alone() -> None:

@@ -81,7 +81,7 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\nepoch: 5", "e.yaml:3: epoch: unknown key. Did you mean 'epochs'?"),
     (
         "dataset: 17\nconfigurations: 2d\nworkers:\n  gpu: 1",
-        "e.yaml:4: workers.gpu: unknown key. Did you mean 'gpus'? Known here: count, min, max, gpus, cpus.",
+        "e.yaml:4: workers.gpu: unknown key. Did you mean 'gpus'? Known here: count, min, max, gpus, accelerator_type, cpus.",
     ),
     ("configurations: 2d", "e.yaml: dataset: missing. Add it."),
     ("dataset: brain\nconfigurations: 2d", "e.yaml:1: dataset: got 'brain': must be a dataset's number (17, 017) or its whole name"),
@@ -110,6 +110,11 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\ninitial_lr: .inf", "e.yaml:3: initial_lr: got inf: must be a finite number."),
     ("dataset: 17\nconfigurations: 2d\nepochs: many", "e.yaml:3: epochs: got 'many': must be a valid integer"),
     ("dataset: 17\nconfigurations: 2d\nworkers: {gpus: 2}", "workers.gpus: got 2: must be less than or equal to 1."),
+    (
+        "dataset: 17\nconfigurations: 2d\nworkers: {gpus: 0, accelerator_type: A100}",
+        "`accelerator_type: A100` beside `gpus: 0`: set `gpus: 1`, or remove it to train on CPUs",
+    ),
+    ("dataset: 17\nconfigurations: 2d\nworkers: {accelerator_type: 'A 100'}", "workers.accelerator_type: got 'A 100'"),
     ("dataset: 17\nconfigurations: 2d\nworkers: {min: 3, max: 2}", "`min: 3` is more than `max: 2`; exchange them"),
     ("dataset: 17\nconfigurations: 2d\nworkers: {min: 3}", "`min` without `max`: name both for an elastic number of workers"),
     ("dataset: 17\nconfigurations: 2d\nworkers: {max: 3}", "`max` without `min`: name both"),
@@ -174,13 +179,16 @@ def test_a_missing_key_is_told_beside_an_unknown_one_that_means_another() -> Non
     assert "e.yaml: configurations: missing. Add it." in str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("workers", ["{count: 2, gpus: 0}", "{gpus: 0}", "{min: 2, max: 8}", "{min: 1, max: 1, cpus: 3}"])
+@pytest.mark.parametrize(
+    "workers", ["{count: 2, gpus: 0}", "{gpus: 0}", "{min: 2, max: 8}", "{min: 1, max: 1, cpus: 3}", "{accelerator_type: A100}"]
+)
 def test_workers_survive_every_way_on_which_they_are_stored(workers: str) -> None:
     experiment = parse_experiment(MINIMAL + f"workers: {workers}")
     assert parse_experiment(experiment.to_yaml()).workers == experiment.workers
     stored = experiment.workers.model_dump_json()
     assert type(experiment.workers).model_validate_json(stored) == experiment.workers
     assert ("count" in stored) is not experiment.workers.is_elastic
+    assert ("accelerator_type" in stored) is bool(experiment.workers.accelerator_type)
 
 
 def test_all_faults_are_told_at_once() -> None:

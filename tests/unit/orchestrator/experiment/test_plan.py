@@ -198,6 +198,7 @@ def test_keys_change_with_the_labels_and_not_with_the_workers(tiny: Tiny) -> Non
     others: list[dict[str, Any]] = [
         {"workers": {"gpus": 0, "cpus": 2, "count": 2}},
         {"workers": {"gpus": 0, "cpus": 2, "min": 1, "max": 3}},
+        {"workers": {"accelerator_type": "A100"}},
         {"loader": {"prefetch": 9}},
         {"loader": {"actors": 40, "placement": "cluster"}},
         {"validation": {"checkpoints": ["final"]}},

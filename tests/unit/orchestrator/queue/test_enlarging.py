@@ -8,8 +8,9 @@ import pytest
 from orchestrator.campaign.loop import Campaign
 from orchestrator.errors import ClusterError
 from orchestrator.queue.enlarging import AGAIN_S
-from orchestrator.queue.gang_fit import NodeResources, Resources
+from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
+from orchestrator.queue.space import Resources
 from tests.fake_campaign import Stage, look
 
 GPU = {"CPU": 1.0, "GPU": 1.0}

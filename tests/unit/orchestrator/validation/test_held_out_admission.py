@@ -9,9 +9,10 @@ import pytest
 from orchestrator.campaign.planning import queue_of
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.queue.enlarging import Enlarging
-from orchestrator.queue.gang_fit import NodeResources, Resources, capacity_beside
+from orchestrator.queue.gang_fit import NodeResources, capacity_beside
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
 from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, workers_for

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.validation import memory
 from orchestrator.validation.memory import largest_case, memory_request, memory_to_request
 from tests.fake_run import FakeRun
+from trainers.contract.run_spec import WorkerSpec
 from trainers.storage.files import write_atomic, write_json_atomic
 from trainers.validation import case_memory
 from trainers.validation.case_memory import CaseMemory, Model, peak_bytes
@@ -22,12 +23,12 @@ GIB = 2**30
 )
 def test_no_more_is_requested_than_the_largest_node_that_holds_a_worker_has(need: int, request_bytes: int, fits: bool) -> None:
     nodes = [{"CPU": 4, "memory": 8}, {"CPU": 8, "memory": 4}, {"CPU": 1, "memory": 99}, {"CPU": 4}]
-    assert memory_request(need, nodes, cpus=4, gpus=0) == (request_bytes, fits)
+    assert memory_request(need, nodes, WorkerSpec(cpus=4, gpus=0)) == (request_bytes, fits)
 
 
 def test_where_no_node_is_known_to_have_memory_nothing_is_requested() -> None:
-    assert memory_request(3, [{"CPU": 4}], cpus=4, gpus=0) == (0, True)
-    assert memory_request(3, [{"CPU": 4, "memory": 8}], cpus=4, gpus=1) == (0, True)
+    assert memory_request(3, [{"CPU": 4}], WorkerSpec(cpus=4, gpus=0)) == (0, True)
+    assert memory_request(3, [{"CPU": 4, "memory": 8}], WorkerSpec(cpus=4, gpus=1)) == (0, True)
 
 
 def test_a_case_that_no_node_has_memory_for_is_named(
@@ -48,6 +49,9 @@ def test_a_case_that_no_node_has_memory_for_is_named(
         assert largest is not None
         assert memory_to_request(largest, run.spec, nodes) == 4 * GIB
         assert memory_to_request(largest, run.spec, nodes, before=4 * GIB) == 4 * GIB
+        nodes += [{"CPU": 64, "GPU": 8, "memory": 2 * GIB, "accelerator_type:A100": 1}]
+        of_a_kind = run.spec.workers.model_copy(update={"gpus": 1, "accelerator_type": "A100"})
+        assert memory_to_request(largest, run.spec.model_copy(update={"workers": of_a_kind}), nodes, before=2 * GIB) == 2 * GIB
     assert len(caplog.records) == 1, "not for each worker"
     assert (
         "case case_2 is expected to need about 6.0 GiB of memory, and of the nodes that can hold a worker none has more than 4.0 GiB"

@@ -17,6 +17,7 @@ from orchestrator.validation.case_queue import CaseQueue
 from orchestrator.validation.cases import Stopped
 from orchestrator.validation.worker_pool import Pool
 from tests.fake_run import FakeRun
+from trainers.contract.run_spec import WorkerSpec
 from trainers.errors import ClusterError, DataError, StorageError
 from trainers.storage.files import write_json_atomic
 from trainers.validation.case_memory import CaseMemory
@@ -67,6 +68,8 @@ class FakeRay:
     looks: int = 0
     memory: list[Any] = field(default_factory=list)
     """What each actor requested."""
+    kinds: list[Any] = field(default_factory=list)
+    """On which kind of GPUs."""
     alive: dict[str, int] = field(default_factory=dict)
     """Nodes that live -> their memory."""
 
@@ -79,6 +82,7 @@ class FakeRay:
 
     def options(self, **options: object) -> Any:
         self.memory.append(options["memory"])
+        self.kinds.append(options["accelerator_type"])
         return type("Ready", (), {"remote": lambda *_: Actor(self.free.pop(0) if self.free else None)})()
 
     def wait(self, calls: Sequence[Call], num_returns: int, timeout: float) -> tuple[list[Call], Sequence[Call]]:
@@ -190,6 +194,14 @@ def test_workers_request_the_memory_of_the_largest_case(start: Start, largest: C
     ray.alive, pool.largest = {"a": 512 * GIB}, largest
     pool.run(1)
     assert ray.memory == [requested]
+
+
+@pytest.mark.parametrize(("kind", "requested"), [("", None), ("A100", "A100")])
+def test_workers_take_the_kind_of_gpu_that_training_took(start: Start, kind: str, requested: str | None) -> None:
+    ray, pool = start(["a"], ["case_2"])
+    pool.spec = pool.spec.model_copy(update={"workers": WorkerSpec(gpus=1, accelerator_type=kind)})
+    pool.run(1)
+    assert ray.kinds == [requested]
 
 
 def test_the_worker_after_a_node_that_died_requests_no_more_than_a_node_that_lives_has(
