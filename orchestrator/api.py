@@ -162,7 +162,7 @@ def submit(
     _check_here(experiment, cluster)
     meant = reach(cluster, starts=True)
     sent = _as_sent(experiment, meant.local)
-    keep_code(Home.default(), [source.files for source in sent.own_sources.values()])
+    keep_code(Home.default(), [source.files for source in sent.all_sources])
 
     def send(campaign_id: str, runs: "Sequence[HandedRun]") -> str:
         return meant.jobs.submit_campaign(campaign_id, sent.to_yaml(), replaces=replaces, handed=runs)

@@ -20,7 +20,7 @@ from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from trainers.contract.requests import request_finish, request_place, request_stop
 from trainers.contract.run_folder import RunFolder
-from trainers.errors import NnfleetError, TrackingError
+from trainers.errors import ConfigError, NnfleetError, TrackingError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,6 +91,11 @@ def finish_all(folders: Sequence[Path], run_keys: Sequence[str], *, anneal_epoch
 
     def finish(folder: Path, run_key: str) -> None:
         spec = RunFolder(folder).spec_of(run_key, "stop")
+        if spec.own.trainer is not None and anneal_epochs:
+            raise ConfigError(
+                f"stop: {spec.address} trains by its trainer's own loop, whose learning rates nnfleet does not set. "
+                "Leave out --anneal: it then ends after the epoch in progress."
+            )
         request_finish(RunFolder(folder), spec.run_key, anneal_epochs=anneal_epochs)
 
     named = zip(folders, chain(run_keys, repeat("")), strict=False)

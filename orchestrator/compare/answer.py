@@ -9,7 +9,7 @@ from orchestrator.compare.held_out_sets import HeldOutSet, held_out_sets, place_
 from orchestrator.compare.models import RUN_FOLDER, TrainedModel, short_names
 from orchestrator.compare.paired_scores import class_pairs, metrics_of, pooled_pairs, score_table
 from orchestrator.compare.patients import patient_of_each, unlike_patients
-from orchestrator.compare.schedules import early_ends, schedules_of_variants, unlike_settings
+from orchestrator.compare.schedules import early_ends, not_exact, schedules_of_variants, unlike_settings
 from orchestrator.compare.unlike import differences
 from orchestrator.errors import ConfigError
 from orchestrator.run.patients import digest_of
@@ -99,7 +99,7 @@ class Answer:
         """What has to be known beside the numbers."""
         notes = list(self.marks)
         notes += [f"{name} lacks {_folds(folds)}: those cases are left out of its pairs." for name, folds in self.missing.items() if folds]
-        notes += [whole(sentence) for sentence in (*schedules_of_variants(self.models), *early_ends(self.models))]
+        notes += [whole(sentence) for sentence in (*schedules_of_variants(self.models), *early_ends(self.models), *not_exact(self.models))]
         notes += _without_lesions(self.models)
         notes += [remark for each in self.held_out for remark in each.remarks] + list(self.unread)
         if self.is_from_mlflow:

@@ -148,7 +148,8 @@ def _plans(run: RunFacts) -> dict[str, Any]:
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
-    return _flat({key: value for key, value in spec.model_dump(mode="json").items() if key not in NOT_SETTINGS})
+    settings = _flat({key: value for key, value in spec.model_dump(mode="json").items() if key not in NOT_SETTINGS})
+    return settings | ({"exactness": spec.inexactness} if spec.inexactness else {})
 
 
 def _code(tags: Mapping[str, str] | None) -> dict[str, str]:

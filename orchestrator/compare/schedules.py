@@ -49,6 +49,11 @@ def early_ends(models: Sequence[TrainedModel]) -> list[str]:
     return [f"{model.name} ended early, as asked: {model.early_end}" for model in models if model.early_end]
 
 
+def not_exact(models: Sequence[TrainedModel]) -> list[str]:
+    """Which models a trainer of the user's has trained by its own loop, a sentence each."""
+    return [f"{model.name}: {model.spec.inexactness.removesuffix('.')}" for model in models if model.spec.inexactness]
+
+
 def _changes(usual: TrainedModel, other: TrainedModel) -> dict[str, str]:
     """Setting -> `epochs (100 instead of 1000)`; an early end is one too."""
     names, schedules = Schedule.model_fields, (usual.spec.schedule, other.spec.schedule)

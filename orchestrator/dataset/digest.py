@@ -107,7 +107,7 @@ def run_key(
             "configuration": configuration,
             "plans": plans,
             "trainer": trainer,
-            "recipe": [weights_sha256] if weights_sha256 else [TRAINERS[trainer].recipe, RECIPE_VERSION],
+            "recipe": [weights_sha256] if weights_sha256 else _recipe(trainer, own),
             "fold": fold,
             "seed": seed,
             "schedule": schedule.model_dump(mode="json"),
@@ -125,6 +125,11 @@ def run_key(
     named = [*([_slug(variant, 24)] if variant else []), *([_slug(replicate, 12)] if replicate else [])]
     readable = "-".join([*parts, f"f{fold}", f"s{seed}", *named])
     return f"{readable[:LONGEST_READABLE] if variant else readable}-{digest[:8]}"
+
+
+def _recipe(trainer: str, own: OwnParts) -> list[str | int]:
+    """A class of the user's is part of the key with its files, and draws samples of its own, which no version of ours changes."""
+    return [] if own.trainer is not None else [TRAINERS[trainer].recipe, RECIPE_VERSION]
 
 
 def _slug(name: str, length: int) -> str:

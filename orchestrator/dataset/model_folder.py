@@ -16,7 +16,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import OwnPart, RunSpec
 
 OWN_FOLDER = "`variant: NAME` in the experiment file gives the new runs a model folder of their own"
-_OWN: tuple[OwnPart, ...] = ("network", "loss", "recipe")
+_OWN: tuple[OwnPart, ...] = ("network", "loss", "recipe", "trainer")
 ESCAPE = f"{OWN_FOLDER}; or name another nnUNet_results."
 CURES = f"To keep both: {ESCAPE} To start anew here: `nnfleet submit --replace` moves the old run folder aside."
 

@@ -93,7 +93,13 @@ def _data_of(spec: RunSpec) -> _Data:
     configuration = usable_configuration(plans, spec.configuration)
     dataset_json = load_dataset_json(folder)
     labels = labels_of(dataset_json, str(folder / "dataset.json"))
-    canonical_trainer(spec.trainer)
+    if spec.own.trainer is None:
+        canonical_trainer(spec.trainer)
+    elif stage := previous_stage(configuration):
+        raise ConfigError(
+            f"trainers: {spec.trainer}, which trains by its own loop, does not train {spec.configuration!r}, the second stage of a cascade "
+            f"behind {stage!r}. Name other configurations, or a trainer of nnfleet for this one."
+        )
     return _Data(plans, configuration, dataset_json, labels, folder / configuration["data_identifier"])
 
 

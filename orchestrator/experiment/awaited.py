@@ -34,7 +34,7 @@ def _awaited(experiment: Experiment, dataset: str) -> list[HandedRun]:
     results = experiment.nnUNet_results
     assert results is not None
     found = []
-    variants = {trainer: experiment.variants(trainer) for trainer in experiment.trainers}
+    variants = {trainer: experiment.variants(trainer) for trainer in experiment.trainer_names}
     for number in range(experiment.num_variants):
         for plans, configuration, trainer, seed, fold in experiment.axes():
             variant = variants[trainer][number]

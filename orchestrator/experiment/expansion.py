@@ -85,7 +85,7 @@ class _Expansion:
         return with_comparisons(specs, self.experiment.halving)
 
     def _all_planned(self, plans: dict[str, Plans], splits: dict[tuple[str, str, Fold], Split]) -> Iterator[Planned]:
-        variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainers}
+        variants = {trainer: self.experiment.variants(trainer) for trainer in self.experiment.trainer_names}
         for number, (plans_name, configuration, trainer, seed, fold) in product(
             range(self.experiment.num_variants), self.experiment.axes()
         ):
@@ -161,7 +161,7 @@ class _Expansion:
             replicate=self.experiment.replicate,
             variant=variant.name,
             pretrained=self._first_weights(fold, split),
-            own=self.experiment.own_parts,
+            own=self.experiment.own_parts(trainer),
             candidates=self.experiment.validation.candidates,
         )
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from orchestrator.errors import ConfigError
+from orchestrator.experiment.own_code import OwnSource, own_trainer
 from orchestrator.run.patients import compiled, is_table, read_table
 from orchestrator.tracking.address import check_tracking_uri
 from trainers.contract.names import LONGEST_CASE, LONGEST_NAME, Fold, fault_of_name, fault_of_variant
@@ -68,7 +69,9 @@ def _seed(value: Any) -> int:
     return _whole_number(value, "a seed")
 
 
-def _trainer(value: Any) -> str:
+def _trainer(value: Any) -> str | OwnSource:
+    if (own := own_trainer(value)) is not None:
+        return own
     try:
         return canonical_trainer(str(value))
     except ConfigError as err:
@@ -143,7 +146,7 @@ _RANGE = {"type": "string", "pattern": "^[0-9]+-[0-9]+$"}
 _FOLD = {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "all"}, _RANGE]}
 _SEED = {"anyOf": [{"type": "integer", "minimum": 0}, _RANGE]}
 NameList = Annotated[tuple[_Name, ...], *_axis(_NAME)]
-Trainers = Annotated[tuple[Annotated[str, BeforeValidator(_trainer)], ...], *_axis(_NAME)]
+Trainers = Annotated[tuple[Annotated[str | OwnSource, BeforeValidator(_trainer)], ...], *_axis({"anyOf": [_NAME, {"type": "object"}]})]
 Folds = Annotated[tuple[Annotated[Fold, BeforeValidator(_fold)], ...], *_axis(_FOLD, _numbered)]
 Seeds = Annotated[tuple[Annotated[int, BeforeValidator(_seed), Field(lt=2**63)], ...], *_axis(_SEED, _numbered)]
 DatasetName = Annotated[str, BeforeValidator(_dataset), WithJsonSchema({"type": ["integer", "string"]})]

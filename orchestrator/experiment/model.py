@@ -28,10 +28,12 @@ from orchestrator.experiment.fields import (
     TrackingUri,
     Trainers,
     VariantName,
+    distinct,
 )
 from orchestrator.experiment.first_weights import names_run
 from orchestrator.experiment.halving import fault_of_halving
 from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, with_code_beside
+from orchestrator.experiment.own_trainers import fault_beside
 from orchestrator.experiment.preprocess import PreprocessField, fault_of_preprocess, with_plans_of_planner
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
 from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
@@ -110,7 +112,8 @@ class Experiment(Schedule):
     """One or several configurations of the plans, such as `3d_fullres`."""
     trainers: Trainers = ("nnUNetTrainer",)
     """Trainers: nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerDA5_classic, or short: default, da5, da5_classic; and those variants of
-    nnU-Net's that docs/trainers.md lists, such as nnUNetTrainer_250epochs; nnU-Net: nnUNetTrainer."""
+    nnU-Net's that docs/trainers.md lists, such as nnUNetTrainer_250epochs; nnU-Net: nnUNetTrainer. Or a subclass of nnU-Net's trainer of
+    your own, `module:Class` of a Python file beside this file, which trains by its own loop: such runs are not exact (docs/trainers.md)."""
     network: Network = None
     """A function of your own that builds the network, `module:function` of a Python file beside this file (docs/trainers.md). Without a
     `variant`, its name is part of the model's."""
@@ -224,8 +227,8 @@ class Experiment(Schedule):
     @model_validator(mode="after")
     def _as_the_trainers_say(self) -> "Experiment":
         swept = fields_of(self.sweep or {})
-        for trainer in self.trainers:
-            for field, value in TRAINERS[trainer].schedule.items():
+        for trainer in self.trainer_names:
+            for field, value in self._set_by(trainer).items():
                 if field in swept:
                     raise ValueError(
                         f"sweep: {field} contradicts trainers: {trainer}, which sets {field} to {value}; remove one of the two"
@@ -235,6 +238,13 @@ class Experiment(Schedule):
                         f"{field}: {getattr(self, field)} contradicts trainers: {trainer}, which sets {field} to {value}; "
                         f"remove `{field}`, or name a trainer that leaves it open"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _as_own_trainers_allow(self) -> "Experiment":
+        distinct(self.trainer_names)
+        if (own := next(iter(self.own_trainers), "")) and (fault := fault_beside(own, self, fields_of(self.sweep or {}))):
+            raise ValueError(fault)
         return self
 
     @model_validator(mode="after")
@@ -273,13 +283,17 @@ class Experiment(Schedule):
     def _nameable(self) -> "Experiment":
         if self.variant or not self.own_name:
             return self
-        if fault := next((fault for variant in self.variants(self.trainers[0]) if (fault := fault_of_variant(variant.name))), ""):
+        if fault := next((fault for variant in self.variants(self.trainer_names[0]) if (fault := fault_of_variant(variant.name))), ""):
             raise ValueError(f"the variant's name, which would be {self.own_name}, {fault}; name it yourself: `variant: NAME`")
         return self
 
     def schedule_of(self, trainer: str) -> Schedule:
         """The schedule alone, as a run of `trainer` takes it: what the trainer's name sets stands above the defaults."""
-        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields} | TRAINERS[trainer].schedule)
+        return Schedule(**{field: getattr(self, field) for field in Schedule.model_fields} | self._set_by(trainer))
+
+    def _set_by(self, trainer: str) -> dict[str, float]:
+        """Fields of the schedule that the name of a trainer sets; a class of the user's sets none."""
+        return {} if trainer in self.own_trainers else TRAINERS[trainer].schedule
 
     def variants(self, trainer: str) -> list[Variant]:
         """The variants of the sweep, else the one of the whole file; without a name the usual settings. Each has all of `axes`."""
@@ -296,8 +310,24 @@ class Experiment(Schedule):
         return {part: source for part, source in every.items() if source is not None}
 
     @property
-    def own_parts(self) -> OwnParts:
-        """The same as run specifications name them."""
+    def trainer_names(self) -> tuple[str, ...]:
+        """The trainers by name; of a class of the user's the class's."""
+        return tuple(trainer.symbol if isinstance(trainer, OwnSource) else trainer for trainer in self.trainers)
+
+    @property
+    def own_trainers(self) -> dict[str, OwnSource]:
+        """Those that are classes of the user's, with their files."""
+        return {trainer.symbol: trainer for trainer in self.trainers if isinstance(trainer, OwnSource)}
+
+    @property
+    def all_sources(self) -> list[OwnSource]:
+        """All code of the user's, which goes with the experiment."""
+        return [*self.own_sources.values(), *self.own_trainers.values()]
+
+    def own_parts(self, trainer: str) -> OwnParts:
+        """The code of the user's that runs of `trainer` have, as their specifications name it."""
+        if trainer in self.own_trainers:
+            return OwnParts(trainer=self.own_trainers[trainer].code)
         return OwnParts(**{part: source.code for part, source in self.own_sources.items()})
 
     @property
@@ -326,7 +356,7 @@ class Experiment(Schedule):
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
         """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""
-        return list(product(self.plans, self.configurations, self.trainers, self.seeds, self.folds))
+        return list(product(self.plans, self.configurations, self.trainer_names, self.seeds, self.folds))
 
     def with_folders_resolved(self, *, required: bool = True, environment: Mapping[str, str] | None = None) -> "Experiment":
         """This experiment with absolute paths; folders are those of the file, else of the environment variables.

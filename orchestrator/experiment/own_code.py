@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 from trainers.contract.names import nearest
 from trainers.contract.own_code import ARGUMENTS, digest_of
 from trainers.contract.run_spec import Frozen, OwnCode, OwnPart
+from trainers.contract.trainer_table import REFUSED, TRAINERS
 from trainers.storage.files import expanded
 
 MAX_BYTES = 50_000
@@ -22,14 +23,18 @@ MAX_BYTES = 50_000
 USAGE = (
     "write `module:function` of a Python file beside the experiment file (`my_loss:focal`), or of a package there (`my_package.loss:focal`)"
 )
+TRAINER_USAGE = (
+    "write `module:Class` of a Python file beside the experiment file (`my_trainer:nnUNetTrainerX`), or of a package there "
+    "(`my_package.trainers:nnUNetTrainerX`)"
+)
 PARTS: tuple[OwnPart, ...] = ("network", "loss", "recipe")
 
 
 class OwnSource(Frozen):
-    """A function with the files that define it."""
+    """A function, or a trainer's class, with the files that define it."""
 
     name: str
-    """`module:function`."""
+    """`module:function` or `module:Class`."""
     files: dict[str, str]
     """Path below the folder of the module -> text."""
 
@@ -48,23 +53,28 @@ class OwnSource(Frozen):
         """As a run specification names it."""
         return OwnCode(name=self.name, sha256=digest_of(self.files))
 
+    @property
+    def symbol(self) -> str:
+        """The name of the function or class without its module's."""
+        return self.name.partition(":")[2]
 
-def own_source(text: str) -> OwnSource:
-    """The function that `text` names, `[FOLDER/]module:function`, with its files. Raises ValueError."""
+
+def own_source(text: str, usage: str = USAGE) -> OwnSource:
+    """The function or class that `text` names, `[FOLDER/]module:function`, with its files. Raises ValueError, with the `usage`."""
     place, _, function = text.rpartition(":")
     folder, _, module = place.rpartition("/")
     module = module.removesuffix(".py")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module, re.ASCII) or not re.fullmatch(r"[A-Za-z_]\w*", function, re.ASCII):
-        raise ValueError(f"{text!r} names no function; {USAGE}")
+        raise ValueError(f"{text!r} names no {'class' if usage == TRAINER_USAGE else 'function'}; {usage}")
     try:
         base = expanded(Path(folder or "."))
-        files = {path.relative_to(base).as_posix(): path.read_bytes().decode() for path in _files(base, module)}
+        files = {path.relative_to(base).as_posix(): path.read_bytes().decode() for path in _files(base, module, usage)}
     except (OSError, UnicodeDecodeError, ConfigError) as err:
         raise ValueError(f"{text}: its files cannot be read: {err}") from err
     return OwnSource(name=f"{module}:{function}", files=files)
 
 
-def _files(base: Path, module: str) -> Iterator[Path]:
+def _files(base: Path, module: str, usage: str) -> Iterator[Path]:
     """The one file of a module, or every Python file of the package that it is part of."""
     package = base / module.split(".")[0]
     if (package / "__init__.py").is_file():
@@ -72,11 +82,12 @@ def _files(base: Path, module: str) -> Iterator[Path]:
     elif "." not in module and package.with_suffix(".py").is_file():
         yield package.with_suffix(".py")
     else:
-        raise ValueError(f"{package}.py does not exist, nor a package {package} with an __init__.py; {USAGE}")
+        raise ValueError(f"{package}.py does not exist, nor a package {package} with an __init__.py; {usage}")
 
 
 def fault_of(part: OwnPart, source: OwnSource) -> str:
-    """Why a function cannot be called for `part`, as far as its file shows; '' when it can. Pure: the file is parsed, not executed."""
+    """Why a function cannot be called for `part`, or a class be a trainer, as far as its file shows; '' when it can. Pure: the file is
+    parsed, not executed."""
     module, _, function = source.name.partition(":")
     stem = module.replace(".", "/")
     name = next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if name in source.files), "")
@@ -101,9 +112,23 @@ def _fault_of_definition(part: OwnPart, tree: ast.Module, function: str, path: s
     if function not in defined and function not in bound:
         return f"{path} defines no {function!r}.{nearest(function, [*defined, *bound])}"
     node = defined.get(function)
+    if part == "trainer":
+        return _fault_of_trainer(function, node, path)
     if not isinstance(node, ast.FunctionDef):  # a class or what is imported is called later, before a worker starts
         return f"{function} of {path} is asynchronous" if isinstance(node, ast.AsyncFunctionDef) else ""
     return _fault_of_arguments(part, node.args, f"{function} of {path}")
+
+
+def _fault_of_trainer(name: str, node: ast.stmt | None, path: str) -> str:
+    if name in TRAINERS:
+        return f"{name} is trained by nnfleet itself, exactly: name it without its file, or rename the class in {path} if it is another one"
+    if "__" in name:
+        return f"{name} of {path} holds two underscores in a row, which separate the parts of a model folder's name; rename the class"
+    if node is not None and not isinstance(node, ast.ClassDef):
+        return f"{name} of {path} is no class; name a subclass of nnU-Net's nnUNetTrainer"
+    if node is not None and name in REFUSED:
+        return f"{path} defines a class by the name of nnU-Net's {name}, with which nnU-Net would predict; rename it"
+    return ""
 
 
 def _fault_of_arguments(part: OwnPart, arguments: ast.arguments, what: str) -> str:
@@ -121,12 +146,34 @@ def _fault_of_arguments(part: OwnPart, arguments: ast.arguments, what: str) -> s
 
 
 def with_code_beside(folder: Path, content: Any) -> Any:
-    """The content of an experiment file, with functions found from the folder in which the file lies."""
+    """The content of an experiment file, with functions and trainers found from the folder in which the file lies."""
     if not isinstance(content, dict):
         return content
-    named = {part: content[part] for part in PARTS if isinstance(content.get(part), str)}
-    own = {part: text for part, text in named.items() if not text.startswith(("~", "/"))}
-    return {**content, **{part: f"{folder.absolute()}/{text}" for part, text in own.items()}}
+    beside: dict[str, Any] = {part: _beside(folder, content[part]) for part in PARTS if part in content}
+    if "trainers" in content:
+        named = content["trainers"]
+        found = [_beside(folder, entry) if _names_class(entry) else entry for entry in (named if isinstance(named, list) else [named])]
+        beside["trainers"] = found if isinstance(named, list) else found[0]
+    return {**content, **beside}
+
+
+def _beside(folder: Path, text: Any) -> Any:
+    return f"{folder.absolute()}/{text}" if isinstance(text, str) and not text.startswith(("~", "/")) else text
+
+
+def _names_class(entry: Any) -> bool:
+    """True for a trainer by its file, false for one by nnU-Net's name."""
+    return isinstance(entry, str) and ":" in entry
+
+
+def own_trainer(entry: Any) -> OwnSource | None:
+    """The class that an entry of `trainers` names, with its files; None for an entry that is a name. Raises ValueError."""
+    if not (_names_class(entry) or isinstance(entry, Mapping | OwnSource)):
+        return None
+    source = own_source(entry, TRAINER_USAGE) if isinstance(entry, str) else OwnSource.model_validate(entry)
+    if fault := fault_of("trainer", source):
+        raise ValueError(fault)
+    return source
 
 
 def _checker(part: OwnPart) -> Callable[[Any], Any]:

@@ -22,7 +22,7 @@ from orchestrator.run.job_record import HandedRun
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.write_access import refuse_unwritable
 from trainers.contract.plans import plans_of
-from trainers.contract.run_spec import Frozen, RunSpec
+from trainers.contract.run_spec import NOT_EXACT, Frozen, RunSpec
 from trainers.contract.split_batch import rank_sizes
 from trainers.storage.mounts import LOCAL, file_system_of, is_linkless
 
@@ -207,10 +207,16 @@ def _doubts(specs: Sequence[RunSpec]) -> list[str]:
     elastic = sorted({spec.address for spec in specs if spec.deterministic and spec.workers.is_elastic})
     bits = [f"deterministic: the same bits are promised for a fixed number of workers; that of {elastic[0]} may change."] if elastic else []
     leaks = {spec.fold: shared for spec in specs if spec.fold != "all" and (shared := sorted({*spec.train_cases} & {*spec.val_cases}))}
-    return bits + [
-        f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
-        for fold, shared in leaks.items()
-    ]
+    classes = sorted({spec.trainer for spec in specs if spec.inexactness})
+    exact = [f"trainers: {', '.join(classes)}: {NOT_EXACT}"] if classes else []
+    return (
+        exact
+        + bits
+        + [
+            f"folds: {len(shared)} cases of fold {fold} are in training and in validation ({shared[0]}, ...): their Dice is no test."
+            for fold, shared in leaks.items()
+        ]
+    )
 
 
 def _doubts_of_storage(kinds: Sequence[str]) -> list[str]:

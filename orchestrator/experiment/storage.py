@@ -29,7 +29,7 @@ def run_bytes(spec: RunSpec) -> int | None:
 
 
 def _bytes(spec: RunSpec) -> int | None:
-    if spec.own.network is not None:
+    if spec.own.network is not None or spec.own.trainer is not None:
         return None
     plans, dataset_json = plans_of(spec), load_dataset_json(spec.preprocessed_folder)
     labels: Labels = labels_of(dataset_json, str(spec.preprocessed_folder / "dataset.json"))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import Field
 
-from orchestrator.tracking.records import PARAM_LENGTH, fixed_params
+from orchestrator.tracking.records import OWN_TRAINER, PARAM_LENGTH, fixed_params
 from trainers.contract.commits import early_end_of, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
@@ -13,7 +13,7 @@ OF_ONE_FOLD = ("fold", "data_digest", "num_train_cases", "num_val_cases")
 """Parameters of a run in which folds of one model differ."""
 EARLY_END = "early_end"
 """Beside the parameters: how a run ended before its schedule, of one that did (`EarlyEnd.text`)."""
-NOT_RECORDED = ("replicate", "pretrained_weights", "network", "loss", EARLY_END)
+NOT_RECORDED = ("replicate", "pretrained_weights", "network", "loss", OWN_TRAINER, EARLY_END)
 """Parameters that only runs have which have such."""
 MAX_LISTED = 3
 

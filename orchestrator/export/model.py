@@ -5,16 +5,19 @@ lies there is never replaced. Beside the checkpoints of each fold lies what is k
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.export.fold_facts import EARLY_END, FoldFacts, together, unlike
 from orchestrator.export.fold_sources import WINNER, FoldSource, with_checkpoints
+from orchestrator.tracking.records import OWN_TRAINER
 from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
 from trainers.storage.faults import storing
@@ -22,6 +25,8 @@ from trainers.storage.files import read_json, sha256_of, write_json_atomic
 
 RECORD = "nnfleet_export.json"
 MAX_LISTED = 20
+EXTERNAL = "nnUNet_extTrainer"
+"""nnU-Net's environment variable of folders with more trainers."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     target = target.absolute()
     refuse_several_models(name, sources, place)
     refuse_own_network(name, sources)
+    refuse_unknown_trainer(name, sources)
     present = exported_folds(target)
     ready, unready = with_checkpoints(sources)
     if not ready:
@@ -111,6 +117,26 @@ def refuse_own_network(name: str, sources: Sequence[FoldSource]) -> None:
             f"export: {name} has the network {network}, which nnU-Net cannot build, so nnUNetv2_predict takes no model of it. "
             f"`nnfleet predict {name}` and `nnfleet evaluate {name}` predict with it."
         )
+
+
+def refuse_unknown_trainer(name: str, sources: Sequence[FoldSource]) -> None:
+    """Raise ConfigError for a trainer of the user's that nnU-Net does not find here by the name in its checkpoints."""
+    facts = next((source.facts.shared for source in sources if OWN_TRAINER in source.facts.shared), None)
+    if facts is not None and not finds_trainer(facts["trainer"], os.environ.get(EXTERNAL, "")):
+        raise ConfigError(
+            f"export: {name} has the trainer {facts[OWN_TRAINER]}, which nnU-Net does not find here, so nnUNetv2_predict would take no "
+            f"model of it. Name the folder of its file in {EXTERNAL}, as nnUNetv2_predict needs it too. `nnfleet predict {name}` and "
+            f"`nnfleet evaluate {name}` predict with it as it is."
+        )
+
+
+def finds_trainer(trainer: str, external: str) -> bool:
+    """True where a file in which nnU-Net looks for trainers defines a class of this name; `external`: its variable. Imports nothing."""
+    found = find_spec("nnunetv2")
+    own = [Path(place) / "training" / "nnUNetTrainer" for place in (found.submodule_search_locations or ())] if found else []
+    folders = [*own, *(Path(place) for place in external.split(os.pathsep) if place.strip())]
+    defines = re.compile(rf"^class {re.escape(trainer)}\b", re.MULTILINE)
+    return any(defines.search(file.read_text(errors="replace")) for folder in folders for file in folder.rglob("*.py"))
 
 
 def refuse_several_models(name: str, sources: Sequence[FoldSource], place: str) -> None:

@@ -44,7 +44,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
     rows = committed.history[-RECENT_EPOCHS:] if committed else ()
     epoch_s = round(statistics.median(row.epoch_s for row in rows), 3) if rows else None
     limit = limit_of(rows, spec.loader.placement)
-    begun, epochs = spec.continued.text if spec.continued else "", epochs_of(spec, committed)
+    begun, epochs = spec.continued.text if spec.continued else spec.inexactness, epochs_of(spec, committed)
     early = early_end_of(spec, committed)
     early_sentence = f"{'Ends' if done < epochs else 'Ended'} early, as asked: {early}." if early else ""
     left_s = None if epoch_s is None else max(0.0, (epochs - done - fraction) * epoch_s)

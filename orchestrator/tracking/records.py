@@ -19,7 +19,7 @@ from orchestrator.tracking.plan_params import plan_params, times
 from trainers.contract.bottleneck import limit_of
 from trainers.contract.commits import EpochRow
 from trainers.contract.pseudonyms import pseudonym_salt
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import OWN_TRAINER_SCHEDULE, RunSpec
 from trainers.contract.states import RunState
 
 RUN_KEY_TAG = "nnfleet.run_key"
@@ -44,6 +44,10 @@ NNUNET = "nnU-Net"
 """Tag `nnfleet.imported` and parameter `recipe` of a run that nnU-Net itself trained."""
 CONTINUED_TAG = "nnfleet.continued"
 """Of a run that nnU-Net itself began: which epochs are its."""
+NOT_EXACT_TAG = "nnfleet.not_exact"
+"""Of a run whose trainer is a class of the user's: why it is not exact."""
+OWN_TRAINER = "own_trainer"
+"""Parameter of such a run: the class, with the SHA-256 of its files."""
 NO_VARIANT = "-"
 """Parameter `variant` of a run of the usual settings: MLflow groups by what every run has. No variant has this name."""
 DIGEST_LENGTH = 36
@@ -196,9 +200,8 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     """MLflow parameters of a run that its specification alone gives."""
     grouping = ("dataset", "configuration", "trainer", "plans", "fold", "seed", "data_digest")
     params = {key: str(getattr(spec, key)) for key in grouping}
-    params["recipe"] = NNUNET if spec.imported is not None else spec.recipe
-    params |= {key: str(value) for key, value in spec.schedule.model_dump().items()}
-    params |= {part: code.text for part, code in spec.own.named.items()}
+    params |= _training_params(spec)
+    params |= {part: code.text for part, code in spec.own.named.items() if part != "trainer"}
     params["variant"] = spec.variant or NO_VARIANT
     params |= {"batch_size": str(spec.batch_size)} if spec.batch_size is not None else {}  # else the plans', by `plan_params`
     params |= {"patch_size": times(spec.patch_size)} if spec.patch_size is not None else {}
@@ -206,6 +209,14 @@ def fixed_params(spec: RunSpec) -> dict[str, str]:
     params |= {"candidates": str(spec.validation.candidates)} if spec.validation.candidates else {}
     params |= {"pretrained_weights": f"SHA-256 {spec.pretrained_weights.sha256}"} if spec.pretrained_weights else {}
     return params | {"num_train_cases": str(len(spec.train_cases)), "num_val_cases": str(len(spec.val_cases))}
+
+
+def _training_params(spec: RunSpec) -> dict[str, str]:
+    """Augmentation and schedule; of a class of the user's what the experiment sets of them, the rest being its own."""
+    schedule = {key: str(value) for key, value in spec.schedule.model_dump().items()}
+    if spec.own.trainer is not None:
+        return {OWN_TRAINER: spec.own.trainer.text, **{key: schedule[key] for key in OWN_TRAINER_SCHEDULE}}
+    return {"recipe": NNUNET if spec.imported is not None else spec.recipe, **schedule}
 
 
 def params_of(spec: RunSpec) -> dict[str, str]:
@@ -247,6 +258,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
     }
     tags |= {"nnfleet.replicate": spec.replicate} if spec.replicate else {}
     tags |= {CONTINUED_TAG: spec.continued.text} if spec.continued else {}
+    tags |= {NOT_EXACT_TAG: spec.inexactness} if spec.inexactness else {}
     tags |= _start_tags(spec) if spec.imported is None else {"nnfleet.imported": NNUNET}
     found = versions() if spec.imported is None else spec.imported.versions
     return tags | {f"nnfleet.version.{name}": version for name, version in found.items()}
@@ -299,7 +311,7 @@ def note_of(spec: RunSpec, run_id: str) -> str:
     """What a user reads first on the run's page, in Markdown; the picture is the run's own artifact."""
     variant = f", variant {spec.variant}" if spec.variant else ""
     trained_by = "nnfleet" if spec.imported is None else NNUNET
-    begun = f"{spec.continued.text}\n\n" if spec.continued else ""
+    begun = f"{spec.continued.text}\n\n" if spec.continued else f"{spec.inexactness}\n\n" if spec.inexactness else ""
     return (
         f"**{spec.dataset}, {spec.configuration}, {spec.trainer}{variant}, fold {spec.fold}**, trained by {trained_by} for "
         f"{spec.schedule.epochs} epochs on {len(spec.train_cases)} cases, validated on {len(spec.val_cases)} whole cases.\n\n{begun}"

@@ -121,6 +121,8 @@ def prepare(folder: RunFolder, global_rank: int, world_size: int) -> None:
     """
     with contextlib.suppress(NnfleetError, OSError):
         spec = folder.living_spec()
+        if spec.own.trainer is not None:
+            return  # its loop has loaders of its own
         batch = int(plans_of(spec).configuration(spec.configuration)["batch_size"])
         positions = rank_positions(batch, world_size, global_rank)
         is_local = spec.loader.placement == "local"

@@ -94,7 +94,7 @@ def is_leaving() -> bool:
 
 
 def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: int) -> Literal["TRAINED", "STOPPED"]:
-    """Train on this worker until the run is trained or stopped."""
+    """Train on this worker until the run is trained or stopped, by our loop or by that of a trainer of the user's."""
     import torch
 
     from orchestrator.training.loader_pool import LoaderPool
@@ -104,6 +104,10 @@ def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: 
     if world.is_main:
         start_training_log(folder)
         warn_of_threads(folder, spec, fencing_token)
+    if spec.own.trainer is not None:
+        from trainers.training.own_loop import train_by_own_loop
+
+        return train_by_own_loop(spec, folder, world, fencing_token)
     return train_rank(spec, folder, world, fencing_token, lambda *place: LoaderPool(spec, folder, *place), is_leaving)
 
 

@@ -165,7 +165,7 @@ def test_only_entry_points_and_the_loader_pool_import_ray() -> None:
 @pytest.mark.parametrize("module", [TRAINER_IMPORTS_NNUNET_TRAINER, "monai"])
 def test_nobody_imports_what_only_tests_compare_with(module: str) -> None:
     found = {path.name for package in ("orchestrator", "trainers") for path in files(package) if forbidden(imports(path), (module,))}
-    assert not found
+    assert found == ({"own_trainer.py"} if module == TRAINER_IMPORTS_NNUNET_TRAINER else set()), "that one: for a subclass of a user's"
 
 
 def loaded_by(statement: str, candidates: tuple[str, ...]) -> set[str]:

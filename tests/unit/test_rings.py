@@ -156,6 +156,7 @@ def test_a_file_without_a_test_of_the_ring_is_not_started(tmp_path: Path) -> Non
         "test_mlflow_pages",
         "test_orphans",
         "test_own_parts",
+        "test_own_trainer",
         "test_preprocessing",
         "test_raw_campaign",
         "test_resume",

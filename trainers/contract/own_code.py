@@ -1,4 +1,5 @@
-"""Functions of the user's in the place of nnU-Net's network, loss or augmentation: where their files lie, how they are called.
+"""Functions of the user's in the place of nnU-Net's network, loss or augmentation, and trainers of the user's: where their files lie, how
+they are called.
 
 The files of each lie in a folder named by their digest beside our own packages, as the code package of a job brings them; run.json only
 names them. So whoever may write a run folder can execute nothing. docs/trainers.md is the protocol for users.
@@ -23,7 +24,7 @@ ARGUMENTS: dict[OwnPart, tuple[str, ...]] = {
     "loss": ("labels", "configuration"),
     "recipe": ("inputs",),
 }
-"""By which keywords each function is called."""
+"""By which keywords each function is called; a trainer is a class and is made as nnU-Net makes it."""
 
 
 def digest_of(files: Mapping[str, str]) -> str:
@@ -54,10 +55,10 @@ def stored_files(folder: Path) -> dict[str, str]:
 def check_files(own: OwnParts, *, predicts: bool = False) -> None:
     """Raise ConfigError unless the files of all functions of a run are here and hold what it was planned with. Executes nothing.
 
-    `predicts`: a prediction needs the network alone.
+    `predicts`: a prediction needs what builds the network alone.
     """
     for part, code in own.named.items():
-        if part == "network" or not predicts:
+        if part in ("network", "trainer") or not predicts:
             _checked_folder(part, code)
 
 
@@ -78,7 +79,8 @@ def own_function(part: OwnPart, code: OwnCode) -> Callable[..., Any]:
             hint = " What it imports must be installed on every node; files of its own go into one package and are imported with `from .`."
         raise ConfigError(f"{part}: {code.name} cannot be imported: {fault_text(err, code)}.{hint}") from err
     if not callable(found):
-        raise ConfigError(f"{part}: {module} has no function {function!r}. Name one as `module:function`.")
+        kind = "class" if part == "trainer" else "function"
+        raise ConfigError(f"{part}: {module} has no {kind} {function!r}. Name one as `module:{kind}`.")
     own: Callable[..., Any] = found
     return own
 

@@ -41,12 +41,15 @@ class Frozen(BaseModel):
     )
 
 
-OwnPart = Literal["network", "loss", "recipe"]
-"""What of a training a function of the user's may replace."""
+OwnPart = Literal["network", "loss", "recipe", "trainer"]
+"""What of a training code of the user's may replace: a function, or of `trainer` a class."""
+NOT_EXACT = "Not exact: trained by the trainer's own loop; a restart goes on from the last epoch, with other samples than without it."
+"""Of a run whose trainer is a class of the user's."""
 
 
 class OwnCode(Frozen):
-    """A function of the user's. Its files travel with the jobs; run.json only names them, so that nothing that lies there is executed."""
+    """A function or a class of the user's. Its files travel with the jobs; run.json only names them, so that nothing that lies there is
+    executed."""
 
     name: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
     """`module:function`."""
@@ -65,11 +68,18 @@ class OwnParts(Frozen):
     network: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
     loss: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
     recipe: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
+    trainer: OwnCode | None = Field(None, exclude_if=lambda code: code is None)
+    """A subclass of nnU-Net's trainer, which stands alone and trains by its own loop."""
 
     @property
     def named(self) -> dict[OwnPart, OwnCode]:
         """Those that there are."""
-        every: dict[OwnPart, OwnCode | None] = {"network": self.network, "loss": self.loss, "recipe": self.recipe}
+        every: dict[OwnPart, OwnCode | None] = {
+            "network": self.network,
+            "loss": self.loss,
+            "recipe": self.recipe,
+            "trainer": self.trainer,
+        }
         return {part: code for part, code in every.items() if code is not None}
 
 
@@ -93,6 +103,10 @@ class Schedule(Frozen):
     """Share of a global batch's samples that are centred on foreground, by position; nnU-Net: 0.33."""
     ema_decay: float = Field(0.9, ge=0, lt=1)
     """Weight of the past in the smoothed pseudo-Dice; nnU-Net: 0.9."""
+
+
+OWN_TRAINER_SCHEDULE = ("epochs", "train_iterations", "val_iterations")
+"""Fields of the schedule that a trainer of the user's takes; the others it sets itself."""
 
 
 class WorkerSpec(Frozen):
@@ -416,8 +430,13 @@ class RunSpec(Frozen):
 
     @property
     def settings(self) -> TrainerSettings:
-        """What the name of the trainer sets."""
-        return TRAINERS[self.trainer]
+        """What the name of the trainer sets; of a class of the user's nothing is known, and nnUNetTrainer's stand there."""
+        return TrainerSettings() if self.own.trainer is not None else TRAINERS[self.trainer]
+
+    @property
+    def inexactness(self) -> str:
+        """For users, in a sentence: why the run is not exact; empty: it is."""
+        return NOT_EXACT if self.own.trainer is not None else ""
 
     @property
     def run_folder(self) -> Path:

@@ -157,12 +157,13 @@ def canonical_trainer(name: str) -> str:
         return SHORT[name]
     if name in REFUSED:
         raise ConfigError(
-            f"trainers: nnfleet does not train {name} of nnU-Net: {REFUSED[name]}. Name another trainer, or train it with nnU-Net itself."
+            f"trainers: nnfleet does not train {name} of nnU-Net: {REFUSED[name]}. Name another trainer, or have its "
+            "own loop train it, as a class that a file of yours imports (docs/trainers.md, 'A trainer of your own')."
         )
     raise ConfigError(
         f"trainers: {name!r} is not a trainer of nnfleet.{nearest(name, [*TRAINERS, *SHORT])} Known: {', '.join(SHORT.values())} "
         f"(short: {', '.join(SHORT)}) and {len(TRAINERS) - len(SHORT)} variants of nnU-Net's (docs/trainers.md). "
-        "For a number of epochs that none of them has, set `epochs`."
+        "For a number of epochs that none of them has, set `epochs`; a class of your own is named as `module:Class`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Tries the user's own functions before any worker starts: they are imported, called as a training calls them, and asked twice."""
+"""Tries the user's own functions and trainers before any worker starts: imported, called as a training calls them, and asked twice."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,12 @@ SEED = 0
 
 def try_own(spec: RunSpec) -> None:
     """Raise ConfigError for a function of a run that cannot be imported, does not take its arguments, or does not give what is due."""
-    trials: dict[OwnPart, Callable[[RunSpec], None]] = {"recipe": _try_recipe, "network": _try_network, "loss": _try_loss}
+    trials: dict[OwnPart, Callable[[RunSpec], None]] = {
+        "recipe": _try_recipe,
+        "network": _try_network,
+        "loss": _try_loss,
+        "trainer": _try_trainer,
+    }
     for part in spec.own.named:
         trials[part](spec)
 
@@ -62,6 +67,31 @@ def _try_network(spec: RunSpec) -> None:
         )
     batch = min(rank_sizes(int(configuration["batch_size"]), spec.workers.most))
     check_modes(name, _shapes_of_outputs(trained, batch, channels, patch, name, training=True), found[0])
+
+
+def _try_trainer(spec: RunSpec) -> None:
+    """It can be made, saves what can be read without executing anything, and takes that up again; the network that predicts has the
+    weights of the one that trains, and takes the patch."""
+    from trainers.network.own_trainer import check_state, network_by_trainer, trying
+
+    code, configuration, dataset_json = spec.own.named["trainer"], _configuration(spec), load_dataset_json(spec.preprocessed_folder)
+    with trying(spec) as trainer:
+        check_state(trainer, code)
+        trained = _shapes_of_weights(trainer.network)
+        heads, patch = trainer.label_manager.num_segmentation_heads, tuple(configuration["patch_size"])
+        channels = network_channels(configuration, dataset_json, labels_of(dataset_json))
+        predicting = network_by_trainer(code, trainer.plans_manager, trainer.configuration_manager, channels, heads)
+        if trained != _shapes_of_weights(predicting):
+            raise ConfigError(
+                f"trainers: build_network_architecture of {code.name} gives a network with other weights with "
+                "enable_deep_supervision=False, with which it predicts, than the one that trains. Keep the layers of the lower outputs."
+            )
+        found = _shapes_of_outputs(predicting.to("meta"), 1, channels, patch, code.name)
+        if found != [(heads, *patch)]:
+            raise ConfigError(
+                f"trainers: the network of {code.name} gives outputs of the shapes {found} with enable_deep_supervision=False, for one "
+                f"patch of {patch} voxels. Give {(heads, *patch)} alone."
+            )
 
 
 def _shapes_of_weights(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:

@@ -33,6 +33,8 @@ def verdict(trial: NetworkTrial) -> NetworkVerdict:
             return NetworkVerdict(refusal=str(err), is_own=True)
         except (StorageError, MemoryError, OSError, NotImplementedError) as err:
             return NetworkVerdict(unknown=f"{type(err).__name__}: {err}")
+        if trial.run.own.trainer is not None:
+            return NetworkVerdict()
         if trial.run.own.network is not None:
             return _verdict_on_weights(_own_network(trial), trial.pretrained_weights)
     patch = [int(size) for size in trial.configuration["patch_size"]]

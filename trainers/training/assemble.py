@@ -189,8 +189,15 @@ def _begin(spec: RunSpec, learner: Learner) -> None:
 
 def state_writer(spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None) -> StateWriter:
     """The writer of rank 0, standing where the restored state stands."""
+    return writer_with_axes(spec, folder, plan, fencing_token, restored, mirroring_axes(plan.configuration, spec.settings))
+
+
+def writer_with_axes(
+    spec: RunSpec, folder: RunFolder, plan: ModelConfig, fencing_token: int, restored: Committed | None, axes: tuple[int, ...] | None
+) -> StateWriter:
+    """Likewise, with the spatial axes that prediction mirrors."""
     dataset_json = without_cases(plan.dataset_json) if spec.pseudonyms else plan.dataset_json
-    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, mirroring_axes(plan.configuration, spec.settings))
+    fixed: Checkpoint = checkpoint_header(spec, plan.plans, dataset_json, axes)
     candidates = spec.validation.candidates
     writer = StateWriter(folder, spec.run_key, fencing_token, fixed, spec.schedule.epochs, num_candidates=candidates)
     writer.start_from(restored)

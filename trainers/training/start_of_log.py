@@ -37,6 +37,7 @@ def start_of_log(spec: RunSpec, plans: dict[str, Any], configuration: dict[str, 
     return [
         f"Run {spec.run_key}: {spec.dataset}, {spec.configuration}, {spec.trainer}, {spec.plans}, fold {spec.fold}, seed {spec.seed}.",
         *([spec.continued.text] if spec.continued else []),
+        *([spec.inexactness] if spec.inexactness else []),
         f"{schedule.epochs} epoch{'s' * (schedule.epochs != 1)} of {schedule.train_iterations} training and "
         f"{schedule.val_iterations} validation iterations; "
         f"the batch of {configuration.get('batch_size')} is split over {world_size} worker{'s' * (world_size != 1)}.",

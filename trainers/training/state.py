@@ -176,7 +176,8 @@ class StateWriter:
         if is_best:
             self._best = self._save_weights("best", stem, reached, snapshot)
         self._candidates = self._candidates_at(stem, reached, snapshot, self._best if is_best else None)
-        full = {**snapshot, **self.fixed, **training_part(reached.history, reached.best_policy)}
+        curves = training_part(reached.history, reached.best_policy)
+        full = {**snapshot, **self.fixed, **curves, **snapshot}  # a trainer of the user's may keep more in its curves than we know
         state = self._save("final", self.folder.state / f"{stem}.pth", full, reached)
         committed = Committed(
             run_key=self.run_key,

@@ -97,7 +97,7 @@ class ModelPredictor:
         checkpoints = [read_checkpoint(file) for file in checkpoint_files]
         heads = self.plans.get_label_manager(self.dataset_json).num_segmentation_heads
         channels = network_channels(self.configuration.configuration, self.dataset_json, self.labels)
-        network = network_of(self.spec, self.configuration.configuration, channels, heads, deep_supervision=False)
+        network = self._network(channels, heads)
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         for file, parameters in zip(reversed(checkpoint_files), reversed(weights), strict=True):  # it ends with the first one's
             self._load(network, parameters, file)
@@ -111,6 +111,13 @@ class ModelPredictor:
         predictor.manual_initialization(network, self.plans, self.configuration, weights, self.dataset_json, trainer, axes)
         torch.backends.cudnn.benchmark = not self.spec.deterministic  # the predictor's constructor turns it on
         return predictor
+
+    def _network(self, channels: int, heads: int) -> torch.nn.Module:
+        if self.spec.own.trainer is None:
+            return network_of(self.spec, self.configuration.configuration, channels, heads, deep_supervision=False)
+        from trainers.network.own_trainer import network_by_trainer  # seconds of imports
+
+        return network_by_trainer(self.spec.own.trainer, self.plans, self.configuration, channels, heads)
 
     def _load(self, network: torch.nn.Module, parameters: Any, checkpoint_file: Path) -> None:
         try:

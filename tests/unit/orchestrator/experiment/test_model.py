@@ -161,7 +161,7 @@ def test_a_fault_is_refused_with_its_place_and_a_way_out(text: str, message: str
 def test_a_trainers_name_sets_the_schedule_of_its_runs_alone() -> None:
     text = "dataset: 17\nconfigurations: 2d\ntrainers: [nnUNetTrainer, nnUNetTrainer_5epochs, nnUNetTrainerNoMirroring]"
     for experiment in (parse_experiment(text), parse_experiment(parse_experiment(text).to_yaml())):
-        assert [experiment.schedule_of(trainer).epochs for trainer in experiment.trainers] == [1000, 5, 1000]
+        assert [experiment.schedule_of(trainer).epochs for trainer in experiment.trainer_names] == [1000, 5, 1000]
     assert parse_experiment(f"{text}\ntrain_iterations: 7").schedule_of("nnUNetTrainer_5epochs") == Schedule(epochs=5, train_iterations=7)
     assert parse_experiment(f"{text}\nepochs: 5").schedule_of("nnUNetTrainer") == Schedule(epochs=5)  # the same number is no contradiction
 

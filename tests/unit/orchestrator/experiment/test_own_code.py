@@ -117,7 +117,7 @@ def test_the_examples_are_accepted_and_packages_from_here_bring_their_files(tmp_
     home = Home(tmp_path / "home")
     assert code_kept(home) == {}
     keep_code(home, [source.files for source in experiment.own_sources.values()])
-    for part, code in experiment.own_parts.named.items():
+    for part, code in experiment.own_parts("nnUNetTrainer").named.items():
         assert stored_files(place_of(home.root, code.sha256)) == experiment.own_sources[part].files
     assert sorted(name.rpartition("/")[2] for name in code_kept(home)) == ["own_loss.py", "own_network.py", "own_recipe.py"]
     damaged = home.own_code / ("0" * 16)

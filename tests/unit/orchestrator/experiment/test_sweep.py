@@ -115,4 +115,4 @@ def test_a_sweep_of_what_the_trainers_name_sets_is_refused(sweep: str) -> None:
 
 def test_a_sweep_keeps_what_the_trainers_name_sets() -> None:
     experiment = parse_experiment(MINIMAL + "trainers: [nnUNetTrainer_10epochs, nnUNetTrainer]\nsweep: {initial_lr: [0.01, 0.001]}\n")
-    assert [[v.schedule.epochs for v in experiment.variants(trainer)] for trainer in experiment.trainers] == [[10, 10], [1000, 1000]]
+    assert [[v.schedule.epochs for v in experiment.variants(trainer)] for trainer in experiment.trainer_names] == [[10, 10], [1000, 1000]]
