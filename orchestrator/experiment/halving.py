@@ -25,7 +25,7 @@ def fault_of_halving(experiment: "Experiment") -> str:
         return ""
     if "all" in experiment.folds:
         return "fold all validates on cases that it trains on, so its pseudo-Dice chooses nothing; name other folds"
-    schedules = {trainer: [variant.schedule for variant in experiment.variants(trainer)] for trainer in experiment.trainers}
+    schedules = {trainer: [variant.schedule for variant in experiment.variants(trainer)] for trainer in experiment.trainer_names}
     every = [schedule for found in schedules.values() for schedule in found]
     for field in MEASURED_ALIKE:
         if len(values := {getattr(schedule, field) for schedule in every}) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.training.network_check import network_problem
+from orchestrator.dataset.network_check import network_problem
 from tests.conftest import Toys
 from tests.own_functions import Package, package
 from tests.toy import Toy, toy_spec
