@@ -14,7 +14,7 @@ help:
 	@echo "make test    unit and integration tests"
 	@echo "make test-long  a head that dies, hosts that are cut off, chaos, elastic workers, drill, orphans: minutes each"
 	@echo "make test-gpu  steps, epochs, resume and validation on a GPU beside the CPU's numbers; skips itself without one"
-	@echo "make bench   seconds per epoch beside nnU-Net's own trainer"
+	@echo "make bench   one table beside nnU-Net: samples, epoch, validation, memory, start (ARGS=--large: with more rounds)"
 	@echo "make clean   removes .venv and caches"
 
 install: $(INSTALLED)
@@ -46,7 +46,7 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/gpu $(ARGS)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.epoch $(ARGS)
+	$(BIN)/python -m benchmarks.table $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.rows import Row, store
 from tests.nnunet_reference import geometry_of_nnunet, loader_of_nnunet, managers, trainer_class
 from tests.toy import PLANS, Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.contract.run_spec import RunSpec
@@ -66,11 +67,12 @@ class Times:
     theirs: list[float]
 
 
-def add_configurations(toy: Toy) -> None:
-    """Add a configuration for each case to the toy's plans, and write two preprocessed cases for it with nnU-Net's own class."""
+def add_configurations(toy: Toy, chosen: Sequence[str] = tuple(CASES)) -> None:
+    """Add a configuration for each chosen case to the toy's plans, and write two preprocessed cases for it with nnU-Net's own class."""
     path = toy.preprocessed / f"{PLANS}.json"
     plans = json.loads(path.read_text())
-    for name, case in CASES.items():
+    cases = {name: CASES[name] for name in chosen}
+    for name, case in cases.items():
         architecture = json.loads(json.dumps(plans["configurations"][case.parent]["architecture"]))
         stages = len(case.strides)
         architecture["arch_kwargs"] |= {
@@ -89,7 +91,7 @@ def add_configurations(toy: Toy) -> None:
             "architecture": architecture,
         }
     path.write_text(json.dumps(plans, indent=1))
-    for name, case in CASES.items():
+    for name, case in cases.items():
         folder = toy.preprocessed / f"{PLANS}_{name}"
         folder.mkdir()
         for index in range(2):
@@ -205,6 +207,14 @@ def report(cell: str, times: Times) -> str:
     return f"| {cell} | {len(times.ours) * BATCH_SIZE} | {numbers} | {middle:.2f} | {low:.2f} to {high:.2f} |"
 
 
+def row_of(cell: str, times: Times) -> Row:
+    """Its row in the table of all benchmarks."""
+    middle, low, high = ratio(times)
+    case, recipe = cell.rsplit("_", 1)
+    patch = "x".join(map(str, CASES[case].patch))
+    return Row(f"CPU per sample, {patch}, {recipe}, ms", statistics.mean(times.ours), statistics.mean(times.theirs), (low, middle, high))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=400, help="of each side and cell")
@@ -223,8 +233,7 @@ def main() -> None:
         for cell in options.cells:
             found[cell] = measured(toy, cell, options.samples)
             print(report(cell, found[cell]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({cell: vars(times) for cell, times in found.items()}, indent=1))
+    store(options.json, [row_of(cell, times) for cell, times in found.items()], {cell: vars(times) for cell, times in found.items()})
 
 
 if __name__ == "__main__":

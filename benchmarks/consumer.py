@@ -13,7 +13,6 @@ consumer that sleeps 1.1 times its median, and the wait per batch in the first a
 import argparse
 import contextlib
 import io
-import json
 import logging
 import os
 import statistics
@@ -31,7 +30,8 @@ import psutil
 import torch
 
 from benchmarks.augmentation import TRAINERS, add_configurations, nnunet_loader
-from benchmarks.epoch import quartiles, resume, suspend
+from benchmarks.rows import Row, pairwise, quartiles, store
+from benchmarks.side_processes import resume, suspend
 from tests.integration.cluster import REPOSITORY
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.contract.run_folder import RunFolder
@@ -196,6 +196,17 @@ def report(found: dict[str, Any]) -> None:
         print(f"{what}: median {middle:.2f}, quartiles {low:.2f} to {high:.2f} (target: at most {target:g})")
 
 
+def table_rows(found: dict[str, Any]) -> list[Row]:
+    """Its rows in the table of all benchmarks."""
+    local, remote, theirs = (found[name] for name in SIDES)
+    elsewhere = pairwise("", remote["cpu_s"], local["cpu_s"])
+    return [
+        pairwise("shortest step that one loader core feeds, 2 x 128^3, s", local["wall_s"], theirs["wall_s"]),
+        pairwise("CPU of such a batch in all, s", local["cpu_s"], theirs["cpu_s"]),
+        Row("the same with the loader on another node, s; ratio: to the same node", elsewhere.ours, None, elsewhere.ratio),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
@@ -211,8 +222,7 @@ def main() -> None:
             add_configurations(toy)
         found = measured(toy, options.recipe, options.rounds, options.batches)
     report(found)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+    store(options.json, table_rows(found), found)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import os
-import signal
 import statistics
 import tempfile
 import time
@@ -26,6 +25,8 @@ os.environ.update({"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "nnUN
 import psutil
 import torch
 
+from benchmarks.rows import Row, pairwise, quartiles, store
+from benchmarks.side_processes import children, resume, suspend
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.contract.fencing import acquire_token
@@ -216,11 +217,6 @@ def instrument(learner: Learner, writer: StateWriter, watch: Stopwatch) -> None:
     writer.commit = watch.timed("saving", writer.commit)  # type: ignore[method-assign]
 
 
-def children() -> list[int]:
-    """Process ids of all living descendants."""
-    return [p.pid for p in psutil.Process().children(recursive=True)]
-
-
 def loader_pids() -> list[int]:
     """Our loader actors, once they have taken their names."""
     deadline = time.monotonic() + 60
@@ -230,21 +226,6 @@ def loader_pids() -> list[int]:
             return found
         time.sleep(0.1)
     raise RuntimeError("no loader actor started within 60 s")
-
-
-def suspend(pids: list[int]) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-
-
-def resume(pids: list[int]) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """First quartile, median, third quartile."""
-    return statistics.quantiles(values, n=4)
 
 
 def report(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, Any]:
@@ -269,6 +250,19 @@ def report(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict
     return {"ratios": found, "outside_s": statistics.median(outside), "ours": ours, "nnunet": theirs}
 
 
+def table_rows(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> list[Row]:
+    """Its rows in the table of all benchmarks."""
+    totals, others = [epoch["total"] for epoch in ours], [epoch["total"] for epoch in theirs]
+    unplotted = [epoch["total"] - epoch["plotting"] for epoch in theirs]
+    outside = [epoch["total"] - epoch[BARE] for epoch in ours]
+    return [
+        pairwise("epoch, tiny plan, s", totals, others),
+        pairwise("the same, nnU-Net's plotting taken out, s", totals, unplotted),
+        pairwise("its training steps alone, s", [epoch["step"] for epoch in ours], [epoch["step"] for epoch in theirs]),
+        Row("beside the bare steps of an epoch, s; ratio: to 30 s", statistics.median(outside), None, quartiles([s / 30 for s in outside])),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
@@ -281,8 +275,7 @@ def main() -> None:
         ours, theirs = run_both(toy_dataset(Path(base)), schedule)
     result = report(ours.epochs[WARM_UP_EPOCHS:], theirs.epochs[WARM_UP_EPOCHS:])
     print(f"\nagain: python -m benchmarks.epoch --epochs {options.epochs} --iterations {options.iterations} (2 cores, {torch.__version__})")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+    store(options.json, table_rows(result["ours"], result["nnunet"]), result)
 
 
 if __name__ == "__main__":

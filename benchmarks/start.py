@@ -15,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.recovery import PARTS, STEP, Marks
+from benchmarks.rows import Row, store
 from benchmarks.start_job import MARKS_VARIABLE
 
 START = (
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     from tests.integration.local_home import services_of_its_own
     from tests.toy import toy_dataset
@@ -119,6 +121,20 @@ def main() -> None:
     print_parts("`nnfleet submit` to the first training step", START, [each.start for each in rounds])
     print_parts("end of the training to SUCCEEDED", END, [each.end for each in rounds])
     print_memory([each.memory for each in rounds])
+    store(options.json, table_rows(rounds), [{"start": each.start, "end": each.end, "memory": each.memory} for each in rounds])
+
+
+def table_rows(rounds: Sequence["Round"]) -> list[Row]:
+    """Its rows in the table of all benchmarks; nnU-Net submits nothing."""
+    begins, ends = ([each.start["total"] for each in rounds], [each.end["total without forwards"] for each in rounds])
+    of_run = ("driver", "Ray Train's controller", "watchers of Ray Train")
+    head, loader = ([sum(mb for kind, mb in each.memory if kind in kinds) for each in rounds] for kinds in (of_run, ("loader actor",)))
+    return [
+        Row("`submit` to the first training step, s", statistics.median(begins)),
+        Row("last step to SUCCEEDED, beside the forwards, s", statistics.median(ends)),
+        Row("memory of a training's driver, controller and watchers, MB", statistics.median(head)),
+        Row("memory of a loader actor, MB", statistics.median(loader)),
+    ]
 
 
 class Round:

@@ -11,13 +11,14 @@ The first pair of each is thrown away. Labels and Dice of both sides are compare
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
 os.environ.update({"OMP_NUM_THREADS": "1", "nnUNet_compile": "f", "nnUNet_def_n_proc": "1"})
+
+from benchmarks.rows import Row, pairwise, store
 
 PARTS = ("forwards", "export", "rest", "total")
 SIDES = ("ours", "nnunet", "nnunet with threads")
@@ -42,6 +43,15 @@ def table(spent: dict[str, list[dict[str, dict[str, float]]]]) -> str:
                 cells += [f"{statistics.median(columns[other]):.2f}", quartiles(ratios)] if is_split else ["", ""]
             lines.append(f"| {part}, {kind} s | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def table_rows(spent: dict[str, list[dict[str, dict[str, float]]]], network: str) -> list[Row]:
+    """Its rows in the table of all benchmarks."""
+    found = []
+    for kind in ("cpu", "wall"):
+        ours, theirs = ([once[kind]["total"] for once in spent[side]] for side in SIDES[:2])
+        found.append(pairwise(f"full validation of a fold, {network} network, {kind} s", ours, theirs))
+    return found
 
 
 def main() -> None:
@@ -69,8 +79,7 @@ def main() -> None:
     print(f"{options.network}, {options.cases} cases, {options.pairs} pairs")
     print(table(spent))
     print(f"equal labels {equal:.7f}, largest difference of Dice {dice:.2e}")
-    if options.json:
-        options.json.write_text(json.dumps(spent, indent=1))
+    store(options.json, table_rows(spent, options.network), spent)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
+from benchmarks.rows import Row, pairwise, store
 from tests.export_case import CUBE, THIN, Shape, case, exporter, logits_of, nnunets
 from trainers.validation.export import Exporter
 
@@ -55,8 +57,9 @@ def seconds(action: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.process_time() - cpu, time.perf_counter() - wall, result
 
 
-def compare(grid: Grid, classes: int, pairs: int) -> str:
-    """A row of the table; who begins a pair alternates. The first pair warms up and says which labels are equal."""
+def compare(grid: Grid, classes: int, pairs: int) -> tuple[str, Row]:
+    """A row of the table, and of that of all benchmarks; who begins a pair alternates. The first pair warms up and says which labels are
+    equal."""
     ours, logits, properties = of_classes(classes, grid.spacing), logits_of(classes, grid.shape), case(grid.original, grid.spacing)
     actions = (lambda: ours.segmentation(logits, properties)), (lambda: nnunets(ours, logits, properties))
     share = float((seconds(actions[0])[2] == seconds(actions[1])[2]).mean())
@@ -66,21 +69,27 @@ def compare(grid: Grid, classes: int, pairs: int) -> str:
             spent[pair, who] = seconds(actions[who])[:2]
     (cpu, wall), (their_cpu, their_wall) = np.median(spent, axis=0)
     low, middle, high = np.quantile(spent[:, 0, 0] / spent[:, 1, 0], (0.25, 0.5, 0.75))
+    row = pairwise(f"export of a case, {grid.name}, {classes} classes, CPU s", list(spent[:, 0, 0]), list(spent[:, 1, 0]))
     times = f"{cpu:.3f} | {their_cpu:.3f} | {wall:.3f} | {their_wall:.3f}"
-    return f"| {grid.name} | {classes} | {times} | {middle:.3f} ({low:.3f}-{high:.3f}) | {share:.7f} |"
+    return f"| {grid.name} | {classes} | {times} | {middle:.3f} ({low:.3f}-{high:.3f}) | {share:.7f} |", row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 118])
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| case | classes | CPU s | nnU-Net's | wall s | nnU-Net's | ratio of CPU (quartiles) | equal labels |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
     for classes in options.classes:
         for grid in GRIDS:
-            print(compare(grid, classes, options.pairs), flush=True)
+            text, row = compare(grid, classes, options.pairs)
+            print(text, flush=True)
+            rows.append(row)
+    store(options.json, rows, None)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from benchmarks.rows import Row, store
 from benchmarks.validation_export import of_classes
 from tests.export_case import Shape, case, nnunets
 from trainers.validation.sliding_window import ClassByClassPredictor
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--once", choices=list(WHO), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,6 +78,8 @@ def main() -> None:
         peaks[who] = peak_mb(who, options.classes, options.size, options.patch)
         print(f"{who}: {peaks[who]}", flush=True)
     print(f"ours is {peaks['ours'] / peaks['nnunet']:.3f} of nnU-Net's")
+    what = f"peak memory of a predicted case, {options.classes} classes, {options.size}^3, MB"
+    store(options.json, [Row(what, peaks["ours"], peaks["nnunet"])], peaks)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the worker that takes more), which other work on the machine disturbs less and i
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from benchmarks.rows import Row, quartiles, store
 from tests.nnunet_beside import configuration, labels_for, random_batch
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.split_batch import rank_positions
@@ -210,6 +210,12 @@ def summary(found: dict[str, Measured]) -> dict[str, Any]:
     }
 
 
+def table_row(name: str, found: Measured) -> Row:
+    """Its row in the table of all benchmarks."""
+    per_second = found.steps * found.batch / median(found.together, "wall_s")
+    return Row(f"samples per s of two workers, {name}; ratio: to one worker", per_second, None, quartiles(found.ratios("wall_s")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20)
@@ -224,8 +230,7 @@ def main() -> None:
     for name, measured in found.items():
         print(row(name, measured))
     print(f"\n{options.pairs} rounds of {options.steps} steps, ratios with quartiles, target {TARGET}. again: python -m benchmarks.workers")
-    if options.json:
-        options.json.write_text(json.dumps(summary(found), indent=1))
+    store(options.json, [table_row(name, measured) for name, measured in found.items()], summary(found))
 
 
 if __name__ == "__main__":

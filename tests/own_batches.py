@@ -41,4 +41,8 @@ class OwnBatches:
         for iteration in range(first_iteration, schedule.train_iterations if split == "train" else schedule.val_iterations):
             if split == "train" and (epoch, iteration) == self.killed_at:
                 raise Killed
-            yield make_batch(self._data, self.spec, split, epoch, iteration, self.positions)
+            yield self.batch(split, epoch, iteration, self.positions)
+
+    def batch(self, split: SplitName, epoch: int, iteration: int, positions: Sequence[int]) -> Batch:
+        """One of them, of these positions in the global batch."""
+        return make_batch(self._data, self.spec, split, epoch, iteration, positions)

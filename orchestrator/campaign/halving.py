@@ -12,7 +12,8 @@ from orchestrator.queue.rungs import Contestant, judged
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.clock import Clock
 from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, read_halving, write_halving
-from trainers.contract.commits import Committed, newest_committed
+from orchestrator.run.outcome import read_outcome
+from trainers.contract.commits import CommitReader
 from trainers.contract.requests import read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import HalvingOfRun, RunSpec
@@ -23,23 +24,26 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Member:
-    """A run of a comparison; one that this campaign does not follow was finished, stopped or left before it began."""
+    """A run of a comparison; one that this campaign does not follow was brought to its end by an earlier one, or goes on under another."""
 
     spec: RunSpec
     run: FollowedRun | None = None
-    committed: Committed | None = None
-    """What an earlier campaign brought it to."""
     values: dict[int, float | None] = field(default_factory=dict)
     """Rung that it has reached -> its EMA pseudo-Dice then."""
+    _commits: CommitReader = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._commits = CommitReader(RunFolder(self.spec.run_folder))
 
     @property
     def is_open(self) -> bool:
-        return self.run is not None and not self.run.state.is_final
+        """It may reach a rung yet. Raises OSError."""
+        return not self.run.state.is_final if self.run is not None else _goes_on(RunFolder(self.spec.run_folder))
 
     def at(self, rung: int) -> Contestant:
         """What it has reached at a rung. Raises StorageError or OSError."""
         if rung not in self.values and not self._is_known_to_be_before(rung):
-            committed = self.run.observer.committed() if self.run is not None else self.committed
+            committed = self.run.observer.committed() if self.run is not None else self._commits.newest()
             rows = committed.history if committed is not None and committed.run_key == self.spec.run_key else ()
             for row in rows:
                 if row.epoch == rung - 1:
@@ -49,6 +53,12 @@ class _Member:
     def _is_known_to_be_before(self, rung: int) -> bool:
         """By what was last read of it: no folder is listed for an epoch that lies far ahead."""
         return self.run is not None and self.is_open and self.run.seen is not None and self.run.seen.epochs_done < rung
+
+
+def _goes_on(folder: RunFolder) -> bool:
+    """By its folder: nothing has ended the run, and nobody asks it to stop."""
+    outcome = read_outcome(folder)
+    return (outcome is None or outcome.state == "TRAINED") and read_stop_request(folder) is None
 
 
 @dataclass
@@ -141,7 +151,7 @@ def _is_trained(run: FollowedRun) -> bool:
 
 
 def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
-    """What the runs take part in, with the runs of the same comparisons that an earlier campaign has brought to their end."""
+    """What the runs take part in, with the runs of the same comparisons that this campaign does not follow."""
     followed = {str(run.spec.run_folder): run for run in runs}
     by_id: dict[str, list[_Member]] = {}
     for run in followed.values():
@@ -150,8 +160,9 @@ def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
     for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members}):
         for spec in _specs_below(RunFolder(path.root) for path in run_folders_below(folder)):
             if spec.halving is not None and spec.halving.comparison in by_id and str(spec.run_folder) not in followed:
-                by_id[spec.halving.comparison].append(_Member(spec, committed=newest_committed(RunFolder(spec.run_folder))))
-    return [_comparison(members) for members in by_id.values()]
+                by_id[spec.halving.comparison].append(_Member(spec))
+    found = [_comparison(members) for members in by_id.values()]
+    return [one for one in found if any(member.run is not None for member in one.members)]
 
 
 def _specs_below(folders: Iterable[RunFolder]) -> Iterable[RunSpec]:

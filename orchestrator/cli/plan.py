@@ -55,7 +55,7 @@ def show_plan(report: "PlanReport") -> None:
     place = f" Results lie on {report.file_system}." if report.file_system else ""
     runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
     say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
-    for line in filter(None, (estimate_line(report), *report.halving, storage_line(report))):
+    for line in filter(None, (estimate_line(report), *limit_lines(report), *report.halving, storage_line(report))):
         say(line)
 
 
@@ -96,6 +96,16 @@ def _error(report: "PlanReport") -> str:
         return " How wrong such an expectation is was not recorded for these models yet."
     last = "the last run" if len(errors) == 1 else f"the last {len(errors)} runs"
     return f" Such expectations were within {max(map(abs, errors)):.0%} in {last}."
+
+
+def limit_lines(report: "PlanReport") -> list[str]:
+    """What is expected to limit the training of the open runs, a line for each sentence, with the models that it is about."""
+    models: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.limit_text and row.progress.stage in ("new", "continues"):
+            models.setdefault(row.limit_text, []).append(row.spec.model)
+    named = {text: list(dict.fromkeys(found)) for text, found in models.items()}
+    return [f"Expected of {', '.join(found)}, by epochs that were measured before: {text}" for text, found in named.items()]
 
 
 def storage_line(report: "PlanReport") -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import NnfleetError
 from orchestrator.run.estimate import estimate_error
+from trainers.contract.bottleneck import Limit, expected_limit
 from trainers.contract.commits import RECENT_EPOCHS, Committed, EpochRow, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
@@ -36,19 +37,28 @@ class Measured:
     def epoch_time(self, spec: RunSpec) -> EpochTime | None:
         """Median seconds of an epoch of the folds of the same model, with as many iterations, on as many workers of the same kind (with a
         GPU or without), on the kind of device that trained last; None where there is none."""
-        by_device: dict[str, list[float]] = {}
-        newest: dict[str, float] = {}
+        folds = self._alike(spec)
+        if not folds:
+            return None
+        return EpochTime(statistics.median(statistics.median(row.epoch_s for row in rows) for rows in folds), folds[-1][-1].device)
+
+    def limit(self, spec: RunSpec) -> Limit | None:
+        """What is expected to limit a run: by the last epochs of the fold of the same model that trained last, as in `epoch_time`, with the
+        loader actors that a worker of this run comes to have at most; None where it is not known."""
+        folds = self._alike(spec)
+        most = spec.loader.most or spec.loader.actors
+        return expected_limit(folds[-1], most, spec.loader.placement) if folds else None
+
+    def _alike(self, spec: RunSpec) -> list[list[EpochRow]]:
+        """The last epochs of each fold of the same model that were trained like `spec`, on the kind of device that trained last; the
+        fold that trained last stands last."""
+        folds = []
         for other, committed in self._of_model(spec):
             alike = [row for row in committed.history if _is_alike(other, row, spec)]
-            rows = [row for row in alike[-RECENT_EPOCHS:] if row.device == alike[-1].device]
-            if rows:
-                device = rows[-1].device
-                by_device.setdefault(device, []).append(statistics.median(row.epoch_s for row in rows))
-                newest[device] = max(newest.get(device, 0.0), rows[-1].ended_unix)
-        if not by_device:
-            return None
-        device = max(newest, key=lambda name: newest[name])
-        return EpochTime(statistics.median(by_device[device]), device)
+            if alike:
+                folds.append([row for row in alike[-RECENT_EPOCHS:] if row.device == alike[-1].device])
+        folds.sort(key=lambda rows: rows[-1].ended_unix)
+        return [rows for rows in folds if rows[-1].device == folds[-1][-1].device]
 
     def epoch_s(self, spec: RunSpec) -> float | None:
         """The seconds of `epoch_time`."""

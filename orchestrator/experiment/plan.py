@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from orchestrator.dataset.outdated import outdated_cases
-from orchestrator.experiment.estimates import EpochTime, Measured
+from orchestrator.experiment.estimates import Measured
 from orchestrator.experiment.halving import halving_sentences, unlike_patches
 from orchestrator.experiment.storage import run_bytes
 from orchestrator.queue.admission import schedule
@@ -67,6 +67,10 @@ class PlanRow(Frozen):
     """What its folder will take once it has ended (see `run_bytes`); null: not known."""
     measured_on: str = ""
     """Kind of device that those epochs were measured on; empty: not known."""
+    limited_by: str = Field("", exclude_if=lambda name: not name)
+    """What is expected to limit the training, by those epochs and the loaders of this run; empty: not known."""
+    limit_text: str = Field("", exclude_if=lambda text: not text)
+    """The same in a sentence, with the loader actors that are enough and what to change."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -172,7 +176,7 @@ def plan_of_runs(
     fits |= {s.run_key: _later(fit(s.gang, nodes), dependent[s.run_key]) for s in specs if s.run_key in dependent}
     kinds = sorted({file_system_of(spec.model_folder) for spec in specs} - {"", *LOCAL})
     measured = Measured()
-    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key], measured.epoch_time(spec)) for spec in specs]
+    rows = [_row(spec, progress_by_key[spec.run_key], fits[spec.run_key], measured) for spec in specs]
     open_rows = [row for row in rows if row.progress.stage != "finished"]
     counts = {when: sum(row.fits == when for row in open_rows) for when in ("now", "later", "never")}
     return PlanReport(
@@ -232,7 +236,8 @@ def _epochs_left(spec: RunSpec, progress: Progress) -> int:
     return max(0, spec.schedule.epochs - progress.epochs_done) if progress.epochs_left is None else progress.epochs_left
 
 
-def _row(spec: RunSpec, progress: Progress, outcome: Fit, measured: EpochTime | None) -> PlanRow:
+def _row(spec: RunSpec, progress: Progress, outcome: Fit, known: Measured) -> PlanRow:
+    measured, limit = known.epoch_time(spec), known.limit(spec)
     most = spec.workers.most if spec.workers.is_elastic else None
     batch_size = int(plans_of(spec).configuration(spec.configuration)["batch_size"])
     return PlanRow(
@@ -254,6 +259,8 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit, measured: EpochTime | 
         most_workers=most,
         training_s=None if measured is None else _epochs_left(spec, progress) * measured.epoch_s,
         measured_on=measured.device if measured else "",
+        limited_by=limit.name if limit else "",
+        limit_text=limit.beforehand if limit else "",
         disk_bytes=run_bytes(spec),
         batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainers.contract.commits import EpochRow
@@ -54,6 +54,14 @@ class Limit:
                 return f"put nnUNet_preprocessed on a faster disk, or raise loader.actors; {have}."
 
     @property
+    def beforehand(self) -> str:
+        """`text` of a training that has not begun; where its steps are to limit it, with the loader actors that it needs."""
+        if self.advice:
+            return self.text
+        actors = "1 loader actor with a core is" if self.enough == 1 else f"{self.enough} loader actors with a core each are"
+        return f"{self.text}; {actors} enough for a worker, it has {self.loaders}."
+
+    @property
     def text(self) -> str:
         """`limited by: CPU augmentation (31 % of the time waiting for data)`, with what to change."""
         waiting = f" ({self.waited:.0%} of the time waiting for data)" if self.advice else ""
@@ -91,12 +99,38 @@ def judged(
 
 def limit_of(rows: Sequence[EpochRow], placement: LoaderPlacement = "local") -> Limit | None:
     """What limited these epochs together, with loaders placed so; None where it was not measured."""
-    measured = ((row.train_s + row.val_s, row.longest_wait_s, row.prepare_s, row.prepare_cpu_s, row.read_wait_s) for row in rows)
-    total_s, waited_s, prepare_s, cpu_s, read_s = map(math.fsum, zip(*measured, strict=True)) if rows else (math.nan,) * 5
-    if not math.isfinite(waited_s + prepare_s + cpu_s + read_s + total_s) or total_s <= 0:
+    if (sums := _sums(rows)) is None:
         return None
+    return judged(*sums, rows[-1].loaders, rows[-1].gpu_memory_gib > 0, placement)
+
+
+def expected_limit(rows: Sequence[EpochRow], loaders: int, placement: LoaderPlacement = "local") -> Limit | None:
+    """What will limit a training whose worker has so many loader actors, with a core each, by epochs of an earlier one on such a device;
+    None where it was not measured.
+
+    The steps take as long as they computed then, and the loaders share the same work. Where other processes took the loaders' cores, that
+    is expected again.
+    """
+    if (sums := _sums(rows)) is None:
+        return None
+    total_s, waited_s, _, cpu_s, read_s = sums
+    before = limit_of(rows, placement)
+    if before is not None and before.name == "crowded cores":
+        return replace(before, loaders=loaders)
+    computing_s = max(total_s - waited_s, 0.01 * total_s)
+    expected_s = max(computing_s, (cpu_s + read_s) / loaders)
     is_on_gpu = rows[-1].gpu_memory_gib > 0
-    return judged(total_s, waited_s, prepare_s, cpu_s, read_s, rows[-1].loaders, is_on_gpu, placement)
+    return judged(expected_s, expected_s - computing_s, cpu_s + read_s, cpu_s, read_s, loaders, is_on_gpu, placement)
+
+
+def _sums(rows: Sequence[EpochRow]) -> tuple[float, float, float, float, float] | None:
+    """Over epochs: seconds of steps, of the longest wait, and of the loaders in all, on their CPUs, and waiting for the disk; None where
+    one of them was not measured."""
+    measured = [(row.train_s + row.val_s, row.longest_wait_s, row.prepare_s, row.prepare_cpu_s, row.read_wait_s) for row in rows]
+    if not measured or not all(map(math.isfinite, (value for values in measured for value in values))):
+        return None
+    total_s, waited_s, prepare_s, cpu_s, read_s = map(math.fsum, zip(*measured, strict=True))
+    return (total_s, waited_s, prepare_s, cpu_s, read_s) if total_s > 0 else None
 
 
 def describe_limit(rows: Sequence[EpochRow], placement: LoaderPlacement = "local") -> str:

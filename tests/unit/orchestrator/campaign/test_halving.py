@@ -193,6 +193,29 @@ def test_the_models_that_ended_before_are_compared_with_those_that_a_campaign_co
     assert [asked(run) is not None for run in runs[2:]] == [True, True]
 
 
+def test_what_another_campaign_still_trains_is_waited_for_and_decided_once(stage: Stage) -> None:
+    runs = four(stage)
+    first = stage.campaign(*runs)
+    look(first)
+    begun(stage, runs)
+    stage.cluster.training_ends(runs[3], "FAILED_CODE")
+    look(first)
+    assert states(first)[3] == "FAILED_CODE"
+    second = stage.campaign(runs[3], name="c2")  # a person continues it, beside the others
+    commit(runs[3], 0.0, 0.9)
+    for _ in range(2):
+        look(second)
+    assert decisions(stage) == [], "the others have not reached epoch 2"
+    for run, value in zip(runs[:3], (0.6, 0.7, 0.9), strict=True):
+        commit(run, 0.0, value)
+    look(second)
+    look(first)
+    look(first)
+    assert decisions(stage) == [decisions(stage)[0]] * 2, "in the log of each campaign"
+    assert [asked(run) is not None for run in runs] == [True, True, False, False], "each by the campaign that follows it"
+    assert {read_halving(RunFolder(run.run_folder)).decisions[0].campaign for run in runs} == {"c2"}
+
+
 def test_a_model_of_which_a_person_stopped_a_fold_is_out(stage: Stage) -> None:
     runs = four(stage)
     campaign = stage.campaign(*runs)

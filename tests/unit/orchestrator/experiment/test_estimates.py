@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.plan import estimate_line
+from orchestrator.cli.plan import estimate_line, limit_lines
 from orchestrator.experiment.estimates import EpochTime, Measured
 from orchestrator.experiment.plan import plan_of_runs
 from orchestrator.queue.gang_fit import NodeResources
@@ -12,7 +12,7 @@ from orchestrator.run.estimate import estimate_error, estimate_metrics, note_exp
 from tests.fake_run import FakeRun, epoch_row
 from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, Schedule, WorkerSpec
+from trainers.contract.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
 
 TWO_CPUS = WorkerSpec(count=2, gpus=0, cpus=1)
 CPUS = {"CPU": 8.0}
@@ -116,3 +116,31 @@ def test_a_price_per_gpu_hour_gives_the_cost(tmp_path: Path) -> None:
     on_gpus = row.model_copy(update={"spec": row.spec.model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)})})
     priced = report.model_copy(update={"rows": (on_gpus,), "cost_per_gpu_hour": 2.5})
     assert "16.0 GPU-hours in all (cost: 40.00, at 2.5 per GPU-hour)" in estimate_line(priced)
+
+
+def waiting(base: Path, fold: int, waited_s: float, ended_unix: float) -> RunSpec:
+    """A fold of whose epoch of 100 s the steps waited so long for 200 s of augmentation."""
+    run = FakeRun(base, f"toy-{fold}", fold, workers=TWO_CPUS, schedule=Schedule(epochs=10))
+    measured = {"train_s": 100.0, "val_s": 0.0, "longest_wait_s": waited_s, "loaders": 2, "prepare_s": 200.0, "prepare_cpu_s": 200.0}
+    run.rows = [epoch_row(0).model_copy(update=measured | {"read_wait_s": 0.0, "ended_unix": ended_unix})]
+    run.commit()
+    return run.spec
+
+
+def test_a_plan_names_what_will_limit_the_training_and_how_many_loaders_are_enough(tmp_path: Path) -> None:
+    """The fold that trained last: steps of 40 s, five loaders; the other one would have needed three."""
+    waiting(tmp_path, 0, waited_s=60.0, ended_unix=2e9)
+    waiting(tmp_path, 1, waited_s=20.0, ended_unix=1e9)
+    open_run = made(tmp_path, 2)
+    few = open_run.model_copy(update={"loader": LoaderSpec(actors=2, most=4)})
+    many = open_run.model_copy(update={"loader": LoaderSpec(actors=5)})
+    (row,) = plan_of_runs("e", [few], [NodeResources("n", CPUS, CPUS)]).rows
+    assert row.limited_by == "CPU augmentation"
+    (line,) = limit_lines(plan_of_runs("e", [few], [NodeResources("n", CPUS, CPUS)]))
+    assert line.startswith(
+        f"Expected of {few.model}, by epochs that were measured before: limited by: CPU augmentation (20% of the time waiting for data); "
+        "5 loader actors with a core each would be enough for a worker, it has 4: raise workers.cpus and loader.actors, or"
+    )
+    (line,) = limit_lines(plan_of_runs("e", [many], [NodeResources("n", CPUS, CPUS)]))
+    assert line.endswith("limited by: steps on the CPU; 5 loader actors with a core each are enough for a worker, it has 5.")
+    assert limit_lines(plan_of_runs("e", [made(tmp_path / "other", 0)], [NodeResources("n", CPUS, CPUS)])) == []

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.fake_run import epoch_row
-from trainers.contract.bottleneck import describe_limit, limit_of
+from trainers.contract.bottleneck import describe_limit, expected_limit, limit_of
 from trainers.contract.commits import EpochRow
 from trainers.data.dataset import IdleClock
 
@@ -105,3 +105,36 @@ def _sleep_and_fail(clock: IdleClock) -> None:
     with clock:
         time.sleep(0.02)
         raise OSError("away")
+
+
+def test_a_training_with_more_loaders_than_an_earlier_one_is_expected_to_wait_less() -> None:
+    """An epoch of 100 s of which 60 waited for 200 s of CPU: steps of 40 s, so 5 loaders are enough, and 4 take 50 s."""
+    earlier = [row(waited_s=60, cpu_s=200)]
+    same, four, five = (expected_limit(earlier, loaders) for loaders in (2, 4, 5))
+    assert same is not None
+    assert four is not None
+    assert five is not None
+    assert [(found.name, found.enough) for found in (same, four)] == [("CPU augmentation", 5)] * 2
+    assert [same.waited, four.waited] == pytest.approx([0.6, 0.2])
+    assert four.beforehand.startswith("limited by: CPU augmentation (20% of the time waiting for data); 5 loader actors with a core each ")
+    assert "it has 4: raise workers.cpus" in four.beforehand
+    assert five.beforehand == "limited by: GPU; 5 loader actors with a core each are enough for a worker, it has 5."
+
+
+def test_a_training_with_fewer_loaders_is_expected_to_wait_though_the_earlier_one_did_not() -> None:
+    """Steps of 96 s and 190 s of CPU: one loader takes 190 s, of which 94 are waited for."""
+    one = expected_limit([row(waited_s=4, cpu_s=190)], 1)
+    assert one is not None
+    assert (one.name, one.enough) == ("CPU augmentation", 2)
+    assert one.waited == pytest.approx(94 / 190)
+
+
+def test_cores_that_others_took_are_expected_to_be_taken_again_and_what_was_not_measured_is_not_known() -> None:
+    crowded = expected_limit([row(waited_s=50, cpu_s=50, prepare_s=200)], 6)
+    assert crowded is not None
+    assert (crowded.name, crowded.loaders) == ("crowded cores", 6)
+    disk = expected_limit([row(waited_s=50, cpu_s=40, read_s=60)], 1)
+    assert disk is not None
+    assert disk.name == "disk"
+    assert expected_limit([], 6) is None
+    assert expected_limit([epoch_row(0)], 6) is None
