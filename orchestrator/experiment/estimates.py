@@ -25,6 +25,8 @@ class EpochTime:
     epoch_s: float
     device: str
     """Kind of the device; empty: not recorded."""
+    gpu_memory_gib: float = 0.0
+    """Peak of a worker's GPU; 0 on CPUs."""
 
 
 class Measured:
@@ -35,20 +37,18 @@ class Measured:
 
     def epoch_time(self, spec: RunSpec) -> EpochTime | None:
         """Median seconds of an epoch of the folds of the same model, with as many iterations, on as many workers of the same kind (with a
-        GPU or without), on the kind of device that trained last; None where there is none."""
-        by_device: dict[str, list[float]] = {}
-        newest: dict[str, float] = {}
+        GPU or without), on the kind of device that trained last, of those that the run asks for; None where there is none."""
+        by_device: dict[str, list[list[EpochRow]]] = {}
         for other, committed in self._of_model(spec):
             alike = [row for row in committed.history if _is_alike(other, row, spec)]
             rows = [row for row in alike[-RECENT_EPOCHS:] if row.device == alike[-1].device]
             if rows:
-                device = rows[-1].device
-                by_device.setdefault(device, []).append(statistics.median(row.epoch_s for row in rows))
-                newest[device] = max(newest.get(device, 0.0), rows[-1].ended_unix)
+                by_device.setdefault(rows[-1].device, []).append(rows)
         if not by_device:
             return None
-        device = max(newest, key=lambda name: newest[name])
-        return EpochTime(statistics.median(by_device[device]), device)
+        device, runs = max(by_device.items(), key=lambda item: max(rows[-1].ended_unix for rows in item[1]))
+        epoch_s = statistics.median(statistics.median(row.epoch_s for row in rows) for rows in runs)
+        return EpochTime(epoch_s, device, max(row.gpu_memory_gib for rows in runs for row in rows))
 
     def epoch_s(self, spec: RunSpec) -> float | None:
         """The seconds of `epoch_time`."""
@@ -91,4 +91,11 @@ def _is_alike(other: RunSpec, row: EpochRow, spec: RunSpec) -> bool:
         and row.world_size == spec.workers.least
         and has_gpu == bool(spec.workers.gpus)
         and row.epoch_s > 0
+        and _is_of_type(other, row.device, spec.workers.accelerator_type)
     )
+
+
+def _is_of_type(other: RunSpec, device: str, wanted: str) -> bool:
+    """Whether a device is of a type by Ray's name (`A100` of `NVIDIA A100-SXM4-40GB`), or was asked for by that name."""
+    words = f" {device} ".lower().replace("-", " ")
+    return not wanted or wanted == other.workers.accelerator_type or f" {wanted.lower().replace('-', ' ')} " in words

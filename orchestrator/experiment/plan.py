@@ -66,6 +66,8 @@ class PlanRow(Frozen):
     """What its folder will take once it has ended (see `run_bytes`); null: not known."""
     measured_on: str = ""
     """Kind of device that those epochs were measured on; empty: not known."""
+    gpu_memory_gib: float | None = None
+    """Peak memory of a worker's GPU in those epochs; null: not known, or on CPUs."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -244,6 +246,7 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit, measured: EpochTime | 
         most_workers=most,
         training_s=None if measured is None else _epochs_left(spec, progress) * measured.epoch_s,
         measured_on=measured.device if measured else "",
+        gpu_memory_gib=(measured.gpu_memory_gib or None) if measured else None,
         disk_bytes=run_bytes(spec),
         batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )
