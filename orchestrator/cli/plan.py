@@ -77,11 +77,21 @@ def estimate_line(report: "PlanReport") -> str:
     gpu_hours = sum(row.gpu_hours or 0.0 for row in known)
     cost = f", {gpu_hours:.1f} GPU-hours in all{_price(report, gpu_hours)}" if gpu_hours else ""
     rest = f" Of {len(rows) - len(known)} other runs it is not known." if len(known) < len(rows) else ""
-    span = f"{min(hours):.1f} h" if max(hours) - min(hours) < 0.1 else f"{min(hours):.1f} to {max(hours):.1f} h"
+    span = _span(min(hours), max(hours))
     runs = "1 run" if len(known) == 1 else f"{len(known)} runs"
     where = " and ".join(sorted({row.measured_on for row in known if row.measured_on}))
     measured = f"measured before{f' on {where}' if where else ''}"
-    return f"Expected training, by epochs that were {measured}: {span} a run ({runs}){cost}; validation comes on top.{rest}{_error(report)}"
+    memory = max((row.gpu_memory_gib or 0.0 for row in known), default=0.0)
+    peak = f" At its peak a worker took {memory:.1f} GiB of its GPU's memory." if memory else ""
+    text = f"Expected training, by epochs that were {measured}: {span} a run ({runs}){cost}; validation comes on top."
+    return f"{text}{rest}{_error(report)}{peak}"
+
+
+def _span(least_h: float, most_h: float) -> str:
+    """Durations in hours, short ones in minutes."""
+    unit, per_hour, step = ("h", 1, 0.1) if most_h >= 1 else ("min", 60, 0.1)
+    least, most = least_h * per_hour, most_h * per_hour
+    return f"{least:.1f} {unit}" if most - least < step else f"{least:.1f} to {most:.1f} {unit}"
 
 
 def _price(report: "PlanReport", gpu_hours: float) -> str:

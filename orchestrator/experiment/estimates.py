@@ -26,6 +26,8 @@ class EpochTime:
     epoch_s: float
     device: str
     """Kind of the device; empty: not recorded."""
+    gpu_memory_gib: float = 0.0
+    """Peak of a worker's GPU; 0 on CPUs."""
 
 
 class Measured:
@@ -36,11 +38,12 @@ class Measured:
 
     def epoch_time(self, spec: RunSpec) -> EpochTime | None:
         """Median seconds of an epoch of the folds of the same model, with as many iterations, on as many workers of the same kind (with a
-        GPU or without), on the kind of device that trained last; None where there is none."""
+        GPU or without), on the kind of device that trained last, of those that the run asks for; None where there is none."""
         folds = self._alike(spec)
         if not folds:
             return None
-        return EpochTime(statistics.median(statistics.median(row.epoch_s for row in rows) for rows in folds), folds[-1][-1].device)
+        epoch_s = statistics.median(statistics.median(row.epoch_s for row in rows) for rows in folds)
+        return EpochTime(epoch_s, folds[-1][-1].device, max(row.gpu_memory_gib for rows in folds for row in rows))
 
     def limit(self, spec: RunSpec) -> Limit | None:
         """What is expected to limit a run: by the last epochs of the fold of the same model that trained last, as in `epoch_time`, with the
@@ -101,4 +104,11 @@ def _is_alike(other: RunSpec, row: EpochRow, spec: RunSpec) -> bool:
         and row.world_size == spec.workers.least
         and has_gpu == bool(spec.workers.gpus)
         and row.epoch_s > 0
+        and _is_of_type(other, row.device, spec.workers.accelerator_type)
     )
+
+
+def _is_of_type(other: RunSpec, device: str, wanted: str) -> bool:
+    """Whether a device is of a type by Ray's name (`A100` of `NVIDIA A100-SXM4-40GB`), or was asked for by that name."""
+    words = f" {device} ".lower().replace("-", " ")
+    return not wanted or wanted == other.workers.accelerator_type or f" {wanted.lower().replace('-', ' ')} " in words

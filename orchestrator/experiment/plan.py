@@ -71,6 +71,8 @@ class PlanRow(Frozen):
     """What is expected to limit the training, by those epochs and the loaders of this run; empty: not known."""
     limit_text: str = Field("", exclude_if=lambda text: not text)
     """The same in a sentence, with the loader actors that are enough and what to change."""
+    gpu_memory_gib: float | None = None
+    """Peak memory of a worker's GPU in those epochs; null: not known, or on CPUs."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -261,6 +263,7 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit, known: Measured) -> Pl
         measured_on=measured.device if measured else "",
         limited_by=limit.name if limit else "",
         limit_text=limit.beforehand if limit else "",
+        gpu_memory_gib=(measured.gpu_memory_gib or None) if measured else None,
         disk_bytes=run_bytes(spec),
         batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )

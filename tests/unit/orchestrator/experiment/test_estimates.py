@@ -69,12 +69,14 @@ def test_a_plan_shows_what_its_training_is_expected_to_take_or_that_it_is_not_kn
     assert estimate_line(unknown).startswith("Expected duration: not known")
 
 
-def trained(base: Path, fold: int, expected_s: float, *seconds: float, device: str = "") -> RunSpec:
-    """A fold that is trained to its end, of whose epochs `expected_s` each were expected."""
-    run = FakeRun(base, f"toy-{fold}", fold, workers=TWO_CPUS, schedule=Schedule(epochs=len(seconds)))
+def trained(base: Path, fold: int, expected_s: float, *seconds: float, device: str = "", gib: float = 0.0, asked: str = "") -> RunSpec:
+    """A fold that is trained to its end, of whose epochs `expected_s` each were expected; with `gib` on GPUs that took so much."""
+    workers = TWO_CPUS.model_copy(update={"gpus": 1, "accelerator_type": asked}) if gib else TWO_CPUS
+    run = FakeRun(base, f"toy-{fold}", fold, workers=workers, schedule=Schedule(epochs=len(seconds)))
     note_expected(run.folder, expected_s)
     note_expected(run.folder, 99.0)  # of a later start
-    run.rows = [epoch_row(epoch).model_copy(update={"epoch_s": each, "device": device}) for epoch, each in enumerate(seconds)]
+    measured = {"device": device, "gpu_memory_gib": gib}
+    run.rows = [epoch_row(epoch).model_copy(update={"epoch_s": each, **measured}) for epoch, each in enumerate(seconds)]
     run.finish()
     return run.spec
 
@@ -108,6 +110,35 @@ def test_epochs_are_taken_of_the_kind_of_device_that_trained_last(tmp_path: Path
     assert Measured().epoch_time(spec) == EpochTime(2.0, "fast")
     report = plan_of_runs("e", [spec], [NodeResources("n", CPUS, CPUS)])
     assert "measured before on fast: " in estimate_line(report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("A100", EpochTime(2.0, "NVIDIA A100-SXM4-40GB", 7.5)),
+        ("H20", None),
+        ("H200", EpochTime(1.0, "NVIDIA H200", 9.0)),
+        ("our-own", EpochTime(1.0, "NVIDIA H200", 9.0)),
+        ("T4", None),
+    ],
+)
+def test_a_kind_of_gpu_is_expected_to_take_what_that_kind_took(tmp_path: Path, kind: str, found: EpochTime | None) -> None:
+    trained(tmp_path, 0, 1.0, 2.0, 2.0, device="NVIDIA A100-SXM4-40GB", gib=7.5)
+    trained(tmp_path, 1, 1.0, 1.0, 1.0, device="NVIDIA H200", gib=9.0, asked="our-own")
+    workers = TWO_CPUS.model_copy(update={"gpus": 1, "accelerator_type": kind})
+    assert Measured().epoch_time(made(tmp_path, 2).model_copy(update={"workers": workers})) == found
+
+
+def test_the_plan_shows_the_peak_of_gpu_memory_that_was_measured(tmp_path: Path) -> None:
+    trained(tmp_path, 0, 1.0, 6.0, device="NVIDIA A100-SXM4-40GB", gib=7.53)
+    spec = made(tmp_path, 1).model_copy(update={"workers": TWO_CPUS.model_copy(update={"gpus": 1})})
+    gpus = {"CPU": 8.0, "GPU": 2.0}
+    report = plan_of_runs("e", [spec], [NodeResources("n", gpus, gpus)])
+    assert report.rows[0].gpu_memory_gib == 7.53
+    assert "measured before on NVIDIA A100-SXM4-40GB: 1.0 min a run" in estimate_line(report)
+    assert estimate_line(report).endswith("At its peak a worker took 7.5 GiB of its GPU's memory.")
+    on_cpus = plan_of_runs("e", [made(tmp_path, 2, 1.0), made(tmp_path, 3)], [NodeResources("n", CPUS, CPUS)])
+    assert [row.gpu_memory_gib for row in on_cpus.rows] == [None, None]
 
 
 def test_a_price_per_gpu_hour_gives_the_cost(tmp_path: Path) -> None:
