@@ -59,7 +59,7 @@ class Home:
 
     @property
     def own_code(self) -> Path:
-        """Files of the user's own networks, losses and recipes by their digest: each code package brings them to the jobs."""
+        """Files of the user's own networks, losses, recipes and trainers by their digest: each code package brings them to the jobs."""
         return self.root / OWN_CODE
 
     @property

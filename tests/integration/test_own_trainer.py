@@ -61,7 +61,7 @@ def begun(experiment: Experiment, address: str) -> tuple[str, RunFolder]:
 def killed(folder: RunFolder) -> list[psutil.Process]:
     """Kill the worker at once; the loader processes that it had."""
     worker = psutil.Process([claim.pid for claim in claims_seen(folder) if claim.role == "workers"][-1])
-    loaders = worker.children(recursive=True)
+    loaders: list[psutil.Process] = worker.children(recursive=True)
     os.kill(worker.pid, signal.SIGKILL)
     return loaders
 
@@ -116,6 +116,10 @@ def test_a_subclass_is_stopped_killed_continued_validated_and_compared(
     assert f"{OWN}: Not exact: trained by the trainer" in html(compared)
     _check_tracked(local, folder)
     _check_exports(folder, tmp_path, results, monkeypatch)
+    gang = {"count": 1, "gpus": 0, "cpus": 1}
+    predicted = api.predict(folder.spec().model, toy.raw / "imagesTr", tmp_path / "predicted", results=results / toy.name, workers=gang)
+    assert predicted.exit_code == 0, predicted.message
+    assert len({path.name for path in (tmp_path / "predicted").rglob("toy_*.nii.gz")}) == 6
 
 
 def _check_tracked(uri: str, folder: RunFolder) -> None:

@@ -138,6 +138,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 def trying(spec: RunSpec) -> Iterator[Any]:
     """A trainer of a run on the CPU that leaves no trace."""
     with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(nnUNet_wandb_enabled="0")  # no run of a service for a trial
         trainer = made_trainer(spec, torch.device("cpu"), Path(folder))
         trainer.output_folder = folder
         yield trainer

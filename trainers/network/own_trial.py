@@ -70,8 +70,18 @@ def _try_network(spec: RunSpec) -> None:
 
 
 def _try_trainer(spec: RunSpec) -> None:
-    """It can be made, saves what can be read without executing anything, and takes that up again; the network that predicts has the
-    weights of the one that trains, and takes the patch."""
+    """As `_try_on_cpu`; raises NotImplementedError for one that needs a GPU to be made."""
+    try:
+        _try_on_cpu(spec)
+    except ConfigError as err:
+        if spec.workers.gpus and re.search(r"cuda|triton", str(err.__cause__ or ""), re.IGNORECASE):
+            raise NotImplementedError(str(err)) from err
+        raise
+
+
+def _try_on_cpu(spec: RunSpec) -> None:
+    """The trainer can be made, saves what can be read without executing anything, and takes that up again; the network that predicts has
+    the weights of the one that trains, and takes the patch."""
     from trainers.network.own_trainer import check_state, network_by_trainer, trying
 
     code, configuration, dataset_json = spec.own.named["trainer"], _configuration(spec), load_dataset_json(spec.preprocessed_folder)

@@ -30,7 +30,15 @@ from trainers.data.batches import SplitName
 from trainers.errors import ConfigError, DivergedError
 from trainers.network.own_trainer import checkpoint_of, load_state, made_trainer
 from trainers.training.asked import asked_of, with_early_end
-from trainers.training.assemble import ModelConfig, model_config, newest_everywhere, progress_from, writer_with_axes
+from trainers.training.assemble import (
+    ModelConfig,
+    check_compiler,
+    configure_kernels,
+    model_config,
+    newest_everywhere,
+    progress_from,
+    writer_with_axes,
+)
 from trainers.training.children import children_bound
 from trainers.training.loop import End, Heartbeats, describe
 from trainers.training.node_load import device_kind, node_load
@@ -67,6 +75,9 @@ def train_by_own_loop(spec: RunSpec, folder: RunFolder, world: World, fencing_to
         return "TRAINED"
     if newest is not None and stop_request_seen(folder) is not None:
         return "STOPPED"
+    configure_kernels(world.device, deterministic=False)
+    if spec.compile and world.device.type == "cuda":
+        check_compiler()
     with tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(spec.seed * 100_003 + reached.epochs_done)
         trainer = made_trainer(spec, world.device, Path(scratch), goes_on=newest is not None)

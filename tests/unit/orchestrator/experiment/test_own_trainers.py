@@ -9,7 +9,9 @@ import pytest
 from orchestrator.campaign.control_job import finish_all
 from orchestrator.cluster.code_package import code_kept, keep_code
 from orchestrator.cluster.home import Home
+from orchestrator.compare.models import TrainedModel, ValidatedFold
 from orchestrator.compare.run_differences import RunFacts, differences_of
+from orchestrator.compare.schedules import not_exact
 from orchestrator.dataset.model_folder import run_differences
 from orchestrator.dataset.preflight import problems_of
 from orchestrator.errors import ConfigError
@@ -18,12 +20,15 @@ from orchestrator.experiment.model import Experiment, load_experiment, parse_exp
 from orchestrator.experiment.plan import plan_of_runs
 from orchestrator.export.fold_facts import facts_of
 from orchestrator.export.model import EXTERNAL, finds_trainer, refuse_unknown_trainer
+from orchestrator.follow.render import Reading, with_reading
+from orchestrator.run.status import RunStatus
 from orchestrator.tracking.records import NOT_EXACT_TAG, fixed_params, note_of, tags_of
 from tests.own_functions import EXAMPLES
 from tests.unit.tiny_dataset import Tiny, tiny_dataset
 from trainers.contract.own_code import place_of, stored_files
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import NOT_EXACT, RunSpec
+from trainers.contract.states import RunState
 
 BASE = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
 MINE = f"{BASE}\n\nclass nnUNetTrainerMine(nnUNetTrainer):\n    pass\n"
@@ -86,6 +91,11 @@ def test_it_is_named_not_exact_wherever_its_properties_are(tmp_path: Path) -> No
     ]
     assert NOT_EXACT_TAG not in tags_of(ours)
     assert (plan_of_runs("e", [ours], []).warnings, NOT_EXACT in note_of(ours, "1")) == ((), False)
+    models = [TrainedModel(run.trainer, (ValidatedFold(RunFolder(run.run_folder), run, (), None, ()),)) for run in (ours, spec)]
+    assert not_exact(models) == [f"nnUNetTrainerMine: {NOT_EXACT.removesuffix('.')}"]
+    named = {"run_key": spec.run_key, "address": spec.address, "campaign": "", "run_folder": spec.run_folder}
+    status = RunStatus(**named, epochs=3, state=RunState.RUNNING)
+    assert with_reading(status, spec, Reading()).reason == NOT_EXACT
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from trainers.contract.commits import committed_states, newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import request_finish, request_stop
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import LoaderSpec, OwnCode, OwnParts, RunSpec, Schedule, ValidationSpec
+from trainers.contract.run_spec import LoaderSpec, OwnCode, OwnParts, RunSpec, Schedule, ValidationSpec, WorkerSpec
 from trainers.errors import ConfigError, DivergedError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.own_trial import try_own
@@ -102,8 +102,11 @@ def test_its_own_loop_is_committed_stopped_and_continued_from_its_checkpoint(
     assert [(row.fencing_token, row.learning_rate) for row in last.history] == [(1, 1e-3), (3, 1e-3), (3, 1e-4)]
     assert last.history[0] == first.history[0]
     assert all(row.train_loss > 0 and len(row.pseudo_dice) == 2 and row.epoch_s > row.train_s > 0 for row in last.history)
-    steps = read_checkpoint(folder.checkpoint("final"))["optimizer_state"]["state"][0]["step"]
-    assert float(steps) == 6, "the optimizer went on from its state"
+    final = read_checkpoint(folder.checkpoint("final"))
+    assert float(final["optimizer_state"]["state"][0]["step"]) == 6, "the optimizer went on from its state"
+    curves = {"train_losses": "train_loss", "val_losses": "val_loss", "mean_fg_dice": "pseudo_dice_mean", "ema_fg_dice": "ema_pseudo_dice"}
+    for theirs, ours in curves.items():
+        assert [getattr(row, ours) for row in last.history] == pytest.approx(final["logging"][theirs], abs=1e-6), theirs
     assert [(folder.root / f"checkpoint_{name}.pth").exists() for name in names] == [False, True, True]
     assert not [path for path in folder.root.iterdir() if path.name in ("plans.json", "progress.png")]
     assert trained(spec, monkeypatch) == "TRAINED"
@@ -177,6 +180,23 @@ def test_a_loop_that_closes_no_epoch_is_refused(toy: Toy, tmp_path: Path, packag
     code = class_of(package, "    def run_training(self):\n        self.on_train_start()\n")
     with pytest.raises(ConfigError, match="run_training of nnUNetTrainerMine ended after 0 of 3 epochs that it closed with on_epoch_end"):
         trained(run_of(toy, tmp_path, code), monkeypatch)
+
+
+def test_an_error_of_a_class_of_its_own_reaches_other_processes(
+    toy: Toy, tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = class_of(package, "    def train_step(self, batch):\n        raise Odd('no luck')\n", "class Odd(Exception):\n    pass\n")
+    with pytest.raises(RuntimeError, match=r"^Odd: no luck \(line \d+ of mine.py\)$") as caught:
+        trained(run_of(toy, tmp_path, code), monkeypatch)
+    assert type(caught.value) is RuntimeError
+
+
+def test_a_network_that_needs_a_gpu_is_not_known_before_a_worker_starts(toy: Toy, tmp_path: Path, package: Package) -> None:
+    code = class_of(package, "    def _build_loss(self):\n        raise RuntimeError('No CUDA GPUs are available')\n")
+    with pytest.raises(NotImplementedError, match="No CUDA GPUs are available"):
+        try_own(run_of(toy, tmp_path, code, workers=WorkerSpec(count=1, gpus=1, cpus=1)))
+    with pytest.raises(ConfigError, match="No CUDA GPUs are available"):
+        try_own(run_of(toy, tmp_path, code))
 
 
 REFUSED = [
