@@ -135,7 +135,10 @@ def _brought_up(home: Home, asked: Share) -> Services:
 def _started_ray(home: Home, asked: Share) -> tuple[ProcessRecord, Offer]:
     """A new Ray head, and what it gives out: no GPU of another head's. Raises ConfigError."""
     for _ in range(STARTS):
-        offer = nodes.offer_of(asked, neighbours(home.root))
+        busy = nodes.busy_gpus(nodes.usable_gpus())
+        offer = nodes.offer_of(asked, neighbours(home.root), busy)
+        if shared := {gpu: pids for gpu, pids in busy.items() if gpu in offer.gpu_ids}:
+            log.warning("%s", nodes.busy_words(shared))
         if crowded := crowding_of(home, offer):
             log.warning("%s", crowded)
         ray = start_ray(home, offer)

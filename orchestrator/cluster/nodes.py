@@ -1,7 +1,8 @@
 """The nodes of a cluster, and this machine as the node that `up` would make of it."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -51,14 +52,14 @@ def ask_for_nodes(bundles: Sequence[Resources]) -> None:
         raise ClusterError(f"cluster: its autoscaler could not be asked: {err}") from err
 
 
-def offer_of(asked: Share, others: Sequence[Notice] = ()) -> Offer:
-    """What a head that this process starts would give out beside those of others. Raises ConfigError when it may not use so many GPUs,
-    or would use those of others."""
+def offer_of(asked: Share, others: Sequence[Notice] = (), busy: Collection[str] = ()) -> Offer:
+    """What a head that this process starts would give out beside those of others; of GPUs on which processes compute already (`busy`) only
+    as many as have to be. Raises ConfigError when it may not use so many GPUs, or would use those of others."""
     ids = usable_gpus()
     shared = [(other, shared_gpus(ids, other)) for other in others]
     taken = [other for other, gpus in shared if gpus]
     free = [gpu for gpu in ids if not any(gpu in gpus for _, gpus in shared)]
-    chosen = ids if asked.gpus is None else free[: asked.gpus]
+    chosen = ids if asked.gpus is None else sorted(sorted(free, key=lambda gpu: gpu in busy)[: asked.gpus], key=ids.index)
     if asked.gpus is not None and asked.gpus > len(ids):
         found = f"GPUs {','.join(ids)}" if ids else "no NVIDIA GPU"
         raise ConfigError(
@@ -105,6 +106,38 @@ def gpu_uuids(ids: Sequence[str]) -> tuple[str, ...]:
     return uuids_of(ids, seen_uuids()) if ids else ()
 
 
+def busy_gpus(ids: Sequence[str]) -> dict[str, list[int]]:
+    """Those GPUs, as CUDA_VISIBLE_DEVICES names them here, on which processes compute, with their pids; none where NVML does not tell."""
+    computing = computing_processes()
+    uuids = gpu_uuids(ids) if any(computing.values()) else ()
+    return {gpu: computing[uuid] for gpu, uuid in zip(ids, uuids, strict=False) if computing.get(uuid)}
+
+
+def computing_processes() -> dict[str, list[int]]:
+    """By the UUID of each NVIDIA GPU that this process sees, the pids of what computes on it; empty where NVML does not answer."""
+    import pynvml
+
+    found: dict[str, list[int]] = {}
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        try:
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+                found[_text(pynvml.nvmlDeviceGetUUID(gpu))] = [each.pid for each in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
+        finally:
+            pynvml.nvmlShutdown()
+    return found
+
+
+def busy_words(busy: Mapping[str, Sequence[int]]) -> str:
+    """A sentence about GPUs that a head gives out though others compute on them."""
+    gpus = "; ".join(f"GPU {gpu}: process {', '.join(map(str, pids))}" for gpu, pids in busy.items())
+    return (
+        f"processes that Ray does not know compute on GPUs that this head gives out ({gpus}). Runs will be placed there all the same: end "
+        "them, or give out others: `nnfleet up --gpus N` takes idle ones first, CUDA_VISIBLE_DEVICES names them."
+    )
+
+
 def uuids_of(ids: Sequence[str], seen: Sequence[str]) -> tuple[str, ...]:
     """By the UUIDs of the GPUs that this process sees, in their order. A name may be the beginning of a UUID. Pure."""
     found = []
@@ -126,11 +159,15 @@ def seen_uuids() -> list[str]:
         return []
     try:
         uuids = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [uuid.decode() if isinstance(uuid, bytes) else str(uuid) for uuid in uuids]
+        return [_text(uuid) for uuid in uuids]
     except pynvml.NVMLError:
         return []
     finally:
         pynvml.nvmlShutdown()
+
+
+def _text(uuid: str | bytes) -> str:
+    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
 
 
 def overlap(some: Sequence[str], others: Sequence[str]) -> bool:

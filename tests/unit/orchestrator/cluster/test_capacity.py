@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pynvml
 import pytest
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from orchestrator.cluster import nodes
 from orchestrator.cluster.capacity import Offer, Share, usable_cpus, usable_memory
-from orchestrator.cluster.nodes import node_of, offer_of, visible_gpus
+from orchestrator.cluster.nodes import busy_gpus, busy_words, computing_processes, node_of, offer_of, visible_gpus
 from orchestrator.errors import ConfigError
 
 OWN = "0::/system.slice/job_7/step_0\n"
@@ -89,6 +92,34 @@ def test_what_is_asked_for_bounds_the_offer(monkeypatch: pytest.MonkeyPatch) -> 
     assert offer_of(Share()).gpu_ids == ("2", "3")
     with pytest.raises(ConfigError, match="--gpus 3, but this process may use GPUs 2,3"):
         offer_of(Share(gpus=3))
+
+
+def test_idle_gpus_are_given_out_before_those_that_others_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "usable_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(nodes, "seen_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c"])
+    monkeypatch.setattr(nodes, "computing_processes", lambda: {"GPU-a": [7, 8], "GPU-b": [], "GPU-c": []})
+    busy = busy_gpus(nodes.usable_gpus())
+    assert busy == {"0": [7, 8]}
+    assert [offer_of(Share(gpus=number), busy=busy).gpu_ids for number in (1, 2, 3)] == [("1",), ("1", "2"), ("0", "1", "2")]
+    assert offer_of(Share(), busy=busy).gpu_ids == ("0", "1", "2"), "nobody's only GPU is taken away"
+    assert "(GPU 0: process 7, 8)" in busy_words(busy)
+
+
+def test_what_computes_on_each_gpu_is_asked_of_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Any] = {"Count": lambda: 2, "HandleByIndex": int, "UUID": lambda gpu: f"GPU-{gpu}".encode()}
+    answers["ComputeRunningProcesses"] = lambda gpu: [SimpleNamespace(pid=7)] * gpu
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, f"nvmlDeviceGet{name}", answer)
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(pynvml, name, lambda: None)
+    assert computing_processes() == {"GPU-0": [], "GPU-1": [7]}
+
+
+def test_without_nvml_no_gpu_is_known_to_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "seen_uuids", list)
+    assert busy_gpus(["0"]) == {}
+    monkeypatch.setattr(nodes, "computing_processes", lambda: {"GPU-a": [7]})
+    assert busy_gpus(["0"]) == {}
 
 
 def test_this_machines_node_has_the_kind_of_its_gpus_as_ray_will_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
