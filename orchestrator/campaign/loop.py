@@ -36,8 +36,8 @@ from trainers.errors import ClusterError, StorageError
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-LAST_POLL_S = 0.2
-"""Once all runs have ended and their last jobs print their last lines, which takes them a second or two."""
+LAST_POLL_S, LAST_LOOKS = 0.2, 25
+"""So often once all runs have ended: their last jobs print their last lines, mostly within a second or two."""
 REPEAT_LOG_S = 60.0
 
 
@@ -110,8 +110,10 @@ class Campaign:
     def run(self, poll_s: float = POLL_S) -> int:
         """Follow the runs to their end; the exit code is 0 when none failed. A cluster, server or disk that is away is waited for."""
         with self.interruptible():
+            last_looks = 0
             while not self._is_over(poll_s):
-                self._clock.sleep(poll_s if self._open_runs() else min(poll_s, LAST_POLL_S))
+                last_looks = 0 if self._open_runs() else last_looks + 1
+                self._clock.sleep(min(poll_s, LAST_POLL_S) if 0 < last_looks <= LAST_LOOKS else poll_s)
         self._registry.withdraw(self.campaign)
         with contextlib.suppress(ClusterError, StorageError, OSError), self._registry.locked():
             self._dispatcher.end()

@@ -1,8 +1,8 @@
 """Asks in a short process whether a run's network can be built and takes one patch, before any worker starts.
 
 It takes some seconds and 0.7 GB, which are free again when the training begins; in this process torch's meta device would hold 150 MB for
-as long as the run trains. Runs of the same plans ask the same question, so the answer is kept on this machine, and a campaign asks ahead:
-while its first job starts, the network is being tried already.
+as long as the run trains. Runs of the same plans ask the same question, so that a network can be trained is kept on this machine, and a
+campaign asks ahead: while its first job starts, the network is being tried already.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def _trial(spec: RunSpec) -> NetworkTrial:
 
 
 def _verdict(trial: NetworkTrial) -> NetworkVerdict | None:
-    """The answer that is kept, else that of a process, which is then kept; None when there is none."""
+    """The answer that is kept, else that of a process, which is kept if it is that all is well; None when there is none."""
     if trial.depends_on_files:
         return _asked(trial)
     with _held(_kept_file(trial)) as kept:
@@ -102,15 +102,16 @@ def _verdict(trial: NetworkTrial) -> NetworkVerdict | None:
         with contextlib.suppress(OSError, ValueError):
             return NetworkVerdict.model_validate_json(kept.read_bytes())
         found = _asked(trial)
-        if found is not None and not found.unknown:
+        if found == NetworkVerdict():  # a refusal may be the machine's: for want of memory, say
             with contextlib.suppress(NnfleetError, OSError):
                 write_atomic(kept, found.model_dump_json().encode())
         return found
 
 
 def _kept_file(trial: NetworkTrial) -> Path:
-    """Where the answer is kept: another one for other plans, libraries, or code of ours."""
-    ours = sorted(Path(trainers.__path__[0], "network").glob("*.py"))
+    """Where that all is well is kept: another file for other plans, libraries, or code of ours."""
+    package = Path(trainers.__path__[0])
+    ours = [*sorted((package / "network").glob("*.py")), package / "contract" / "architecture.py"]
     parts = [trial.model_dump_json(), *map(version, DECIDING), *(path.read_text() for path in ours)]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "nnfleet-networks", f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.json")

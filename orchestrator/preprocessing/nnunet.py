@@ -25,7 +25,7 @@ from orchestrator.dataset.raw import load_raw_dataset_json, raw_cases
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.preprocessing.due import WHOLE, Due, DuePlans, lacking_cases
 from orchestrator.preprocessing.order import Order, Progressed
-from orchestrator.preprocessing.whole_cases import WholeCases, set_mark
+from orchestrator.preprocessing.whole_cases import WholeCases, put_whole
 from orchestrator.queue.file_lock import locked
 from trainers.contract.names import shown
 from trainers.contract.plans import load_plans, load_splits
@@ -171,7 +171,7 @@ class _Work:
         with storing(self.whole):
             whole = WholeCases(self.whole / identifier, configuration, (self.folder / f"{plans}.json", self.folder / "dataset.json"))
             self._cases_by_nnunet(plans, configuration, whole, {case: files[case] for case in cases})
-            self._put_cases(whole.release(), self.folder / identifier, cases)
+            self._put_cases(whole.release(cases), self.folder / identifier, cases)
 
     def _cases(self, identifier: str, files: Mapping[str, Any]) -> tuple[str, ...]:
         """Those that the folder is to hold: all, or where it is there already those of the split file."""
@@ -245,9 +245,7 @@ def _save_case(made: Path, whole: Path, named: Mapping[str, Any], plans_file: st
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    for ending in WHOLE:
-        os.replace(f"{made}{ending}", whole / f"{made.name}{ending}")
-    set_mark(mark, made_from)
+    put_whole(made, whole, mark, made_from)
 
 
 @cache

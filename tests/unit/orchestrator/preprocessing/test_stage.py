@@ -1,13 +1,16 @@
 """The folder in which nnU-Net works for one job, and what it removes of earlier ones."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.preprocessing.due import Due
+from orchestrator.preprocessing import whole_cases
+from orchestrator.preprocessing.due import WHOLE, Due
 from orchestrator.preprocessing.nnunet import _stage
-from orchestrator.preprocessing.whole_cases import WholeCases, set_mark
+from orchestrator.preprocessing.whole_cases import WholeCases, put_whole
 
 
 @pytest.mark.parametrize("dataset", ["Dataset004_A", "Dataset004_[A]"])
@@ -47,7 +50,7 @@ def test_a_job_that_fails_leaves_its_whole_cases_and_no_more(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_case_is_whole_as_long_as_all_that_it_was_made_from_is_the_same(tmp_path: Path) -> None:
+def test_a_case_is_whole_as_long_as_all_that_it_was_made_from_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, image, label = tmp_path / "plans.json", tmp_path / "a_0000.nii.gz", tmp_path / "a.nii.gz"
     for path in (settings, image, label):
         path.write_text("first")
@@ -56,8 +59,13 @@ def test_a_case_is_whole_as_long_as_all_that_it_was_made_from_is_the_same(tmp_pa
     def cases(configuration: str = "2d") -> WholeCases:
         return WholeCases(tmp_path / "cases" / "nnUNetPlans_2d", configuration, [settings])
 
+    def make(case: str, content: str) -> None:
+        for ending in WHOLE:
+            (tmp_path / f"{case}{ending}").write_text(content)
+
     assert cases().are_whole(files) == []
-    set_mark(*cases().mark_of("a", files["a"]))
+    make("a", "first")
+    put_whole(tmp_path / "a", cases().folder, *cases().mark_of("a", files["a"]))
     assert cases().are_whole(files) == ["a"]
     assert cases("3d_fullres").are_whole(files) == []
     for path in (settings, image, label):
@@ -67,6 +75,40 @@ def test_a_case_is_whole_as_long_as_all_that_it_was_made_from_is_the_same(tmp_pa
         path.write_text(before)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert cases().are_whole(files) == ["a"]
-    released = cases().release()
-    assert list(released.parent.iterdir()) == [released]
+    make("a", "second")
+    monkeypatch.setattr(os, "replace", killed_at_the_second(os.replace))
+    with pytest.raises(KeyboardInterrupt):
+        put_whole(tmp_path / "a", cases().folder, *cases().mark_of("a", files["a"]))
+    monkeypatch.undo()
+    assert cases().are_whole(files) == [], "its files are of two makings"
+    make("a", "third")
+    put_whole(tmp_path / "a", cases().folder, *cases().mark_of("a", files["a"]))
+    (cases().folder / "a.pkl").rename(tmp_path / "kept")
+    assert cases().are_whole(files) == [], "a file is gone"
+    (tmp_path / "kept").rename(cases().folder / "a.pkl")
+    monkeypatch.setattr(whole_cases, "code_digest", lambda: "of other code")
     assert cases().are_whole(files) == []
+
+
+def killed_at_the_second(replace: Callable[..., None]) -> Callable[..., None]:
+    """`os.replace` of a process that ends after its first call."""
+    calls: list[object] = []
+
+    def replaced(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    return replaced
+
+
+def test_cases_that_left_the_raw_dataset_do_not_come_into_the_preprocessed_one(tmp_path: Path) -> None:
+    (tmp_path / "plans.json").touch()
+    cases = WholeCases(tmp_path / "cases" / "nnUNetPlans_2d", "2d", [tmp_path / "plans.json"])
+    for name in ("a", "gone"):
+        for ending in WHOLE:
+            (cases.folder / f"{name}{ending}").touch()
+    released = cases.release(["a"])
+    assert list(released.parent.iterdir()) == [released]
+    assert {path.name for path in released.iterdir()} == {f"a{ending}" for ending in WHOLE}
