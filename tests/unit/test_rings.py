@@ -145,12 +145,14 @@ def test_a_file_without_a_test_of_the_ring_is_not_started(tmp_path: Path) -> Non
     assert chosen == {"long": ["whole", "part"], "not long": ["part", "none"], "": ["whole", "part", "none"]}
     real = {path.stem for path in rings.INTEGRATION.glob("test_*.py") if not may_have_tests(path, "not long")}
     assert real == {
+        "test_accelerator_types",
         "test_autoscaler",
         "test_cascade_campaign",
         "test_chaos",
         "test_drill",
-        "test_halving",
         "test_elastic",
+        "test_gangs",
+        "test_halving",
         "test_hosts",
         "test_loaders_anywhere",
         "test_mlflow_pages",
