@@ -28,7 +28,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.resume.orphan_workers import unknown_owner
 from orchestrator.resume.resume_check import sound_now
-from orchestrator.run.job_record import HandedRun, JobRecord, handed_text
+from orchestrator.run.job_record import HandedRun, JobRecord, handed_text, kinds_text
 from orchestrator.run.progress import Progress, progress_of
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.asked import lacks_runs
@@ -169,7 +169,8 @@ def handed(report: PlanReport) -> list[HandedRun]:
 
 def _refuse_too_many(report: PlanReport) -> PlanReport:
     """Raise Unseen for more runs than a job can carry: Ray hands its metadata on in one environment variable."""
-    if len(handed_text(handed(report))) > MOST_HANDED_BYTES:
+    runs = handed(report)
+    if len(handed_text(runs)) + len(kinds_text({run.run_key: run.workers for run in runs})) > MOST_HANDED_BYTES:
         raise Unseen
     return report
 

@@ -24,9 +24,9 @@ from orchestrator.cluster.discovery import auth_headers, job_server_of, server_o
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.job_server import JobServerClient, TokenRefused
 from orchestrator.cluster.service_environment import QUIET, SUBMISSION_VARIABLE, without_proxy
-from orchestrator.run.job_record import HANDED_KEY, HandedRun, JobKind, JobRecord, handed_text, record_of
+from orchestrator.run.job_record import HANDED_KEY, KINDS_KEY, HandedRun, JobKind, JobRecord, handed_text, kinds_text, record_of
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -140,13 +140,14 @@ class Jobs:
 
     def submit_training(self, folder: RunFolder, spec: RunSpec, job_number: int, *, campaign: str = "", mlflow_run_id: str = "") -> str:
         """Start the training job of a run; returns its submission id."""
-        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id) | {"reservation": spec.gang.model_dump_json()}
+        carried = _carried(folder, spec, job_number, campaign, mlflow_run_id) | {"reservation": spec.gang.on_any_gpu.model_dump_json()}
         return self._submit(
             f"train-{spec.run_key}-a{job_number}",
             "train",
             self._modules.training,
             [str(folder.root), "--job-number", str(job_number)],
             carried,
+            asked={spec.run_key: spec.workers},
         )
 
     def submit_validation(
@@ -156,7 +157,7 @@ class Jobs:
         carried = _carried(folder, spec, fencing_token, campaign, mlflow_run_id)
         name = f"validate-{spec.run_key}-a{fencing_token}" + (f"-r{retry}" if retry else "")
         arguments = [str(folder.root), "--fencing-token", str(fencing_token)]
-        return self._submit(name, "validate", self._modules.validation, arguments, carried)
+        return self._submit(name, "validate", self._modules.validation, arguments, carried, asked={spec.run_key: spec.workers})
 
     def submit_drill(self, drill: str, arguments: list[str]) -> str:
         """Start the job of a drill; returns its submission id."""
@@ -214,12 +215,15 @@ class Jobs:
         files: Mapping[str, str] | None = None,
         handed: Sequence[HandedRun] = (),
         held: Mapping[str, float] | None = None,
+        asked: Mapping[str, WorkerSpec] | None = None,
     ) -> str:
         metadata = {**self._inherited, **{f"nnfleet_{key}": value for key, value in carried.items() if value}, "nnfleet_kind": kind}
         metadata["nnfleet_modules"] = json.dumps(vars(self._modules))
         metadata["nnfleet_code"] = code = shipped_code()
         if handed:
             metadata[HANDED_KEY] = handed_text(handed)
+        if kinds := kinds_text({**{run.run_key: run.workers for run in handed}, **(asked or {})}):
+            metadata[KINDS_KEY] = kinds
         command = shlex.join(["python", "-m", module, *arguments])
         package = packed({**code_kept(Home.default()), **(files or {})}) if self.working_dir is None or files else None
         with self._speaking(f"submit {submission_id}"):
@@ -309,7 +313,7 @@ def _carried(folder: RunFolder, spec: RunSpec, job_number: int, campaign: str, m
         "campaign": campaign,
         "mlflow_run_id": mlflow_run_id,
         "run_folder": str(folder.root),
-        "reservation": spec.workers.model_dump_json(),
+        "reservation": spec.workers.on_any_gpu.model_dump_json(),
     }
 
 

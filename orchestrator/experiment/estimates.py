@@ -4,6 +4,7 @@ What was not measured is not known.
 """
 
 import contextlib
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from trainers.contract.run_spec import RunSpec
 
 RECENT_RUNS = 5
 """So many runs show how wrong expected durations are."""
+MEMORY_SIZE = re.compile(r"\d+gi?b?")
+"""A word in a GPU's name that several models share."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,14 @@ def _is_alike(other: RunSpec, row: EpochRow, spec: RunSpec) -> bool:
 
 
 def _is_of_type(other: RunSpec, device: str, wanted: str) -> bool:
-    """Whether a device is of a type by Ray's name (`A100` of `NVIDIA A100-SXM4-40GB`), or was asked for by that name."""
-    words = f" {device} ".lower().replace("-", " ")
-    return not wanted or wanted == other.workers.accelerator_type or f" {wanted.lower().replace('-', ' ')} " in words
+    """Whether a device is of a type by Ray's name (`A100` of `NVIDIA A100-SXM4-40GB`), or its run asks for it by a name of one's own
+    (`fast`, `A100-80G`). What a run asks for now says nothing of its earlier epochs on another model (`A100` of `Tesla T4`)."""
+    words, own = _words(device), _words(wanted)
+    if not wanted or f" {' '.join(own)} " in f" {' '.join(words)} ":
+        return True
+    models = {word for word in own if any(map(str.isdigit, word)) and not MEMORY_SIZE.fullmatch(word)}
+    return wanted == other.workers.accelerator_type and (not models or not models.isdisjoint(words))
+
+
+def _words(name: str) -> list[str]:
+    return name.lower().replace("-", " ").split()

@@ -34,6 +34,8 @@ class Decision:
     """Keys of those that ask for what these nodes can never hold."""
     need_nodes: frozenset[str] = frozenset()
     """Keys of those that only nodes can hold which the autoscaler starts."""
+    lack_kind: frozenset[str] = frozenset()
+    """Keys of those among them whose kind of GPUs no node has: to ask for less would not help."""
 
     def why(self, key: str) -> str:
         """Why a run waits and what lets it start, in sentences: apart for a wrong request and for no capacity."""
@@ -41,7 +43,8 @@ class Decision:
         if key in self.never:
             return f"Wrong request: {because}"
         if key in self.need_nodes:
-            return f"No capacity: {because} It starts once they have come; if they never do, ask for less under `workers`."
+            less = "" if key in self.lack_kind else "; if they never do, ask for less under `workers`"
+            return f"No capacity: {because} It starts once they have come{less}."
         if key != self.first:
             return f"No capacity: {because} It starts after that one, or before it if that does not delay it."
         if self.starts_unix is None:
@@ -119,8 +122,9 @@ def decide(
     start = tuple(key for key, outcome in found.items() if outcome.when == "now" and key in mine)
     never = frozenset(key for key, outcome in found.items() if outcome.when == "never")
     need_nodes = frozenset(key for key, outcome in found.items() if outcome.needs_nodes)
+    lack_kind = frozenset(key for key, outcome in found.items() if outcome.lacks_kind)
     because = {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}
-    return Decision(start, because, first, starts_unix, never, need_nodes)
+    return Decision(start, because, first, starts_unix, never, need_nodes, lack_kind)
 
 
 def growth(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from orchestrator.queue.space import Resources, Space, accelerator_types
+from orchestrator.queue.space import ACCELERATOR_TYPE, Resources, Space, accelerator_types
 from trainers.contract.names import nearest
 from trainers.contract.run_spec import WorkerSpec
 
@@ -58,6 +58,8 @@ class Fit:
     because: str
     needs_nodes: bool = False
     """True if it fits once nodes have come that are not there now: it holds nobody back."""
+    lacks_kind: bool = False
+    """True if these are nodes with a kind of GPUs that no node has now: they never come where that is misspelt."""
 
 
 def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation] = ()) -> Fit:
@@ -75,7 +77,9 @@ def fit_in(capacity: "Capacity", workers: WorkerSpec, nodes: Sequence[NodeResour
     if capacity.totals.room(workers) < workers.least:
         totals = [node.total for node in nodes]
         if grows(nodes):
-            return Fit("later", f"needs {describe(workers)}; {_shortage(workers, totals)} now: the autoscaler is asked for nodes.", True)
+            hint = _kind_hint(workers, totals)
+            because = f"needs {describe(workers)}; {_shortage(workers, totals)} now: the autoscaler is asked for nodes.{hint}"
+            return Fit("later", because, True, bool(hint))
         return Fit("never", f"needs {describe(workers)}; {_shortage(workers, totals)}. {_remedy(workers, totals)}")
     tightest = capacity.tightest(workers)
     room = min(tightest.room(workers), workers.most)
@@ -180,6 +184,14 @@ def _shortage(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
         if largest < each:
             return f"no node has {_count(each, name)} (the largest has {largest:g})"
     return f"the nodes together hold {_count(Space.of(nodes).room(workers), 'such worker')}"
+
+
+def _kind_hint(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:
+    """What to look at where the kind of GPUs is on none of these nodes, before those that the autoscaler is asked for come; else ''."""
+    kind, types = workers.accelerator_type, _types(nodes)
+    if not kind or kind in types:
+        return ""
+    return f"{nearest(kind, types)} Check workers.accelerator_type; its node type must list {ACCELERATOR_TYPE}{kind}."
 
 
 def _remedy(workers: WorkerSpec, nodes: Sequence[Resources]) -> str:

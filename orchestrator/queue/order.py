@@ -7,8 +7,9 @@ first out. So users share the cluster evenly while all of them wait, and whoever
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from orchestrator.queue.gang_fit import NodeResources, Reservation
 from trainers.contract.run_spec import PRIORITY, TOP_PRIORITY, Frozen, WorkerSpec
@@ -23,13 +24,32 @@ class RegistryRecord(Frozen):
     model_config = ConfigDict(extra="ignore")
 
 
-class Waiting(RegistryRecord):
-    """A run that wants to start."""
+class GangRecord(RegistryRecord):
+    """What concerns a gang. Its kind of GPUs is published beside `workers`: versions that know no kinds pass over it there, and refuse it
+    within."""
 
     run_key: str
+    workers: WorkerSpec
+
+    @model_serializer(mode="wrap")
+    def _kind_beside(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = default(self)
+        kind = content["workers"].pop("accelerator_type", "")
+        return {**content, "accelerator_type": kind} if kind else content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_from_beside(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not content.get("accelerator_type") or not isinstance(content.get("workers"), dict):
+            return content
+        return {**content, "workers": {**content["workers"], "accelerator_type": content["accelerator_type"]}}
+
+
+class Waiting(GangRecord):
+    """A run that wants to start."""
+
     address: str
     campaign: str
-    workers: WorkerSpec
     since_unix: float
     """When its campaign began."""
     position: int = 0

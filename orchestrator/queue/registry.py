@@ -16,8 +16,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from orchestrator.queue.file_lock import locked
-from orchestrator.queue.order import RegistryRecord, Waiting
-from trainers.contract.run_spec import WorkerSpec
+from orchestrator.queue.order import GangRecord, RegistryRecord, Waiting
 from trainers.errors import ClusterError
 from trainers.storage.files import write_atomic, write_json_atomic
 
@@ -29,11 +28,9 @@ LOCK_TIMEOUT_S = 600.0
 """How long a campaign waits for another one: its requests to a job server that hangs end after minutes."""
 
 
-class HeldWorkers(RegistryRecord):
+class HeldWorkers(GangRecord):
     """A run that has started and not ended, and what it keeps reserved until then."""
 
-    run_key: str
-    workers: WorkerSpec
     is_placed: bool = False
     """They hold it in Ray too, though no job of the list says so."""
     user: str = ""

@@ -23,6 +23,9 @@ PREPROCESSING = re.compile(r"preprocess-[0-9a-f]{12}-r\d+")
 """How the ids of jobs that preprocess look."""
 HANDED_KEY = "nnfleet.runs"
 """Where a campaign's job carries its runs. No `nnfleet_...`: versions before pass over a job with such a key that they do not know."""
+KINDS_KEY = "nnfleet.accelerator_types"
+"""Where a job carries the kinds of GPUs that its runs ask for, by run key, beside their workers: versions before refuse workers with a
+kind, and take these for workers on any GPU."""
 
 
 class HandedRun(Frozen):
@@ -39,6 +42,7 @@ class HandedRun(Frozen):
 
 
 _HANDED = TypeAdapter(tuple[HandedRun, ...])
+_KINDS = TypeAdapter(dict[str, str])
 
 
 class JobRecord(Frozen):
@@ -123,37 +127,58 @@ def validations(jobs: Sequence[JobRecord], run_key: str, job_number: int) -> lis
 
 
 def handed_text(runs: Sequence[HandedRun]) -> str:
-    """As a job carries them under HANDED_KEY."""
-    return _HANDED.dump_json(tuple(runs), exclude_defaults=True).decode()
+    """As a job carries them under HANDED_KEY, without their kinds of GPUs."""
+    untyped = [run.model_copy(update={"workers": run.workers.on_any_gpu}) for run in runs]
+    return _HANDED.dump_json(tuple(untyped), exclude_defaults=True).decode()
 
 
-def _handed(text: str | None) -> tuple[HandedRun, ...]:
+def kinds_text(workers: Mapping[str, WorkerSpec]) -> str:
+    """What a job carries under KINDS_KEY of these workers by run key; '' where none asks for a kind."""
+    kinds = {run_key: each.accelerator_type for run_key, each in workers.items() if each.accelerator_type}
+    return _KINDS.dump_json(kinds).decode() if kinds else ""
+
+
+def _kinds(text: str | None) -> dict[str, str]:
     try:
-        return _HANDED.validate_json(text) if text else ()
+        return _KINDS.validate_json(text) if text else {}
+    except ValidationError:  # of another version
+        return {}
+
+
+def _handed(text: str | None, kinds: Mapping[str, str]) -> tuple[HandedRun, ...]:
+    try:
+        runs = _HANDED.validate_json(text) if text else ()
     except ValidationError:  # of another version
         return ()
+    return tuple(run.model_copy(update={"workers": _typed(run.workers, kinds.get(run.run_key))}) for run in runs)
+
+
+def _typed(workers: WorkerSpec, kind: str | None) -> WorkerSpec:
+    return workers.of_type(kind) if kind else workers
 
 
 def record_of(details: Mapping[str, Any]) -> JobRecord | None:
     """Our view of what the job server says of a job; None for one that is not ours."""
-    ours = {key.removeprefix("nnfleet_"): value for key, value in (details.get("metadata") or {}).items() if key.startswith("nnfleet_")}
+    metadata = details.get("metadata") or {}
+    ours = {key.removeprefix("nnfleet_"): value for key, value in metadata.items() if key.startswith("nnfleet_")}
     submission_id, end_ms = details.get("submission_id"), details.get("end_time")
     if "kind" not in ours or not submission_id:
         return None
     reserved = ours.pop("reservation", None)
+    kinds = _kinds(metadata.get(KINDS_KEY))
     is_before = '"orchestrator.validation_job"' in ours.pop("modules", "")
     try:
         return JobRecord(
             submission_id=submission_id,
             state=details["status"],
-            reserved=WorkerSpec.model_validate_json(reserved) if reserved else None,
+            reserved=_typed(WorkerSpec.model_validate_json(reserved), kinds.get(ours.get("run_key", ""))) if reserved else None,
             message=details.get("message") or "",
             exit_code=details.get("driver_exit_code"),
             started_unix=(details.get("start_time") or 0) / 1000,
             ended_unix=end_ms / 1000 if end_ms else None,
             obeys_gentle_stop=not is_before,
             command=details.get("entrypoint") or "",
-            handed=_handed((details.get("metadata") or {}).get(HANDED_KEY)),
+            handed=_handed(metadata.get(HANDED_KEY), kinds),
             **ours,
         )
     except ValidationError as err:

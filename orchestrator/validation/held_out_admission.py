@@ -20,6 +20,7 @@ from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit, grows
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.queue.space import accelerator_types
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord, living_members
 from trainers.contract.run_spec import PRIORITY, Frozen, WorkerSpec
@@ -36,21 +37,24 @@ class AskedWorkers(Frozen):
     cpus: int | None = Field(None, ge=1)
 
 
-def workers_for(asked: AskedWorkers, nodes: Sequence[NodeResources], cases: int) -> WorkerSpec:
+def workers_for(asked: AskedWorkers, nodes: Sequence[NodeResources], cases: int, accelerator_type: str = "") -> WorkerSpec:
     """The workers of a test set with so many cases to do: as many as were asked for, else from one to what the cluster holds. Pure.
 
-    With a GPU each where the cluster has any. Raises ClusterError for what these nodes can never hold.
+    With a GPU each where the cluster has any, of the kind that training asked for. Raises ClusterError for what these nodes can never hold.
     """
     gpus = int(any(node.total.get("GPU", 0) >= 1 for node in nodes)) if asked.gpus is None else asked.gpus
-    one = WorkerSpec(count=1, gpus=gpus, cpus=asked.cpus or _cpus(nodes, gpus))
+    kind = accelerator_type if gpus else ""
+    own = [node for node in nodes if not kind or kind in accelerator_types(node.total)]
+    one = WorkerSpec(count=1, gpus=gpus, cpus=asked.cpus or _cpus(own, gpus)).of_type(kind)
     idle = [replace(node, free=node.total) for node in nodes]
     wanted = one.model_copy(update={"count": asked.count or 1})
     if (outcome := fit(wanted, idle)).when == "never":
-        raise ClusterError(f"test set: its workers fit this cluster never: it {outcome.because}")
+        restricted = f" Training asked for {kind} GPUs alone; `--cpu` predicts on CPUs." if kind else ""
+        raise ClusterError(f"test set: its workers fit this cluster never: it {outcome.because}{restricted}")
     most = asked.count or 1 if outcome.needs_nodes else min(max(1, cases), asked.count or capacity_beside(one, idle, []))
     if asked.count is not None or most == 1:
         return one.model_copy(update={"count": most})
-    return WorkerSpec(min=1, max=most, gpus=one.gpus, cpus=one.cpus)
+    return WorkerSpec(min=1, max=most, gpus=one.gpus, cpus=one.cpus).of_type(kind)
 
 
 def cpu_warning(asked: AskedWorkers, workers: WorkerSpec, trained: WorkerSpec) -> str:
@@ -191,4 +195,4 @@ def _share(workers: WorkerSpec, nodes: Sequence[NodeResources], held: Sequence[R
     holding = {reservation.run_key for reservation in held}
     wanted = [Reservation(run.run_key, run.workers) for run in queue if run.run_key not in holding]
     count = max(workers.least, min(workers.most, capacity_beside(workers, nodes, [*held, *wanted])))
-    return WorkerSpec(count=count, gpus=workers.gpus, cpus=workers.cpus)
+    return WorkerSpec(count=count, gpus=workers.gpus, cpus=workers.cpus).of_type(workers.accelerator_type)

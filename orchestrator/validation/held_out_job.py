@@ -80,15 +80,16 @@ def _done(options: argparse.Namespace) -> HeldOutEvent:
     folds, left = folds_of(options.model, results)
     ray.init(logging_level=logging.WARNING)
     nodes = cluster_nodes()
-    workers_for(options.workers, nodes, 1)  # before what may take minutes
+    trained = folds[0].spec().workers
+    workers_for(options.workers, nodes, 1, trained.accelerator_type)  # before what may take minutes
     held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     what = f"the test set {held.name} of {held.spec.model}"
     job, records, enlarging = os.environ.get("NNFLEET_SUBMISSION_ID", ""), Jobs.inside_job().records, Enlarging(ask_for_nodes, Clock())
     place = QueuePlace(job, what, registry, records, user=options.user, enlarging=enlarging)
     missing = len(missing_cases(held, output))
-    workers = workers_for(options.workers, nodes, missing) if missing else None
-    if workers is not None and (warning := cpu_warning(options.workers, workers, folds[0].spec().workers)):
+    workers = workers_for(options.workers, nodes, missing, trained.accelerator_type) if missing else None
+    if workers is not None and (warning := cpu_warning(options.workers, workers, trained)):
         emit(HeldOutWarned(message=warning))
     with admitted(place, output.root, workers, lambda because: emit(HeldOutWaits(because=because))) as granted:
         ended = run_held_out(held if granted is None else held.with_workers(granted), output, folds)

@@ -50,6 +50,8 @@ class Limit:
                 )
             case "crowded cores":
                 return f"its loader actors get {self.core:.0%} of a core each, other processes take the rest; {have}."
+            case "disk" if self.enough <= self.loaders:
+                return "put nnUNet_preprocessed on a faster disk: it has loader actors enough."
             case "disk":
                 return f"put nnUNet_preprocessed on a faster disk, or raise loader.actors; {have}."
 
@@ -108,19 +110,20 @@ def expected_limit(rows: Sequence[EpochRow], loaders: int, placement: LoaderPlac
     """What will limit a training whose worker has so many loader actors, with a core each, by epochs of an earlier one on such a device;
     None where it was not measured.
 
-    The steps take as long as they computed then, and the loaders share the same work. Where other processes took the loaders' cores, that
-    is expected again.
+    The steps take as long as they computed then, and the loaders share the same work; a disk that limited them reads no faster for more
+    of them. Where other processes took the loaders' cores, that is expected again, unless so few loaders are too few with a core each.
     """
-    if (sums := _sums(rows)) is None:
+    sums, before = _sums(rows), limit_of(rows, placement)
+    if sums is None or before is None:
         return None
     total_s, waited_s, _, cpu_s, read_s = sums
-    before = limit_of(rows, placement)
-    if before is not None and before.name == "crowded cores":
-        return replace(before, loaders=loaders)
     computing_s = max(total_s - waited_s, 0.01 * total_s)
-    expected_s = max(computing_s, (cpu_s + read_s) / loaders)
+    fastest_s = total_s if before.name == "disk" else computing_s
+    expected_s = max(fastest_s, (cpu_s + read_s) / loaders)
     is_on_gpu = rows[-1].gpu_memory_gib > 0
-    return judged(expected_s, expected_s - computing_s, cpu_s + read_s, cpu_s, read_s, loaders, is_on_gpu, placement)
+    found = judged(expected_s, expected_s - computing_s, cpu_s + read_s, cpu_s, read_s, loaders, is_on_gpu, placement)
+    is_crowded_again = before.name == "crowded cores" and (loaders >= before.loaders or not found.advice)
+    return replace(before, loaders=loaders) if is_crowded_again else found
 
 
 def _sums(rows: Sequence[EpochRow]) -> tuple[float, float, float, float, float] | None:

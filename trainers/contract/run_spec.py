@@ -153,6 +153,15 @@ class WorkerSpec(Frozen):
         return {key: value for key, value in default(self).items() if key not in unused}
 
     @property
+    def on_any_gpu(self) -> "WorkerSpec":
+        """The same gang without its kind of GPUs: as versions read it that know no kinds."""
+        return self.of_type("")
+
+    def of_type(self, accelerator_type: str) -> "WorkerSpec":
+        """The same gang on GPUs of a kind; '': any."""
+        return self.model_copy(update={"accelerator_type": accelerator_type})
+
+    @property
     def is_elastic(self) -> bool:
         """True if the number of workers may change while the run trains."""
         return self.min is not None

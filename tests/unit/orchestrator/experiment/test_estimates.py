@@ -129,6 +129,18 @@ def test_a_kind_of_gpu_is_expected_to_take_what_that_kind_took(tmp_path: Path, k
     assert Measured().epoch_time(made(tmp_path, 2).model_copy(update={"workers": workers})) == found
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_believed"),
+    [("A100", False), ("GeForce-RTX-5090", False), ("A100-80GB", False), ("T4-16GB", True), ("fast", True)],
+)
+def test_what_a_run_asks_for_now_is_not_what_trained_its_epochs(tmp_path: Path, asked: str, is_believed: bool) -> None:
+    """It was trained on a T4, and submitted again for another kind."""
+    trained(tmp_path, 0, 1.0, 9.0, 9.0, device="Tesla T4 80GB", gib=7.5, asked=asked)
+    workers = TWO_CPUS.model_copy(update={"gpus": 1, "accelerator_type": asked})
+    found = Measured().epoch_s(made(tmp_path, 2).model_copy(update={"workers": workers}))
+    assert found == (9.0 if is_believed else None)
+
+
 def test_the_plan_shows_the_peak_of_gpu_memory_that_was_measured(tmp_path: Path) -> None:
     trained(tmp_path, 0, 1.0, 6.0, device="NVIDIA A100-SXM4-40GB", gib=7.53)
     spec = made(tmp_path, 1).model_copy(update={"workers": TWO_CPUS.model_copy(update={"gpus": 1})})

@@ -67,6 +67,20 @@ def test_a_kind_of_gpu_fits_now_later_or_never_with_the_reason(
     assert because in outcome.because
 
 
+def test_a_kind_that_the_autoscaler_may_not_have_is_to_be_checked() -> None:
+    """Misspelt, it would wait for ever; less of it comes as little."""
+    nodes = [node("a", "A100", group="w")]
+    wrong = ANY.model_copy(update={"accelerator_type": "a100"})
+    decision = decide([waits("r", wrong), waits("two", TWO_A100, 1)], nodes, [], ["r", "two"])
+    assert decision.why("r") == (
+        "No capacity: needs 1 worker x (1 a100 GPU, 4 CPUs); the cluster has no a100 GPU, but A100 now: the autoscaler is asked for nodes. "
+        "Did you mean 'A100'? Check workers.accelerator_type; its node type must list accelerator_type:a100. It starts once they have come."
+    )
+    assert decision.why("two").endswith("asked for nodes. It starts once they have come; if they never do, ask for less under `workers`.")
+    from_zero = fit(T4, [NodeResources("head", {"CPU": 8}, {"CPU": 8}, "head")])
+    assert from_zero.because.endswith("asked for nodes. Check workers.accelerator_type; its node type must list accelerator_type:T4.")
+
+
 def test_gangs_of_different_kinds_do_not_wait_for_each_other() -> None:
     full = [node("a", "A100", free=0), MIXED[1]]
     held = [Reservation("other", A100, is_placed=True)]

@@ -80,6 +80,28 @@ def test_cpus_that_nobody_asked_for_are_named_beside_what_training_had(
     )
 
 
+A100_NODE = NodeResources("a", {"CPU": 16, "GPU": 2, "accelerator_type:A100": 1}, {"CPU": 16, "GPU": 2, "accelerator_type:A100": 1})
+T4_NODE = NodeResources("t", {"CPU": 8, "GPU": 4, "accelerator_type:T4": 1}, {"CPU": 8, "GPU": 4, "accelerator_type:T4": 1})
+
+
+@pytest.mark.parametrize("asked", [{}, {"count": 2}, {"gpus": 0}])
+def test_a_test_set_takes_the_kind_of_gpus_that_training_asked_for(asked: dict[str, int], cluster: "Cluster", tmp_path: Path) -> None:
+    """With the cores of such a node, and no more workers than it holds."""
+    cluster.nodes = [T4_NODE, A100_NODE]
+    workers = workers_for(AskedWorkers(**asked), cluster.nodes, 20, "A100")
+    kind = "A100" if workers.gpus else ""
+    assert (workers.accelerator_type, workers.cpus) == (kind, 8)
+    given = granted(cluster, workers, tmp_path)
+    assert given is not None
+    assert (given.count, given.accelerator_type) == (2 if kind else workers.most, kind)
+
+
+def test_a_test_set_of_a_kind_that_the_cluster_lacks_is_refused() -> None:
+    with pytest.raises(ClusterError, match="no A100 GPU, but T4. .*Training asked for A100 GPUs alone; `--cpu` predicts on CPUs."):
+        workers_for(AskedWorkers(), [T4_NODE], 20, "A100")
+    assert workers_for(AskedWorkers(), [replace(T4_NODE, group="w")], 20, "A100") == WorkerSpec(gpus=1, accelerator_type="A100")
+
+
 @dataclass
 class Cluster:
     """A job server with a registry. Each sleep of a waiting test set lets the next of `events` happen."""

@@ -136,5 +136,37 @@ def test_cores_that_others_took_are_expected_to_be_taken_again_and_what_was_not_
     disk = expected_limit([row(waited_s=50, cpu_s=40, read_s=60)], 1)
     assert disk is not None
     assert disk.name == "disk"
+    assert disk.waited == pytest.approx(0.5)
     assert expected_limit([], 6) is None
     assert expected_limit([epoch_row(0)], 6) is None
+
+
+def test_a_disk_reads_no_faster_for_more_loaders() -> None:
+    """Steps of 50 s of 100, for which four loaders read 150 s and computed 100 s: eight would take 32 s, were it not for the disk."""
+    earlier = [row(waited_s=50, cpu_s=100, read_s=150).model_copy(update={"loaders": 4})]
+    two, three, four, eight = (expected_limit(earlier, loaders) for loaders in (2, 3, 4, 8))
+    assert two is not None
+    assert three is not None
+    assert four is not None
+    assert eight is not None
+    assert [found.name for found in (two, three, four, eight)] == ["disk"] * 4
+    assert [found.waited for found in (two, three, four, eight)] == pytest.approx([0.6, 0.5, 0.5, 0.5])
+    assert "or raise loader.actors; 5 loader actors with a core each would be enough for a worker, it has 4." in four.beforehand
+    assert eight.beforehand == (
+        "limited by: disk (50% of the time waiting for data); put nnUNet_preprocessed on a faster disk: it has loader actors enough."
+    )
+
+
+def test_fewer_loaders_than_crowded_ones_may_be_too_few_with_a_core_each() -> None:
+    """150 CPU seconds for 50 s of steps: two loaders take 75 s; of four the cores are expected to be taken again."""
+    earlier = [row(waited_s=50, cpu_s=150, prepare_s=1000).model_copy(update={"loaders": 12})]
+    two, four, twelve = (expected_limit(earlier, loaders) for loaders in (2, 4, 12))
+    assert two is not None
+    assert four is not None
+    assert twelve is not None
+    assert [(found.name, found.loaders) for found in (two, four, twelve)] == [
+        ("CPU augmentation", 2),
+        ("crowded cores", 4),
+        ("crowded cores", 12),
+    ]
+    assert two.waited == pytest.approx(25 / 75)
