@@ -86,10 +86,10 @@ def _scheduled(
             if outcome.when == "later" or not front.lets_pass(run, capacity):
                 found[run.run_key] = Fit("later", f"queued behind {front.run.address}.")
                 continue
-            front = front.after(run)
+            front = front.after(run, capacity)
         elif outcome.when == "later" and _can_fit(outcome):
             first = first or run.run_key
-            front = front or front_of(run, capacity.totals, others, now_unix)
+            front = front or front_of(run, capacity.seen_by(run.workers).totals, others, now_unix)
         if outcome.when == "now":
             held = [*others, _reservation(run, now_unix)]
             capacity = Capacity.of(nodes, held) if has_own else capacity.less(run.workers, run.workers.least)

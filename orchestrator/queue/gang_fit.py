@@ -115,6 +115,8 @@ class Capacity:
     """What a cluster has left, seen in two ways."""
 
     totals: Space
+    shown: Space
+    """What Ray shows as free."""
     free: Space
     """What Ray shows as free, less what it does not show yet."""
     unreserved: Space
@@ -139,7 +141,7 @@ class Capacity:
     def less(self, workers: WorkerSpec, bundles: int) -> "Capacity":
         """With so many more bundles reserved."""
         seen = {name: capacity.less(workers, bundles) for name, capacity in self.by_type.items()}
-        return Capacity(self.totals, self.free.less(workers, bundles), self.unreserved.less(workers, bundles), seen)
+        return Capacity(self.totals, self.shown, self.free.less(workers, bundles), self.unreserved.less(workers, bundles), seen)
 
     def tightest(self, workers: WorkerSpec) -> Space:
         """Where less room is for the gang."""
@@ -152,7 +154,7 @@ class Capacity:
 
 
 def _beside(totals: Space, free: Space, reserved: Sequence[Reservation]) -> Capacity:
-    return Capacity(totals, free.after(r for r in reserved if not r.is_placed), totals.after(reserved))
+    return Capacity(totals, free, free.after(r for r in reserved if not r.is_placed), totals.after(reserved))
 
 
 def _gpu(workers: WorkerSpec) -> str:

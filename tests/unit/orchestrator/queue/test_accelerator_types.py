@@ -114,3 +114,47 @@ def test_an_expected_start_waits_for_the_end_on_that_kind() -> None:
 
 def test_a_gang_of_several_kinds_is_described() -> None:
     assert describe(TWO_A100) == "2 workers x (1 A100 GPU, 4 CPUs)"
+
+
+def hours_until_a_typed_gang_starts(kinds: tuple[str, ...], stays_h: float, looks: int = 200) -> float | None:
+    """Of a gang that needs both GPUs of the one A100 node, beside runs on any GPU of which one always waits; a look every half hour. One of
+    them has an A100 GPU at the start; each comes to lie on A100 first, the worst that Ray may do. None: it never starts."""
+    on = {"any0": ("A100", 3.25)}
+    names = {kind: f"{number}" for number, kind in enumerate(kinds)}
+    for look in range(looks):
+        now_h = look / 2
+        on = {key: (kind, end) for key, (kind, end) in on.items() if end > now_h}
+        used = {kind: sum(each == kind for each, _ in on.values()) for kind in kinds}
+        nodes = [node(names[kind], kind, gpus=2, free=2 - used[kind]) for kind in kinds]
+        held = [Reservation(key, ANY, is_placed=True, ends_unix=end * 3600) for key, (_, end) in on.items()]
+        later = waits(f"any{look + 1}", ANY, look + 1, stays_h * 3600)
+        starts = decide([waits("typed", TWO_A100), later], nodes, held, ["typed", later.run_key], now_h * 3600).start
+        if "typed" in starts:
+            return now_h
+        if starts:
+            on[later.run_key] = "A100" if used["A100"] < 2 else "T4", now_h + stays_h + look % 3 / 8
+    return None
+
+
+@pytest.mark.parametrize("kinds", [("A100", "T4"), ("T4", "A100")])
+@pytest.mark.parametrize("stays_h", [1.6, 4.1, 10.1, 30.1])
+def test_runs_on_any_gpu_do_not_pass_a_gang_of_a_kind_for_ever(kinds: tuple[str, ...], stays_h: float) -> None:
+    starts_h = hours_until_a_typed_gang_starts(kinds, stays_h)
+    assert starts_h is not None
+    assert starts_h <= 4
+
+
+def test_a_run_on_any_gpu_passes_where_no_gpu_of_the_kind_is_free() -> None:
+    nodes = [node("a", "A100", gpus=2, free=0), node("t", "T4", gpus=2)]
+    held = [Reservation("x", TWO_A100, is_placed=True, ends_unix=3600.0)]
+    waiting = [waits("typed", TWO_A100), waits("any", ANY, 1)]
+    assert started(waiting, nodes, held) == ("any",)
+    assert started(waiting, [node("a", "A100", gpus=2, free=1), nodes[1]], [held[0], Reservation("y", T4)]) == ()
+
+
+def test_what_lies_on_another_kind_does_not_put_off_the_expected_start_of_a_kind() -> None:
+    nodes = [node("a", "A100", gpus=2, free=1), node("t", "T4", gpus=2, free=1)]
+    held = [Reservation("on a", ANY, is_placed=True, ends_unix=3600.0), Reservation("on t", ANY, is_placed=True, ends_unix=360_000.0)]
+    waiting = [waits("typed", TWO_A100), waits("any", ANY, 1, 180_000.0)]
+    decision = decide(waiting, nodes, held, ["typed", "any"])
+    assert (decision.start, decision.starts_unix) == ((), 3600.0)
