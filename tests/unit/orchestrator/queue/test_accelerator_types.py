@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.queue.admission import decide
+from orchestrator.queue.admission import MOST_KEPT_BACK_S, decide
 from orchestrator.queue.demand import bundles_wanted
 from orchestrator.queue.forecast import expected_starts
 from orchestrator.queue.gang_fit import NodeResources, Reservation, describe, fit
@@ -95,7 +95,40 @@ def test_a_gang_that_holds_a_kind_in_its_validation_keeps_it() -> None:
     held = [Reservation("validates", TWO_A100, is_placed=True)]
     nodes = [node("a", "A100", gpus=2, free=1), node("t", "T4")]
     assert started([waits("r", A100)], nodes, held) == ()
-    assert started([waits("r", ANY)], nodes, held) == ("r",)
+    assert started([waits("r", ANY)], nodes, held) == ("r",), "what a validation that has begun does not use it never takes"
+
+
+def test_a_gang_on_any_gpu_waits_until_a_kind_that_just_started_has_its_own() -> None:
+    idle = [node("a", "A100"), node("t", "T4")]
+    queue = [waits("typed", A100), waits("any", ANY, 1), waits("more", ANY, 2), waits("t4", T4, 3), waits("cpu", CPU, 4)]
+    decision = decide(queue, idle, [], [run.run_key for run in queue])
+    assert decision.start == ("typed", "cpu"), "what takes a GPU after it does not get those that it waits for"
+    assert decision.kept_back == {"any"}
+    assert "a GPU of the type A100 that is reserved for another run. It starts once these are in use, at the latest" in decision.why("any")
+    assert started(queue[:2], [node("a", "A100"), node("t", "T4", gpus=2), node("b", "A100")]) == ("typed", "any")
+    shown = [node("a", "A100", free=0), idle[1]]
+    assert started([queue[1]], shown, [Reservation("typed", A100)]) == ("any",), "Ray shows it, before its first heartbeat"
+
+
+def test_a_kind_is_kept_between_training_and_validation_and_until_the_validation_has_begun() -> None:
+    idle = [node("a", "A100", gpus=2), node("t", "T4")]
+    for is_placed in (False, True):
+        assert started([waits("any", ANY)], idle, [Reservation("typed", TWO_A100, is_placed=is_placed)]) == ()
+    both = [Reservation("trains", A100, is_placed=True), Reservation("validates", A100, is_placed=True)]
+    assert started([waits("any", ANY)], [node("a", "A100", gpus=2, free=1), idle[1]], both) == ()
+    assert started([waits("any", ANY)], [node("a", "A100", gpus=2, free=0), idle[1]], both) == ("any",)
+
+
+def test_a_kind_keeps_runs_on_any_gpu_back_for_minutes_and_never_those_that_hold_theirs() -> None:
+    idle, typed = [node("a", "A100"), node("t", "T4")], Reservation("typed", A100)
+    for waited_s, start in ((MOST_KEPT_BACK_S - 1, ()), (MOST_KEPT_BACK_S + 1, ("any",))):
+        run = waits("any", ANY).model_copy(update={"kept_back_unix": 1000.0})
+        assert decide([run], idle, [typed], ["any"], 1000.0 + waited_s).start == start
+    resuming = [
+        waits("any", ANY).model_copy(update={"is_resuming": True}),
+        waits("typed", A100, 1).model_copy(update={"is_resuming": True}),
+    ]
+    assert started(resuming, idle, [typed, Reservation("any", ANY)])[:1] == ("any",), "they would wait for each other"
 
 
 def test_the_autoscaler_is_asked_for_the_kind() -> None:
