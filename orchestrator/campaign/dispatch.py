@@ -68,6 +68,8 @@ class Dispatcher:
         self._expected = Expected()
         self._front: tuple[str, float] = "", 0.0
         """Key of the run of ours that is first in line and does not fit, and since when it is not known when it starts."""
+        self._kept_back: dict[str, float] = {}
+        """Since when each run of ours fits and waits for Ray to show where others lie."""
         self._cluster = cluster
         self._nodes = nodes
         self._registry = registry
@@ -122,6 +124,7 @@ class Dispatcher:
         decision = decide(waiting, nodes, held, due, now_unix)
         if decision.first != self._front[0] or decision.starts_unix is not None:  # a wait of a known end holds others back to that end
             self._front = decision.first, now_unix
+        self._kept_back = {key: self._kept_back.get(key, now_unix) for key in decision.kept_back}
         for key in decision.because:
             if key in due:
                 run, because = by_key[key], decision.why(key)
@@ -220,5 +223,6 @@ class Dispatcher:
             priority=run.spec.priority if asked.priority is None else asked.priority,
             first_unix=asked.first_unix,
             front_unix=self._front[1] if self._front[0] == run.key else 0.0,
+            kept_back_unix=self._kept_back.get(run.key, 0.0),
             estimate_s=self._expected.left_s(run),
         )

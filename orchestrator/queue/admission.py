@@ -19,6 +19,9 @@ from trainers.contract.run_spec import WorkerSpec
 SHOWN_STEP_S = 600.0
 """Expected starts are shown in steps of so much, so that a status is not new at every epoch of another run."""
 
+MOST_KEPT_BACK_S = 300.0
+"""For how long a run that takes any GPU waits for those of a type to take theirs: that takes seconds, between two jobs of a run minutes."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -36,6 +39,8 @@ class Decision:
     """Keys of those that only nodes can hold which the autoscaler starts."""
     lack_kind: frozenset[str] = frozenset()
     """Keys of those among them whose kind of GPUs no node has: to ask for less would not help."""
+    kept_back: frozenset[str] = frozenset()
+    """Keys of those that fit, and wait for Ray to show where others lie."""
 
     def why(self, key: str) -> str:
         """Why a run waits and what lets it start, in sentences: apart for a wrong request and for no capacity."""
@@ -45,6 +50,8 @@ class Decision:
         if key in self.need_nodes:
             less = "" if key in self.lack_kind else "; if they never do, ask for less under `workers`"
             return f"No capacity: {because} It starts once they have come{less}."
+        if key in self.kept_back:
+            return f"No capacity: {because} It starts once these are in use, at the latest after {MOST_KEPT_BACK_S / 60:.0f} minutes."
         if key != self.first:
             return f"No capacity: {because} It starts after that one, or before it if that does not delay it."
         if self.starts_unix is None:
@@ -89,16 +96,29 @@ def _scheduled(
             if outcome.when == "later" or not front.lets_pass(run, capacity):
                 found[run.run_key] = Fit("later", f"queued behind {front.run.address}.")
                 continue
-            front = front.after(run)
+            front = front.after(run, capacity)
         elif outcome.when == "later" and _can_fit(outcome):
             first = first or run.run_key
-            front = front or front_of(run, capacity.totals, others, now_unix)
-        if outcome.when == "now":
+            front = front or front_of(run, capacity.seen_by(run.workers).totals, others, now_unix)
+        if outcome.when == "now" and not has_own and (kind := _kept_back_for(run, capacity, now_unix)):
+            because = f"it fits, but Ray might give it a GPU of the type {kind} that is reserved for another run."
+            outcome = Fit("later", because, is_kept_back=True)
+        if outcome.when == "now" or outcome.is_kept_back:
             held = [*others, _reservation(run, now_unix)]
             capacity = Capacity.of(nodes, held) if has_own else capacity.less(run.workers, run.workers.least)
             fits.clear()
         found[run.run_key] = outcome
     return found, first, front.starts_unix if front is not None and front.run.run_key == first else None
+
+
+def _kept_back_for(run: Waiting, capacity: Capacity, now_unix: float) -> str:
+    """The type of GPUs that a run may take from others, for which it waits; empty: none, or it has waited for long enough.
+
+    A run that holds its own resources already never waits for that, so that no two wait for each other.
+    """
+    if run.kept_back_unix and now_unix - run.kept_back_unix > MOST_KEPT_BACK_S:
+        return ""
+    return capacity.endangered_by(run.workers)
 
 
 def _reservation(run: Waiting, now_unix: float) -> Reservation:
@@ -123,8 +143,9 @@ def decide(
     never = frozenset(key for key, outcome in found.items() if outcome.when == "never")
     need_nodes = frozenset(key for key, outcome in found.items() if outcome.needs_nodes)
     lack_kind = frozenset(key for key, outcome in found.items() if outcome.lacks_kind)
+    kept_back = frozenset(key for key, outcome in found.items() if outcome.is_kept_back)
     because = {key: outcome.because for key, outcome in found.items() if outcome.when != "now"}
-    return Decision(start, because, first, starts_unix, never, need_nodes, lack_kind)
+    return Decision(start, because, first, starts_unix, never, need_nodes, lack_kind, kept_back)
 
 
 def growth(

@@ -60,6 +60,8 @@ class Fit:
     """True if it fits once nodes have come that are not there now: it holds nobody back."""
     lacks_kind: bool = False
     """True if these are nodes with a kind of GPUs that no node has now: they never come where that is misspelt."""
+    is_kept_back: bool = False
+    """True if it fits, and waits for Ray to show where others lie."""
 
 
 def fit(workers: WorkerSpec, nodes: Sequence[NodeResources], reserved: Sequence[Reservation] = ()) -> Fit:
@@ -115,10 +117,57 @@ def sizes(workers: WorkerSpec) -> str:
 
 
 @dataclass(frozen=True)
+class Unshown:
+    """What gangs hold of one type of accelerators, `left.scarce`, that Ray does not show as used yet: it may still lay others there."""
+
+    gangs: Mapping[WorkerSpec, int]
+    """Bundles of each."""
+    shown: Space
+    """What Ray shows as free."""
+    left: Space
+    """The same less all that others may yet take of it, those on this type first."""
+
+    @classmethod
+    def of(cls, kind: str, totals: Space, free: Space, reserved: Sequence[Reservation]) -> "Unshown":
+        """Of these reservations. What Ray shows as used on the type is counted to placed gangs in turn: one of which it shows nothing has
+        not begun, while one of which it shows a part (a validation of few cases) takes no more."""
+        gangs: dict[WorkerSpec, int] = {}
+        used = totals.of_type(kind).gpus - free.of_type(kind).gpus
+        for each in reserved:
+            if each.workers.accelerator_type == kind:
+                if not each.is_placed or used <= 0:
+                    gangs[each.workers] = gangs.get(each.workers, 0) + each.bundles
+                used -= each.bundles * each.workers.gpus if each.is_placed else 0
+        others = (r for r in reserved if not r.is_placed and r.workers.accelerator_type != kind)
+        return cls(gangs, free, replace(free, scarce=kind, taken_first=True).after(others))
+
+    def less(self, workers: WorkerSpec, bundles: int) -> "Unshown":
+        """With so many more bundles that are about to start."""
+        if workers.accelerator_type == self.left.scarce:
+            return replace(self, gangs={**self.gangs, workers: self.gangs.get(workers, 0) + bundles})
+        return replace(self, left=self.left.less(workers, bundles))
+
+    def is_endangered_by(self, workers: WorkerSpec) -> bool:
+        """Whether a gang that asks for another type, or for none, may come to lie where these do now."""
+        if not self.gangs or not workers.gpus or workers.accelerator_type == self.left.scarce:
+            return False
+        return self._fit_in(self.shown) and not self._fit_in(self.left.less(workers, workers.least))
+
+    def _fit_in(self, space: Space) -> bool:
+        for workers, bundles in sorted(self.gangs.items(), key=lambda item: -item[0].cpus):
+            if space.room(workers) < bundles:
+                return False
+            space = space.less(workers, bundles)
+        return True
+
+
+@dataclass(frozen=True)
 class Capacity:
     """What a cluster has left, seen in two ways."""
 
     totals: Space
+    shown: Space
+    """What Ray shows as free."""
     free: Space
     """What Ray shows as free, less what it does not show yet."""
     unreserved: Space
@@ -127,6 +176,9 @@ class Capacity:
     """As whoever asks for a type of accelerators has to see it, where the cluster has several: of gangs that ask for none, those that Ray
     does not show yet may come to lie on these nodes, and only Ray knows whether the others do."""
 
+    unshown: Mapping[str, Unshown] = field(default_factory=dict)
+    """By type of accelerators, where the cluster has several."""
+
     @classmethod
     def of(cls, nodes: Sequence[NodeResources], reserved: Sequence[Reservation]) -> "Capacity":
         """Of these nodes, beside these reservations."""
@@ -134,7 +186,8 @@ class Capacity:
         kinds = {group.types for group in totals.groups if group.gpus}
         types = {name for kind in kinds for name in kind} if len(kinds) > 1 else set()
         seen = {name: _beside(replace(totals, scarce=name), replace(free, scarce=name, taken_first=True), reserved) for name in types}
-        return replace(_beside(totals, free, reserved), by_type=seen)
+        unshown = {name: Unshown.of(name, totals, free, reserved) for name in types}
+        return replace(_beside(totals, free, reserved), by_type=seen, unshown=unshown)
 
     def seen_by(self, workers: WorkerSpec) -> "Capacity":
         """For a gang with its type of accelerators."""
@@ -143,7 +196,12 @@ class Capacity:
     def less(self, workers: WorkerSpec, bundles: int) -> "Capacity":
         """With so many more bundles reserved."""
         seen = {name: capacity.less(workers, bundles) for name, capacity in self.by_type.items()}
-        return Capacity(self.totals, self.free.less(workers, bundles), self.unreserved.less(workers, bundles), seen)
+        unshown = {name: each.less(workers, bundles) for name, each in self.unshown.items()}
+        return Capacity(self.totals, self.shown, self.free.less(workers, bundles), self.unreserved.less(workers, bundles), seen, unshown)
+
+    def endangered_by(self, workers: WorkerSpec) -> str:
+        """The type of accelerators that Ray may give the gang, though others hold them; empty: none."""
+        return next((name for name in sorted(self.unshown) if self.unshown[name].is_endangered_by(workers)), "")
 
     def tightest(self, workers: WorkerSpec) -> Space:
         """Where less room is for the gang."""
@@ -156,7 +214,7 @@ class Capacity:
 
 
 def _beside(totals: Space, free: Space, reserved: Sequence[Reservation]) -> Capacity:
-    return Capacity(totals, free.after(r for r in reserved if not r.is_placed), totals.after(reserved))
+    return Capacity(totals, free, free.after(r for r in reserved if not r.is_placed), totals.after(reserved))
 
 
 def _gpu(workers: WorkerSpec) -> str:

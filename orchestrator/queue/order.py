@@ -65,6 +65,8 @@ class Waiting(GangRecord):
     """When it was moved before everything else of its user; 0: it was not."""
     front_unix: float = 0.0
     """Since when it is first of all, does not fit, and it is not known when it will; 0: it is not."""
+    kept_back_unix: float = 0.0
+    """Since when it fits and waits for Ray to show where others lie; 0: it does not."""
     estimate_s: float | None = None
     """How long its training is expected to take; None: not known."""
 

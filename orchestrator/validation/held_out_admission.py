@@ -157,7 +157,9 @@ def granted(
     reason = ""
     while True:
         try:
-            found, because = _look(place, waiting, lacking, is_placed=is_placed)
+            found, because, is_kept_back = _look(place, waiting, lacking, is_placed=is_placed)
+            since_unix = (waiting.kept_back_unix or place.clock.unix()) if is_kept_back else 0.0
+            waiting = waiting.model_copy(update={"kept_back_unix": since_unix})
         except ClusterError as err:  # the job server, or whoever holds the lock, may answer again
             found, because = None, str(err)
         if found is not None:
@@ -170,8 +172,8 @@ def granted(
 
 def _look(
     place: QueuePlace, waiting: Waiting, lacking: Callable[[Sequence[NodeResources]], str], *, is_placed: bool
-) -> tuple[WorkerSpec | None, str]:
-    """The workers that fit at this moment, published as held; or None and why not."""
+) -> tuple[WorkerSpec | None, str, bool]:
+    """The workers that fit at this moment, published as held; or None, why not, and whether they only wait for others to take theirs."""
     with place.registry.locked():
         jobs = place.records()
         others = list(place.others(jobs).values())
@@ -183,11 +185,11 @@ def _look(
         because = lacking(nodes) if waiting.run_key in decision.start else decision.because[waiting.run_key]
         if because:
             place.registry.post(place.job, Entry(waiting=(waiting,), runs=(waiting.run_key,)))
-            return None, because
+            return None, because, waiting.run_key in decision.kept_back
         granted = _share(waiting.workers, nodes, held, queue)
         holding = HeldWorkers(run_key=waiting.run_key, workers=granted, is_placed=is_placed, user=place.user)
         place.registry.post(place.job, Entry(holding=(holding,), runs=(waiting.run_key,)))
-        return granted, ""
+        return granted, "", False
 
 
 def _share(workers: WorkerSpec, nodes: Sequence[NodeResources], held: Sequence[Reservation], queue: Sequence[Waiting]) -> WorkerSpec:

@@ -48,6 +48,19 @@ def test_a_wait_counts_as_unknown_only_since_its_end_is_not_known(stage: Stage, 
     assert [unix - first for unix in (second, third, fourth)] == pytest.approx([0, 200, 200], abs=1)
 
 
+def test_a_run_that_is_kept_back_publishes_since_when(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = stage.campaign(run := stage.run(0))
+    followed, since = campaign.runs[run.run_key], []
+    for kept in (True, True, False, True):
+        keys = frozenset({run.run_key} if kept else ())
+        monkeypatch.setattr("orchestrator.campaign.dispatch.decide", lambda *_, keys=keys: Decision((), {}, kept_back=keys))
+        look(campaign)
+        since.append(campaign._dispatcher._waits(followed, 0).kept_back_unix)
+        stage.clock.clock.sleep(100)
+    assert since[2] == 0.0
+    assert [unix - since[0] for unix in (since[1], since[3])] == pytest.approx([0, 300], abs=1)
+
+
 def test_loaders_on_other_nodes_are_waited_for_and_held_as_the_workers_are(stage: Stage) -> None:
     """While they wait in the queue too: whoever reads the registry decides alike. It goes through the registry's file and back."""
     loader = LoaderSpec(actors=2, most=5, placement="cluster")

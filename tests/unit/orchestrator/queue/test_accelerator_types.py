@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.queue.admission import decide
+from orchestrator.queue.admission import MOST_KEPT_BACK_S, decide
 from orchestrator.queue.demand import bundles_wanted
 from orchestrator.queue.forecast import expected_starts
 from orchestrator.queue.gang_fit import NodeResources, Reservation, describe, fit
@@ -109,7 +109,40 @@ def test_a_gang_that_holds_a_kind_in_its_validation_keeps_it() -> None:
     held = [Reservation("validates", TWO_A100, is_placed=True)]
     nodes = [node("a", "A100", gpus=2, free=1), node("t", "T4")]
     assert started([waits("r", A100)], nodes, held) == ()
-    assert started([waits("r", ANY)], nodes, held) == ("r",)
+    assert started([waits("r", ANY)], nodes, held) == ("r",), "what a validation that has begun does not use it never takes"
+
+
+def test_a_gang_on_any_gpu_waits_until_a_kind_that_just_started_has_its_own() -> None:
+    idle = [node("a", "A100"), node("t", "T4")]
+    queue = [waits("typed", A100), waits("any", ANY, 1), waits("more", ANY, 2), waits("t4", T4, 3), waits("cpu", CPU, 4)]
+    decision = decide(queue, idle, [], [run.run_key for run in queue])
+    assert decision.start == ("typed", "cpu"), "what takes a GPU after it does not get those that it waits for"
+    assert decision.kept_back == {"any"}
+    assert "a GPU of the type A100 that is reserved for another run. It starts once these are in use, at the latest" in decision.why("any")
+    assert started(queue[:2], [node("a", "A100"), node("t", "T4", gpus=2), node("b", "A100")]) == ("typed", "any")
+    shown = [node("a", "A100", free=0), idle[1]]
+    assert started([queue[1]], shown, [Reservation("typed", A100)]) == ("any",), "Ray shows it, before its first heartbeat"
+
+
+def test_a_kind_is_kept_between_training_and_validation_and_until_the_validation_has_begun() -> None:
+    idle = [node("a", "A100", gpus=2), node("t", "T4")]
+    for is_placed in (False, True):
+        assert started([waits("any", ANY)], idle, [Reservation("typed", TWO_A100, is_placed=is_placed)]) == ()
+    both = [Reservation("trains", A100, is_placed=True), Reservation("validates", A100, is_placed=True)]
+    assert started([waits("any", ANY)], [node("a", "A100", gpus=2, free=1), idle[1]], both) == ()
+    assert started([waits("any", ANY)], [node("a", "A100", gpus=2, free=0), idle[1]], both) == ("any",)
+
+
+def test_a_kind_keeps_runs_on_any_gpu_back_for_minutes_and_never_those_that_hold_theirs() -> None:
+    idle, typed = [node("a", "A100"), node("t", "T4")], Reservation("typed", A100)
+    for waited_s, start in ((MOST_KEPT_BACK_S - 1, ()), (MOST_KEPT_BACK_S + 1, ("any",))):
+        run = waits("any", ANY).model_copy(update={"kept_back_unix": 1000.0})
+        assert decide([run], idle, [typed], ["any"], 1000.0 + waited_s).start == start
+    resuming = [
+        waits("any", ANY).model_copy(update={"is_resuming": True}),
+        waits("typed", A100, 1).model_copy(update={"is_resuming": True}),
+    ]
+    assert started(resuming, idle, [typed, Reservation("any", ANY)])[:1] == ("any",), "they would wait for each other"
 
 
 def test_the_autoscaler_is_asked_for_the_kind() -> None:
@@ -128,3 +161,47 @@ def test_an_expected_start_waits_for_the_end_on_that_kind() -> None:
 
 def test_a_gang_of_several_kinds_is_described() -> None:
     assert describe(TWO_A100) == "2 workers x (1 A100 GPU, 4 CPUs)"
+
+
+def hours_until_a_typed_gang_starts(kinds: tuple[str, ...], stays_h: float, looks: int = 200) -> float | None:
+    """Of a gang that needs both GPUs of the one A100 node, beside runs on any GPU of which one always waits; a look every half hour. One of
+    them has an A100 GPU at the start; each comes to lie on A100 first, the worst that Ray may do. None: it never starts."""
+    on = {"any0": ("A100", 3.25)}
+    names = {kind: f"{number}" for number, kind in enumerate(kinds)}
+    for look in range(looks):
+        now_h = look / 2
+        on = {key: (kind, end) for key, (kind, end) in on.items() if end > now_h}
+        used = {kind: sum(each == kind for each, _ in on.values()) for kind in kinds}
+        nodes = [node(names[kind], kind, gpus=2, free=2 - used[kind]) for kind in kinds]
+        held = [Reservation(key, ANY, is_placed=True, ends_unix=end * 3600) for key, (_, end) in on.items()]
+        later = waits(f"any{look + 1}", ANY, look + 1, stays_h * 3600)
+        starts = decide([waits("typed", TWO_A100), later], nodes, held, ["typed", later.run_key], now_h * 3600).start
+        if "typed" in starts:
+            return now_h
+        if starts:
+            on[later.run_key] = "A100" if used["A100"] < 2 else "T4", now_h + stays_h + look % 3 / 8
+    return None
+
+
+@pytest.mark.parametrize("kinds", [("A100", "T4"), ("T4", "A100")])
+@pytest.mark.parametrize("stays_h", [1.6, 4.1, 10.1, 30.1])
+def test_runs_on_any_gpu_do_not_pass_a_gang_of_a_kind_for_ever(kinds: tuple[str, ...], stays_h: float) -> None:
+    starts_h = hours_until_a_typed_gang_starts(kinds, stays_h)
+    assert starts_h is not None
+    assert starts_h <= 4
+
+
+def test_a_run_on_any_gpu_passes_where_no_gpu_of_the_kind_is_free() -> None:
+    nodes = [node("a", "A100", gpus=2, free=0), node("t", "T4", gpus=2)]
+    held = [Reservation("x", TWO_A100, is_placed=True, ends_unix=3600.0)]
+    waiting = [waits("typed", TWO_A100), waits("any", ANY, 1)]
+    assert started(waiting, nodes, held) == ("any",)
+    assert started(waiting, [node("a", "A100", gpus=2, free=1), nodes[1]], [held[0], Reservation("y", T4)]) == ()
+
+
+def test_what_lies_on_another_kind_does_not_put_off_the_expected_start_of_a_kind() -> None:
+    nodes = [node("a", "A100", gpus=2, free=1), node("t", "T4", gpus=2, free=1)]
+    held = [Reservation("on a", ANY, is_placed=True, ends_unix=3600.0), Reservation("on t", ANY, is_placed=True, ends_unix=360_000.0)]
+    waiting = [waits("typed", TWO_A100), waits("any", ANY, 1, 180_000.0)]
+    decision = decide(waiting, nodes, held, ["typed", "any"])
+    assert (decision.start, decision.starts_unix) == ((), 3600.0)

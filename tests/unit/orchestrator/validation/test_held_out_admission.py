@@ -157,6 +157,21 @@ def test_it_stands_behind_runs_that_have_waited_longer_and_leaves_them_their_roo
     assert granted(cluster, WorkerSpec(min=1, max=4, gpus=1, cpus=4), tmp_path) == ONE_GPU, "the other GPU is for whoever waits"
 
 
+def test_a_test_set_waits_minutes_for_a_kind_of_gpu_to_be_in_use(cluster: Cluster, tmp_path: Path) -> None:
+    """The campaign holds an A100 GPU whose workers never begin."""
+    kinds = {kind: {"GPU": 1.0, "CPU": 8.0, f"accelerator_type:{kind}": 1.0} for kind in ("A100", "T4")}
+    cluster.nodes = [NodeResources(kind, total, total) for kind, total in kinds.items()]
+    a100 = HeldWorkers(run_key="h", workers=ONE_GPU.model_copy(update={"accelerator_type": "A100"}))
+    cluster.campaign()
+    cluster.registry.post("c", Entry(holding=(a100,)))
+    now = [100.0]
+    cluster.events = [lambda: now.append(now[-1] + 200)] * 3
+    place = replace(cluster.place(), clock=Clock(unix=lambda: now[-1], sleep=lambda _: cluster.events.pop()()))
+    with admitted(place, tmp_path, ONE_GPU, cluster.waits.append) as found:
+        assert (found, now[-1]) == (ONE_GPU, 500.0)
+    assert cluster.waits == ["it fits, but Ray might give it a GPU of the type A100 that is reserved for another run."]
+
+
 def test_a_job_server_that_does_not_answer_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
     place, asked = cluster.place(), list[int]()
 
