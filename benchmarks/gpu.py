@@ -4,10 +4,11 @@
     python -m benchmarks.gpu --device cpu --tiny
 
 Both sides train epochs of the same plan on the same files in turn: patches of 128^3, batch 2, nnU-Net's plain U-Net with features 32 to
-320, compiled, in mixed precision. Once with data loading: N loader processes a worker on either side, those of the side that waits
-suspended; once without: the same ready batch again and again. The busy part is what the GPU's driver reports (NVML), sampled ten times
-a second. The first two epochs of each are thrown away. Without a GPU it measures nothing and ends with exit code 0; --tiny runs the
-same code on toy data, and its numbers mean nothing.
+320, compiled, in mixed precision; nnU-Net's without its plot. Once with data loading: N loader processes a worker on either side, nnU-Net
+with N/2 more for validation, those of the side that waits suspended; once without: the same ready batch again and again. The busy part is
+what the GPU's driver reports (NVML), sampled ten times a second, without the first second of an epoch. The first two epochs of each are
+thrown away. Without a GPU it measures nothing and ends with exit code 0; --tiny runs the same code on toy data, and its numbers mean
+nothing.
 """
 
 import argparse

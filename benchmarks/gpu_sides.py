@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ PHASES = ("prepared", "ready")
 AHEAD = 3
 """Batches per loader process that are prepared or waiting."""
 SAMPLE_S = 0.1
+WINDOW_S = 1.0
+"""Over which the driver averages: until then a sample may hold what was before."""
 
 
 @dataclass
@@ -60,31 +63,35 @@ class Busy:
             self._samples.append((time.perf_counter(), torch.cuda.utilization(self._device) / 100))
 
     def since(self, began_s: float) -> float | None:
-        """Its mean since a moment of `time.perf_counter`; None where nothing was sampled."""
-        values = [share for at, share in self._samples if at >= began_s]
+        """Its mean since a moment of `time.perf_counter`, without the driver's first window; None where nothing was sampled."""
+        values = [share for at, share in self._samples if at >= began_s + WINDOW_S]
         return sum(values) / len(values) if values else None
 
 
 class Loaded:
-    """A BatchSource of loader processes, each with one thread, as Ray's loader actors are in a run; 0: prepared in the training thread."""
+    """A BatchSource of loader processes, each with one thread, as Ray's loader actors are in a run: they prepare ahead over the ends of
+    splits and epochs."""
 
     def __init__(self, spec: RunSpec, positions: Sequence[int], loaders: int) -> None:
         self.wait_s, self.preparation, self.loaders = 0.0, Preparation(), loaders
-        self._spec, self._positions = spec, list(positions)
         self._pool = ProcessPoolExecutor(loaders, multiprocessing.get_context("spawn"), _open_spec, (spec.model_dump_json(),))
+        self._counts: dict[SplitName, int] = {"train": spec.schedule.train_iterations, "val": spec.schedule.val_iterations}
+        order = ((split, epoch, number) for epoch in itertools.count() for split, count in self._counts.items() for number in range(count))
+        self._asked = (self._pool.submit(_batch, *place, list(positions)) for place in order)
+        self._ahead: deque[Future[Batch]] = deque(itertools.islice(self._asked, AHEAD * loaders))
+
+    def is_ready(self) -> None:
+        """Returns once the first batch is prepared."""
+        self._ahead[0].result()
 
     def batches(self, split: SplitName, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
-        """See BatchSource."""
-        schedule = self._spec.schedule
-        count = schedule.train_iterations if split == "train" else schedule.val_iterations
-        asked = (self._pool.submit(_batch, split, epoch, number, self._positions) for number in range(first_iteration, count))
-        ahead: list[Future[Batch]] = list(itertools.islice(asked, AHEAD * self.loaders))
-        while ahead:
+        """See BatchSource; asked for in the order of a training that begins with epoch 0."""
+        for _ in range(first_iteration, self._counts[split]):
             began = time.perf_counter()
-            batch = ahead.pop(0).result()
+            batch = self._ahead.popleft().result()
             self.wait_s += time.perf_counter() - began
             self.preparation += batch.preparation
-            ahead += itertools.islice(asked, 1)
+            self._ahead.extend(itertools.islice(self._asked, 1))
             yield batch
 
     def close(self) -> None:
@@ -119,7 +126,7 @@ class Ready:
 
 
 class Peer:
-    """nnU-Net's own trainer, one epoch at a time."""
+    """nnU-Net's own trainer, one epoch at a time, without its plot. For validation it has half as many loader processes on top."""
 
     def __init__(self, toy: Toy, spec: RunSpec, device: torch.device, loaders: int) -> None:
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -134,13 +141,16 @@ class Peer:
             self.trainer.num_iterations_per_epoch = spec.schedule.train_iterations
             self.trainer.num_val_iterations_per_epoch = spec.schedule.val_iterations
             self.trainer.on_train_start()
+            self.trainer.logger.plot_progress_png = lambda *_: None  # which a short epoch would pay for as a long one does
         self.loaders = sorted(set(children()) - before)
         self._sources = [self.trainer.dataloader_train, self.trainer.dataloader_val]
 
     def without_loading(self) -> None:
         """From now on the next batch of each split again and again."""
         trainer = self.trainer
+        resume(self.loaders)
         trainer.dataloader_train, trainer.dataloader_val = (itertools.repeat(next(source)) for source in self._sources)
+        suspend(self.loaders)
 
     def epoch(self) -> None:
         """The body of nnUNetTrainer.run_training's loop."""
@@ -246,9 +256,9 @@ def _phase(spec: RunSpec, world: World, loaders: int, peer: Peer | None, what: s
         loaded = Loaded(spec, positions, loaders) if loaders else None
         try:
             inner: BatchSource = loaded or OwnBatches(spec, positions)
-            source = Ready(inner, spec) if what == "ready" else inner
+            source = Ready(OwnBatches(spec, positions), spec) if what == "ready" else inner
             if loaded is not None:
-                next(iter(loaded.batches("train", 0)))  # its processes are there
+                loaded.is_ready()  # its processes are there
             own = sorted(set(children()) - before)
             with Busy(world.device) as busy:
                 turns.append(InTurn(source, own, peer, world.device, busy))
