@@ -5,6 +5,7 @@ fits with its fewest bundles and takes more where there is room. With each bundl
 (`WorkerSpec.loader_cpus`): single ones, on whatever nodes, first on those without GPUs.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -128,9 +129,12 @@ class Unshown:
     """The same less all that others may yet take of it, those on this type first."""
 
     @classmethod
-    def of(cls, kind: str, totals: Space, free: Space, reserved: Sequence[Reservation]) -> "Unshown":
-        """Of these reservations. What Ray shows as used on the type is counted to placed gangs in turn: one of which it shows nothing has
-        not begun, while one of which it shows a part (a validation of few cases) takes no more."""
+    def of(cls, kind: str, totals: Space, free: Space, reserved: Sequence[Reservation], coming: Sequence[Reservation]) -> "Unshown":
+        """Of these reservations, of which Ray does not show those that are coming.
+
+        What it shows as used on the type is counted to placed gangs in turn: one of which it shows nothing has not begun, while one of
+        which it shows a part (a validation of few cases) takes no more.
+        """
         gangs: dict[WorkerSpec, int] = {}
         used = totals.of_type(kind).gpus - free.of_type(kind).gpus
         for each in reserved:
@@ -138,7 +142,7 @@ class Unshown:
                 if not each.is_placed or used <= 0:
                     gangs[each.workers] = gangs.get(each.workers, 0) + each.bundles
                 used -= each.bundles * each.workers.gpus if each.is_placed else 0
-        others = (r for r in reserved if not r.is_placed and r.workers.accelerator_type != kind)
+        others = (r for r in coming if r.workers.accelerator_type != kind)
         return cls(gangs, free, replace(free, scarce=kind, taken_first=True).after(others))
 
     def less(self, workers: WorkerSpec, bundles: int) -> "Unshown":
@@ -175,7 +179,6 @@ class Capacity:
     by_type: Mapping[str, "Capacity"] = field(default_factory=dict)
     """As whoever asks for a type of accelerators has to see it, where the cluster has several: of gangs that ask for none, those that Ray
     does not show yet may come to lie on these nodes, and only Ray knows whether the others do."""
-
     unshown: Mapping[str, Unshown] = field(default_factory=dict)
     """By type of accelerators, where the cluster has several."""
 
@@ -185,8 +188,13 @@ class Capacity:
         totals, free = Space.of(node.total for node in nodes), Space.of(node.free for node in nodes)
         kinds = {group.types for group in totals.groups if group.gpus}
         types = {name for kind in kinds for name in kind} if len(kinds) > 1 else set()
-        seen = {name: _beside(replace(totals, scarce=name), replace(free, scarce=name, taken_first=True), reserved) for name in types}
-        unshown = {name: Unshown.of(name, totals, free, reserved) for name in types}
+        if not types:
+            return _beside(totals, free, reserved)
+        coming = [*(r for r in reserved if not r.is_placed), *_not_shown(reserved, totals.gpus - free.gpus)]
+        seen = {
+            name: _beside(replace(totals, scarce=name), replace(free, scarce=name, taken_first=True), reserved, coming) for name in types
+        }
+        unshown = {name: Unshown.of(name, totals, free, reserved, coming) for name in types}
         return replace(_beside(totals, free, reserved), by_type=seen, unshown=unshown)
 
     def seen_by(self, workers: WorkerSpec) -> "Capacity":
@@ -213,8 +221,24 @@ class Capacity:
         return self.tightest(workers).room(workers)
 
 
-def _beside(totals: Space, free: Space, reserved: Sequence[Reservation]) -> Capacity:
-    return Capacity(totals, free, free.after(r for r in reserved if not r.is_placed), totals.after(reserved))
+def _beside(totals: Space, free: Space, reserved: Sequence[Reservation], coming: Sequence[Reservation] | None = None) -> Capacity:
+    """`coming`: those that Ray does not show; by default all that are not placed."""
+    yet = [r for r in reserved if not r.is_placed] if coming is None else coming
+    return Capacity(totals, free, free.after(yet), totals.after(reserved))
+
+
+def _not_shown(reserved: Sequence[Reservation], used_gpus: float) -> list[Reservation]:
+    """Of placed gangs that ask for no type of accelerators, as many bundles as Ray shows fewer GPUs in use than placed gangs have: the
+    actors of a validation take theirs one by one."""
+    missing = sum(r.bundles * r.workers.gpus for r in reserved if r.is_placed) - used_gpus
+    found = []
+    for each in reserved:
+        workers = each.workers
+        if missing > 0 and each.is_placed and workers.gpus and not workers.accelerator_type:
+            bundles = min(each.bundles, math.ceil(missing / workers.gpus))
+            missing -= bundles * workers.gpus
+            found.append(Reservation(each.run_key, workers.model_copy(update={"count": bundles, "min": None, "max": None})))
+    return found
 
 
 def _gpu(workers: WorkerSpec) -> str:

@@ -105,6 +105,23 @@ def test_a_gang_on_any_gpu_that_is_not_placed_yet_may_take_every_kind() -> None:
     assert started([waits("any", ANY), waits("cpu", CPU, 1)], idle) == ("any", "cpu")
 
 
+def test_a_placed_gang_on_any_gpu_whose_actors_ray_does_not_show_yet_may_take_every_kind() -> None:
+    """The job of a validation, or of a test set, that has just been submitted."""
+    idle = [node("a", "A100"), node("t", "T4")]
+    two = ANY.model_copy(update={"count": 2})
+    assert started([waits("typed", A100)], idle, [Reservation("any", ANY, is_placed=True)]) == ()
+    assert started([waits("typed", T4)], idle, [Reservation("any", ANY, is_placed=True)]) == ()
+    some = [node("a", "A100"), node("t", "T4", gpus=2, free=1)]
+    assert started([waits("typed", A100)], some, [Reservation("any", two, is_placed=True)]) == ()
+    assert started([waits("typed", A100)], [some[0], node("t", "T4", gpus=2, free=0)], [Reservation("any", two, is_placed=True)]) == (
+        "typed",
+    )
+    three = [node("a", "A100", gpus=2), some[1]]
+    assert started([waits("typed", A100)], three, [Reservation("any", two, is_placed=True)]) == ("typed",), (
+        "only one of its actors is missing"
+    )
+
+
 def test_a_gang_that_holds_a_kind_in_its_validation_keeps_it() -> None:
     held = [Reservation("validates", TWO_A100, is_placed=True)]
     nodes = [node("a", "A100", gpus=2, free=1), node("t", "T4")]
