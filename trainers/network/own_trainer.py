@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -19,18 +20,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainers.contract.commits import BestRecord, state_stem
 from trainers.contract.own_code import fault_text, own_function
-from trainers.contract.plans import load_dataset_json, plans_of
+from trainers.contract.plans import load_dataset_json, plans_of, without_cases
 from trainers.contract.run_spec import OwnCode, RunSpec, Schedule
 from trainers.contract.trainer_table import REFUSED
 from trainers.errors import CheckpointError, ConfigError, NnfleetError
-from trainers.network.checkpoint import Checkpoint, read_checkpoint
+from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint, training_part, whole_state
 
 log = logging.getLogger(__name__)
 ITERATIONS = {"num_iterations_per_epoch": "train_iterations", "num_val_iterations_per_epoch": "val_iterations"}
 """Attributes of a trainer -> the fields of the schedule that it gets there; the defaults of both are nnU-Net's."""
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's variable: whatever nnU-Net's code asks, nothing of a checkpoint is executed."""
+OURS = ("trainer_name", "init_args", "inference_allowed_mirroring_axes", "_best_ema", "current_epoch")
+"""Of a checkpoint: what every state of ours has of its own."""
 
 
 def trainer_class(code: OwnCode) -> Any:
@@ -140,12 +144,13 @@ def trying(spec: RunSpec) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(nnUNet_wandb_enabled="0")  # no run of a service for a trial
         trainer = made_trainer(spec, torch.device("cpu"), Path(folder))
-        trainer.output_folder = folder
+        trainer.output_folder = str(Path(folder) / "saved")
+        Path(trainer.output_folder).mkdir()
         yield trainer
 
 
-def checkpoint_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
-    """What its own `save_checkpoint` keeps, by way of `file`, read without executing anything. Raises ConfigError."""
+def kept_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
+    """What its own `save_checkpoint` keeps beside OURS, by way of `file`, read without executing anything. Raises ConfigError."""
     file.unlink(missing_ok=True)
     with blamed(code, "save_checkpoint"):
         type(trainer).save_checkpoint(trainer, str(file))
@@ -154,7 +159,7 @@ def checkpoint_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
     except CheckpointError as err:
         why = f"save_checkpoint of {code.name} writes what cannot be read without executing it" if file.exists() else "it writes none"
         raise ConfigError(f"trainers: {why}: {err} Keep tensors, numbers, texts, lists and dicts there.") from err
-    return {key: plain(value) for key, value in content.items()}
+    return {key: plain(value) for key, value in content.items() if key not in OURS}
 
 
 def plain(value: Any) -> Any:
@@ -178,10 +183,27 @@ def load_state(trainer: Any, code: OwnCode, file: Path) -> None:
         os.environ.update({FORCED: before} if before is not None else {})
 
 
-def check_state(trainer: Any, code: OwnCode) -> None:
-    """Raise ConfigError where a trainer would not go on from what it saves."""
-    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
-    checkpoint_of(trainer, code, file)
-    load_state(trainer, code, file)
+def check_state(trainer: Any, spec: RunSpec) -> None:
+    """Raise ConfigError where a trainer would not go on from a state of its run: one file, in another folder, with OURS of our making."""
+    code, saved = spec.own.named["trainer"], Path(trainer.output_folder)
+    kept = kept_of(trainer, code, saved / "checkpoint_latest.pth")
+    shutil.rmtree(saved)  # what it keeps beside that file is not there either
+    saved.mkdir()
+    dataset_json = load_dataset_json(spec.preprocessed_folder)
+    shown = without_cases(dataset_json) if spec.pseudonyms else dataset_json
+    header = checkpoint_header(spec, plans_of(spec).content, shown, trainer.inference_allowed_mirroring_axes)
+    curves = {**training_part((), BestRecord()), "current_epoch": 1}
+    state = saved.with_name("state") / f"{state_stem(1, 1)}.pth"
+    state.parent.mkdir()
+    torch.save(whole_state(kept, header, curves), state)
+    try:
+        load_state(trainer, code, state)
+    except FileNotFoundError as err:
+        if not Path(str(err.filename)).is_relative_to(saved.parent):
+            raise
+        raise ConfigError(
+            f"trainers: load_checkpoint of {code.name} failed: {fault_text(err, code)}. A restart has one file alone, that which "
+            "save_checkpoint is asked for. Keep everything in it."
+        ) from err
     with blamed(code, "set_deep_supervision_enabled"):
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)

@@ -86,7 +86,7 @@ def _try_on_cpu(spec: RunSpec) -> None:
 
     code, configuration, dataset_json = spec.own.named["trainer"], _configuration(spec), load_dataset_json(spec.preprocessed_folder)
     with trying(spec) as trainer:
-        check_state(trainer, code)
+        check_state(trainer, spec)
         trained = _shapes_of_weights(trainer.network)
         heads, patch = trainer.label_manager.num_segmentation_heads, tuple(configuration["patch_size"])
         channels = network_channels(configuration, dataset_json, labels_of(dataset_json))

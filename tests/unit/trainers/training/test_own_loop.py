@@ -199,6 +199,39 @@ def test_a_network_that_needs_a_gpu_is_not_known_before_a_worker_starts(toy: Toy
         try_own(run_of(toy, tmp_path, code))
 
 
+BESIDE = """
+    def save_checkpoint(self, filename):
+        super().save_checkpoint(filename)
+        torch.save({"x": 1}, filename + ".teacher")
+
+    def load_checkpoint(self, filename):
+        super().load_checkpoint(filename)
+        torch.load(filename + ".teacher")
+"""
+IN_ITS_FOLDER = """
+    def save_checkpoint(self, filename):
+        super().save_checkpoint(filename)
+        torch.save({"x": 1}, self.output_folder + "/teacher.pth")
+
+    def load_checkpoint(self, filename):
+        super().load_checkpoint(filename)
+        torch.load(self.output_folder + "/teacher.pth")
+"""
+DEVICE = """
+    def load_checkpoint(self, filename):
+        super().load_checkpoint(filename)
+        torch.load(filename, weights_only=False)["init_args"]["device"]
+"""
+
+
+@pytest.mark.parametrize(("body", "words"), [(BESIDE, "No such file"), (IN_ITS_FOLDER, "No such file"), (DEVICE, "KeyError: 'device'")])
+def test_a_class_that_no_state_of_its_run_continues_is_refused_before_a_worker_starts(
+    toy: Toy, tmp_path: Path, package: Package, body: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"load_checkpoint of mine:nnUNetTrainerMine failed: .*{words}"):
+        try_own(run_of(toy, tmp_path, class_of(package, body, "import torch")))
+
+
 REFUSED = [
     ("nnUNetTrainerMine = dict\n", "", "mine:nnUNetTrainerMine is no subclass of nnU-Net's nnUNetTrainer"),
     ("class Other(nnUNetTrainer):\n    pass\n\n\nnnUNetTrainerMine = Other\n", "", "is called Other"),
