@@ -27,6 +27,7 @@ from trainers.contract.run_spec import OwnCode, RunSpec, Schedule
 from trainers.contract.trainer_table import REFUSED
 from trainers.errors import CheckpointError, ConfigError, NnfleetError
 from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint, training_part, whole_state
+from trainers.storage.files import takes_files
 
 log = logging.getLogger(__name__)
 ITERATIONS = {"num_iterations_per_epoch": "train_iterations", "num_val_iterations_per_epoch": "val_iterations"}
@@ -75,13 +76,21 @@ def network_by_trainer(code: OwnCode, plans: Any, configuration: Any, channels: 
 
 @contextlib.contextmanager
 def blamed(code: OwnCode, what: str) -> Iterator[None]:
-    """Turn what the user's code raises into ConfigError, with its own line; what a disk or the memory does not give stays as it is."""
+    """Turn what the user's code raises into ConfigError, with its own line; what disk, memory or GPU does not give stays as it is."""
     try:
         yield
     except (NnfleetError, OSError, MemoryError):
         raise
     except Exception as err:
+        if is_of_gpu(err):
+            raise
         raise ConfigError(f"trainers: {what} of {code.name} failed: {fault_text(err, code)}.") from err
+
+
+def is_of_gpu(error: Exception) -> bool:
+    """True for what a GPU, or its driver, has failed in or has no memory for."""
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))  # the latter from torch 2.8 on
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
 def set_environment(spec: RunSpec, results: Path) -> None:
@@ -150,15 +159,19 @@ def trying(spec: RunSpec) -> Iterator[Any]:
 
 
 def kept_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
-    """What its own `save_checkpoint` keeps beside OURS, by way of `file`, read without executing anything. Raises ConfigError."""
+    """What its own `save_checkpoint` keeps beside OURS, by way of `file`, read without executing anything.
+
+    Raises ConfigError, StorageError.
+    """
     file.unlink(missing_ok=True)
-    with blamed(code, "save_checkpoint"):
-        type(trainer).save_checkpoint(trainer, str(file))
-    try:
-        content = read_checkpoint(file)
-    except CheckpointError as err:
-        why = f"save_checkpoint of {code.name} writes what cannot be read without executing it" if file.exists() else "it writes none"
-        raise ConfigError(f"trainers: {why}: {err} Keep tensors, numbers, texts, lists and dicts there.") from err
+    with takes_files(file.parent):  # torch hides a full disk behind an error of its own
+        with blamed(code, "save_checkpoint"):
+            type(trainer).save_checkpoint(trainer, str(file))
+        try:
+            content = read_checkpoint(file)
+        except CheckpointError as err:
+            why = f"save_checkpoint of {code.name} writes what cannot be read without executing it" if file.exists() else "it writes none"
+            raise ConfigError(f"trainers: {why}: {err} Keep tensors, numbers, texts, lists and dicts there.") from err
     return {key: plain(value) for key, value in content.items() if key not in OURS}
 
 
@@ -195,7 +208,8 @@ def check_state(trainer: Any, spec: RunSpec) -> None:
     curves = {**training_part((), BestRecord()), "current_epoch": 1}
     state = saved.with_name("state") / f"{state_stem(1, 1)}.pth"
     state.parent.mkdir()
-    torch.save(whole_state(kept, header, curves), state)
+    with takes_files(state.parent):
+        torch.save(whole_state(kept, header, curves), state)
     try:
         load_state(trainer, code, state)
     except FileNotFoundError as err:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import request_finish, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, OwnCode, OwnParts, RunSpec, Schedule, ValidationSpec, WorkerSpec
-from trainers.errors import ConfigError, DivergedError
+from trainers.errors import ConfigError, DivergedError, StorageError
 from trainers.network.checkpoint import read_checkpoint
+from trainers.network.own_trainer import blamed, kept_of
 from trainers.network.own_trial import try_own
 from trainers.training.own_loop import train_by_own_loop
 from trainers.training.world import World
@@ -230,6 +232,31 @@ def test_a_class_that_no_state_of_its_run_continues_is_refused_before_a_worker_s
 ) -> None:
     with pytest.raises(ConfigError, match=f"load_checkpoint of mine:nnUNetTrainerMine failed: .*{words}"):
         try_own(run_of(toy, tmp_path, class_of(package, body, "import torch")))
+
+
+def test_what_a_gpu_does_not_give_is_no_error_of_the_class(toy: Toy, tmp_path: Path, package: Package) -> None:
+    errors = (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: uncorrectable ECC error encountered"))
+    for error in (*errors, getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure")):
+        with pytest.raises(type(error), match=str(error)), blamed(package.holds(EXAMPLE), "initialize"):
+            raise error
+    body = "    def _build_loss(self):\n        raise RuntimeError('CUDA error: uncorrectable ECC error encountered')\n"
+    with pytest.raises(NotImplementedError, match="uncorrectable ECC"):
+        try_own(run_of(toy, tmp_path, class_of(package, body)))
+
+
+def test_a_scratch_disk_that_is_full_is_no_error_of_the_class(tmp_path: Path, package: Package) -> None:
+    class Saves:
+        def save_checkpoint(self, filename: str) -> None:
+            allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, allowed[1]))
+            torch.save({"network_weights": {"a": torch.zeros(1_000_000)}}, filename)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(StorageError, match=f"{tmp_path}.* cannot be written"):
+            kept_of(Saves(), package.holds(EXAMPLE), tmp_path / "checkpoint_latest.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 REFUSED = [
