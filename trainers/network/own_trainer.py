@@ -159,20 +159,27 @@ def trying(spec: RunSpec) -> Iterator[Any]:
 
 
 def kept_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
-    """What its own `save_checkpoint` keeps beside OURS, by way of `file`, read without executing anything.
+    """What its own `save_checkpoint` keeps beside OURS, by way of `file`, which does not stay, read without executing anything.
 
     Raises ConfigError, StorageError.
     """
     file.unlink(missing_ok=True)
-    with takes_files(file.parent):  # torch hides a full disk behind an error of its own
-        with blamed(code, "save_checkpoint"):
-            type(trainer).save_checkpoint(trainer, str(file))
-        try:
-            content = read_checkpoint(file)
-        except CheckpointError as err:
-            why = f"save_checkpoint of {code.name} writes what cannot be read without executing it" if file.exists() else "it writes none"
-            raise ConfigError(f"trainers: {why}: {err} Keep tensors, numbers, texts, lists and dicts there.") from err
+    try:
+        with takes_files(file.parent):  # torch hides a full disk behind an error of its own
+            with blamed(code, "save_checkpoint"):
+                type(trainer).save_checkpoint(trainer, str(file))
+            content = _read(code, file)
+    finally:
+        file.unlink(missing_ok=True)  # else a kill during the training would leave it on the node
     return {key: plain(value) for key, value in content.items() if key not in OURS}
+
+
+def _read(code: OwnCode, file: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(file)
+    except CheckpointError as err:
+        why = f"save_checkpoint of {code.name} writes what cannot be read without executing it" if file.exists() else "it writes none"
+        raise ConfigError(f"trainers: {why}: {err} Keep tensors, numbers, texts, lists and dicts there.") from err
 
 
 def plain(value: Any) -> Any:

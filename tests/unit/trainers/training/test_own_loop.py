@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trainers.errors import ConfigError, DivergedError, StorageError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.own_trainer import blamed, kept_of
 from trainers.network.own_trial import try_own
+from trainers.training import own_loop
 from trainers.training.own_loop import train_by_own_loop
 from trainers.training.world import World
 from trainers.validation.inference import CasePredictor
@@ -257,6 +259,15 @@ def test_a_scratch_disk_that_is_full_is_no_error_of_the_class(tmp_path: Path, pa
             kept_of(Saves(), package.holds(EXAMPLE), tmp_path / "checkpoint_latest.pth")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_checkpoint_stays_on_the_scratch_disk(toy: Toy, tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(own_loop, "describe", lambda *_: seen.append([path for path in scratch.rglob("*.pth*")]))
+    trained(run_of(toy, tmp_path, class_of(package, "    pass")), monkeypatch)
+    assert seen == [[], [], []], "at the end of each epoch"
 
 
 REFUSED = [
