@@ -25,8 +25,9 @@ from trainers.contract.own_code import fault_text, own_function
 from trainers.contract.plans import load_dataset_json, plans_of, without_cases
 from trainers.contract.run_spec import OwnCode, RunSpec, Schedule
 from trainers.contract.trainer_table import REFUSED
-from trainers.errors import CheckpointError, ConfigError, NnfleetError
+from trainers.errors import CheckpointError, ConfigError, DataError, NnfleetError
 from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint, training_part, whole_state
+from trainers.storage.faults import is_there
 from trainers.storage.files import takes_files
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,10 @@ def made_trainer(spec: RunSpec, device: torch.device, results: Path, *, goes_on:
     """The initialised trainer of a run, as nnU-Net's command makes it, with the run's schedule, data and split.
 
     What nnU-Net writes for a whole model goes below `results`, what it prints to the log. `goes_on`: a state will be loaded into it.
-    Raises ConfigError.
+    Raises ConfigError, DataError.
     """
     code = spec.own.named["trainer"]
+    _check_fingerprint(spec)
     kind, plans = trainer_class(code), {**deepcopy(plans_of(spec).content), "continue_training": goes_on}
     set_environment(spec, results)
     with blamed(code, "the constructor"):
@@ -126,6 +128,16 @@ def made_trainer(spec: RunSpec, device: torch.device, results: Path, *, goes_on:
     with blamed(code, "initialize"):
         trainer.initialize()
     return trainer
+
+
+def _check_fingerprint(spec: RunSpec) -> None:
+    """Raise DataError where the dataset lacks a file that nnU-Net's `on_train_start` copies; ours trains without it."""
+    file = spec.preprocessed_folder / "dataset_fingerprint.json"
+    if not is_there(file):
+        raise DataError(
+            f"preprocessed data: {file} is missing, which {spec.trainer} copies when it begins, as nnU-Net's trainers do. Bring it from "
+            "where the dataset was preprocessed, or make it with nnUNetv2_extract_fingerprint."
+        )
 
 
 def _set_schedule(trainer: Any, spec: RunSpec) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import request_finish, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, OwnCode, OwnParts, RunSpec, Schedule, ValidationSpec, WorkerSpec
-from trainers.errors import ConfigError, DivergedError, StorageError
+from trainers.errors import ConfigError, DataError, DivergedError, StorageError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.own_trainer import blamed, kept_of
 from trainers.network.own_trial import try_own
@@ -268,6 +269,13 @@ def test_no_checkpoint_stays_on_the_scratch_disk(toy: Toy, tmp_path: Path, packa
     monkeypatch.setattr(own_loop, "describe", lambda *_: seen.append([path for path in scratch.rglob("*.pth*")]))
     trained(run_of(toy, tmp_path, class_of(package, "    pass")), monkeypatch)
     assert seen == [[], [], []], "at the end of each epoch"
+
+
+def test_a_dataset_without_the_fingerprint_that_nnunet_copies_is_refused(toy: Toy, tmp_path: Path, package: Package) -> None:
+    shutil.copytree(toy.preprocessed, bare := tmp_path / toy.name, ignore=lambda *_: ["dataset_fingerprint.json"])
+    spec = run_of(toy, tmp_path, class_of(package, "    pass"))
+    with pytest.raises(DataError, match="dataset_fingerprint.json is missing, which nnUNetTrainerMine copies when it begins"):
+        try_own(spec.model_copy(update={"preprocessed_folder": bare}))
 
 
 REFUSED = [
