@@ -51,11 +51,12 @@ def trainer_class(code: OwnCode) -> Any:
     if name in REFUSED and not found.__module__.startswith("nnunetv2."):
         raise ConfigError(f"trainers: {code.name} has the name of a trainer of nnU-Net's, with which nnU-Net would predict. Rename it.")
     kind: Any = found
-    if kind.do_split is not nnUNetTrainer.do_split:
-        raise ConfigError(
-            f"trainers: {code.name} has a do_split of its own, and the split decides which cases nnfleet validates with. Remove it, and "
-            "write the split into splits_final.json."
-        )
+    for method in ("do_split", "get_tr_and_val_datasets"):
+        if getattr(kind, method) is not getattr(nnUNetTrainer, method):
+            raise ConfigError(
+                f"trainers: {code.name} has a {method} of its own, and the split decides which cases nnfleet validates with. Remove it and "
+                "write the split into splits_final.json."
+            )
     return kind
 
 

@@ -283,6 +283,11 @@ REFUSED = [
     ("class Other(nnUNetTrainer):\n    pass\n\n\nnnUNetTrainerMine = Other\n", "", "is called Other"),
     ("import absent_package\n", "pass", r"mine:nnUNetTrainerMine cannot be imported: ModuleNotFoundError.* \(line 2 of mine.py\)"),
     ("", "def do_split(self):\n        return [], []", "has a do_split of its own"),
+    (
+        "",
+        "def get_tr_and_val_datasets(self):\n        return super().get_tr_and_val_datasets()",
+        "has a get_tr_and_val_datasets of its own",
+    ),
     ("", "def __init__(self):\n        pass", "the constructor of mine:nnUNetTrainerMine failed: TypeError"),
     ("", "def _build_loss(self):\n        return 1 / 0", r"initialize of .* failed: ZeroDivisionError.* \(line 5 of mine.py\)"),
     ("", "disable_checkpointing = property(lambda self: True, lambda self, on: None)", "it writes none"),
