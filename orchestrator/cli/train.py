@@ -182,6 +182,8 @@ def _validated(named: dict[str, Any], cluster: str | None, *, npz: bool, best: b
     from orchestrator.experiment.model import single_training
     from trainers.contract.run_spec import model_address
 
+    if ":" in named["trainer"]:  # a class of the user's, whose epochs have to be named only where it trains
+        named = {"epochs": 1, **named}
     experiment = single_training(**named)
     models = [
         (model_address(experiment.dataset, configuration, trainer, plans, experiment.variant, seed), fold)

@@ -16,7 +16,7 @@ def fault_beside(name: str, experiment: "Experiment", swept: Collection[str]) ->
     """Why the user's trainer `name` cannot train by an experiment, of whose schedule these fields are swept; '' when it can. Pure."""
     named = {*experiment.model_fields_set, *swept}
     if "epochs" not in named:
-        return f"trainers: {name} trains for as many epochs as the experiment names; write `epochs: N`"
+        return f"trainers: {name} trains for as many epochs as the experiment names; set `epochs`"
     keys = [*_keys_of_own_loop(experiment), *(key for key in Schedule.model_fields if key in named and key not in OWN_TRAINER_SCHEDULE)]
     if not keys:
         return ""

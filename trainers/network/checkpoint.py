@@ -58,6 +58,12 @@ def training_part(history: Sequence[EpochRow], best: BestRecord) -> Checkpoint:
     }
 
 
+def whole_state(kept: Checkpoint, header: Checkpoint, curves: Checkpoint) -> Checkpoint:
+    """A state of `kept` (the tensors, and what a trainer of the user's keeps), `checkpoint_header` and `training_part`, whose curves such
+    a trainer may know better."""
+    return {**kept, **header, **curves, **kept}
+
+
 def copied_to_cpu(value: Any, older: Any = None) -> Any:
     """A deep copy of nested containers with every tensor copied to the CPU once; names that share a tensor go on sharing it.
 

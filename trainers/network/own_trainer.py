@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -19,18 +20,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainers.contract.commits import BestRecord, state_stem
 from trainers.contract.own_code import fault_text, own_function
-from trainers.contract.plans import load_dataset_json, plans_of
+from trainers.contract.plans import load_dataset_json, plans_of, without_cases
 from trainers.contract.run_spec import OwnCode, RunSpec, Schedule
 from trainers.contract.trainer_table import REFUSED
-from trainers.errors import CheckpointError, ConfigError, NnfleetError
-from trainers.network.checkpoint import Checkpoint, read_checkpoint
+from trainers.errors import CheckpointError, ConfigError, DataError, NnfleetError
+from trainers.network.checkpoint import Checkpoint, checkpoint_header, read_checkpoint, training_part, whole_state
+from trainers.storage.faults import is_there
+from trainers.storage.files import takes_files
 
 log = logging.getLogger(__name__)
 ITERATIONS = {"num_iterations_per_epoch": "train_iterations", "num_val_iterations_per_epoch": "val_iterations"}
 """Attributes of a trainer -> the fields of the schedule that it gets there; the defaults of both are nnU-Net's."""
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's variable: whatever nnU-Net's code asks, nothing of a checkpoint is executed."""
+OURS = ("trainer_name", "init_args", "inference_allowed_mirroring_axes", "_best_ema", "current_epoch")
+"""Of a checkpoint: what every state of ours has of its own."""
 
 
 def trainer_class(code: OwnCode) -> Any:
@@ -45,11 +51,12 @@ def trainer_class(code: OwnCode) -> Any:
     if name in REFUSED and not found.__module__.startswith("nnunetv2."):
         raise ConfigError(f"trainers: {code.name} has the name of a trainer of nnU-Net's, with which nnU-Net would predict. Rename it.")
     kind: Any = found
-    if kind.do_split is not nnUNetTrainer.do_split:
-        raise ConfigError(
-            f"trainers: {code.name} has a do_split of its own, and the split decides which cases nnfleet validates with. Remove it, and "
-            "write the split into splits_final.json."
-        )
+    for method in ("do_split", "get_tr_and_val_datasets"):
+        if getattr(kind, method) is not getattr(nnUNetTrainer, method):
+            raise ConfigError(
+                f"trainers: {code.name} has a {method} of its own, and the split decides which cases nnfleet validates with. Remove it and "
+                "write the split into splits_final.json."
+            )
     return kind
 
 
@@ -71,13 +78,21 @@ def network_by_trainer(code: OwnCode, plans: Any, configuration: Any, channels: 
 
 @contextlib.contextmanager
 def blamed(code: OwnCode, what: str) -> Iterator[None]:
-    """Turn what the user's code raises into ConfigError, with its own line; what a disk or the memory does not give stays as it is."""
+    """Turn what the user's code raises into ConfigError, with its own line; what disk, memory or GPU does not give stays as it is."""
     try:
         yield
     except (NnfleetError, OSError, MemoryError):
         raise
     except Exception as err:
+        if is_of_gpu(err):
+            raise
         raise ConfigError(f"trainers: {what} of {code.name} failed: {fault_text(err, code)}.") from err
+
+
+def is_of_gpu(error: Exception) -> bool:
+    """True for what a GPU, or its driver, has failed in or has no memory for."""
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))  # the latter from torch 2.8 on
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
 def set_environment(spec: RunSpec, results: Path) -> None:
@@ -95,9 +110,10 @@ def made_trainer(spec: RunSpec, device: torch.device, results: Path, *, goes_on:
     """The initialised trainer of a run, as nnU-Net's command makes it, with the run's schedule, data and split.
 
     What nnU-Net writes for a whole model goes below `results`, what it prints to the log. `goes_on`: a state will be loaded into it.
-    Raises ConfigError.
+    Raises ConfigError, DataError.
     """
     code = spec.own.named["trainer"]
+    _check_fingerprint(spec)
     kind, plans = trainer_class(code), {**deepcopy(plans_of(spec).content), "continue_training": goes_on}
     set_environment(spec, results)
     with blamed(code, "the constructor"):
@@ -113,6 +129,16 @@ def made_trainer(spec: RunSpec, device: torch.device, results: Path, *, goes_on:
     with blamed(code, "initialize"):
         trainer.initialize()
     return trainer
+
+
+def _check_fingerprint(spec: RunSpec) -> None:
+    """Raise DataError where the dataset lacks a file that nnU-Net's `on_train_start` copies; ours trains without it."""
+    file = spec.preprocessed_folder / "dataset_fingerprint.json"
+    if not is_there(file):
+        raise DataError(
+            f"preprocessed data: {file} is missing, which {spec.trainer} copies when it begins, as nnU-Net's trainers do. Bring it from "
+            "where the dataset was preprocessed, or make it with nnUNetv2_extract_fingerprint."
+        )
 
 
 def _set_schedule(trainer: Any, spec: RunSpec) -> None:
@@ -140,21 +166,33 @@ def trying(spec: RunSpec) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(nnUNet_wandb_enabled="0")  # no run of a service for a trial
         trainer = made_trainer(spec, torch.device("cpu"), Path(folder))
-        trainer.output_folder = folder
+        trainer.output_folder = str(Path(folder) / "saved")
+        Path(trainer.output_folder).mkdir()
         yield trainer
 
 
-def checkpoint_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
-    """What its own `save_checkpoint` keeps, by way of `file`, read without executing anything. Raises ConfigError."""
+def kept_of(trainer: Any, code: OwnCode, file: Path) -> Checkpoint:
+    """What its own `save_checkpoint` keeps beside OURS, by way of `file`, which does not stay, read without executing anything.
+
+    Raises ConfigError, StorageError.
+    """
     file.unlink(missing_ok=True)
-    with blamed(code, "save_checkpoint"):
-        type(trainer).save_checkpoint(trainer, str(file))
     try:
-        content = read_checkpoint(file)
+        with takes_files(file.parent):  # torch hides a full disk behind an error of its own
+            with blamed(code, "save_checkpoint"):
+                type(trainer).save_checkpoint(trainer, str(file))
+            content = _read(code, file)
+    finally:
+        file.unlink(missing_ok=True)  # else a kill during the training would leave it on the node
+    return {key: plain(value) for key, value in content.items() if key not in OURS}
+
+
+def _read(code: OwnCode, file: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(file)
     except CheckpointError as err:
         why = f"save_checkpoint of {code.name} writes what cannot be read without executing it" if file.exists() else "it writes none"
         raise ConfigError(f"trainers: {why}: {err} Keep tensors, numbers, texts, lists and dicts there.") from err
-    return {key: plain(value) for key, value in content.items()}
 
 
 def plain(value: Any) -> Any:
@@ -178,10 +216,28 @@ def load_state(trainer: Any, code: OwnCode, file: Path) -> None:
         os.environ.update({FORCED: before} if before is not None else {})
 
 
-def check_state(trainer: Any, code: OwnCode) -> None:
-    """Raise ConfigError where a trainer would not go on from what it saves."""
-    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
-    checkpoint_of(trainer, code, file)
-    load_state(trainer, code, file)
+def check_state(trainer: Any, spec: RunSpec) -> None:
+    """Raise ConfigError where a trainer would not go on from a state of its run: one file, in another folder, with OURS of our making."""
+    code, saved = spec.own.named["trainer"], Path(trainer.output_folder)
+    kept = kept_of(trainer, code, saved / "checkpoint_latest.pth")
+    shutil.rmtree(saved)  # what it keeps beside that file is not there either
+    saved.mkdir()
+    dataset_json = load_dataset_json(spec.preprocessed_folder)
+    shown = without_cases(dataset_json) if spec.pseudonyms else dataset_json
+    header = checkpoint_header(spec, plans_of(spec).content, shown, trainer.inference_allowed_mirroring_axes)
+    curves = {**training_part((), BestRecord()), "current_epoch": 1}
+    state = saved.with_name("state") / f"{state_stem(1, 1)}.pth"
+    state.parent.mkdir()
+    with takes_files(state.parent):
+        torch.save(whole_state(kept, header, curves), state)
+    try:
+        load_state(trainer, code, state)
+    except FileNotFoundError as err:
+        if not Path(str(err.filename)).is_relative_to(saved.parent):
+            raise
+        raise ConfigError(
+            f"trainers: load_checkpoint of {code.name} failed: {fault_text(err, code)}. A restart has one file alone, that which "
+            "save_checkpoint is asked for. Keep everything in it."
+        ) from err
     with blamed(code, "set_deep_supervision_enabled"):
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)

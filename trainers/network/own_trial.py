@@ -70,9 +70,15 @@ def _try_network(spec: RunSpec) -> None:
 
 
 def _try_trainer(spec: RunSpec) -> None:
-    """As `_try_on_cpu`; raises NotImplementedError for one that needs a GPU to be made."""
+    """As `_try_on_cpu`; raises NotImplementedError for one that needs a GPU to be made, and where a GPU fails."""
+    from trainers.network.own_trainer import is_of_gpu
+
     try:
         _try_on_cpu(spec)
+    except RuntimeError as err:
+        if is_of_gpu(err):
+            raise NotImplementedError(f"{type(err).__name__}: {err}") from err
+        raise
     except ConfigError as err:
         if spec.workers.gpus and re.search(r"cuda|triton", str(err.__cause__ or ""), re.IGNORECASE):
             raise NotImplementedError(str(err)) from err
@@ -86,7 +92,7 @@ def _try_on_cpu(spec: RunSpec) -> None:
 
     code, configuration, dataset_json = spec.own.named["trainer"], _configuration(spec), load_dataset_json(spec.preprocessed_folder)
     with trying(spec) as trainer:
-        check_state(trainer, code)
+        check_state(trainer, spec)
         trained = _shapes_of_weights(trainer.network)
         heads, patch = trainer.label_manager.num_segmentation_heads, tuple(configuration["patch_size"])
         channels = network_channels(configuration, dataset_json, labels_of(dataset_json))

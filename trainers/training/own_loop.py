@@ -28,7 +28,7 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.data.batches import SplitName
 from trainers.errors import ConfigError, DivergedError
-from trainers.network.own_trainer import checkpoint_of, load_state, made_trainer
+from trainers.network.own_trainer import kept_of, load_state, made_trainer
 from trainers.training.asked import asked_of, with_early_end
 from trainers.training.assemble import (
     ModelConfig,
@@ -48,8 +48,6 @@ from trainers.training.state import StateWriter, TrainingProgress
 from trainers.training.world import World
 
 log = logging.getLogger(__name__)
-OURS = ("trainer_name", "init_args", "inference_allowed_mirroring_axes", "_best_ema", "current_epoch")
-"""Of a checkpoint: what every state of ours has of its own."""
 
 
 class Left(BaseException):
@@ -214,8 +212,7 @@ class WatchedLoop:
 
     def _tensors(self) -> dict[str, Any]:
         code = self.spec.own.named["trainer"]
-        content = checkpoint_of(self.trainer, code, self.scratch / "checkpoint_latest.pth")
-        return {key: value for key, value in content.items() if key not in OURS}
+        return kept_of(self.trainer, code, self.scratch / "checkpoint_latest.pth")
 
     def _row(self, epoch: int) -> EpochRow:
         """What is kept of an epoch, from its logger; raises ConfigError where that lacks something."""

@@ -44,7 +44,7 @@ from trainers.contract.run_spec import WeightsName, candidate_name
 from trainers.contract.storage_notice import StorageNotice
 from trainers.contract.trainer_table import ROUNDING_VERSION
 from trainers.errors import CheckpointError, StorageError
-from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part
+from trainers.network.checkpoint import Checkpoint, copied_to_cpu, training_part, whole_state
 from trainers.storage.faults import STORAGE_RETRY_S, free_space, reading, retry_storage
 from trainers.storage.files import link_atomic, sha256_of, write_atomic, write_hashed, write_through
 
@@ -177,7 +177,7 @@ class StateWriter:
             self._best = self._save_weights("best", stem, reached, snapshot)
         self._candidates = self._candidates_at(stem, reached, snapshot, self._best if is_best else None)
         curves = training_part(reached.history, reached.best_policy)
-        full = {**snapshot, **self.fixed, **curves, **snapshot}  # a trainer of the user's may keep more in its curves than we know
+        full = whole_state(snapshot, self.fixed, curves)
         state = self._save("final", self.folder.state / f"{stem}.pth", full, reached)
         committed = Committed(
             run_key=self.run_key,

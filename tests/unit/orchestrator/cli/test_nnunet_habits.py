@@ -1,13 +1,18 @@
 """nnU-Net's flags and environment variables: what each becomes, or which sentence answers it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from orchestrator import api
+from orchestrator.cli import app
 from orchestrator.cli.nnunet_habits import answers, gpus_on, refuse_contradictions, settings_by_environment, unread
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.model import parse_experiment
 
+MINE = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\nclass nnUNetTrainerMine(nnUNetTrainer):\n    pass\n"
 EXPERIMENT = "dataset: 17\nconfigurations: 3d_fullres\n"
 
 
@@ -74,3 +79,22 @@ def test_an_experiment_file_does_not_read_the_environment_and_says_so_once_for_e
     assert [sentence.split(" is set")[0] for sentence in found] == list(both)
     written = parse_experiment(f"{EXPERIMENT}compile: false\nloader: {{actors: 2}}\n")
     assert unread(both, written) == []
+
+
+def test_epochs_of_a_class_of_the_users_are_named_where_it_trains_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "pre" / "Dataset017_X").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def validate(addresses: list[str], *_: Any, **__: Any) -> list[str]:
+        asked.extend(addresses)
+        return []
+
+    monkeypatch.setattr(api, "validate", validate)
+    command = ["train", "17", "3d_fullres", "0", "-tr", "mine:nnUNetTrainerMine"]
+    folders = {"nnUNet_preprocessed": str(tmp_path / "pre"), "nnUNet_results": str(tmp_path / "results")}
+    CliRunner().invoke(app, [*command, "--val"], env=folders)
+    assert asked == ["17/3d_fullres/nnUNetTrainerMine/0"]
+    found = CliRunner().invoke(app, command, env=folders)
+    assert "nnUNetTrainerMine trains for as many epochs as the experiment names; set `--epochs`" in str(found.exception)

@@ -101,7 +101,7 @@ def test_it_is_named_not_exact_wherever_its_properties_are(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"epochs": None}, "nnUNetTrainerMine trains for as many epochs as the experiment names; write `epochs: N`"),
+        ({"epochs": None}, "nnUNetTrainerMine trains for as many epochs as the experiment names; set `epochs`"),
         ({"network": "own_network:small_unet"}, "network: nnUNetTrainerMine trains by its own loop, which has network, loss and augm"),
         ({"workers": {"count": 2}}, "workers.count: nnUNetTrainerMine trains by its own loop, with one worker; remove `workers.count`"),
         ({"workers": {"min": 1, "max": 2}}, "workers.max: .* with one worker"),

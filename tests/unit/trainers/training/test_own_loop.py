@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import request_finish, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, OwnCode, OwnParts, RunSpec, Schedule, ValidationSpec, WorkerSpec
-from trainers.errors import ConfigError, DivergedError
+from trainers.errors import ConfigError, DataError, DivergedError, StorageError
 from trainers.network.checkpoint import read_checkpoint
+from trainers.network.own_trainer import blamed, kept_of
 from trainers.network.own_trial import try_own
+from trainers.training import own_loop
 from trainers.training.own_loop import train_by_own_loop
 from trainers.training.world import World
 from trainers.validation.inference import CasePredictor
@@ -199,11 +204,90 @@ def test_a_network_that_needs_a_gpu_is_not_known_before_a_worker_starts(toy: Toy
         try_own(run_of(toy, tmp_path, code))
 
 
+BESIDE = """
+    def save_checkpoint(self, filename):
+        super().save_checkpoint(filename)
+        torch.save({"x": 1}, filename + ".teacher")
+
+    def load_checkpoint(self, filename):
+        super().load_checkpoint(filename)
+        torch.load(filename + ".teacher")
+"""
+IN_ITS_FOLDER = """
+    def save_checkpoint(self, filename):
+        super().save_checkpoint(filename)
+        torch.save({"x": 1}, self.output_folder + "/teacher.pth")
+
+    def load_checkpoint(self, filename):
+        super().load_checkpoint(filename)
+        torch.load(self.output_folder + "/teacher.pth")
+"""
+DEVICE = """
+    def load_checkpoint(self, filename):
+        super().load_checkpoint(filename)
+        torch.load(filename, weights_only=False)["init_args"]["device"]
+"""
+
+
+@pytest.mark.parametrize(("body", "words"), [(BESIDE, "No such file"), (IN_ITS_FOLDER, "No such file"), (DEVICE, "KeyError: 'device'")])
+def test_a_class_that_no_state_of_its_run_continues_is_refused_before_a_worker_starts(
+    toy: Toy, tmp_path: Path, package: Package, body: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"load_checkpoint of mine:nnUNetTrainerMine failed: .*{words}"):
+        try_own(run_of(toy, tmp_path, class_of(package, body, "import torch")))
+
+
+def test_what_a_gpu_does_not_give_is_no_error_of_the_class(toy: Toy, tmp_path: Path, package: Package) -> None:
+    errors = (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: uncorrectable ECC error encountered"))
+    for error in (*errors, getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure")):
+        with pytest.raises(type(error), match=str(error)), blamed(package.holds(EXAMPLE), "initialize"):
+            raise error
+    body = "    def _build_loss(self):\n        raise RuntimeError('CUDA error: uncorrectable ECC error encountered')\n"
+    with pytest.raises(NotImplementedError, match="uncorrectable ECC"):
+        try_own(run_of(toy, tmp_path, class_of(package, body)))
+
+
+def test_a_scratch_disk_that_is_full_is_no_error_of_the_class(tmp_path: Path, package: Package) -> None:
+    class Saves:
+        def save_checkpoint(self, filename: str) -> None:
+            allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, allowed[1]))
+            torch.save({"network_weights": {"a": torch.zeros(1_000_000)}}, filename)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(StorageError, match=f"{tmp_path}.* cannot be written"):
+            kept_of(Saves(), package.holds(EXAMPLE), tmp_path / "checkpoint_latest.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_checkpoint_stays_on_the_scratch_disk(toy: Toy, tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(own_loop, "describe", lambda *_: seen.append([path for path in scratch.rglob("*.pth*")]))
+    trained(run_of(toy, tmp_path, class_of(package, "    pass")), monkeypatch)
+    assert seen == [[], [], []], "at the end of each epoch"
+
+
+def test_a_dataset_without_the_fingerprint_that_nnunet_copies_is_refused(toy: Toy, tmp_path: Path, package: Package) -> None:
+    shutil.copytree(toy.preprocessed, bare := tmp_path / toy.name, ignore=lambda *_: ["dataset_fingerprint.json"])
+    spec = run_of(toy, tmp_path, class_of(package, "    pass"))
+    with pytest.raises(DataError, match="dataset_fingerprint.json is missing, which nnUNetTrainerMine copies when it begins"):
+        try_own(spec.model_copy(update={"preprocessed_folder": bare}))
+
+
 REFUSED = [
     ("nnUNetTrainerMine = dict\n", "", "mine:nnUNetTrainerMine is no subclass of nnU-Net's nnUNetTrainer"),
     ("class Other(nnUNetTrainer):\n    pass\n\n\nnnUNetTrainerMine = Other\n", "", "is called Other"),
     ("import absent_package\n", "pass", r"mine:nnUNetTrainerMine cannot be imported: ModuleNotFoundError.* \(line 2 of mine.py\)"),
     ("", "def do_split(self):\n        return [], []", "has a do_split of its own"),
+    (
+        "",
+        "def get_tr_and_val_datasets(self):\n        return super().get_tr_and_val_datasets()",
+        "has a get_tr_and_val_datasets of its own",
+    ),
     ("", "def __init__(self):\n        pass", "the constructor of mine:nnUNetTrainerMine failed: TypeError"),
     ("", "def _build_loss(self):\n        return 1 / 0", r"initialize of .* failed: ZeroDivisionError.* \(line 5 of mine.py\)"),
     ("", "disable_checkpointing = property(lambda self: True, lambda self, on: None)", "it writes none"),
