@@ -370,8 +370,9 @@ def stop(
     ending = [] if finish else meant_test_sets(runs, follower, everything=everything)
     if follower is not None:
         asked = [status for status in living if not (finish and cannot_finish(status))]
-        for warning in unlike_ends(statuses, asked, anneal) if finish and on_wait is not None else ():
-            on_wait(f"Warning: {warning}")
+        if finish and on_wait is not None:
+            for warning in unlike_ends(statuses, asked, anneal):
+                on_wait(f"Warning: {warning}")
         asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found
