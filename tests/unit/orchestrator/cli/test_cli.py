@@ -676,7 +676,8 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
     assert out.splitlines()[2:] == ["removed /r/crossval_results_folds_0_1"]
     assert "Their MLflow runs stay" in err
-    assert "`nnfleet rm --mlflow`, in place of this command, removes both." in err
+    assert "delete them in MLflow's pages." in err
+    assert "--mlflow" not in err, "it finds no run any more"
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
     assert api.asked[-1][-1] is True
