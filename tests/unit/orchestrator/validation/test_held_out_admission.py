@@ -15,7 +15,7 @@ from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
-from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, workers_for
+from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, fewer_cpus, workers_for
 from trainers.contract.run_spec import WorkerSpec
 
 ONE_GPU = WorkerSpec(count=1, gpus=1, cpus=4)
@@ -78,6 +78,15 @@ def test_cpus_that_nobody_asked_for_are_named_beside_what_training_had(
     assert is_warned is (
         f"(2 workers x (1 GPU, 4 CPUs)); no node of this cluster has one at this moment, so it runs on CPUs: {used} x" in warning
     )
+
+
+def test_one_that_waits_for_the_usual_cpus_names_fewer() -> None:
+    usual = WorkerSpec(count=1, gpus=0, cpus=4)
+    hint = fewer_cpus(AskedWorkers(), usual)
+    assert "4 CPUs per worker are the default here; `--cpus 1` needs one" in hint
+    assert fewer_cpus(AskedWorkers(cpus=4), usual) == ""
+    assert fewer_cpus(AskedWorkers(), ONE_GPU) == ""
+    assert fewer_cpus(AskedWorkers(), WorkerSpec(count=1, gpus=0, cpus=1)) == ""
 
 
 @dataclass
