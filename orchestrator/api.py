@@ -33,7 +33,7 @@ from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_preprocessing, is_test_set, preprocessing_named_in
-from orchestrator.run.status import RunStatus, cannot_finish, match, match_all
+from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, unlike_ends
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
@@ -344,11 +344,14 @@ def stop(
     rate is annealed; runs that wait without an epoch, or are trained, are not asked (`orchestrator/run/status.py`: `cannot_finish`).
 
     Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
-    Runs of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for. Raises ConfigError when
-    nothing is named, or for a name that means nothing; ClusterError when some could not be asked; the error of a campaign that fails first.
+    Runs of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for, and before anything is asked
+    a warning for each model whose folds end unlike. Raises ConfigError when nothing is named, or for a name that means nothing;
+    ClusterError when some could not be asked; the error of a campaign that fails first.
     """
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")
+    if anneal > 0 and not (now or finish):
+        raise ConfigError("stop: the learning rate is annealed for runs that end as trained ones: add --finish to --anneal.")
     if (now and finish) or anneal < 0 or (anneal and not finish):
         raise ConfigError(
             f"stop: now={now}, finish={finish}, anneal={anneal} do not go together. `anneal` belongs to `finish`, not to `now`."
@@ -367,6 +370,9 @@ def stop(
     ending = [] if finish else meant_test_sets(runs, follower, everything=everything)
     if follower is not None:
         asked = [status for status in living if not (finish and cannot_finish(status))]
+        if finish and on_wait is not None:
+            for warning in unlike_ends(statuses, asked, anneal):
+                on_wait(f"Warning: {warning}")
         asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found

@@ -42,6 +42,8 @@ class QueueReport(Frozen):
 
     rows: tuple[QueueRow, ...] = ()
     """First in line first."""
+    num_preprocessing: int = Field(0, exclude_if=lambda count: count == 0)
+    """Jobs that preprocess data: the runs that wait for them have no place in the queue yet."""
     shares: dict[str, float] = Field(default_factory=dict)
     """What part of the cluster (of its GPUs or its CPU cores, whichever is more) the runs of each user hold."""
 
@@ -81,4 +83,5 @@ def queue_report(
         )
         for key in [*starts, *refused]
     ]
-    return QueueReport(rows=tuple(rows), shares=Shares.of(nodes).by_user(queue.reserved))
+    preprocessing = sum(job.kind == "preprocess" and job.is_live for job in jobs)
+    return QueueReport(rows=tuple(rows), num_preprocessing=preprocessing, shares=Shares.of(nodes).by_user(queue.reserved))

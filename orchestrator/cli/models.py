@@ -22,6 +22,8 @@ ORDER = (
     *(RunState.FAILED_CODE, RunState.FAILED_CONFIG, RunState.FAILED_CLUSTER, RunState.PAUSED, RunState.STOPPED, RunState.SUCCEEDED),
 )
 """Of a model's folds the state that comes first here stands for all; models are shown in this order too."""
+TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
+"""States in which the time left means something."""
 QUIET = frozenset({RunState.QUEUED, RunState.SUCCEEDED})
 """Folds in these states are folded into their model's line."""
 
@@ -51,10 +53,12 @@ class Model:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last fold that trains is trained; None while some wait, since nobody knows when they start."""
+        """Until the last fold that trains is trained; None while some wait or have no epoch yet, since nobody knows how long they take."""
         if any(run.state is RunState.QUEUED for run in self.runs):
             return None
-        return max((run.seconds_left for run in self.runs if run.seconds_left is not None), default=None)
+        left = [run.seconds_left for run in self.runs if run.state in TRAINS]
+        known = [each for each in left if each is not None]
+        return (max(known) or None) if known and len(known) == len(left) else None  # none is left once its epochs are done
 
     @cached_property
     def unlike(self) -> str:

@@ -46,6 +46,8 @@ def queue(
     else:
         out = console()
         out.print(queue_table(report, out.width))
+    if report.num_preprocessing and not (as_json or runs):
+        say("Runs whose data are being preprocessed have no place in it yet: `nnfleet status` shows them.")
     if report.shares and not (as_json or runs):
         say(shares_line(report))
 

@@ -45,10 +45,7 @@ def rm(
     for folder in _crossvals(removed):
         say(f"removed {folder}")
     if not mlflow and any(run.mlflow_run_id for run in removed):
-        note(
-            "Their MLflow runs stay, with curves and checkpoints. Before the same is trained again, delete them in MLflow's pages; "
-            "`nnfleet rm --mlflow`, in place of this command, removes both."
-        )
+        note("Their MLflow runs stay, with curves and checkpoints. Before the same is trained again, delete them in MLflow's pages.")
 
 
 def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.models import Model, by_fold, models_of
+from orchestrator.cli.models import TRAINS, Model, by_fold, models_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from orchestrator.run.status import CasesDone, RunStatus
     from trainers.contract.run_spec import CheckpointName
 
-TRAINS = frozenset({RunState.RUNNING, RunState.RECOVERING})
-"""States in which the time left means something."""
 MEDIUM = 100
 """Columns of a terminal below which the least important number is left out."""
 STYLES = {

@@ -7,9 +7,9 @@ from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from orchestrator.cli.models import Model, by_reason, counts_line, models_of, unfolded
+from orchestrator.cli.models import TRAINS, Model, by_reason, counts_line, models_of, unfolded
 from orchestrator.cli.output import console
-from orchestrator.cli.tables import STYLES, TRAINS, cases_line, dice, limit_line, plain_table, seconds, status_line, test_set_line
+from orchestrator.cli.tables import STYLES, cases_line, dice, limit_line, plain_table, seconds, status_line, test_set_line
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from orchestrator.compare.answer import Answer, answer
 from orchestrator.compare.models import RUN_FOLDER, TrainedModel, Unfinished, ValidatedFold, models_of, read_fold
 from orchestrator.compare.published_results import ResultServer, read_published
 from orchestrator.compare.published_test_sets import published_scores
+from orchestrator.compare.unlike import unlike_folds_of
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import MAX_LISTED, Names, resolve_all
@@ -62,7 +63,8 @@ def compared(
 ) -> Compared:
     """Compare the models of the runs in `places` (a folder of results stands for itself).
 
-    Raises ConfigError where a name means none, or nothing is left to compare; TrackingError.
+    A model whose folds are not alike is left out where it was not named by itself, and others are left. Raises ConfigError where a name
+    means none, or nothing is left to compare; TrackingError.
     """
     places = Places(places) if isinstance(places, Path) else replace(places, server=places.server and cache(places.server))
     wanted, left = _wanted(places, names)
@@ -79,7 +81,19 @@ def compared(
         sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.", *left[:3]]
         raise ConfigError(" ".join([*sentences, *_advice([reason for _, reason in reasons])]))
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
+    if len(models) > len(names) and not is_forced:  # else each of them was named
+        models, unlike = _of_like_folds(models)
+        left += unlike
     return Compared(answer(models, checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def _of_like_folds(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], list[str]]:
+    """The models whose folds were trained in one way, and a sentence for each other one; all of them where there is no such model. Pure."""
+    found = {id(model): list(unlike_folds_of(model)) for model in models}
+    alike = [model for model in models if not found[id(model)]]
+    if not alike:
+        return list(models), []
+    return alike, [f"{model.address}: its folds are not alike: {'; '.join(found[id(model)])}." for model in models if found[id(model)]]
 
 
 def _advice(reasons: Sequence[str]) -> list[str]:

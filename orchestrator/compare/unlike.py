@@ -13,7 +13,7 @@ from trainers.contract.summary import SCORING, CaseResult, ClassMetrics
 
 def differences(models: Sequence[TrainedModel]) -> list[str]:
     """Why these models cannot be compared, a sentence each; empty when they can."""
-    found = [sentence for model in models for sentence in (*_unlike_folds(model), *_cases_twice(model))]
+    found = [f"{model.name}: {text}" for model in models for text in (*unlike_folds_of(model), *_cases_twice(model))]
     found += [*_unlike_scoring(models), *unlike_schedules(models)]
     for other in models[1:]:
         found += _unlike_models(models[0], other)
@@ -25,14 +25,15 @@ def unlike_folds(folders: Sequence[RunFolder]) -> list[str]:
     return unlike([facts_in(folder) for folder in folders])
 
 
-def _unlike_folds(model: TrainedModel) -> Iterator[str]:
-    return (f"{model.name}: {text}" for text in unlike([facts_of(fold.spec, fold.early_end) for fold in model.folds]))
+def unlike_folds_of(model: TrainedModel) -> list[str]:
+    """Why the folds of a model are not folds of one model, a clause each."""
+    return unlike([facts_of(fold.spec, fold.early_end) for fold in model.folds])
 
 
 def _cases_twice(model: TrainedModel) -> Iterator[str]:
     counts = Counter(result.case_id for result in model.results)
     if twice := sorted(case for case, count in counts.items() if count > 1):
-        yield f"{model.name}: {listed_cases(twice)} validated in more than one fold"
+        yield f"{listed_cases(twice)} validated in more than one fold"
 
 
 def _unlike_scoring(models: Sequence[TrainedModel]) -> Iterator[str]:

@@ -143,7 +143,7 @@ def model_folder_problems(
         if commit_files(folder) and not is_leaving:
             return [] if is_its_own else [belongs_to_another(folder, present, spec)]
         if (present.run_key in at_work and not is_its_own) or (is_leaving and is_active(folder, present)):
-            return [_is_at_work(folder, present)]
+            return [_is_at_work(folder, present, spec)]
         if not is_leaving and (strange := sorted(path.name for path in folder.root.glob("checkpoint_*.pth"))):
             return [_not_ours(folder, strange)]
     elif foreign := sorted(file_names(folder.root) - {folder.own.name}):
@@ -159,10 +159,11 @@ def belongs_to_another(folder: RunFolder, present: RunSpec, wanted: RunSpec) -> 
     )
 
 
-def _is_at_work(folder: RunFolder, present: RunSpec) -> ConfigError:
+def _is_at_work(folder: RunFolder, present: RunSpec, wanted: RunSpec) -> ConfigError:
     return ConfigError(
         f"results: {folder.root} belongs to the run {present.run_key}, which has not ended. "
-        f"Stop it first (nnfleet stop {present.run_key}), or name another nnUNet_results."
+        f"Stop it first (nnfleet stop {present.run_key}), or name another nnUNet_results. "
+        f"It differs from {wanted.run_key} in {run_differences(present, wanted)}."
     )
 
 

@@ -1,9 +1,11 @@
 """A raw nnU-Net dataset, as nnU-Net lists it: for what is to be preprocessed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dataset.folder import datasets_in, number_of
+from orchestrator.dataset.folder import datasets_in, file_names, number_of
+from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError
 from trainers.contract.plans import check_case_ids, labels_of, load_dataset_json
 from trainers.storage.faults import reading
@@ -56,3 +58,15 @@ def raw_cases(dataset: Path, dataset_json: dict[str, Any]) -> tuple[str, ...]:
         raise DataError(f"dataset: {dataset} has no training images (imagesTr/<case>_0000{dataset_json['file_ending']}).")
     check_case_ids(sorted(found), str(dataset / "imagesTr"))
     return tuple(sorted(found))
+
+
+def refuse_lacking_labels(dataset: Path, dataset_json: dict[str, Any], cases: Sequence[str]) -> None:
+    """Raise DataError where training cases of a raw dataset have no label file, by the names in labelsTr; StorageError.
+
+    A dataset.json that lists its files is nnU-Net's to check.
+    """
+    if isinstance(dataset_json.get("dataset"), dict):
+        return
+    ending, present = dataset_json["file_ending"], file_names(dataset / "labelsTr")
+    if lacking := [f"{case}{ending}" for case in cases if f"{case}{ending}" not in present]:
+        raise DataError(f"dataset: {dataset / 'labelsTr'} lacks {listed(lacking)}. Put the label file of every training image there.")

@@ -16,6 +16,15 @@ from orchestrator.experiment.fields import SINGULAR
 from orchestrator.tracking.address import masked
 from trainers.contract.names import nearest
 
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "lr", "base_lr", "init_lr", "learningrate"), "initial_lr"),
+    **dict.fromkeys(("batchsize", "bs", "batch"), "batch_size"),
+    **dict.fromkeys(("num_epochs", "max_epochs", "n_epochs", "total_epochs"), "epochs"),
+    **dict.fromkeys(("patchsize", "patch", "roi_size", "crop_size"), "patch_size"),
+    **dict.fromkeys(("num_iterations_per_epoch", "iterations_per_epoch", "iterations", "steps_per_epoch"), "train_iterations"),
+    "num_val_iterations_per_epoch": "val_iterations",
+}
+"""What other tools call a key -> its name here, where no spelling is near."""
 KeyPath = tuple[int | str, ...]
 MAX_CHARACTERS = 200_000
 MAX_DEPTH = 100
@@ -102,7 +111,7 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     key = ".".join(masked(str(part)) for part in path) or "the file"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
-        return f"{where}: {key}: unknown key.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
+        return f"{where}: {key}: unknown key.{_meant(str(path[-1]), known)} Known here: {', '.join(known)}."
     if fault["type"] == "missing":
         return f"{where}: {key}: missing. Add it."
     if not path and not isinstance(fault["input"], dict):
@@ -111,6 +120,12 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     if "uri" in path or path == ("tracking",):  # a refused address may hold a password in any form
         return f"{where}: {key}: {message}."
     return f"{where}: {key}: got {_short(fault['input'])}: {message}."
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """A hint with the key that an unknown one may mean."""
+    name = SYNONYMS.get(key.lower().replace("-", "_"), "")
+    return f" Did you mean {name!r}?" if name in known else nearest(key, known)
 
 
 def _written_out(node: yaml.Node | None, known: dict[int, float] | None = None) -> float:

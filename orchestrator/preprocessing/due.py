@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
-from orchestrator.dataset.folder import datasets_in, file_names, find_dataset, number_of
-from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases
+from orchestrator.dataset.folder import NUM_FOLDS, datasets_in, file_names, find_dataset, number_of
+from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases, refuse_lacking_labels
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import PLANNERS, Preprocess, planner_of
+from trainers.contract.names import nearest
 from trainers.contract.plans import Plans, load_plans, load_splits
 from trainers.contract.run_spec import Frozen
 
+PLANNED = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""The configurations that nnU-Net's planners make, of small images not all of them."""
 WHOLE = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of a preprocessed case's files, in the order in which nnU-Net writes them."""
 
@@ -57,7 +60,8 @@ def due_of(experiment: Experiment) -> Due | None:
     """What has to be preprocessed before the runs of an experiment can be planned; None: nothing, or the experiment does not ask for it.
 
     Changes nothing. Raises ConfigError or DataError for what cannot be preprocessed: no raw dataset, a broken dataset.json, plans that
-    nobody can make, a configuration that existing plans lack; StorageError.
+    nobody can make, a configuration that existing plans lack or nnU-Net's planners never make, training images without labels, a fold that
+    the split lacks; StorageError.
     """
     if experiment.preprocess is None:
         return None
@@ -72,7 +76,9 @@ def due_of(experiment: Experiment) -> Due | None:
     dataset = find_raw_dataset(experiment.nnUNet_raw, there or experiment.dataset)
     assert experiment.nnUNet_raw is not None
     raw = experiment.nnUNet_raw / dataset
-    raw_cases(raw, load_raw_dataset_json(raw))
+    content = load_raw_dataset_json(raw)
+    refuse_lacking_labels(raw, content, raw_cases(raw, content))
+    _refuse_absent_folds(experiment, folder if there else None)
     return Due(dataset=dataset, raw=experiment.nnUNet_raw, preprocessed=preprocessed, parts=parts)
 
 
@@ -105,7 +111,22 @@ def _new_plans(asked: Preprocess, name: str, configurations: tuple[str, ...]) ->
             f"plans: {name!r} does not exist, and no planner of nnU-Net's makes plans of that name. Name the planner "
             f"(preprocess: {{planner: nnUNetPlannerResEncL}}; known: {', '.join(PLANNERS)}), or other plans."
         )
+    for configuration in configurations:
+        if configuration not in PLANNED:
+            raise ConfigError(
+                f"configurations: {configuration!r}: nnU-Net's planners make no such configuration.{nearest(configuration, PLANNED)} "
+                f"Known: {', '.join(PLANNED)}."
+            )
     return DuePlans(plans=name, planner=planner, gpu_memory_target=asked.gpu_memory_target, configurations=configurations)
+
+
+def _refuse_absent_folds(experiment: Experiment, folder: Path | None) -> None:
+    """Raise ConfigError for folds that the split file, or the one that nnU-Net makes, lacks; DataError for a file that is broken."""
+    has_splits = folder is not None and (folder / "splits_final.json").is_file()
+    count = len(load_splits(folder)) if folder is not None and has_splits else NUM_FOLDS
+    whose = f"{folder}/splits_final.json has" if has_splits else "nnU-Net makes"
+    if absent := [fold for fold in experiment.folds if fold != "all" and fold >= count]:
+        raise ConfigError(f"folds: {', '.join(map(str, absent))}: {whose} {count} folds. Name folds of 0 to {count - 1}, or `all`.")
 
 
 def _wanted(folder: Path, experiment: Experiment, plans: Plans) -> tuple[str, ...]:

@@ -30,7 +30,9 @@ def results_folder(named: Path | None, environment: Mapping[str, str]) -> Path:
         raise ConfigError(absence)
     folder = expanded(named or Path(environment[RESULTS]))
     if not folder.is_dir():
-        raise ConfigError(f"results: {folder} is no folder where nnfleet looks for it. Name the folder that holds the runs: --results.")
+        raise ConfigError(
+            f"results: {folder.absolute()} is no folder where nnfleet looks for it. Name the folder that holds the runs: --results."
+        )
     return folder
 
 

@@ -62,7 +62,8 @@ def resolve_one(wanted: str, names: Sequence[Names], place: str) -> int:
     if len(found) == 1:
         return found[0]
     candidates = _listed([names[i] for i in found])
-    raise ConfigError(f"run: {shown(wanted, LONGEST_SHOWN)} means {len(found)} runs {place}: {candidates}. Name one by its run key.")
+    by = "address" if len({names[i].address for i in found}) == len(found) else "run key"
+    raise ConfigError(f"run: {shown(wanted, LONGEST_SHOWN)} means {len(found)} runs {place}: {candidates}. Name one by its {by}.")
 
 
 def _matching(wanted: str, names: Sequence[Names]) -> list[int]:

@@ -95,3 +95,23 @@ def cannot_finish(status: RunStatus) -> str:
     if status.state is RunState.QUEUED and status.epochs_done == 0:
         return "has trained no epoch yet; `nnfleet stop` takes it out of the queue"
     return ""
+
+
+def unlike_ends(statuses: Sequence[RunStatus], asked: Sequence[RunStatus], anneal_epochs: int) -> list[str]:
+    """A warning for each model of whose folds those `asked` to end early now would end after other numbers of epochs than the rest.
+
+    Of the fold that ends first and the one that ends last; a fold that was stopped or has failed has no end yet. Pure.
+    """
+    keys = {status.run_key for status in asked}
+    ends: dict[str, dict[str, int]] = {status.model: {} for status in asked}
+    for status in statuses:
+        if status.model not in ends or (status.state.is_final and status.state is not RunState.SUCCEEDED):
+            continue
+        early = min(status.epochs, status.epochs_done + 1 + anneal_epochs)
+        ends[status.model][str(status.run_folder)] = early if status.run_key in keys else status.epochs
+    return [
+        f"The folds of {model} end after unlike numbers of epochs ({min(found.values())} to {max(found.values())}): their model can then "
+        "neither be exported nor compared; folds that are asked one by one, each at the same epoch, end alike."
+        for model, found in ends.items()
+        if len(set(found.values())) > 1
+    ]

@@ -30,7 +30,7 @@ from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import OwnParts, RunSpec
 from trainers.errors import ClusterError, NnfleetError, StorageError
 from trainers.storage.faults import retry_storage
 
@@ -46,6 +46,10 @@ FIRST_DELIVERY_S = 15.0
 """The publisher begins so long after the workers: its imports alone take 2 s of CPU, and before the first epoch there is little to send."""
 DELIVERY_S = 60.0
 """How long an ended training waits for the tracking server to take what is left; the validation job sends the rest."""
+
+OWN_CODE_CURE = (
+    "Correct the code, then submit the experiment again: the code is part of the run; `nnfleet resume` keeps the code as it was."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,13 +91,14 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
     job = WorkerJob(str(folder.root), driver, fencing_token)
     outcome = preflight(spec, job.fencing_token)
     if outcome is not None:
+        outcome = with_cure(outcome, spec.own)
         if write_outcome(folder, outcome):
             publish_end(folder, outcome)
         return outcome
     publisher = Publisher(folder, job.fencing_token, first_s=FIRST_DELIVERY_S)
     publisher.start()
     try:
-        outcome = run_workers(spec, folder, job)
+        outcome = with_cure(run_workers(spec, folder, job), spec.own)
         if not write_outcome(folder, outcome):  # before anything that may take long, for whoever asks
             outcome = outcome.model_copy(update={"state": "SUPERSEDED"})
         if outcome.state == "TRAINED" and hands_over:
@@ -104,6 +109,14 @@ def run_training(folder: RunFolder, least_token: int = 1, *, hands_over: bool = 
     finally:
         publisher.stop()
     return outcome
+
+
+def with_cure(outcome: Outcome, own: OwnParts) -> Outcome:
+    """The outcome of a run that failed by a function of the user's, with what to do: resumed, it fails by the same code again. Pure."""
+    named = [text for code in own.named.values() for text in (code.name, f"{code.name.partition(':')[0]} has no ")]
+    if outcome.state != "FAILED_CONFIG" or not any(text in outcome.message for text in named):
+        return outcome
+    return outcome.model_copy(update={"message": f"{outcome.message.rstrip()} {OWN_CODE_CURE}"})
 
 
 def preflight(spec: RunSpec, fencing_token: int) -> Outcome | None:

@@ -68,6 +68,13 @@ def cpu_warning(asked: AskedWorkers, workers: WorkerSpec, trained: WorkerSpec) -
     )
 
 
+def fewer_cpus(asked: AskedWorkers, workers: WorkerSpec) -> str:
+    """A sentence for one that waits on CPUs of which nobody named the number: fewer may be free at once. Else nothing. Pure."""
+    if workers.gpus or asked.cpus is not None or workers.cpus == 1:
+        return ""
+    return f" {workers.cpus} CPUs per worker are the default here; `--cpus 1` needs one: stop it and give the same command again with that."
+
+
 def _cpus(nodes: Sequence[NodeResources], gpus: int) -> int:
     """Cores of a worker: the usual number, or fewer: the least share of a GPU in its node, without GPUs what the largest node has; where no
     node has any, the usual number of the nodes to come."""

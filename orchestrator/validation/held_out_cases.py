@@ -102,5 +102,6 @@ def _names_in(folder: Path, what: str) -> list[str]:
     """Names of the files in a folder; hidden ones are nobody's."""
     with reading(folder):
         if not folder.is_dir():
-            raise ConfigError(f"{what}: {folder} is no folder where nnfleet looks for it. Name one that the cluster's nodes see.")
+            place = folder.absolute()
+            raise ConfigError(f"{what}: {place} is no folder where nnfleet looks for it. Name one that the cluster's nodes see.")
         return [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]

@@ -24,7 +24,7 @@ from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
 from orchestrator.validation.case_queue import CaseFailure, CaseQueue, end_of, failure_message, largest_first
 from orchestrator.validation.cases import Stopped, digest_of_named, remove_leftovers
-from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, workers_for
+from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, fewer_cpus, workers_for
 from orchestrator.validation.held_out_cases import check_labels, held_out_cases
 from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits, HeldOutWarned
 from orchestrator.validation.held_out_folds import folds_of
@@ -91,7 +91,8 @@ def _done(options: argparse.Namespace) -> HeldOutEvent:
     workers = workers_for(options.workers, nodes, missing, trained.accelerator_type) if missing else None
     if workers is not None and (warning := cpu_warning(options.workers, workers, trained)):
         emit(HeldOutWarned(message=warning))
-    with admitted(place, output.root, workers, lambda because: emit(HeldOutWaits(because=because))) as granted:
+    hint = fewer_cpus(options.workers, workers) if workers is not None else ""
+    with admitted(place, output.root, workers, lambda because: emit(HeldOutWaits(because=because + hint))) as granted:
         ended = run_held_out(held if granted is None else held.with_workers(granted), output, folds)
     return ended.model_copy(update={"left": tuple(left)})
 

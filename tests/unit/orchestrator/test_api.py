@@ -237,11 +237,40 @@ def test_an_early_end_is_asked_of_what_has_trained_and_still_trains(machine: Mac
     assert [request[i + 1] for i, word in enumerate(request) if word == "--run-key"] == ["a", "b"]
     assert request[-3:] == ["--finish", "--anneal", "5"]
     assert machine.jobs.stopped == []
-    for wrong in ({"finish": True, "now": True}, {"anneal": 3}, {"finish": True, "anneal": -1}):
+    with pytest.raises(ConfigError, match="add --finish to --anneal"):
+        api.stop(everything=True, anneal=3)
+    for wrong in ({"finish": True, "now": True}, {"now": True, "anneal": 3}, {"finish": True, "anneal": -1}):
         with pytest.raises(ConfigError, match="do not go together"):
             api.stop(everything=True, **wrong)
     with pytest.raises(ConfigError, match="is a test set"):
         api.stop(["test-a-0"], finish=True)
+
+
+def test_folds_that_would_end_after_unlike_numbers_of_epochs_are_warned_of_before_they_are_asked(machine: Machine, tmp_path: Path) -> None:
+    def fold(number: int, state: RunState, epochs_done: int) -> None:
+        known: dict[str, Any] = {"address": f"17/2d/t/{number}", "run_folder": tmp_path / f"fold_{number}", "epochs": 9}
+        machine.jobs.campaign(f"c{number}", "RUNNING", state, 1, run_key=f"r{number}", epochs_done=epochs_done, **known)
+
+    warned: list[str] = []
+
+    def warn(text: str) -> None:
+        assert machine.jobs.controls == [], "it warns first"
+        warned.append(text)
+
+    fold(0, RunState.RUNNING, 0)
+    fold(1, RunState.RUNNING, 2)
+    api.stop(["17/2d/t"], finish=True, on_wait=warn)
+    (warning,) = warned
+    assert "folds of 17/2d/t end after unlike numbers of epochs (1 to 3)" in warning
+    assert "neither be exported nor compared" in warning
+    machine.jobs.controls.clear()
+    fold(0, RunState.RUNNING, 2)
+    api.stop(["17/2d/t"], finish=True, on_wait=warn)
+    assert warned == [warning], "both end after 3 epochs"
+    machine.jobs.controls.clear()
+    fold(2, RunState.QUEUED, 0)  # is not asked, and trains the whole schedule
+    api.stop(["17/2d/t"], finish=True, anneal=2, on_wait=warn)
+    assert "(5 to 9)" in warned[-1]
 
 
 def test_a_stop_of_runs_whose_folders_are_seen_here_starts_no_job(machine: Machine, tmp_path: Path) -> None:

@@ -79,13 +79,15 @@ class FakeJobs:
         run_key: str = "r",
         run_folder: Path = Path("/r"),
         epochs_done: int = 0,
+        address: str = ADDRESS,
+        epochs: int = 1,
     ) -> None:
         status = RunStatus(
             run_key=run_key,
-            address=ADDRESS,
+            address=address,
             campaign=name,
             state=state,
-            epochs=1,
+            epochs=epochs,
             epochs_done=epochs_done,
             since_unix=since,
             num_drivers=num_drivers,

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.campaign.control_job import main, place_all
 from orchestrator.campaign.queue_view import QueueReport, queue_report
 from orchestrator.queue.registry import Registry
+from orchestrator.run.job_record import JobRecord
 from tests.fake_campaign import Stage, look
 from tests.fake_run import epoch_row
 from trainers.contract.commits import Committed
@@ -46,6 +47,15 @@ def test_the_queue_shows_who_waits_in_order_and_what_each_user_holds(stage: Stag
     assert [(row.run_key, row.user, row.priority) for row in report.rows] == [("key1", "ann", 50), ("key3", "bob", 30), ("key2", "ann", 10)]
     assert report.shares == {"ann": 1.0}
     assert [row.starts_unix for row in report.rows] == [None] * 3, "no epoch has ended"
+
+
+def test_jobs_that_preprocess_are_counted_beside_the_queue_while_they_live(stage: Stage) -> None:
+    assert seen(stage).num_preprocessing == 0
+    record = JobRecord(submission_id="preprocess-a", kind="preprocess", state="RUNNING")
+    stage.cluster.jobs["preprocess-a"] = record
+    assert (seen(stage).rows, seen(stage).num_preprocessing) == ((), 1)
+    stage.cluster.jobs["preprocess-a"] = record.model_copy(update={"state": "FAILED"})
+    assert seen(stage).num_preprocessing == 0
 
 
 def test_a_run_that_waits_says_whether_its_request_is_wrong_or_there_is_no_capacity(stage: Stage) -> None:

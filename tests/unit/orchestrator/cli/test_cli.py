@@ -24,6 +24,7 @@ from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
 from orchestrator.cli.export import predict_command
 from orchestrator.cli.foreground import answer_of
+from orchestrator.cli.models import Model
 from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import OPTIONS, fitted
@@ -139,6 +140,7 @@ class FakeApi:
     """The Python API with a cluster whose runs are what a test says. `asked` lists the verbs it was asked for."""
 
     def __init__(self) -> None:
+        self.queued: QueueReport | None = None
         self.runs: list[RunStatus] = [run_status()]
         self.stored: list[RunStatus] = []
         self.test_sets: list[JobRecord] = []
@@ -228,7 +230,7 @@ class FakeApi:
 
     def queue(self, cluster: str | None = None) -> QueueReport:
         self._ask("queue", cluster)
-        return QueueReport(rows=tuple(map(queue_row, (0, 1))), shares={"ann": 0.5, "": 0.25})
+        return self.queued or QueueReport(rows=tuple(map(queue_row, (0, 1))), shares={"ann": 0.5, "": 0.25})
 
     def place(
         self, runs: Sequence[str], cluster: str | None = None, *, priority: int | None = None, is_first: bool = False
@@ -676,7 +678,8 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
     assert out.splitlines()[2:] == ["removed /r/crossval_results_folds_0_1"]
     assert "Their MLflow runs stay" in err
-    assert "`nnfleet rm --mlflow`, in place of this command, removes both." in err
+    assert "delete them in MLflow's pages." in err
+    assert "--mlflow" not in err, "it finds no run any more"
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
     assert api.asked[-1][-1] is True
@@ -1068,6 +1071,11 @@ def test_the_queue_is_shown_in_order_and_runs_are_moved_in_it(nnfleet: Nnfleet, 
     assert lines[2].endswith("not known")
     assert lines[-1] == "Held now: ann 50 %, - 25 %."
     assert json.loads(nnfleet("queue", "--json")[1])["rows"][1]["priority"] == 80
+    api.queued = QueueReport(num_preprocessing=1)
+    assert nnfleet("queue")[1].splitlines() == [
+        "No run waits.",
+        "Runs whose data are being preprocessed have no place in it yet: `nnfleet status` shows them.",
+    ]
     api.asked.clear()
     assert "asked for: priority 70, first of its user's runs" in nnfleet("queue", "17", "--priority", "70", "--first")[1]
     assert api.asked[0] == ("place", ("17",), None, 70, True)
@@ -1192,6 +1200,13 @@ def test_a_fold_whose_epochs_are_done_shows_no_seconds_left() -> None:
     console = Console(width=140, record=True, file=StringIO())
     console.print(watch_view([run_status(epochs_done=50, seconds_left=0.0)], 140))
     assert "0.0 s" not in console.export_text()
+
+
+def test_a_model_shows_the_seconds_left_of_what_trains_alone_and_none_that_are_not_known() -> None:
+    trains, begins, validated = run_status(), run_status(seconds_left=None), run_status(state=RunState.VALIDATING, seconds_left=0.0)
+    assert Model("m", (trains, validated)).seconds_left == trains.seconds_left
+    for unknown in ((begins, validated), (begins, trains), (run_status(seconds_left=0.0), validated)):
+        assert Model("m", unknown).seconds_left is None
 
 
 def test_what_is_logged_for_people_has_no_name_of_a_module() -> None:

@@ -268,7 +268,6 @@ def older_scoring(base: Path) -> None:
         (other_split, "the splits differ"),
         (other_cases, "have no validated case in common"),
         (a_fold_twice, "case_00, case_01, case_02 and 3 more cases validated in more than one fold"),
-        (other_schedule, r"fold 2 differs from fold 0 in epochs \(7 instead of 1000\)"),
         (other_patients, "name other patients for case_00, case_01, case_02 and 15 more cases"),
         (other_tolerance, "have surface Dice at different tolerances: 1 and 2 mm"),
         (older_scoring, "of nnUNetTrainerDA5 are by the rules of another version: `nnfleet validate` scores"),
@@ -276,8 +275,23 @@ def older_scoring(base: Path) -> None:
 )
 def test_models_that_are_not_alike_are_refused_with_what_differs(base: Path, change: Callable[[Path], None], difference: str) -> None:
     change(base)
-    with pytest.raises(ConfigError, match=difference):
+    with pytest.raises(ConfigError, match=difference) as refused:
         found(base)
+    assert "Name models that are alike (here: 901/" in str(refused.value)
+
+
+def test_a_model_of_unlike_folds_is_left_out_by_its_address_unless_it_is_named(base: Path) -> None:
+    other_schedule(base)
+    for names in ((), ("901",)):
+        others = found(base, *names)
+        assert [model.name for model in others.answer.models] == ["nnUNetTrainer"]
+        (left,) = others.left
+        assert left == (
+            "901/3d_fullres/nnUNetTrainerDA5: its folds are not alike: fold 2 differs from fold 0 in epochs (7 instead of 1000)."
+        )
+    assert len(found(base, force=True).answer.models) == 2
+    with pytest.raises(ConfigError, match="fold 2 differs from fold 0"):
+        found(base, "901/3d_fullres/nnUNetTrainerDA5")
 
 
 def test_a_forced_comparison_says_so_in_every_output(base: Path) -> None:

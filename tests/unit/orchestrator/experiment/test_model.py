@@ -79,6 +79,11 @@ REFUSED = [
     ("dataset: 17\nconfigurations: 2d\nfolds: [0-2, 2]", "folds: got ['0-2', 2]: 2 is listed more than once"),
     ("dataset: 17\nconfigurations: 2d\nfolds: 0-4-5", "folds.0: got '0-4-5': a fold is `all` or must be a whole number"),
     ("dataset: 17\nconfigurations: 2d\nepoch: 5", "e.yaml:3: epoch: unknown key. Did you mean 'epochs'?"),
+    ("dataset: 17\nconfigurations: 2d\nlearning_rate: 0.1", "learning_rate: unknown key. Did you mean 'initial_lr'?"),
+    ("dataset: 17\nconfigurations: 2d\nlr: 0.1", "lr: unknown key. Did you mean 'initial_lr'?"),
+    ("dataset: 17\nconfigurations: 2d\nmax_epochs: 5", "max_epochs: unknown key. Did you mean 'epochs'?"),
+    ("dataset: 17\nconfigurations: 2d\nsteps_per_epoch: 5", "steps_per_epoch: unknown key. Did you mean 'train_iterations'?"),
+    ("dataset: 17\nconfigurations: 2d\npatchsize: 64", "patchsize: unknown key. Did you mean 'patch_size'?"),
     (
         "dataset: 17\nconfigurations: 2d\nworkers:\n  gpu: 1",
         "e.yaml:4: workers.gpu: unknown key. Did you mean 'gpus'? Known here: count, min, max, gpus, accelerator_type, cpus.",

@@ -23,9 +23,11 @@ def tiny(tmp_path: Path) -> Tiny:
 
 
 def write_raw(raw: Path, ids: tuple[str, ...] = CASES) -> None:
-    (raw / "imagesTr").mkdir(parents=True)
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
     for case in ids:
         (raw / "imagesTr" / f"{case}_0000.nii").touch()
+        (raw / "labelsTr" / f"{case}.nii").touch()
     (raw / "dataset.json").write_text(json.dumps(DATASET_JSON))
 
 
@@ -52,7 +54,9 @@ def test_a_folder_that_lacks_a_file_of_a_case_is_due_once_for_all_that_read_it(t
 
 
 def test_cases_that_the_split_does_not_name_are_not_due(tiny: Tiny) -> None:
-    (tiny.base / "nnUNet_raw" / tiny.name / "imagesTr" / "later_0000.nii").touch()
+    raw = tiny.base / "nnUNet_raw" / tiny.name
+    (raw / "imagesTr" / "later_0000.nii").touch()
+    (raw / "labelsTr" / "later.nii").touch()
     assert names(on(tiny)) == ("nnUNetPlans: 3d_fullres",)
     (tiny.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[:8], "val": CASES[8:]}]))
     assert names(on(tiny)) == ()
@@ -116,6 +120,31 @@ def test_a_raw_dataset_without_images_is_refused(tmp_path: Path) -> None:
     write_raw(tmp_path / "nnUNet_raw" / NAME, ())
     with pytest.raises(DataError, match=r"has no training images \(imagesTr/<case>_0000.nii\)"):
         due_of(experiment_from(raw_experiment(tmp_path)))
+
+
+def test_what_would_fail_only_after_the_preprocessing_is_refused_before(tmp_path: Path) -> None:
+    raw = tmp_path / "nnUNet_raw" / NAME
+    write_raw(raw)
+
+    def due(**more: Any) -> Any:
+        return due_of(experiment_from(raw_experiment(tmp_path, **more)))
+
+    with pytest.raises(ConfigError, match="configurations: '3d_fulres': nnU-Net's planners make no .*Did you mean '3d_fullres'"):
+        due(configurations=["2d", "3d_fulres"])
+    with pytest.raises(ConfigError, match="folds: 7: nnU-Net makes 5 folds. Name folds of 0 to 4, or `all`"):
+        due(folds=[0, 7])
+    assert due(folds=[4, "all"]) is not None
+    (raw / "labelsTr" / f"{CASES[0]}.nii").unlink()
+    with pytest.raises(DataError, match=f"labelsTr lacks {CASES[0]}.nii. Put the label file"):
+        due()
+
+
+def test_folds_that_the_split_file_has_are_due_and_no_others(tiny: Tiny) -> None:
+    (tiny.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[:8], "val": CASES[8:]}] * 8))
+    (tiny.data_folder() / f"{CASES[3]}.pkl").unlink()
+    assert names(on(tiny, folds=[7])) == ("nnUNetPlans: 3d_fullres",)
+    with pytest.raises(ConfigError, match="splits_final.json has 8 folds"):
+        due_of(on(tiny, folds=[8]))
 
 
 def test_a_configuration_that_existing_plans_lack_is_refused(tiny: Tiny) -> None:

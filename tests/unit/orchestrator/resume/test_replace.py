@@ -93,8 +93,9 @@ def test_a_run_with_a_living_job_is_not_replaced(stage: Stage) -> None:
     look(stage.campaign(run))
     finish_on_disk(run, is_validated=False)
     stage.cluster.kill_campaign("c1")
-    with pytest.raises(ConfigError, match="belongs to the run key0, which has not ended. Stop it first"):
+    with pytest.raises(ConfigError, match="belongs to the run key0, which has not ended. Stop it first") as refused:
         stage.campaign(changed(run), name="c2", replaces=True)
+    assert "It differs from key0-lowlr in initial_lr (0.01, now 0.001)." in str(refused.value)
     assert (aside(run), RunFolder(run.run_folder).spec()) == ([], run)
 
 

@@ -88,8 +88,11 @@ def test_a_part_of_an_address_is_compared_as_a_whole() -> None:
 
 
 def test_a_name_of_several_runs_lists_them_where_one_is_needed() -> None:
-    with pytest.raises(ConfigError, match=r"'17/3d_fullres' means 2 runs here: 17/3d_fullres/nnUNetTrainer/0 \(d017-3d-0-abc\), .*run key"):
+    listed = r"'17/3d_fullres' means 2 runs here: 17/3d_fullres/nnUNetTrainer/0 \(d017-3d-0-abc\), "
+    with pytest.raises(ConfigError, match=f"{listed}.*Name one by its address"):
         one("17/3d_fullres")
+    with pytest.raises(ConfigError, match="Name one by its run key"):  # both have one address
+        one("17/2d", [Names("a", "17/2d/nnUNetTrainer/0", folder="/r/a"), Names("b", "17/2d/nnUNetTrainer/0", folder="/r/b")])
 
 
 def test_an_unknown_name_lists_what_is_known_and_the_nearest() -> None:

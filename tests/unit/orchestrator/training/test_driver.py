@@ -11,6 +11,7 @@ from orchestrator.training.worker import WorkerJob
 from tests.fake_run import FakeRun
 from tests.unit.planned import planned
 from trainers.contract.fencing import acquire_token
+from trainers.contract.run_spec import OwnCode, OwnParts
 from trainers.errors import StorageError
 
 
@@ -78,6 +79,24 @@ def test_a_network_that_cannot_take_its_patch_ends_the_run_before_a_worker_start
     assert "unexpected keyword argument 'epsilon'" in outcome.message
     monkeypatch.setattr(driver, "newest_committed", lambda folder: "a state")  # it has trained before
     assert driver.preflight(spec, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "is_cured"),
+    [
+        ("FAILED_CONFIG", "loss: my_loss:focal failed: NameError: x (line 3 of my_loss.py).", True),
+        ("FAILED_CONFIG", "loss: my_loss has no function 'focal'. Name one as `module:function`.", True),
+        ("FAILED_CONFIG", "dataset: case_1 lacks its labels.", False),
+        ("FAILED_CLUSTER", "loss: my_loss:focal was not sent.", False),
+    ],
+)
+def test_a_run_that_its_own_code_ends_names_the_submission_as_the_way_on(state: EndState, message: str, is_cured: bool) -> None:
+    outcome = Outcome(job="training", state=state, fencing_token=1, message=message)
+    own = OwnParts(loss=OwnCode(name="my_loss:focal", sha256="0" * 64))
+    found = driver.with_cure(outcome, own).message
+    assert found.startswith(message)
+    assert ("Correct the code, then submit the experiment again: the code is part of the run" in found) == is_cured
+    assert driver.with_cure(outcome, OwnParts()) == outcome
 
 
 def test_ray_train_says_only_errors_into_the_log_of_a_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
 from orchestrator.run.job_record import JobRecord
-from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, workers_for
+from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, fewer_cpus, workers_for
 from trainers.contract.run_spec import WorkerSpec
 
 ONE_GPU = WorkerSpec(count=1, gpus=1, cpus=4)
@@ -100,6 +100,15 @@ def test_a_test_set_of_a_kind_that_the_cluster_lacks_is_refused() -> None:
     with pytest.raises(ClusterError, match="no A100 GPU, but T4. .*Training asked for A100 GPUs alone; `--cpu` predicts on CPUs."):
         workers_for(AskedWorkers(), [T4_NODE], 20, "A100")
     assert workers_for(AskedWorkers(), [replace(T4_NODE, group="w")], 20, "A100") == WorkerSpec(gpus=1, accelerator_type="A100")
+
+
+def test_one_that_waits_for_the_usual_cpus_names_fewer() -> None:
+    usual = WorkerSpec(count=1, gpus=0, cpus=4)
+    hint = fewer_cpus(AskedWorkers(), usual)
+    assert "4 CPUs per worker are the default here; `--cpus 1` needs one" in hint
+    assert fewer_cpus(AskedWorkers(cpus=4), usual) == ""
+    assert fewer_cpus(AskedWorkers(), ONE_GPU) == ""
+    assert fewer_cpus(AskedWorkers(), WorkerSpec(count=1, gpus=0, cpus=1)) == ""
 
 
 @dataclass

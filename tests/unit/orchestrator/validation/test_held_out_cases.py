@@ -74,6 +74,8 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path: Path) -> None:
         held_out_cases(folder_of(tmp_path / "imagesTs"), None, DATASET)
     with pytest.raises(ConfigError, match="is no folder where nnfleet looks for it"):
         held_out_cases(tmp_path / "nowhere", None, DATASET)
+    with pytest.raises(ConfigError, match=f"{Path.cwd()}/nowhere is no folder"):
+        held_out_cases(Path("nowhere"), None, DATASET)
 
 
 def test_an_unknown_label_value_and_a_damaged_file_are_named_before_a_worker_starts(tmp_path: Path) -> None:
