@@ -76,12 +76,27 @@ def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = 
     _refuse_second_folder(spec, living_job(spec, jobs))
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
+        _refuse_other_comparison(spec, {*at_work, *living})
         plans = plans_of(spec)
         problems = Problems()
         problems.add(
             *model_folder_problems(spec, plans, {*at_work, *living}, lambda fold, run: is_alive(fold, run, jobs, time.time()), leaving)
         )
         problems.raise_if_any()
+
+
+def _refuse_other_comparison(spec: RunSpec, at_work: Collection[str]) -> None:
+    """A run at work keeps what it is compared with, so the others of this submission would be judged without it."""
+    folder = RunFolder(spec.run_folder)
+    if spec.run_key not in at_work or not is_there(folder.spec_file):
+        return
+    present = folder.spec()
+    if present.run_key == spec.run_key and present.halving != spec.halving:
+        raise ConfigError(
+            f"halving: {spec.address} is at work, and is compared with other models or runs there, or by other rungs, than this experiment "
+            "asks for. Submit the experiment as it was, or wait until its runs have ended, or stop them first; then submit it with this "
+            "`halving`."
+        )
 
 
 def make_way(spec: RunSpec) -> Replaced:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.campaign.events import RungDecided
+from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
 from orchestrator.resume.stored import stored_below
@@ -303,3 +304,21 @@ def test_without_the_key_nothing_is_read_and_nothing_is_stopped(stage: Stage, mo
     look(campaign)
     assert states(campaign) == ["RUNNING"] * 4
     assert "halving" not in RunFolder(runs[0].run_folder).spec_file.read_text()
+
+
+def test_what_is_at_work_is_not_torn_into_another_comparison(stage: Stage) -> None:
+    runs = four(stage)
+    without = [run.model_copy(update={"halving": None}) for run in runs]
+    stage.cluster.gpus = 2
+    look(stage.campaign(without[0], without[2], without[1]))  # the last one waits for GPUs
+    for asked_for in ([runs[0]], [runs[1]], with_comparisons(without[:3], Halving(at=(3,)))):
+        with pytest.raises(ConfigError, match="is at work, and is compared with other models"):
+            stage.campaign(*runs[3:], *asked_for, name="c2")
+    assert not RunFolder(runs[3].run_folder).spec_file.exists(), "nothing is taken possession of"
+    look(stage.campaign(*without, name="c3"))
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_campaign("c3")
+    for run in (runs[0], runs[2]):
+        stage.cluster.kill_driver(run)
+    campaign = stage.campaign(*runs, name="c4")
+    assert all(run.spec.halving == runs[0].halving for run in campaign.runs.values()), "once none is at work, all have it"
