@@ -4,9 +4,10 @@ Each run's folder holds the decisions, so whatever dies, the next campaign carri
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.experiment.halving import digest_of
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import Contestant, judged
 from orchestrator.run.below import run_folders_below
@@ -66,6 +67,8 @@ class _Comparison:
     halving: HalvingOfRun
     members: list[_Member]
     decided: dict[int, RungDecision]
+    is_complete: bool = True
+    """All runs that are compared were found; else nothing more is decided."""
 
 
 class Halvings:
@@ -95,7 +98,9 @@ class Halvings:
     def _look_at(self, comparison: _Comparison) -> None:
         for rung in comparison.halving.at:
             decision = comparison.decided.get(rung)
-            if decision is None and (decision := self._decide(comparison, rung)) is None:
+            if decision is None and comparison.is_complete:
+                decision = self._decide(comparison, rung)
+            if decision is None:
                 return
             for member in comparison.members:
                 _carry_out(member, decision)
@@ -152,28 +157,31 @@ def _is_trained(run: FollowedRun) -> bool:
 
 def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
     """What the runs take part in, with the runs of the same comparisons that this campaign does not follow."""
-    followed = {str(run.spec.run_folder): run for run in runs}
-    by_id: dict[str, list[_Member]] = {}
-    for run in followed.values():
+    by_id: dict[str, dict[str, _Member]] = {}
+    for run in runs:
         if run.spec.halving is not None:
-            by_id.setdefault(run.spec.halving.comparison, []).append(_Member(run.spec, run))
-    for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members}):
-        for spec in _specs_below(RunFolder(path.root) for path in run_folders_below(folder)):
-            if spec.halving is not None and spec.halving.comparison in by_id and str(spec.run_folder) not in followed:
-                by_id[spec.halving.comparison].append(_Member(spec))
-    found = [_comparison(members) for members in by_id.values()]
-    return [one for one in found if any(member.run is not None for member in one.members)]
+            by_id.setdefault(run.spec.halving.comparison, {})[run.key] = _Member(run.spec, run)
+    unread: list[str] = []
+    for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members.values()}):
+        for spec in _specs_below((RunFolder(path.root) for path in run_folders_below(folder)), unread):
+            if spec.halving is not None and spec.halving.comparison in by_id:
+                by_id[spec.halving.comparison].setdefault(spec.run_key, _Member(spec))
+    return [_comparison([*members.values()], unread) for members in by_id.values()]
 
 
-def _specs_below(folders: Iterable[RunFolder]) -> Iterable[RunSpec]:
+def _specs_below(folders: Iterable[RunFolder], unread: list[str]) -> Iterable[RunSpec]:
+    """The runs in these folders; to `unread` goes why there is none that counts: damaged, or a copy."""
     for folder in folders:
         try:
-            yield folder.spec()
-        except DataError as err:  # of a run that nobody follows
-            log.warning("successive halving compares without a run: %s", err)
+            spec = folder.spec()
+            folder.check_is_own(spec)
+        except DataError as err:
+            unread.append(str(err))
+        else:
+            yield spec
 
 
-def _comparison(members: list[_Member]) -> _Comparison:
+def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
     halving = members[0].spec.halving
     assert halving is not None
     records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
@@ -182,7 +190,16 @@ def _comparison(members: list[_Member]) -> _Comparison:
         if records[str(member.spec.run_folder)].is_overruled and member.run is not None:
             member.run.halved = OVERRULED
     in_it = [member for member in members if not records[str(member.spec.run_folder)].is_overruled]
-    found = _Comparison(halving, in_it, {})
+    is_complete = digest_of((member.spec for member in members), halving) == halving.comparison
+    if not is_complete:
+        log.warning(
+            "successive halving decides nothing more: of the runs that are compared only %d were found (%s). Bring the others back; the "
+            "next campaign looks again.%s",
+            len(members),
+            ", ".join(sorted(member.spec.address for member in members)),
+            f" Not read: {unread[0]}{f' (and {len(unread) - 1} more)' if len(unread) > 1 else ''}" if unread else "",
+        )
+    found = _Comparison(halving, in_it, {}, is_complete)
     for rung in sorted(decided):  # a campaign may have died while it recorded one
         found.decided[rung] = _recorded(found, decided[rung])
     return found

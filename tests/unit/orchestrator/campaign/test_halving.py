@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -322,3 +323,37 @@ def test_what_is_at_work_is_not_torn_into_another_comparison(stage: Stage) -> No
         stage.cluster.kill_driver(run)
     campaign = stage.campaign(*runs, name="c4")
     assert all(run.spec.halving == runs[0].halving for run in campaign.runs.values()), "once none is at work, all have it"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_nothing_is_decided_among_only_some_of_the_runs_that_are_compared(
+    is_there: bool, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.1, 0.9, 0.4, 0.4), strict=True):
+        commit(run, 0.0, value)
+    stage.campaign(*runs)
+    stage.cluster.kill_campaign("c1")
+    file = RunFolder(runs[1].run_folder).spec_file
+    if is_there:
+        file.write_text("{torn")
+    else:
+        file.unlink()
+    campaign = stage.campaign(runs[0], *runs[2:], name="c2")
+    for _ in range(2):
+        look(campaign)
+    assert decisions(stage) == []
+    assert states(campaign) == ["RUNNING"] * 3
+    assert caplog.text.count("of the runs that are compared only 3 were found") == 1
+    assert (f"Not read: run folder: {file}" in caplog.text) is is_there
+
+
+def test_a_copy_of_a_run_folder_is_no_run_that_is_compared(stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.1, 0.9, 0.45, 0.45), strict=True):
+        commit(run, 0.0, value)
+    stage.campaign(*runs)
+    stage.cluster.kill_campaign("c1")
+    shutil.copytree(runs[0].run_folder, runs[0].run_folder.with_name("fold_0_copy"))
+    look(stage.campaign(*runs[1:], name="c2"))
+    assert "go on: 1/3d/nnUNetTrainer 0.5000 (2 runs)" in decisions(stage)[0]
