@@ -152,7 +152,7 @@ class Campaign:
             jobs = self._cluster.records()
             self._deliveries.check(jobs)
             self._logs.note(self.runs.values(), jobs)
-            self._halve()
+            has_halved = self._halve()
             first_stages = self._first_stages()
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
@@ -160,6 +160,8 @@ class Campaign:
                 try:
                     run.observer.refresh_spec()
                     step = after_first_stage(next_step(run.observer.facts(jobs), run.state), needed_of(run.spec, first_stages))
+                    if isinstance(step, Train) and run.spec.halving is not None and not has_halved:
+                        step = Wait(step.state, "waits until successive halving can read all folders: it may have stopped this run.")
                     self._take(run, step)
                     if isinstance(step, Train | Validate):
                         wanted[run.key] = step
@@ -236,12 +238,14 @@ class Campaign:
         self._enter(run, end.state, end.reason)
         self._notices.note(run)
 
-    def _halve(self) -> None:
-        """Stop the models that fall behind; while a folder cannot be read, none is."""
+    def _halve(self) -> bool:
+        """Stop the models that fall behind; False while a folder cannot be read: none is stopped then, and none that was starts again."""
         try:
             self._halvings.look(self.runs.values())
         except (StorageError, OSError) as err:
-            self._log_once(f"successive halving decides nothing until all folders can be read: {err}")
+            self._log_once(f"successive halving decides nothing, and its runs start no training, until all folders can be read: {err}")
+            return False
+        return True
 
     def _first_stages(self) -> dict[str, FirstStageRun]:
         """The runs that others may need the segmentations of, by key, as they stand now."""

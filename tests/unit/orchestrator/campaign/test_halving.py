@@ -279,17 +279,39 @@ def test_a_run_that_is_trained_is_validated_all_the_same(stage: Stage) -> None:
 
 def test_while_a_record_cannot_be_read_nothing_is_decided_and_the_runs_go_on(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
     for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
         commit(run, 0.0, value)
-    campaign = stage.campaign(*runs)
     damaged = RunFolder(runs[0].run_folder).halving_file
     damaged.mkdir()  # no file that can be read
-    look(campaign)
+    for _ in range(2):
+        look(campaign)
     assert states(campaign) == ["RUNNING"] * 4
-    assert "successive halving decides nothing until all folders can be read" in caplog.text
+    assert "successive halving decides nothing, and its runs start no training, until all folders can be read" in caplog.text
     damaged.rmdir()
     look(campaign)
     assert len(decisions(stage)) == 1
+
+
+def test_while_a_record_cannot_be_read_what_was_stopped_is_not_started_again(stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    stage.cluster.kill_campaign("c1")
+    campaign = stage.campaign(*runs, name="c2")
+    record = RunFolder(runs[0].run_folder).halving_file
+    record.rename(record.with_name("away"))
+    record.mkdir()
+    look(campaign)
+    assert [run.run_key for run in runs[2:] if any(run.run_key in job for job in stage.cluster.live_jobs())] == []
+    assert "it may have stopped this run" in campaign.runs[runs[2].run_key].reason
+    record.rmdir()
+    record.with_name("away").rename(record)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "STOPPED"]
 
 
 def test_without_the_key_nothing_is_read_and_nothing_is_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
