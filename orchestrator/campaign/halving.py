@@ -18,6 +18,7 @@ from trainers.contract.commits import CommitReader
 from trainers.contract.requests import read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import HalvingOfRun, RunSpec
+from trainers.contract.states import RunState
 from trainers.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,20 @@ class _Member:
             for row in rows:
                 if row.epoch == rung - 1:
                     self.values[rung] = row.ema_pseudo_dice
-        return Contestant(competitor_of(self.spec), self.spec.address, self.is_open, rung in self.values, self.values.get(rung))
+        has_reached, is_open = rung in self.values, self.is_open
+        is_paused = not (has_reached or is_open) and self._is_paused
+        return Contestant(competitor_of(self.spec), self.spec.address, is_open, has_reached, self.values.get(rung), is_paused)
+
+    @property
+    def _is_paused(self) -> bool:
+        """Of one that is not open: somebody stopped it, or it goes on elsewhere. Raises OSError."""
+        if self.run is not None and self.run.state.is_final:
+            return self.run.state is RunState.STOPPED
+        folder = RunFolder(self.spec.run_folder)
+        outcome = read_outcome(folder)
+        if outcome is None or outcome.state == "TRAINED":
+            return read_stop_request(folder) is not None
+        return outcome.state in ("STOPPED", "SUPERSEDED")
 
     def _is_known_to_be_before(self, rung: int) -> bool:
         """By what was last read of it: no folder is listed for an epoch that lies far ahead."""

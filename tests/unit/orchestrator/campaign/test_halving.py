@@ -218,7 +218,7 @@ def test_what_another_campaign_still_trains_is_waited_for_and_decided_once(stage
     assert {read_halving(RunFolder(run.run_folder)).decisions[0].campaign for run in runs} == {"c2"}
 
 
-def test_a_model_of_which_a_person_stopped_a_fold_is_out(stage: Stage) -> None:
+def test_a_fold_that_a_person_stopped_is_waited_for_until_it_is_resumed(stage: Stage) -> None:
     runs = four(stage)
     campaign = stage.campaign(*runs)
     look(campaign)
@@ -232,8 +232,44 @@ def test_a_model_of_which_a_person_stopped_a_fold_is_out(stage: Stage) -> None:
     for _ in range(2):
         look(campaign)
     assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "RUNNING"]
+    assert decisions(stage) == []
+    second = stage.campaign(runs[2], name="c2")
+    commit(runs[2], 0.0, 0.2)
+    look(second)
+    assert f"go on: {USUAL} 0.6500 (2 runs); stopped: {DA5} 0.1500 (2 runs)." in decisions(stage)[0]
+
+
+def test_a_model_of_which_a_fold_failed_is_out(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    stage.cluster.training_ends(runs[2], "FAILED_CODE")
+    for run, value in zip((runs[0], runs[1], runs[3]), (0.6, 0.7, 0.1), strict=True):
+        commit(run, 0.0, value)
+    for _ in range(3):
+        look(campaign)
     assert asked(runs[3]) is None
     assert decisions(stage)[0].endswith(f"stopped: none; not compared, as a run of each ended before: {DA5}.")
+
+
+def test_a_person_who_stops_everything_leaves_the_rung_undecided(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.5, 0.5), (0.5, 0.5), (0.6, 0.9), (0.9,)), strict=True):
+        commit(run, *values)
+    for run in runs:
+        request_stop(RunFolder(run.run_folder), is_now=False)
+        stage.cluster.training_ends(run, "STOPPED")
+    for _ in range(3):
+        look(campaign)
+    assert (states(campaign), decisions(stage)) == (["STOPPED"] * 4, [])
+    again = stage.campaign(*runs, name="c2")
+    for _ in range(2):
+        look(again)
+    assert states(again) == ["RUNNING"] * 4
 
 
 def test_each_rung_is_decided_among_those_that_are_left(stage: Stage) -> None:
