@@ -4,7 +4,7 @@ Each run's folder holds the decisions, so whatever dies, the next campaign carri
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.experiment.halving import digest_of
@@ -32,6 +32,8 @@ class _Member:
     run: FollowedRun | None = None
     values: dict[int, float | None] = field(default_factory=dict)
     """Rung that it has reached -> its EMA pseudo-Dice then."""
+    is_at_work_elsewhere: bool = False
+    """Another living campaign has not brought it to its end, whatever its folder holds: it may be trying it again."""
     _commits: CommitReader = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -39,8 +41,16 @@ class _Member:
 
     @property
     def is_open(self) -> bool:
-        """It may reach a rung yet. Raises OSError."""
-        return not self.run.state.is_final if self.run is not None else _goes_on(RunFolder(self.spec.run_folder))
+        """It may reach a rung yet: here, under another campaign of this cluster, or by its folder. Raises OSError."""
+        if self.is_at_work_elsewhere or self._is_followed:
+            return True
+        has_succeeded = self.run is not None and self.run.state is RunState.SUCCEEDED
+        return not has_succeeded and _goes_on(RunFolder(self.spec.run_folder))
+
+    @property
+    def _is_followed(self) -> bool:
+        """This campaign has not brought it to its end."""
+        return self.run is not None and not self.run.state.is_final
 
     def at(self, rung: int) -> Contestant:
         """What it has reached at a rung. Raises StorageError or OSError."""
@@ -67,7 +77,8 @@ class _Member:
 
     def _is_known_to_be_before(self, rung: int) -> bool:
         """By what was last read of it: no folder is listed for an epoch that lies far ahead."""
-        return self.run is not None and self.is_open and self.run.seen is not None and self.run.seen.epochs_done < rung
+        run = self.run if self._is_followed else None
+        return run is not None and run.seen is not None and run.seen.epochs_done < rung
 
 
 def _goes_on(folder: RunFolder) -> bool:
@@ -95,15 +106,19 @@ class Halvings:
         self._on_decision = on_decision
         self._comparisons: list[_Comparison] | None = None
 
-    def look(self, runs: Iterable[FollowedRun]) -> None:
-        """Decide what is due, and ask the runs of models that do not go on to stop.
+    def look(self, runs: Iterable[FollowedRun], at_work: Callable[[], Collection[str]] = frozenset) -> None:
+        """Decide what is due, and ask the runs of models that do not go on to stop. `at_work`: keys of the runs that other living campaigns
+        have not brought to their end; asked only where anything is compared.
 
         Raises StorageError or OSError; the next look then begins with what was recorded.
         """
         if self._comparisons is None:
             self._comparisons = _comparisons_of(runs)
+        elsewhere = at_work() if self._comparisons else ()
         try:
             for comparison in self._comparisons:
+                for member in comparison.members:
+                    member.is_at_work_elsewhere = member.spec.run_key in elsewhere
                 self._look_at(comparison)
         except (StorageError, OSError):
             self._comparisons = None
@@ -160,7 +175,7 @@ def _carry_out(member: _Member, decision: RungDecision) -> None:
     if run is None or all(stopped.model != model for stopped in decision.stopped):
         return
     run.halved = f"stopped at epoch {decision.rung}"
-    if member.is_open and not _is_trained(run) and read_stop_request(run.folder) is None:
+    if not run.state.is_final and not _is_trained(run) and read_stop_request(run.folder) is None:
         request_stop(run.folder, is_now=False, why=f"stopped by {decision.reason(model)}")
 
 

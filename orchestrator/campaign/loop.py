@@ -20,10 +20,12 @@ from orchestrator.follow.first_stage import FirstStageRun, after_first_stage, ne
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, Wait, next_step
 from orchestrator.follow.render import changes, is_news
+from orchestrator.follow.reserved import runs_at_work
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import Action
 from orchestrator.run.status import RunStatus
@@ -152,7 +154,7 @@ class Campaign:
             jobs = self._cluster.records()
             self._deliveries.check(jobs)
             self._logs.note(self.runs.values(), jobs)
-            has_halved = self._halve()
+            has_halved = self._halve(jobs)
             first_stages = self._first_stages()
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
@@ -238,10 +240,10 @@ class Campaign:
         self._enter(run, end.state, end.reason)
         self._notices.note(run)
 
-    def _halve(self) -> bool:
+    def _halve(self, jobs: Sequence[JobRecord]) -> bool:
         """Stop the models that fall behind; False while a folder cannot be read: none is stopped then, and none that was starts again."""
         try:
-            self._halvings.look(self.runs.values())
+            self._halvings.look(self.runs.values(), lambda: runs_at_work(jobs, self._registry, but=self.campaign))
         except (StorageError, OSError) as err:
             self._log_once(f"successive halving decides nothing, and its runs start no training, until all folders can be read: {err}")
             return False

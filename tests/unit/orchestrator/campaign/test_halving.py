@@ -13,7 +13,7 @@ from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
 from orchestrator.resume.stored import stored_below
 from orchestrator.run.halving import overrule, read_halving
-from orchestrator.run.outcome import read_outcome
+from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, look, states
 from trainers.contract.commits import Committed, EpochRow
 from trainers.contract.requests import StopRequest, read_stop_request, request_stop
@@ -415,3 +415,41 @@ def test_a_copy_of_a_run_folder_is_no_run_that_is_compared(stage: Stage) -> None
     shutil.copytree(runs[0].run_folder, runs[0].run_folder.with_name("fold_0_copy"))
     look(stage.campaign(*runs[1:], name="c2"))
     assert "go on: 1/3d/nnUNetTrainer 0.5000 (2 runs)" in decisions(stage)[0]
+
+
+def test_a_run_that_another_campaign_tries_again_is_waited_for(stage: Stage) -> None:
+    runs = four(stage)
+    first, second = stage.campaign(*runs[1:]), stage.campaign(runs[0], name="c2")
+    look(first)
+    look(second)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.5,), (0.0, 0.9), (0.0, 0.2), (0.0, 0.1)), strict=True):
+        commit(run, *values)
+    outcome = Outcome(job="training", state="FAILED_CLUSTER", fencing_token=1, message="a node died")
+    write_outcome(RunFolder(runs[0].run_folder), outcome)
+    for _ in range(2):
+        look(first)
+    assert decisions(stage) == []
+    stage.cluster.kill_campaign("c2")
+    for _ in range(2):
+        look(first)
+    assert "not compared, as a run of each ended before" in decisions(stage)[0], "nobody tries it again"
+
+
+def test_a_run_that_ended_here_and_goes_on_under_another_campaign_is_waited_for(stage: Stage) -> None:
+    runs = four(stage)
+    first = stage.campaign(*runs)
+    look(first)
+    begun(stage, runs)
+    stage.cluster.training_ends(runs[0], "FAILED_CODE")
+    look(first)
+    second = stage.campaign(runs[0], name="c2")
+    look(second)
+    for run, value in zip(runs[1:], (0.9, 0.2, 0.1), strict=True):
+        commit(run, 0.0, value)
+    for _ in range(2):
+        look(first)
+    assert (states(first)[0], decisions(stage)) == ("FAILED_CODE", [])
+    commit(runs[0], 0.0, 0.5)
+    look(first)
+    assert f"go on: {USUAL} 0.7000 (2 runs); stopped: {DA5} 0.1500 (2 runs)." in decisions(stage)[0]
