@@ -193,7 +193,7 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     replaced = _replaced(folder, present)
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
     requests = (folder.stop_file, folder.finish_file, folder.queue_file, folder.save_file, folder.accepted_save_file)
-    for file in (*requests, folder.expected_file, folder.halving_file, folder.published_file):
+    for file in (*requests, folder.expected_file, folder.halving_file, folder.halving_overruled_file, folder.published_file):
         file.unlink(missing_ok=True)
     release_claim(folder.spec_file)
     for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):

@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
 from orchestrator.resume.stored import stored_below
-from orchestrator.run.halving import overrule, read_halving
+from orchestrator.run.halving import HalvingRecord, overrule, read_halving, write_halving
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, look, states
 from trainers.contract.commits import Committed, EpochRow
@@ -453,3 +453,25 @@ def test_a_run_that_ended_here_and_goes_on_under_another_campaign_is_waited_for(
     commit(runs[0], 0.0, 0.5)
     look(first)
     assert f"go on: {USUAL} 0.7000 (2 runs); stopped: {DA5} 0.1500 (2 runs)." in decisions(stage)[0]
+
+
+def test_a_person_who_resumes_a_run_while_a_rung_is_recorded_is_heard(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = four(stage, at=(2, 3))
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+
+    def while_resumed(folder: RunFolder, record: HalvingRecord) -> None:
+        if folder.root == runs[3].run_folder:
+            overrule(runs[3])
+        write_halving(folder, record)
+
+    monkeypatch.setattr("orchestrator.campaign.halving.write_halving", while_resumed)
+    for run in runs[:2]:
+        commit(run, 0.0, 0.6, 0.6)
+    for _ in range(2):
+        look(campaign)
+    assert len(decisions(stage)) == 2
+    assert read_halving(RunFolder(runs[3].run_folder)).is_overruled
+    assert len(read_halving(RunFolder(runs[3].run_folder)).decisions) == 2
