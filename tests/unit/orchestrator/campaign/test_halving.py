@@ -12,6 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
 from orchestrator.resume.stored import stored_below
+from orchestrator.resume.unfinished import find_runs, verdict_on
 from orchestrator.run.halving import HalvingRecord, overrule, read_halving, write_halving
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, look, states
@@ -475,3 +476,28 @@ def test_a_person_who_resumes_a_run_while_a_rung_is_recorded_is_heard(stage: Sta
     assert len(decisions(stage)) == 2
     assert read_halving(RunFolder(runs[3].run_folder)).is_overruled
     assert len(read_halving(RunFolder(runs[3].run_folder)).decisions) == 2
+
+
+def test_a_run_that_was_asked_to_stop_in_its_last_epoch_is_validated_all_the_same(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.0, 0.5), (0.0, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1), (0.0, 0.1)), strict=True):
+        commit(run, *values)
+    for _ in range(2):
+        look(campaign)
+    assert asked(runs[2]) is not None
+    commit(runs[2], 0.0, 0.1, 0.1, 0.1, 0.1, 0.1)
+    stage.cluster.training_ends(runs[2], hands_over=False)
+    for _ in range(2):
+        look(campaign)
+    assert states(campaign)[2] == "VALIDATING"
+    (found,) = [one for one in find_runs(stage.base / "results")[0] if one.spec.run_key == runs[2].run_key]
+    assert verdict_on(found).is_taken, "and `resume` continues its validation"
+    stage.cluster.kill(stage.cluster.living(runs[2]))
+    look(campaign)
+    assert stage.cluster.living(runs[2]).startswith("validate-"), "it is tried again"
+    request_stop(RunFolder(runs[2].run_folder), is_now=True)
+    look(campaign)
+    assert stage.cluster.stopped == [stage.cluster.living(runs[2])], "a person may stop it"
