@@ -49,10 +49,11 @@ def with_comparisons(specs: Sequence[RunSpec], halving: Halving | None) -> list[
     """The runs of an experiment, each with what it is compared with. Raises ConfigError for what cannot be compared."""
     if halving is None:
         return list(specs)
-    if halving.over == "configurations" and (second := next((spec for spec in specs if spec.previous_stage is not None), None)):
+    if second := next((spec for spec in specs if spec.previous_stage is not None), None):
         raise ConfigError(
-            f"halving: {second.configuration} begins only when its first stage has ended, so the two are never at the same rung. "
-            "Write `over: trainers`, or leave one of them out."
+            f"halving: {second.configuration} needs the segmentations of a first stage, and ends where that is stopped; it also begins "
+            "only when that has ended, so the two are never at the same rung. Leave it out: halve the first stages, then submit the "
+            "second stage of those that went on without `halving`."
         )
     groups: dict[tuple[str, ...], list[RunSpec]] = {}
     for spec in specs:
