@@ -174,8 +174,11 @@ def _carry_out(member: _Member, decision: RungDecision) -> None:
     run, model = member.run, competitor_of(member.spec)
     if run is None or all(stopped.model != model for stopped in decision.stopped):
         return
+    if _is_trained(run) or (run.state.is_final and run.state is not RunState.STOPPED):
+        run.halved = ""
+        return
     run.halved = f"stopped at epoch {decision.rung}"
-    if not run.state.is_final and not _is_trained(run) and read_stop_request(run.folder) is None:
+    if not run.state.is_final and read_stop_request(run.folder) is None:
         request_stop(run.folder, is_now=False, why=f"stopped by {decision.reason(model)}")
 
 

@@ -15,7 +15,7 @@ from orchestrator.resume.stored import stored_below
 from orchestrator.resume.unfinished import find_runs, verdict_on
 from orchestrator.run.halving import HalvingRecord, overrule, read_halving, write_halving
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
-from tests.fake_campaign import Stage, look, states
+from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.commits import Committed, EpochRow
 from trainers.contract.requests import StopRequest, read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
@@ -501,3 +501,29 @@ def test_a_run_that_was_asked_to_stop_in_its_last_epoch_is_validated_all_the_sam
     request_stop(RunFolder(runs[2].run_folder), is_now=True)
     look(campaign)
     assert stage.cluster.stopped == [stage.cluster.living(runs[2])], "a person may stop it"
+
+
+def test_only_a_run_that_ended_stopped_is_tagged_as_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags: dict[str, set[str]] = {}
+    monkeypatch.setattr(
+        stage.tracking, "set_tags", lambda run_id, sent: tags.setdefault(run_id, set()).add(sent.get("nnfleet.halving", ""))
+    )
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.0, 0.5), (0.0, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1), (0.0, 0.1)), strict=True):
+        commit(run, *values)
+    for _ in range(2):
+        look(campaign)
+    commit(runs[2], 0.0, 0.1, 0.1, 0.1, 0.1, 0.1)
+    stage.cluster.training_ends(runs[2])
+    stage.cluster.training_ends(runs[3], "STOPPED")
+    look(campaign)
+    finish_on_disk(runs[2])
+    stage.cluster.validation_ends(runs[2])
+    for _ in range(2):
+        look(campaign)
+    assert states(campaign)[2:] == ["SUCCEEDED", "STOPPED"]
+    assert [tags[f"id-{run.run_key}"] for run in runs[2:]] == [{""}, {"", "stopped at epoch 2"}]
+    assert campaign.runs[runs[2].run_key].halved == ""
