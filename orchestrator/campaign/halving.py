@@ -4,9 +4,10 @@ Each run's folder holds the decisions, so whatever dies, the next campaign carri
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.experiment.halving import digest_of
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import Contestant, judged
 from orchestrator.run.below import run_folders_below
@@ -17,6 +18,7 @@ from trainers.contract.commits import CommitReader
 from trainers.contract.requests import read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import HalvingOfRun, RunSpec
+from trainers.contract.states import RunState
 from trainers.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ class _Member:
     run: FollowedRun | None = None
     values: dict[int, float | None] = field(default_factory=dict)
     """Rung that it has reached -> its EMA pseudo-Dice then."""
+    is_at_work_elsewhere: bool = False
+    """Another living campaign has not brought it to its end, whatever its folder holds: it may be trying it again."""
     _commits: CommitReader = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -37,8 +41,16 @@ class _Member:
 
     @property
     def is_open(self) -> bool:
-        """It may reach a rung yet. Raises OSError."""
-        return not self.run.state.is_final if self.run is not None else _goes_on(RunFolder(self.spec.run_folder))
+        """It may reach a rung yet: here, under another campaign of this cluster, or by its folder. Raises OSError."""
+        if self.is_at_work_elsewhere or self._is_followed:
+            return True
+        has_succeeded = self.run is not None and self.run.state is RunState.SUCCEEDED
+        return not has_succeeded and _goes_on(RunFolder(self.spec.run_folder))
+
+    @property
+    def _is_followed(self) -> bool:
+        """This campaign has not brought it to its end."""
+        return self.run is not None and not self.run.state.is_final
 
     def at(self, rung: int) -> Contestant:
         """What it has reached at a rung. Raises StorageError or OSError."""
@@ -48,11 +60,25 @@ class _Member:
             for row in rows:
                 if row.epoch == rung - 1:
                     self.values[rung] = row.ema_pseudo_dice
-        return Contestant(competitor_of(self.spec), self.spec.address, self.is_open, rung in self.values, self.values.get(rung))
+        has_reached, is_open = rung in self.values, self.is_open
+        is_paused = not (has_reached or is_open) and self._is_paused
+        return Contestant(competitor_of(self.spec), self.spec.address, is_open, has_reached, self.values.get(rung), is_paused)
+
+    @property
+    def _is_paused(self) -> bool:
+        """Of one that is not open: somebody stopped it, or it goes on elsewhere. Raises OSError."""
+        if self.run is not None and self.run.state.is_final:
+            return self.run.state is RunState.STOPPED
+        folder = RunFolder(self.spec.run_folder)
+        outcome = read_outcome(folder)
+        if outcome is None or outcome.state == "TRAINED":
+            return read_stop_request(folder) is not None
+        return outcome.state in ("STOPPED", "SUPERSEDED")
 
     def _is_known_to_be_before(self, rung: int) -> bool:
         """By what was last read of it: no folder is listed for an epoch that lies far ahead."""
-        return self.run is not None and self.is_open and self.run.seen is not None and self.run.seen.epochs_done < rung
+        run = self.run if self._is_followed else None
+        return run is not None and run.seen is not None and run.seen.epochs_done < rung
 
 
 def _goes_on(folder: RunFolder) -> bool:
@@ -66,6 +92,8 @@ class _Comparison:
     halving: HalvingOfRun
     members: list[_Member]
     decided: dict[int, RungDecision]
+    is_complete: bool = True
+    """All runs that are compared were found; else nothing more is decided."""
 
 
 class Halvings:
@@ -78,15 +106,19 @@ class Halvings:
         self._on_decision = on_decision
         self._comparisons: list[_Comparison] | None = None
 
-    def look(self, runs: Iterable[FollowedRun]) -> None:
-        """Decide what is due, and ask the runs of models that do not go on to stop.
+    def look(self, runs: Iterable[FollowedRun], at_work: Callable[[], Collection[str]] = frozenset) -> None:
+        """Decide what is due, and ask the runs of models that do not go on to stop. `at_work`: keys of the runs that other living campaigns
+        have not brought to their end; asked only where anything is compared.
 
         Raises StorageError or OSError; the next look then begins with what was recorded.
         """
         if self._comparisons is None:
             self._comparisons = _comparisons_of(runs)
+        elsewhere = at_work() if self._comparisons else ()
         try:
             for comparison in self._comparisons:
+                for member in comparison.members:
+                    member.is_at_work_elsewhere = member.spec.run_key in elsewhere
                 self._look_at(comparison)
         except (StorageError, OSError):
             self._comparisons = None
@@ -95,7 +127,9 @@ class Halvings:
     def _look_at(self, comparison: _Comparison) -> None:
         for rung in comparison.halving.at:
             decision = comparison.decided.get(rung)
-            if decision is None and (decision := self._decide(comparison, rung)) is None:
+            if decision is None and comparison.is_complete:
+                decision = self._decide(comparison, rung)
+            if decision is None:
                 return
             for member in comparison.members:
                 _carry_out(member, decision)
@@ -140,8 +174,11 @@ def _carry_out(member: _Member, decision: RungDecision) -> None:
     run, model = member.run, competitor_of(member.spec)
     if run is None or all(stopped.model != model for stopped in decision.stopped):
         return
+    if _is_trained(run) or (run.state.is_final and run.state is not RunState.STOPPED):
+        run.halved = ""
+        return
     run.halved = f"stopped at epoch {decision.rung}"
-    if member.is_open and not _is_trained(run) and read_stop_request(run.folder) is None:
+    if not run.state.is_final and read_stop_request(run.folder) is None:
         request_stop(run.folder, is_now=False, why=f"stopped by {decision.reason(model)}")
 
 
@@ -152,28 +189,31 @@ def _is_trained(run: FollowedRun) -> bool:
 
 def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
     """What the runs take part in, with the runs of the same comparisons that this campaign does not follow."""
-    followed = {str(run.spec.run_folder): run for run in runs}
-    by_id: dict[str, list[_Member]] = {}
-    for run in followed.values():
+    by_id: dict[str, dict[str, _Member]] = {}
+    for run in runs:
         if run.spec.halving is not None:
-            by_id.setdefault(run.spec.halving.comparison, []).append(_Member(run.spec, run))
-    for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members}):
-        for spec in _specs_below(RunFolder(path.root) for path in run_folders_below(folder)):
-            if spec.halving is not None and spec.halving.comparison in by_id and str(spec.run_folder) not in followed:
-                by_id[spec.halving.comparison].append(_Member(spec))
-    found = [_comparison(members) for members in by_id.values()]
-    return [one for one in found if any(member.run is not None for member in one.members)]
+            by_id.setdefault(run.spec.halving.comparison, {})[run.key] = _Member(run.spec, run)
+    unread: list[str] = []
+    for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members.values()}):
+        for spec in _specs_below((RunFolder(path.root) for path in run_folders_below(folder)), unread):
+            if spec.halving is not None and spec.halving.comparison in by_id:
+                by_id[spec.halving.comparison].setdefault(spec.run_key, _Member(spec))
+    return [_comparison([*members.values()], unread) for members in by_id.values()]
 
 
-def _specs_below(folders: Iterable[RunFolder]) -> Iterable[RunSpec]:
+def _specs_below(folders: Iterable[RunFolder], unread: list[str]) -> Iterable[RunSpec]:
+    """The runs in these folders; to `unread` goes why there is none that counts: damaged, or a copy."""
     for folder in folders:
         try:
-            yield folder.spec()
-        except DataError as err:  # of a run that nobody follows
-            log.warning("successive halving compares without a run: %s", err)
+            spec = folder.spec()
+            folder.check_is_own(spec)
+        except DataError as err:
+            unread.append(str(err))
+        else:
+            yield spec
 
 
-def _comparison(members: list[_Member]) -> _Comparison:
+def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
     halving = members[0].spec.halving
     assert halving is not None
     records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
@@ -182,7 +222,16 @@ def _comparison(members: list[_Member]) -> _Comparison:
         if records[str(member.spec.run_folder)].is_overruled and member.run is not None:
             member.run.halved = OVERRULED
     in_it = [member for member in members if not records[str(member.spec.run_folder)].is_overruled]
-    found = _Comparison(halving, in_it, {})
+    is_complete = digest_of((member.spec for member in members), halving) == halving.comparison
+    if not is_complete:
+        log.warning(
+            "successive halving decides nothing more: of the runs that are compared only %d were found (%s). Bring the others back; the "
+            "next campaign looks again.%s",
+            len(members),
+            ", ".join(sorted(member.spec.address for member in members)),
+            f" Not read: {unread[0]}{f' (and {len(unread) - 1} more)' if len(unread) > 1 else ''}" if unread else "",
+        )
+    found = _Comparison(halving, in_it, {}, is_complete)
     for rung in sorted(decided):  # a campaign may have died while it recorded one
         found.decided[rung] = _recorded(found, decided[rung])
     return found

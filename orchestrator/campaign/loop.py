@@ -20,10 +20,12 @@ from orchestrator.follow.first_stage import FirstStageRun, after_first_stage, ne
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, Wait, next_step
 from orchestrator.follow.render import changes, is_news
+from orchestrator.follow.reserved import runs_at_work
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.queue.space import Resources
 from orchestrator.run.clock import Clock
+from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from orchestrator.run.progress import Action
 from orchestrator.run.status import RunStatus
@@ -152,7 +154,7 @@ class Campaign:
             jobs = self._cluster.records()
             self._deliveries.check(jobs)
             self._logs.note(self.runs.values(), jobs)
-            self._halve()
+            has_halved = self._halve(jobs)
             first_stages = self._first_stages()
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
@@ -160,6 +162,8 @@ class Campaign:
                 try:
                     run.observer.refresh_spec()
                     step = after_first_stage(next_step(run.observer.facts(jobs), run.state), needed_of(run.spec, first_stages))
+                    if isinstance(step, Train) and run.spec.halving is not None and not has_halved:
+                        step = Wait(step.state, "waits until successive halving can read all folders: it may have stopped this run.")
                     self._take(run, step)
                     if isinstance(step, Train | Validate):
                         wanted[run.key] = step
@@ -236,12 +240,14 @@ class Campaign:
         self._enter(run, end.state, end.reason)
         self._notices.note(run)
 
-    def _halve(self) -> None:
-        """Stop the models that fall behind; while a folder cannot be read, none is."""
+    def _halve(self, jobs: Sequence[JobRecord]) -> bool:
+        """Stop the models that fall behind; False while a folder cannot be read: none is stopped then, and none that was starts again."""
         try:
-            self._halvings.look(self.runs.values())
+            self._halvings.look(self.runs.values(), lambda: runs_at_work(jobs, self._registry, but=self.campaign))
         except (StorageError, OSError) as err:
-            self._log_once(f"successive halving decides nothing until all folders can be read: {err}")
+            self._log_once(f"successive halving decides nothing, and its runs start no training, until all folders can be read: {err}")
+            return False
+        return True
 
     def _first_stages(self) -> dict[str, FirstStageRun]:
         """The runs that others may need the segmentations of, by key, as they stand now."""

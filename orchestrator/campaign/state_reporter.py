@@ -71,7 +71,7 @@ class StateReporter:
                 self._tracker.restore_run(run.tracked.run_id)
                 self._tracker.set_state(run.tracked.run_id, run.state, is_waiting=run.is_waiting)
                 tags = {"nnfleet.campaign": self._campaign, "nnfleet.reason": shared_reason(run.spec, run.reason)}
-                self._tracker.set_tags(run.tracked.run_id, tags | ({"nnfleet.halving": run.halved} if run.halved else {}))
+                self._tracker.set_tags(run.tracked.run_id, tags | ({"nnfleet.halving": run.halving_tag} if run.halving_tag else {}))
             except TrackingError as err:
                 if is_refusal(err):
                     self._refused.add(key)

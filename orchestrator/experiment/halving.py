@@ -1,7 +1,7 @@
 """The key `halving` of an experiment file: which runs are compared with each other, and how much is trained then."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ConfigError
@@ -49,15 +49,16 @@ def with_comparisons(specs: Sequence[RunSpec], halving: Halving | None) -> list[
     """The runs of an experiment, each with what it is compared with. Raises ConfigError for what cannot be compared."""
     if halving is None:
         return list(specs)
-    if halving.over == "configurations" and (second := next((spec for spec in specs if spec.previous_stage is not None), None)):
+    if second := next((spec for spec in specs if spec.previous_stage is not None), None):
         raise ConfigError(
-            f"halving: {second.configuration} begins only when its first stage has ended, so the two are never at the same rung. "
-            "Write `over: trainers`, or leave one of them out."
+            f"halving: {second.configuration} needs the segmentations of a first stage, and ends where that is stopped; it also begins "
+            "only when that has ended, so the two are never at the same rung. Leave it out: halve the first stages, then submit the "
+            "second stage of those that went on without `halving`."
         )
     groups: dict[tuple[str, ...], list[RunSpec]] = {}
     for spec in specs:
         groups.setdefault(_group(spec, halving), []).append(spec)
-    digests = {group: _digest(members, halving) for group, members in groups.items()}
+    digests = {group: digest_of(members, halving) for group, members in groups.items()}
     return [
         spec.model_copy(update={"halving": HalvingOfRun(**halving.model_dump(), comparison=digests[_group(spec, halving)])})
         for spec in specs
@@ -68,8 +69,10 @@ def _group(spec: RunSpec, halving: Halving) -> tuple[str, ...]:
     return () if halving.over == "configurations" else (spec.plans, spec.configuration)
 
 
-def _digest(members: Sequence[RunSpec], halving: Halving) -> str:
-    content = "\n".join([halving.model_dump_json(), *sorted(spec.run_key for spec in members)])
+def digest_of(members: Iterable[RunSpec], halving: Halving) -> str:
+    """What a comparison of these runs is called: by their keys, and by how they are compared."""
+    how = Halving.model_validate(halving.model_dump(include=set(Halving.model_fields)))
+    content = "\n".join([how.model_dump_json(), *sorted(spec.run_key for spec in members)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from orchestrator.follow.observe import Observer
 from orchestrator.follow.render import with_reading
+from orchestrator.run.halving import OVERRULED
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import TrackedRun
 from trainers.contract.run_folder import RunFolder
@@ -46,7 +47,7 @@ class FollowedRun:
     needs_others: bool = False
     """It waits for results of other runs, and holds no workers meanwhile, which those may need."""
     halved: str = ""
-    """What successive halving did with it, as MLflow's tag has it; empty: nothing."""
+    """What successive halving did with it, also that it asked it to stop; empty: nothing."""
     is_delivering: bool = False
     """It was finished before, and a job sends its results to MLflow."""
     changed_unix: float = 0.0
@@ -74,6 +75,11 @@ class FollowedRun:
     def is_queued(self) -> bool:
         """It waits for a job that this campaign is to start."""
         return bool(self.changed_unix) and (self.is_waiting or self.state is RunState.QUEUED)
+
+    @property
+    def halving_tag(self) -> str:
+        """`halved` for MLflow: one that is asked to stop may be in its last epoch and is trained then, so only the end shows it."""
+        return self.halved if self.state is RunState.STOPPED or self.halved == OVERRULED else ""
 
     def enter(self, state: RunState, reason: str = "", *, is_waiting: bool = False) -> bool:
         """Take note of a state; True if MLflow has to know: it is a new one, or the run has begun or ended to wait in it."""

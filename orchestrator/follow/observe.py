@@ -86,10 +86,11 @@ class Observer:
         if self.reassigned_to:
             return Facts(jobs=own, reassigned_to=self.reassigned_to)
         committed = self.committed()
+        outcome, stop = read_outcome(self.folder), read_stop_request(self.folder)
         facts = Facts(
             jobs=own,
-            outcome=read_outcome(self.folder),
-            stop=read_stop_request(self.folder),
+            outcome=outcome,
+            stop=None if stop is not None and outcome is not None and is_trained(outcome) and not stop.is_for_validation else stop,
             earlier=self.earlier,
             committed_token=committed.fencing_token if committed is not None else 0,
             has_validated=self._jobs_that_validated(own),

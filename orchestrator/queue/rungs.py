@@ -20,18 +20,20 @@ class Contestant:
     """As many epochs are committed as the rung has."""
     value: float | None = None
     """Its EMA pseudo-Dice at the very epoch of the rung; None: it had seen no foreground by then."""
+    is_paused: bool = False
+    """It was stopped, not by halving, and may be continued: a person's stop is no verdict on its model."""
 
 
 def judged(runs: Sequence[Contestant], keep: float) -> tuple[list[Judged], list[str]] | None:
     """The models, best first, and those that are not compared; None while a run is waited for, or there is nothing to compare.
 
     A run that has reached the rung counts, whatever became of it since. A model of which a run ended before is not compared: neither is
-    it stopped, nor are its other runs waited for. The best ceil(n * keep) of n models go on; of equal ones the one that stands first in
-    `runs`, and one without foreground comes last.
+    it stopped, nor are its other runs waited for. One of which a run was stopped by a person before is waited for. The best
+    ceil(n * keep) of n models go on; of equal ones the one that stands first in `runs`, and one without foreground comes last.
     """
-    out = list(dict.fromkeys(run.model for run in runs if not run.is_open and not run.has_reached))
+    out = list(dict.fromkeys(run.model for run in runs if not (run.is_open or run.is_paused or run.has_reached)))
     compared = [run for run in runs if run.model not in out]
-    if not compared or not all(run.has_reached for run in compared):
+    if not all(run.has_reached for run in compared) or not any(run.is_open for run in compared):
         return None
     models = [_judged(model, [run for run in compared if run.model == model]) for model in dict.fromkeys(run.model for run in compared)]
     ranked = sorted(models, key=lambda model: math.inf if model.value is None else -model.value)

@@ -76,12 +76,27 @@ def refuse(spec: RunSpec, jobs: Sequence[JobRecord], at_work: Collection[str] = 
     _refuse_second_folder(spec, living_job(spec, jobs))
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     with explained(spec):
+        _refuse_other_comparison(spec, {*at_work, *living})
         plans = plans_of(spec)
         problems = Problems()
         problems.add(
             *model_folder_problems(spec, plans, {*at_work, *living}, lambda fold, run: is_alive(fold, run, jobs, time.time()), leaving)
         )
         problems.raise_if_any()
+
+
+def _refuse_other_comparison(spec: RunSpec, at_work: Collection[str]) -> None:
+    """A run at work keeps what it is compared with, so the others of this submission would be judged without it."""
+    folder = RunFolder(spec.run_folder)
+    if spec.run_key not in at_work or not is_there(folder.spec_file):
+        return
+    present = folder.spec()
+    if present.run_key == spec.run_key and present.halving != spec.halving:
+        raise ConfigError(
+            f"halving: {spec.address} is at work, and is compared with other models or runs there, or by other rungs, than this experiment "
+            "asks for. Submit the experiment as it was, or wait until its runs have ended, or stop them first; then submit it with this "
+            "`halving`."
+        )
 
 
 def make_way(spec: RunSpec) -> Replaced:
@@ -178,7 +193,7 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     replaced = _replaced(folder, present)
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
     requests = (folder.stop_file, folder.finish_file, folder.queue_file, folder.save_file, folder.accepted_save_file)
-    for file in (*requests, folder.expected_file, folder.halving_file, folder.published_file):
+    for file in (*requests, folder.expected_file, folder.halving_file, folder.halving_overruled_file, folder.published_file):
         file.unlink(missing_ok=True)
     release_claim(folder.spec_file)
     for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):

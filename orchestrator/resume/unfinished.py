@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.follow.next_step import is_trained
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.halving import RESUMES, halving_reason, read_halving
 from orchestrator.run.names import Names, resolve_all
@@ -75,12 +76,13 @@ def _found(folder: RunFolder) -> Found:
     spec = folder.spec()
     folder.check_is_own(spec)  # else a copied run.json would lead to the folder that it was copied from
     own = RunFolder(spec.run_folder)
-    committed = newest_committed(own)
+    committed, outcome, stop = newest_committed(own), read_outcome(own), read_stop_request(own)
+    is_past_it = stop is not None and not stop.is_for_validation and outcome is not None and is_trained(outcome)
     return Found(
         spec,
         progress_at(spec, committed),
-        read_outcome(own),
-        read_stop_request(own) is not None,
+        outcome,
+        stop is not None and not is_past_it,
         noted_run_id(own),
         committed,
         halving_reason(spec, read_halving(own)) if spec.halving is not None else "",

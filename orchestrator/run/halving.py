@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from trainers.contract.records import Record
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, model_address
+from trainers.storage.faults import is_there
 from trainers.storage.files import write_json_atomic
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,9 @@ class HalvingRecord(Record):
 
     decisions: tuple[RungDecision, ...] = ()
     """Of each rung the one that holds."""
-    is_overruled: bool = False
-    """A person continued the run after it had been stopped: it is in no comparison any more."""
+    is_overruled: bool = Field(False, exclude=True)
+    """A person continued the run after it had been stopped: it is in no comparison any more. It stands in a file of its own, which no
+    campaign writes while it records what it decides."""
 
     def of(self, comparison: str) -> dict[int, RungDecision]:
         """The decisions of one comparison, by rung; those of an experiment with other runs do not hold for it."""
@@ -98,6 +100,10 @@ def competitor_of(spec: RunSpec) -> str:
 
 def read_halving(folder: RunFolder) -> HalvingRecord:
     """What was decided of a run. Raises OSError where the disk gives no answer: that is no leave to decide anew."""
+    return _read(folder).model_copy(update={"is_overruled": is_there(folder.halving_overruled_file)})
+
+
+def _read(folder: RunFolder) -> HalvingRecord:
     try:
         return HalvingRecord.model_validate_json(folder.halving_file.read_bytes())
     except FileNotFoundError:
@@ -108,7 +114,7 @@ def read_halving(folder: RunFolder) -> HalvingRecord:
 
 
 def write_halving(folder: RunFolder, record: HalvingRecord) -> None:
-    """Store what was decided of a run. Raises StorageError."""
+    """Store what was decided of a run, without a person's word on it. Raises StorageError."""
     write_json_atomic(folder.halving_file, record.model_dump(mode="json"))
 
 
@@ -133,9 +139,8 @@ def overrule(spec: RunSpec) -> None:
     Raises StorageError or OSError.
     """
     folder = RunFolder(spec.run_folder)
-    record = read_halving(folder)
-    if stopping_decision(spec, record) is not None:
-        write_halving(folder, record.model_copy(update={"is_overruled": True}))
+    if stopping_decision(spec, read_halving(folder)) is not None:
+        write_json_atomic(folder.halving_overruled_file, {"unix": round(time.time(), 3)})
 
 
 def _listed(models: Sequence[Judged]) -> str:

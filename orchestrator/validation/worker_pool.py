@@ -132,9 +132,11 @@ class Pool:
     def _look_for_stop(self) -> None:
         """Raise Stopped if somebody wants that at once; take note if after the cases in work."""
         request = stop_request_seen(self.folder)
-        if request is not None and request.is_now:
+        if request is None or not request.is_for_validation:
+            return
+        if request.is_now:
             raise Stopped
-        self._is_stopping = self._is_stopping or request is not None
+        self._is_stopping = True
 
     def _has_more_to_give(self) -> bool:
         return bool(self.queue.waiting) and not self._is_stopping

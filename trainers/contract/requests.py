@@ -27,6 +27,11 @@ class StopRequest(Record):
     why: str = Field("", exclude_if=lambda why: not why)
     """Why a campaign asks for it; empty: a person asked."""
 
+    @property
+    def is_for_validation(self) -> bool:
+        """A validation obeys it too: a campaign stops trainings only, and a run that was trained by then is validated all the same."""
+        return not self.why
+
 
 class FinishRequest(Record):
     """`finish.json`: somebody asks a training to end before its schedule does, as a trained run. It stays once it has taken effect."""

@@ -93,6 +93,11 @@ class RunFolder:
         return self.own / "halving.json"
 
     @property
+    def halving_overruled_file(self) -> Path:
+        """Present when a person continued this run after successive halving had stopped it; only that writes it."""
+        return self.own / "halving_overruled.json"
+
+    @property
     def queue_file(self) -> Path:
         """Present when somebody asked for another place in the queue."""
         return self.own / "queue.json"

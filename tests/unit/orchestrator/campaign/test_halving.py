@@ -2,17 +2,20 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from orchestrator.campaign.events import RungDecided
+from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
 from orchestrator.resume.stored import stored_below
-from orchestrator.run.halving import overrule, read_halving
-from orchestrator.run.outcome import read_outcome
-from tests.fake_campaign import Stage, look, states
+from orchestrator.resume.unfinished import find_runs, verdict_on
+from orchestrator.run.halving import HalvingRecord, overrule, read_halving, write_halving
+from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
+from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.commits import Committed, EpochRow
 from trainers.contract.requests import StopRequest, read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
@@ -216,7 +219,7 @@ def test_what_another_campaign_still_trains_is_waited_for_and_decided_once(stage
     assert {read_halving(RunFolder(run.run_folder)).decisions[0].campaign for run in runs} == {"c2"}
 
 
-def test_a_model_of_which_a_person_stopped_a_fold_is_out(stage: Stage) -> None:
+def test_a_fold_that_a_person_stopped_is_waited_for_until_it_is_resumed(stage: Stage) -> None:
     runs = four(stage)
     campaign = stage.campaign(*runs)
     look(campaign)
@@ -230,8 +233,44 @@ def test_a_model_of_which_a_person_stopped_a_fold_is_out(stage: Stage) -> None:
     for _ in range(2):
         look(campaign)
     assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "RUNNING"]
+    assert decisions(stage) == []
+    second = stage.campaign(runs[2], name="c2")
+    commit(runs[2], 0.0, 0.2)
+    look(second)
+    assert f"go on: {USUAL} 0.6500 (2 runs); stopped: {DA5} 0.1500 (2 runs)." in decisions(stage)[0]
+
+
+def test_a_model_of_which_a_fold_failed_is_out(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    stage.cluster.training_ends(runs[2], "FAILED_CODE")
+    for run, value in zip((runs[0], runs[1], runs[3]), (0.6, 0.7, 0.1), strict=True):
+        commit(run, 0.0, value)
+    for _ in range(3):
+        look(campaign)
     assert asked(runs[3]) is None
     assert decisions(stage)[0].endswith(f"stopped: none; not compared, as a run of each ended before: {DA5}.")
+
+
+def test_a_person_who_stops_everything_leaves_the_rung_undecided(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.5, 0.5), (0.5, 0.5), (0.6, 0.9), (0.9,)), strict=True):
+        commit(run, *values)
+    for run in runs:
+        request_stop(RunFolder(run.run_folder), is_now=False)
+        stage.cluster.training_ends(run, "STOPPED")
+    for _ in range(3):
+        look(campaign)
+    assert (states(campaign), decisions(stage)) == (["STOPPED"] * 4, [])
+    again = stage.campaign(*runs, name="c2")
+    for _ in range(2):
+        look(again)
+    assert states(again) == ["RUNNING"] * 4
 
 
 def test_each_rung_is_decided_among_those_that_are_left(stage: Stage) -> None:
@@ -277,17 +316,39 @@ def test_a_run_that_is_trained_is_validated_all_the_same(stage: Stage) -> None:
 
 def test_while_a_record_cannot_be_read_nothing_is_decided_and_the_runs_go_on(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
     for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
         commit(run, 0.0, value)
-    campaign = stage.campaign(*runs)
     damaged = RunFolder(runs[0].run_folder).halving_file
     damaged.mkdir()  # no file that can be read
-    look(campaign)
+    for _ in range(2):
+        look(campaign)
     assert states(campaign) == ["RUNNING"] * 4
-    assert "successive halving decides nothing until all folders can be read" in caplog.text
+    assert "successive halving decides nothing, and its runs start no training, until all folders can be read" in caplog.text
     damaged.rmdir()
     look(campaign)
     assert len(decisions(stage)) == 1
+
+
+def test_while_a_record_cannot_be_read_what_was_stopped_is_not_started_again(stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    stage.cluster.kill_campaign("c1")
+    campaign = stage.campaign(*runs, name="c2")
+    record = RunFolder(runs[0].run_folder).halving_file
+    record.rename(record.with_name("away"))
+    record.mkdir()
+    look(campaign)
+    assert [run.run_key for run in runs[2:] if any(run.run_key in job for job in stage.cluster.live_jobs())] == []
+    assert "it may have stopped this run" in campaign.runs[runs[2].run_key].reason
+    record.rmdir()
+    record.with_name("away").rename(record)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "STOPPED"]
 
 
 def test_without_the_key_nothing_is_read_and_nothing_is_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,3 +364,166 @@ def test_without_the_key_nothing_is_read_and_nothing_is_stopped(stage: Stage, mo
     look(campaign)
     assert states(campaign) == ["RUNNING"] * 4
     assert "halving" not in RunFolder(runs[0].run_folder).spec_file.read_text()
+
+
+def test_what_is_at_work_is_not_torn_into_another_comparison(stage: Stage) -> None:
+    runs = four(stage)
+    without = [run.model_copy(update={"halving": None}) for run in runs]
+    stage.cluster.gpus = 2
+    look(stage.campaign(without[0], without[2], without[1]))  # the last one waits for GPUs
+    for asked_for in ([runs[0]], [runs[1]], with_comparisons(without[:3], Halving(at=(3,)))):
+        with pytest.raises(ConfigError, match="is at work, and is compared with other models"):
+            stage.campaign(*runs[3:], *asked_for, name="c2")
+    assert not RunFolder(runs[3].run_folder).spec_file.exists(), "nothing is taken possession of"
+    look(stage.campaign(*without, name="c3"))
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_campaign("c3")
+    for run in (runs[0], runs[2]):
+        stage.cluster.kill_driver(run)
+    campaign = stage.campaign(*runs, name="c4")
+    assert all(run.spec.halving == runs[0].halving for run in campaign.runs.values()), "once none is at work, all have it"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_nothing_is_decided_among_only_some_of_the_runs_that_are_compared(
+    is_there: bool, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.1, 0.9, 0.4, 0.4), strict=True):
+        commit(run, 0.0, value)
+    stage.campaign(*runs)
+    stage.cluster.kill_campaign("c1")
+    file = RunFolder(runs[1].run_folder).spec_file
+    if is_there:
+        file.write_text("{torn")
+    else:
+        file.unlink()
+    campaign = stage.campaign(runs[0], *runs[2:], name="c2")
+    for _ in range(2):
+        look(campaign)
+    assert decisions(stage) == []
+    assert states(campaign) == ["RUNNING"] * 3
+    assert caplog.text.count("of the runs that are compared only 3 were found") == 1
+    assert (f"Not read: run folder: {file}" in caplog.text) is is_there
+
+
+def test_a_copy_of_a_run_folder_is_no_run_that_is_compared(stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.1, 0.9, 0.45, 0.45), strict=True):
+        commit(run, 0.0, value)
+    stage.campaign(*runs)
+    stage.cluster.kill_campaign("c1")
+    shutil.copytree(runs[0].run_folder, runs[0].run_folder.with_name("fold_0_copy"))
+    look(stage.campaign(*runs[1:], name="c2"))
+    assert "go on: 1/3d/nnUNetTrainer 0.5000 (2 runs)" in decisions(stage)[0]
+
+
+def test_a_run_that_another_campaign_tries_again_is_waited_for(stage: Stage) -> None:
+    runs = four(stage)
+    first, second = stage.campaign(*runs[1:]), stage.campaign(runs[0], name="c2")
+    look(first)
+    look(second)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.5,), (0.0, 0.9), (0.0, 0.2), (0.0, 0.1)), strict=True):
+        commit(run, *values)
+    outcome = Outcome(job="training", state="FAILED_CLUSTER", fencing_token=1, message="a node died")
+    write_outcome(RunFolder(runs[0].run_folder), outcome)
+    for _ in range(2):
+        look(first)
+    assert decisions(stage) == []
+    stage.cluster.kill_campaign("c2")
+    for _ in range(2):
+        look(first)
+    assert "not compared, as a run of each ended before" in decisions(stage)[0], "nobody tries it again"
+
+
+def test_a_run_that_ended_here_and_goes_on_under_another_campaign_is_waited_for(stage: Stage) -> None:
+    runs = four(stage)
+    first = stage.campaign(*runs)
+    look(first)
+    begun(stage, runs)
+    stage.cluster.training_ends(runs[0], "FAILED_CODE")
+    look(first)
+    second = stage.campaign(runs[0], name="c2")
+    look(second)
+    for run, value in zip(runs[1:], (0.9, 0.2, 0.1), strict=True):
+        commit(run, 0.0, value)
+    for _ in range(2):
+        look(first)
+    assert (states(first)[0], decisions(stage)) == ("FAILED_CODE", [])
+    commit(runs[0], 0.0, 0.5)
+    look(first)
+    assert f"go on: {USUAL} 0.7000 (2 runs); stopped: {DA5} 0.1500 (2 runs)." in decisions(stage)[0]
+
+
+def test_a_person_who_resumes_a_run_while_a_rung_is_recorded_is_heard(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = four(stage, at=(2, 3))
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+
+    def while_resumed(folder: RunFolder, record: HalvingRecord) -> None:
+        if folder.root == runs[3].run_folder:
+            overrule(runs[3])
+        write_halving(folder, record)
+
+    monkeypatch.setattr("orchestrator.campaign.halving.write_halving", while_resumed)
+    for run in runs[:2]:
+        commit(run, 0.0, 0.6, 0.6)
+    for _ in range(2):
+        look(campaign)
+    assert len(decisions(stage)) == 2
+    assert read_halving(RunFolder(runs[3].run_folder)).is_overruled
+    assert len(read_halving(RunFolder(runs[3].run_folder)).decisions) == 2
+
+
+def test_a_run_that_was_asked_to_stop_in_its_last_epoch_is_validated_all_the_same(stage: Stage) -> None:
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.0, 0.5), (0.0, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1), (0.0, 0.1)), strict=True):
+        commit(run, *values)
+    for _ in range(2):
+        look(campaign)
+    assert asked(runs[2]) is not None
+    commit(runs[2], 0.0, 0.1, 0.1, 0.1, 0.1, 0.1)
+    stage.cluster.training_ends(runs[2], hands_over=False)
+    for _ in range(2):
+        look(campaign)
+    assert states(campaign)[2] == "VALIDATING"
+    (found,) = [one for one in find_runs(stage.base / "results")[0] if one.spec.run_key == runs[2].run_key]
+    assert verdict_on(found).is_taken, "and `resume` continues its validation"
+    stage.cluster.kill(stage.cluster.living(runs[2]))
+    look(campaign)
+    assert stage.cluster.living(runs[2]).startswith("validate-"), "it is tried again"
+    request_stop(RunFolder(runs[2].run_folder), is_now=True)
+    look(campaign)
+    assert stage.cluster.stopped == [stage.cluster.living(runs[2])], "a person may stop it"
+
+
+def test_only_a_run_that_ended_stopped_is_tagged_as_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags: dict[str, set[str]] = {}
+    monkeypatch.setattr(
+        stage.tracking, "set_tags", lambda run_id, sent: tags.setdefault(run_id, set()).add(sent.get("nnfleet.halving", ""))
+    )
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs)
+    for run, values in zip(runs, ((0.0, 0.5), (0.0, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1), (0.0, 0.1)), strict=True):
+        commit(run, *values)
+    for _ in range(2):
+        look(campaign)
+    commit(runs[2], 0.0, 0.1, 0.1, 0.1, 0.1, 0.1)
+    stage.cluster.training_ends(runs[2])
+    stage.cluster.training_ends(runs[3], "STOPPED")
+    look(campaign)
+    finish_on_disk(runs[2])
+    stage.cluster.validation_ends(runs[2])
+    for _ in range(2):
+        look(campaign)
+    assert states(campaign)[2:] == ["SUCCEEDED", "STOPPED"]
+    assert [tags[f"id-{run.run_key}"] for run in runs[2:]] == [{""}, {"", "stopped at epoch 2"}]
+    assert campaign.runs[runs[2].run_key].halved == ""

@@ -204,3 +204,11 @@ def test_the_plan_shows_which_runs_wait_for_others_and_gives_these_the_room(tiny
     assert {(row.fits, row.because) for row in rows[:5]} == {("later", "waits for the segmentations of 5 runs of its previous stage.")}
     assert [row.fits for row in rows[5:]] == ["now"] * 5
     assert {row.fits for row in plan_report(experiment, specs, [node(0.5)]).rows} == {"never"}
+
+
+@pytest.mark.parametrize("over", ["trainers", "configurations"])
+def test_a_second_stage_is_not_halved_as_it_ends_with_its_first(tiny: Tiny, over: str) -> None:
+    keys: dict[str, Any] = {"trainers": ["nnUNetTrainer", "nnUNetTrainerDA5"], "halving": {"at": [1], "over": over}}
+    with pytest.raises(ConfigError, match=f"halving: {SECOND} needs the segmentations of a first stage, and ends where that is stopped"):
+        runs(tiny, BOTH, [0, 1, 2, 3, 4], **keys)
+    assert all(spec.halving for spec in runs(tiny, FIRST, **keys)), "a first stage alone is halved"

@@ -60,3 +60,15 @@ def test_of_equal_models_the_first_goes_on_and_one_without_foreground_comes_last
 
 def test_what_ended_before_alone_decides_nothing() -> None:
     assert judged([fold("a", 0, reached=False, is_open=False)], 0.5) is None
+
+
+def test_a_fold_that_a_person_stopped_before_the_rung_is_waited_for() -> None:
+    stopped = Contestant("d", "d/1", is_open=False, has_reached=False, is_paused=True)
+    assert judged([*FOUR[:-1], stopped], 0.5) is None
+
+
+def test_among_models_of_which_no_run_goes_on_nothing_is_decided() -> None:
+    runs = [fold("a", 0, 0.5, is_open=False), fold("b", 0, 0.6, is_open=False)]
+    assert judged(runs, 0.5) is None
+    assert judged([*runs, fold("c", 0, reached=False, is_open=False)], 0.5) is None
+    assert judged([*runs, fold("c", 0, 0.1)], 0.5) is not None

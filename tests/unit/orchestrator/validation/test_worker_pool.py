@@ -175,6 +175,13 @@ def test_a_stop_ends_a_validation_after_the_cases_in_work_or_at_once(
     assert len(ray.killed) == 1, "for the next checkpoint no worker is started"
 
 
+def test_a_campaign_that_stopped_the_training_does_not_stop_the_validation(start: Start) -> None:
+    ray, pool = start(["a"], ["case_1", "case_2"])
+    pool.folder.stop_file.write_text('{"now": false, "why": "stopped by successive halving"}')
+    pool.run(1)
+    assert ray.done == ["case_1", "case_2"]
+
+
 def test_a_stop_while_the_last_case_is_in_work_lets_the_validation_succeed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     ray, pool = start(["a"], ["case_2"])
     answer = ray.get
