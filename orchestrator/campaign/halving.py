@@ -12,7 +12,7 @@ from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import Contestant, judged
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.clock import Clock
-from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, read_halving, write_halving
+from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, earliest, read_halving, write_halving
 from orchestrator.run.outcome import read_outcome
 from trainers.contract.commits import CommitReader
 from trainers.contract.requests import read_stop_request, request_stop
@@ -161,10 +161,10 @@ def _recorded(comparison: _Comparison, decision: RungDecision) -> RungDecision:
     """The decision that holds for its rung, in the folder of every run that is compared: one that was made before, else this."""
     folders = [RunFolder(member.spec.run_folder) for member in comparison.members]
     records = [read_halving(folder) for folder in folders]
-    held = (record.of(decision.comparison).get(decision.rung) for record in records)
-    decision = next((one for one in held if one is not None), decision)
-    for folder, record in zip(folders, records, strict=True):
-        if decision.rung not in record.of(decision.comparison):
+    held = [record.of(decision.comparison).get(decision.rung) for record in records]
+    decision = earliest(one for one in held if one is not None) or decision
+    for folder, record, present in zip(folders, records, held, strict=True):
+        if present != decision:
             write_halving(folder, record.added(decision))
     return decision
 
@@ -217,7 +217,7 @@ def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
     halving = members[0].spec.halving
     assert halving is not None
     records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
-    decided = {rung: one for record in records.values() for rung, one in record.of(halving.comparison).items()}
+    decided = {rung for record in records.values() for rung in record.of(halving.comparison)}
     for member in members:
         if records[str(member.spec.run_folder)].is_overruled and member.run is not None:
             member.run.halved = OVERRULED
@@ -233,5 +233,8 @@ def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
         )
     found = _Comparison(halving, in_it, {}, is_complete)
     for rung in sorted(decided):  # a campaign may have died while it recorded one
-        found.decided[rung] = _recorded(found, decided[rung])
+        recorded = (records[str(member.spec.run_folder)].of(halving.comparison).get(rung) for member in members)
+        first = earliest(one for one in recorded if one is not None)
+        assert first is not None
+        found.decided[rung] = _recorded(found, first)
     return found

@@ -527,3 +527,22 @@ def test_only_a_run_that_ended_stopped_is_tagged_as_stopped(stage: Stage, monkey
     assert states(campaign)[2:] == ["SUCCEEDED", "STOPPED"]
     assert [tags[f"id-{run.run_key}"] for run in runs[2:]] == [{""}, {"", "stopped at epoch 2"}]
     assert campaign.runs[runs[2].run_key].halved == ""
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_of_two_records_of_a_rung_the_earlier_holds_everywhere(first: int, stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    stage.cluster.kill_campaign("c1")
+    folders = [RunFolder(run.run_folder) for run in runs]
+    (decision,) = read_halving(folders[0]).decisions
+    best, last = decision.judged
+    swapped = (last.model_copy(update={"is_kept": True}), best.model_copy(update={"is_kept": False}))
+    earlier = decision.model_copy(update={"judged": swapped, "unix": decision.unix - 1, "campaign": "elsewhere"})
+    write_halving(folders[first], HalvingRecord(decisions=(earlier,)))
+    campaign = stage.campaign(*runs, name="c2")
+    look(campaign)
+    assert [read_halving(folder).decisions for folder in folders] == [(earlier,)] * 4
+    assert [asked(run) is not None for run in runs] == [True, True, False, False]
