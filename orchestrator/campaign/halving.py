@@ -12,7 +12,7 @@ from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import Contestant, judged
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.clock import Clock
-from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, read_halving, write_halving
+from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, earliest, read_halving, write_halving
 from orchestrator.run.outcome import read_outcome
 from trainers.contract.commits import CommitReader
 from trainers.contract.requests import read_stop_request, request_stop
@@ -22,6 +22,9 @@ from trainers.contract.states import RunState
 from trainers.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 10.0
+"""After a folder could not be read, none is read again before: all campaigns of the cluster wait for a look."""
 
 
 @dataclass
@@ -104,24 +107,36 @@ class Halvings:
         self._campaign = campaign
         self._clock = clock
         self._on_decision = on_decision
+        self._found: _Found | None = None
         self._comparisons: list[_Comparison] | None = None
+        self._failed: Exception | None = None
+        self._retry_s = 0.0
+        """After a failure, no earlier than then, on the monotonic clock."""
+        self._waits: set[tuple[str, int]] = set()
+        """Comparisons and rungs of which the log has who is waited for."""
 
     def look(self, runs: Iterable[FollowedRun], at_work: Callable[[], Collection[str]] = frozenset) -> None:
         """Decide what is due, and ask the runs of models that do not go on to stop. `at_work`: keys of the runs that other living campaigns
         have not brought to their end; asked only where anything is compared.
 
-        Raises StorageError or OSError; the next look then begins with what was recorded.
+        Raises StorageError or OSError, again until RETRY_S have passed; then it begins with what was recorded.
         """
-        if self._comparisons is None:
-            self._comparisons = _comparisons_of(runs)
-        elsewhere = at_work() if self._comparisons else ()
+        if self._failed is not None and self._clock.monotonic() < self._retry_s:
+            raise self._failed
+        self._failed = None
         try:
+            if self._found is None:
+                self._found = _found(runs)
+            if self._comparisons is None:
+                self._comparisons = [_comparison(members, self._found.unread) for members in self._found.members]
+            elsewhere = at_work() if self._comparisons else ()
             for comparison in self._comparisons:
                 for member in comparison.members:
                     member.is_at_work_elsewhere = member.spec.run_key in elsewhere
                 self._look_at(comparison)
-        except (StorageError, OSError):
+        except (StorageError, OSError) as err:
             self._comparisons = None
+            self._failed, self._retry_s = err, self._clock.monotonic() + RETRY_S
             raise
 
     def _look_at(self, comparison: _Comparison) -> None:
@@ -138,8 +153,10 @@ class Halvings:
         """A decision that is due, once it is recorded everywhere; None while it is not due."""
         earlier = {model.model for decision in comparison.decided.values() for model in decision.stopped}
         members = [member for member in comparison.members if competitor_of(member.spec) not in earlier]
-        found = judged([member.at(rung) for member in members], comparison.halving.keep)
+        runs = [member.at(rung) for member in members]
+        found = judged(runs, comparison.halving.keep)
         if found is None:
+            self._log_wait(comparison.halving.comparison, rung, runs)
             return None
         decision = RungDecision(
             comparison=comparison.halving.comparison,
@@ -156,15 +173,24 @@ class Halvings:
         self._on_decision(decision.evidence)
         return decision
 
+    def _log_wait(self, comparison: str, rung: int, runs: Sequence[Contestant]) -> None:
+        """Once for a rung that some have reached, whom they wait for."""
+        late = [f"{run.address}, which was stopped" if run.is_paused else run.address for run in runs if not run.has_reached]
+        if len(late) == len(runs) or not late or (comparison, rung) in self._waits:
+            return
+        self._waits.add((comparison, rung))
+        more = f" (and {len(late) - 5} more)" if len(late) > 5 else ""
+        log.info("successive halving at epoch %d waits for %d of %d runs: %s%s", rung, len(late), len(runs), "; ".join(late[:5]), more)
+
 
 def _recorded(comparison: _Comparison, decision: RungDecision) -> RungDecision:
     """The decision that holds for its rung, in the folder of every run that is compared: one that was made before, else this."""
     folders = [RunFolder(member.spec.run_folder) for member in comparison.members]
     records = [read_halving(folder) for folder in folders]
-    held = (record.of(decision.comparison).get(decision.rung) for record in records)
-    decision = next((one for one in held if one is not None), decision)
-    for folder, record in zip(folders, records, strict=True):
-        if decision.rung not in record.of(decision.comparison):
+    held = [record.of(decision.comparison).get(decision.rung) for record in records]
+    decision = earliest(one for one in held if one is not None) or decision
+    for folder, record, present in zip(folders, records, held, strict=True):
+        if present != decision:
             write_halving(folder, record.added(decision))
     return decision
 
@@ -187,7 +213,15 @@ def _is_trained(run: FollowedRun) -> bool:
     return run.observer.is_trained or has_all_epochs
 
 
-def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
+@dataclass(frozen=True)
+class _Found:
+    members: list[list[_Member]]
+    """Of each comparison."""
+    unread: list[str]
+    """Why folders beside them count as no runs."""
+
+
+def _found(runs: Iterable[FollowedRun]) -> _Found:
     """What the runs take part in, with the runs of the same comparisons that this campaign does not follow."""
     by_id: dict[str, dict[str, _Member]] = {}
     for run in runs:
@@ -198,7 +232,7 @@ def _comparisons_of(runs: Iterable[FollowedRun]) -> list[_Comparison]:
         for spec in _specs_below((RunFolder(path.root) for path in run_folders_below(folder)), unread):
             if spec.halving is not None and spec.halving.comparison in by_id:
                 by_id[spec.halving.comparison].setdefault(spec.run_key, _Member(spec))
-    return [_comparison([*members.values()], unread) for members in by_id.values()]
+    return _Found([[*members.values()] for members in by_id.values()], unread)
 
 
 def _specs_below(folders: Iterable[RunFolder], unread: list[str]) -> Iterable[RunSpec]:
@@ -217,7 +251,7 @@ def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
     halving = members[0].spec.halving
     assert halving is not None
     records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
-    decided = {rung: one for record in records.values() for rung, one in record.of(halving.comparison).items()}
+    decided = {rung for record in records.values() for rung in record.of(halving.comparison)}
     for member in members:
         if records[str(member.spec.run_folder)].is_overruled and member.run is not None:
             member.run.halved = OVERRULED
@@ -233,5 +267,8 @@ def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
         )
     found = _Comparison(halving, in_it, {}, is_complete)
     for rung in sorted(decided):  # a campaign may have died while it recorded one
-        found.decided[rung] = _recorded(found, decided[rung])
+        recorded = (records[str(member.spec.run_folder)].of(halving.comparison).get(rung) for member in members)
+        first = earliest(one for one in recorded if one is not None)
+        assert first is not None
+        found.decided[rung] = _recorded(found, first)
     return found

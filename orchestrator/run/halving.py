@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field, ValidationError
 
@@ -89,8 +89,14 @@ class HalvingRecord(Record):
         return {decision.rung: decision for decision in self.decisions if decision.comparison == comparison}
 
     def added(self, decision: RungDecision) -> "HalvingRecord":
-        """With one more decision."""
-        return self.model_copy(update={"decisions": (*self.decisions, decision)})
+        """With a decision, in the place of another one of the same rung."""
+        others = (one for one in self.decisions if (one.comparison, one.rung) != (decision.comparison, decision.rung))
+        return self.model_copy(update={"decisions": (*others, decision)})
+
+
+def earliest(decisions: Iterable[RungDecision]) -> RungDecision | None:
+    """The one that holds of several of the same rung, made at once by campaigns of two clusters: everybody chooses the same."""
+    return min(decisions, key=lambda decision: (decision.unix, decision.campaign), default=None)
 
 
 def competitor_of(spec: RunSpec) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.campaign.events import RungDecided
+from orchestrator.campaign.halving import RETRY_S
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
 from orchestrator.resume.stored import stored_below
 from orchestrator.resume.unfinished import find_runs, verdict_on
+from orchestrator.run.below import run_folders_below
 from orchestrator.run.halving import HalvingRecord, overrule, read_halving, write_halving
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
@@ -328,6 +330,7 @@ def test_while_a_record_cannot_be_read_nothing_is_decided_and_the_runs_go_on(sta
     assert states(campaign) == ["RUNNING"] * 4
     assert "successive halving decides nothing, and its runs start no training, until all folders can be read" in caplog.text
     damaged.rmdir()
+    stage.clock.sleep(RETRY_S)
     look(campaign)
     assert len(decisions(stage)) == 1
 
@@ -347,6 +350,7 @@ def test_while_a_record_cannot_be_read_what_was_stopped_is_not_started_again(sta
     assert "it may have stopped this run" in campaign.runs[runs[2].run_key].reason
     record.rmdir()
     record.with_name("away").rename(record)
+    stage.clock.sleep(RETRY_S)
     look(campaign)
     assert states(campaign) == ["RUNNING", "RUNNING", "STOPPED", "STOPPED"]
 
@@ -527,3 +531,63 @@ def test_only_a_run_that_ended_stopped_is_tagged_as_stopped(stage: Stage, monkey
     assert states(campaign)[2:] == ["SUCCEEDED", "STOPPED"]
     assert [tags[f"id-{run.run_key}"] for run in runs[2:]] == [{""}, {"", "stopped at epoch 2"}]
     assert campaign.runs[runs[2].run_key].halved == ""
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_of_two_records_of_a_rung_the_earlier_holds_everywhere(first: int, stage: Stage) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    look(stage.campaign(*runs))
+    stage.cluster.kill_campaign("c1")
+    folders = [RunFolder(run.run_folder) for run in runs]
+    (decision,) = read_halving(folders[0]).decisions
+    best, last = decision.judged
+    swapped = (last.model_copy(update={"is_kept": True}), best.model_copy(update={"is_kept": False}))
+    earlier = decision.model_copy(update={"judged": swapped, "unix": decision.unix - 1, "campaign": "elsewhere"})
+    write_halving(folders[first], HalvingRecord(decisions=(earlier,)))
+    campaign = stage.campaign(*runs, name="c2")
+    look(campaign)
+    assert [read_halving(folder).decisions for folder in folders] == [(earlier,)] * 4
+    assert [asked(run) is not None for run in runs] == [True, True, False, False]
+
+
+def test_after_a_failure_folders_are_neither_searched_again_nor_read_at_every_look(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = four(stage)
+    for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
+        commit(run, 0.0, value)
+    campaign = stage.campaign(*runs)
+    calls = {"search": 0, "read": 0}
+
+    def searched(folder: Path) -> list[RunFolder]:
+        calls["search"] += 1
+        return run_folders_below(folder)
+
+    def read(folder: RunFolder) -> HalvingRecord:
+        calls["read"] += 1
+        raise StorageError("storage: away")
+
+    monkeypatch.setattr("orchestrator.campaign.halving.run_folders_below", searched)
+    monkeypatch.setattr("orchestrator.campaign.halving.read_halving", read)
+    for _ in range(5):
+        look(campaign)
+    assert calls == {"search": 1, "read": 1}
+    assert stage.cluster.live_jobs() == [], "and nothing starts meanwhile"
+    monkeypatch.setattr("orchestrator.campaign.halving.read_halving", read_halving)
+    stage.clock.sleep(RETRY_S)
+    look(campaign)
+    assert (calls["search"], len(decisions(stage))) == (1, 1)
+
+
+def test_the_log_names_once_whom_a_rung_waits_for(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    runs = four(stage)
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    assert "waits for" not in caplog.text, "nobody has reached it"
+    begun(stage, runs)
+    for run in runs[:3]:
+        commit(run, 0.0, 0.5)
+    for _ in range(4):
+        look(campaign)
+    assert caplog.text.count(f"successive halving at epoch 2 waits for 1 of 4 runs: {DA5}/1") == 1
