@@ -800,7 +800,8 @@ def test_train_has_the_settings_of_an_experiment_file(nnfleet: Nnfleet, api: Fak
     assert (experiment.name, experiment.images, experiment.compile, experiment.validation.npz) == ("trial", True, False, True)
     assert experiment.pretrained_weights == tmp_path / "w.pth"
     assert experiment.workers.gpus == 0
-    nnfleet("train", "17", "3d_fullres", "0")
+    code, _, err = nnfleet("train", "17", "3d_fullres", "0")
+    assert code == 0, err
     usual = api.asked[-2][1].model_fields_set
     assert not usual & {"train_iterations", "val_iterations", "images", "compile", "validation", "pretrained_weights", "loader"}
 
