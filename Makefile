@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: help install demo test test-long test-gpu check bench clean
 
 help:
-	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (15 minutes on 2 cores)"
+	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (10 minutes on 2 cores)"
 	@echo "make check   format, lint, types, import walls, unit tests with warnings as errors"
 	@echo "make test    unit and integration tests"
 	@echo "make test-long  a head that dies, hosts that are cut off, chaos, elastic workers, drill, orphans: minutes each"
