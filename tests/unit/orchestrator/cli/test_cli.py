@@ -334,7 +334,8 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
 @pytest.fixture
 def nnfleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command line, its output into a pipe; its exit code, stdout and stderr."""
-    monkeypatch.delenv("COLUMNS", raising=False)
+    for name in ("COLUMNS", "nnUNet_compile", "nnUNet_n_proc_DA"):  # which a benchmark that was imported sets
+        monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nnfleet", *arguments])
