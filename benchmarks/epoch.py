@@ -26,7 +26,7 @@ import psutil
 import torch
 
 from benchmarks.rows import Row, pairwise, quartiles, store
-from benchmarks.side_processes import children, resume, suspend
+from benchmarks.side_processes import children, resume, suspend, validate_by_nnunet
 from tests.integration.cluster import local_ray
 from tests.toy import Toy, nnunet_environment, toy_dataset, toy_spec
 from trainers.contract.fencing import acquire_token
@@ -106,16 +106,9 @@ class NnunetSide:
             trainer.on_train_epoch_start()
             following = self.watch.timed("wait for data", lambda: next(trainer.dataloader_train))
             trainer.on_train_epoch_end([trainer.train_step(following()) for _ in range(trainer.num_iterations_per_epoch)])
-            self.watch.timed("validation", self._validate)()
+            self.watch.timed("validation", validate_by_nnunet)(trainer)
             trainer.on_epoch_end()
         self.watch.close(time.perf_counter() - started)
-
-    def _validate(self) -> None:
-        trainer = self.trainer
-        with torch.no_grad():
-            trainer.on_validation_epoch_start()
-            steps = [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(trainer.num_val_iterations_per_epoch)]
-            trainer.on_validation_epoch_end(steps)
 
 
 class InTurn:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.side_processes import children, resume, suspend
+from benchmarks.side_processes import children, resume, suspend, validate_by_nnunet
 from tests.own_batches import OwnBatches
 from tests.toy import PLANS, Toy, nnunet_environment
 from trainers.contract.fencing import acquire_token
@@ -160,10 +160,7 @@ class Peer:
             trainer.on_train_epoch_start()
             count = trainer.num_iterations_per_epoch
             trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(count)])
-            with torch.no_grad():
-                trainer.on_validation_epoch_start()
-                count = trainer.num_val_iterations_per_epoch
-                trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val)) for _ in range(count)])
+            validate_by_nnunet(trainer)
             trainer.on_epoch_end()
 
     def close(self) -> None:

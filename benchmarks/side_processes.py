@@ -1,10 +1,12 @@
-"""Loader processes of one side of a comparison, suspended while the other side is measured."""
+"""What epochs of two sides in turn need: loader processes that are suspended while the other side is measured, nnU-Net's validation."""
 
 import os
 import signal
 from collections.abc import Iterable
+from typing import Any
 
 import psutil
+import torch
 
 
 def children() -> list[int]:
@@ -22,3 +24,11 @@ def resume(pids: Iterable[int]) -> None:
     """SIGCONT to each."""
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
+
+
+def validate_by_nnunet(trainer: Any) -> None:
+    """The validation of an epoch, as in nnUNetTrainer.run_training."""
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        steps = [trainer.validation_step(next(trainer.dataloader_val)) for _ in range(trainer.num_val_iterations_per_epoch)]
+        trainer.on_validation_epoch_end(steps)

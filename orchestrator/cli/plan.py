@@ -89,9 +89,9 @@ def estimate_line(report: "PlanReport") -> str:
 
 def _span(least_h: float, most_h: float) -> str:
     """Durations in hours, short ones in minutes."""
-    unit, per_hour, step = ("h", 1, 0.1) if most_h >= 1 else ("min", 60, 0.1)
+    unit, per_hour = ("h", 1) if most_h >= 1 else ("min", 60)
     least, most = least_h * per_hour, most_h * per_hour
-    return f"{least:.1f} {unit}" if most - least < step else f"{least:.1f} to {most:.1f} {unit}"
+    return f"{least:.1f} {unit}" if most - least < 0.1 else f"{least:.1f} to {most:.1f} {unit}"
 
 
 def _price(report: "PlanReport", gpu_hours: float) -> str:

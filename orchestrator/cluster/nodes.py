@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -118,15 +118,29 @@ def computing_processes() -> dict[str, list[int]]:
     import pynvml
 
     found: dict[str, list[int]] = {}
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        try:
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-                found[_text(pynvml.nvmlDeviceGetUUID(gpu))] = [each.pid for each in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
-        finally:
-            pynvml.nvmlShutdown()
+    with contextlib.suppress(pynvml.NVMLError), _gpus_by_nvml() as gpus:
+        for gpu in gpus:
+            found[_uuid(gpu)] = [each.pid for each in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
     return found
+
+
+@contextlib.contextmanager
+def _gpus_by_nvml() -> Iterator[Iterator[Any]]:
+    """NVML's handles of the NVIDIA GPUs that this process sees, in the order of their numbers. Raises NVMLError."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        yield (pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount()))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _uuid(gpu: Any) -> str:
+    import pynvml
+
+    uuid = pynvml.nvmlDeviceGetUUID(gpu)
+    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
 
 
 def busy_words(busy: Mapping[str, Sequence[int]]) -> str:
@@ -154,20 +168,10 @@ def seen_uuids() -> list[str]:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
+        with _gpus_by_nvml() as gpus:
+            return [_uuid(gpu) for gpu in gpus]
     except pynvml.NVMLError:
         return []
-    try:
-        uuids = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [_text(uuid) for uuid in uuids]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(uuid: str | bytes) -> str:
-    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
 
 
 def overlap(some: Sequence[str], others: Sequence[str]) -> bool:

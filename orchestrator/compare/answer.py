@@ -118,7 +118,7 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
     forced = [*differences(models), *([] if patients else unlike_patients(models))]
     unforceable = len({model.spec.dataset for model in models}) > 1
     if forced and (unforceable or not is_forced):
-        known = ", ".join(dict.fromkeys(model.address for model in models))
+        known = ", ".join(dict.fromkeys(model.spec.model for model in models))
         alike = f"Name models that are alike (here: {known})" if len(models) > 1 else "Name runs that are alike"
         way = "Name models of one dataset." if unforceable else f"{alike}, or compare them all the same: --force."
         raise ConfigError(f"compare: {'; '.join(forced)}. {way}")

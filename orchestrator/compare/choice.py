@@ -93,7 +93,7 @@ def _of_like_folds(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], 
     alike = [model for model in models if not found[id(model)]]
     if not alike:
         return list(models), []
-    return alike, [f"{model.address}: its folds are not alike: {'; '.join(found[id(model)])}." for model in models if found[id(model)]]
+    return alike, [f"{model.spec.model}: its folds are not alike: {'; '.join(found[id(model)])}." for model in models if found[id(model)]]
 
 
 def _advice(reasons: Sequence[str]) -> list[str]:

@@ -91,11 +91,6 @@ class TrainedModel:
         return self.folds[0].spec
 
     @property
-    def address(self) -> str:
-        """By which a user may name it: that of its folds without the fold."""
-        return self.spec.address.rpartition("/")[0]
-
-    @property
     def early_end(self) -> str:
         """How its first fold ended before its schedule; empty: it did not. Folds that differ in it are no model."""
         return self.folds[0].early_end

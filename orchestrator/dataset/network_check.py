@@ -63,14 +63,17 @@ def try_ahead(specs: Sequence[RunSpec]) -> threading.Thread:
     run's own check."""
 
     def try_each() -> None:
-        asked: set[str] = set()
+        asked: set[object] = set()
         for spec in specs:
+            sizes = spec.batch_size, spec.patch_size, spec.workers.most
+            question = spec.preprocessed_folder, spec.plans, spec.configuration, *sizes
             with contextlib.suppress(NnfleetError, OSError):
-                trial = _trial(spec)
-                if trial.depends_on_files or trial.model_dump_json() in asked or newest_committed(RunFolder(spec.run_folder)):
+                if question in asked or newest_committed(RunFolder(spec.run_folder)):
                     continue
-                asked.add(trial.model_dump_json())
-                _verdict(trial)
+                trial = _trial(spec)
+                if not trial.depends_on_files:
+                    asked.add(question)
+                    _verdict(trial)
 
     thread = threading.Thread(target=try_each, name="networks", daemon=True)
     thread.start()

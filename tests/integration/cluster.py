@@ -8,6 +8,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = os.environ.get("NNFLEET_RING_FOLDER", "/tmp")
@@ -47,3 +48,23 @@ def local_ray(num_cpus: int = 2) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_of_several_nodes() -> Iterator[Any]:
+    """A head without CPUs that this process is connected to; nodes are added by its `add_node`, from the main thread. The packages of this
+    checkout are importable in its workers."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+    try:
+        ray.init(
+            address=made.address,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
+        )
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()

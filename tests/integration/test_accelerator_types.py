@@ -1,6 +1,5 @@
 """Where Ray places a gang that asks for a kind of GPUs: nodes of this machine that pretend to have GPUs, so its workers find none."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from orchestrator.run.outcome import Outcome
 from orchestrator.training.driver import run_workers
 from orchestrator.training.worker import WorkerJob
 from tests.conftest import Toys
-from tests.integration.cluster import REPOSITORY
+from tests.integration.cluster import ray_of_several_nodes
 from tests.toy import toy_spec
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
@@ -29,26 +28,14 @@ PLACED_S = 120.0
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, toys: Toys) -> Iterator[Any]:
     """A head without CPUs and two nodes of two CPUs and two GPUs each: `cluster.t4` and `cluster.a100`."""
-    import ray
-    from ray.cluster_utils import Cluster
-
     toys("labels")  # nnU-Net's pools fork, which hangs in a process that Ray lives in
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}.items():
         monkeypatch.setenv(name, value)
-    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
-    try:
+    with ray_of_several_nodes() as made:
         for name, kind in (("t4", "T4"), ("a100", "A100")):
             resources = {f"accelerator_type:{kind}": 1}
             setattr(made, name, made.add_node(num_cpus=2, num_gpus=2, resources=resources, object_store_memory=100_000_000))
-        ray.init(
-            address=made.address,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
-        )
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """An elastic run on several Ray nodes of this machine: it goes on with fewer workers when a node is lost and grows when one comes back."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from orchestrator.run.outcome import Outcome
 from orchestrator.training import driver
 from orchestrator.training.worker import WorkerJob
 from tests.conftest import Toys
-from tests.integration.cluster import REPOSITORY
+from tests.integration.cluster import ray_of_several_nodes
 from tests.toy import toy_spec
 from trainers.contract.commits import EpochRow, newest_committed
 from trainers.contract.fencing import acquire_token
@@ -28,24 +27,12 @@ SCHEDULE = Schedule(epochs=6, train_iterations=40, val_iterations=4)
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, toys: Toys) -> Iterator[Any]:
     """A head without CPUs and one node of one CPU; `add_node` must be called from the main thread."""
-    import ray
-    from ray.cluster_utils import Cluster
-
     toys("labels")  # nnU-Net's pools fork, which hangs in a process that Ray lives in
     for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(driver, "RESIZE_LOOK_S", 2.0)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
-    try:
-        ray.init(
-            address=made.address,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
-        )
+    with ray_of_several_nodes() as made:
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 class Training(threading.Thread):

@@ -1,6 +1,5 @@
 """Loaders on other nodes than their worker's: several Ray nodes on this machine, of which some die."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from orchestrator.training import loader_pool
 from orchestrator.training.loader_pool import LoaderPool, node_of
 from tests.conftest import Toys
-from tests.integration.cluster import REPOSITORY
+from tests.integration.cluster import ray_of_several_nodes
 from tests.toy import toy_spec
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, RunSpec, Schedule
@@ -27,24 +26,12 @@ BATCHES = 40
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, toys: Toys) -> Iterator[Any]:
     """The worker's node, which gives out no CPU, and two of two CPUs each: `cluster.gpu` with a GPU, `cluster.cpu` without."""
-    import ray
-    from ray.cluster_utils import Cluster
-
     toys("labels")  # nnU-Net's pools fork, which hangs in a process that Ray lives in
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
-    try:
+    with ray_of_several_nodes() as made:
         made.gpu = made.add_node(num_cpus=2, num_gpus=1, object_store_memory=100_000_000)
         made.cpu = made.add_node(num_cpus=2, object_store_memory=100_000_000)
-        ray.init(
-            address=made.address,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
-        )
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.campaign.events import RungDecided
 from orchestrator.campaign.halving import RETRY_S
+from orchestrator.campaign.loop import Campaign
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
 from orchestrator.follow.next_step import is_trained
@@ -88,11 +89,17 @@ def begun(stage: Stage, runs: list[RunSpec]) -> None:
         stage.cluster.workers_begin(run)
 
 
-def test_the_worse_model_is_stopped_with_all_its_folds_and_the_evidence(stage: Stage) -> None:
+def at_work(stage: Stage) -> tuple[list[RunSpec], Campaign]:
+    """The four runs in training, and their campaign."""
     runs = four(stage)
     campaign = stage.campaign(*runs)
     look(campaign)
     begun(stage, runs)
+    return runs, campaign
+
+
+def test_the_worse_model_is_stopped_with_all_its_folds_and_the_evidence(stage: Stage) -> None:
+    runs, campaign = at_work(stage)
     for run, values in zip(runs, ((0.1, 0.5), (0.9, 0.7, 0.1), (0.9, 0.6, 0.9)), strict=False):
         commit(run, *values)
     look(campaign)
@@ -222,10 +229,7 @@ def test_what_another_campaign_still_trains_is_waited_for_and_decided_once(stage
 
 
 def test_a_fold_that_a_person_stopped_is_waited_for_until_it_is_resumed(stage: Stage) -> None:
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     request_stop(RunFolder(runs[2].run_folder), is_now=False)
     look(campaign)
     stage.cluster.training_ends(runs[2], "STOPPED")
@@ -243,10 +247,7 @@ def test_a_fold_that_a_person_stopped_is_waited_for_until_it_is_resumed(stage: S
 
 
 def test_a_model_of_which_a_fold_failed_is_out(stage: Stage) -> None:
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     stage.cluster.training_ends(runs[2], "FAILED_CODE")
     for run, value in zip((runs[0], runs[1], runs[3]), (0.6, 0.7, 0.1), strict=True):
         commit(run, 0.0, value)
@@ -257,10 +258,7 @@ def test_a_model_of_which_a_fold_failed_is_out(stage: Stage) -> None:
 
 
 def test_a_person_who_stops_everything_leaves_the_rung_undecided(stage: Stage) -> None:
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     for run, values in zip(runs, ((0.5, 0.5), (0.5, 0.5), (0.6, 0.9), (0.9,)), strict=True):
         commit(run, *values)
     for run in runs:
@@ -298,10 +296,7 @@ def test_each_rung_is_decided_among_those_that_are_left(stage: Stage) -> None:
 
 
 def test_a_run_that_is_trained_is_validated_all_the_same(stage: Stage) -> None:
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     commit(runs[2], 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
     stage.cluster.training_ends(runs[2])
     look(campaign)
@@ -317,10 +312,7 @@ def test_a_run_that_is_trained_is_validated_all_the_same(stage: Stage) -> None:
 
 
 def test_while_a_record_cannot_be_read_nothing_is_decided_and_the_runs_go_on(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     for run, value in zip(runs, (0.6, 0.7, 0.1, 0.2), strict=True):
         commit(run, 0.0, value)
     damaged = RunFolder(runs[0].run_folder).halving_file
@@ -483,10 +475,7 @@ def test_a_person_who_resumes_a_run_while_a_rung_is_recorded_is_heard(stage: Sta
 
 
 def test_a_run_that_was_asked_to_stop_in_its_last_epoch_is_validated_all_the_same(stage: Stage) -> None:
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     for run, values in zip(runs, ((0.0, 0.5), (0.0, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1), (0.0, 0.1)), strict=True):
         commit(run, *values)
     for _ in range(2):
@@ -512,10 +501,7 @@ def test_only_a_run_that_ended_stopped_is_tagged_as_stopped(stage: Stage, monkey
     monkeypatch.setattr(
         stage.tracking, "set_tags", lambda run_id, sent: tags.setdefault(run_id, set()).add(sent.get("nnfleet.halving", ""))
     )
-    runs = four(stage)
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs)
+    runs, campaign = at_work(stage)
     for run, values in zip(runs, ((0.0, 0.5), (0.0, 0.5), (0.0, 0.1, 0.1, 0.1, 0.1), (0.0, 0.1)), strict=True):
         commit(run, *values)
     for _ in range(2):
