@@ -29,8 +29,8 @@ SHAPES = {(1, 4): 0.55, (1, 12): 0.1, (2, 4): 0.15, (4, 4): 0.1, (8, 8): 0.06, (
 """How many of the runs have so many workers, of a GPU and so many cores each."""
 USERS = tuple(f"user{number}" for number in range(8))
 HOUR = 3600.0
-LOOK_S = 900.0
-"""What happens within this time is met by one look: a real campaign looks every second, which makes idle GPUs fewer."""
+LOOK_S = 60.0
+"""What happens within this time is met by one look; a real campaign looks every second, which leaves GPUs idle for less."""
 MOST_MAKESPAN, MOST_UNFAIR, MOST_DECISION_S = 1.05, 0.05, 1e-3
 
 

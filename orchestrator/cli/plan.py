@@ -11,9 +11,11 @@ from orchestrator.cli.parameters import AsJson, Cluster, ExperimentFile
 from orchestrator.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
-    from orchestrator.experiment.plan import PlanReport
+    from orchestrator.experiment.plan import PlanReport, PlanRow
 
 WIDE = 120
 """Terminal width from which on all columns of a plan are shown."""
@@ -72,7 +74,8 @@ def estimate_line(report: "PlanReport") -> str:
     if not rows:
         return ""
     if not known:
-        return "Expected duration: not known; no epoch of these models was measured on as many such workers below nnUNet_results."
+        unknown = "Expected duration: not known; no epoch of these models was measured on as many such workers below nnUNet_results."
+        return f"{unknown}{_published(rows)}"
     hours = [(row.training_s or 0.0) / 3600 for row in known]
     gpu_hours = sum(row.gpu_hours or 0.0 for row in known)
     cost = f", {gpu_hours:.1f} GPU-hours in all{_price(report, gpu_hours)}" if gpu_hours else ""
@@ -85,6 +88,19 @@ def estimate_line(report: "PlanReport") -> str:
     peak = f" At its peak a worker took {memory:.1f} GiB of its GPU's memory." if memory else ""
     text = f"Expected training, by epochs that were {measured}: {span} a run ({runs}){cost}; validation comes on top."
     return f"{text}{rest}{_error(report)}{peak}"
+
+
+def _published(rows: "Sequence[PlanRow]") -> str:
+    """What nnU-Net's authors report of such plans, where they do."""
+    known = [row for row in rows if row.published_h is not None and row.published_gb is not None]
+    if not known:
+        return ""
+    hours, memory_gb = [row.published_h or 0.0 for row in known], max(row.published_gb or 0.0 for row in known)
+    runs = "" if len(known) == len(rows) else f" of {len(known)} of these runs"
+    return (
+        f" By what nnU-Net's authors report of such plans on one A100, the training{runs} takes {_span(min(hours), max(hours))} each, "
+        f"and {memory_gb:g} GB of the GPU's memory."
+    )
 
 
 def _span(least_h: float, most_h: float) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field
 from orchestrator.dataset.outdated import outdated_cases
 from orchestrator.experiment.estimates import Measured
 from orchestrator.experiment.halving import halving_sentences, unlike_patches
+from orchestrator.experiment.published import published_hours, published_of
 from orchestrator.experiment.storage import run_bytes
 from orchestrator.queue.admission import schedule
 from orchestrator.queue.gang_fit import Fit, FitWhen, NodeResources, Reservation, describe, fit
@@ -73,6 +74,10 @@ class PlanRow(Frozen):
     """The same in a sentence, with the loader actors that are enough and what to change."""
     gpu_memory_gib: float | None = None
     """Peak memory of a worker's GPU in those epochs; null: not known, or on CPUs."""
+    published_h: float | None = Field(None, exclude_if=lambda hours: hours is None)
+    """Where `training_s` is not known: hours on one A100 by what nnU-Net's authors report of such plans; null: not reported."""
+    published_gb: float | None = Field(None, exclude_if=lambda size: size is None)
+    """Likewise GB of the GPU's memory."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -241,7 +246,9 @@ def _epochs_left(spec: RunSpec, progress: Progress) -> int:
 def _row(spec: RunSpec, progress: Progress, outcome: Fit, known: Measured) -> PlanRow:
     measured, limit = known.epoch_time(spec), known.limit(spec)
     most = spec.workers.most if spec.workers.is_elastic else None
-    batch_size = int(plans_of(spec).configuration(spec.configuration)["batch_size"])
+    plans, epochs_left = plans_of(spec), _epochs_left(spec, progress)
+    batch_size = int(plans.configuration(spec.configuration)["batch_size"])
+    published = None if measured else published_of(spec, plans)
     return PlanRow(
         run_key=spec.run_key,
         address=spec.address,
@@ -259,11 +266,13 @@ def _row(spec: RunSpec, progress: Progress, outcome: Fit, known: Measured) -> Pl
         because=outcome.because,
         spec=spec,
         most_workers=most,
-        training_s=None if measured is None else _epochs_left(spec, progress) * measured.epoch_s,
+        training_s=None if measured is None else epochs_left * measured.epoch_s,
         measured_on=measured.device if measured else "",
         limited_by=limit.name if limit else "",
         limit_text=limit.beforehand if limit else "",
         gpu_memory_gib=(measured.gpu_memory_gib or None) if measured else None,
+        published_h=published_hours(published, spec, epochs_left) if published else None,
+        published_gb=published.memory_gb if published else None,
         disk_bytes=run_bytes(spec),
         batch_per_rank_of_most=tuple(rank_sizes(batch_size, most)) if most else (),
     )

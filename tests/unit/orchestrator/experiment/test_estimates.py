@@ -1,5 +1,6 @@
 """Expected durations come from measured epochs of the same model, or are not known."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.fake_run import FakeRun, epoch_row
 from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
+from trainers.storage.files import write_json_atomic
 
 TWO_CPUS = WorkerSpec(count=2, gpus=0, cpus=1)
 CPUS = {"CPU": 8.0}
@@ -67,6 +69,31 @@ def test_a_plan_shows_what_its_training_is_expected_to_take_or_that_it_is_not_kn
     unknown = plan_of_runs("e", [other], [NodeResources("n", CPUS, CPUS)])
     assert unknown.rows[0].training_s is None
     assert estimate_line(unknown).startswith("Expected duration: not known")
+
+
+@pytest.mark.parametrize(
+    ("plans", "planner", "changes", "hours"),
+    [
+        ("nnUNetPlans", "ExperimentPlanner", {}, 9.0),
+        ("nnUNetResEncUNetLPlans", "nnUNetPlannerResEncL", {"schedule": Schedule(epochs=100)}, 3.5),
+        ("nnUNetPlans", "ExperimentPlanner", {"workers": TWO_CPUS}, None),
+        ("nnUNetPlans", "ExperimentPlanner", {"batch_size": 4}, None),
+        ("nnUNetPlans", "nnUNetPlannerResEncL", {}, None),
+        ("myPlans", "ExperimentPlanner", {}, None),
+    ],
+)
+def test_where_nothing_was_measured_a_plan_names_what_is_reported_of_a_preset(
+    tmp_path: Path, plans: str, planner: str, changes: dict[str, object], hours: float | None
+) -> None:
+    run = FakeRun(tmp_path, workers=WorkerSpec(count=1, gpus=1, cpus=1), schedule=Schedule())
+    content = json.loads((run.spec.preprocessed_folder / "nnUNetPlans.json").read_text())
+    write_json_atomic(run.spec.preprocessed_folder / f"{plans}.json", {**content, "experiment_planner_used": planner})
+    spec = run.spec.model_copy(update={"plans": plans, **changes})
+    report = plan_of_runs("e", [spec], [NodeResources("n", {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0})])
+    assert report.rows[0].published_h == hours
+    line = estimate_line(report)
+    assert line.startswith("Expected duration: not known")
+    assert (f"on one A100, the training takes {hours} h each, and " in line) == (hours is not None)
 
 
 def trained(base: Path, fold: int, expected_s: float, *seconds: float, device: str = "", gib: float = 0.0, asked: str = "") -> RunSpec:
