@@ -4,7 +4,8 @@ Only typer is imported before a verb runs, so that `nnfleet --help` and shell co
 
 Exit codes: 0 done; 1 a question was answered with no, two runs differ, or a campaign failed in another way; 2 the request cannot be met
 (ConfigError, or a wrong command line); 3 the data do not allow it (DataError); 4 a checkpoint is damaged; 5 the cluster; 6 the tracking
-server; 8 a run that was waited for failed; 9 it was stopped; 11 a disk; 70 an error that nnfleet did not foresee; 130 interrupted.
+server; 8 a run that was waited for failed; 9 it was stopped; 10 it goes on without this command; 11 a disk; 70 an error that nnfleet did
+not foresee; 130 interrupted; 129 and 143 a closed terminal, or SIGTERM, before anything was submitted.
 """
 
 import logging

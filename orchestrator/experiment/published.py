@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from trainers.contract.plans import Plans
 from trainers.contract.run_spec import RunSpec, Schedule
 
-PUBLISHED_ON = "A100"
-"""The device that the reported hours are of."""
 ITERATIONS = Schedule().epochs * Schedule().train_iterations
 
 

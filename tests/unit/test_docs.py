@@ -182,12 +182,12 @@ def test_every_benchmark_is_in_their_readme() -> None:
     assert set(re.findall(r"^\| `python -m benchmarks\.(\w+)", text_of(ROOT / "benchmarks" / "README.md"), re.MULTILINE)) == scripts
 
 
-def test_every_verb_that_the_readme_calls_scriptable_speaks_json() -> None:
-    promised = re.search(r"`--json` on (.*?)\.", text_of(ROOT / "README.md"))
-    assert promised is not None
+def test_every_verb_but_those_that_the_readme_names_speaks_json() -> None:
+    excepted = re.search(r"`--json` on every verb but (.*?)\.", text_of(ROOT / "README.md"))
+    assert excepted is not None
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for verb in re.findall(r"`(\w+)`", promised.group(1)):
-        assert any("--json" in parameter.opts for parameter in verbs[verb].params), verb
+    silent = {name for name, verb in verbs.items() if not any("--json" in parameter.opts for parameter in verb.params)}
+    assert silent == set(re.findall(r"`(\w+)`", excepted.group(1)))
 
 
 def test_kubernetes_takes_the_image_that_was_built() -> None:

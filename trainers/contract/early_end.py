@@ -10,8 +10,6 @@ from trainers.contract.run_spec import Frozen
 
 EXPONENT = 0.9
 """Of the annealing: that of nnU-Net's own curve."""
-NOT_ENDED_EARLY = "none"
-"""What stands for the early end of a run that has none."""
 
 
 class EarlyEnd(Frozen):

@@ -172,11 +172,6 @@ class TrainingData:
         with self.disk:
             return self._locations(case_id)
 
-    def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image (C, Z, Y, X), labels (1, Z, Y, X), the previous stage's segmentation (Z, Y, X) or None, and properties, as nnU-Net's
-        dataset gives them."""
-        return *self.arrays(case_id), self.previous(case_id), read_properties(self.folder, case_id)
-
 
 def open_dataset(spec: RunSpec) -> TrainingData:
     """Open the preprocessed cases of a run and check that all are there.

@@ -116,7 +116,6 @@ class StateWriter:
     """SHA-256 of the best checkpoint that has nnU-Net's name as a copy, where there are no hard links."""
     _snapshot: dict[str, Any] | None = None
     """The newest one: the memory of the next."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._notice = StorageNotice(self.folder, self.fencing_token)

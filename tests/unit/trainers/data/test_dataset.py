@@ -12,13 +12,14 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from tests.conftest import Toys
 from tests.nnunet_reference import PATCHES, geometry_of_nnunet, trainer_class
 from tests.toy import PLANS, Toy, toy_spec
 from trainers.contract.architecture import target_scales
 from trainers.contract.trainer_table import TRAINERS
-from trainers.data.case_files import open_case
+from trainers.data.case_files import open_case, read_properties
 from trainers.data.dataset import geometry, open_dataset, recent
 from trainers.data.samples import make_batch
 from trainers.errors import DataError
@@ -65,9 +66,9 @@ def test_opens_what_the_plans_say(toys: Toys) -> None:
 def test_loads_cases_as_nnunet_does(toys: Toys) -> None:
     data = open_dataset(toy_spec(toys()))
     case_id = data.cases["train"][0]
-    image, labels, previous, properties = data.load_case(case_id)
+    image, labels, _, properties = nnUNetDatasetBlosc2(str(data.folder), [case_id]).load_case(case_id)
     own_image, own_labels = data.arrays(case_id)
-    assert previous is None
+    assert data.previous(case_id) is None
     assert np.array_equal(own_image[:], image[:])
     assert np.array_equal(own_labels[:], labels[:])
     assert own_image.shape[0] == data.channels
@@ -121,7 +122,7 @@ def test_the_older_npz_format_gives_the_same_samples(toys: Toys, tmp_path: Path,
     expected = make_batch(open_dataset(spec), spec, "train", 0, 0, range(2))
     data = open_dataset(spec)
     for case_id in (*spec.train_cases, *spec.val_cases):
-        image, labels, _, properties = data.load_case(case_id)
+        (image, labels), properties = data.arrays(case_id), read_properties(data.folder, case_id)
         nnUNetDatasetNumpy.save_case(image[:], labels[:], properties, str(data.folder / case_id))
         if unpacked:
             np.save(data.folder / f"{case_id}.npy", image[:])

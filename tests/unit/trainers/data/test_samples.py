@@ -19,6 +19,7 @@ from tests.toy import toy_spec
 from trainers.contract.run_spec import RunSpec
 from trainers.data import samples
 from trainers.data.batches import Batch, SplitName
+from trainers.data.case_files import read_properties
 from trainers.data.dataset import TrainingData, open_dataset
 from trainers.data.recipes import Box, Spatial
 from trainers.data.samples import SampleKey, chosen_voxels, is_forced, lower_corner, make_batch, read_crop
@@ -60,7 +61,7 @@ def test_locations_are_those_of_nnunet(toys: Toys, setting: str, trainer: str, s
     crop, patch = tuple(map(int, reference.patch_size)), tuple(map(int, reference.final_patch_size))
     for draw in range(300):
         case_id, forced = spec.train_cases[draw % len(spec.train_cases)], draw % 2 == 0
-        image, _, _, properties = data.load_case(case_id)
+        (image, _), properties = data.arrays(case_id), read_properties(data.folder, case_id)
         np.random.seed(draw)
         lower, upper = reference.get_bbox(image.shape[1:], forced, properties["class_locations"])
         state = np.random.RandomState(draw)
