@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets
+from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets, of_all_campaigns
 from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.code_package import keep_code
 from orchestrator.cluster.discovery import named_by_environment
@@ -373,6 +373,7 @@ def stop(
         if finish and on_wait is not None:
             for warning in unlike_ends(statuses, asked, anneal):
                 on_wait(f"Warning: {warning}")
+        asked = asked if campaign is not None else of_all_campaigns(asked, follower)
         asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found

@@ -6,12 +6,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.campaign.events import CampaignLog
-from orchestrator.campaign.handed import handed_statuses
+from orchestrator.campaign.handed import awaited_runs, handed_statuses
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.follow.next_step import death
 from orchestrator.run.events import EVENT_PREFIX, AnyEvent, events_in
-from orchestrator.run.job_record import JobRecord
+from orchestrator.run.job_record import HandedRun, JobRecord
 from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.address import masked
@@ -204,6 +204,13 @@ class Follower:
         """The campaigns that `statuses` saw last, and whether each has reported anything: its runs, or why it could not begin."""
         jobs = [job for job in self._seen or [] if job.kind == "campaign"]
         return {job.campaign: job.state == "STOPPED" or self._logs.get(job.submission_id, CampaignLog()).has_reported for job in jobs}
+
+    def awaiting(self, run_keys: Collection[str]) -> dict[str, list[HandedRun]]:
+        """The living campaigns that await any of these runs, whose data are being preprocessed, as `statuses` looked last; with all runs
+        that each awaits."""
+        living = [job for job in self._seen or [] if job.kind == "campaign" and job.is_live]
+        found = {job.campaign: awaited_runs(job, self._log_of(job)) for job in living}
+        return {campaign: runs for campaign, runs in found.items() if any(run.run_key in run_keys for run in runs)}
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from orchestrator.campaign.events import CampaignLog
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from orchestrator.run.job_record import HandedRun, JobRecord
+from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
 from trainers.contract.states import RunState
 
@@ -18,12 +19,24 @@ def handed_statuses(
     `end`: how its job ended, if it did. `known`: what earlier campaigns reported; what is known of a run stays. `followed`: runs that
     another living campaign goes on with; they are shown as that one reports them. A campaign that was withdrawn leaves nothing.
     """
-    is_planned = log.plan is not None and not log.plan.preprocesses
-    if log.statuses or is_planned or log.exit_code is not None or job.state == "STOPPED":
+    if job.state == "STOPPED":
         return {}
-    awaited = log.plan.awaited if log.plan is not None else ()
-    runs = [run for run in job.handed or awaited if run.run_key not in followed]
+    runs = [run for run in _runs_before_reports(job, log) if run.run_key not in followed]
     return {run.run_key: _status(run, job, log, end, known.get(run.run_key)) for run in runs}
+
+
+def awaited_runs(job: JobRecord, log: CampaignLog) -> list[HandedRun]:
+    """The runs of a campaign that have no key yet, since their data are being preprocessed first."""
+    return [run for run in _runs_before_reports(job, log) if run.run_key.startswith(UNPLANNED)]
+
+
+def _runs_before_reports(job: JobRecord, log: CampaignLog) -> tuple[HandedRun, ...]:
+    """The runs that a campaign was handed or awaits; none once it has reported its own."""
+    if log.statuses or log.exit_code is not None:
+        return ()
+    if log.plan is None:
+        return job.handed
+    return (job.handed or log.plan.awaited) if log.plan.preprocesses else ()
 
 
 def _status(run: HandedRun, job: JobRecord, log: CampaignLog, end: str, before: RunStatus | None) -> RunStatus:
