@@ -523,6 +523,8 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     nnfleet("stop", "--campaign", "c1", "--now")
     nnfleet("stop", "--all")
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
+    api.runs = [run_status(state=RunState.FAILED_CONFIG, is_claimed=False)]
+    assert "never began; `nnfleet status` shows it no more" in nnfleet("stop", "17")[1]
 
 
 def test_stop_with_finish_says_what_becomes_of_each(nnfleet: Nnfleet, api: FakeApi) -> None:
