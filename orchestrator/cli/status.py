@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def status(
     if seen.outage:
         note(seen.outage)
     if as_json:
-        print_json([*(item.model_dump(mode="json") for item in statuses), *map(_as_json, test_sets)])
+        print_json([*_runs_as_json(statuses, [*seen.statuses, *seen.stored]), *map(_as_json, test_sets)])
         return
     if not (statuses or runs):
         say(_none(results))
@@ -69,6 +69,14 @@ def _test_sets(jobs: "Sequence[JobRecord]", cluster: str | None) -> None:
     """A line for each test set at work, which no run shows."""
     for job in jobs:
         say(f"Test set: {job.test_set}. Stop it: nnfleet stop {job.submission_id}{cluster_option(cluster)}")
+
+
+def _runs_as_json(runs: "Sequence[RunStatus]", known: "Sequence[RunStatus]") -> list[dict[str, Any]]:
+    """Runs as scripts read them. `older`, of those that have it: why, by all that is `known`, it is none of its model's folds now."""
+    from orchestrator.cli.models import older_of
+
+    older = older_of(known)
+    return [{**run.model_dump(mode="json"), **({"older": older[run.run_key].why} if run.run_key in older else {})} for run in runs]
 
 
 def _as_json(job: "JobRecord") -> dict[str, str]:

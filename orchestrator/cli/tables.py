@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.models import TRAINS, Model, by_fold, models_of
+from orchestrator.cli.models import TRAINS, Model, by_fold, models_of, older_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -95,11 +95,10 @@ def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
     from rich.console import Group
     from rich.text import Text
 
-    models = [Model(run.address, (run,)) for run in by_fold(statuses)] if all_runs else models_of(statuses)
-    reasons = [
-        Text(f"{model.name}: no mean over its folds, which are unlike: {model.unlike}.", style="dim") for model in models if model.unlike
-    ]
-    return Group(_result_table(models, width), *reasons)
+    older = older_of(statuses)
+    models = [Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses)] if all_runs else models_of(statuses)
+    reasons = [f"{model.name}: no mean over its folds, which are unlike: {model.unlike}." for model in models if model.unlike]
+    return Group(_result_table(models, width), *(Text(line, style="dim") for line in reasons))
 
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
@@ -113,7 +112,7 @@ def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
         epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
         ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]
         cells: list[str | Text] = [
-            model.name if len(model.runs) > 1 else model.runs[0].address,
+            model.name,
             Text(model.state_text, style=STYLES[model.state]),
             dice(fmean(ema) if ema and not model.unlike else None),
             _model_dice(model, "best"),

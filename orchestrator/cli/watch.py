@@ -7,7 +7,7 @@ from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from orchestrator.cli.models import TRAINS, Model, by_reason, counts_line, models_of, unfolded
+from orchestrator.cli.models import TRAINS, Model, by_reason, counts_line, models_of, older_lines, unfolded
 from orchestrator.cli.output import console
 from orchestrator.cli.tables import STYLES, cases_line, dice, limit_line, plain_table, seconds, status_line, test_set_line
 from trainers.contract.states import RunState
@@ -41,7 +41,7 @@ def watch_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
             numbers = {">left": seconds(model.seconds_left) if model.state in TRAINS else ""}
             table.add_row(*_cells(model.name, model.state, model.state_text, fraction, width), _folds(model), *_chosen(numbers, extra))
         for run in unfolded(model, all_runs=all_runs) if len(model.runs) > 1 else model.runs:
-            name = f"  fold {run.address.rpartition('/')[2]}" if len(model.runs) > 1 else run.address
+            name = f"  fold {run.address.rpartition('/')[2]}" if len(model.runs) > 1 else model.name
             cells = _cells(name, run.state, run.state.value, done_fraction(run), width)
             table.add_row(*cells, f"{run.epochs_done}/{run.epochs}", *_chosen(_numbers(run), extra))
     return table
@@ -79,12 +79,18 @@ def watch_view(
     from rich.console import Group
     from rich.text import Text
 
-    shown = [run for model in models_of(statuses) for run in model.runs]
+    models = models_of(statuses)
+    shown = [run for model in models for run in model.runs]
     told = [run for run in shown if run.reason]
     cases = [f"{run.address}: {cases_line(run.validation)}" for run in shown if run.validation]
     starved = [run for run in shown if run.limit_advice and run.state in TRAINS]
     limits = by_reason([run.address for run in starved], [limit_line(run) for run in starved])
-    lines = [*cases, *limits, *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told])]
+    lines = [
+        *older_lines(models),
+        *cases,
+        *limits,
+        *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told]),
+    ]
     lines += [test_set_line(job) for job in test_sets]
     below = [Text(), *(Text(line, style="dim") for line in lines)] if lines else []
     counts = [Text(counts_line(statuses), style="bold"), Text()] if len(statuses) > 1 else []

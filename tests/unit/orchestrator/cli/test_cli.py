@@ -470,6 +470,14 @@ def test_folds_stand_below_their_model_and_those_that_wait_or_succeeded_are_fold
         assert nnfleet("status", *arguments)[1].count("  fold ") == 8
 
 
+def test_scripts_see_which_run_is_none_of_its_models_folds_now(nnfleet: Nnfleet, api: FakeApi) -> None:
+    old = run_status(run_key="old", state=RunState.FAILED_CODE)
+    api.runs = [old, run_status(run_key="new")]
+    found = json.loads(nnfleet("status", "--json")[1])
+    assert [run.get("older") for run in found] == ["another run has its folder now", None]
+    assert [line.split()[:2] for line in nnfleet("status")[1].splitlines()[3:5]] == [[old.address, "RUNNING"], [old.address, "(older)"]]
+
+
 def test_a_table_for_eighty_columns_fits_them(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     model = "913/2d/nnUNetTrainer@nnUNetResEncUNetMPlans"
     runs = folds(model, RunState.VALIDATING, RunState.FAILED_CLUSTER, epochs=1000, epochs_done=1000)
