@@ -58,10 +58,24 @@ class Model:
         return min((run.state for run in self.runs), key=ORDER.index)
 
     @property
-    def state_text(self) -> str:
-        """`2 RUNNING`, or the one state that a single run has."""
-        count = sum(run.state is self.state for run in self.runs)
-        return self.state.value if len(self.runs) == 1 else f"{count} {self.state.value}"
+    def states(self) -> dict[RunState, int]:
+        """How many of its folds are in each state, those at work first."""
+        count = Counter(run.state for run in self.runs)
+        return {state: count[state] for state in ORDER if count[state]}
+
+    @property
+    def state_texts(self) -> list[tuple[str, RunState]]:
+        """`1 RUNNING`, `2 FAILED`, `3 SUCCEEDED`, each with a state of it; of a single run its one state. Whose fault a failure was stands
+        beside the fold."""
+        if len(self.runs) == 1:
+            return [(self.state.value, self.state)]
+        counts: dict[str, int] = {}
+        first: dict[str, RunState] = {}
+        for state, count in self.states.items():
+            label = "FAILED" if state.is_failure else state.value
+            counts[label] = counts.get(label, 0) + count
+            first.setdefault(label, state)
+        return [(f"{counts[label]} {label}", state) for label, state in first.items()]
 
     @property
     def num_succeeded(self) -> int:

@@ -72,11 +72,16 @@ def _test_sets(jobs: "Sequence[JobRecord]", cluster: str | None) -> None:
 
 
 def _runs_as_json(runs: "Sequence[RunStatus]", known: "Sequence[RunStatus]") -> list[dict[str, Any]]:
-    """Runs as scripts read them. `older`, of those that have it: why, by all that is `known`, it is none of its model's folds now."""
-    from orchestrator.cli.models import older_of
+    """Runs as scripts read them, with what all that is `known` shows of their models: `model`, its address; `model_states`, how many of its
+    folds are in each state; and `older`, of those that are none of its folds now, why.
+    """
+    from orchestrator.cli.models import models_of
 
-    older = older_of(known)
-    return [{**run.model_dump(mode="json"), **({"older": older[run.run_key].why} if run.run_key in older else {})} for run in runs]
+    more: dict[str, dict[str, Any]] = {}
+    for model in models_of(known):
+        of_all: dict[str, Any] = {"model": model.address, "model_states": {state.value: count for state, count in model.states.items()}}
+        more |= {run.run_key: of_all | ({"older": model.older.why} if model.older else {}) for run in model.runs}
+    return [{**run.model_dump(mode="json"), **more[run.run_key]} for run in runs]
 
 
 def _as_json(job: "JobRecord") -> dict[str, str]:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from orchestrator.run.status import CasesDone, RunStatus
     from trainers.contract.run_spec import CheckpointName
 
-MEDIUM = 100
-"""Columns of a terminal below which the least important number is left out."""
+WIDE, MEDIUM = 120, 100
+"""Columns of a terminal below which a model's states stand below each other, and below which the least important number is left out."""
 STYLES = {
     RunState.QUEUED: "dim",
     RunState.RUNNING: "cyan",
@@ -46,6 +46,15 @@ def seconds(value: float | None) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def states_cell(model: Model, width: int) -> "RenderableType":
+    """How many folds of a model are in each state, each in its colour; broken after commas alone, on a narrow terminal after each."""
+    from rich.text import Text
+
+    from orchestrator.cli.fitted_table import WORDS, Foldable
+
+    return Foldable(Text(", ").join(Text(text, style=STYLES[state]) for text, state in model.state_texts), WORDS, is_tight=width < WIDE)
 
 
 def plain_table(*columns: str, title: str | None = None) -> "FittedTable":
@@ -103,17 +112,15 @@ def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
     """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means."""
-    from rich.text import Text
-
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
     table = plain_table(*shown)
     for model in models:
         epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
         ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]
-        cells: list[str | Text] = [
+        cells: list[RenderableType] = [
             model.name,
-            Text(model.state_text, style=STYLES[model.state]),
+            states_cell(model, width),
             dice(fmean(ema) if ema and not model.unlike else None),
             _model_dice(model, "best"),
             _model_dice(model, "final"),

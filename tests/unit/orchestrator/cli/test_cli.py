@@ -470,6 +470,15 @@ def test_folds_stand_below_their_model_and_those_that_wait_or_succeeded_are_fold
         assert nnfleet("status", *arguments)[1].count("  fold ") == 8
 
 
+def test_scripts_see_how_many_folds_of_its_model_are_in_each_state(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = folds("17/2d/t", RunState.RUNNING, RunState.FAILED_CODE, RunState.SUCCEEDED, RunState.SUCCEEDED)
+    for names, count in (((), 4), (("17/2d/t/1",), 1)):
+        found = json.loads(nnfleet("status", *names, "--json")[1])
+        assert len(found) == count
+        for run in found:
+            assert (run["model"], run["model_states"]) == ("17/2d/t", {"RUNNING": 1, "FAILED_CODE": 1, "SUCCEEDED": 2})
+
+
 def test_scripts_see_which_run_is_none_of_its_models_folds_now(nnfleet: Nnfleet, api: FakeApi) -> None:
     old = run_status(run_key="old", state=RunState.FAILED_CODE)
     api.runs = [old, run_status(run_key="new")]
@@ -484,7 +493,8 @@ def test_a_table_for_eighty_columns_fits_them(nnfleet: Nnfleet, api: FakeApi, mo
     console = Console(width=80, file=StringIO())
     console.print(watch_view(runs, 80))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"913/2d/nnUNetTrainer{20 * chr(32)}  1 VALIDATING    0/2 folds" in shown
+    assert f"913/2d/nnUNetTrainer{20 * chr(32)}  1 VALIDATING,   0/2 folds" in shown
+    assert "  1 FAILED  " in shown
     assert "  fold 1" in shown
     assert "1000/1000" in shown
 

@@ -13,7 +13,7 @@ from orchestrator.cli.compare import drawn
 from orchestrator.cli.diff import differences_table
 from orchestrator.cli.drill import strikes_table
 from orchestrator.cli.fitted_table import FittedTable, breaks, shared_out
-from orchestrator.cli.models import by_fold, older_of
+from orchestrator.cli.models import by_fold, models_of, older_of
 from orchestrator.cli.output import console
 from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import result_view
@@ -92,11 +92,16 @@ STATUS_80 = """\
 FAILED_CLUSTER, 1 PAUSED, 1 STOPPED, 6 SUCCEEDED.
 
 run                                   state               epoch    EMA      left
-4/3d_fullres/nnUNetTrainerDA5         1 RUNNING       0/5 folds                -
-@nnUNetResEncUNetMPlans+lowlr+seed1
+4/3d_fullres/nnUNetTrainerDA5         1 RUNNING,      0/5 folds                -
+@nnUNetResEncUNetMPlans+lowlr+seed1   1 RECOVERING,
+                                      3 QUEUED
   fold 0                              RUNNING          120/1000  0.710  15:05:21
   fold 1                              RECOVERING       121/1000  0.710  15:05:21
-4/3d_fullres/nnUNetTrainer_250epochs  1 VALIDATING    1/5 folds
+4/3d_fullres/nnUNetTrainer_250epochs  1 VALIDATING,   1/5 folds
+                                      1 FAILED,
+                                      1 PAUSED,
+                                      1 STOPPED,
+                                      1 SUCCEEDED
   fold 0                              VALIDATING      1000/1000  0.710
   fold 2                              STOPPED          122/1000  0.710
   fold 3                              FAILED_CLUSTER   123/1000  0.710
@@ -121,6 +126,23 @@ are free.
 
 def test_the_status_of_four_models_on_eighty_columns() -> None:
     assert "\n".join([*shown(watch_view(statuses(), 80), 80), ""]) == STATUS_80
+
+
+def test_a_wide_terminal_shows_how_many_folds_are_in_each_state_in_a_line() -> None:
+    for view, width in ((watch_view(statuses(), 200), 200), (result_view(statuses(), 170), 170)):
+        text = "\n".join(shown(view, width))
+        for states in ("1 RUNNING, 1 RECOVERING, 3 QUEUED ", "1 VALIDATING, 1 FAILED, 1 PAUSED, 1 STOPPED, 1 SUCCEEDED ", "5 SUCCEEDED "):
+            assert f" {states}" in text
+
+
+def test_failures_of_all_kinds_are_counted_together_and_hidden_behind_no_other_state() -> None:
+    states = [RunState.RUNNING, RunState.FAILED_CODE, RunState.FAILED_CLUSTER, RunState.SUCCEEDED, RunState.SUCCEEDED]
+    runs = [run.model_copy(update={"state": state}) for run, state in zip(statuses(), states, strict=False)]
+    (model,) = models_of(runs)
+    assert [text for text, _ in model.state_texts] == ["1 RUNNING", "2 FAILED", "2 SUCCEEDED"]
+    assert model.states == {RunState.RUNNING: 1, RunState.FAILED_CODE: 1, RunState.FAILED_CLUSTER: 1, RunState.SUCCEEDED: 2}
+    for all_runs in (False, True):
+        assert " 2 FAILED,\n" in "\n".join(shown(watch_table(runs, 80, all_runs=all_runs), 80))
 
 
 def test_a_wide_terminal_shows_bars_and_numbers_in_the_same_order() -> None:
