@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets
+from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets, of_all_campaigns
 from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.code_package import keep_code
 from orchestrator.cluster.discovery import named_by_environment
@@ -256,7 +256,8 @@ def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[L
         return
     follower = Follower(reached)
     while True:
-        yield Look(follower.statuses(campaign), follower.test_sets() if campaign is None else [])
+        statuses = submissions.shown(Home.default(), follower.statuses(campaign))
+        yield Look(statuses, follower.test_sets() if campaign is None else [])
 
 
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
@@ -344,7 +345,8 @@ def stop(
     rate is annealed; runs that wait without an epoch, or are trained, are not asked (`orchestrator/run/status.py`: `cannot_finish`).
 
     Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
-    Runs of a campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for, and before anything is asked
+    Runs that never began are not shown any more, unless they are submitted again. Runs of a campaign that still begins are asked last, once
+    it owns them; `on_wait` gets what is waited for, and before anything is asked
     a warning for each model whose folds end unlike. Raises ConfigError when nothing is named, or for a name that means nothing;
     ClusterError when some could not be asked; the error of a campaign that fails first.
     """
@@ -363,9 +365,8 @@ def stop(
     names = [name for name in runs if not is_test_set(name)]
     reported, stored = _known(meant, follower, campaign) if names or not runs else ([], [])
     statuses = [*reported, *stored]
-    found = match_all(names, statuses, hints=False) if names else [status for status in statuses if not status.state.is_final]
-    if meant.is_here:  # whoever stops what has never begun does not want to be reminded of it
-        submissions.drop_runs(Home.default(), {status.run_key for status in found if not (status.campaign or status.is_claimed)})
+    found = match_all(names, statuses, hints=False) if names else [status for status in statuses if _is_open(status, campaign)]
+    _hide([status for status in found if not (status.is_claimed or finish)])
     living = [status for status in found if status.campaign and not status.state.is_final]
     ending = [] if finish else meant_test_sets(runs, follower, everything=everything)
     if follower is not None:
@@ -373,6 +374,7 @@ def stop(
         if finish and on_wait is not None:
             for warning in unlike_ends(statuses, asked, anneal):
                 on_wait(f"Warning: {warning}")
+        asked = asked if campaign is not None else of_all_campaigns(asked, follower)
         asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
     return found
@@ -576,6 +578,21 @@ def _note_taken(campaign: str, runs: "Sequence[HandedRun]", again: str) -> None:
         log.warning("campaign %s is submitted, but not noted here for the case that the head ends before it begins: %s", campaign, err)
 
 
+def _is_open(status: RunStatus, campaign: str | None) -> bool:
+    """Whether a stop that names no run means this one: it has not ended, or it never began and its campaign is named."""
+    return not status.state.is_final or (campaign is not None and not status.is_claimed)
+
+
+def _hide(statuses: Sequence[RunStatus]) -> None:
+    """Show runs that never began no more: the user who stops one needs no reminder of it."""
+    home = Home.default()
+    submissions.drop_runs(home, {status.run_key for status in statuses})
+    try:
+        submissions.hide(home, statuses)
+    except (OSError, StorageError) as err:
+        log.warning("runs that never began are shown again, as it cannot be noted that they need not be: %s", err)
+
+
 def _check_here(experiment: "Experiment", cluster: str | None) -> None:
     """Where this machine is meant: that what the experiment names is there, before services are started for it. Raises as `check_named`."""
     if cluster is None and is_local():
@@ -610,7 +627,8 @@ def _known(
 
     Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run.
     """
-    reported = [] if follower is None else follower.statuses(campaign)
+    home = Home.default()
+    reported = [] if follower is None else submissions.shown(home, follower.statuses(campaign))
     if campaign is not None:
         return reported, []
     failed = {status.run_key: status.reason for status in reported if not status.is_claimed}  # their folders may know more of them
@@ -619,8 +637,8 @@ def _known(
     shown = {status.run_key for status in stored}
     reported = [status for status in reported if status.run_key not in shown]
     shown |= {status.run_key for status in reported}
-    lacking = submissions.never_begun(Home.default(), {} if follower is None else follower.campaigns()) if meant.is_here else []
-    return [*(status for status in lacking if status.run_key not in shown), *reported], stored
+    lacking = submissions.never_begun(home, {} if follower is None else follower.campaigns()) if meant.is_here else []
+    return [*(status for status in submissions.shown(home, lacking) if status.run_key not in shown), *reported], stored
 
 
 def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:

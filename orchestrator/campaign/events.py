@@ -82,11 +82,6 @@ class CampaignLog:
     """Set once every run has come to its end."""
     _read: int = 0
 
-    @property
-    def has_reported(self) -> bool:
-        """True once it holds a run, or why the campaign could not begin."""
-        return bool(self.statuses) or self.error is not None or self.exit_code is not None
-
     def update(self, text: str) -> "CampaignLog":
         """Take in what the log holds beyond what was read before; an unfinished last line is left for later."""
         end = text.rfind("\n") + 1

@@ -1,18 +1,18 @@
 """What a laptop knows of campaigns and their runs: the job server's list, and what campaigns report in their logs."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.campaign.events import CampaignLog
-from orchestrator.campaign.handed import handed_statuses
+from orchestrator.campaign.handed import awaited_runs, current, handed_statuses, stage_of
+from orchestrator.cluster.submissions import Stage
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.follow.next_step import death
 from orchestrator.run.events import EVENT_PREFIX, AnyEvent, events_in
-from orchestrator.run.job_record import JobRecord
-from orchestrator.run.names import UNPLANNED
+from orchestrator.run.job_record import HandedRun, JobRecord
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.address import masked
 
@@ -83,7 +83,7 @@ class Follower:
                     is_told = job.is_live or status.state.is_final or not self._log_of(job).statuses
                     before = status if is_told else _without_campaign(status, job)
                 newest[key] = before
-        return sorted(_planned(newest.values()), key=lambda status: status.is_claimed)
+        return sorted(current(newest.values(), records), key=lambda status: status.is_claimed)
 
     def first_plan(self, submission_id: str, on_wait: Callable[[str], None] | None = None) -> PlanReport:
         """The plan that a campaign reports once it owns its runs. Raises the campaign's own error."""
@@ -200,10 +200,17 @@ class Follower:
         """True when the campaign owned its runs as `statuses` looked last."""
         return bool(self._logs.setdefault(f"campaign-{campaign}", CampaignLog()).statuses)
 
-    def campaigns(self) -> dict[str, bool]:
-        """The campaigns that `statuses` saw last, and whether each has reported anything: its runs, or why it could not begin."""
+    def campaigns(self) -> dict[str, Stage]:
+        """The campaigns that `statuses` saw last, and how far each has come."""
         jobs = [job for job in self._seen or [] if job.kind == "campaign"]
-        return {job.campaign: job.state == "STOPPED" or self._logs.get(job.submission_id, CampaignLog()).has_reported for job in jobs}
+        return {job.campaign: stage_of(job, self._logs.get(job.submission_id, CampaignLog())) for job in jobs}
+
+    def awaiting(self, run_keys: Collection[str]) -> dict[str, list[HandedRun]]:
+        """The living campaigns that await any of these runs, whose data are being preprocessed, as `statuses` looked last; with all runs
+        that each awaits."""
+        living = [job for job in self._seen or [] if job.kind == "campaign" and job.is_live]
+        found = {job.campaign: awaited_runs(job, self._log_of(job)) for job in living}
+        return {campaign: runs for campaign, runs in found.items() if any(run.run_key in run_keys for run in runs)}
 
     def finish(self, submission_id: str) -> None:
         """Wait for a control job. Raises ClusterError with its message when it fails."""
@@ -280,13 +287,6 @@ def _runs_of(
 ) -> dict[str, RunStatus]:
     """The runs of a campaign as it reports them, else those that it was handed (see `handed_statuses`)."""
     return log.statuses or handed_statuses(job, log, "" if job.is_live else _end_of(job), known, followed)
-
-
-def _planned(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    """Without those runs that had no key yet and have one now: another of the same folder has been reported since."""
-    known = list(statuses)
-    since = {status.run_folder: status.since_unix for status in known if not status.run_key.startswith(UNPLANNED)}
-    return [s for s in known if not s.run_key.startswith(UNPLANNED) or since.get(s.run_folder, 0.0) < s.since_unix]
 
 
 def _without_campaign(status: RunStatus, job: JobRecord) -> RunStatus:

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.planning import begin_yet, planned, queue_of, refuse_all, refuse_never, sees_campaigns
+from orchestrator.campaign.planning import begin_yet, plan_beside, planned, queue_of, refuse_all, refuse_never, sees_campaigns
 from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
 from orchestrator.cluster import list_nodes, local_services
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.target import Target
-from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.preprocessing.due import due_of
@@ -93,7 +92,7 @@ def plan(experiment: Experiment, here: Here, *, replaces: bool = False) -> PlanR
     if not (experiment.nnUNet_raw and experiment.nnUNet_preprocessed and experiment.nnUNet_results):
         raise Unseen  # the head may know folders that are not named here
     if (due := due_of(experiment)) is not None:
-        return plan_to_come(experiment, due.dataset, due.names, here.address)
+        return plan_beside(experiment, due, here.jobs, here.registry, here.address)
     return planned(experiment, here.jobs, here.nodes, here.registry, here.address, replaces=replaces)
 
 

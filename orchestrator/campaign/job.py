@@ -22,13 +22,12 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
-from orchestrator.campaign.planning import queue_of, refuse_all, refuse_never, replacements
+from orchestrator.campaign.planning import plan_beside, queue_of, refuse_all, refuse_never, replacements
 from orchestrator.campaign.preprocessing import Stage, preprocess_first
 from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
 from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
 from orchestrator.dataset.network_check import try_ahead
-from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, load_experiment
 from orchestrator.experiment.plan import plan_report
@@ -110,7 +109,8 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     address = os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
     if (due := due_of(experiment)) is not None:
-        emit(Planned(plan=plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names, address)))
+        resolved = experiment.with_folders_resolved()
+        emit(Planned(plan=plan_beside(resolved, due, cluster.records(), registry, address, campaign=campaign)))
         if plan_only:
             return 0
         _preprocess(campaign, experiment, cluster, registry)

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.dataset.problems import listed
+from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, Queue, plan_report
 from orchestrator.follow.reserved import reservations, runs_at_work
+from orchestrator.preprocessing.due import Due
+from orchestrator.preprocessing.order import entry_key, jobs_of, place_of
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.order import Waiting
-from orchestrator.queue.registry import Registry
+from orchestrator.queue.registry import Entry, Registry
 from orchestrator.resume.takeover import refuse
 from orchestrator.run.aside import aside_name
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_members
@@ -115,3 +118,27 @@ def planned(
     queue = queue_of(jobs, registry)
     queue = replace(queue, waiting=[*queue.waiting, *_waiting_yet(jobs, registry, time.time(), queue.living)])
     return plan_report(experiment, specs, nodes(), queue, cluster=address, warnings=replacements(specs) if replaces else [])
+
+
+def plan_beside(
+    experiment: Experiment, due: Due, jobs: Sequence[JobRecord], registry: Registry, address: str, *, campaign: str = ""
+) -> PlanReport:
+    """The plan of an experiment whose data are preprocessed first, with the campaign that is at it already. Starts nothing.
+
+    The experiment's folders are known. `campaign`: the one that plans, if one does."""
+    report = plan_to_come(experiment, due.dataset, due.names, address)
+    by = _preprocessed_by(due, {run.run_key for run in report.awaited}, jobs, registry, but=campaign)
+    return report.model_copy(update={"preprocessed_by": by})
+
+
+def _preprocessed_by(due: Due, awaited: Collection[str], jobs: Sequence[JobRecord], registry: Registry, *, but: str) -> str:
+    """The campaign, other than `but`, whose job preprocesses a dataset, which is about to start it, or begins with the same `awaited`
+    runs; '' where none does."""
+    place, now_unix = place_of(due), time.time()
+    at_work = [job.campaign for job in jobs_of(place, jobs) if job.is_live]
+    living = [job for job in jobs if job.kind == "campaign" and job.is_live and job.campaign != but]
+    entries = registry.entries([job.campaign for job in living])
+    waiting = [campaign for campaign, entry in entries.items() if entry_key(place) in entry.runs]
+    young = [job for job in living if now_unix - job.started_unix < BEGINS_S and entries.get(job.campaign, Entry()) == Entry()]
+    beginning = [job.campaign for job in young if any(run.run_key in awaited for run in job.handed)]
+    return next(iter([*at_work, *waiting, *beginning]), "")

@@ -14,7 +14,7 @@ from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.follow.next_step import death
 from orchestrator.preprocessing.due import Due, due_of
-from orchestrator.preprocessing.order import PREPROCESS_EVENTS, Order, Progressed, Refused, jobs_of, place_of, submission_id
+from orchestrator.preprocessing.order import PREPROCESS_EVENTS, Order, Progressed, Refused, entry_key, jobs_of, place_of, submission_id
 from orchestrator.queue.gang_fit import NodeResources, grows
 from orchestrator.queue.registry import Entry
 from orchestrator.run.events import events_in
@@ -96,7 +96,7 @@ def _shown(stage: Stage, due: Due, err: ClusterError) -> str:
 
 def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
     """Start the job of a dataset once its cores fit; its id. '' where another campaign is about to start it."""
-    place, key = stage.place, f"preprocessing of {place_of(due)}"
+    place, key = stage.place, entry_key(place_of(due))
     with place.registry.locked():
         owner = next((campaign for campaign, entry in place.others(place.records()).items() if key in entry.runs), "")
         if owner:

@@ -66,6 +66,18 @@ def end_test_sets(jobs: Sequence["JobRecord"], server: "JobServer", on_end: Call
     ask_each(partial(end, job) for job in jobs)
 
 
+def of_all_campaigns(living: Sequence["RunStatus"], follower: "Follower") -> list["RunStatus"]:
+    """Runs that are to stop, and once more those that another campaign awaits too, whose data are being preprocessed: it would go on with
+    them."""
+    more = [
+        status.model_copy(update={"campaign": campaign})
+        for campaign, runs in follower.awaiting({status.run_key for status in living}).items()
+        for status in living
+        if status.campaign != campaign and any(run.run_key == status.run_key for run in runs)
+    ]
+    return [*living, *more]
+
+
 def ask_to_stop(
     living: Sequence["RunStatus"], meant: "Target", follower: "Follower", how: HowToEnd, on_wait: Callable[[str], None] | None = None
 ) -> None:

@@ -16,28 +16,35 @@ WHOLE = frozenset({"state"})
 """Columns of words that are never broken, as numbers."""
 PARTS = re.compile(r"(?<=[\s/,;])|(?=[@+])")
 """Where names and sentences may be broken: `17/3d_fullres/nnUNetTrainerDA5` | `@nnUNetResEncUNetMPlans` | `+seed1`."""
+WORDS = re.compile(r"(?<=, )")
+"""Where a list of numbers with their words is: `3 SUCCEEDED, | 1 RUNNING, | 1 FAILED`."""
 
 
 class Foldable:
-    """A text that is broken between its parts; inside of one only where that is wider than its column."""
+    """A text that is broken between its parts, at the places of `parts`; inside of one only where that is wider than its column.
 
-    def __init__(self, text: str | Text) -> None:
+    `is_tight`: it asks for no more than its widest part, so that the other columns of its table get what they ask for first.
+    """
+
+    def __init__(self, text: str | Text, parts: re.Pattern[str] = PARTS, *, is_tight: bool = False) -> None:
         self._text = Text(text) if isinstance(text, str) else text
+        self._parts = parts
+        self._is_tight = is_tight
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        widest = max((cell_len(part.strip()) for part in PARTS.split(self._text.plain)), default=0)
-        return Measurement(widest, self._text.cell_len)
+        widest = max((cell_len(part.strip()) for part in self._parts.split(self._text.plain)), default=0)
+        return Measurement(widest, widest if self._is_tight else self._text.cell_len)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self._text.divide(breaks(self._text.plain, options.max_width)):
+        for line in self._text.divide(breaks(self._text.plain, options.max_width, self._parts)):
             line.rstrip()
             yield line
 
 
-def breaks(text: str, width: int) -> list[int]:
+def breaks(text: str, width: int, parts: re.Pattern[str] = PARTS) -> list[int]:
     """The places at which a text is broken into lines of at most `width`. Pure."""
     found, start, end = [], 0, 0
-    for part in PARTS.split(text):
+    for part in parts.split(text):
         if end > start and cell_len((text[start:end] + part).rstrip()) > width:
             found.append(end)
             start = end

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.errors import NnfleetError
+from orchestrator.run.names import UNPLANNED
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.states import RunState
 
@@ -28,12 +30,27 @@ QUIET = frozenset({RunState.QUEUED, RunState.SUCCEEDED})
 """Folds in these states are folded into their model's line."""
 
 
+class Older(NamedTuple):
+    """Why a run is no fold of the model that its address names now."""
+
+    why: str
+    is_replaced: bool
+    """Another run has its folder."""
+
+
 @dataclass(frozen=True)
 class Model:
     """Runs that are folds of one model, in the order of the folds."""
 
-    name: str
+    address: str
     runs: tuple["RunStatus", ...]
+    older: Older | None = None
+    """Of runs that stand beside the model of this address."""
+
+    @property
+    def name(self) -> str:
+        """Its address, or that of its only run."""
+        return f"{self.address if len(self.runs) > 1 else self.runs[0].address}{' (older)' if self.older else ''}"
 
     @property
     def state(self) -> RunState:
@@ -41,10 +58,24 @@ class Model:
         return min((run.state for run in self.runs), key=ORDER.index)
 
     @property
-    def state_text(self) -> str:
-        """`2 RUNNING`, or the one state that a single run has."""
-        count = sum(run.state is self.state for run in self.runs)
-        return self.state.value if len(self.runs) == 1 else f"{count} {self.state.value}"
+    def states(self) -> dict[RunState, int]:
+        """How many of its folds are in each state, those at work first."""
+        count = Counter(run.state for run in self.runs)
+        return {state: count[state] for state in ORDER if count[state]}
+
+    @property
+    def state_texts(self) -> list[tuple[str, RunState]]:
+        """`1 RUNNING`, `2 FAILED`, `3 SUCCEEDED`, each with a state of it; of a single run its one state. Whose fault a failure was stands
+        beside the fold."""
+        if len(self.runs) == 1:
+            return [(self.state.value, self.state)]
+        counts: dict[str, int] = {}
+        first: dict[str, RunState] = {}
+        for state, count in self.states.items():
+            label = "FAILED" if state.is_failure else state.value
+            counts[label] = counts.get(label, 0) + count
+            first.setdefault(label, state)
+        return [(f"{counts[label]} {label}", state) for label, state in first.items()]
 
     @property
     def num_succeeded(self) -> int:
@@ -71,10 +102,15 @@ class Model:
         if len(self.runs) == 1:
             return ""
         try:
-            return "; ".join(unlike_folds([RunFolder(run.run_folder) for run in self.runs]))
+            return "; ".join(unlike_folds([RunFolder(folder) for folder in self._folders]))
         except (NnfleetError, OSError):
             epochs = sorted({run.epochs for run in self.runs})
             return f"its folds have {' and '.join(map(str, epochs))} epochs" if len(epochs) > 1 else ""
+
+    @property
+    def _folders(self) -> list[Path]:
+        """Those of its runs; none where other runs have them now."""
+        return [] if self.older is not None and self.older.is_replaced else [run.run_folder for run in self.runs]
 
     def dice_and_source(self, checkpoint: "CheckpointName") -> tuple[float | None, bool]:
         """Mean foreground full Dice of its validated folds, None while there is none; and whether that is the mean over all cases (else,
@@ -87,17 +123,48 @@ class Model:
             return None, True
         if len(validated) == 1:
             return validated[0].full_dice[checkpoint], True
-        exact = dice_over_cases([run.run_folder for run in validated], checkpoint)
+        exact = dice_over_cases([run.run_folder for run in validated], checkpoint) if self._folders else None
         means = [run.full_dice[checkpoint] for run in validated if not math.isnan(run.full_dice[checkpoint])]
         return (exact, True) if exact is not None else (fmean(means) if means else math.nan, False)
 
 
 def models_of(statuses: Sequence["RunStatus"]) -> list[Model]:
     """The models of these runs: those at work first, then those that wait, then the ended ones."""
-    groups: dict[str, list[RunStatus]] = {}
+    older = older_of(statuses)
+    groups: dict[tuple[str, Older | None], list[RunStatus]] = {}
     for status in by_fold(statuses):
-        groups.setdefault(status.model, []).append(status)
-    return sorted((Model(name, tuple(runs)) for name, runs in groups.items()), key=lambda model: ORDER.index(model.state))
+        groups.setdefault((status.model, older.get(status.run_key)), []).append(status)
+    models = (Model(address, tuple(runs), why) for (address, why), runs in groups.items())
+    return sorted(models, key=lambda model: (ORDER.index(model.state), model.older is not None))
+
+
+def older_of(statuses: Sequence["RunStatus"]) -> dict[str, Older]:
+    """Run key -> why that run is no fold of the model that its address names now: another run has its folder (of several in one folder the
+    last one owns it), or it was trained by older code, by the rule of comparisons."""
+    from orchestrator.compare.older import Coded, older_code
+
+    begun = [status for status in statuses if status.is_claimed and not status.run_key.startswith(UNPLANNED)]
+    owners = {status.run_folder: status for status in begun}
+    found = {s.run_key: _replaced(s, owners[s.run_folder]) for s in begun if owners[s.run_folder].run_key != s.run_key}
+    models: dict[str, list[RunStatus]] = {}
+    for status in begun:
+        if status.run_key not in found:
+            models.setdefault(status.model, []).append(status)
+    for runs in models.values():
+        texts = older_code([Coded(run.own_code, run.begun_unix or run.since_unix) for run in runs])
+        found |= {run.run_key: Older(f"trained by older code: {text}", False) for run, text in zip(runs, texts, strict=True) if text}
+    return found
+
+
+def _replaced(run: "RunStatus", owner: "RunStatus") -> Older:
+    is_older = bool(run.own_code and owner.own_code) and run.own_code != owner.own_code
+    code = f"; it was trained by older code: {run.own_code}, now {owner.own_code}" if is_older else ""
+    return Older(f"another run has its folder now{code}", True)
+
+
+def older_lines(models: Sequence[Model]) -> list[str]:
+    """`17/2d/t/0 (older): another run has its folder now.` for each model that is older."""
+    return [f"{model.name}: {model.older.why}." for model in models if model.older is not None]
 
 
 def by_fold(statuses: Sequence["RunStatus"]) -> list["RunStatus"]:

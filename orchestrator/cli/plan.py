@@ -50,6 +50,11 @@ def show_plan(report: "PlanReport") -> None:
         count = len(report.awaited)
         say(f"Preprocessed first, by nnU-Net: {'; '.join(report.preprocesses)}.")
         say(f"Then {'1 run is' if count == 1 else f'{count} runs are'} planned, and named by key: {_first_and_last(report)}.")
+        if campaign := report.preprocessed_by:
+            say(
+                f"Campaign {campaign} preprocesses this dataset already: that is waited for, and nothing is preprocessed twice. "
+                f"`nnfleet status` shows how far it is, `nnfleet stop --campaign {campaign}` ends it."
+            )
         return
     out = console()
     out.print(plan_table(report, out.width))

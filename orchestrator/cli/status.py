@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def status(
     if seen.outage:
         note(seen.outage)
     if as_json:
-        print_json([*(item.model_dump(mode="json") for item in statuses), *map(_as_json, test_sets)])
+        print_json([*_runs_as_json(statuses, [*seen.statuses, *seen.stored]), *map(_as_json, test_sets)])
         return
     if not (statuses or runs):
         say(_none(results))
@@ -69,6 +69,19 @@ def _test_sets(jobs: "Sequence[JobRecord]", cluster: str | None) -> None:
     """A line for each test set at work, which no run shows."""
     for job in jobs:
         say(f"Test set: {job.test_set}. Stop it: nnfleet stop {job.submission_id}{cluster_option(cluster)}")
+
+
+def _runs_as_json(runs: "Sequence[RunStatus]", known: "Sequence[RunStatus]") -> list[dict[str, Any]]:
+    """Runs as scripts read them, with what all that is `known` shows of their models: `model`, its address; `model_states`, how many of its
+    folds are in each state; and `older`, of those that are none of its folds now, why.
+    """
+    from orchestrator.cli.models import models_of
+
+    more: dict[str, dict[str, Any]] = {}
+    for model in models_of(known):
+        of_all: dict[str, Any] = {"model": model.address, "model_states": {state.value: count for state, count in model.states.items()}}
+        more |= {run.run_key: of_all | ({"older": model.older.why} if model.older else {}) for run in model.runs}
+    return [{**run.model_dump(mode="json"), **more[run.run_key]} for run in runs]
 
 
 def _as_json(job: "JobRecord") -> dict[str, str]:

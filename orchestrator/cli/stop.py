@@ -51,6 +51,8 @@ def stop(
 
 def _answer(status: "RunStatus", now: bool) -> str:
     """What becomes of a run that was asked to stop."""
+    if not status.is_claimed:
+        return "never began; `nnfleet status` shows it no more"
     if status.state.is_final:
         return f"had ended before: {status.state.value}"
     if not status.campaign:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.models import TRAINS, Model, by_fold, models_of
+from orchestrator.cli.models import TRAINS, Model, by_fold, models_of, older_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from orchestrator.run.status import CasesDone, RunStatus
     from trainers.contract.run_spec import CheckpointName
 
-MEDIUM = 100
-"""Columns of a terminal below which the least important number is left out."""
+WIDE, MEDIUM = 120, 100
+"""Columns of a terminal below which a model's states stand below each other, and below which the least important number is left out."""
 STYLES = {
     RunState.QUEUED: "dim",
     RunState.RUNNING: "cyan",
@@ -46,6 +46,15 @@ def seconds(value: float | None) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def states_cell(model: Model, width: int) -> "RenderableType":
+    """How many folds of a model are in each state, each in its colour; broken after commas alone, on a narrow terminal after each."""
+    from rich.text import Text
+
+    from orchestrator.cli.fitted_table import WORDS, Foldable
+
+    return Foldable(Text(", ").join(Text(text, style=STYLES[state]) for text, state in model.state_texts), WORDS, is_tight=width < WIDE)
 
 
 def plain_table(*columns: str, title: str | None = None) -> "FittedTable":
@@ -95,26 +104,23 @@ def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
     from rich.console import Group
     from rich.text import Text
 
-    models = [Model(run.address, (run,)) for run in by_fold(statuses)] if all_runs else models_of(statuses)
-    reasons = [
-        Text(f"{model.name}: no mean over its folds, which are unlike: {model.unlike}.", style="dim") for model in models if model.unlike
-    ]
-    return Group(_result_table(models, width), *reasons)
+    older = older_of(statuses)
+    models = [Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses)] if all_runs else models_of(statuses)
+    reasons = [f"{model.name}: no mean over its folds, which are unlike: {model.unlike}." for model in models if model.unlike]
+    return Group(_result_table(models, width), *(Text(line, style="dim") for line in reasons))
 
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
     """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means."""
-    from rich.text import Text
-
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
     table = plain_table(*shown)
     for model in models:
         epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
         ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]
-        cells: list[str | Text] = [
-            model.name if len(model.runs) > 1 else model.runs[0].address,
-            Text(model.state_text, style=STYLES[model.state]),
+        cells: list[RenderableType] = [
+            model.name,
+            states_cell(model, width),
             dice(fmean(ema) if ema and not model.unlike else None),
             _model_dice(model, "best"),
             _model_dice(model, "final"),

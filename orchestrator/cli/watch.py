@@ -7,9 +7,9 @@ from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from orchestrator.cli.models import TRAINS, Model, by_reason, counts_line, models_of, unfolded
+from orchestrator.cli.models import TRAINS, Model, by_reason, counts_line, models_of, older_lines, unfolded
 from orchestrator.cli.output import console
-from orchestrator.cli.tables import STYLES, cases_line, dice, limit_line, plain_table, seconds, status_line, test_set_line
+from orchestrator.cli.tables import STYLES, cases_line, dice, limit_line, plain_table, seconds, states_cell, status_line, test_set_line
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -33,25 +33,26 @@ def done_fraction(status: "RunStatus") -> float:
 
 def watch_table(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "Table":
     """The runs as a table with bars, below the models that they are folds of; a narrow terminal gets no bars and fewer columns."""
+    from rich.text import Text
+
     extra = [">EMA", ">best", ">s/epoch", ">left"] if width >= WIDE else [">EMA", ">left"]
     table = plain_table("run", "state", *(["progress"] if width >= MEDIUM else []), ">epoch", *extra)
     for model in models_of(statuses):
         if len(model.runs) > 1:
             fraction = fmean(done_fraction(run) for run in model.runs)
             numbers = {">left": seconds(model.seconds_left) if model.state in TRAINS else ""}
-            table.add_row(*_cells(model.name, model.state, model.state_text, fraction, width), _folds(model), *_chosen(numbers, extra))
+            table.add_row(*_cells(model.name, states_cell(model, width), fraction, width), _folds(model), *_chosen(numbers, extra))
         for run in unfolded(model, all_runs=all_runs) if len(model.runs) > 1 else model.runs:
-            name = f"  fold {run.address.rpartition('/')[2]}" if len(model.runs) > 1 else run.address
-            cells = _cells(name, run.state, run.state.value, done_fraction(run), width)
+            name = f"  fold {run.address.rpartition('/')[2]}" if len(model.runs) > 1 else model.name
+            cells = _cells(name, Text(run.state.value, style=STYLES.get(run.state, "")), done_fraction(run), width)
             table.add_row(*cells, f"{run.epochs_done}/{run.epochs}", *_chosen(_numbers(run), extra))
     return table
 
 
-def _cells(name: str, state: RunState, text: str, fraction: float, width: int) -> list["RenderableType"]:
+def _cells(name: str, state: "RenderableType", fraction: float, width: int) -> list["RenderableType"]:
     from rich.progress_bar import ProgressBar
-    from rich.text import Text
 
-    cells: list[RenderableType] = [name, Text(text, style=STYLES.get(state, ""))]
+    cells: list[RenderableType] = [name, state]
     return [*cells, ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH)] if width >= MEDIUM else cells
 
 
@@ -79,12 +80,18 @@ def watch_view(
     from rich.console import Group
     from rich.text import Text
 
-    shown = [run for model in models_of(statuses) for run in model.runs]
+    models = models_of(statuses)
+    shown = [run for model in models for run in model.runs]
     told = [run for run in shown if run.reason]
     cases = [f"{run.address}: {cases_line(run.validation)}" for run in shown if run.validation]
     starved = [run for run in shown if run.limit_advice and run.state in TRAINS]
     limits = by_reason([run.address for run in starved], [limit_line(run) for run in starved])
-    lines = [*cases, *limits, *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told])]
+    lines = [
+        *older_lines(models),
+        *cases,
+        *limits,
+        *by_reason([run.address for run in told], [f"{run.reason}{_since(run)}" for run in told]),
+    ]
     lines += [test_set_line(job) for job in test_sets]
     below = [Text(), *(Text(line, style="dim") for line in lines)] if lines else []
     counts = [Text(counts_line(statuses), style="bold"), Text()] if len(statuses) > 1 else []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.compare.answer import Answer, answer
 from orchestrator.compare.models import RUN_FOLDER, TrainedModel, Unfinished, ValidatedFold, models_of, read_fold
+from orchestrator.compare.older import Coded, older_code
 from orchestrator.compare.published_results import ResultServer, read_published
 from orchestrator.compare.published_test_sets import published_scores
 from orchestrator.compare.unlike import unlike_folds_of
@@ -81,10 +82,27 @@ def compared(
         sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.", *left[:3]]
         raise ConfigError(" ".join([*sentences, *_advice([reason for _, reason in reasons])]))
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
+    if not is_forced:
+        models, older = _of_newest_code(models)
+        left += older
     if len(models) > len(names) and not is_forced:  # else each of them was named
         models, unlike = _of_like_folds(models)
         left += unlike
     return Compared(answer(models, checkpoint, patients, is_forced=is_forced), tuple(left))
+
+
+def _of_newest_code(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], list[str]]:
+    """The models with the folds alone that were trained by the newest of their code, and a sentence for each fold that was not. Pure."""
+    newest, sentences = [], []
+    for model in models:
+        texts = older_code([Coded(fold.spec.own.text, fold.begun_unix) for fold in model.folds])
+        newest.append(replace(model, folds=tuple(fold for fold, text in zip(model.folds, texts, strict=True) if not text)))
+        sentences += [
+            f"{fold.spec.address} ({fold.spec.run_key}): trained by older code: {text}."
+            for fold, text in zip(model.folds, texts, strict=True)
+            if text
+        ]
+    return newest, sentences
 
 
 def _of_like_folds(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], list[str]]:

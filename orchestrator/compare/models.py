@@ -1,6 +1,7 @@
 """Trained models with their full validations: the folds of one model folder, read from the run folders or, where these are not seen, from
 MLflow (`orchestrator/compare/published_results.py`)."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,12 @@ class ValidatedFold:
             return dict(self.published)
         found = {name: cheap_and_full(self.folder, name) for name in get_args(CheckpointName)}
         return {name: scores for name, scores in found.items() if scores is not None}
+
+    @property
+    def begun_unix(self) -> float:
+        """When its first epoch began; 0 where that is not known."""
+        begun = self.history[0].started_unix if self.history else 0.0
+        return 0.0 if math.isnan(begun) else begun
 
     @cached_property
     def candidates(self) -> Candidates | None:

@@ -107,6 +107,8 @@ class PlanReport(Frozen):
     """Configurations, each with its plans, that are preprocessed before any run can be planned; then there are no rows yet."""
     awaited: tuple[HandedRun, ...] = ()
     """The runs that are planned once that is done."""
+    preprocessed_by: str = Field("", exclude_if=lambda campaign: not campaign)
+    """The campaign that has the dataset preprocessed already, which is waited for; empty: none does."""
     halving: tuple[str, ...] = Field((), exclude_if=lambda sentences: not sentences)
     """What successive halving does with the runs, and did before."""
     file_system: str = ""

@@ -1,6 +1,7 @@
 """How a run is shown to users: its status as one value, the sentences about its workers, and which changes are worth an event. Pure."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -63,9 +64,17 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "seconds_left": None if left_s is None or status.state.is_final or reading.is_waiting else round(left_s, 1),
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
+        "own_code": spec.own.text,
+        "begun_unix": _begun_unix(committed),
         "reason": " ".join(part for part in (begun, early_sentence, status.reason, reading.undelivered) if part),
     }
     return status.model_copy(update=read)
+
+
+def _begun_unix(committed: Committed | None) -> float:
+    """When the first epoch began; 0 before it has ended, and where nobody recorded it."""
+    begun = committed.history[0].started_unix if committed and committed.history else 0.0
+    return 0.0 if math.isnan(begun) else begun
 
 
 def within_epoch(heartbeat: Heartbeat, spec: RunSpec, done: int) -> tuple[str, float]:

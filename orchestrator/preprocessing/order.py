@@ -30,6 +30,11 @@ def place_of(due: Due) -> str:
     return str(due.preprocessed / due.dataset)
 
 
+def entry_key(place: str) -> str:
+    """What stands among the runs of a campaign's entry in the registry while that campaign has this dataset preprocessed. Pure."""
+    return f"preprocessing of {place}"
+
+
 def submission_id(place: str, jobs: Sequence[JobRecord]) -> str:
     """The id of the next job of a dataset: the same for all who ask at the same time, so that one of them starts it. Pure."""
     return f"preprocess-{hashlib.sha256(place.encode()).hexdigest()[:12]}-r{len(jobs_of(place, jobs))}"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.queue.backfill import Front, front_of
-from orchestrator.queue.gang_fit import Capacity, Fit, NodeResources, Reservation, capacity_beside, fit, fit_in
+from orchestrator.queue.gang_fit import Capacity, Fit, NodeResources, Reservation, fit, fit_in
 from orchestrator.queue.order import Waiting, ordered
 from orchestrator.run.job_record import JobRecord
 from trainers.contract.run_spec import WorkerSpec
@@ -118,7 +118,7 @@ def _kept_back_for(run: Waiting, capacity: Capacity, now_unix: float) -> str:
     """
     if run.kept_back_unix and now_unix - run.kept_back_unix > MOST_KEPT_BACK_S:
         return ""
-    return capacity.endangered_by(run.workers)
+    return capacity.endangered_by(run.workers, run.workers.least)
 
 
 def _reservation(run: Waiting, now_unix: float) -> Reservation:
@@ -153,14 +153,16 @@ def growth(
 ) -> dict[str, int]:
     """To how many workers each elastic training may grow now. `growing`: how many it has; what one may take is not offered to the next.
 
-    While a run waits that these nodes can hold, nobody grows: what comes free is for the queue. Nobody is made smaller by this.
+    While a run waits that these nodes can hold, nobody grows: what comes free is for the queue. Nobody is made smaller by this. To grow,
+    all workers of a run start again, and Ray may lay them on GPUs of a type that are reserved and not in use yet: there must be enough of
+    these for both.
     """
     held = {r.run_key: replace(r, size=growing[r.run_key]) if r.run_key in growing else r for r in reserved}
     is_wanted = any(_can_fit(fit(run.workers, nodes)) for run in waiting)
     for key in growing:
-        own = held[key]
-        more = 0 if is_wanted else capacity_beside(own.workers, nodes, list(held.values()))
-        held[key] = replace(own, size=min(own.workers.most, own.bundles + max(0, more)))
+        if not is_wanted:
+            own = held[key]
+            held[key] = replace(own, size=Capacity.of(nodes, list(held.values())).growth(own.workers, own.bundles))
     return {key: held[key].bundles for key in growing}
 
 

@@ -151,11 +151,11 @@ class Unshown:
             return replace(self, gangs={**self.gangs, workers: self.gangs.get(workers, 0) + bundles})
         return replace(self, left=self.left.less(workers, bundles))
 
-    def is_endangered_by(self, workers: WorkerSpec) -> bool:
-        """Whether a gang that asks for another type, or for none, may come to lie where these do now."""
+    def is_endangered_by(self, workers: WorkerSpec, bundles: int) -> bool:
+        """Whether so many bundles of a gang that asks for another type, or for none, may come to lie where these do now."""
         if not self.gangs or not workers.gpus or workers.accelerator_type == self.left.scarce:
             return False
-        return self._fit_in(self.shown) and not self._fit_in(self.left.less(workers, workers.least))
+        return self._fit_in(self.shown) and not self._fit_in(self.left.less(workers, bundles))
 
     def _fit_in(self, space: Space) -> bool:
         for workers, bundles in sorted(self.gangs.items(), key=lambda item: -item[0].cpus):
@@ -207,9 +207,15 @@ class Capacity:
         unshown = {name: each.less(workers, bundles) for name, each in self.unshown.items()}
         return Capacity(self.totals, self.shown, self.free.less(workers, bundles), self.unreserved.less(workers, bundles), seen, unshown)
 
-    def endangered_by(self, workers: WorkerSpec) -> str:
-        """The type of accelerators that Ray may give the gang, though others hold them; empty: none."""
-        return next((name for name in sorted(self.unshown) if self.unshown[name].is_endangered_by(workers)), "")
+    def endangered_by(self, workers: WorkerSpec, bundles: int) -> str:
+        """The type of accelerators that Ray may give so many bundles of the gang, though others hold them; empty: none."""
+        return next((name for name in sorted(self.unshown) if self.unshown[name].is_endangered_by(workers, bundles)), "")
+
+    def growth(self, workers: WorkerSpec, has: int = 0) -> int:
+        """How many bundles a gang may have that has so many, all of which start again: as many as fit now, as far as Ray lays none of them
+        on accelerators of a type that others hold and do not use yet."""
+        most = min(workers.most, has + max(0, self.room(workers)))
+        return next((size for size in range(most, has, -1) if not self.endangered_by(workers, size)), has)
 
     def tightest(self, workers: WorkerSpec) -> Space:
         """Where less room is for the gang."""

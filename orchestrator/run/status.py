@@ -63,6 +63,10 @@ class RunStatus(BaseModel):
     """While the full validation runs."""
     full_dice: dict[str, float] = {}
     """Mean foreground Dice over whole cases per checkpoint (`best`, `final`), once validated."""
+    own_code: str = Field("", exclude_if=lambda text: not text)
+    """The user's code that it is trained by, with the SHA-256 of its files; empty where there is none, and until the run has begun."""
+    begun_unix: float = Field(0.0, exclude_if=lambda unix: not unix)
+    """When its first epoch began; 0 before it has ended."""
     run_folder: Path
     is_claimed: bool = Field(True, exclude=True)
     """False for a run whose campaign could not begin: it never took possession of the folder. Known where it is shown alone."""

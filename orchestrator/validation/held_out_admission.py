@@ -17,7 +17,7 @@ from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.follow.reserved import leave_nodes_of_others, reservations
 from orchestrator.queue.admission import decide
 from orchestrator.queue.enlarging import Enlarging
-from orchestrator.queue.gang_fit import NodeResources, Reservation, capacity_beside, describe, fit, grows
+from orchestrator.queue.gang_fit import Capacity, NodeResources, Reservation, capacity_beside, describe, fit, grows
 from orchestrator.queue.order import Waiting
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.queue.space import accelerator_types
@@ -203,5 +203,5 @@ def _share(workers: WorkerSpec, nodes: Sequence[NodeResources], held: Sequence[R
     """Of an elastic number the fewest, and more only of what nobody waits for. Pure."""
     holding = {reservation.run_key for reservation in held}
     wanted = [Reservation(run.run_key, run.workers) for run in queue if run.run_key not in holding]
-    count = max(workers.least, min(workers.most, capacity_beside(workers, nodes, [*held, *wanted])))
+    count = max(workers.least, Capacity.of(nodes, [*held, *wanted]).growth(workers))
     return WorkerSpec(count=count, gpus=workers.gpus, cpus=workers.cpus).of_type(workers.accelerator_type)

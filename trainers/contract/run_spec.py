@@ -82,6 +82,11 @@ class OwnParts(Frozen):
         }
         return {part: code for part, code in every.items() if code is not None}
 
+    @property
+    def text(self) -> str:
+        """For users: `trainer my_trainer:Mine (SHA-256 0123456789ab...)`; empty where there are none."""
+        return ", ".join(f"{part} {code.text}" for part, code in self.named.items())
+
 
 NOTHING_OWN = OwnParts()
 

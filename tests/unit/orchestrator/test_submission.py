@@ -289,7 +289,7 @@ def test_what_a_head_took_and_did_not_begin_is_shown_until_it_is_submitted_again
     assert api.snapshot().statuses == []
 
 
-@pytest.mark.parametrize("reported", ["a run", "an error", "the folder"])
+@pytest.mark.parametrize("reported", ["a run", "the folder"])
 def test_what_a_campaign_has_reported_is_no_longer_noted(place: Place, reported: str) -> None:
     submission = api.submit(place.experiment())
     notes = Home.default().submissions
@@ -298,17 +298,78 @@ def test_what_a_campaign_has_reported_is_no_longer_noted(place: Place, reported:
     api.snapshot()
     assert note.exists(), "it still begins"
     state = RunStatus(run_key=row.run_key, address=row.address, campaign="c", epochs=4, run_folder=row.spec.run_folder)
-    events = {
-        "a run": StatusChanged(status=state.model_dump(mode="json")),
-        "an error": Failed(error="ConfigError", message="no"),
-    }
-    if reported in events:
-        place.head.texts[submission.submission_id] = line_of(events[reported]) + "\n"
+    if reported == "a run":
+        place.head.texts[submission.submission_id] = line_of(StatusChanged(status=state.model_dump(mode="json"))) + "\n"
     else:
         acquire(row.spec, [])
         place.head.jobs.clear()
     api.snapshot()
     assert not note.exists()
+
+
+def refused(place: Place, submission: api.Submission, text: str = "results: they are full.") -> None:
+    place.head.texts[submission.submission_id] = line_of(Failed(error="DataError", message=text)) + "\n"
+    place.head.set_state(submission.submission_id, "FAILED")
+
+
+def test_a_run_whose_campaign_could_not_begin_is_shown_with_the_command_until_it_is_submitted_again(place: Place) -> None:
+    first = api.submit(place.experiment(), again="nnfleet submit e.yaml")
+    refused(place, first)
+    for statuses in (api.snapshot().statuses, api.snapshot().statuses, api.status(), next(api.looks()).statuses):
+        (shown,) = statuses
+        assert (shown.state, shown.campaign) == (RunState.FAILED_CONFIG, first.campaign_id)
+        assert shown.reason == (
+            f"its campaign {first.campaign_id} could not begin: results: they are full. Submit it again: nnfleet submit e.yaml"
+        )
+    again = api.submit(place.experiment())
+    assert [(run.state, run.campaign) for run in api.snapshot().statuses] == [(RunState.QUEUED, again.campaign_id)]
+    place.head.set_state(again.submission_id, "FAILED")
+    (shown,) = api.snapshot().statuses
+    assert (shown.state, shown.campaign) == (RunState.FAILED_CLUSTER, again.campaign_id), "by the last campaign alone"
+    assert shown.reason.endswith("). Submit it again.")
+    place.head.jobs.clear()
+    assert api.snapshot().statuses == [], "of a new head; it was seen"
+    assert list(Home.default().submissions.glob("*.json")) == []
+
+
+def test_a_run_that_never_began_is_gone_once_its_folder_is_submitted_for_another(place: Place) -> None:
+    """What was refused is corrected, so that the run has another key."""
+    refused(place, api.submit(place.experiment()))
+    (failed,) = api.snapshot().statuses
+    corrected = api.submit(place.experiment(epochs=5))
+    (shown,) = api.snapshot().statuses
+    assert (shown.run_folder, shown.campaign) == (failed.run_folder, corrected.campaign_id)
+    assert shown.run_key != failed.run_key
+
+
+@pytest.mark.parametrize("how", ["by name", "by campaign"])
+def test_a_stop_takes_a_run_that_never_began_off_the_list_alone_and_until_it_is_submitted_again(place: Place, how: str) -> None:
+    first = api.submit(place.experiment().model_copy(update={"folds": (0, 1)}), again="nnfleet submit e.yaml")
+    refused(place, first)
+    keys = [run.run_key for run in api.snapshot().statuses]
+    if how == "by name":
+        assert [run.run_key for run in api.stop([keys[0]])] == keys[:1]
+        (left,) = api.snapshot().statuses
+        assert (left.run_key, "nnfleet submit e.yaml" in left.reason) == (keys[1], True)
+        assert api.stop(everything=True) == [], "it has ended"
+        with pytest.raises(ConfigError, match="there is no run"):
+            api.stop([keys[0]])
+        api.stop([keys[1]])
+    else:
+        assert [run.run_key for run in api.stop(campaign=first.campaign_id)] == keys
+    assert api.snapshot().statuses == api.status() == []
+    assert place.head.stopped == []
+    again = api.submit(place.experiment())
+    refused(place, again)
+    assert [run.campaign for run in api.snapshot().statuses] == [again.campaign_id]
+
+
+def test_one_of_several_runs_that_a_head_did_not_begin_is_taken_off_the_list_alone(place: Place) -> None:
+    api.submit(place.experiment().model_copy(update={"folds": (0, 1)}))
+    place.head.jobs.clear()
+    keys = [run.run_key for run in api.snapshot().statuses]
+    api.stop([keys[0]])
+    assert [run.run_key for run in api.snapshot().statuses] == keys[1:]
 
 
 def test_a_submission_is_taken_where_it_cannot_be_noted(place: Place, caplog: pytest.LogCaptureFixture) -> None:

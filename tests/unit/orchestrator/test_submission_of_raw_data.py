@@ -1,5 +1,6 @@
 """Submitting an experiment whose data are preprocessed first: what is shown, printed and stopped before its runs have keys."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from orchestrator.campaign.events import CampaignEvent, Failed, Planned, StatusC
 from orchestrator.cli.plan import show_plan
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.awaited import plan_to_come
-from orchestrator.preprocessing.order import Progressed
+from orchestrator.preprocessing.order import Progressed, entry_key
+from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
 from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
@@ -25,8 +27,9 @@ ADDRESSES = ["17/3d_fullres/nnUNetTrainer/0", "17/3d_fullres/nnUNetTrainer/1"]
 
 
 def submitted(place: Place) -> api.Submission:
-    write_raw(place.tiny.base / "raw" / place.tiny.name)
-    (place.tiny.data_folder() / "case_0.pkl").unlink()
+    if not (raw := place.tiny.base / "raw" / place.tiny.name).exists():
+        write_raw(raw)
+    (place.tiny.data_folder() / "case_0.pkl").unlink(missing_ok=True)
     experiment = place.experiment(preprocess=True).model_copy(update={"folds": (0, 1)})
     return api.submit(experiment)
 
@@ -113,3 +116,75 @@ def test_the_runs_are_named_as_they_will_be(place: Place, monkeypatch: pytest.Mo
     awaited = plan_to_come(experiment.with_folders_resolved(), place.tiny.name, ["x"]).awaited
     assert [(run.address, RunFolder(run.run_folder)) for run in awaited] == [(spec.address, RunFolder(spec.run_folder)) for spec in specs]
     assert len({run.run_key for run in awaited}) == 8
+
+
+def at_work(place: Place) -> api.Submission:
+    """A campaign whose preprocessing is at work."""
+    submission = submitted(place)
+    prints(place, submission)
+    folder = str(place.tiny.preprocessed)
+    place.head.add(JOB, "preprocess", "RUNNING", campaign=submission.campaign_id, run_key="", dataset_folder=folder)
+    Registry.of_cluster(STORE).post(submission.campaign_id, Entry())
+    return submission
+
+
+def begins(place: Place) -> api.Submission:
+    """A campaign that was submitted a moment ago."""
+    return submitted(place)
+
+
+def begins_and_is_seen(place: Place) -> api.Submission:
+    """One that has left its entry, and not started its job yet."""
+    submission = submitted(place)
+    Registry.of_cluster(STORE).post(submission.campaign_id, Entry())
+    return submission
+
+
+def waits_for_cores(place: Place) -> api.Submission:
+    submission = submitted(place)
+    Registry.of_cluster(STORE).post(submission.campaign_id, Entry(runs=(entry_key(str(place.tiny.preprocessed)),)))
+    job = place.head.jobs[submission.submission_id]
+    place.head.jobs[submission.submission_id] = job.model_copy(update={"started_unix": 1.0})
+    return submission
+
+
+@pytest.mark.parametrize("first", [at_work, begins, begins_and_is_seen, waits_for_cores])
+def test_a_second_submission_names_the_campaign_that_preprocesses_already(
+    place: Place, first: Callable[[Place], api.Submission], capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = first(place)
+    second = submitted(place)
+    assert (earlier.plan.preprocessed_by, second.plan.preprocessed_by) == ("", earlier.campaign_id)
+    show_plan(second.plan)
+    (*_, line) = capsys.readouterr().out.splitlines()
+    assert line == (
+        f"Campaign {earlier.campaign_id} preprocesses this dataset already: that is waited for, and nothing is preprocessed twice. "
+        f"`nnfleet status` shows how far it is, `nnfleet stop --campaign {earlier.campaign_id}` ends it."
+    )
+    assert [(run.address, run.campaign) for run in api.status()] == [(address, earlier.campaign_id) for address in ADDRESSES]
+
+
+def test_a_campaign_that_has_its_runs_preprocesses_nothing_for_another(place: Place) -> None:
+    """It trains the other configuration of the same file."""
+    earlier = submitted(place)
+    Registry.of_cluster(STORE).post(earlier.campaign_id, Entry(runs=("17-0",)))
+    assert submitted(place).plan.preprocessed_by == ""
+
+
+def test_a_stop_of_runs_that_two_campaigns_await_ends_both(place: Place) -> None:
+    """Else the other one would go on with them."""
+    first = at_work(place)
+    second = submitted(place)
+    prints(place, second)
+    api.stop(["17"])
+    assert sorted(place.head.stopped) == sorted([first.submission_id, second.submission_id, JOB])
+
+
+def test_a_stop_of_one_campaign_leaves_the_other_that_preprocesses(place: Place) -> None:
+    first = at_work(place)
+    second = submitted(place)
+    prints(place, second)
+    Registry.of_cluster(STORE).post(second.campaign_id, Entry())
+    api.stop(campaign=second.campaign_id)
+    assert place.head.stopped == [second.submission_id]
+    assert {run.campaign for run in api.status()} == {first.campaign_id}

@@ -470,13 +470,31 @@ def test_folds_stand_below_their_model_and_those_that_wait_or_succeeded_are_fold
         assert nnfleet("status", *arguments)[1].count("  fold ") == 8
 
 
+def test_scripts_see_how_many_folds_of_its_model_are_in_each_state(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = folds("17/2d/t", RunState.RUNNING, RunState.FAILED_CODE, RunState.SUCCEEDED, RunState.SUCCEEDED)
+    for names, count in (((), 4), (("17/2d/t/1",), 1)):
+        found = json.loads(nnfleet("status", *names, "--json")[1])
+        assert len(found) == count
+        for run in found:
+            assert (run["model"], run["model_states"]) == ("17/2d/t", {"RUNNING": 1, "FAILED_CODE": 1, "SUCCEEDED": 2})
+
+
+def test_scripts_see_which_run_is_none_of_its_models_folds_now(nnfleet: Nnfleet, api: FakeApi) -> None:
+    old = run_status(run_key="old", state=RunState.FAILED_CODE)
+    api.runs = [old, run_status(run_key="new")]
+    found = json.loads(nnfleet("status", "--json")[1])
+    assert [run.get("older") for run in found] == ["another run has its folder now", None]
+    assert [line.split()[:2] for line in nnfleet("status")[1].splitlines()[3:5]] == [[old.address, "RUNNING"], [old.address, "(older)"]]
+
+
 def test_a_table_for_eighty_columns_fits_them(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     model = "913/2d/nnUNetTrainer@nnUNetResEncUNetMPlans"
     runs = folds(model, RunState.VALIDATING, RunState.FAILED_CLUSTER, epochs=1000, epochs_done=1000)
     console = Console(width=80, file=StringIO())
     console.print(watch_view(runs, 80))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"913/2d/nnUNetTrainer{20 * chr(32)}  1 VALIDATING    0/2 folds" in shown
+    assert f"913/2d/nnUNetTrainer{20 * chr(32)}  1 VALIDATING,   0/2 folds" in shown
+    assert "  1 FAILED  " in shown
     assert "  fold 1" in shown
     assert "1000/1000" in shown
 
@@ -523,6 +541,8 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     nnfleet("stop", "--campaign", "c1", "--now")
     nnfleet("stop", "--all")
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
+    api.runs = [run_status(state=RunState.FAILED_CONFIG, is_claimed=False)]
+    assert "never began; `nnfleet status` shows it no more" in nnfleet("stop", "17")[1]
 
 
 def test_stop_with_finish_says_what_becomes_of_each(nnfleet: Nnfleet, api: FakeApi) -> None:

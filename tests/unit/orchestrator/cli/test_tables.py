@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
@@ -12,7 +13,7 @@ from orchestrator.cli.compare import drawn
 from orchestrator.cli.diff import differences_table
 from orchestrator.cli.drill import strikes_table
 from orchestrator.cli.fitted_table import FittedTable, breaks, shared_out
-from orchestrator.cli.models import by_fold
+from orchestrator.cli.models import by_fold, models_of, older_of
 from orchestrator.cli.output import console
 from orchestrator.cli.plan import plan_table
 from orchestrator.cli.tables import result_view
@@ -20,7 +21,9 @@ from orchestrator.cli.watch import watch_table, watch_view
 from orchestrator.compare.run_differences import Difference, RunDiff
 from orchestrator.compare.text_table import TextTable
 from orchestrator.drill.order import Report, Strike
+from orchestrator.run.status import RunStatus
 from tests.unit.orchestrator.cli.screens import LONG, planned, statuses
+from trainers.contract.states import RunState
 
 MODELS = TextTable(
     ("model", "folds", "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false", "lesion sensitivity", "false lesions per case"),
@@ -89,11 +92,16 @@ STATUS_80 = """\
 FAILED_CLUSTER, 1 PAUSED, 1 STOPPED, 6 SUCCEEDED.
 
 run                                   state               epoch    EMA      left
-4/3d_fullres/nnUNetTrainerDA5         1 RUNNING       0/5 folds                -
-@nnUNetResEncUNetMPlans+lowlr+seed1
+4/3d_fullres/nnUNetTrainerDA5         1 RUNNING,      0/5 folds                -
+@nnUNetResEncUNetMPlans+lowlr+seed1   1 RECOVERING,
+                                      3 QUEUED
   fold 0                              RUNNING          120/1000  0.710  15:05:21
   fold 1                              RECOVERING       121/1000  0.710  15:05:21
-4/3d_fullres/nnUNetTrainer_250epochs  1 VALIDATING    1/5 folds
+4/3d_fullres/nnUNetTrainer_250epochs  1 VALIDATING,   1/5 folds
+                                      1 FAILED,
+                                      1 PAUSED,
+                                      1 STOPPED,
+                                      1 SUCCEEDED
   fold 0                              VALIDATING      1000/1000  0.710
   fold 2                              STOPPED          122/1000  0.710
   fold 3                              FAILED_CLUSTER   123/1000  0.710
@@ -118,6 +126,23 @@ are free.
 
 def test_the_status_of_four_models_on_eighty_columns() -> None:
     assert "\n".join([*shown(watch_view(statuses(), 80), 80), ""]) == STATUS_80
+
+
+def test_a_wide_terminal_shows_how_many_folds_are_in_each_state_in_a_line() -> None:
+    for view, width in ((watch_view(statuses(), 200), 200), (result_view(statuses(), 170), 170)):
+        text = "\n".join(shown(view, width))
+        for states in ("1 RUNNING, 1 RECOVERING, 3 QUEUED ", "1 VALIDATING, 1 FAILED, 1 PAUSED, 1 STOPPED, 1 SUCCEEDED ", "5 SUCCEEDED "):
+            assert f" {states}" in text
+
+
+def test_failures_of_all_kinds_are_counted_together_and_hidden_behind_no_other_state() -> None:
+    states = [RunState.RUNNING, RunState.FAILED_CODE, RunState.FAILED_CLUSTER, RunState.SUCCEEDED, RunState.SUCCEEDED]
+    runs = [run.model_copy(update={"state": state}) for run, state in zip(statuses(), states, strict=False)]
+    (model,) = models_of(runs)
+    assert [text for text, _ in model.state_texts] == ["1 RUNNING", "2 FAILED", "2 SUCCEEDED"]
+    assert model.states == {RunState.RUNNING: 1, RunState.FAILED_CODE: 1, RunState.FAILED_CLUSTER: 1, RunState.SUCCEEDED: 2}
+    for all_runs in (False, True):
+        assert " 2 FAILED,\n" in "\n".join(shown(watch_table(runs, 80, all_runs=all_runs), 80))
 
 
 def test_a_wide_terminal_shows_bars_and_numbers_in_the_same_order() -> None:
@@ -170,3 +195,53 @@ def test_a_pipe_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> N
         if columns:
             monkeypatch.setenv("COLUMNS", columns)
         assert console().width == width
+
+
+def coded(model: str, fold: int, state: RunState, digit: str, begun_unix: float, folder: str = "") -> RunStatus:
+    return RunStatus(
+        run_key=f"{digit}-{fold}",
+        address=f"{model}/{fold}",
+        campaign="c1",
+        state=state,
+        epochs=4,
+        epochs_done=4,
+        full_dice={"final": 0.1 * int(digit)} if state is RunState.SUCCEEDED else {},
+        own_code=f"trainer mine:Mine (SHA-256 {digit * 12}...)",
+        begun_unix=begun_unix,
+        run_folder=Path(folder or f"/r/{model}/fold_{fold}"),
+    )
+
+
+def test_runs_of_older_code_stand_beside_their_model_with_what_is_newer() -> None:
+    """Two folds of the old code that still have their folders, one whose folder a run of the new code has."""
+    old = [coded("17/2d/t", fold, RunState.SUCCEEDED, "1", 10.0 + fold) for fold in (0, 1, 2)]
+    new = [coded("17/2d/t", fold, RunState.SUCCEEDED, "2", 20.0 + fold) for fold in (2, 3, 4)]
+    lines = shown(watch_view([*old, *new], 120), 120)
+    rows = {line.split("  ")[0]: line.split() for line in lines if line.startswith("17/2d/t")}
+    assert [name for name in rows if ":" not in name] == ["17/2d/t", "17/2d/t (older)", "17/2d/t/2 (older)"]
+    assert "3/3" in rows["17/2d/t"]
+    assert "2/2" in rows["17/2d/t (older)"]
+    code = "trainer mine:Mine (SHA-256 111111111111...), now trainer mine:Mine (SHA-256 222222222222...)."
+    text = " ".join(lines)
+    assert f"17/2d/t (older): trained by older code: {code}" in text
+    assert f"17/2d/t/2 (older): another run has its folder now; it was trained by older code: {code}" in text
+    results = [line.split() for line in shown(result_view([*old, *new], 120), 120)]
+    assert [(row[0], row[1] == "(older)", row[-3]) for row in results[1:]] == [
+        ("17/2d/t", False, "~0.200"),
+        ("17/2d/t", True, "~0.100"),
+        ("17/2d/t/2", True, "0.100"),
+    ]
+
+
+def test_an_older_run_that_still_trains_and_one_that_waits_for_the_new_code() -> None:
+    """What was begun last counts, and what has not begun by since when it waits."""
+    trains, waits = coded("17/2d/t", 0, RunState.RUNNING, "1", 10.0), coded("17/2d/t", 1, RunState.QUEUED, "2", 0.0)
+    assert list(older_of([trains, waits.model_copy(update={"since_unix": 30.0})])) == [trains.run_key]
+    assert older_of([trains.model_copy(update={"own_code": ""}), waits]) == {}, "of an earlier version, or not begun"
+
+
+@pytest.mark.parametrize("more", [{"run_key": "unplanned-0"}, {"is_claimed": False}])
+def test_a_run_without_a_key_yet_and_one_that_never_began_own_no_folder(more: dict[str, object]) -> None:
+    first = coded("17/2d/t", 0, RunState.SUCCEEDED, "1", 10.0)
+    second = first.model_copy(update={"run_key": "new", "own_code": "", **more})
+    assert older_of([first, second]) == older_of([second, first]) == {}

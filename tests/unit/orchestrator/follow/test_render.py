@@ -1,9 +1,11 @@
 from pathlib import Path
 
 from orchestrator.campaign.events import CampaignLog, StatusChanged
-from orchestrator.follow.render import changes
+from orchestrator.follow.render import Reading, changes, with_reading
 from orchestrator.run.events import line_of
 from orchestrator.run.status import RunStatus
+from tests.fake_run import FakeRun
+from trainers.contract.run_spec import OwnCode, OwnParts
 
 
 def test_whoever_reads_the_changes_has_the_status_also_where_a_text_is_empty_again() -> None:
@@ -17,3 +19,14 @@ def test_whoever_reads_the_changes_has_the_status_also_where_a_text_is_empty_aga
         assert log.update(text).statuses == {"k": status}
         before = status
     assert changes(fine, fine) == {"run_key": "k"}
+
+
+def test_a_status_has_the_users_code_and_when_the_first_epoch_began(tmp_path: Path) -> None:
+    own = OwnParts(trainer=OwnCode(name="mine:Mine", sha256="1" * 64))
+    run = FakeRun(tmp_path, own=own)
+    before = RunStatus(run_key="k", address="1/2d/t/0", campaign="c", epochs=4, run_folder=Path("/r"))
+    waits = with_reading(before, run.spec, Reading())
+    assert (waits.own_code, waits.begun_unix) == ("trainer mine:Mine (SHA-256 111111111111...)", 0.0)
+    run.epoch()
+    assert with_reading(before, run.spec, Reading(run.epoch())).begun_unix == 1.7e9
+    assert not {"own_code", "begun_unix"} & before.model_dump().keys()

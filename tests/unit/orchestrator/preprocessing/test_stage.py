@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import ClusterError
 from orchestrator.preprocessing import whole_cases
 from orchestrator.preprocessing.due import WHOLE, Due
-from orchestrator.preprocessing.nnunet import _stage
+from orchestrator.preprocessing.nnunet import WORKPLACE, _stage, preprocess
+from orchestrator.preprocessing.order import Order
 from orchestrator.preprocessing.whole_cases import WholeCases, put_whole
+from orchestrator.queue.file_lock import locked
 
 
 @pytest.mark.parametrize("dataset", ["Dataset004_A", "Dataset004_[A]"])
@@ -112,3 +115,23 @@ def test_cases_that_left_the_raw_dataset_do_not_come_into_the_preprocessed_one(t
     released = cases.release(["a"])
     assert list(released.parent.iterdir()) == [released]
     assert {path.name for path in released.iterdir()} == {f"a{ending}" for ending in WHOLE}
+
+
+def test_a_second_job_of_a_dataset_ends_before_it_touches_anything(tmp_path: Path) -> None:
+    """Whatever brought it about: jobs of another cluster, another name of the same folder."""
+    due = Due(dataset="Dataset004_A", raw=tmp_path / "raw", preprocessed=tmp_path / "preprocessed", parts=())
+    workplace = due.preprocessed / WORKPLACE
+    at_work = workplace / "Dataset004_A-stage" / "made-01234567" / "case.b2nd"
+    at_work.parent.mkdir(parents=True)
+    at_work.write_text("half")
+    (tmp_path / "link").symlink_to(due.preprocessed)
+    linked = due.model_copy(update={"preprocessed": tmp_path / "link"})
+    with locked(workplace / "Dataset004_A.lock", "preprocessing", 0):
+        before = sorted(due.preprocessed.rglob("*"))
+        for other in (due, linked):
+            with pytest.raises(
+                ClusterError, match=r"another job is at work on Dataset004_A: .*process \d+ on .*\. Wait until that one has"
+            ):
+                preprocess(Order(due=other, processes=1), lambda progress: None)
+        assert sorted(due.preprocessed.rglob("*")) == before
+    assert at_work.read_text() == "half"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.queue.admission import MOST_KEPT_BACK_S, decide
+from orchestrator.queue.admission import MOST_KEPT_BACK_S, decide, growth
 from orchestrator.queue.demand import bundles_wanted
 from orchestrator.queue.forecast import expected_starts
 from orchestrator.queue.gang_fit import NodeResources, Reservation, describe, fit
@@ -160,6 +160,33 @@ def test_a_kind_keeps_runs_on_any_gpu_back_for_minutes_and_never_those_that_hold
         waits("typed", A100, 1).model_copy(update={"is_resuming": True}),
     ]
     assert started(resuming, idle, [typed, Reservation("any", ANY)])[:1] == ("any",), "they would wait for each other"
+
+
+ELASTIC = WorkerSpec(min=1, max=4, gpus=1, cpus=4)
+
+
+def grown(nodes: list[NodeResources], *others: Reservation, has: int = 1, workers: WorkerSpec = ELASTIC) -> int:
+    """To how many workers an elastic run may grow that has so many, beside others."""
+    return growth({"e": has}, [], nodes, [Reservation("e", workers, is_placed=True, size=has), *others])["e"]
+
+
+def test_an_elastic_run_on_any_gpu_grows_onto_no_gpu_of_a_kind_that_is_reserved_and_not_in_use_yet() -> None:
+    """Its workers all start again as it grows, and only Ray chooses where."""
+    nodes = [node("a", "A100"), node("t", "T4", gpus=2, free=1)]
+    assert grown(nodes) == 3
+    assert grown(nodes, Reservation("typed", A100)) == 1, "it has just started"
+    assert grown(nodes, Reservation("typed", A100, is_placed=True)) == 1, "between its training and its validation"
+    in_use = [node("a", "A100", free=0), nodes[1]]
+    assert grown(in_use, Reservation("typed", A100, is_placed=True)) == grown(in_use, Reservation("typed", A100)) == 2
+
+
+def test_an_elastic_run_grows_where_a_kind_is_left_for_all() -> None:
+    few = [node("a", "A100", gpus=3), node("t", "T4", gpus=2, free=1)]
+    assert grown(few, Reservation("typed", A100)) == 2, "wherever its two workers lie"
+    assert grown([node("a", "A100", gpus=5), few[1]], Reservation("typed", A100)) == 4
+    typed = ELASTIC.model_copy(update={"accelerator_type": "T4"})
+    assert grown(few, Reservation("typed", A100), workers=typed) == 2, "of another kind it takes none of these"
+    assert grown([node("a", gpus=3, free=2)], Reservation("other", ANY)) == 2, "where the cluster has one kind"
 
 
 def test_the_autoscaler_is_asked_for_the_kind() -> None:

@@ -218,6 +218,17 @@ def test_what_a_test_set_holds_others_do_not_take(cluster: Cluster, tmp_path: Pa
     assert queue_of(cluster.jobs, cluster.registry).reserved == []
 
 
+def test_a_test_set_on_any_gpu_takes_more_workers_only_where_a_reserved_kind_is_left(cluster: Cluster, tmp_path: Path) -> None:
+    """Only Ray chooses where they lie: a campaign holds A100 GPUs that are not in use yet."""
+    kinds = {"a": ("accelerator_type:A100", 4.0), "t": ("accelerator_type:T4", 2.0)}
+    cluster.nodes = [NodeResources(name, total := {"CPU": 32.0, "GPU": gpus, kind: 1.0}, total) for name, (kind, gpus) in kinds.items()]
+    several = WorkerSpec(min=1, max=6, gpus=1, cpus=4)
+    for reserved, count in ((ONE_GPU, 5), (ONE_GPU.of_type("A100"), 3), (ONE_GPU.of_type("T4"), 1)):
+        cluster.campaign(holds=reserved)
+        with admitted(cluster.place(), tmp_path, several, cluster.waits.append) as found:
+            assert found == ONE_GPU.model_copy(update={"count": count})
+
+
 def test_two_jobs_never_predict_into_one_folder(cluster: Cluster, tmp_path: Path) -> None:
     """Not by another path either; once the first has ended or died, the next one goes on."""
     output, link = tmp_path / "output", tmp_path / "link"

@@ -1,0 +1,51 @@
+"""Folds of one model that were trained by older code of the user's: which these are, and what `compare` does with them."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.compare.choice import compared
+from orchestrator.compare.older import Coded, older_code
+from tests.validated_model import validated_model
+from trainers.contract.commits import commit_files
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import OwnCode, OwnParts
+from trainers.storage.files import read_json, write_json_atomic
+
+FOLDS = [[f"case_{fold}{number}" for number in range(6)] for fold in range(3)]
+OLD, NEW = (OwnParts(trainer=OwnCode(name="mine:Mine", sha256=digit * 64)) for digit in "12")
+
+
+def test_the_newest_code_is_that_of_the_fold_that_began_last() -> None:
+    assert older_code([Coded("a", 5.0), Coded("b", 9.0), Coded("a", 7.0), Coded("b", 1.0)]) == ["a, now b", "", "a, now b", ""]
+    assert older_code([Coded("a", 5.0), Coded("a", 9.0)]) == ["", ""]
+
+
+@pytest.mark.parametrize("unknown", [Coded("", 3.0), Coded("a", 0.0)])
+def test_a_fold_of_which_code_or_begin_is_not_known_is_not_judged(unknown: Coded) -> None:
+    assert older_code([Coded("b", 9.0), unknown]) == ["", ""]
+
+
+def trained_by(folder: RunFolder, own: OwnParts, begun_unix: float) -> None:
+    write_json_atomic(folder.spec_file, {**read_json(folder.spec_file, "run"), "own": own.model_dump(mode="json")})
+    for file in commit_files(folder):
+        committed = read_json(file, "commit")
+        committed["history"][0]["started_unix"] = begun_unix
+        write_json_atomic(file, committed)
+
+
+def test_folds_of_older_code_are_left_out_with_both_digests(tmp_path: Path) -> None:
+    folders = validated_model(tmp_path, lambda case, name: 0.7, FOLDS)
+    for folder, own, begun_unix in zip(folders, (OLD, NEW, NEW), (30.0, 40.0, 20.0), strict=True):
+        trained_by(folder, own, begun_unix)
+    for names in ((), ("901/3d_fullres/nnUNetTrainer",)):
+        found = compared(tmp_path / "results", names, "final")
+        (model,) = found.answer.models
+        assert [fold.spec.fold for fold in model.folds] == [1, 2]
+        assert found.left == (
+            "901/3d_fullres/nnUNetTrainer/0 (901-0): trained by older code: trainer mine:Mine (SHA-256 111111111111...), now trainer "
+            "mine:Mine (SHA-256 222222222222...).",
+        )
+    (alone,) = compared(tmp_path / "results", ("901-0",), "final").answer.models
+    assert [fold.spec.fold for fold in alone.folds] == [0], "named, there is no newer one beside it"
+    assert len(compared(tmp_path / "results", (), "final", is_forced=True).answer.models[0].folds) == 3
