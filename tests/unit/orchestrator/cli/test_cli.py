@@ -156,6 +156,7 @@ class FakeApi:
         self.is_stored = True
         self.again = ""
         self.machine = {"CPU": 64.0, "GPU": 4.0}
+        self.is_here = True
 
     def fail_with(self, fault: Exception) -> None:
         self.fault = fault
@@ -239,7 +240,7 @@ class FakeApi:
         return self.runs
 
     def is_local(self) -> bool:
-        return True
+        return self.is_here
 
     def tracking_outage(self, cluster: str | None = None) -> str:
         return self.outage
@@ -1176,6 +1177,20 @@ def test_ui_of_another_cluster_starts_nothing_here(nnfleet: Nnfleet, api: FakeAp
     assert "http://head:8265" in out
     assert "no run of this cluster has a page" in out
     assert [what[0] for what in api.asked] == ["snapshot"]
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_ui_means_the_cluster_that_rays_variables_name(
+    variable: str, nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://head:8265")
+    api.is_here = False
+    code, out, _ = nnfleet("ui")
+    assert code == 0
+    assert "http://head:8265  (asks for its token)" in out
+    assert [what[:2] for what in api.asked] == [("snapshot", None)]
 
 
 def test_schema_is_json(nnfleet: Nnfleet) -> None:
