@@ -350,9 +350,7 @@ class Experiment(Schedule):
             return self.loader
         if self.loader.placement == "cluster":
             return self.loader.model_copy(update={"actors": min(self.loader.actors, self.loader.most or self.loader.actors)})
-        most = self.loader.most or max(1, self.workers.cpus - 1)
-        actors = max(1, min(self.loader.actors, self.workers.cpus - 2, most))
-        return self.loader.model_copy(update={"actors": actors, "most": most if most > actors else None})
+        return self.loader.within(self.workers.cpus)
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
         """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""
