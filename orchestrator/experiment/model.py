@@ -373,6 +373,15 @@ class Experiment(Schedule):
         paths = {key: value for key, value in named.items() if value and not (key == "pretrained_weights" and names_run(value))}
         return self.model_copy(update={key: expanded(Path(value)) for key, value in paths.items()})
 
+    def refuse_relative_paths(self) -> None:
+        """Raise ConfigError for paths that begin nowhere on another machine; `~` is the home there. A file's own begin in its folder."""
+        named = {key: value for key in PATHS if (value := getattr(self, key)) is not None}
+        named = {key: value for key, value in named.items() if not (key == "pretrained_weights" and names_run(value))}
+        relative = [f"{key}: {value}" for key, value in named.items() if not value.is_absolute() and not str(value).startswith("~")]
+        if relative:
+            start = "starts" if len(relative) == 1 else "start"
+            raise ConfigError(f"{', '.join(relative)} {start} at no folder of the cluster. Write whole paths, as its nodes see them.")
+
     def to_yaml(self) -> str:
         """YAML that loads as this same experiment, on any machine; defaults are left out."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
