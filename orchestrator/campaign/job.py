@@ -112,7 +112,7 @@ def _run(campaign: str, options: argparse.Namespace, notice: NoticeOfFailure) ->
 def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, plan_only: bool, replaces: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
 
-    experiment = load_experiment(experiment_file)
+    experiment = load_experiment(experiment_file, is_sent=True)
     if not plan_only:
         notice.ask([experiment.notify], pseudonyms=experiment.pseudonyms)
     if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows

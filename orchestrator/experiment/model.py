@@ -36,7 +36,7 @@ from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, w
 from orchestrator.experiment.own_trainers import fault_beside
 from orchestrator.experiment.preprocess import PreprocessField, fault_of_preprocess, with_plans_of_planner
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
-from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
+from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml, refuse_empty
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.architecture import MAX_SIZE
@@ -387,12 +387,18 @@ class Experiment(Schedule):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
-def load_experiment(path: Path | str) -> Experiment:
-    """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has."""
+def load_experiment(path: Path | str, *, is_sent: bool = False) -> Experiment:
+    """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has.
+
+    `is_sent`: by a submission, not written by a user, whose empty lists are refused as they would be a surprise.
+    """
     path = Path(path)
     content, root = read_yaml(path)
     beside = with_code_beside(path.parent, _with_table_beside(path, content))
-    return _checked(beside, str(path), root).model_copy(update=_from_file(path, content))
+    experiment = _checked(beside, str(path), root).model_copy(update=_from_file(path, content))
+    if not is_sent:
+        refuse_empty(content, str(path), root)
+    return experiment
 
 
 def parse_experiment(text: str, source: str = "experiment") -> Experiment:
@@ -406,7 +412,9 @@ def experiment_from(source: "Experiment | Mapping[str, Any] | str | os.PathLike[
     if isinstance(source, Experiment):
         return source
     if isinstance(source, Mapping):
-        return _checked(dict(source), "experiment", None)
+        experiment = _checked(dict(source), "experiment", None)
+        refuse_empty(dict(source), "experiment")
+        return experiment
     return load_experiment(Path(source))
 
 
