@@ -31,7 +31,7 @@ from orchestrator.cli.train import OPTIONS, fitted
 from orchestrator.cli.watch import done_fraction, watch_view
 from orchestrator.cli.worker_options import in_words_of_the_command_line, worker_options
 from orchestrator.dataset.model_folder import CURES
-from orchestrator.demo import DemoPaths
+from orchestrator.demo import DATASET, DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
@@ -1267,6 +1267,29 @@ def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
     assert demo_folder_name(20, 2.0, 3) == "demo-cases20-spacing2-epochs3"
     assert demo_folder_name(20, 3.0, None, to_compare=True) == "demo-compare"
     assert demo_folder_name(10, 3.0, None, to_compare=True) == "demo-compare-cases10"
+
+
+@pytest.mark.parametrize(
+    "name", ["experiment.yaml", "compare.html", "preprocess.log", f"nnUNet_raw/{DATASET}", f"nnUNet_preprocessed/{DATASET}"]
+)
+def test_the_demo_touches_nothing_in_a_folder_of_the_users(
+    name: str, nnfleet: Nnfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in ("_write_raw", "_preprocess"):
+        monkeypatch.setattr(f"orchestrator.demo.{step}", lambda *_: None)
+    place = tmp_path / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.suffix:
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = nnfleet("demo", "--data-only", "--folder", str(tmp_path))
+    assert code == ConfigError.exit_code
+    assert f"{place} is there, and no demo has made it. Name an empty folder: --folder" in " ".join(err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not place.is_file() or place.read_text() == "mine"
 
 
 def test_the_demo_prints_the_line_that_a_shell_needs(tmp_path: Path) -> None:
