@@ -604,9 +604,12 @@ def _check_here(experiment: "Experiment", cluster: str | None) -> None:
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":
-    """The experiment as the cluster gets it: on this machine with this shell's folders and the local MLflow server filled in."""
+    """The experiment as the cluster gets it: on this machine with this shell's folders and the local MLflow server filled in, and relative
+    paths beginning in the current directory. Raises ConfigError for those where another cluster is meant.
+    """
     experiment = experiment if experiment.user else experiment.model_copy(update={"user": login_name()})
     if local is None:
+        experiment.refuse_relative_paths()
         return experiment
     resolved = experiment.with_folders_resolved(required=False)
     if resolved.tracking.uri:

@@ -22,6 +22,7 @@ from pathlib import Path
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
 from orchestrator.campaign.loop import Campaign
+from orchestrator.campaign.notices import NoticeOfFailure
 from orchestrator.campaign.planning import plan_beside, queue_of, refuse_all, refuse_never, replacements
 from orchestrator.campaign.preprocessing import Stage, preprocess_first
 from orchestrator.campaign.resuming import chosen, plan_of_resume
@@ -77,29 +78,42 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     campaign = options.campaign or uuid.uuid4().hex[:8]
+    notice = NoticeOfFailure(campaign)
     try:
-        if options.validate is not None:
-            return _validate(campaign, options.validate, options.run_key, npz=options.npz, best=options.best)
-        if options.resume is not None:
-            place = Path(options.resume) if options.resume else None
-            how = {"only_failed": options.only_failed, "is_filter": options.filter}
-            return resume(campaign, place, options.only, options.tracking_uri, **how)
-        if options.experiment is None:
-            raise ConfigError("campaign: name an experiment file.")
-        return _train(campaign, options.experiment, plan_only=options.plan_only, replaces=options.replace)
+        return _run(campaign, options, notice)
     except NnfleetError as err:
-        emit(Failed(error=type(err).__name__, message=masked(str(err))))
-        return err.exit_code
+        return _failed(type(err).__name__, str(err), err.exit_code, notice)
     except Exception as err:
         traceback.print_exc()
-        emit(Failed(error="NnfleetError", message=masked(f"campaign: {type(err).__name__}: {err}. See its log.")))
-        return 1
+        return _failed("NnfleetError", f"campaign: {type(err).__name__}: {err}. See its log.", 1, notice)
 
 
-def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: bool) -> int:
+def _failed(error: str, text: str, exit_code: int, notice: NoticeOfFailure) -> int:
+    """Report it to whoever waits, then to people."""
+    message = masked(text)
+    emit(Failed(error=error, message=message))
+    notice.send(message)
+    return exit_code
+
+
+def _run(campaign: str, options: argparse.Namespace, notice: NoticeOfFailure) -> int:
+    if options.validate is not None:
+        return _validate(campaign, options.validate, options.run_key, notice, npz=options.npz, best=options.best)
+    if options.resume is not None:
+        place = Path(options.resume) if options.resume else None
+        how = {"only_failed": options.only_failed, "is_filter": options.filter}
+        return resume(campaign, place, options.only, options.tracking_uri, notice, **how)
+    if options.experiment is None:
+        raise ConfigError("campaign: name an experiment file.")
+    return _train(campaign, options.experiment, notice, plan_only=options.plan_only, replaces=options.replace)
+
+
+def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, plan_only: bool, replaces: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
 
-    experiment = load_experiment(experiment_file)
+    experiment = load_experiment(experiment_file, is_sent=True)
+    if not plan_only:
+        notice.ask([experiment.notify], pseudonyms=experiment.pseudonyms)
     if not experiment.tracking.uri:  # of a remote cluster: the server that its head node knows
         uri = check_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", ""), "MLFLOW_TRACKING_URI")
         tracking = experiment.tracking.model_copy(update={"uri": uri})
@@ -123,7 +137,7 @@ def _train(campaign: str, experiment_file: Path, *, plan_only: bool, replaces: b
     if not plan_only:
         refuse_never(report)
         try_ahead(specs)
-    runner = None if plan_only else _opened(campaign, cluster, specs, replaces=replaces)
+    runner = None if plan_only else _opened(campaign, cluster, specs, notice, replaces=replaces)
     emit(Planned(plan=report))
     return runner.run() if runner is not None else 0
 
@@ -138,7 +152,14 @@ def _preprocess(campaign: str, experiment: Experiment, cluster: ClusterJobs, reg
 
 
 def resume(
-    campaign: str, results: Path | None, names: Sequence[str], tracking_uri: str, *, only_failed: bool = False, is_filter: bool = False
+    campaign: str,
+    results: Path | None,
+    names: Sequence[str],
+    tracking_uri: str,
+    notice: NoticeOfFailure,
+    *,
+    only_failed: bool = False,
+    is_filter: bool = False,
 ) -> int:
     """Continue the unfinished runs below a results folder, or the named ones, or of these what failed. A run that cannot go on is left,
     with the reason; when it was named, not only meant by a campaign (`is_filter`), that is an error.
@@ -154,7 +175,7 @@ def resume(
     queue = queue_of(cluster.records(), registry)
     report = plan_of_resume(sound_runs, [*choice.left, *faults], cluster_nodes(), queue, address, raises=raises)
     specs = [row.spec for row in report.rows]
-    runner = _opened(campaign, cluster, specs, is_quiet=True) if specs else None
+    runner = _opened(campaign, cluster, specs, notice, is_quiet=True) if specs else None
     for spec in specs if raises else ():  # a person named it
         overrule(spec)
     emit(Planned(plan=report))
@@ -169,20 +190,21 @@ def _report_waiting(text: str) -> None:
     emit(Waiting(message=text))
 
 
-def _validate(campaign: str, run_folder: Path, run_key: str, *, npz: bool, best: bool) -> int:
+def _validate(campaign: str, run_folder: Path, run_key: str, notice: NoticeOfFailure, *, npz: bool, best: bool) -> int:
     from orchestrator.cluster.jobs import Jobs
 
     cluster = Jobs.inside_job()
     spec = checked(RunFolder(run_folder), run_key, cluster.records(), best=best)
     if npz:
         spec = spec.model_copy(update={"validation": spec.validation.model_copy(update={"npz": True})})
-    return _opened(campaign, cluster, [spec], only_validate=True).run()
+    return _opened(campaign, cluster, [spec], notice, only_validate=True).run()
 
 
 def _opened(
     campaign: str,
     cluster: ClusterJobs,
     specs: Sequence[RunSpec],
+    notice: NoticeOfFailure,
     *,
     only_validate: bool = False,
     is_quiet: bool = False,
@@ -193,6 +215,7 @@ def _opened(
     """
     from orchestrator.tracking.client import Tracker
 
+    notice.ask([spec.notify for spec in specs], pseudonyms=any(spec.pseudonyms for spec in specs))
     if not is_quiet:
         refuse_orphan_workers(specs, cluster.records, Clock(), _report_waiting)
     uri = specs[0].tracking_uri
@@ -200,6 +223,7 @@ def _opened(
     tracker = Tracker(uri) if uri else None
     runner = Campaign(campaign, cluster, cluster_nodes, registry, emit, tracker, ask_for_nodes=ask_for_nodes)
     runner.open(specs, only_validate=only_validate, replaces=replaces)
+    notice.withdraw()
     with runner.interruptible():
         if tracker is not None:
             end_orphans(tracker, cluster.records, registry)

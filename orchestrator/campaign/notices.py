@@ -1,7 +1,7 @@
 """Messages to people about the runs of a campaign, by the services that `apprise` knows: mail, chats, webhooks.
 
 The addresses hold secrets, so they stand in the environment of the cluster's head and nowhere else: no message, log or error shows one.
-A message that cannot be sent delays nothing and is tried again a few times.
+A message that cannot be sent delays no run and is tried again a few times.
 """
 
 import importlib.util
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRIES_S = (5.0, 30.0, 120.0)
 """Seconds before each further try of a message."""
-PATIENCE_S = 60.0
-"""How long the end of a campaign waits for its last messages."""
+PATIENCE_S = 240.0
+"""How long the end of a campaign waits for its last messages, whatever is queued: one with all its tries, and some time to send it."""
 LONGEST_LIST = 20
 """Runs that a message names; of more only the number."""
 Send = Callable[[Sequence[str], str, str], bool]
@@ -42,6 +42,8 @@ class Notices:
         """Variables with the addresses of those who asked for a summary, once a run of theirs has ended."""
         self._unsent: dict[str, list[FollowedRun]] = {}
         self._messages: queue.Queue[tuple[str, str, str]] = queue.Queue()
+        self._unfinished: list[tuple[str, str]] = []
+        """(variable, title) of each message that is queued or being tried."""
         self._failed: queue.Queue[str] = queue.Queue()
         self._thread: threading.Thread | None = None
 
@@ -77,10 +79,22 @@ class Notices:
         """Every run has ended: the summary, to those who asked for it, unless nothing ended under this campaign; waits a little."""
         for name in sorted(self._to_the_end):
             self._post(name, f"campaign {self._campaign} has ended: {counts(runs)}", body_of(runs))
+        self._wait()
+
+    def fail(self, names: Collection[str], reason: str) -> None:
+        """The campaign ends before it owns a run: a message to these lists of addresses; waits a little."""
+        for name in sorted(names):
+            self._post(name, f"campaign {self._campaign} failed before its runs began", reason)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until all messages are sent, or for so long; warns of each that was not."""
         ends_s = time.monotonic() + PATIENCE_S
-        while self._messages.unfinished_tasks and time.monotonic() < ends_s:
+        while self._unfinished and time.monotonic() < ends_s:
             time.sleep(0.05)
         self.send()
+        for name, title in list(self._unfinished):
+            self._warn(f"notify: a message was not sent to {name} before the campaign's job ended: {title}")
 
     def _addresses(self, name: str) -> list[str]:
         return self._env.get(name, "").split()
@@ -88,6 +102,7 @@ class Notices:
     def _post(self, name: str, title: str, body: str) -> None:
         if not self._addresses(name):
             return
+        self._unfinished.append((name, title))
         self._messages.put((name, title, body))
         if self._thread is None:
             self._thread = threading.Thread(target=self._deliver, name="notices", daemon=True)
@@ -100,7 +115,7 @@ class Notices:
                 if not self._is_taken(name, title, body):
                     self._failed.put(f"notify: a message could not be sent to all addresses of {name}: {title}")
             finally:
-                self._messages.task_done()
+                self._unfinished.remove((name, title))
 
     def _is_taken(self, name: str, title: str, body: str) -> bool:
         for wait_s in (0.0, *RETRIES_S):
@@ -111,6 +126,30 @@ class Notices:
             except Exception as err:  # a service's library; its text may hold the address
                 log.warning("notify: %s: a message was not sent (%s)", name, type(err).__name__)
         return False
+
+
+class NoticeOfFailure:
+    """Who hears of a campaign that fails before it owns its runs: until then it has none that a message could be about."""
+
+    def __init__(self, campaign: str) -> None:
+        self._campaign = campaign
+        self._names: set[str] = set()
+        self._shows_reason = True
+
+    def ask(self, asked: Collection[Notify | None], *, pseudonyms: bool) -> None:
+        """From now on a failure is a message to those who asked for failures or for the end. `pseudonyms`: without its reason."""
+        self._names = {notify.to for notify in asked if notify is not None and not {"failed", "ended"}.isdisjoint(notify.when)}
+        self._shows_reason = not pseudonyms
+
+    def withdraw(self) -> None:
+        """The campaign owns its runs: the messages are theirs."""
+        self._names = set()
+
+    def send(self, reason: str) -> None:
+        """Send it, if anybody asked; waits a little. `reason`: without secrets."""
+        if self._names:
+            hidden = f"The reason may name cases; it is in the log of the job campaign-{self._campaign}."
+            Notices(self._campaign, log.warning).fail(self._names, reason if self._shows_reason else hidden)
 
 
 def wants(notify: Notify, state: RunState) -> bool:

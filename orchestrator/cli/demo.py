@@ -37,17 +37,18 @@ def demo(
 ) -> None:
     """Make a brain dataset, train two nnU-Nets with two workers each, validate them fully, and show which one is better."""
     from orchestrator.cluster.home import Home
-    from orchestrator.demo import COMPARISON_FILE, EXPERIMENT_FILE, build_demo_dataset, write_demo_experiment
+    from orchestrator.demo import COMPARISON_FILE, EXPERIMENT_FILE, build_demo_dataset, demo_folder, write_demo_experiment
 
     cases = cases or (CASES_TO_COMPARE if to_compare else CASES)
-    with _progress() as report:
-        base = folder or Home.default().root / demo_folder_name(cases, spacing_mm, epochs, to_compare=to_compare)
-        paths = build_demo_dataset(base, cases=cases, spacing_mm=spacing_mm, on_progress=report)
-    shipped = COMPARISON_FILE if to_compare else EXPERIMENT_FILE
-    file = write_demo_experiment(paths, shipped, **({} if epochs is None else {"epochs": epochs}))
-    note(f"Dataset: {paths.preprocessed}   Experiment: {file}")
-    if not data_only:
-        _train(file, paths)
+    base = folder or Home.default().root / demo_folder_name(cases, spacing_mm, epochs, to_compare=to_compare)
+    with demo_folder(base) as paths:
+        with _progress() as report:
+            build_demo_dataset(paths, cases=cases, spacing_mm=spacing_mm, on_progress=report)
+        shipped = COMPARISON_FILE if to_compare else EXPERIMENT_FILE
+        file = write_demo_experiment(paths, shipped, **({} if epochs is None else {"epochs": epochs}))
+        note(f"Dataset: {paths.preprocessed}   Experiment: {file}")
+        if not data_only:
+            _train(file, paths)
 
 
 def demo_folder_name(cases: int, spacing_mm: float, epochs: int | None, *, to_compare: bool = False) -> str:

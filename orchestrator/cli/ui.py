@@ -20,22 +20,23 @@ def ui(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the MLflow page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a link into MLflow for each question, and that of the Ray dashboard. With no cluster named: of the local one, starting it
-    if need be.
+    """Print a link into MLflow for each question, and that of the Ray dashboard. With no cluster named, here or by Ray's own variables:
+    of the local one, starting it if need be.
     """
     from orchestrator import api
+    from orchestrator.cluster.discovery import named_by_environment
 
-    services = None if cluster else api.up()
+    services = api.up() if cluster is None and api.is_local() else None
     seen = api.snapshot(services.ray_address if services else cluster)
     links = links_of([*seen.statuses, *seen.stored], run, services.mlflow_uri if services else "")
-    links["dashboard"] = services.ray_address if services else cluster
+    links["dashboard"] = services.ray_address if services else cluster or named_by_environment()
     if as_json:
         print_json(links)
     else:
         token = f"the token in {services.token_file}" if services else "its token"
         for line in lines_of(links, token):
             say(line)
-        if cluster and links["mlflow"]:
+        if services is None and links["mlflow"]:
             say("MLflow's address is the one that the cluster's head knows; from elsewhere it may need a tunnel.")
     if open_browser and (wanted := [*([links["run"]] if "run" in links else []), *links["mlflow"]]):
         import webbrowser

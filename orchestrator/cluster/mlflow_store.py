@@ -22,6 +22,8 @@ from trainers.storage.files import write_atomic
 log = logging.getLogger(__name__)
 
 _REVISION, _BEFORE = r"^revision = ['\"](\w+)['\"]", r"^down_revision = ['\"](\w+)['\"]"
+UPGRADE_S = 1800.0
+"""Longest upgrade of a database: `up` holds the home's lock meanwhile."""
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?")
 
@@ -111,13 +113,12 @@ def upgrade_database(home: Home, environment: Mapping[str, str]) -> Path | None:
         return None
     kept = _unused(home.mlflow_db.with_name(f"{home.mlflow_db.name}.before-{version('mlflow')}"))
     new = home.mlflow_db.with_name(f"{home.mlflow_db.name}.upgrading")
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{new}"]
     try:
         if found not in known:
             raise OSError(f"its schema {found} is not known to it")
         new.unlink(missing_ok=True)
         _copy(home.mlflow_db, new)
-        subprocess.run(command, env=dict(environment), check=True, capture_output=True, text=True)
+        _upgrade(new, environment)
         _copy(home.mlflow_db, kept)
         os.replace(new, home.mlflow_db)
     except (OSError, sqlite3.Error, subprocess.CalledProcessError) as err:
@@ -130,6 +131,15 @@ def upgrade_database(home: Home, environment: Mapping[str, str]) -> Path | None:
         ) from err
     log.warning("MLflow's database was made by an older version and has been upgraded; as it was, it is kept in %s", kept)
     return kept
+
+
+def _upgrade(database: Path, environment: Mapping[str, str]) -> None:
+    """Raises CalledProcessError where MLflow refuses it, OSError where it does not end."""
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{database}"]
+    try:
+        subprocess.run(command, env=dict(environment), check=True, capture_output=True, text=True, timeout=UPGRADE_S)
+    except subprocess.TimeoutExpired as err:
+        raise OSError(f"it took more than {UPGRADE_S:g} s") from err
 
 
 def known_schemas() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The demo: a real nnU-Net dataset made of real anatomy, without a download, and the experiment that trains on it.
 
-`build_demo_dataset` is idempotent: a stamp, written last, names the parameters that the folder was built with.
+`build_demo_dataset` is idempotent: a stamp, written last, names the parameters that the folder was built with. A mark, written first,
+makes a folder the demo's own: in another one no file or dataset is replaced.
 """
 
 import contextlib
@@ -10,13 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from orchestrator.demo.anatomy import MAX_SPACING_MM, MIN_SPACING_MM, load_template, make_subject, write_dataset_json, write_subject
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.queue.file_lock import locked
 from trainers.storage.files import expanded, write_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,21 @@ class DemoPaths:
         return self.base / "preprocess.log"
 
     @property
+    def mark(self) -> Path:
+        """What lies here is the demo's; written first."""
+        return self.base / ".nnfleet_demo"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the demo that is at work here."""
+        return self.base / ".nnfleet_demo.lock"
+
+    @property
+    def replaced(self) -> list[Path]:
+        """What a demo replaces or removes."""
+        return [self.experiment, self.report, self.log, self.raw / DATASET, self.preprocessed / DATASET]
+
+    @property
     def stamp(self) -> Path:
         """The parameters that the dataset was built with; written last."""
         return self.preprocessed / DATASET / "nnfleet_demo.json"
@@ -97,30 +114,43 @@ class DemoParameters:
             raise ConfigError(f"seed: must not be negative, got {self.seed}.")
 
 
-def build_demo_dataset(
-    base: Path, *, cases: int = 10, spacing_mm: float = 3.0, seed: int = 900, on_progress: Progress | None = None
-) -> DemoPaths:
-    """Build (or find built) Dataset900_MNIBrain below `base`: raw, planned, preprocessed, with five folds.
+@contextlib.contextmanager
+def demo_folder(base: Path) -> Iterator[DemoPaths]:
+    """The folder of a demo, inside the block of this one alone.
 
-    Raises ConfigError for parameters out of range or a folder that cannot be made, DataError when nnU-Net's preprocessing fails (its log is
-    named).
+    Raises ConfigError for one that cannot be made, or holds what a demo would replace and none has made; ClusterError while another demo
+    is at work in it; StorageError where its file system takes no lock.
     """
-    wanted = DemoParameters(cases, spacing_mm, seed)
     paths = DemoPaths(expanded(base))
-    if _built_with(paths) == asdict(wanted):
-        log.info("demo dataset in %s is up to date", paths.base)
-        return paths
     try:
         paths.base.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise ConfigError(f"demo: {paths.base} cannot be made: {err}. Name a folder that you may write: --folder.") from err
+    is_own = paths.mark.exists() or paths.stamp.exists()  # a stamp alone: of a version without the mark
+    if not is_own and (there := next(filter(os.path.lexists, paths.replaced), None)):
+        raise ConfigError(f"demo: {there} is there, and no demo has made it. Name an empty folder: --folder DIR, or move that one away.")
+    with locked(paths.lock, f"demo: another one is at work in {paths.base}", 0):
+        paths.mark.touch()
+        yield paths
+
+
+def build_demo_dataset(
+    paths: DemoPaths, *, cases: int = 10, spacing_mm: float = 3.0, seed: int = 900, on_progress: Progress | None = None
+) -> None:
+    """Build (or find built) Dataset900_MNIBrain in the demo's folder: raw, planned, preprocessed, with five folds.
+
+    Raises ConfigError for parameters out of range, DataError when nnU-Net's preprocessing fails (its log is named).
+    """
+    wanted = DemoParameters(cases, spacing_mm, seed)
+    if _built_with(paths) == asdict(wanted):
+        log.info("demo dataset in %s is up to date", paths.base)
+        return
     report = on_progress or (lambda what, done, total: None)
     _clear(paths)
     _write_raw(paths, wanted, report)
     _preprocess(paths, report)
     paths.results.mkdir(parents=True, exist_ok=True)
     write_json_atomic(paths.stamp, asdict(wanted))
-    return paths
 
 
 def _built_with(paths: DemoPaths) -> object:

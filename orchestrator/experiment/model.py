@@ -36,7 +36,7 @@ from orchestrator.experiment.own_code import Loss, Network, OwnSource, Recipe, w
 from orchestrator.experiment.own_trainers import fault_beside
 from orchestrator.experiment.preprocess import PreprocessField, fault_of_preprocess, with_plans_of_planner
 from orchestrator.experiment.sweep import Sweep, Variant, fault_of_names, fields_of, num_variants, swept_fields, variants_of
-from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml
+from orchestrator.experiment.yaml_errors import config_error, parse_yaml, read_yaml, refuse_empty
 from orchestrator.run.patients import is_table
 from orchestrator.tracking.address import holds_secret
 from trainers.contract.architecture import MAX_SIZE
@@ -350,9 +350,7 @@ class Experiment(Schedule):
             return self.loader
         if self.loader.placement == "cluster":
             return self.loader.model_copy(update={"actors": min(self.loader.actors, self.loader.most or self.loader.actors)})
-        most = self.loader.most or max(1, self.workers.cpus - 1)
-        actors = max(1, min(self.loader.actors, self.workers.cpus - 2, most))
-        return self.loader.model_copy(update={"actors": actors, "most": most if most > actors else None})
+        return self.loader.within(self.workers.cpus)
 
     def axes(self) -> list[tuple[str, str, str, int, Fold]]:
         """(plans, configuration, trainer, seed, fold) of every run of a variant, in the order of submission: the last changes fastest."""
@@ -375,17 +373,32 @@ class Experiment(Schedule):
         paths = {key: value for key, value in named.items() if value and not (key == "pretrained_weights" and names_run(value))}
         return self.model_copy(update={key: expanded(Path(value)) for key, value in paths.items()})
 
+    def refuse_relative_paths(self) -> None:
+        """Raise ConfigError for paths that begin nowhere on another machine; `~` is the home there. A file's own begin in its folder."""
+        named = {key: value for key in PATHS if (value := getattr(self, key)) is not None}
+        named = {key: value for key, value in named.items() if not (key == "pretrained_weights" and names_run(value))}
+        relative = [f"{key}: {value}" for key, value in named.items() if not value.is_absolute() and not str(value).startswith("~")]
+        if relative:
+            start = "starts" if len(relative) == 1 else "start"
+            raise ConfigError(f"{', '.join(relative)} {start} at no folder of the cluster. Write whole paths, as its nodes see them.")
+
     def to_yaml(self) -> str:
         """YAML that loads as this same experiment, on any machine; defaults are left out."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
-def load_experiment(path: Path | str) -> Experiment:
-    """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has."""
+def load_experiment(path: Path | str, *, is_sent: bool = False) -> Experiment:
+    """Read an experiment file. Relative folders are relative to the file. Raises ConfigError with every fault that it has.
+
+    `is_sent`: by a submission, not written by a user, whose empty lists are refused as they would be a surprise.
+    """
     path = Path(path)
     content, root = read_yaml(path)
     beside = with_code_beside(path.parent, _with_table_beside(path, content))
-    return _checked(beside, str(path), root).model_copy(update=_from_file(path, content))
+    experiment = _checked(beside, str(path), root).model_copy(update=_from_file(path, content))
+    if not is_sent:
+        refuse_empty(content, str(path), root)
+    return experiment
 
 
 def parse_experiment(text: str, source: str = "experiment") -> Experiment:
@@ -399,7 +412,9 @@ def experiment_from(source: "Experiment | Mapping[str, Any] | str | os.PathLike[
     if isinstance(source, Experiment):
         return source
     if isinstance(source, Mapping):
-        return _checked(dict(source), "experiment", None)
+        experiment = _checked(dict(source), "experiment", None)
+        refuse_empty(dict(source), "experiment")
+        return experiment
     return load_experiment(Path(source))
 
 

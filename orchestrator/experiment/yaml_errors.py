@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +25,11 @@ SYNONYMS = {
     "num_val_iterations_per_epoch": "val_iterations",
 }
 """What other tools call a key -> its name here, where no spelling is near."""
+EMPTY = {
+    ("validation", "checkpoints"): "validates nothing. Name `best`, `final` or both, or leave it out for both",
+    ("notify", "when"): "sends nothing. Name `failed`, `succeeded` or `ended`, or leave `notify` out for no messages",
+}
+"""Lists that a user may not leave empty."""
 KeyPath = tuple[int | str, ...]
 MAX_CHARACTERS = 200_000
 MAX_DEPTH = 100
@@ -94,6 +99,15 @@ def config_error(err: ValidationError, model: type[BaseModel], source: str, root
     unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
     reported = [fault for fault in faults if not any(_explains(other, fault, model) for other in unknown)]
     return ConfigError("\n".join(dict.fromkeys(_sentence(fault, model, source, root) for fault in reported)))
+
+
+def refuse_empty(content: dict[str, Any], source: str, root: yaml.Node | None = None) -> None:
+    """Raise ConfigError for a checked document whose validation or messages are a list of nothing, as if there were neither key."""
+    for (section, key), meaning in EMPTY.items():
+        beside = content.get(section)
+        if isinstance(beside, Mapping) and beside.get(key) in ([], ()):
+            line = _line_of(root, (section, key))
+            raise ConfigError(f"{source}{f':{line}' if line else ''}: {section}.{key}: [] {meaning}.")
 
 
 def _explains(unknown: Any, fault: Any, model: type[BaseModel]) -> bool:

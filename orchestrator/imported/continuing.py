@@ -64,10 +64,9 @@ def _target(begun: HalfDone, results: Path | None) -> RunFolder:
 
 
 def _with_workers(spec: RunSpec, workers: Mapping[str, int]) -> RunSpec:
-    """One loader actor for each core that the steps and the system leave, as an experiment has them."""
+    """With the loaders that an experiment has which names none."""
     chosen = WorkerSpec.model_validate(workers)
-    loader = LoaderSpec(actors=max(1, min(LoaderSpec().actors, chosen.cpus - 2)))
-    return spec.model_copy(update={"workers": chosen, "loader": loader})
+    return spec.model_copy(update={"workers": chosen, "loader": LoaderSpec().within(chosen.cpus)})
 
 
 def _is_there(target: RunFolder, spec: RunSpec) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.demo import DATASET, DemoPaths, build_demo_dataset, write_demo_experiment
+from orchestrator.demo import DATASET, DemoPaths, build_demo_dataset, demo_folder, write_demo_experiment
 from orchestrator.errors import DataError
 from orchestrator.experiment.model import load_experiment
 from trainers.contract.plans import load_dataset_json, load_plans, load_splits
@@ -17,7 +17,9 @@ CASES = 5
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoPaths:
-    return build_demo_dataset(tmp_path_factory.mktemp("demo"), cases=CASES, spacing_mm=SPACING_MM)
+    with demo_folder(tmp_path_factory.mktemp("demo")) as paths:
+        build_demo_dataset(paths, cases=CASES, spacing_mm=SPACING_MM)
+    return paths
 
 
 def test_raw_dataset_has_nnunets_format(demo: DemoPaths) -> None:
@@ -64,14 +66,14 @@ def test_nnunet_reads_the_small_plan(demo: DemoPaths) -> None:
 
 def test_the_same_parameters_build_nothing_again(demo: DemoPaths) -> None:
     before = (demo.preprocessed / DATASET / "nnUNetPlans.json").stat().st_mtime_ns
-    build_demo_dataset(demo.base, cases=CASES, spacing_mm=SPACING_MM)
+    build_demo_dataset(demo, cases=CASES, spacing_mm=SPACING_MM)
     assert (demo.preprocessed / DATASET / "nnUNetPlans.json").stat().st_mtime_ns == before
 
 
 def test_a_build_that_was_broken_off_is_done_anew(demo: DemoPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("orchestrator.demo.sys.executable", "/bin/false")
     with pytest.raises(DataError, match="ended with exit code 1"):
-        build_demo_dataset(tmp_path, cases=CASES, spacing_mm=SPACING_MM)
+        build_demo_dataset(DemoPaths(tmp_path), cases=CASES, spacing_mm=SPACING_MM)
     assert not DemoPaths(tmp_path).stamp.exists()
 
 

@@ -60,7 +60,7 @@ resume: cluster dataset follow publishing queue run tracking trainers.contract t
 campaign: cluster compare dataset errors experiment follow preprocessing publishing queue resume run tracking validation
     trainers.contract trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
-demo: errors trainers.storage
+demo: errors queue trainers.storage
 model_verbs: campaign cluster compare errors export imported publishing run tracking trainers.contract validation
 api: campaign cluster compare drill errors experiment model_verbs preprocessing publishing resume run
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract

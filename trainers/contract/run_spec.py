@@ -195,6 +195,13 @@ class LoaderSpec(Frozen):
     """Where loader actors run: `local` on the worker's node, within `workers.cpus`; `cluster` on any nodes with free CPUs, one for each,
     those without GPUs first. The nodes see the datasets and results by the same paths."""
 
+    def within(self, cpus: int) -> "LoaderSpec":
+        """The same with `actors` and `most` chosen from the CPUs of a worker on whose node they run: two are left for the steps to begin
+        with, and one once the steps wait for data."""
+        most = self.most or max(1, cpus - 1)
+        actors = max(1, min(self.actors, cpus - 2, most))
+        return self.model_copy(update={"actors": actors, "most": most if most > actors else None})
+
     @property
     def num_local(self) -> int:
         """Loader actors that take of the worker's own CPUs to begin with."""

@@ -77,12 +77,17 @@ def train_by_own_loop(spec: RunSpec, folder: RunFolder, world: World, fencing_to
     if spec.compile and world.device.type == "cuda":
         check_compiler()
     with tempfile.TemporaryDirectory() as scratch:
-        torch.manual_seed(spec.seed * 100_003 + reached.epochs_done)
+        torch.manual_seed(torch_seed(spec.seed, reached.epochs_done))
         trainer = made_trainer(spec, world.device, Path(scratch), goes_on=newest is not None)
         if newest is not None:
             _restore(spec, folder, trainer, newest)
         watched = WatchedLoop(spec, folder, world, plan, fencing_token, trainer, Path(scratch), opened, reached)
         return watched.run()
+
+
+def torch_seed(seed: int, epochs_done: int) -> int:
+    """Of a start after so many epochs, for torch's generators, which take numbers below 2^64. Pure."""
+    return (seed * 100_003 + epochs_done) % 2**64
 
 
 def _restore(spec: RunSpec, folder: RunFolder, trainer: Any, newest: Committed) -> None:

@@ -21,7 +21,7 @@ from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.expansion import expand
-from orchestrator.experiment.model import Experiment, single_training
+from orchestrator.experiment.model import Experiment, experiment_from, single_training
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.resume import resume_check
@@ -259,6 +259,27 @@ def test_another_cluster_is_waited_for(place: Place) -> None:
     submission = api.submit(place.experiment(), "http://head:8265")
     assert submission.submission_id in place.head.logs_read
     assert submission.plan == NO_ROWS
+
+
+@pytest.mark.parametrize("send", [api.submit, api.plan])
+def test_another_cluster_gets_no_folder_that_starts_nowhere_there(place: Place, send: Callable[..., object]) -> None:
+    """There it would begin in the job's working directory, which Ray deletes."""
+    with pytest.raises(ConfigError, match=r"nnUNet_results: results, pretrained_weights: w\.pth start at no folder of the cluster\. Write"):
+        send(place.experiment(nnUNet_results="results", pretrained_weights="w.pth"), "http://head:8265")
+    assert place.head.started == []
+
+
+def test_another_cluster_takes_whole_paths_those_in_the_home_there_and_names_of_runs(place: Place) -> None:
+    api.submit(place.experiment(nnUNet_results="~/results", pretrained_weights="17/2d/nnUNetTrainer/0"), "http://head:8265")
+    assert len(place.head.started) == 1
+
+
+def test_folders_of_a_mapping_begin_here_for_this_machine(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.tiny.base)
+    content = {"dataset": 17, "configurations": ["3d_fullres"], "folds": [0], "workers": {"gpus": 0}, "nnUNet_raw": "raw"}
+    submission = api.submit(experiment_from({**content, **place.tiny.folders, "nnUNet_results": "here"}))
+    (row,) = submission.plan.rows
+    assert row.spec.run_folder.is_relative_to(place.tiny.base / "here")
 
 
 def test_what_a_head_took_and_did_not_begin_is_shown_until_it_is_submitted_again_or_stopped(

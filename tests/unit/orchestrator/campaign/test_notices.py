@@ -110,6 +110,26 @@ def test_a_service_that_fails_is_tried_again_and_ends_nothing_and_no_secret_is_s
     assert "hunter2" not in caplog.text + " ".join(stage.warnings())
 
 
+def test_a_campaign_waits_for_all_tries_of_a_message() -> None:
+    assert sum(notices.RETRIES_S) < notices.PATIENCE_S < 600
+
+
+def test_each_message_that_was_not_sent_in_time_is_warned_of(stage: Stage, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(notices, "send_by_apprise", lambda *_: answers.wait(30))
+    monkeypatch.setattr(notices, "PATIENCE_S", 0.2)
+    run = listening(stage, 0)
+    campaign = stage.campaign(run)
+    look(campaign)
+    stage.cluster.training_ends(run, "FAILED_CODE")
+    assert campaign.run(poll_s=0) == 1
+    answers.set()
+    unsent = [text for text in stage.warnings() if "was not sent to NNFLEET_NOTIFY before" in text]
+    assert len(unsent) == 2
+    assert f"{run.address}: FAILED_CODE" in unsent[0], "the one that was being sent"
+    assert "campaign c1 has ended" in unsent[1], "the one behind it"
+
+
 def test_missing_addresses_are_warned_of_before_anything_is_trained(
     stage: Stage, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

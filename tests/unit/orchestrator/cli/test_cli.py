@@ -31,7 +31,7 @@ from orchestrator.cli.train import OPTIONS, fitted
 from orchestrator.cli.watch import done_fraction, watch_view
 from orchestrator.cli.worker_options import in_words_of_the_command_line, worker_options
 from orchestrator.dataset.model_folder import CURES
-from orchestrator.demo import DemoPaths
+from orchestrator.demo import DATASET, DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
@@ -156,6 +156,7 @@ class FakeApi:
         self.is_stored = True
         self.again = ""
         self.machine = {"CPU": 64.0, "GPU": 4.0}
+        self.is_here = True
 
     def fail_with(self, fault: Exception) -> None:
         self.fault = fault
@@ -239,7 +240,7 @@ class FakeApi:
         return self.runs
 
     def is_local(self) -> bool:
-        return True
+        return self.is_here
 
     def tracking_outage(self, cluster: str | None = None) -> str:
         return self.outage
@@ -1198,6 +1199,20 @@ def test_ui_of_another_cluster_starts_nothing_here(nnfleet: Nnfleet, api: FakeAp
     assert [what[0] for what in api.asked] == ["snapshot"]
 
 
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_ui_means_the_cluster_that_rays_variables_name(
+    variable: str, nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://head:8265")
+    api.is_here = False
+    code, out, _ = nnfleet("ui")
+    assert code == 0
+    assert "http://head:8265  (asks for its token)" in out
+    assert [what[:2] for what in api.asked] == [("snapshot", None)]
+
+
 def test_schema_is_json(nnfleet: Nnfleet) -> None:
     assert "dataset" in json.loads(nnfleet("schema")[1])["properties"]
 
@@ -1272,6 +1287,29 @@ def test_a_demo_of_another_size_gets_a_folder_of_its_own() -> None:
     assert demo_folder_name(20, 2.0, 3) == "demo-cases20-spacing2-epochs3"
     assert demo_folder_name(20, 3.0, None, to_compare=True) == "demo-compare"
     assert demo_folder_name(10, 3.0, None, to_compare=True) == "demo-compare-cases10"
+
+
+@pytest.mark.parametrize(
+    "name", ["experiment.yaml", "compare.html", "preprocess.log", f"nnUNet_raw/{DATASET}", f"nnUNet_preprocessed/{DATASET}"]
+)
+def test_the_demo_touches_nothing_in_a_folder_of_the_users(
+    name: str, nnfleet: Nnfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in ("_write_raw", "_preprocess"):
+        monkeypatch.setattr(f"orchestrator.demo.{step}", lambda *_: None)
+    place = tmp_path / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.suffix:
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = nnfleet("demo", "--data-only", "--folder", str(tmp_path))
+    assert code == ConfigError.exit_code
+    assert f"{place} is there, and no demo has made it. Name an empty folder: --folder" in " ".join(err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not place.is_file() or place.read_text() == "mine"
 
 
 def test_the_demo_prints_the_line_that_a_shell_needs(tmp_path: Path) -> None:

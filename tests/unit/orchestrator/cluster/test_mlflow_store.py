@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster import mlflow_store
 from orchestrator.cluster.home import Home
-from orchestrator.cluster.mlflow_store import keep_settings, read_settings, server_options, upgrade_database
+from orchestrator.cluster.mlflow_store import keep_settings, known_schemas, read_settings, server_options, upgrade_database
 from trainers.errors import ClusterError, ConfigError
 
 
@@ -61,6 +62,20 @@ def test_the_database_of_a_newer_mlflow_is_left_as_it_is(home: Home) -> None:
         made.execute("INSERT INTO alembic_version VALUES ('fffffffffffe')")
     before = home.mlflow_db.read_bytes()
     with pytest.raises(ClusterError, match="fffffffffffe is not known to it.*install that one again"):
+        upgrade_database(home, os.environ)
+    assert home.mlflow_db.read_bytes() == before
+    assert [path.name for path in home.root.glob("mlflow.db*")] == ["mlflow.db"]
+
+
+def test_an_upgrade_that_does_not_end_is_ended_and_the_database_left_as_it_is(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` holds the home's lock meanwhile."""
+    monkeypatch.setattr(mlflow_store, "UPGRADE_S", 0.05)
+    older = next(schema for schema in known_schemas().values() if schema)
+    with closing(sqlite3.connect(home.mlflow_db)) as made, made:
+        made.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        made.execute("INSERT INTO alembic_version VALUES (?)", (older,))
+    before = home.mlflow_db.read_bytes()
+    with pytest.raises(ClusterError, match="could not be upgraded: it took more than 0.05 s.*or by hand"):
         upgrade_database(home, os.environ)
     assert home.mlflow_db.read_bytes() == before
     assert [path.name for path in home.root.glob("mlflow.db*")] == ["mlflow.db"]

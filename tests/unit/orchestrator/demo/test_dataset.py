@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.demo import build_demo_dataset
+from orchestrator.demo import DATASET, DemoPaths, build_demo_dataset, demo_folder
 from orchestrator.demo.anatomy import load_template, make_subject
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ClusterError, ConfigError
 
 SPACING_MM = 6.0  # coarse: the test takes seconds
 
@@ -33,10 +33,44 @@ def test_a_subject_has_the_tissues_of_a_head() -> None:
 @pytest.mark.parametrize(("cases", "spacing_mm"), [(4, 3.0), (501, 3.0), (5, 0.5), (5, 7.0)])
 def test_parameters_out_of_range_are_refused(tmp_path: Path, cases: int, spacing_mm: float) -> None:
     with pytest.raises(ConfigError, match=r"--cases|--spacing-mm"):
-        build_demo_dataset(tmp_path, cases=cases, spacing_mm=spacing_mm)
+        build_demo_dataset(DemoPaths(tmp_path), cases=cases, spacing_mm=spacing_mm)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file/demo cannot be made: .* Name a folder that you may write"):
-        build_demo_dataset(tmp_path / "file" / "demo")
+    with (
+        pytest.raises(ConfigError, match=r"file/demo cannot be made: .* Name a folder that you may write"),
+        demo_folder(tmp_path / "file" / "demo"),
+    ):
+        pass
+
+
+def test_a_demo_that_was_broken_off_is_continued_in_its_folder_beside_files_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with demo_folder(tmp_path) as paths:
+        paths.experiment.touch()
+        (paths.raw / DATASET).mkdir(parents=True)
+    with demo_folder(tmp_path) as paths:
+        assert paths.experiment.exists()
+
+
+def test_the_demo_of_a_version_without_a_mark_is_known_by_its_stamp(tmp_path: Path) -> None:
+    paths = DemoPaths(tmp_path)
+    paths.stamp.parent.mkdir(parents=True)
+    paths.stamp.touch()
+    paths.experiment.touch()
+    with demo_folder(tmp_path):
+        paths.stamp.unlink()  # as it is built anew
+    with demo_folder(tmp_path):
+        pass
+
+
+def test_of_two_demos_in_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    with (
+        demo_folder(tmp_path),
+        pytest.raises(ClusterError, match=rf"another one is at work in {tmp_path}: process \d+ on .* Wait until"),
+        demo_folder(tmp_path),
+    ):
+        pass
+    with demo_folder(tmp_path):
+        pass

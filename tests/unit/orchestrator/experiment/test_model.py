@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
-from orchestrator.experiment.model import Experiment, experiment_schema, load_experiment, parse_experiment, single_training
+from orchestrator.experiment.model import Experiment, experiment_from, experiment_schema, load_experiment, parse_experiment, single_training
 from trainers.contract.run_spec import RunSpec, Schedule
 
 SCHEMA_FILE = Path(__file__).parents[4] / "docs" / "experiment.schema.json"
@@ -277,6 +277,25 @@ def test_loader_actors_follow_the_cpus_unless_named() -> None:
 def test_loader_actors_may_grow_into_the_cpus_unless_they_are_named(settings: str, loaders: tuple[int, int | None]) -> None:
     loader = parse_experiment(MINIMAL + settings).effective_loader
     assert (loader.actors, loader.most) == loaders
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("validation: {checkpoints: []}", "3: validation.checkpoints: [] validates nothing. Name `best`, `final` or both, or leave it out"),
+        ("notify:\n  when: []", "4: notify.when: [] sends nothing. Name `failed`, `succeeded` or `ended`, or leave `notify` out"),
+    ],
+)
+def test_a_list_of_nothing_is_refused_where_a_user_writes_it(text: str, refusal: str, tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(MINIMAL + text)
+    with pytest.raises(ConfigError) as found:
+        load_experiment(file)
+    assert str(found.value).startswith(f"{file}:{refusal}")
+    with pytest.raises(ConfigError) as found:
+        experiment_from(yaml.safe_load(MINIMAL + text))
+    assert str(found.value).startswith(f"experiment: {refusal[3:]}")
+    assert load_experiment(file, is_sent=True).dataset == "17", "a drill asks for nothing on purpose"
 
 
 def test_a_single_training_is_named_as_on_nnunets_command_line() -> None:

@@ -242,3 +242,11 @@ def test_only_a_share_that_nnunet_divided_among_gpus_is_replaced(
     schedule = schedule_of(notes, 9, trainer, RunFolder(tmp_path))
     assert schedule == Schedule(epochs=9, foreground_oversampling=share)
     assert unlike_trainer(schedule, trainer) == ""
+
+
+def test_its_loaders_are_those_of_an_experiment_and_may_grow_into_the_cpus(toy: Toy, tmp_path: Path) -> None:
+    begun = begun_fold(toy, tmp_path, [0.4, 0.3])
+    (fold,) = continue_folder(begun, toy.preprocessed.parent, workers={"gpus": 0, "cpus": 9})
+    assert fold.run_folder is not None
+    loader = RunFolder(fold.run_folder).spec().loader
+    assert (loader.actors, loader.most) == (6, 8)

@@ -26,7 +26,7 @@ from trainers.network.checkpoint import read_checkpoint
 from trainers.network.own_trainer import blamed, kept_of
 from trainers.network.own_trial import try_own
 from trainers.training import own_loop
-from trainers.training.own_loop import train_by_own_loop
+from trainers.training.own_loop import torch_seed, train_by_own_loop
 from trainers.training.world import World
 from trainers.validation.inference import CasePredictor
 
@@ -347,3 +347,11 @@ def test_run_json_holds_no_code_and_a_run_without_such_a_class_as_ever(toy: Toy,
     assert spec.inexactness.startswith("Not exact: ")
     assert "own" not in json.loads(toy_spec(toy).model_dump_json())
     assert toy_spec(toy).inexactness == ""
+
+
+def test_every_seed_that_an_experiment_may_name_is_one_of_torch() -> None:
+    assert [torch_seed(seed, epoch) for seed, epoch in ((0, 3), (2, 1))] == [3, 200_007]
+    numbers = {torch_seed(2**63 - 1, epoch) for epoch in range(3)}
+    assert len(numbers) == 3
+    for number in numbers:
+        torch.Generator().manual_seed(number)
