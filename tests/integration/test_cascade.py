@@ -12,28 +12,33 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 import torch
 
-from orchestrator.export.fold_sources import FolderFold
+from orchestrator.export.fold_sources import FolderFold, folds_below
+from orchestrator.export.model import export_model
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.progress import progress_of
 from orchestrator.validation.cases import is_done
+from orchestrator.validation.held_out_folds import folds_of
+from orchestrator.validation.held_out_job import claim, prepared
+from orchestrator.validation.held_out_pool import loaded_ensemble
 from tests.conftest import Toys
 from tests.integration.test_inference_parity import equal_share, raw_images
 from tests.nnunet_begun import trained_alone
 from tests.nnunet_reference import validated_by_nnunet
 from tests.own_batches import Killed
-from tests.random_model import random_run
+from tests.random_model import commit, random_checkpoint, random_folds, random_run
 from tests.toy import Toy, nnunet_environment
 from tests.toy_cascade import FIRST, SECOND, cascade_spec, predict_first_stage, with_cascade
 from trainers.contract.cascade import predictions_of, previous_predictions, read_record, record_of
 from trainers.contract.fencing import acquire_token
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec
+from trainers.contract.run_spec import PreviousStage, RunSpec, Schedule, ValidationSpec, made_by
 from trainers.contract.summary import summarise, summary_bytes
 from trainers.data.case_files import read_properties
 from trainers.errors import ConfigError, DataError
 from trainers.storage.files import write_json_atomic
 from trainers.training.assemble import model_config
-from trainers.validation.inference import CasePredictor, EnsemblePredictor
+from trainers.validation.held_out_case import done_case
+from trainers.validation.inference import CasePredictor
 from trainers.validation.one_case import validate_case
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's and its readers' own
@@ -138,10 +143,62 @@ def test_the_prediction_follows_the_previous_stage(toy: Toy, tmp_path: Path) -> 
         predictor.predict(case, tmp_path / "third")
 
 
-def test_new_images_are_not_predicted_with_the_second_stage_alone(toy: Toy, tmp_path: Path) -> None:
-    spec, folder = random_run(toy, tmp_path, SECOND, validation=FINAL)
-    with pytest.raises(ConfigError, match="-prev_stage_predictions"):
-        EnsemblePredictor(spec, [folder.checkpoint("final")], torch.device("cpu"))
+def nnunets_ensemble(model: Path, image: Path, output: Path, previous: Path | None = None) -> Path:
+    """The prediction by nnU-Net with both folds of an exported model; `previous`: the first stage's. Returns its file."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_final.pth")
+    output.mkdir()
+    masks = None if previous is None else str(previous.parent)
+    case = image.name.removesuffix("_0000.nii.gz")
+    predictor.predict_from_files_sequential([[str(image)]], [str(output / case)], folder_with_segs_from_prev_stage=masks)
+    return output / f"{case}.nii.gz"
+
+
+def of_both_stages(toy: Toy, results: Path) -> tuple[list[RunFolder], list[RunFolder]]:
+    """Two folds of each stage; the record of the second names the runs of the first."""
+    first = random_folds(toy, results, FIRST, validation=FINAL)
+    keys, spec = [fold.spec().run_key for fold in first], first[0].spec()
+    sources = {case: made_by(keys[number % 2]) for number, case in enumerate((*spec.train_cases, *spec.val_cases))}
+    previous = PreviousStage(configuration=FIRST, sources=sources)
+    return first, random_folds(toy, results, SECOND, validation=FINAL, previous_stage=previous)
+
+
+def test_new_images_are_predicted_by_both_stages_as_by_nnunet(toy: Toy, tmp_path: Path) -> None:
+    """As nnU-Net's predict does with the exported first stage, then with the exported second and `-prev_stage_predictions`. Other weights
+    of the first stage are refused, and where they are away the cure is named, both before a worker starts."""
+    results, output = tmp_path / "results", RunFolder(tmp_path / "ours")
+    first, second = of_both_stages(toy, results)
+    name, (case, *_) = second[0].spec().model, second[0].spec().train_cases
+    image = tmp_path / "imagesTs" / f"{case}_0000.nii.gz"
+    image.parent.mkdir()
+    shutil.copy(toy.raw / "imagesTr" / image.name, image)
+    assert folds_of(name, results) == (second, [])
+    held, _ = prepared(second, image.parent, None, output.root, "final")
+    claim(output, held)
+    done_case(loaded_ensemble(held, "cpu"), held, output, case)
+    assert sorted(path.name for path in output.root.iterdir()) == sorted(["dataset.json", "nnfleet", "plans.json", f"{case}.nii.gz"])
+
+    models = [
+        export_model(model, tmp_path / f"model{n}", folds_below(results, model), "here")
+        for n, model in enumerate((first[0].spec().model, name))
+    ]
+    assert [model.previous_stage for model in models] == ["", FIRST]
+    mask = nnunets_ensemble(models[0].folder, image, tmp_path / "masks")
+    ours, theirs = output.root / f"{case}.nii.gz", nnunets_ensemble(models[1].folder, image, tmp_path / "theirs", mask)
+    assert equal_share(ours, theirs) >= 0.9999
+    sitk.WriteImage(sitk.ReadImage(str(mask)) * 0, str(mask))
+    assert equal_share(ours, nnunets_ensemble(models[1].folder, image, tmp_path / "without", mask)) < 0.99
+
+    last = first[1].checkpoint("final")
+    other = random_checkpoint(first[1].spec(), first[1], "final", torch.load(last, weights_only=True), seed=9)
+    commit(first[1].spec(), first[1], {"final": other})
+    with pytest.raises(ConfigError, match="holds the predictions of other weights"):
+        prepared(second, image.parent, None, output.root, "final")
+    last.unlink()
+    with pytest.raises(ConfigError, match=rf"{last} does not exist\. Put it back from a backup"):
+        folds_of(name, results)
 
 
 def test_nnunet_predicts_with_the_exported_second_stage_as_we_validate(toy: Toy, tmp_path: Path) -> None:

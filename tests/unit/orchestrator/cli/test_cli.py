@@ -1133,6 +1133,11 @@ def test_the_command_that_predicts_takes_folds_and_checkpoint_as_nnfleet_predict
     assert command == f"nnUNetv2_predict_from_modelfolder -m /m {expected} -i INPUT -o OUTPUT"
 
 
+def test_the_command_of_a_second_stage_names_the_predictions_of_its_first() -> None:
+    command = predict_command(Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres"))
+    assert command.endswith(" -i INPUT -o OUTPUT -prev_stage_predictions PREDICTIONS_OF_3d_lowres")
+
+
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:
     page = "http://127.0.0.1:2/#/experiments/7/runs/{}?workflowType=machine_learning"
     api.runs = [done(mlflow_url=page.format("a")), done(run_key="k2", mlflow_url=page.format("b"))]
