@@ -12,8 +12,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 import torch
 
+from orchestrator.dataset.preflight import check_run
+from orchestrator.dataset.previous_stage import contents_of_previous, keep_or_compare
 from orchestrator.export.fold_sources import FolderFold, folds_below
 from orchestrator.export.model import export_model
+from orchestrator.imported.continuing import continue_folder
+from orchestrator.imported.importing import ImportedFold, import_folder
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.progress import progress_of
 from orchestrator.validation.cases import is_done
@@ -23,13 +27,15 @@ from orchestrator.validation.held_out_pool import loaded_ensemble
 from tests.conftest import Toys
 from tests.integration.test_inference_parity import equal_share, raw_images
 from tests.nnunet_begun import trained_alone
-from tests.nnunet_reference import validated_by_nnunet
+from tests.nnunet_reference import trained_by_nnunet, validated_by_nnunet
 from tests.own_batches import Killed
 from tests.random_model import commit, random_checkpoint, random_folds, random_run
 from tests.toy import Toy, nnunet_environment
 from tests.toy_cascade import FIRST, SECOND, cascade_spec, predict_first_stage, with_cascade
 from trainers.contract.cascade import predictions_of, previous_predictions, read_record, record_of
+from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import PreviousStage, RunSpec, Schedule, ValidationSpec, made_by
 from trainers.contract.summary import summarise, summary_bytes
@@ -254,3 +260,60 @@ def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Pa
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert next(iter(ours.values())).shape[1] == model_config(whole.spec()).channels > 1
+
+
+def left_by_nnunet(toy: Toy, results: Path) -> Path:
+    """The segmentations of a first stage where nnU-Net's trainer of the second looks for them; returns their folder."""
+    return predict_first_stage(cascade_spec(toy, model_folder=results / toy.name / f"nnUNetTrainer__nnUNetPlans__{SECOND}"))
+
+
+def test_a_second_stage_that_nnunet_trained_is_imported(toy: Toy, tmp_path: Path) -> None:
+    before = left_by_nnunet(toy, tmp_path)
+    folder = RunFolder(trained_by_nnunet(toy, tmp_path, SECOND))
+    (fold,) = import_folder(folder.root, toy.preprocessed.parent)
+    assert fold.lacking == ""
+    theirs = json.loads(folder.summary("final").read_text())
+    for case in theirs["metric_per_case"]:
+        result = read_result(folder, "final", Path(case["prediction_file"]).name.removesuffix(".nii.gz"))
+        assert result is not None
+        expected = sorted(values["Dice"] for values in case["metrics"].values())
+        np.testing.assert_allclose(sorted(metrics.dice for metrics in result.metrics.values()), expected, atol=1e-6)
+    spec = folder.spec()
+    assert spec.previous_stage is not None
+    contents = contents_of_previous(before, [*spec.train_cases, *spec.val_cases], tmp_path / toy.name)
+    assert spec.previous_stage.sources == {case: reading.sha256[:16] for case, reading in contents.items()}
+    assert len(set(spec.previous_stage.sources.values())) == len(contents)
+
+
+def test_a_second_stage_that_nnunet_left_after_one_of_three_epochs_is_finished_here(toy: Toy, tmp_path: Path) -> None:
+    """On the segmentations that nnU-Net left, all of them and no others."""
+    before = left_by_nnunet(toy, tmp_path)
+    theirs = RunFolder(trained_by_nnunet(toy, tmp_path, SECOND, stops_after=1))
+
+    def continued() -> ImportedFold:
+        (fold,) = continue_folder(theirs.root, toy.preprocessed.parent, workers={"gpus": 0, "cpus": 1})
+        return fold
+
+    one = before / f"{cascade_spec(toy).train_cases[0]}.b2nd"
+    content = one.read_bytes()
+    one.unlink()
+    assert f"{before} lacks the segmentation of {one.stem} by {FIRST!r}" in continued().lacking
+    one.write_bytes(content)
+    fold = continued()
+    assert (fold.lacking, fold.run_folder is not None) == ("", True)
+    folder = RunFolder(Path(str(fold.run_folder)))
+    spec = folder.spec()
+    assert (check_run(spec), keep_or_compare(spec, folder)) == ([], "")
+    assert trained_alone(folder, acquire_token(folder, "driver")) == "TRAINED"
+    committed = newest_committed(folder)
+    assert committed is not None
+    assert [(row.epoch, row.world_size) for row in committed.history] == [(0, 0), (1, 1), (2, 1)]
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(theirs.model_folder / name, folder.model_folder / name)  # as the opening of a campaign does
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    assert predictor.predict(spec.val_cases[0], folder.validation("final")).is_file()
+
+    values = blosc2.open(str(one))[:]
+    one.unlink()
+    blosc2.asarray(np.zeros_like(values), urlpath=str(one))
+    assert f"the segmentation of {one.stem} is not the one that {spec.address} was planned with" in "; ".join(check_run(spec))
