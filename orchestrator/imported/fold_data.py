@@ -8,6 +8,7 @@ from orchestrator.dataset.digest import data_digest, model_parts, run_key
 from orchestrator.dataset.folder import cases_in, find_dataset
 from orchestrator.dataset.model_folder import differing_parts
 from orchestrator.dataset.preflight import usable_configuration
+from orchestrator.dataset.previous_stage import stages_after
 from orchestrator.errors import DataError
 from orchestrator.imported.first_stage import LeftSegmentations, left_for
 from orchestrator.imported.scores import ScoredData
@@ -133,6 +134,7 @@ def spec_of(
         case_digests=data.readings.digests({*split.train, *split.val}),
         schedule=schedule,
         previous_stage=previous,
+        next_stages=stages_after(data.plans, name.configuration, split.val, data.folder) if continued and name.fold != "all" else (),
         pseudonyms=(target.model_folder.parent / SALT_FILE).is_file(),  # as asked for in other runs of this dataset
         imported=imported,
         continued=continued,

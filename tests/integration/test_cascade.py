@@ -26,7 +26,7 @@ from orchestrator.validation.held_out_job import claim, prepared
 from orchestrator.validation.held_out_pool import loaded_ensemble
 from tests.conftest import Toys
 from tests.integration.test_inference_parity import equal_share, raw_images
-from tests.nnunet_begun import trained_alone
+from tests.nnunet_begun import begun_fold, trained_alone
 from tests.nnunet_reference import trained_by_nnunet, validated_by_nnunet
 from tests.own_batches import Killed
 from tests.random_model import commit, random_checkpoint, random_folds, random_run
@@ -317,3 +317,17 @@ def test_a_second_stage_that_nnunet_left_after_one_of_three_epochs_is_finished_h
     one.unlink()
     blosc2.asarray(np.zeros_like(values), urlpath=str(one))
     assert f"the segmentation of {one.stem} is not the one that {spec.address} was planned with" in "; ".join(check_run(spec))
+
+
+def test_a_first_stage_that_goes_on_here_leaves_its_segmentations(toy: Toy, tmp_path: Path) -> None:
+    root = begun_fold(toy, tmp_path, [0.4], configuration=FIRST, num_iterations_per_epoch="1", num_val_iterations_per_epoch="1")
+    (fold,) = continue_folder(root, toy.preprocessed.parent, workers={"gpus": 0, "cpus": 1})
+    folder = RunFolder(Path(str(fold.run_folder)))
+    spec = folder.spec()
+    assert spec.next_stages == (SECOND,)
+    assert trained_alone(folder, acquire_token(folder, "driver")) == "TRAINED"
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(root.parent / name, folder.model_folder / name)
+    validated(spec, folder)
+    records = [read_record(predictions_of(folder.model_folder, SECOND), case) for case in spec.val_cases]
+    assert [record is not None and record.run_key for record in records] == [spec.run_key] * len(records)
