@@ -38,8 +38,7 @@ def first_stage_of(folds: Sequence[RunFolder]) -> FirstStage | None:
 def first_stage_folds(folds: Sequence[RunFolder]) -> list[RunFolder]:
     """The folds of the first stage that made the segmentations which these folds of a model were trained on; none where it stands alone.
 
-    Raises ConfigError where one of them is away or was replaced or has no final weights, and where the folds were trained on segmentations
-    by different ones; DataError, StorageError.
+    Raises ConfigError where one of them is away or was replaced or has no final weights; DataError, StorageError.
     """
     specs = [fold.spec() for fold in folds]
     stage = specs[0].previous_stage
@@ -63,22 +62,9 @@ def _absence(spec: RunSpec) -> str:
 
 
 def _sources(specs: Sequence[RunSpec]) -> dict[str, str]:
-    """Which segmentation of each case the folds were trained on, as `PreviousStage.sources`; '' where no record names it.
-
-    Raises ConfigError where two folds were trained on different ones.
-    """
-    found: dict[str, str] = {}
-    for spec in specs:
-        noted = spec.previous_stage.sources if spec.previous_stage else {}
-        for case in (*spec.train_cases, *spec.val_cases):
-            known, source = found.get(case, ""), noted.get(case, "")
-            if known and source and known != source:
-                raise ConfigError(
-                    f"test set: the folds of {spec.model} were trained on different segmentations of {case} by their first stage, and do "
-                    f"not predict together. Name one of them: {spec.model}/{spec.fold}."
-                )
-            found[case] = known or source
-    return found
+    """Which segmentation of each case the folds saw, as `PreviousStage.sources`; '' where no record names it. Of all folds the same."""
+    noted = {case: source for spec in specs if spec.previous_stage for case, source in spec.previous_stage.sources.items()}
+    return {case: noted.get(case, "") for spec in specs for case in (*spec.train_cases, *spec.val_cases)}
 
 
 def _folds_in(place: Path) -> list[RunFolder]:

@@ -123,6 +123,8 @@ def test_folds_that_were_trained_on_different_first_stages_do_not_predict_togeth
     first_stage_run(tmp_path, 0, "case_0")
     for fold, source in enumerate(("run k0", "f" * 16)):
         of_both_stages(tmp_path, dict.fromkeys(("case_0", "case_1", "case_2"), source), fold=fold)
-    with pytest.raises(ConfigError, match=rf"different segmentations of case_0 .* Name one of them: 901/{SECOND}/nnUNetTrainer/1"):
+    with pytest.raises(
+        ConfigError, match=r"fold 1 differs from fold 0 in the first stage's segmentations of case_0, case_1, case_2\. Name one of them"
+    ):
         folds_of(f"901/{SECOND}", tmp_path / "results")
     assert len(folds_of(f"901/{SECOND}/nnUNetTrainer/0", tmp_path / "results")[0]) == 1
