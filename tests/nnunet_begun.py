@@ -60,27 +60,31 @@ def logged(emas: list[float]) -> dict[str, Any]:
     }
 
 
-def begun_fold(toy: Toy, results: Path, emas: list[float], trainer: str = "nnUNetTrainer", **debug: str) -> Path:
+def begun_fold(
+    toy: Toy, results: Path, emas: list[float], trainer: str = "nnUNetTrainer", configuration: str = "toy_3d", **debug: str
+) -> Path:
     """A fold after as many epochs as there are values, of three; its best checkpoint is of the epoch with the largest. Returns its folder.
 
     The weights are random, and so are the momenta.
     """
-    model = results / toy.name / f"{trainer}__nnUNetPlans__toy_3d"
+    model = results / toy.name / f"{trainer}__nnUNetPlans__{configuration}"
     root = model / "fold_0"
     root.mkdir(parents=True)
     shutil.copy(toy.preprocessed / "nnUNetPlans.json", model / "plans.json")
     shutil.copy(toy.preprocessed / "dataset.json", model / "dataset.json")
     (root / "debug.json").write_text(json.dumps(DEBUG | {"num_epochs": str(EPOCHS)} | debug))
     for name, count in (("latest", len(emas)), ("best", emas.index(max(emas)) + 1)):
-        torch.save(begun_checkpoint(toy, emas[:count], trainer, seed=count), root / f"checkpoint_{name}.pth")
+        torch.save(begun_checkpoint(toy, emas[:count], trainer, configuration, seed=count), root / f"checkpoint_{name}.pth")
     return root
 
 
-def begun_checkpoint(toy: Toy, emas: list[float], trainer: str = "nnUNetTrainer", seed: int = 1) -> dict[str, Any]:
+def begun_checkpoint(
+    toy: Toy, emas: list[float], trainer: str = "nnUNetTrainer", configuration: str = "toy_3d", seed: int = 1
+) -> dict[str, Any]:
     """What nnU-Net saves at the end of an epoch."""
     plans, dataset_json = load_plans(toy.preprocessed, "nnUNetPlans"), load_dataset_json(toy.preprocessed)
     torch.manual_seed(seed)
-    network = build_network(plans.configuration("toy_3d"), 1, labels_of(dataset_json).num_heads)
+    network = build_network(plans.configuration(configuration), 1, labels_of(dataset_json).num_heads)
     optimizer = sgd(network, Schedule())
     for weight in network.parameters():
         weight.grad = torch.randn_like(weight)
@@ -92,7 +96,7 @@ def begun_checkpoint(toy: Toy, emas: list[float], trainer: str = "nnUNetTrainer"
         "logging": logged(emas),
         "_best_ema": max(emas),
         "current_epoch": len(emas),
-        "init_args": {"plans": plans.content, "configuration": "toy_3d", "fold": 0, "dataset_json": dataset_json},
+        "init_args": {"plans": plans.content, "configuration": configuration, "fold": 0, "dataset_json": dataset_json},
         "trainer_name": trainer,
         "inference_allowed_mirroring_axes": (0, 1, 2),
     }

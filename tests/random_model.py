@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ def random_run(toy: Toy, results: Path, configuration: str = "toy_3d", **overrid
     manifests = {name: random_checkpoint(spec, folder, name, fixed, seed) for seed, name in enumerate(spec.validation.checkpoints)}
     commit(spec, folder, manifests)
     return spec, folder
+
+
+def random_folds(
+    toy: Toy, results: Path, configuration: str = "toy_3d", folds: Sequence[int] = (0, 1), **overrides: Any
+) -> list[RunFolder]:
+    """Folds of one model, each with random weights of its own in its final checkpoint, and no best one."""
+    made = []
+    for fold in folds:
+        spec, folder = random_run(toy, results, configuration, fold=fold, **overrides)
+        known = torch.load(folder.checkpoint("final"), weights_only=True)
+        fixed = {key: value for key, value in known.items() if key != "network_weights"}
+        commit(spec, folder, {"final": random_checkpoint(spec, folder, "final", fixed, seed=5 + fold)})
+        made.append(folder)
+    return made
 
 
 def random_checkpoint(spec: RunSpec, folder: RunFolder, name: CheckpointName, fixed: dict[str, Any], seed: int) -> Manifest:

@@ -55,10 +55,12 @@ def export(
             {fold: [f"checkpoint_{name}.pth" for name in names] for fold, names in found.items()}
             for found in (exported.folds, exported.optimistic)
         )
-        early = {"early_end": exported.early_end} if exported.early_end else {}
-        print_json({"folder": str(exported.folder), "folds": checkpoints, "optimistic": optimistic, **early})
+        more = {name: value for name in ("early_end", "previous_stage") if (value := getattr(exported, name))}
+        print_json({"folder": str(exported.folder), "folds": checkpoints, "optimistic": optimistic, **more})
         return
     say(f"Verified model folder: {exported.folder}")
+    if exported.previous_stage:
+        note(f"It is the second stage of a cascade: export and predict with its first stage, {exported.previous_stage}, too.")
     if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
         note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
     if exported.early_end:
@@ -76,4 +78,5 @@ def export(
 def predict_command(exported: "Exported") -> str:
     """nnU-Net's command that predicts with the folds of a model folder as an ensemble, as `nnfleet predict` does."""
     model = f"-m {shlex.quote(str(exported.folder))} -f {' '.join(exported.predicting)} -chk checkpoint_{exported.checkpoint}.pth"
-    return f"nnUNetv2_predict_from_modelfolder {model} -i INPUT -o OUTPUT"
+    stage = f" -prev_stage_predictions PREDICTIONS_OF_{exported.previous_stage}" if exported.previous_stage else ""
+    return f"nnUNetv2_predict_from_modelfolder {model} -i INPUT -o OUTPUT{stage}"

@@ -33,6 +33,8 @@ def rm(
 
     with working("Reading run folders ..."):
         found = api.removable(runs, results, cluster)
+    for model in sorted({model for run in found for model in run.second_stages}):
+        note(f"Warning: {model} was trained on segmentations of these runs and predicts no new images without their weights.")
     if not yes:
         _ask_about(found, mlflow=mlflow)
     with working("Removing ..."):

@@ -127,6 +127,9 @@ def _data(a: RunSpec, b: RunSpec) -> Iterator[Difference]:
     patients = [spec.patients or {} for spec in (a, b)]
     if other := sorted(case for case in {**patients[0], **patients[1]} if patients[0].get(case) != patients[1].get(case)):
         yield Difference("data", "patients", f"{len(patients[0])} cases", f"{len(patients[1])} cases; other: {listed_cases(other)}")
+    seen = [spec.previous_stage.sources if spec.previous_stage else {} for spec in (a, b)]
+    if others := sorted(case for case in seen[0].keys() & seen[1].keys() if seen[0][case] != seen[1][case]):
+        yield Difference("data", "previous stage's segmentations", f"{len(others)} cases", f"others: {listed_cases(others)}")
     if a.case_digests is None or b.case_digests is None:
         return
     both = a.case_digests.keys() & b.case_digests.keys()

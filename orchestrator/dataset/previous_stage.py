@@ -3,17 +3,30 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from orchestrator.dataset.folder import cases_in
 from orchestrator.dataset.problems import listed
 from orchestrator.dataset.remembered import CACHE_NAME, Reading, read_files
 from orchestrator.errors import DataError
-from trainers.contract.cascade import first_stage_folder, previous_predictions, read_record
+from trainers.contract.cascade import first_stage_folder, next_stages, previous_predictions, previous_stage, read_record
 from trainers.contract.commits import commit_files
+from trainers.contract.plans import Plans
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, made_by
 from trainers.storage.files import read_json, write_json_atomic
 
 DIGITS = 16
 """Digits of the SHA-256 of a segmentation's values that a run keeps."""
+
+
+def stages_after(plans: Plans, configuration: str, val_cases: Iterable[str], preprocessed: Path) -> tuple[str, ...]:
+    """The next stages that a run's full validation can leave its segmentations for: those whose cases are preprocessed.
+
+    `preprocessed`: folder of the dataset.
+    """
+    named = [name for name in next_stages(plans.configuration(configuration)) if name in plans.configurations]
+    of_this = [name for name in named if previous_stage(plans.configuration(name)) == configuration]
+    cases = set(val_cases)
+    return tuple(name for name in of_this if cases <= set(cases_in(preprocessed / str(plans.configuration(name)["data_identifier"]))))
 
 
 def contents_of_previous(folder: Path, cases: Iterable[str], results: Path) -> dict[str, Reading]:

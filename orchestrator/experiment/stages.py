@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from orchestrator.dataset.folder import cases_in
-from orchestrator.dataset.previous_stage import sources_of
+from orchestrator.dataset.previous_stage import sources_of, stages_after
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.identity import Planned
-from trainers.contract.cascade import model_folder_name, next_stages, predictions_of, previous_stage
+from trainers.contract.cascade import model_folder_name, predictions_of, previous_stage
 from trainers.contract.plans import Plans
 from trainers.contract.run_spec import PreviousStage, RunSpec, ValidationSpec, made_by
 
@@ -22,18 +21,14 @@ def depth(plans: Plans, configuration: str) -> int:
 
 
 def stages_due(planned: Planned, validation: ValidationSpec, preprocessed: Path) -> tuple[str, ...]:
-    """The next stages that a run's full validation leaves its segmentations for: those whose cases are preprocessed.
+    """The next stages that a run's full validation leaves its segmentations for, of those that it can (`stages_after`).
 
     None where the final weights are not validated, and none of the fold `all`: it would replace the segmentations of cases that were not
     trained on by those of cases that were.
     """
     if planned.fold == "all" or "final" not in validation.checkpoints:
         return ()
-    plans = planned.plans
-    named = [name for name in next_stages(plans.configuration(planned.configuration)) if name in plans.configurations]
-    of_this = [name for name in named if previous_stage(plans.configuration(name)) == planned.configuration]
-    cases = set(planned.split.val)
-    return tuple(name for name in of_this if cases <= set(cases_in(preprocessed / str(plans.configuration(name)["data_identifier"]))))
+    return stages_after(planned.plans, planned.configuration, planned.split.val, preprocessed)
 
 
 def previous_of(planned: Planned, earlier: Iterable[RunSpec], results: Path) -> PreviousStage | None:

@@ -29,6 +29,8 @@ class FoldFacts(Frozen):
     """The parameters in which the folds of one model agree, with how it ended early if it did."""
     cases: dict[str, str] | None
     """Case id -> digests of what it holds; None where they are not known, or may not be named."""
+    previous_stage: dict[str, str] | None = Field(None, exclude_if=lambda sources: sources is None)
+    """Of a second stage of a cascade: case id -> which segmentation it saw (`PreviousStage.sources`); None likewise."""
     checkpoints: dict[CheckpointName, str] = Field(default_factory=dict)
     """Name -> SHA-256, of those that there are."""
     optimistic: dict[str, str] = Field(default_factory=dict, exclude_if=lambda found: not found)
@@ -41,7 +43,8 @@ def facts_of(spec: RunSpec, early_end: str = "") -> FoldFacts:
     """Of a run by its specification, without its checkpoints. `early_end`: how it ended before its schedule, if it did."""
     cases = None if spec.case_digests is None else {case: " ".join(digests) for case, digests in spec.case_digests.items()}
     shared = shared_params(fixed_params(spec)) | ended_early(early_end)
-    return FoldFacts(run_key=spec.run_key, model=spec.model, fold=str(spec.fold), shared=shared, cases=cases)
+    seen = spec.previous_stage.sources if spec.previous_stage else None
+    return FoldFacts(run_key=spec.run_key, model=spec.model, fold=str(spec.fold), shared=shared, cases=cases, previous_stage=seen)
 
 
 def facts_in(folder: RunFolder) -> FoldFacts:
@@ -73,7 +76,9 @@ def unlike(folds: Sequence[FoldFacts]) -> list[str]:
 
 
 def _differences(first: FoldFacts, other: FoldFacts) -> str:
-    return ", ".join([*_settings(first.shared, other.shared), *_contents(first.cases or {}, other.cases or {})])
+    data = _contents("the data", first.cases or {}, other.cases or {})
+    seen = _contents("the first stage's segmentations", first.previous_stage or {}, other.previous_stage or {})
+    return ", ".join([*_settings(first.shared, other.shared), *data, *seen])
 
 
 def _settings(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
@@ -85,9 +90,9 @@ def _settings(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[st
             yield f"{name} ({b} instead of {a})"
 
 
-def _contents(first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
+def _contents(what: str, first: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
     if changed := sorted(case for case in first.keys() & other.keys() if first[case] != other[case]):
-        yield f"the data of {listed_cases(changed)}"
+        yield f"{what} of {listed_cases(changed)}"
 
 
 def listed_cases(cases: Sequence[str]) -> str:

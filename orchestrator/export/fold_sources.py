@@ -73,7 +73,7 @@ class FolderFold:
         self.place = str(folder.model_folder)
         self.model_folder = None if self._spec.pseudonyms else folder.model_folder
         facts = facts_in(folder)
-        hidden = {"cases": None} if self._spec.pseudonyms else {}
+        hidden = {"cases": None, "previous_stage": None} if self._spec.pseudonyms else {}
         kept = {"checkpoints": digests_of(self._manifests()), "probabilities": self._probabilities(), "optimistic": self._optimistic()}
         self.facts = facts.model_copy(update={**kept, **hidden})
 

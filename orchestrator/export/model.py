@@ -18,6 +18,8 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.export.fold_facts import EARLY_END, FoldFacts, together, unlike
 from orchestrator.export.fold_sources import WINNER, FoldSource, with_checkpoints
 from orchestrator.tracking.records import OWN_TRAINER
+from trainers.contract.cascade import previous_stage
+from trainers.contract.plans import load_plans
 from trainers.contract.run_folder import crossval_name
 from trainers.contract.run_spec import CheckpointName
 from trainers.storage.faults import storing
@@ -44,6 +46,8 @@ class Exported:
     """Fold -> the candidates whose weights it has."""
     early_end: str = ""
     """How its folds ended before their schedule, as somebody asked (`EarlyEnd.text`); empty: they did not."""
+    previous_stage: str = ""
+    """Of a second stage of a cascade: the configuration whose predictions nnU-Net's predict needs; empty: it stands alone."""
 
     @property
     def checkpoint(self) -> str:
@@ -89,7 +93,15 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     held = exported_folds(target)
     folds, optimistic = ({fold: tuple(getattr(facts, name)) for fold, facts in held.items()} for name in ("checkpoints", "optimistic"))
     early = next((facts.shared[EARLY_END] for facts in held.values() if EARLY_END in facts.shared), "")
-    return Exported(target, folds, tuple(left), candidate, optimistic, early)
+    return Exported(target, folds, tuple(left), candidate, optimistic, early, _previous_stage(target, next(iter(held.values()))))
+
+
+def _previous_stage(model: Path, facts: FoldFacts) -> str:
+    """Of an exported model, by its plans; empty where they do not name one, or cannot be read, which nnU-Net then reports."""
+    try:
+        return previous_stage(load_plans(model, "plans").configuration(facts.shared.get("configuration", "")))
+    except (ConfigError, DataError):
+        return ""
 
 
 def _holds(present: FoldFacts | None, wanted: FoldFacts) -> bool:

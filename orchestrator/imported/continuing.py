@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.imported.first_stage import require_all, warn_of_younger
 from orchestrator.imported.fold_data import CONTINUED, read_fold_data, spec_of
 from orchestrator.imported.half_done import HalfDone, read_half_done
 from orchestrator.imported.importing import ImportedFold, each_fold
@@ -40,9 +41,11 @@ def _continued(source: RunFolder, preprocessed: Path, results: Path | None, trac
     begun = read_half_done(source)
     target = _target(begun, results)
     data = read_fold_data(begun.name, source.model_folder, preprocessed, target.model_folder.parent)
+    require_all(data.first_stage)
     spec = _with_workers(spec_of(data, target, begun.schedule, tracking_uri, continued=begun.continued), workers)
     is_there = _is_there(target, spec)
     if not is_there:
+        warn_of_younger(data.first_stage, begun.history)
         try:
             is_there = not _made(begun, target, spec)
         except (OSError, StorageError) as err:

@@ -8,7 +8,9 @@ from orchestrator.dataset.digest import data_digest, model_parts, run_key
 from orchestrator.dataset.folder import cases_in, find_dataset
 from orchestrator.dataset.model_folder import differing_parts
 from orchestrator.dataset.preflight import usable_configuration
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.dataset.previous_stage import stages_after
+from orchestrator.errors import DataError
+from orchestrator.imported.first_stage import LeftSegmentations, left_for
 from orchestrator.imported.scores import ScoredData
 from orchestrator.imported.trained_fold import FoldName
 from trainers.contract.cascade import previous_stage
@@ -34,6 +36,8 @@ class FoldData:
     dataset_json: dict[str, object]
     split: Split
     readings: CaseReadings
+    first_stage: LeftSegmentations | None = None
+    """Of a second stage of a cascade."""
 
     @property
     def scored(self) -> ScoredData:
@@ -54,11 +58,6 @@ def read_fold_data(name: FoldName, model_folder: Path, preprocessed: Path, cache
     folder = preprocessed / find_dataset(preprocessed, name.dataset)
     plans, dataset_json = load_plans(folder, name.plans), load_dataset_json(folder)
     configuration = usable_configuration(plans, name.configuration)
-    if stage := previous_stage(configuration):
-        raise ConfigError(
-            f"import: {name.configuration!r} is the second stage of a cascade after {stage!r}, and such folds are not imported. "
-            "Train it here: the segmentations that nnU-Net left for it are taken."
-        )
     there = model_parts(load_plans(model_folder, "plans"), name.configuration, load_dataset_json(model_folder))
     if differ := differing_parts(there, model_parts(plans, name.configuration, dataset_json)):
         raise DataError(
@@ -75,7 +74,8 @@ def read_fold_data(name: FoldName, model_folder: Path, preprocessed: Path, cache
         contents_of_cases(data_folder, cases, num_input_channels(dataset_json), caches),
     )
     _check_readings(readings)
-    return FoldData(name, folder, plans, dataset_json, split, readings)
+    first_stage = left_for(name, model_folder, previous_stage(configuration), cases, caches)
+    return FoldData(name, folder, plans, dataset_json, split, readings, first_stage)
 
 
 def _split(folder: Path, name: FoldName, cases: tuple[str, ...]) -> Split:
@@ -101,6 +101,7 @@ def spec_of(
 ) -> RunSpec:
     """The run in `target`: one that nnU-Net trained (`imported`, with the SHA-256 of its final checkpoint), or began (`continued`)."""
     name, split = data.name, data.split
+    previous = data.first_stage.record if data.first_stage else None
     variant = CONTINUED if continued else IMPORTED
     digest = data_digest(data.plans, name.configuration, data.dataset_json, split, data.readings.label_sha256, data.readings.content_sha256)
     key = run_key(
@@ -115,6 +116,7 @@ def spec_of(
         variant=variant,
         weights_sha256=final_sha256,
         continued_sha256=continued.sha256 if continued else "",
+        previous_stage=previous if continued else None,  # of one that has ended the weights say it all
     )
     return RunSpec(
         run_key=key,
@@ -131,6 +133,8 @@ def spec_of(
         data_digest=digest,
         case_digests=data.readings.digests({*split.train, *split.val}),
         schedule=schedule,
+        previous_stage=previous,
+        next_stages=stages_after(data.plans, name.configuration, split.val, data.folder) if continued and name.fold != "all" else (),
         pseudonyms=(target.model_folder.parent / SALT_FILE).is_file(),  # as asked for in other runs of this dataset
         imported=imported,
         continued=continued,

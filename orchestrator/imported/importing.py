@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.errors import ConfigError, NnfleetError, StorageError
+from orchestrator.imported.first_stage import warn_of_lack, warn_of_younger
 from orchestrator.imported.fold_data import IMPORTED, read_fold_data, spec_of
 from orchestrator.imported.scores import ScoredData, score_fold
 from orchestrator.imported.trained_fold import FoldName, TrainedFold, fold_name, read_trained_fold
@@ -100,6 +101,8 @@ def _imported(source: RunFolder, preprocessed: Path, results: Path | None, track
     if _is_imported(target, spec):
         note = "already imported"
     else:
+        warn_of_lack(found.first_stage)
+        warn_of_younger(found.first_stage, trained.history)
         scores = score_fold(source, spec, data, trained.final.sha256, target.validation("final"))
         try:
             _write(trained, target, spec, data, scores)

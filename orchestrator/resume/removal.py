@@ -18,7 +18,7 @@ from orchestrator.run.names import resolve_all
 from orchestrator.run.status import RunStatus
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import Frozen
+from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.states import RunState
 from trainers.errors import ConfigError, DataError
 
@@ -40,6 +40,8 @@ class Removable(Frozen):
     mlflow_run_id: str = ""
     is_imported_here: bool = False
     """nnU-Net itself made the folder: only what was noted of the run is removed."""
+    second_stages: tuple[str, ...] = ()
+    """Models of a cascade that were trained on its segmentations and stay: without its weights they predict no new images."""
     crossvals: tuple[Path, ...] = ()
     """Folders of the model's cross-validation that hold this fold's predictions and are removed with it."""
 
@@ -55,13 +57,15 @@ def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus]
     Raises ConfigError for a name that means none, and for runs that have not ended.
     """
     found, _ = find_runs(results)
-    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)]
+    meant = resolve_all(names, [run.names for run in found], f"below {results}", hints=False)
+    wanted = [found[i] for i in meant]
     if busy := [f"{run} {why}" for run in wanted if (why := at_work(run, statuses, jobs))]:
         raise ConfigError(
             f"rm: {len(busy)} of {len(wanted)} runs have not ended: {listed(busy)}. Nothing was removed. Stop them first (nnfleet stop), "
             "or name other runs."
         )
-    return [_removable(run) for run in wanted]
+    staying = [run.spec for i, run in enumerate(found) if i not in meant]
+    return [_removable(run, staying) for run in wanted]
 
 
 def at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]) -> str:
@@ -77,8 +81,9 @@ def at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]
     return "shows recent activity in its folder" if is_active else ""
 
 
-def _removable(run: Found) -> Removable:
+def _removable(run: Found, staying: Sequence[RunSpec]) -> Removable:
     status = status_of_stored(run)
+    after = {spec.model for spec in staying if spec.previous_stage and run.spec.run_key in spec.previous_stage.run_keys}
     found = Removable(
         run_key=status.run_key,
         address=status.address,
@@ -89,6 +94,7 @@ def _removable(run: Found) -> Removable:
         size_bytes=0,
         mlflow_run_id=run.mlflow_run_id,
         is_imported_here=run.spec.is_imported_in_place,
+        second_stages=tuple(sorted(after)),
         crossvals=tuple(crossvals_with(run.spec.model_folder, run.spec.fold)),
     )
     return found.model_copy(update={"size_bytes": size_on_disk(found.leaving)})

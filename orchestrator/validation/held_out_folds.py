@@ -5,14 +5,15 @@ from pathlib import Path
 from orchestrator.errors import ConfigError
 from orchestrator.export.fold_facts import facts_in, together, unlike
 from orchestrator.export.fold_sources import folds_below, with_checkpoints
-from trainers.contract.cascade import refuse_new_images
+from orchestrator.validation.held_out_first_stage import first_stage_folds
 from trainers.contract.run_folder import RunFolder
 
 
 def folds_of(name: str, results: Path) -> tuple[list[RunFolder], list[str]]:
     """The run folders of the folds that a name means, by fold, and a sentence for each that has no checkpoint yet and is left out.
 
-    Raises ConfigError unless they are folds of one model, of one training, that stands alone, and one has a checkpoint.
+    Raises ConfigError unless they are folds of one model, of one training, and one has a checkpoint; and as `first_stage_folds`, for the
+    weights of a cascade's first stage must be there too.
     """
     found = folds_below(results, name)
     models = sorted({fold.place for fold in found})
@@ -24,7 +25,6 @@ def folds_of(name: str, results: Path) -> tuple[list[RunFolder], list[str]]:
     if differences := unlike([facts_in(fold.folder) for fold in ready]):
         raise ConfigError(f"test set: the folds of {name} do not go together: {'; '.join(differences)}. Name one of them: {name}/0.")
     meant = together([fold.facts.fold for fold in ready])
-    folds = sorted((fold for fold in ready if fold.facts.fold in meant), key=lambda fold: fold.facts.fold.zfill(4))
-    spec = folds[0].folder.spec()
-    refuse_new_images(spec.configuration, spec.previous_stage.configuration if spec.previous_stage else "")
-    return [fold.folder for fold in folds], [f"fold {fold} has no checkpoint yet and does not predict." for fold in unready]
+    folds = [fold.folder for fold in sorted(ready, key=lambda fold: fold.facts.fold.zfill(4)) if fold.facts.fold in meant]
+    first_stage_folds(folds)
+    return folds, [f"fold {fold} has no checkpoint yet and does not predict." for fold in unready]

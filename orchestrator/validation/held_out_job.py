@@ -27,6 +27,7 @@ from orchestrator.validation.cases import Stopped, digest_of_named, remove_lefto
 from orchestrator.validation.held_out_admission import AskedWorkers, QueuePlace, admitted, cpu_warning, fewer_cpus, workers_for
 from orchestrator.validation.held_out_cases import check_labels, held_out_cases
 from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits, HeldOutWarned
+from orchestrator.validation.held_out_first_stage import first_stage_of
 from orchestrator.validation.held_out_folds import folds_of
 from orchestrator.validation.held_out_pool import HeldOutPool
 from orchestrator.validation.held_out_scores import publish_scores, record_scores, scores_of, write_scores
@@ -109,6 +110,8 @@ def prepared(
                 "Wait for it or resume it, name the folds that are, such as MODEL/0 or MODEL/[0-3], or take `--checkpoint best`."
             )
     check_files(spec.own, predicts=True)
+    if (first := first_stage_of(folds)) is not None:
+        check_files(first.spec.own, predicts=True)
     dataset_json = load_dataset_json(model_folder)
     cases = held_out_cases(images.absolute(), None if labels is None else labels.absolute(), dataset_json)
     if labels is not None:
@@ -123,6 +126,7 @@ def prepared(
         checkpoint_files=tuple(fold.checkpoint(checkpoint) for fold in folds),
         weights_sha256=tuple(digest_of_named(fold, checkpoint) for fold in folds),
         cases=cases,
+        first_stage=first,
     )
     refuse_other_predictions(place, held)
     return held, place
@@ -165,7 +169,7 @@ def _labels_of_scores(output: RunFolder, before: HeldOut) -> set[Path]:
 
 def _unlike_before(before: HeldOut, held: HeldOut, scored_by: Collection[Path]) -> str:
     """What an output folder holds, where that is not what is asked for; empty where it is, also for predictions alone. Pure."""
-    if before.weights_sha256 != held.weights_sha256:
+    if before.all_weights_sha256 != held.all_weights_sha256:
         return "the predictions of other weights"
     folders = {image.parent for case in before.cases.values() for image in case.images}
     if others := folders - {image.parent for case in held.cases.values() for image in case.images}:
@@ -211,7 +215,7 @@ def predicted(held: HeldOut, output: RunFolder) -> list[CaseResult] | HeldOutEve
     sizes = {case: sum(image.stat().st_size for image in held.cases[case].images) for case in missing}
     queue = CaseQueue.of(largest_first(sizes), held.spec.validation.attempts_per_case)
     if missing:
-        digests: dict[WeightsName, str] = {held.checkpoint: " ".join(held.weights_sha256)}
+        digests: dict[WeightsName, str] = {held.checkpoint: " ".join(held.all_weights_sha256)}
         with spare_workers() as spare:
             pool = HeldOutPool(output, held.spec, digests, queue, 1, spare, held=held)
             pool.run(min(held.spec.workers.least, len(missing)))

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 
 def loaded_ensemble(held: HeldOut, device: str = "") -> "EnsemblePredictor":
-    """The networks of all folds.
+    """The networks of all folds, and those of a cascade's first stage.
 
     Raises CheckpointError, also for weights that are not those the job started with, DataError, StorageError.
     """
     from trainers.validation.inference import EnsemblePredictor
 
-    workers = held.spec.workers
-    predictor = EnsemblePredictor(held.spec, held.checkpoint_files, device or ("cuda" if workers.gpus else "cpu"), workers.cpus)
-    if predictor.digests != held.weights_sha256:
+    workers, first = held.spec.workers, held.first_stage
+    where = device or ("cuda" if workers.gpus else "cpu")
+    before = None if first is None else EnsemblePredictor(first.spec, first.checkpoint_files, where, workers.cpus)
+    predictor = EnsemblePredictor(held.spec, held.checkpoint_files, where, workers.cpus, before)
+    if (*(before.digests if before else ()), *predictor.digests) != held.all_weights_sha256:
         raise CheckpointError("checkpoint: a fold's weights changed while the test set was predicted. Run the same command again.")
     return predictor
 
@@ -45,7 +47,7 @@ class HeldOutWorker:
         """Load the networks and return the place where they are. Raises as `loaded_ensemble`."""
         [(name, digest)] = digests.items()
         self._held = held = retry_storage(self._read, f"reading {self._output.own}", tell=self._notice.tell)
-        if " ".join(held.weights_sha256) != digest:
+        if " ".join(held.all_weights_sha256) != digest:
             raise CheckpointError(f"test set: another command uses {self._output.root}. Name another output folder.")
         self._predictor = retry_storage(lambda: loaded_ensemble(held), f"loading the {name} checkpoints", tell=self._notice.tell)
         return own_place()

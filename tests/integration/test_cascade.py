@@ -12,28 +12,39 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its own name in its documentation
 import torch
 
-from orchestrator.export.fold_sources import FolderFold
+from orchestrator.dataset.preflight import check_run
+from orchestrator.dataset.previous_stage import contents_of_previous, keep_or_compare
+from orchestrator.export.fold_sources import FolderFold, folds_below
+from orchestrator.export.model import export_model
+from orchestrator.imported.continuing import continue_folder
+from orchestrator.imported.importing import ImportedFold, import_folder
 from orchestrator.publishing.validation_report import write_report
 from orchestrator.run.progress import progress_of
 from orchestrator.validation.cases import is_done
+from orchestrator.validation.held_out_folds import folds_of
+from orchestrator.validation.held_out_job import claim, prepared
+from orchestrator.validation.held_out_pool import loaded_ensemble
 from tests.conftest import Toys
 from tests.integration.test_inference_parity import equal_share, raw_images
-from tests.nnunet_begun import trained_alone
-from tests.nnunet_reference import validated_by_nnunet
+from tests.nnunet_begun import begun_fold, trained_alone
+from tests.nnunet_reference import trained_by_nnunet, validated_by_nnunet
 from tests.own_batches import Killed
-from tests.random_model import random_run
+from tests.random_model import commit, random_checkpoint, random_folds, random_run
 from tests.toy import Toy, nnunet_environment
 from tests.toy_cascade import FIRST, SECOND, cascade_spec, predict_first_stage, with_cascade
 from trainers.contract.cascade import predictions_of, previous_predictions, read_record, record_of
+from trainers.contract.commits import newest_committed
 from trainers.contract.fencing import acquire_token
+from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec, Schedule, ValidationSpec
+from trainers.contract.run_spec import PreviousStage, RunSpec, Schedule, ValidationSpec, made_by
 from trainers.contract.summary import summarise, summary_bytes
 from trainers.data.case_files import read_properties
 from trainers.errors import ConfigError, DataError
 from trainers.storage.files import write_json_atomic
 from trainers.training.assemble import model_config
-from trainers.validation.inference import CasePredictor, EnsemblePredictor
+from trainers.validation.held_out_case import done_case
+from trainers.validation.inference import CasePredictor
 from trainers.validation.one_case import validate_case
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nnU-Net's and its readers' own
@@ -138,10 +149,62 @@ def test_the_prediction_follows_the_previous_stage(toy: Toy, tmp_path: Path) -> 
         predictor.predict(case, tmp_path / "third")
 
 
-def test_new_images_are_not_predicted_with_the_second_stage_alone(toy: Toy, tmp_path: Path) -> None:
-    spec, folder = random_run(toy, tmp_path, SECOND, validation=FINAL)
-    with pytest.raises(ConfigError, match="-prev_stage_predictions"):
-        EnsemblePredictor(spec, [folder.checkpoint("final")], torch.device("cpu"))
+def nnunets_ensemble(model: Path, image: Path, output: Path, previous: Path | None = None) -> Path:
+    """The prediction by nnU-Net with both folds of an exported model; `previous`: the first stage's. Returns its file."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_final.pth")
+    output.mkdir()
+    masks = None if previous is None else str(previous.parent)
+    case = image.name.removesuffix("_0000.nii.gz")
+    predictor.predict_from_files_sequential([[str(image)]], [str(output / case)], folder_with_segs_from_prev_stage=masks)
+    return output / f"{case}.nii.gz"
+
+
+def of_both_stages(toy: Toy, results: Path) -> tuple[list[RunFolder], list[RunFolder]]:
+    """Two folds of each stage; the record of the second names the runs of the first."""
+    first = random_folds(toy, results, FIRST, validation=FINAL)
+    keys, spec = [fold.spec().run_key for fold in first], first[0].spec()
+    sources = {case: made_by(keys[number % 2]) for number, case in enumerate((*spec.train_cases, *spec.val_cases))}
+    previous = PreviousStage(configuration=FIRST, sources=sources)
+    return first, random_folds(toy, results, SECOND, validation=FINAL, previous_stage=previous)
+
+
+def test_new_images_are_predicted_by_both_stages_as_by_nnunet(toy: Toy, tmp_path: Path) -> None:
+    """As nnU-Net's predict does with the exported first stage, then with the exported second and `-prev_stage_predictions`. Other weights
+    of the first stage are refused, and where they are away the cure is named, both before a worker starts."""
+    results, output = tmp_path / "results", RunFolder(tmp_path / "ours")
+    first, second = of_both_stages(toy, results)
+    name, (case, *_) = second[0].spec().model, second[0].spec().train_cases
+    image = tmp_path / "imagesTs" / f"{case}_0000.nii.gz"
+    image.parent.mkdir()
+    shutil.copy(toy.raw / "imagesTr" / image.name, image)
+    assert folds_of(name, results) == (second, [])
+    held, _ = prepared(second, image.parent, None, output.root, "final")
+    claim(output, held)
+    done_case(loaded_ensemble(held, "cpu"), held, output, case)
+    assert sorted(path.name for path in output.root.iterdir()) == sorted(["dataset.json", "nnfleet", "plans.json", f"{case}.nii.gz"])
+
+    models = [
+        export_model(model, tmp_path / f"model{n}", folds_below(results, model), "here")
+        for n, model in enumerate((first[0].spec().model, name))
+    ]
+    assert [model.previous_stage for model in models] == ["", FIRST]
+    mask = nnunets_ensemble(models[0].folder, image, tmp_path / "masks")
+    ours, theirs = output.root / f"{case}.nii.gz", nnunets_ensemble(models[1].folder, image, tmp_path / "theirs", mask)
+    assert equal_share(ours, theirs) >= 0.9999
+    sitk.WriteImage(sitk.ReadImage(str(mask)) * 0, str(mask))
+    assert equal_share(ours, nnunets_ensemble(models[1].folder, image, tmp_path / "without", mask)) < 0.99
+
+    last = first[1].checkpoint("final")
+    other = random_checkpoint(first[1].spec(), first[1], "final", torch.load(last, weights_only=True), seed=9)
+    commit(first[1].spec(), first[1], {"final": other})
+    with pytest.raises(ConfigError, match="holds the predictions of other weights"):
+        prepared(second, image.parent, None, output.root, "final")
+    last.unlink()
+    with pytest.raises(ConfigError, match=rf"{last} does not exist\. Put it back from a backup"):
+        folds_of(name, results)
 
 
 def test_nnunet_predicts_with_the_exported_second_stage_as_we_validate(toy: Toy, tmp_path: Path) -> None:
@@ -197,3 +260,74 @@ def test_a_second_stage_killed_and_resumed_keeps_its_bits(toy: Toy, tmp_path: Pa
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert next(iter(ours.values())).shape[1] == model_config(whole.spec()).channels > 1
+
+
+def left_by_nnunet(toy: Toy, results: Path) -> Path:
+    """The segmentations of a first stage where nnU-Net's trainer of the second looks for them; returns their folder."""
+    return predict_first_stage(cascade_spec(toy, model_folder=results / toy.name / f"nnUNetTrainer__nnUNetPlans__{SECOND}"))
+
+
+def test_a_second_stage_that_nnunet_trained_is_imported(toy: Toy, tmp_path: Path) -> None:
+    before = left_by_nnunet(toy, tmp_path)
+    folder = RunFolder(trained_by_nnunet(toy, tmp_path, SECOND))
+    (fold,) = import_folder(folder.root, toy.preprocessed.parent)
+    assert fold.lacking == ""
+    theirs = json.loads(folder.summary("final").read_text())
+    for case in theirs["metric_per_case"]:
+        result = read_result(folder, "final", Path(case["prediction_file"]).name.removesuffix(".nii.gz"))
+        assert result is not None
+        expected = sorted(values["Dice"] for values in case["metrics"].values())
+        np.testing.assert_allclose(sorted(metrics.dice for metrics in result.metrics.values()), expected, atol=1e-6)
+    spec = folder.spec()
+    assert spec.previous_stage is not None
+    contents = contents_of_previous(before, [*spec.train_cases, *spec.val_cases], tmp_path / toy.name)
+    assert spec.previous_stage.sources == {case: reading.sha256[:16] for case, reading in contents.items()}
+    assert len(set(spec.previous_stage.sources.values())) == len(contents)
+
+
+def test_a_second_stage_that_nnunet_left_after_one_of_three_epochs_is_finished_here(toy: Toy, tmp_path: Path) -> None:
+    """On the segmentations that nnU-Net left, all of them and no others."""
+    before = left_by_nnunet(toy, tmp_path)
+    theirs = RunFolder(trained_by_nnunet(toy, tmp_path, SECOND, stops_after=1))
+
+    def continued() -> ImportedFold:
+        (fold,) = continue_folder(theirs.root, toy.preprocessed.parent, workers={"gpus": 0, "cpus": 1})
+        return fold
+
+    one = before / f"{cascade_spec(toy).train_cases[0]}.b2nd"
+    content = one.read_bytes()
+    one.unlink()
+    assert f"{before} lacks the segmentation of {one.stem} by {FIRST!r}" in continued().lacking
+    one.write_bytes(content)
+    fold = continued()
+    assert (fold.lacking, fold.run_folder is not None) == ("", True)
+    folder = RunFolder(Path(str(fold.run_folder)))
+    spec = folder.spec()
+    assert (check_run(spec), keep_or_compare(spec, folder)) == ([], "")
+    assert trained_alone(folder, acquire_token(folder, "driver")) == "TRAINED"
+    committed = newest_committed(folder)
+    assert committed is not None
+    assert [(row.epoch, row.world_size) for row in committed.history] == [(0, 0), (1, 1), (2, 1)]
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(theirs.model_folder / name, folder.model_folder / name)  # as the opening of a campaign does
+    predictor = CasePredictor(spec, folder.checkpoint("final"), "cpu")
+    assert predictor.predict(spec.val_cases[0], folder.validation("final")).is_file()
+
+    values = blosc2.open(str(one))[:]
+    one.unlink()
+    blosc2.asarray(np.zeros_like(values), urlpath=str(one))
+    assert f"the segmentation of {one.stem} is not the one that {spec.address} was planned with" in "; ".join(check_run(spec))
+
+
+def test_a_first_stage_that_goes_on_here_leaves_its_segmentations(toy: Toy, tmp_path: Path) -> None:
+    root = begun_fold(toy, tmp_path, [0.4], configuration=FIRST, num_iterations_per_epoch="1", num_val_iterations_per_epoch="1")
+    (fold,) = continue_folder(root, toy.preprocessed.parent, workers={"gpus": 0, "cpus": 1})
+    folder = RunFolder(Path(str(fold.run_folder)))
+    spec = folder.spec()
+    assert spec.next_stages == (SECOND,)
+    assert trained_alone(folder, acquire_token(folder, "driver")) == "TRAINED"
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(root.parent / name, folder.model_folder / name)
+    validated(spec, folder)
+    records = [read_record(predictions_of(folder.model_folder, SECOND), case) for case in spec.val_cases]
+    assert [record is not None and record.run_key for record in records] == [spec.run_key] * len(records)

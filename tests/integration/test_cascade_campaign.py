@@ -1,6 +1,7 @@
 """Both stages of the cascade in one experiment, every part real: Ray, MLflow, training, validation."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import pytest
 
 from orchestrator import api
 from orchestrator.experiment.model import Experiment
+from orchestrator.export.fold_sources import folds_below
+from orchestrator.export.model import export_model
 from orchestrator.run.status import RunStatus
 from tests.conftest import Toys
 from tests.integration.local_home import services_of_its_own, toy_experiment
+from tests.integration.test_cascade import nnunets_ensemble
+from tests.integration.test_inference_parity import equal_share
 from tests.toy import Toy
 from tests.toy_cascade import FIRST, SECOND, with_cascade
 from trainers.contract.cascade import predictions_of, read_record
@@ -43,7 +48,8 @@ def experiment_on(toy: Toy, results: Path) -> Experiment:
 
 
 def test_an_experiment_trains_validates_and_finishes_both_stages(toy: Toy, tmp_path: Path) -> None:
-    """The second stage is listed first, and waits for the first; submitted again, nothing is left to do."""
+    """The second stage is listed first, and waits for the first; submitted again, nothing is left to do. New images are predicted by both,
+    as by nnU-Net."""
     experiment = experiment_on(toy, tmp_path)
     submission = api.submit(experiment)
     fits = {row.address: (row.fits, row.because) for row in submission.plan.rows}
@@ -66,3 +72,14 @@ def test_an_experiment_trains_validates_and_finishes_both_stages(toy: Toy, tmp_p
         assert RunFolder(spec.run_folder).summary("final").is_file()
     again = api.plan(experiment)
     assert {row.run_key: row.progress.stage for row in again.rows} == {spec.run_key: "finished" for spec in specs.values()}
+
+    image = tmp_path / "imagesTs" / "toy_000_0000.nii.gz"
+    image.parent.mkdir()
+    shutil.copy(toy.raw / "imagesTr" / image.name, image)
+    ended = api.predict(second[0].model, image.parent, tmp_path / "predicted", results=tmp_path, workers={"gpus": 0, "cpus": 1})
+    assert (ended.exit_code, ended.num_cases) == (0, 1)
+    mask, theirs = None, Path()
+    for number, name in enumerate((first[0].model, second[0].model)):
+        model = export_model(name, tmp_path / f"model{number}", folds_below(tmp_path, name), "here")
+        mask = theirs = nnunets_ensemble(model.folder, image, tmp_path / f"theirs{number}", mask)
+    assert equal_share(tmp_path / "predicted" / theirs.name, theirs) >= 0.9999

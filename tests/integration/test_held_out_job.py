@@ -23,7 +23,7 @@ from orchestrator.validation.held_out_folds import folds_of
 from orchestrator.validation.held_out_job import prepared, run_held_out
 from tests.conftest import Toys
 from tests.integration.cluster import SHORT
-from tests.random_model import commit, random_checkpoint, random_run
+from tests.random_model import random_folds
 from tests.toy import Toy, nnunet_environment
 from trainers.contract.held_out import scores_below
 from trainers.contract.run_folder import RunFolder
@@ -59,18 +59,6 @@ def cluster(toy: Toy) -> Iterator[str]:
     yield str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
     shutil.rmtree(temp, ignore_errors=True)
-
-
-def two_folds(toy: Toy, results: Path) -> list[RunFolder]:
-    """Two folds of one model with different random weights."""
-    folders = []
-    for fold in (0, 1):
-        spec, folder = random_run(toy, results, fold=fold)
-        known = torch.load(folder.checkpoint("final"), weights_only=True)
-        fixed = {key: value for key, value in known.items() if key != "network_weights"}
-        commit(spec, folder, {"final": random_checkpoint(spec, folder, "final", fixed, seed=5 + fold)})
-        folders.append(folder)
-    return folders
 
 
 def held_out(toy: Toy, base: Path) -> tuple[Path, Path]:
@@ -118,7 +106,7 @@ def test_a_test_set_killed_in_its_middle_and_continued_equals_nnunets(
     toy: Toy, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results"
-    folds = two_folds(toy, results)
+    folds = random_folds(toy, results)
     model, (images, labels) = folds[0].model_folder, held_out(toy, tmp_path)
     output = RunFolder(tmp_path / "output")
     name = folds[0].spec().model

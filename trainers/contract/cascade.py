@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from trainers.contract.plans import Labels, num_input_channels
 from trainers.contract.records import Record
 from trainers.contract.run_spec import RunSpec, WeightsName
-from trainers.errors import ConfigError
 from trainers.storage.faults import reading
 
 log = logging.getLogger(__name__)
@@ -56,24 +55,22 @@ def network_channels(configuration: Mapping[str, Any], dataset_json: dict[str, A
     return num_input_channels(dataset_json) + (len(labels.foreground_values) if previous_stage(configuration) else 0)
 
 
-def refuse_new_images(configuration: str, stage: str) -> None:
-    """Raise ConfigError for a second stage that is to predict images of which there are no segmentations by the first; `stage`: that, or
-    ''."""
-    if stage:
-        raise ConfigError(
-            f"configurations: {configuration} is the second stage of a cascade, and nnfleet predicts new images with one stage alone. "
-            f"Export both models and run nnUNetv2_predict with {stage}, then with this one and -prev_stage_predictions."
-        )
-
-
 def model_folder_name(trainer: str, plans: str, configuration: str, variant: str = "", seed: int = 0) -> str:
     """nnU-Net's name of a model folder, with what it does not know behind it."""
     return f"{trainer}__{plans}__{configuration}{f'__{variant}' if variant else ''}{f'__seed{seed}' if seed else ''}"
 
 
-def first_stage_folder(spec: RunSpec, stage: str) -> Path:
-    """The model folder of the first stage of a run: of the same trainer, plans, variant and seed."""
-    return spec.model_folder.parent / model_folder_name(spec.trainer, spec.plans, stage, spec.variant, spec.seed)
+def first_stage_folder(spec: RunSpec, stage: str, model_folder: Path | None = None) -> Path:
+    """The model folder of the first stage of a run: of the same trainer, plans, variant and seed; of a run that nnU-Net trained or began,
+    nnU-Net's own.
+
+    `model_folder`: where that of the run lies now; default: where it was planned.
+    """
+    beside, origin = (model_folder or spec.model_folder).parent, spec.imported or spec.continued
+    if origin is None:
+        return beside / model_folder_name(spec.trainer, spec.plans, stage, spec.variant, spec.seed)
+    place = beside if spec.is_imported_in_place else origin.folder.parent.parent
+    return place / model_folder_name(spec.trainer, spec.plans, stage)
 
 
 def predictions_of(model_folder: Path, next_stage: str) -> Path:

@@ -28,6 +28,16 @@ class HeldOutCase(Frozen):
     labels: Path | None = None
 
 
+class FirstStage(Frozen):
+    """The folds of a cascade's first stage, as an ensemble: what they predict is what the second stage sees."""
+
+    spec: RunSpec
+    """Of the first fold: for what all folds share."""
+    checkpoint_files: tuple[Path, ...]
+    """The final weights of each fold, in the order in which their logits are added."""
+    weights_sha256: tuple[str, ...]
+
+
 class HeldOut(Frozen):
     """Cases, and the folds that predict them as an ensemble."""
 
@@ -38,11 +48,18 @@ class HeldOut(Frozen):
     """Of each fold, in the order in which their logits are added."""
     weights_sha256: tuple[str, ...]
     cases: dict[str, HeldOutCase]
+    first_stage: FirstStage | None = None
+    """Of a second stage of a cascade; null: the model stands alone."""
+
+    @property
+    def all_weights_sha256(self) -> tuple[str, ...]:
+        """Of every checkpoint that takes part: those of a first stage, then the folds' own."""
+        return (*(self.first_stage.weights_sha256 if self.first_stage else ()), *self.weights_sha256)
 
     def key_of(self, case_id: str) -> str:
         """Names a prediction: other weights, or other files of images, give another key. Raises OSError for a file that is away."""
         stats = [(str(image), image.stat()) for image in self.cases[case_id].images]
-        content = [self.weights_sha256, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+        content = [self.all_weights_sha256, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property

@@ -21,14 +21,14 @@ import numpy.typing as npt
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from trainers.contract.cascade import PART_PREFIX, network_channels, previous_predictions, previous_stage, refuse_new_images
+from trainers.contract.cascade import PART_PREFIX, network_channels, previous_predictions, previous_stage
 from trainers.contract.plans import Labels, labels_of, load_dataset_json, load_plans, num_input_channels
 from trainers.contract.run_spec import RunSpec
 from trainers.data.case_files import damaged, damaged_previous, open_case, open_previous, read_properties
 from trainers.data.not_finite import not_finite
 from trainers.data.segmentation_file import SegmentationFile, read_segmentation
 from trainers.data.whole_file import check_whole
-from trainers.errors import CheckpointError, DataError, StorageError
+from trainers.errors import CheckpointError, ConfigError, DataError, StorageError
 from trainers.network.checkpoint import read_checkpoint
 from trainers.network.one_dnn import use_one_dnn
 from trainers.network.own import network_of
@@ -91,6 +91,11 @@ class ModelPredictor:
         except Exception as err:  # each reader raises its library's own kinds
             find_outage(err, [path], self.spec.preprocessed_folder)
             raise DataError(f"label file: {path} cannot be read: {err}. Restore it from the raw dataset's labelsTr.") from err
+
+    def _with_labels(self, data_CZYX: npt.NDArray[np.float32], labels_ZYX: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The image's channels, and behind them one per foreground label of the previous stage's segmentation."""
+        one_hot = [(labels_ZYX == label)[None] for label in self.labels.foreground_values]
+        return np.vstack((data_CZYX, *one_hot), dtype=np.float32)
 
     def _loaded(self, checkpoint_files: Sequence[Path], device: torch.device) -> ClassByClassPredictor:
         """nnU-Net's predictor, with the mirroring axes of the first checkpoint, as nnU-Net takes them."""
@@ -167,8 +172,7 @@ class CasePredictor(ModelPredictor):
             labels_ZYX = np.asarray(found[:])
         except Exception as err:  # blosc2 finds a damaged chunk only when it unpacks it
             raise damaged_previous(folder, case_id, err) from err
-        one_hot = [(labels_ZYX == label)[None] for label in self.labels.foreground_values]
-        return np.vstack((data_CZYX, *one_hot), dtype=np.float32)
+        return self._with_labels(data_CZYX, labels_ZYX)
 
     def reference_file(self, case_id: str) -> Path:
         """The original labels of a case, copied by nnU-Net's preprocessing."""
@@ -206,36 +210,66 @@ class CasePredictor(ModelPredictor):
 class EnsemblePredictor(ModelPredictor):
     """Predicts raw images, as `nnUNetv2_predict` does, with the mean of the logits of all checkpoints.
 
-    Raises as `ModelPredictor`, and ConfigError for a second stage of a cascade, for there are no segmentations of the first.
+    A second stage of a cascade sees what `first_stage` predicts of a case, as nnU-Net's does by `-prev_stage_predictions`. Raises as
+    `ModelPredictor`, and ConfigError for a second stage without a first.
     """
 
-    def __init__(self, spec: RunSpec, checkpoint_files: Sequence[Path], device: torch.device | str, threads: int = 1) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        checkpoint_files: Sequence[Path],
+        device: torch.device | str,
+        threads: int = 1,
+        first_stage: "EnsemblePredictor | None" = None,
+    ) -> None:
         super().__init__(spec, checkpoint_files, device, threads)
-        refuse_new_images(spec.configuration, previous_stage(self.configuration.configuration))
+        self._first_stage = first_stage
+        if (stage := previous_stage(self.configuration.configuration)) and first_stage is None:
+            raise ConfigError(
+                f"configurations: {spec.configuration} is the second stage of a cascade, and its run names no run of the first, {stage!r}. "
+                "Train or import it again."
+            )
 
     def predict(self, case_id: str, images: Sequence[Path], output_folder: Path) -> tuple[Path, Spacing]:
         """Preprocess a case by the plans and write its segmentation, whole or not at all; returns its file and the images' spacing.
 
         `images`: one file per channel. Raises DataError when they cannot be read, StorageError when their disk is away.
         """
-        data_CZYX, properties = self._preprocessed(case_id, images)
+        labels_CZYX = self._by_first_stage(case_id, images, output_folder)
+        data_CZYX, properties = self._preprocessed(case_id, images, labels_CZYX)
         spacing = noted_spacing(properties, type(self.reader).__name__)
         logits = _quietly(self._predictor.predict_logits_from_preprocessed_data, torch.from_numpy(data_CZYX)).cpu()
         return self._export(logits, properties, case_id, output_folder), spacing
+
+    def _by_first_stage(self, case_id: str, images: Sequence[Path], output_folder: Path) -> npt.NDArray[Any] | None:
+        """The segmentation of a case by the first stage, 1 Z Y X on the original grid, as nnU-Net reads it from its file; None without."""
+        if self._first_stage is None:
+            return None
+        output_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PART_PREFIX, dir=output_folder) as part:
+            file, _ = self._first_stage.predict(case_id, images, Path(part))
+            labels_CZYX: npt.NDArray[Any] = self.reader.read_seg(str(file))[0]
+        return labels_CZYX
 
     def spacing_of(self, case_id: str, images: Sequence[Path]) -> Spacing:
         """Spacing of a case's images, in the order of `read_segmentation`. Raises as `predict`."""
         return noted_spacing(self._read_images(case_id, images)[1], type(self.reader).__name__)
 
-    def _preprocessed(self, case_id: str, images: Sequence[Path]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    def _preprocessed(
+        self, case_id: str, images: Sequence[Path], labels_CZYX: npt.NDArray[Any] | None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """The input of the network and what preprocessing noted. `labels_CZYX`: the segmentation by the previous stage, which takes part
+        in nnU-Net's preprocessing as a case's own labels do."""
         values_CZYX, properties = self._read_images(case_id, images)
         preprocessor = self.configuration.preprocessor_class(verbose=False)
-        data, _, noted = preprocessor.run_case_npy(values_CZYX, None, properties, self.plans, self.configuration, self.dataset_json)
+        arguments = (values_CZYX, labels_CZYX, properties, self.plans, self.configuration, self.dataset_json)
+        data, labels, noted = preprocessor.run_case_npy(*arguments)
         if not np.isfinite(data).all():
             raise DataError(
                 f"images: case {case_id} ({images[0].parent}) has values that are no finite numbers. Correct its images, then try again."
             )
-        return np.ascontiguousarray(data, dtype=np.float32), noted
+        data_CZYX = np.ascontiguousarray(data, dtype=np.float32)
+        return (data_CZYX if labels_CZYX is None else self._with_labels(data_CZYX, labels[0])), noted
 
     def _read_images(self, case_id: str, images: Sequence[Path]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         try:

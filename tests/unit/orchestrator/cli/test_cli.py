@@ -78,6 +78,7 @@ def removable_run(fold: int) -> Removable:
         size_bytes=750_000_000,
         mlflow_run_id="m",
         crossvals=(Path("/r/crossval_results_folds_0_1"),),
+        second_stages=("17/3d_cascade_fullres/nnUNetTrainer",),
     )
 
 
@@ -691,6 +692,7 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert code == ConfigError.exit_code
     assert "17/2d/nnUNetTrainer/0  STOPPED  3/5 epochs  750.0 MB  /r/fold_0" in err
     assert err.count("/r/crossval_results_folds_0_1  (a cross-validation with what is removed)") == 1
+    assert err.count("Warning: 17/3d_cascade_fullres/nnUNetTrainer was trained on segmentations of these runs and predicts no new") == 1
     assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at." in err
     assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too. `nnfleet rm --yes`" in err
     assert api.asked == [("removable", ("17",), None)]
@@ -1152,6 +1154,11 @@ def test_the_command_that_predicts_takes_folds_and_checkpoint_as_nnfleet_predict
 ) -> None:
     command = predict_command(Exported(Path("/m"), folds, ()))
     assert command == f"nnUNetv2_predict_from_modelfolder -m /m {expected} -i INPUT -o OUTPUT"
+
+
+def test_the_command_of_a_second_stage_names_the_predictions_of_its_first() -> None:
+    command = predict_command(Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres"))
+    assert command.endswith(" -i INPUT -o OUTPUT -prev_stage_predictions PREDICTIONS_OF_3d_lowres")
 
 
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:

@@ -13,7 +13,7 @@ from orchestrator.compare.run_differences import PARTS, Difference, RunFacts, di
 from orchestrator.errors import ConfigError
 from tests.fake_run import FakeRun, epoch_row
 from trainers.contract.records import TokenClaim
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import PreviousStage, RunSpec
 from trainers.storage.files import write_json_atomic
 
 DIGESTS = {"case_0": ("a", "b", "c"), "case_1": ("a", "b", "c"), "case_2": ("a", "b", "c")}
@@ -95,6 +95,15 @@ def test_other_patients_are_data(run: FakeRun) -> None:
     named = [RunFacts(other(run.spec, patients={"case_2": patient})) for patient in "ab"]
     assert rows(*named) == [("data", "patients", "1 cases", "1 cases; other: case_2")]
     assert rows(named[0], named[0]) == []
+
+
+def test_other_segmentations_of_the_first_stage_of_a_cascade_are_data(run: FakeRun) -> None:
+    """Of the cases that both have: another split has others."""
+    seen = [{"a": "run k0", "b": "0" * 16}, {"a": "run k1", "b": "0" * 16, "c": "run k1"}]
+    stages = [PreviousStage(configuration="3d_lowres", sources=sources) for sources in seen]
+    first, second = (RunFacts(other(run.spec, previous_stage=stage)) for stage in stages)
+    assert rows(first, second) == [("data", "previous stage's segmentations", "1 cases", "others: a")]
+    assert rows(first, RunFacts(run.spec)) == []
 
 
 def test_versions_that_are_known_of_one_run_only_are_not_compared(run: FakeRun) -> None:

@@ -16,7 +16,7 @@ from tests.fake_campaign import Stage, finish_on_disk, look
 from trainers.contract.fencing import acquire_token
 from trainers.contract.records import MlflowRun, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import PreviousStage, RunSpec, made_by
 from trainers.contract.states import RunState
 from trainers.storage.files import write_json_atomic
 
@@ -53,6 +53,15 @@ def test_runs_are_listed_with_their_state_and_size(stage: Stage) -> None:
     assert (found.epochs_done, found.epochs, found.run_folder) == (4, 4, run.run_folder)
     assert 1 << 20 <= found.size_bytes < 3 << 19
     assert Removable.model_validate_json(found.model_dump_json()) == found
+
+
+def test_of_a_first_stage_the_models_that_need_its_weights_are_named_unless_they_go_too(stage: Stage) -> None:
+    first, second = finished(stage, 0), finished(stage, 1, "second")
+    sources = {"a": made_by(first.run_key), "b": "0" * 16}
+    after = second.model_copy(update={"previous_stage": PreviousStage(configuration="3d_lowres", sources=sources)})
+    write_json_atomic(RunFolder(second.run_folder).spec_file, json.loads(after.model_dump_json()))
+    assert [run.second_stages for run in listed(stage, first.run_key)] == [(second.model,)]
+    assert [run.second_stages for run in listed(stage, first.run_key, second.run_key)] == [(), ()]
 
 
 def test_a_file_with_two_names_counts_once_and_a_link_not_at_all(tmp_path: Path) -> None:

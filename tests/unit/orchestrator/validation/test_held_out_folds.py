@@ -4,18 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.export.fold_sources import folds_below
 from orchestrator.export.model import export_model
+from orchestrator.validation.held_out_first_stage import first_stage_folds
 from orchestrator.validation.held_out_folds import folds_of
 from tests.fake_run import FakeRun
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import PreviousStage, Schedule
-from trainers.storage.files import link_atomic
+from trainers.storage.files import link_atomic, write_atomic, write_json_atomic
 
 MODEL = "901/3d_fullres/nnUNetTrainer"
+FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
+DATASET = {"labels": {"background": 0, "organ": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
 
 
-def trained(tmp_path: Path, fold: int, **settings: object) -> FakeRun:
+def trained(tmp_path: Path, fold: int = 0, **settings: object) -> FakeRun:
     run = FakeRun(tmp_path, f"k{fold}", fold, **settings)
     run.epoch()
     committed = run.finish()
@@ -45,7 +49,82 @@ def test_a_model_without_any_checkpoint_and_folds_of_unlike_schedules_are_refuse
         folds_of(MODEL, tmp_path / "results")
 
 
-def test_the_second_stage_of_a_cascade_is_refused_before_a_job_starts(tmp_path: Path) -> None:
-    trained(tmp_path, 0, previous_stage=PreviousStage(configuration="3d_lowres", sources={"a": "0" * 16}))
-    with pytest.raises(ConfigError, match="predicts new images with one stage alone. .* with 3d_lowres, .* -prev_stage_predictions"):
-        folds_of(MODEL, tmp_path / "results")
+def of_both_stages(tmp_path: Path, sources: dict[str, str], fold: int = 0) -> RunFolder:
+    """A trained fold of a second stage, whose cases are case_0 to case_2."""
+    model_folder = tmp_path / "results" / "Dataset901_Toy" / f"nnUNetTrainer__nnUNetPlans__{SECOND}"
+    stage = PreviousStage(configuration=FIRST, sources=sources)
+    return trained(tmp_path, fold, configuration=SECOND, model_folder=model_folder, previous_stage=stage).folder
+
+
+def first_stage_run(tmp_path: Path, fold: int, case: str) -> RunFolder:
+    run = trained(tmp_path, fold, configuration=FIRST, model_folder=first_stage_place(tmp_path), val_cases=(case,))
+    return run.folder
+
+
+def first_stage_place(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "Dataset901_Toy" / f"nnUNetTrainer__nnUNetPlans__{FIRST}"
+
+
+def nnunets_first_stage(tmp_path: Path, fold: int, case: str) -> RunFolder:
+    """A fold that nnU-Net trained and validated."""
+    folder = RunFolder(first_stage_place(tmp_path) / f"fold_{fold}")
+    write_json_atomic(folder.summary("final"), {"metric_per_case": [{"prediction_file": rf"D:\results\{case}.nii.gz"}]})
+    write_json_atomic(folder.model_folder / "dataset.json", DATASET)
+    write_atomic(folder.checkpoint("final"), b"weights")
+    return folder
+
+
+def test_a_second_stage_predicts_with_the_runs_that_it_was_trained_on(tmp_path: Path) -> None:
+    """Those that its record names, by fold, and no other one beside them."""
+    first = [first_stage_run(tmp_path, fold, f"case_{fold}") for fold in range(4)]
+    second = of_both_stages(tmp_path, {"case_0": "run k2", "case_1": "run k0", "case_2": "run k1"})
+    assert first_stage_folds([second]) == first[:3]
+    assert folds_of("901/3d_cascade_fullres", tmp_path / "results")[0] == [second]
+    assert first_stage_folds(first) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "file", "text"),
+    [
+        (
+            "k2",
+            "",
+            r"is the second stage of a cascade, and .* '3d_lowres' .* is not all there: {place} does not hold k2\. Bring the folder",
+        ),
+        ("k1", "fold_1/checkpoint_final.pth", r"{place}/fold_1/checkpoint_final\.pth does not exist\. Put it back from a backup"),
+    ],
+)
+def test_a_first_stage_whose_weights_are_away_is_refused_with_the_cure(tmp_path: Path, run: str, file: str, text: str) -> None:
+    first_stage_run(tmp_path, 0, "case_0")
+    first_stage_run(tmp_path, 1, "case_1")
+    of_both_stages(tmp_path, {"case_0": "run k0", "case_1": "run k0", "case_2": f"run {run}"})
+    if file:
+        (first_stage_place(tmp_path) / file).unlink()
+    with pytest.raises(ConfigError, match=text.format(place=first_stage_place(tmp_path))):
+        folds_of("901/3d_cascade_fullres", tmp_path / "results")
+
+
+def test_segmentations_of_nnunets_are_of_the_folds_that_were_validated_on_the_cases(tmp_path: Path) -> None:
+    """By its summary.json, also of another system; fold `all` only where no other one was."""
+    first = [nnunets_first_stage(tmp_path, fold, f"case_{fold}") for fold in range(2)]
+    every = RunFolder(first_stage_place(tmp_path) / "fold_all")
+    write_json_atomic(every.summary("final"), {"metric_per_case": [{"prediction_file": f"/x/case_{n}.nii.gz"} for n in range(2)]})
+    second = of_both_stages(tmp_path, {"case_0": "0" * 16, "case_1": "1" * 16})
+    with pytest.raises(ConfigError, match=r"no fold in .*3d_lowres was validated on case_2\. Bring all folds back"):
+        first_stage_folds([second])
+    third = nnunets_first_stage(tmp_path, 2, "case_2")
+    assert first_stage_folds([second]) == [*first, third]
+    write_json_atomic(third.summary("final"), [])
+    with pytest.raises(DataError, match=r"summary\.json is no summary\.json of nnU-Net's"):
+        first_stage_folds([second])
+
+
+def test_folds_that_were_trained_on_different_first_stages_do_not_predict_together(tmp_path: Path) -> None:
+    first_stage_run(tmp_path, 0, "case_0")
+    for fold, source in enumerate(("run k0", "f" * 16)):
+        of_both_stages(tmp_path, dict.fromkeys(("case_0", "case_1", "case_2"), source), fold=fold)
+    with pytest.raises(
+        ConfigError, match=r"fold 1 differs from fold 0 in the first stage's segmentations of case_0, case_1, case_2\. Name one of them"
+    ):
+        folds_of(f"901/{SECOND}", tmp_path / "results")
+    assert len(folds_of(f"901/{SECOND}/nnUNetTrainer/0", tmp_path / "results")[0]) == 1
