@@ -894,3 +894,14 @@ def test_a_paused_run_that_the_cluster_refuses_keeps_its_turn(stage: Stage) -> N
     assert states(campaign)[:2] == ["QUEUED", "RUNNING"], "the other one is not kept back by it"
     assert campaign.runs[runs[0].run_key].turn == "first"
     assert campaign.runs[runs[0].run_key].observer.pause is None
+
+
+def test_a_paused_run_is_not_validated_by_hand_which_would_be_its_end(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    reaches(stage, campaign, runs[0], 0.6)
+    with pytest.raises(ConfigError, match="waits in a campaign to train on; its validation follows by itself"):
+        stage.campaign(runs[0], name="c2", only_validate=True)
+    assert (asked_to_pause(runs[0]) is not None, states(campaign)[0]) == (True, "QUEUED")
+    stage.cluster.kill_campaign("c1")
+    stage.campaign(runs[0], name="c3", only_validate=True)
+    assert asked_to_pause(runs[0]) is None, "nobody continues it"
