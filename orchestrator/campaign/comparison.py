@@ -92,12 +92,6 @@ class OpenRung:
     late: tuple[Member, ...]
     """Those that have not reached it, and are waited for."""
 
-    @property
-    def takers(self) -> set[str]:
-        """Keys of the runs that others leave their workers to, until these go on."""
-        gifts = (member.run.observer.pause for member in self.reached if member.run is not None)
-        return {gift.workers_to for gift in gifts if gift is not None}
-
 
 @dataclass
 class Comparison:

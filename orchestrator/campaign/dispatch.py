@@ -214,7 +214,8 @@ class Dispatcher:
 
     def _waiting(self, runs: Sequence[FollowedRun], keys: Collection[str]) -> list[Waiting]:
         """The place in the queue of each of these runs."""
-        places = (position + len(runs) * (run.turn == "last") for position, run in enumerate(runs))
+        behind = {"next": -len(runs), "last": len(runs)}
+        places = (position + behind.get(run.turn, 0) for position, run in enumerate(runs))
         return [self._waits(run, place) for run, place in zip(runs, places, strict=True) if run.key in keys]
 
     def _waits(self, run: FollowedRun, position: int) -> Waiting:

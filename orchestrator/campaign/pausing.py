@@ -1,15 +1,16 @@
 """Pauses at a rung: where a run that is waited for finds no workers, one that has reached the rung leaves it its own.
 
 A pause gives way and nothing else: a paused run stands in the queue, QUEUED, behind the others of its campaign, so it goes on whenever
-there is room; once its rung is decided it comes before everything new. The run that it leaves its workers to takes its place in the queue.
-No run is paused twice at a rung, whatever campaign follows it.
+there is room. The run that it leaves its workers to takes its place in the queue, and once the rung is decided it has that back: before
+everything new, and before the rest of its campaign where the workers were another run's before. No run is paused twice at a rung, whatever
+campaign follows it.
 """
 
 import logging
 from collections.abc import Sequence
 
-from orchestrator.campaign.comparison import Comparison, Member
-from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.campaign.comparison import Comparison, Member, OpenRung
+from orchestrator.follow.followed_run import FollowedRun, Turn
 from orchestrator.queue.rungs import handovers
 from trainers.contract.requests import PauseRequest, last_pause, read_stop_request, request_pause
 from trainers.contract.run_folder import RunFolder
@@ -33,14 +34,25 @@ def pause_of(spec: RunSpec, comparison: str) -> PauseRequest | None:
 
 def set_turns(comparison: Comparison) -> None:
     """Give each run its turn in the queue."""
-    takers = comparison.open_rung.takers if comparison.open_rung is not None else ()
+    givers = [member for member in comparison.members if member.run is not None and not member.run.state.is_final]
+    giver_of = {member.pause.workers_to: member for member in givers if member.pause is not None}
     for member in comparison.members:
-        if member.run is None:
-            continue
-        if comparison.open_rung is not None and member in comparison.open_rung.reached:
-            member.run.turn = "last"
-        else:
-            member.run.turn = "first" if member.run.observer.is_paused or member.run.key in takers else "usual"
+        if member.run is not None:
+            member.run.turn = _turn(member, member.run, comparison.open_rung, giver_of.get(member.spec.run_key))
+
+
+def _turn(member: Member, run: FollowedRun, at: OpenRung | None, giver: Member | None) -> Turn:
+    """`giver`: the run that left its workers to this one, and has not ended.
+
+    Of runs that have left the same workers one to the next, only the first one had them from the queue, so only that one is owed them.
+    """
+    if at is not None and member in at.reached:
+        return "last"
+    if at is not None and giver is not None and giver in at.reached and giver.run is not None and giver.run.observer.pause:
+        return "first"
+    if run.observer.is_paused:
+        return "next" if giver is not None else "first"
+    return "usual"
 
 
 def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, unix: float) -> None:

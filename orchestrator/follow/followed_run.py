@@ -14,8 +14,9 @@ from trainers.contract.states import RunState
 
 Order = Literal["start", "stop"]
 """What is asked of the cluster for a run: a job, or the end of one."""
-Turn = Literal["usual", "first", "last"]
-"""Its place in the queue: `first`, before everything new, as one whose job died; `last`, behind what else its campaign has queued."""
+Turn = Literal["first", "next", "usual", "last"]
+"""Its place in the queue: `first`, before everything new, as one whose job died; `next` and `last`, before and behind the others of its
+campaign."""
 
 
 @dataclass(frozen=True)

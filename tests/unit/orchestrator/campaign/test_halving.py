@@ -733,6 +733,51 @@ def test_a_paused_run_and_the_one_that_it_gives_way_to_come_before_everything_ne
     assert (states(campaign), states(other)) == (["RUNNING", "STOPPED"], ["QUEUED"])
 
 
+def test_workers_that_went_through_several_runs_are_owed_to_the_first_alone(stage: Stage) -> None:
+    """Else a user with one GPU would come before everybody else with every fold."""
+    runs, campaign = one_gpu(stage)
+    new = stage.run(9).model_copy(update={"priority": 90, "user": "somebody else"})
+    for place, value in enumerate((0.6, 0.7, 0.1)):
+        reaches(stage, campaign, runs[place], value)
+        stage.cluster.workers_begin(runs[place + 1])
+    other = stage.campaign(new, name="c2")
+    look(other)
+    commit(runs[3], 0.0, 0.2)
+    look_twice(campaign)
+    assert [campaign.runs[run.run_key].turn for run in runs[:2]] == ["first", "next"]
+    stage.cluster.training_ends(runs[3], "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED", "STOPPED", "STOPPED"]
+    stage.cluster.workers_begin(runs[0])
+    stage.cluster.gpus = 2
+    look(campaign)
+    look(other)
+    assert (states(campaign)[1], states(other)) == ("QUEUED", ["RUNNING"])
+
+
+def test_a_paused_run_whose_giver_was_stopped_is_owed_its_workers(stage: Stage) -> None:
+    """Of three models on one GPU the second one goes on."""
+    runs = four(stage)[::2]
+    third = runs[0].model_copy(
+        update={"variant": "low", "run_key": "low-0", "model_folder": runs[0].model_folder.with_name("nnUNetTrainer__nnUNetPlans__3d__low")}
+    )
+    runs = with_comparisons([*runs, third], Halving(at=(2,), keep=0.3))
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    for place, value in enumerate((0.1, 0.9)):
+        reaches(stage, campaign, runs[place], value)
+        stage.cluster.workers_begin(runs[place + 1])
+    commit(runs[2], 0.0, 0.2)
+    look_twice(campaign)
+    look(campaign)
+    assert [campaign.runs[run.run_key].turn for run in runs[1:2]] == ["first"]
+    stage.cluster.training_ends(runs[2], "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["STOPPED", "RUNNING", "STOPPED"]
+
+
 def test_a_paused_run_goes_on_where_there_is_room_and_is_paused_once_at_a_rung(stage: Stage) -> None:
     runs, campaign = one_gpu(stage)
     reaches(stage, campaign, runs[0], 0.6)
