@@ -9,8 +9,8 @@ campaign follows it.
 import logging
 from collections.abc import Sequence
 
-from orchestrator.campaign.comparison import Comparison, Member, OpenRung
-from orchestrator.follow.followed_run import FollowedRun, Turn
+from orchestrator.campaign.comparison import Comparison, Member
+from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import handovers
 from trainers.contract.requests import PauseRequest, last_pause, read_stop_request, request_pause
 from trainers.contract.run_folder import RunFolder
@@ -35,24 +35,24 @@ def pause_of(spec: RunSpec, comparison: str) -> PauseRequest | None:
 def set_turns(comparison: Comparison) -> None:
     """Give each run its turn in the queue."""
     givers = [member for member in comparison.members if member.run is not None and not member.run.state.is_final]
-    giver_of = {member.pause.workers_to: member for member in givers if member.pause is not None}
+    giver_of = {(member.pause.workers_to, member.pause.rung): member for member in givers if member.pause is not None}
+    at = comparison.open_rung
     for member in comparison.members:
-        if member.run is not None:
-            member.run.turn = _turn(member, member.run, comparison.open_rung, giver_of.get(member.spec.run_key))
+        if (run := member.run) is None:
+            continue
+        if at is not None and member in at.reached:
+            run.turn = "last"
+        elif at is not None and _leaves_workers(giver_of.get((run.key, at.rung))):
+            run.turn = "first"
+        elif run.observer.is_paused:  # of those that left the same workers one to the next only the first had them from the queue
+            run.turn = "next" if member.pause is not None and (run.key, member.pause.rung) in giver_of else "first"
+        else:
+            run.turn = "usual"
 
 
-def _turn(member: Member, run: FollowedRun, at: OpenRung | None, giver: Member | None) -> Turn:
-    """`giver`: the run that left its workers to this one, and has not ended.
-
-    Of runs that have left the same workers one to the next, only the first one had them from the queue, so only that one is owed them.
-    """
-    if at is not None and member in at.reached:
-        return "last"
-    if at is not None and giver is not None and giver in at.reached and giver.run is not None and giver.run.observer.pause:
-        return "first"
-    if run.observer.is_paused:
-        return "next" if giver is not None else "first"
-    return "usual"
+def _leaves_workers(giver: Member | None) -> bool:
+    """It was asked to pause and has not gone on."""
+    return giver is not None and giver.run is not None and giver.run.observer.pause is not None
 
 
 def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, unix: float) -> None:

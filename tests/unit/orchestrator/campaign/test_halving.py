@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.campaign.comparison import Comparison, Member
 from orchestrator.campaign.events import RungDecided
 from orchestrator.campaign.halving import RETRY_S
 from orchestrator.campaign.loop import Campaign
+from orchestrator.campaign.pausing import set_turns
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
+from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import is_trained
+from orchestrator.follow.observe import Observer
 from orchestrator.resume.stored import stored_below
 from orchestrator.resume.unfinished import find_runs, verdict_on
 from orchestrator.run.below import run_folders_below
@@ -776,6 +780,18 @@ def test_a_paused_run_whose_giver_was_stopped_is_owed_its_workers(stage: Stage) 
     stage.cluster.training_ends(runs[2], "STOPPED")
     look(campaign)
     assert states(campaign) == ["STOPPED", "RUNNING", "STOPPED"]
+
+
+def test_workers_that_were_left_at_an_earlier_rung_are_settled(stage: Stage) -> None:
+    runs = four(stage, at=(2, 4))[:2]
+    followed = [FollowedRun(Observer(run), "c1") for run in runs]
+    giver, taker = (Member(run, one) for run, one in zip(runs, followed, strict=True))
+    assert giver.spec.halving is not None
+    taker.pause, followed[1].observer.is_paused = PauseRequest(rung=4), True
+    for rung, turn in ((2, "first"), (4, "next")):
+        giver.pause = PauseRequest(rung=rung, workers_to=taker.spec.run_key)
+        set_turns(Comparison(giver.spec.halving, [giver, taker], {}))
+        assert [one.turn for one in followed] == ["usual", turn]
 
 
 def test_a_paused_run_goes_on_where_there_is_room_and_is_paused_once_at_a_rung(stage: Stage) -> None:
