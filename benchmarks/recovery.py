@@ -15,7 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.contract.states import TrainingEnd
 
 os.environ["OMP_NUM_THREADS"] = "1"
 STEP = "first training step"
@@ -98,7 +101,7 @@ def empty_worker(config: dict[str, Any]) -> None:
         time.sleep(0.05)
 
 
-def our_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
+def our_worker(config: dict[str, Any]) -> "TrainingEnd":
     """The product's worker; rank 0 notes when its parts return."""
     marks = Marks(Path(config.pop("marks")))
     if not is_rank_zero():

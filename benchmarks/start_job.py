@@ -8,9 +8,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.recovery import Marks, note_return, our_worker
+
+if TYPE_CHECKING:
+    from trainers.contract.states import TrainingEnd
 
 MARKS_VARIABLE = "NNFLEET_BENCHMARK_MARKS"
 """In the environment of the services, hence of all jobs: the file of moments."""
@@ -63,7 +66,7 @@ def training(marks: Marks) -> int:
     return int(code)
 
 
-def worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
+def worker(config: dict[str, Any]) -> "TrainingEnd":
     """The product's worker; rank 0 notes when its parts return, and its end."""
     import ray.train
 

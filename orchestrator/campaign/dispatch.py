@@ -79,6 +79,8 @@ class Dispatcher:
         self._refused_now: set[Order] = set()
         self._refused_before: set[Order] = set()
         """What was refused in this look, and in the one before it."""
+        self.lacking: tuple[str, ...] = ()
+        """Keys of the runs of ours that in this look found no capacity, on nodes that can hold them; first in line first."""
         self._stop_again_s: dict[str, float] = {}
         """By job that was asked to end: when it is asked again, on the monotonic clock."""
 
@@ -101,6 +103,7 @@ class Dispatcher:
         next look asks for nothing that was refused before, so that however long refusals take, they keep nobody back.
         """
         self._refused_before, self._refused_now = self._refused_now, set()
+        self.lacking = ()
 
     def start(self, runs: Sequence[FollowedRun], wanted: Mapping[str, Train | Validate], jobs: Sequence[JobRecord]) -> None:
         """Start what fits now; leave what nobody waits for to elastic trainings. The caller holds the lock of admission."""
@@ -113,8 +116,9 @@ class Dispatcher:
             return
         now_unix = self._clock.unix()
         nodes = self._nodes()
-        held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
         by_key = {run.key: run for run in runs}
+        held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
+        held = [each for each in held if each.run_key not in by_key or not by_key[each.run_key].has_left_workers]
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
         if grows(nodes):
             self._enlarging.want(waiting, held)
@@ -125,6 +129,8 @@ class Dispatcher:
         if decision.first != self._front[0] or decision.starts_unix is not None:  # a wait of a known end holds others back to that end
             self._front = decision.first, now_unix
         self._kept_back = {key: self._kept_back.get(key, now_unix) for key in decision.kept_back}
+        wait_for_more = decision.never | decision.need_nodes | decision.kept_back
+        self.lacking = tuple(key for key in decision.because if key in due and key not in wait_for_more)
         for key in decision.because:
             if key in due:
                 run, because = by_key[key], decision.why(key)
@@ -197,8 +203,10 @@ class Dispatcher:
                 self._enter(run, RunState.VALIDATING, "")
             case Train():
                 self._expected.note_beginning(run)
+                run.observer.end_pause()
                 self._cluster.submit_training(run.folder, run.spec, run.observer.next_job_number(jobs), **carried)
-                self._enter(run, RunState.RECOVERING if run.state is RunState.RECOVERING else RunState.RUNNING, step.reason)
+                is_recovering = run.state is RunState.RECOVERING
+                self._enter(run, RunState.RECOVERING if is_recovering else RunState.RUNNING, step.reason if is_recovering else "")
 
     def _held(self, run: FollowedRun) -> HeldWorkers:
         """What a run that has started keeps."""
@@ -206,7 +214,9 @@ class Dispatcher:
 
     def _waiting(self, runs: Sequence[FollowedRun], keys: Collection[str]) -> list[Waiting]:
         """The place in the queue of each of these runs."""
-        return [self._waits(run, position) for position, run in enumerate(runs) if run.key in keys]
+        behind = {"next": -len(runs), "last": len(runs)}
+        places = (position + behind.get(run.turn, 0) for position, run in enumerate(runs))
+        return [self._waits(run, place) for run, place in zip(runs, places, strict=True) if run.key in keys]
 
     def _waits(self, run: FollowedRun, position: int) -> Waiting:
         asked = place_request_seen(run.folder)
@@ -217,7 +227,7 @@ class Dispatcher:
             workers=run.spec.gang,
             since_unix=self._since_unix,
             position=position,
-            is_resuming=run.state is not RunState.QUEUED,
+            is_resuming=run.state is not RunState.QUEUED or run.turn == "first",
             is_refused=self._pauses(run, "start"),
             user=run.spec.user,
             priority=run.spec.priority if asked.priority is None else asked.priority,

@@ -5,19 +5,19 @@ Each run's folder holds the decisions, so whatever dies, the next campaign carri
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from orchestrator.campaign.comparison import Comparison, Member, open_rung
+from orchestrator.campaign.pausing import is_trained, make_room, pause_of, set_turns
 from orchestrator.experiment.halving import digest_of
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import Contestant, judged
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.clock import Clock
 from orchestrator.run.halving import OVERRULED, RungDecision, competitor_of, earliest, read_halving, write_halving
-from orchestrator.run.outcome import read_outcome
-from trainers.contract.commits import CommitReader
 from trainers.contract.requests import read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import HalvingOfRun, RunSpec
+from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
 from trainers.errors import DataError, StorageError
 
@@ -25,78 +25,6 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 10.0
 """After a folder could not be read, none is read again before: all campaigns of the cluster wait for a look."""
-
-
-@dataclass
-class _Member:
-    """A run of a comparison; one that this campaign does not follow was brought to its end by an earlier one, or goes on under another."""
-
-    spec: RunSpec
-    run: FollowedRun | None = None
-    values: dict[int, float | None] = field(default_factory=dict)
-    """Rung that it has reached -> its EMA pseudo-Dice then."""
-    is_at_work_elsewhere: bool = False
-    """Another living campaign has not brought it to its end, whatever its folder holds: it may be trying it again."""
-    _commits: CommitReader = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._commits = CommitReader(RunFolder(self.spec.run_folder))
-
-    @property
-    def is_open(self) -> bool:
-        """It may reach a rung yet: here, under another campaign of this cluster, or by its folder. Raises OSError."""
-        if self.is_at_work_elsewhere or self._is_followed:
-            return True
-        has_succeeded = self.run is not None and self.run.state is RunState.SUCCEEDED
-        return not has_succeeded and _goes_on(RunFolder(self.spec.run_folder))
-
-    @property
-    def _is_followed(self) -> bool:
-        """This campaign has not brought it to its end."""
-        return self.run is not None and not self.run.state.is_final
-
-    def at(self, rung: int) -> Contestant:
-        """What it has reached at a rung. Raises StorageError or OSError."""
-        if rung not in self.values and not self._is_known_to_be_before(rung):
-            committed = self.run.observer.committed() if self.run is not None else self._commits.newest()
-            rows = committed.history if committed is not None and committed.run_key == self.spec.run_key else ()
-            for row in rows:
-                if row.epoch == rung - 1:
-                    self.values[rung] = row.ema_pseudo_dice
-        has_reached, is_open = rung in self.values, self.is_open
-        is_paused = not (has_reached or is_open) and self._is_paused
-        return Contestant(competitor_of(self.spec), self.spec.address, is_open, has_reached, self.values.get(rung), is_paused)
-
-    @property
-    def _is_paused(self) -> bool:
-        """Of one that is not open: somebody stopped it, or it goes on elsewhere. Raises OSError."""
-        if self.run is not None and self.run.state.is_final:
-            return self.run.state is RunState.STOPPED
-        folder = RunFolder(self.spec.run_folder)
-        outcome = read_outcome(folder)
-        if outcome is None or outcome.state == "TRAINED":
-            return read_stop_request(folder) is not None
-        return outcome.state in ("STOPPED", "SUPERSEDED")
-
-    def _is_known_to_be_before(self, rung: int) -> bool:
-        """By what was last read of it: no folder is listed for an epoch that lies far ahead."""
-        run = self.run if self._is_followed else None
-        return run is not None and run.seen is not None and run.seen.epochs_done < rung
-
-
-def _goes_on(folder: RunFolder) -> bool:
-    """By its folder: nothing has ended the run, and nobody asks it to stop."""
-    outcome = read_outcome(folder)
-    return (outcome is None or outcome.state == "TRAINED") and read_stop_request(folder) is None
-
-
-@dataclass
-class _Comparison:
-    halving: HalvingOfRun
-    members: list[_Member]
-    decided: dict[int, RungDecision]
-    is_complete: bool = True
-    """All runs that are compared were found; else nothing more is decided."""
 
 
 class Halvings:
@@ -108,7 +36,7 @@ class Halvings:
         self._clock = clock
         self._on_decision = on_decision
         self._found: _Found | None = None
-        self._comparisons: list[_Comparison] | None = None
+        self._comparisons: list[Comparison] | None = None
         self._failed: Exception | None = None
         self._retry_s = 0.0
         """After a failure, no earlier than then, on the monotonic clock."""
@@ -139,17 +67,25 @@ class Halvings:
             self._failed, self._retry_s = err, self._clock.monotonic() + RETRY_S
             raise
 
-    def _look_at(self, comparison: _Comparison) -> None:
+    def make_room(self, lacking: Sequence[str]) -> None:
+        """Ask runs that have reached a rung to pause for those that have not and found no capacity in this look: `lacking`, first in line
+        first. Raises StorageError or OSError."""
+        for comparison in self._comparisons or ():
+            make_room(comparison, lacking, self._campaign, self._clock.unix())
+
+    def _look_at(self, comparison: Comparison) -> None:
+        comparison.open_rung = None
         for rung in comparison.halving.at:
             decision = comparison.decided.get(rung)
             if decision is None and comparison.is_complete:
                 decision = self._decide(comparison, rung)
             if decision is None:
-                return
+                break
             for member in comparison.members:
                 _carry_out(member, decision)
+        set_turns(comparison)
 
-    def _decide(self, comparison: _Comparison, rung: int) -> RungDecision | None:
+    def _decide(self, comparison: Comparison, rung: int) -> RungDecision | None:
         """A decision that is due, once it is recorded everywhere; None while it is not due."""
         earlier = {model.model for decision in comparison.decided.values() for model in decision.stopped}
         members = [member for member in comparison.members if competitor_of(member.spec) not in earlier]
@@ -157,6 +93,7 @@ class Halvings:
         found = judged(runs, comparison.halving.keep)
         if found is None:
             self._log_wait(comparison.halving.comparison, rung, runs)
+            comparison.open_rung = open_rung(rung, members, runs, comparison.halving.keep)
             return None
         decision = RungDecision(
             comparison=comparison.halving.comparison,
@@ -175,7 +112,7 @@ class Halvings:
 
     def _log_wait(self, comparison: str, rung: int, runs: Sequence[Contestant]) -> None:
         """Once for a rung that some have reached, whom they wait for."""
-        late = [f"{run.address}, which was stopped" if run.is_paused else run.address for run in runs if not run.has_reached]
+        late = [f"{run.address}, which was stopped" if run.was_stopped else run.address for run in runs if not run.has_reached]
         if len(late) == len(runs) or not late or (comparison, rung) in self._waits:
             return
         self._waits.add((comparison, rung))
@@ -183,7 +120,7 @@ class Halvings:
         log.info("successive halving at epoch %d waits for %d of %d runs: %s%s", rung, len(late), len(runs), "; ".join(late[:5]), more)
 
 
-def _recorded(comparison: _Comparison, decision: RungDecision) -> RungDecision:
+def _recorded(comparison: Comparison, decision: RungDecision) -> RungDecision:
     """The decision that holds for its rung, in the folder of every run that is compared: one that was made before, else this."""
     folders = [RunFolder(member.spec.run_folder) for member in comparison.members]
     records = [read_halving(folder) for folder in folders]
@@ -195,12 +132,12 @@ def _recorded(comparison: _Comparison, decision: RungDecision) -> RungDecision:
     return decision
 
 
-def _carry_out(member: _Member, decision: RungDecision) -> None:
+def _carry_out(member: Member, decision: RungDecision) -> None:
     """Ask a run of a model that does not go on to stop, as `nnfleet stop` does; one that is trained is validated all the same."""
     run, model = member.run, competitor_of(member.spec)
     if run is None or all(stopped.model != model for stopped in decision.stopped):
         return
-    if _is_trained(run) or (run.state.is_final and run.state is not RunState.STOPPED):
+    if is_trained(run) or (run.state.is_final and run.state is not RunState.STOPPED):
         run.halved = ""
         return
     run.halved = f"stopped at epoch {decision.rung}"
@@ -208,14 +145,9 @@ def _carry_out(member: _Member, decision: RungDecision) -> None:
         request_stop(run.folder, is_now=False, why=f"stopped by {decision.reason(model)}")
 
 
-def _is_trained(run: FollowedRun) -> bool:
-    has_all_epochs = run.seen is not None and run.seen.epochs_done >= run.seen.epochs
-    return run.observer.is_trained or has_all_epochs
-
-
 @dataclass(frozen=True)
 class _Found:
-    members: list[list[_Member]]
+    members: list[list[Member]]
     """Of each comparison."""
     unread: list[str]
     """Why folders beside them count as no runs."""
@@ -223,15 +155,15 @@ class _Found:
 
 def _found(runs: Iterable[FollowedRun]) -> _Found:
     """What the runs take part in, with the runs of the same comparisons that this campaign does not follow."""
-    by_id: dict[str, dict[str, _Member]] = {}
+    by_id: dict[str, dict[str, Member]] = {}
     for run in runs:
         if run.spec.halving is not None:
-            by_id.setdefault(run.spec.halving.comparison, {})[run.key] = _Member(run.spec, run)
+            by_id.setdefault(run.spec.halving.comparison, {})[run.key] = Member(run.spec, run)
     unread: list[str] = []
     for folder in sorted({member.spec.model_folder.parent for members in by_id.values() for member in members.values()}):
         for spec in _specs_below((RunFolder(path.root) for path in run_folders_below(folder)), unread):
             if spec.halving is not None and spec.halving.comparison in by_id:
-                by_id[spec.halving.comparison].setdefault(spec.run_key, _Member(spec))
+                by_id[spec.halving.comparison].setdefault(spec.run_key, Member(spec))
     return _Found([[*members.values()] for members in by_id.values()], unread)
 
 
@@ -247,7 +179,7 @@ def _specs_below(folders: Iterable[RunFolder], unread: list[str]) -> Iterable[Ru
             yield spec
 
 
-def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
+def _comparison(members: list[Member], unread: Sequence[str]) -> Comparison:
     halving = members[0].spec.halving
     assert halving is not None
     records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
@@ -255,6 +187,8 @@ def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
     for member in members:
         if records[str(member.spec.run_folder)].is_overruled and member.run is not None:
             member.run.halved = OVERRULED
+    for member in members:
+        member.pause = pause_of(member.spec, halving.comparison)
     in_it = [member for member in members if not records[str(member.spec.run_folder)].is_overruled]
     is_complete = digest_of((member.spec for member in members), halving) == halving.comparison
     if not is_complete:
@@ -265,7 +199,7 @@ def _comparison(members: list[_Member], unread: Sequence[str]) -> _Comparison:
             ", ".join(sorted(member.spec.address for member in members)),
             f" Not read: {unread[0]}{f' (and {len(unread) - 1} more)' if len(unread) > 1 else ''}" if unread else "",
         )
-    found = _Comparison(halving, in_it, {}, is_complete)
+    found = Comparison(halving, in_it, {}, is_complete)
     for rung in sorted(decided):  # a campaign may have died while it recorded one
         recorded = (records[str(member.spec.run_folder)].of(halving.comparison).get(rung) for member in members)
         first = earliest(one for one in recorded if one is not None)

@@ -173,6 +173,8 @@ class Campaign:
                 more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
                 self._log_once(f"left as it is until its folder can be read: {unread[0]}{more}")
             self._dispatcher.start([*self.runs.values()], wanted, jobs)
+            if has_halved:
+                self._make_room()
 
     def report(self) -> bool:
         """Bring MLflow up to date, or try again later if it is away; emit what changed. Returns as `announce`."""
@@ -248,6 +250,13 @@ class Campaign:
             self._log_once(f"successive halving decides nothing, and its runs start no training, until all folders can be read: {err}")
             return False
         return True
+
+    def _make_room(self) -> None:
+        """Have runs that have reached a rung leave their workers to those that found none in this look."""
+        try:
+            self._halvings.make_room(self._dispatcher.lacking)
+        except (StorageError, OSError) as err:
+            self._log_once(f"no run is paused at a rung of successive halving until its folder can be read and written: {err}")
 
     def _first_stages(self) -> dict[str, FirstStageRun]:
         """The runs that others may need the segmentations of, by key, as they stand now."""

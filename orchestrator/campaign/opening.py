@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.campaign.dispatch import ClusterJobs
+from orchestrator.campaign.validating import check_not_waiting
 from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.observe import Observer
@@ -64,6 +65,8 @@ def opening(
             leaving = folders_of_others(specs) if replaces else set()
             for spec in specs:
                 refuse(spec, jobs, at_work, leaving)
+                if only_validate:
+                    check_not_waiting(spec, at_work)
             made_way = {spec.run_key: make_way(spec) for spec in specs if spec.run_folder in leaving}
             acquired = [acquire(spec, jobs, only_validate=only_validate, made_way=made_way.get(spec.run_key)) for spec in specs]
         opened: list[Opened] = []

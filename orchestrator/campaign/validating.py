@@ -1,8 +1,9 @@
 """Whether a run can be validated by hand: the same for the campaign and for whoever submits it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from orchestrator.run.job_record import JobRecord
+from orchestrator.run.progress import Action, progress_of
 from orchestrator.validation.cases import checkpoints_to_validate
 from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
@@ -25,6 +26,18 @@ def check_not_imported(spec: RunSpec) -> None:
         raise ConfigError(
             f"validate: {spec.address} was validated by nnU-Net in {spec.imported.folder}, whose files stay as they are. Run "
             "nnUNetv2_train with --val there (and --npz for probabilities), then `nnfleet import` it again."
+        )
+
+
+def check_not_waiting(spec: RunSpec, at_work: Collection[str]) -> None:
+    """Raise ConfigError for a run that waits for workers to train on: what a validation of its best checkpoint leaves would be its end.
+
+    `at_work`: keys of the runs that other campaigns have not brought to their end.
+    """
+    if spec.run_key in at_work and progress_of(spec).action is Action.TRAIN:
+        raise ConfigError(
+            f"validate: {spec.address} waits in a campaign to train on; its validation follows by itself. To end it here and validate its "
+            f"best checkpoint, stop it first: nnfleet stop {spec.run_key}"
         )
 
 

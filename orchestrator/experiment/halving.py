@@ -91,6 +91,8 @@ def _sentence(members: Sequence[RunSpec]) -> str:
     epochs, steps, done, left = members[0].schedule.epochs, [], 0, models
     trained = 0
     for rung in halving.at:
+        if left == 1:
+            break
         trained, done = trained + left * (rung - done), rung
         steps.append(f"{num_kept(left, halving.keep)} of {left} models go on after epoch {rung}")
         left = num_kept(left, halving.keep)
@@ -98,8 +100,8 @@ def _sentence(members: Sequence[RunSpec]) -> str:
     per_model = len(members) // models
     where = "" if halving.over == "configurations" else f" ({members[0].plans}, {members[0].configuration})"
     return (
-        f"Successive halving{where}: {', '.join(steps)}: {trained * per_model} of {models * epochs * per_model} epochs, where the models "
-        "train side by side. A model that has reached a rung trains on while others are waited for."
+        f"Successive halving{where}: {', '.join(steps)}: {trained * per_model} of {models * epochs * per_model} epochs, and those that "
+        "runs train after a rung until the others have reached it, or until they leave their workers to these."
     )
 
 

@@ -14,6 +14,9 @@ from trainers.contract.states import RunState
 
 Order = Literal["start", "stop"]
 """What is asked of the cluster for a run: a job, or the end of one."""
+Turn = Literal["first", "next", "usual", "last"]
+"""Its place in the queue: `first`, before everything new, as one whose job died; `next` and `last`, before and behind the others of its
+campaign."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class FollowedRun:
     """It stands in the queue, also for its next job."""
     needs_others: bool = False
     """It waits for results of other runs, and holds no workers meanwhile, which those may need."""
+    turn: Turn = "usual"
+    """By successive halving: see `orchestrator/campaign/pausing.py`."""
     halved: str = ""
     """What successive halving did with it, also that it asked it to stop; empty: nothing."""
     is_delivering: bool = False
@@ -75,6 +80,11 @@ class FollowedRun:
     def is_queued(self) -> bool:
         """It waits for a job that this campaign is to start."""
         return bool(self.changed_unix) and (self.is_waiting or self.state is RunState.QUEUED)
+
+    @property
+    def has_left_workers(self) -> bool:
+        """It is paused, whatever another campaign that follows it has published of it before."""
+        return self.state is RunState.QUEUED and self.observer.is_paused
 
     @property
     def halving_tag(self) -> str:

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from orchestrator.run.job_record import JobKind, JobRecord
 from orchestrator.run.outcome import EVIDENCE_CHARACTERS, Outcome
-from trainers.contract.requests import StopRequest
+from trainers.contract.requests import PauseRequest, StopRequest
 from trainers.contract.states import RunState
 from trainers.errors import ClusterError, DataError, StorageError, Superseded
 
@@ -32,6 +32,7 @@ class Facts:
     jobs: tuple[JobRecord, ...] = ()
     outcome: Outcome | None = None
     stop: StopRequest | None = None
+    pause: PauseRequest | None = None
     earlier: frozenset[str] = frozenset()
     committed_token: int = 0
     """Fencing token of the newest commit; 0 when there is none."""
@@ -55,6 +56,14 @@ class Facts:
         has_yielded = bool(trainings) and trainings[-1].exit_code == Superseded.exit_code
         is_recorded = self.outcome is not None and self.outcome.state == "SUPERSEDED"
         return (has_yielded or is_recorded) and not any(job.is_live for job in self.jobs)
+
+    @property
+    def is_paused(self) -> bool:
+        """Its last training job left its workers to another run, or was asked to and is gone: no failure, and nothing is kept reserved."""
+        if self.pause is not None:
+            return True
+        found = self.outcome if self.outcome is not None and self.outcome.state == "PAUSED" else None
+        return found is not None and all(job.job_number <= found.fencing_token for job in self.ended("train"))
 
     def live(self, kind: JobKind) -> JobRecord | None:
         """The job of a kind that is at work, if any."""
@@ -217,7 +226,7 @@ _FINAL = {
 
 def _training(facts: Facts, before: RunState) -> Step:
     ended = facts.ended("train")
-    state = RunState.RECOVERING if before is RunState.RUNNING else before
+    state = RunState.QUEUED if facts.is_paused else RunState.RECOVERING if before is RunState.RUNNING else before
     if not ended:
         return Train(state)
     last = ended[-1]
@@ -228,6 +237,8 @@ def _training(facts: Facts, before: RunState) -> Step:
     without_progress = facts.without_progress("train")
     if len(without_progress) >= MAX_WITHOUT_PROGRESS:
         return _retries_exhausted(without_progress, facts.outcome, "training")
+    if facts.is_paused:
+        return Train(state, facts.pause.why if facts.pause is not None else "continues from its newest state.")
     count = f" ({len(without_progress)} of {MAX_WITHOUT_PROGRESS} jobs ended in a row without progress)" if without_progress else ""
     reason = f"its job {last.submission_id} {death(last)}; the next one continues from the newest state{count}."
     return Train(state, reason)

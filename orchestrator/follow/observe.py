@@ -18,7 +18,7 @@ from orchestrator.run.undelivered import undelivered_text
 from trainers.contract.commits import CommitReader, Committed, epochs_of
 from trainers.contract.fencing import count_drivers, newest_token
 from trainers.contract.records import Heartbeat, read_heartbeat
-from trainers.contract.requests import read_stop_request
+from trainers.contract.requests import PauseRequest, end_pause, read_pause_request, read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -41,6 +41,10 @@ class Observer:
     is_trained: bool = False
     """Its training was seen to be done: whatever becomes of its folder, it is not trained again by this campaign."""
     clock: Clock = field(default=Clock(), repr=False)
+    pause: PauseRequest | None = None
+    """Its campaign asks it to pause, or has paused it."""
+    is_paused: bool = False
+    """As `Facts` has it."""
     reassigned_to: str = ""
     """The other run that has the folder now; nothing may be written there then."""
     _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
@@ -87,15 +91,18 @@ class Observer:
             return Facts(jobs=own, reassigned_to=self.reassigned_to)
         committed = self.committed()
         outcome, stop = read_outcome(self.folder), read_stop_request(self.folder)
+        self.pause = read_pause_request(self.folder) if self.spec.halving is not None else None
         facts = Facts(
             jobs=own,
             outcome=outcome,
             stop=None if stop is not None and outcome is not None and is_trained(outcome) and not stop.is_for_validation else stop,
+            pause=self.pause,
             earlier=self.earlier,
             committed_token=committed.fencing_token if committed is not None else 0,
             has_validated=self._jobs_that_validated(own),
         )
         facts = self._past_earlier_ends(facts)
+        self.is_paused = facts.is_paused
         self.is_trained = self.is_trained or (facts.outcome is not None and is_trained(facts.outcome))
         if not any(job.is_live for job in own):
             self._check_training_is_there()
@@ -139,11 +146,17 @@ class Observer:
         """From now on every end of a job is this campaign's."""
         self.continues_after_stop = self.validates_again = False
 
+    def end_pause(self) -> None:
+        """It goes on. Raises StorageError or OSError."""
+        end_pause(self.folder)
+        self.pause = None
+
     def _with_workers(self, facts: Facts, job: JobRecord) -> Facts:
         """What the folder holds of the workers of a living training job. Fencing tokens decide, never time stamps."""
         heartbeat, failure = read_heartbeat(self.folder), newest_failure(self.folder)
         alive, failed = heartbeat.fencing_token, failure.fencing_token if failure is not None else 0
-        is_first = not facts.ended("train") and max(alive, failed) < job.job_number
+        broken = [one for one in facts.ended("train") if one.state != "SUCCEEDED"]  # one that succeeded was paused
+        is_first = not broken and max(alive, failed) < job.job_number
         is_fresh = is_first or (alive >= max(newest_token(self.folder), job.job_number) and failed < alive)
         self._heard = self._heard.seen(heartbeat, self.clock)
         self._storage_wait = self._wait_for_storage(max(newest_token(self.folder), job.job_number))

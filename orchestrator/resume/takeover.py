@@ -26,7 +26,7 @@ from orchestrator.tracking.end_state import final_state
 from trainers.contract.commits import commit_files, newest_committed
 from trainers.contract.fencing import TAKEOVER, acquire_token, newest_token
 from trainers.contract.plans import plans_of
-from trainers.contract.requests import read_stop_request, withdraw_place
+from trainers.contract.requests import end_pause, read_stop_request, withdraw_place
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -192,8 +192,15 @@ def _set_aside(folder: RunFolder, present: RunSpec) -> Replaced:
     """
     replaced = _replaced(folder, present)
     log.warning("%s was the folder of %s, which had kept nothing: it is another run's now", folder.root, present.run_key)
-    requests = (folder.stop_file, folder.finish_file, folder.queue_file, folder.save_file, folder.accepted_save_file)
-    for file in (*requests, folder.expected_file, folder.halving_file, folder.halving_overruled_file, folder.published_file):
+    requests = (folder.stop_file, folder.finish_file, folder.queue_file, folder.save_file, folder.accepted_save_file, folder.pause_file)
+    for file in (
+        *requests,
+        folder.expected_file,
+        folder.halving_file,
+        folder.halving_overruled_file,
+        folder.paused_file,
+        folder.published_file,
+    ):
         file.unlink(missing_ok=True)
     release_claim(folder.spec_file)
     for file in (folder.outcome_file, folder.mlflow_file, folder.spec_file):
@@ -239,6 +246,7 @@ def _refuse_second_folder(spec: RunSpec, job: JobRecord | None) -> None:
 def reset(folder: RunFolder, action: Action) -> None:
     """Forget how the run ended before: it was submitted again."""
     folder.stop_file.unlink(missing_ok=True)
+    end_pause(folder)
     newest = newest_committed(folder)
     if newest is None or newest.early_end is None:
         folder.finish_file.unlink(missing_ok=True)  # it has had no effect

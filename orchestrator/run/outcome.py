@@ -13,7 +13,7 @@ from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-EndState = Literal["TRAINED", "SUCCEEDED", "STOPPED", "SUPERSEDED", "FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER"]
+EndState = Literal["TRAINED", "SUCCEEDED", "STOPPED", "PAUSED", "SUPERSEDED", "FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER"]
 EVIDENCE_CHARACTERS = 8000
 
 

@@ -16,7 +16,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -31,6 +31,7 @@ from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import stop_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import OwnParts, RunSpec
+from trainers.contract.states import TrainingEnd
 from trainers.errors import ClusterError, NnfleetError, StorageError
 from trainers.storage.faults import retry_storage
 
@@ -199,7 +200,7 @@ def failed(folder: RunFolder, job: WorkerJob, error: Exception) -> Outcome:
     return Outcome(job="training", state="FAILED_CLUSTER", fencing_token=job.fencing_token, message=message, evidence=evidence)
 
 
-def ended(folder: RunFolder, fencing_token: int, state: Literal["TRAINED", "STOPPED"]) -> Outcome:
+def ended(folder: RunFolder, fencing_token: int, state: TrainingEnd) -> Outcome:
     """The outcome of workers that all returned. Raises StorageError where nothing of what they committed is to be seen for minutes."""
 
     def newest() -> Committed | None:

@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -13,6 +13,7 @@ from orchestrator.training.failures import RecentLog, can_be_sent, keep_evidence
 from trainers.contract.fencing import acquire_token, check_driver_fence, claims_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import TrainingEnd
 from trainers.storage.faults import retry_storage
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class WorkerJob:
     """The driver's own number: its workers start only while no other driver has acquired a later one."""
 
 
-def train_worker(config: dict[str, Any]) -> Literal["TRAINED", "STOPPED"]:
+def train_worker(config: dict[str, Any]) -> TrainingEnd:
     """One worker: acquire a fencing token for this start, restore, train, and return how it ended."""
     job = WorkerJob(**config)
     folder = RunFolder(Path(job.run_folder))
@@ -93,8 +94,8 @@ def is_leaving() -> bool:
     return get_train_context().preemption_context.preemption_info is not None
 
 
-def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: int) -> Literal["TRAINED", "STOPPED"]:
-    """Train on this worker until the run is trained or stopped, by our loop or by that of a trainer of the user's."""
+def train_here(spec: RunSpec, folder: RunFolder, world: "World", fencing_token: int) -> TrainingEnd:
+    """Train on this worker until the run is trained, stopped or paused, by our loop or by that of a trainer of the user's."""
     import torch
 
     from orchestrator.training.loader_pool import LoaderPool

@@ -1,4 +1,5 @@
-"""Successive halving on a real cluster: the worse of two trainers is stopped at a rung, and goes on when a person resumes it."""
+"""Successive halving on a real cluster with CPUs for one run: the first trainer pauses at the rung while the second trains to it, the worse
+one is stopped there, the better one finishes with the bits of a run that was never paused. The other goes on when a person resumes it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,16 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
 from orchestrator.run.halving import read_halving
 from tests.conftest import Toys
-from tests.integration.digests import epochs_done, reached
+from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.integration.local_home import services_of_its_own, toy_experiment
+from trainers.contract.requests import last_pause
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Halving
 from trainers.contract.states import RunState
 
 pytestmark = pytest.mark.long
 
+TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDA5")
 EPOCHS = 24
 RUNG = 2
 
@@ -29,17 +32,20 @@ def local() -> Iterator[tuple[Home, Services]]:
         yield started
 
 
+@pytest.mark.timeout(1800)
 def test_the_worse_trainer_is_stopped_at_its_rung_and_a_person_may_resume_it(
     local: tuple[Home, Services], toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, services = local
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 1}, "validation": {"checkpoints": ["final"]}}
+    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 2}, "validation": {"checkpoints": ["final"]}}
     experiment = toy_experiment(toys("labels"), tmp_path, epochs=EPOCHS, train_iterations=6, **one_worker)
-    compared = {"trainers": ("nnUNetTrainer", "nnUNetTrainerDA5"), "halving": Halving(at=(RUNG,))}
+    compared = {"trainers": TRAINERS, "halving": Halving(at=(RUNG,))}
     submission = api.submit(experiment.model_copy(update=compared))
     assert submission.plan.halving[0].startswith("Successive halving (nnUNetPlans, toy_3d): 1 of 2 models go on after epoch 2: 26 of 48")
     statuses = {status.state: status for status in api.wait(submission.campaign_id)}
+    by_trainer = {status.address.split("/")[2]: status for status in statuses.values()}
+    first, second = (by_trainer[name] for name in TRAINERS)
     assert set(statuses) == {RunState.SUCCEEDED, RunState.STOPPED}, [status.reason for status in statuses.values()]
     kept, stopped = statuses[RunState.SUCCEEDED], statuses[RunState.STOPPED]
     (decision,) = read_halving(RunFolder(stopped.run_folder)).decisions
@@ -48,6 +54,9 @@ def test_the_worse_trainer_is_stopped_at_its_rung_and_a_person_may_resume_it(
     assert [model.value for model in decision.judged] == values
     assert RUNG <= stopped.epochs_done < EPOCHS
     assert "successive halving at epoch 2: " in stopped.reason
+    pauses = [last_pause(RunFolder(status.run_folder)) for status in (first, second)]
+    assert [(pause.rung, pause.workers_to) if pause else None for pause in pauses] == [(RUNG, second.run_key), None]
+    assert first.num_drivers == (2 if first is kept else 1)
     tags = MlflowClient(services.mlflow_uri).get_run(stopped.mlflow_run_id).data.tags
     assert tags["nnfleet.halving"] == "stopped at epoch 2"
     assert api.resume().plan.rows == (), "it was not cut off"
@@ -57,3 +66,11 @@ def test_the_worse_trainer_is_stopped_at_its_rung_and_a_person_may_resume_it(
     assert (again.state, epochs_done(RunFolder(stopped.run_folder))) == (RunState.SUCCEEDED, EPOCHS), again.reason
     tags = MlflowClient(services.mlflow_uri).get_run(stopped.mlflow_run_id).data.tags
     assert tags["nnfleet.halving"] == "stopped by successive halving, then continued by a person"
+
+    unpaused = experiment.model_copy(update={"trainers": TRAINERS[:1], "variant": "unpaused", "replicate": "unpaused"})
+    (alone,) = api.wait(api.submit(unpaused).campaign_id)
+    folders = [RunFolder(status.run_folder) for status in (first, alone)]
+    assert alone.num_drivers == 1
+    assert len({row.fencing_token for row in reached(folders[0]).history}) == 2, "paused and continued once"
+    assert curves(folders[0]) == curves(folders[1])
+    assert weights_digest(folders[0]) == weights_digest(folders[1])

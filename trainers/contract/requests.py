@@ -1,5 +1,5 @@
-"""Requests to a run: somebody asks it to stop, to end early as a trained run, to save a state within the epoch, or for another place in
-the queue. Each is a file in its folder.
+"""Requests to a run: somebody asks it to stop, to pause, to end early as a trained run, to save a state within the epoch, or for another
+place in the queue. Each is a file in its folder.
 
 One meaning for every reader: a file that is there is a request, and one whose content is not understood asks for the gentle stop; for an
 early end, which cannot be taken back, only what names the run and is understood. A reader that can come back later calls `read_...`, which
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from trainers.contract.records import Record, read_heartbeat
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import TOP_PRIORITY
+from trainers.contract.states import AskedEnd
 from trainers.storage.files import write_json_atomic
 
 
@@ -31,6 +32,26 @@ class StopRequest(Record):
     def is_for_validation(self) -> bool:
         """A validation obeys it too: a campaign stops trainings only, and a run that was trained by then is validated all the same."""
         return not self.why
+
+
+class PauseRequest(Record):
+    """`pause.json`: the run has reached a rung of successive halving, and its campaign asks its training to leave its workers, after the
+    epoch, to one that has not. The campaign continues it. A file of its own: a person asks for a stop at the same time, and is heard.
+    """
+
+    comparison: str = ""
+    """Which runs are compared, see `HalvingOfRun`."""
+    rung: int = 0
+    """Number of epochs at which they are."""
+    value: float | None = None
+    """The run's EMA pseudo-Dice then, the lowest of those that could pause; None: it had seen no foreground."""
+    workers_to: str = ""
+    """Key of the run that gets the workers."""
+    why: str = ""
+    """For users."""
+    campaign: str = ""
+    """Which one asked."""
+    unix: float = 0.0
 
 
 class FinishRequest(Record):
@@ -77,6 +98,41 @@ def stop_request_seen(folder: RunFolder) -> StopRequest | None:
     """Whether a stop request is seen from here, now; never raises."""
     with contextlib.suppress(OSError):
         return read_stop_request(folder)
+    return None
+
+
+def request_pause(folder: RunFolder, request: PauseRequest) -> None:
+    """Ask the training of a run to pause. Raises StorageError."""
+    write_json_atomic(folder.pause_file, request.model_dump())
+
+
+def read_pause_request(folder: RunFolder) -> PauseRequest | None:
+    """Whether a campaign asks the run to pause, or has paused it. Raises OSError where the disk gives no answer."""
+    return _read(folder.pause_file, PauseRequest)
+
+
+def last_pause(folder: RunFolder) -> PauseRequest | None:
+    """The last pause that the run was asked for, also one that is over. Raises as `read_pause_request`."""
+    return read_pause_request(folder) or _read(folder.paused_file, PauseRequest)
+
+
+def end_pause(folder: RunFolder) -> None:
+    """The run goes on: nothing of it pauses by the last request any more, which is kept as `paused.json`. Raises StorageError or OSError.
+
+    Not a rename: by NFS a node that has read the file may find it under its old name for a minute, and workers that start would pause.
+    """
+    request = read_pause_request(folder)
+    if request is not None:
+        write_json_atomic(folder.paused_file, request.model_dump())
+        folder.pause_file.unlink(missing_ok=True)
+
+
+def end_asked_for(folder: RunFolder) -> AskedEnd | None:
+    """How a training is asked to end, as it is seen from here, now: a stop comes before a pause. None: it is not asked. Never raises."""
+    if stop_request_seen(folder) is not None:
+        return "STOPPED"
+    with contextlib.suppress(OSError):
+        return None if read_pause_request(folder) is None else "PAUSED"
     return None
 
 

@@ -78,6 +78,16 @@ class RunFolder:
         return self.own / "stop.json"
 
     @property
+    def pause_file(self) -> Path:
+        """Present when a campaign asked the training of this run to pause at a rung of successive halving, until it is continued."""
+        return self.own / "pause.json"
+
+    @property
+    def paused_file(self) -> Path:
+        """The last pause that is over: a run is paused once at a rung."""
+        return self.own / "paused.json"
+
+    @property
     def finish_file(self) -> Path:
         """Present when somebody asked this run to end before its schedule, as a trained run."""
         return self.own / "finish.json"

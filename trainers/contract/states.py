@@ -1,6 +1,12 @@
 """The states of a run and the only transitions between them."""
 
 from enum import StrEnum
+from typing import Literal
+
+AskedEnd = Literal["STOPPED", "PAUSED"]
+"""How a training ends with the epoch in which it was asked to."""
+TrainingEnd = Literal["TRAINED"] | AskedEnd
+"""How the workers of a training end by themselves."""
 
 
 class RunState(StrEnum):
@@ -35,8 +41,8 @@ FINAL = frozenset(
 _ENDS = frozenset({RunState.STOPPED, RunState.FAILED_CONFIG, RunState.FAILED_CODE, RunState.FAILED_CLUSTER})
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.RUNNING, RunState.VALIDATING}) | _ENDS,
-    RunState.RUNNING: frozenset({RunState.RECOVERING, RunState.VALIDATING, RunState.SUCCEEDED}) | _ENDS,
-    RunState.RECOVERING: frozenset({RunState.RUNNING, RunState.VALIDATING}) | _ENDS,
+    RunState.RUNNING: frozenset({RunState.QUEUED, RunState.RECOVERING, RunState.VALIDATING, RunState.SUCCEEDED}) | _ENDS,
+    RunState.RECOVERING: frozenset({RunState.QUEUED, RunState.RUNNING, RunState.VALIDATING}) | _ENDS,
     RunState.VALIDATING: frozenset({RunState.RECOVERING, RunState.SUCCEEDED}) | _ENDS,
     **{state: frozenset({RunState.QUEUED}) for state in FINAL},  # submitted again
 }

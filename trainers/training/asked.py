@@ -1,35 +1,38 @@
-"""What somebody asks of a run that trains: to stop, or to end early as a trained run. Rank 0 sees it, all ranks act on it alike."""
+"""What is asked of a run that trains: to stop, to pause, or to end early as a trained run. Rank 0 sees it, all ranks act on it alike."""
 
 import logging
 from dataclasses import dataclass, replace
 
 from trainers.contract.early_end import early_end_after
-from trainers.contract.requests import finish_request_seen, stop_request_seen
+from trainers.contract.requests import end_asked_for, finish_request_seen
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import AskedEnd
 from trainers.training.state import TrainingProgress
 from trainers.training.world import World
 
 log = logging.getLogger(__name__)
+_ENDS: tuple[AskedEnd | None, ...] = (None, "STOPPED", "PAUSED")
 
 
 @dataclass(frozen=True)
 class Asked:
     """What somebody asks of the run, as rank 0 sees it at the end of an epoch."""
 
-    is_stopping: bool = False
+    end: AskedEnd | None = None
+    """How training is to end with the epoch; None: it goes on."""
     anneal_epochs: int | None = None
     """To end early, after so many more epochs; None: nobody asks for it."""
 
     @property
     def as_numbers(self) -> tuple[float, float]:
         """To be summed over the ranks, of which all but rank 0 contribute zeros."""
-        return float(self.is_stopping), 0.0 if self.anneal_epochs is None else 1.0 + self.anneal_epochs
+        return float(_ENDS.index(self.end)), 0.0 if self.anneal_epochs is None else 1.0 + self.anneal_epochs
 
     @classmethod
-    def of_numbers(cls, stop: float, finish: float) -> "Asked":
+    def of_numbers(cls, end: float, finish: float) -> "Asked":
         """Back from `as_numbers`."""
-        return cls(stop > 0, round(finish) - 1 if finish > 0 else None)
+        return cls(_ENDS[round(end)], round(finish) - 1 if finish > 0 else None)
 
 
 def asked_of(folder: RunFolder, run_key: str, world: World, epoch: int) -> Asked:
@@ -40,7 +43,7 @@ def asked_of(folder: RunFolder, run_key: str, world: World, epoch: int) -> Asked
     if not world.is_main:
         return Asked()
     finish = finish_request_seen(folder, run_key)
-    return Asked(stop_request_seen(folder) is not None, None if finish is None or finish.epoch > epoch else finish.anneal_epochs)
+    return Asked(end_asked_for(folder), None if finish is None or finish.epoch > epoch else finish.anneal_epochs)
 
 
 def with_early_end(reached: TrainingProgress, asked: Asked, spec: RunSpec) -> TrainingProgress:

@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -19,9 +18,10 @@ from trainers.contract.bottleneck import describe_limit
 from trainers.contract.commits import BestRecord, EpochRow
 from trainers.contract.records import HEARTBEAT_S
 from trainers.contract.records import Heartbeat as HeartbeatRecord
-from trainers.contract.requests import stop_request_seen
+from trainers.contract.requests import end_asked_for
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderPlacement, RunSpec
+from trainers.contract.states import TrainingEnd
 from trainers.data.batches import BatchSource, SplitName
 from trainers.errors import DivergedError
 from trainers.network.learner import Learner
@@ -36,7 +36,6 @@ from trainers.training.world import World
 log = logging.getLogger(__name__)
 PATIENCE_EPOCHS = 3
 """Epochs in a row without a loss that is a number, after which a run has diverged though its weights have not."""
-End = Literal["TRAINED", "STOPPED"]
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,17 @@ def train(
     source: BatchSource,
     mid_epoch: MidEpochSaver,
     reached: TrainingProgress,
-) -> End:
-    """Train from what is `reached` to the last epoch, or to the end of the epoch in which a stop or an early end was asked for.
+) -> TrainingEnd:
+    """Train from what is `reached` to the last epoch, or to the end of the epoch in which a stop, a pause or an early end was asked for.
 
     `mid_epoch` saves within epochs and holds the writer of states, which is there on rank 0 only. Returns how training ended; the newest
     committed state says how far it came.
     """
     heartbeats, writer = Heartbeats(folder, world, learner.fencing_token), mid_epoch.writer
     is_between = reached.epochs_done > 0 and reached.iterations_done == 0  # the start before may have ended before it could obey
-    is_stopping = is_between and world.from_main(stop_request_seen(folder) is not None)
+    end = world.from_main(end_asked_for(folder)) if is_between else None
     # an early end is decided at the end of an epoch alone: whoever committed this one has decided, and an unbroken run decides at the next
-    while not (reached.is_trained(spec.schedule.epochs) or is_stopping):
+    while not (reached.is_trained(spec.schedule.epochs) or end):
         epoch, clock = reached.epochs_done, Clock(source, reached)
         learning_rate = learner.start_epoch(epoch, reached.early_end)
 
@@ -83,7 +82,7 @@ def train(
 
         best, is_best = updated(reached.best_policy, mean_dice(totals.pseudo_dice), epoch)
         row = epoch_row(spec, world, learner, epoch, learning_rate, totals, best, clock, held_s=writer.held_s if writer else 0.0)
-        is_stopping = totals.asked.is_stopping
+        end = totals.asked.end
         reached = TrainingProgress((*reached.history, row), best, early_end=reached.early_end)
         reached = with_early_end(reached, totals.asked, spec)
         if writer is not None:
@@ -91,7 +90,7 @@ def train(
             log.info(describe(row, is_best, spec.loader.placement))
     if writer is not None:
         writer.drain()
-    return "TRAINED" if reached.is_trained(spec.schedule.epochs) else "STOPPED"
+    return "TRAINED" if end is None or reached.is_trained(spec.schedule.epochs) else end
 
 
 def train_epoch(

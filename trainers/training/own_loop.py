@@ -23,9 +23,10 @@ import torch.distributed as dist
 
 from trainers.contract.commits import Committed, EpochRow
 from trainers.contract.own_code import fault_text
-from trainers.contract.requests import stop_request_seen
+from trainers.contract.requests import end_asked_for
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import AskedEnd, TrainingEnd
 from trainers.data.batches import SplitName
 from trainers.errors import ConfigError, DivergedError
 from trainers.network.own_trainer import kept_of, load_state, made_trainer
@@ -40,7 +41,7 @@ from trainers.training.assemble import (
     writer_with_axes,
 )
 from trainers.training.children import children_bound
-from trainers.training.loop import End, Heartbeats, describe
+from trainers.training.loop import Heartbeats, describe
 from trainers.training.node_load import device_kind, node_load
 from trainers.training.pseudo_dice import updated
 from trainers.training.start_of_log import log_start
@@ -54,8 +55,8 @@ class Left(BaseException):
     """Leaves the trainer's loop between two epochs; nothing that it may catch."""
 
 
-def train_by_own_loop(spec: RunSpec, folder: RunFolder, world: World, fencing_token: int) -> End:
-    """Train from the newest state until the run is trained or stopped. There is one worker.
+def train_by_own_loop(spec: RunSpec, folder: RunFolder, world: World, fencing_token: int) -> TrainingEnd:
+    """Train from the newest state until the run is trained, stopped or paused. There is one worker.
 
     Raises ConfigError for a folder of another run and where the class does not do as nnU-Net's; what the class raises.
     """
@@ -71,8 +72,8 @@ def train_by_own_loop(spec: RunSpec, folder: RunFolder, world: World, fencing_to
     if reached.is_trained(spec.schedule.epochs):
         opened(None)  # for its links
         return "TRAINED"
-    if newest is not None and stop_request_seen(folder) is not None:
-        return "STOPPED"
+    if newest is not None and (end := end_asked_for(folder)) is not None:
+        return end
     configure_kernels(world.device, deterministic=False)
     if spec.compile and world.device.type == "cuda":
         check_compiler()
@@ -125,7 +126,8 @@ class WatchedLoop:
     """Makes the writer, given the axes that prediction mirrors."""
     reached: TrainingProgress
     writer: StateWriter | None = None
-    is_stopping: bool = False
+    end: AskedEnd | None = None
+    """How it was asked to end with the epoch."""
     laps: dict[SplitName, Lap] = field(default_factory=dict)
     """Of the epoch in flight."""
     _began_unix: float = 0.0
@@ -136,7 +138,7 @@ class WatchedLoop:
     def __post_init__(self) -> None:
         self._heartbeats = Heartbeats(self.folder, self.world, self.fencing_token)
 
-    def run(self) -> End:
+    def run(self) -> TrainingEnd:
         """Have it train; returns when its last state is durable."""
         self._hook()
         try:
@@ -152,8 +154,8 @@ class WatchedLoop:
             self.writer.drain()
         if self.reached.is_trained(self.spec.schedule.epochs):
             return "TRAINED"
-        if self.is_stopping:
-            return "STOPPED"
+        if self.end is not None:
+            return self.end
         raise ConfigError(
             f"trainers: run_training of {self.spec.trainer} ended after {self.reached.epochs_done} of {self.spec.schedule.epochs} epochs "
             "that it closed with on_epoch_end. Call it after each epoch, and train num_epochs of them."
@@ -195,7 +197,7 @@ class WatchedLoop:
         return result
 
     def _epoch_ended(self, own: Callable[[], None]) -> None:
-        """Commit the epoch; leaves the loop where the run is to stop or to end early."""
+        """Commit the epoch; leaves the loop where the run is to stop, to pause or to end early."""
         own()
         assert self.writer is not None
         epoch, epochs = self.reached.epochs_done, self.spec.schedule.epochs
@@ -211,8 +213,8 @@ class WatchedLoop:
         is_over = self.reached.is_trained(epochs)
         if is_over:
             self.writer.drain()  # its end looks for checkpoint_latest.pth, which that commit removes
-        self.is_stopping = asked.is_stopping
-        if asked.is_stopping or (is_over and self.reached.epochs_done < epochs):
+        self.end = asked.end
+        if asked.end or (is_over and self.reached.epochs_done < epochs):
             raise Left
 
     def _tensors(self) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
 
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.split_batch import rank_positions
+from trainers.contract.states import TrainingEnd
 from trainers.data.batches import BatchSource
 from trainers.errors import ConfigError
 from trainers.training.assemble import assemble, model_config, newest_everywhere, progress_from, restore, state_writer, warm_up
@@ -21,8 +21,8 @@ Opener = Callable[[list[int], int, int], AbstractContextManager[BatchSource]]
 
 def train_rank(
     spec: RunSpec, folder: RunFolder, world: World, fencing_token: int, opener: Opener, is_leaving: Callable[[], bool] = lambda: False
-) -> Literal["TRAINED", "STOPPED"]:
-    """Train from the newest state until the run is trained or stopped; every rank calls it. `is_leaving`: see `MidEpochSaver`.
+) -> TrainingEnd:
+    """Train from the newest state until the run is trained, stopped or paused; every rank calls it. `is_leaving`: see `MidEpochSaver`.
 
     Raises ConfigError for a folder that holds another run, and what assembling, restoring and training raise.
     """

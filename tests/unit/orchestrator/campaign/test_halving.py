@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.campaign.comparison import Comparison, Member
 from orchestrator.campaign.events import RungDecided
 from orchestrator.campaign.halving import RETRY_S
 from orchestrator.campaign.loop import Campaign
+from orchestrator.campaign.pausing import set_turns
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.halving import halving_sentences, with_comparisons
+from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import is_trained
+from orchestrator.follow.observe import Observer
 from orchestrator.resume.stored import stored_below
 from orchestrator.resume.unfinished import find_runs, verdict_on
 from orchestrator.run.below import run_folders_below
@@ -20,9 +24,10 @@ from orchestrator.run.halving import HalvingRecord, overrule, read_halving, writ
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.commits import Committed, EpochRow
-from trainers.contract.requests import StopRequest, read_stop_request, request_stop
+from trainers.contract.requests import PauseRequest, StopRequest, read_pause_request, read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import Halving, RunSpec, Schedule
+from trainers.contract.run_spec import Halving, RunSpec, Schedule, WorkerSpec
+from trainers.contract.states import RunState
 from trainers.errors import StorageError
 from trainers.storage.files import write_json_atomic
 
@@ -577,3 +582,387 @@ def test_the_log_names_once_whom_a_rung_waits_for(stage: Stage, caplog: pytest.L
     for _ in range(4):
         look(campaign)
     assert caplog.text.count(f"successive halving at epoch 2 waits for 1 of 4 runs: {DA5}/1") == 1
+
+
+# ---- pauses: where there are workers for some of the runs only -------------------------------------------------------------------
+
+
+def look_twice(campaign: Campaign) -> None:
+    """What is reported after the first look is known in the second."""
+    look(campaign)
+    look(campaign)
+
+
+def one_gpu(stage: Stage, at: tuple[int, ...] = (2,)) -> tuple[list[RunSpec], Campaign]:
+    """Two folds of two trainers on one GPU; the first one trains."""
+    runs = four(stage, at)
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    return runs, campaign
+
+
+def reaches(stage: Stage, campaign: Campaign, run: RunSpec, value: float) -> None:
+    """A run commits two epochs and is asked to pause; then a third one, and it pauses."""
+    commit(run, 0.0, value)
+    look_twice(campaign)
+    assert asked_to_pause(run) is not None
+    commit(run, 0.0, value, 0.9)
+    stage.cluster.training_ends(run, "PAUSED")
+    look(campaign)
+
+
+def asked_to_pause(run: RunSpec) -> PauseRequest | None:
+    return read_pause_request(RunFolder(run.run_folder))
+
+
+def test_a_run_that_has_reached_the_rung_leaves_its_workers_to_those_that_wait_for_them(stage: Stage) -> None:
+    """One GPU for two folds of two models: each trains to the rung, then the better ones go on, one after the other."""
+    runs, campaign = one_gpu(stage, at=(2, 4))
+    for place, (run, value) in enumerate(zip(runs[:3], (0.6, 0.7, 0.1), strict=True)):
+        assert [state == "RUNNING" for state in states(campaign)] == [number == place for number in range(4)]
+        reaches(stage, campaign, run, value)
+        reason = campaign.runs[run.run_key].reason
+        assert reason.startswith(
+            f"paused: it had reached epoch 2 of successive halving; its workers went to {runs[place + 1].address}, which had not. "
+            "It waits: No capacity: "
+        )
+        stage.cluster.workers_begin(runs[place + 1])
+    assert decisions(stage) == []
+    commit(runs[3], 0.0, 0.2)
+    look_twice(campaign)
+    assert len(decisions(stage)) == 1
+    assert states(campaign) == ["QUEUED", "QUEUED", "STOPPED", "RUNNING"], "one that is paused ends where it stands"
+    assert campaign.runs[runs[2].run_key].reason.startswith("stopped by successive halving at epoch 2: ")
+    assert asked_to_pause(runs[3]) is None
+    stage.cluster.training_ends(runs[3], "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED", "STOPPED", "STOPPED"]
+    assert campaign.runs[runs[0].run_key].reason == "", "it does not wait any more"
+    assert stage.cluster.live_jobs() == [f"train-{runs[0].run_key}-a2"]
+    assert stage.cluster.most_gpus == 1
+    assert asked_to_pause(runs[0]) is None, "else it would pause again"
+    look(campaign)
+    assert states(campaign)[0] == "RUNNING", "it recovers from nothing"
+    stage.cluster.workers_begin(runs[0])
+    commit(runs[0], 0.0, 0.6, 0.9, 0.9)
+    for _ in range(3):
+        look(campaign)
+    assert asked_to_pause(runs[0]) is None, "one model is left: nothing is decided at epoch 4 that would stop one"
+
+
+def test_no_more_pause_than_wait_and_first_the_worst(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    runs = four(stage)
+    stage.cluster.gpus = 3
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs[:3])
+    for run, value in zip(runs, (0.6, 0.5, 0.7), strict=False):
+        commit(run, 0.0, value)
+    for _ in range(3):
+        look(campaign)
+    assert [asked_to_pause(run) is not None for run in runs] == [False, True, False, False]
+    request = asked_to_pause(runs[1])
+    assert request is not None
+    assert (request.rung, request.value, request.workers_to, request.campaign) == (2, 0.5, runs[3].run_key, "c1")
+    text = "with an EMA pseudo-Dice of 0.5000, the lowest of those that could pause; "
+    assert f"{USUAL}/1 is asked to pause: it has reached epoch 2 of successive halving, {text}{DA5}/1 has not, and waits" in caplog.text
+    assert caplog.text.count("is asked to pause") == 1
+    assert states(campaign) == ["RUNNING", "RUNNING", "RUNNING", "QUEUED"]
+
+
+def test_where_nobody_waits_for_workers_nobody_pauses(stage: Stage) -> None:
+    runs, campaign = at_work(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    assert [asked_to_pause(run) for run in runs] == [None] * 4
+
+
+def test_nobody_pauses_for_a_decision_that_stops_no_model(stage: Stage) -> None:
+    runs = with_comparisons(four(stage), Halving(at=(2,), keep=0.9))
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    commit(runs[0], 0.0, 0.6)
+    for _ in range(3):
+        look(campaign)
+    assert asked_to_pause(runs[0]) is None
+
+
+def test_nobody_pauses_for_what_these_nodes_can_never_hold_or_the_cluster_refuses(stage: Stage) -> None:
+    runs = four(stage)
+    large = runs[1].model_copy(update={"workers": WorkerSpec(count=2, gpus=1, cpus=1)})
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(runs[0], large, *runs[2:])
+    stage.cluster.refuses |= {run.run_key for run in runs[2:]}
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    request = asked_to_pause(runs[0])
+    assert request is not None
+    assert request.workers_to == runs[2].run_key, "it was not refused yet, as it found no room"
+    stage.cluster.training_ends(runs[0], "PAUSED")
+    for _ in range(3):
+        look(campaign)
+    assert states(campaign)[0] == "RUNNING", "it goes on where the others cannot"
+    stage.cluster.workers_begin(runs[0])
+    for _ in range(3):
+        look(campaign)
+    assert asked_to_pause(runs[0]) is None, "and is paused once"
+
+
+def test_a_paused_run_and_the_one_that_it_gives_way_to_come_before_everything_new(stage: Stage) -> None:
+    """Of an older campaign too, and of a higher priority."""
+    runs = four(stage)[::2]
+    runs = with_comparisons([run.model_copy(update={"halving": None}) for run in runs], Halving(at=(2,)))
+    stage.cluster.gpus = 1
+    other = stage.campaign(stage.run(7).model_copy(update={"priority": 90, "user": "somebody else"}), name="c0")
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    look(other)
+    reaches(stage, campaign, runs[0], 0.6)
+    look(other)
+    assert (states(campaign), states(other)) == (["QUEUED", "RUNNING"], ["QUEUED"])
+    stage.cluster.workers_begin(runs[1])
+    commit(runs[1], 0.0, 0.1)
+    look_twice(campaign)
+    stage.cluster.training_ends(runs[1], "STOPPED")
+    look(other)
+    look(campaign)
+    assert (states(campaign), states(other)) == (["RUNNING", "STOPPED"], ["QUEUED"])
+
+
+def test_workers_that_went_through_several_runs_are_owed_to_the_first_alone(stage: Stage) -> None:
+    """Else a user with one GPU would come before everybody else with every fold."""
+    runs, campaign = one_gpu(stage)
+    new = stage.run(9).model_copy(update={"priority": 90, "user": "somebody else"})
+    for place, value in enumerate((0.6, 0.7, 0.1)):
+        reaches(stage, campaign, runs[place], value)
+        stage.cluster.workers_begin(runs[place + 1])
+    other = stage.campaign(new, name="c2")
+    look(other)
+    commit(runs[3], 0.0, 0.2)
+    look_twice(campaign)
+    assert [campaign.runs[run.run_key].turn for run in runs[:2]] == ["first", "next"]
+    stage.cluster.training_ends(runs[3], "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED", "STOPPED", "STOPPED"]
+    stage.cluster.workers_begin(runs[0])
+    stage.cluster.gpus = 2
+    look(campaign)
+    look(other)
+    assert (states(campaign)[1], states(other)) == ("QUEUED", ["RUNNING"])
+
+
+def test_a_paused_run_whose_giver_was_stopped_is_owed_its_workers(stage: Stage) -> None:
+    """Of three models on one GPU the second one goes on."""
+    runs = four(stage)[::2]
+    third = runs[0].model_copy(
+        update={"variant": "low", "run_key": "low-0", "model_folder": runs[0].model_folder.with_name("nnUNetTrainer__nnUNetPlans__3d__low")}
+    )
+    runs = with_comparisons([*runs, third], Halving(at=(2,), keep=0.3))
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    for place, value in enumerate((0.1, 0.9)):
+        reaches(stage, campaign, runs[place], value)
+        stage.cluster.workers_begin(runs[place + 1])
+    commit(runs[2], 0.0, 0.2)
+    look_twice(campaign)
+    look(campaign)
+    assert [campaign.runs[run.run_key].turn for run in runs[1:2]] == ["first"]
+    stage.cluster.training_ends(runs[2], "STOPPED")
+    look(campaign)
+    assert states(campaign) == ["STOPPED", "RUNNING", "STOPPED"]
+
+
+def test_workers_that_were_left_at_an_earlier_rung_are_settled(stage: Stage) -> None:
+    runs = four(stage, at=(2, 4))[:2]
+    followed = [FollowedRun(Observer(run), "c1") for run in runs]
+    giver, taker = (Member(run, one) for run, one in zip(runs, followed, strict=True))
+    assert giver.spec.halving is not None
+    taker.pause, followed[1].observer.is_paused = PauseRequest(rung=4), True
+    for rung, turn in ((2, "first"), (4, "next")):
+        giver.pause = PauseRequest(rung=rung, workers_to=taker.spec.run_key)
+        set_turns(Comparison(giver.spec.halving, [giver, taker], {}))
+        assert [one.turn for one in followed] == ["usual", turn]
+
+
+def test_a_paused_run_goes_on_where_there_is_room_and_is_paused_once_at_a_rung(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    reaches(stage, campaign, runs[0], 0.6)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    begun(stage, [runs[0], *runs[2:]])
+    stage.cluster.gpus = 3
+    stage.cluster.kill_driver(runs[3])
+    for name in ("c1", "c2"):
+        for _ in range(3):
+            look(campaign)
+        assert asked_to_pause(runs[0]) is None
+        stage.cluster.kill_campaign(name)
+        campaign = stage.campaign(*runs, name="c2" if name == "c1" else "c3")
+
+
+def test_a_paused_run_whose_campaign_dies_was_cut_off_and_the_next_one_begins_with_those_that_are_late(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    reaches(stage, campaign, runs[0], 0.6)
+    stage.cluster.kill_campaign("c1")
+    stage.cluster.kill_driver(runs[1])
+    (paused,) = [one for one in stored_below(stage.base / "results", ()) if one.run_key == runs[0].run_key]
+    assert (paused.state, "continues from epoch 3" in paused.reason) == (RunState.PAUSED, True)
+    again = stage.campaign(*runs, name="c2")
+    look(again)
+    assert states(again) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"], "it would have to give way at once"
+
+
+def test_a_campaign_that_dies_before_its_run_has_paused_leaves_that_to_the_next(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    stage.cluster.kill_campaign("c1")
+    again = stage.campaign(*runs, name="c2")
+    look(again)
+    assert states(again) == ["RUNNING", "QUEUED", "QUEUED", "QUEUED"]
+    assert asked_to_pause(runs[0]) is not None
+    stage.cluster.training_ends(runs[0], "PAUSED")
+    look(again)
+    assert states(again) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
+
+
+def test_of_two_campaigns_that_follow_a_run_each_knows_that_it_is_paused(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    second = stage.campaign(runs[0], name="c2")
+    look(second)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    look(second)
+    stage.cluster.training_ends(runs[0], "PAUSED")
+    look(second)
+    assert states(second) == ["QUEUED"], "it does not take the workers that were left to another one"
+    look(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
+    look(second)
+    assert second.runs[runs[0].run_key].reason.startswith("paused: it had reached epoch 2 of successive halving")
+
+
+def test_a_run_that_dies_before_it_has_paused_is_paused(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    stage.cluster.kill_driver(runs[0])
+    look(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
+
+
+def test_a_run_that_was_asked_to_pause_in_its_last_epoch_is_trained_and_validated(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage, at=(5,))
+    commit(runs[0], 0.0, 0.1, 0.2, 0.3, 0.4)
+    look_twice(campaign)
+    assert asked_to_pause(runs[0]) is not None
+    commit(runs[0], 0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    stage.cluster.training_ends(runs[0])
+    look(campaign)
+    assert states(campaign) == ["VALIDATING", "QUEUED", "QUEUED", "QUEUED"]
+    finish_on_disk(runs[0])
+    stage.cluster.validation_ends(runs[0])
+    look(campaign)
+    assert states(campaign) == ["SUCCEEDED", "RUNNING", "QUEUED", "QUEUED"]
+
+
+def test_a_paused_run_comes_back_when_its_model_is_not_compared_any_more(stage: Stage) -> None:
+    """The other fold of its model fails before the rung."""
+    runs, campaign = one_gpu(stage)
+    reaches(stage, campaign, runs[0], 0.6)
+    stage.cluster.training_ends(runs[1], "FAILED_CODE")
+    look(campaign)
+    assert states(campaign) == ["QUEUED", "FAILED_CODE", "RUNNING", "QUEUED"], "by its turn before that"
+    stage.cluster.training_ends(runs[2], "FAILED_CODE")
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "FAILED_CODE", "FAILED_CODE", "QUEUED"]
+    assert decisions(stage) == []
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_person_may_stop_a_run_that_pauses(stage: Stage, is_paused: bool) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    if is_paused:
+        stage.cluster.training_ends(runs[0], "PAUSED")
+        look(campaign)
+    request_stop(RunFolder(runs[0].run_folder), is_now=False)
+    if not is_paused:
+        stage.cluster.training_ends(runs[0], "PAUSED")  # it saw the other request first
+    look_twice(campaign)
+    assert states(campaign) == ["STOPPED", "RUNNING", "QUEUED", "QUEUED"]
+    assert asked(runs[0]) == StopRequest(is_now=False)
+    (found,) = [one for one in find_runs(stage.base / "results")[0] if one.spec.run_key == runs[0].run_key]
+    assert verdict_on(found).why.startswith("was stopped. ")
+
+
+def test_one_that_a_person_stops_is_not_asked_to_pause(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    request_stop(RunFolder(runs[0].run_folder), is_now=False)
+    look_twice(campaign)
+    assert asked_to_pause(runs[0]) is None
+
+
+def test_mlflow_shows_a_paused_run_as_scheduled(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    reaches(stage, campaign, runs[0], 0.6)
+    assert stage.tracking.statuses[f"id-{runs[0].run_key}"] == ["RUNNING", "SCHEDULED"]
+
+
+def test_a_disk_that_takes_no_request_pauses_nobody_and_ends_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+
+    def full(*_: object) -> None:
+        raise StorageError("storage: full")
+
+    monkeypatch.setattr("orchestrator.campaign.pausing.request_pause", full)
+    look_twice(campaign)
+    assert states(campaign) == ["RUNNING", "QUEUED", "QUEUED", "QUEUED"]
+    assert "no run is paused at a rung of successive halving" in caplog.text
+    monkeypatch.undo()
+    look(campaign)
+    assert asked_to_pause(runs[0]) is not None
+
+
+def test_a_paused_run_that_the_cluster_refuses_keeps_its_turn(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    for run, value in zip(runs[:3], (0.6, 0.7, 0.1), strict=True):
+        reaches(stage, campaign, run, value)
+        stage.cluster.workers_begin(runs[runs.index(run) + 1])
+    stage.cluster.refuses.add(runs[0].run_key)
+    commit(runs[3], 0.0, 0.2)
+    look_twice(campaign)
+    stage.cluster.training_ends(runs[3], "STOPPED")
+    look_twice(campaign)
+    assert states(campaign)[:2] == ["QUEUED", "RUNNING"], "the other one is not kept back by it"
+    assert campaign.runs[runs[0].run_key].turn == "first"
+    assert campaign.runs[runs[0].run_key].observer.pause is None
+
+
+def test_a_paused_run_is_not_validated_by_hand_which_would_be_its_end(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    reaches(stage, campaign, runs[0], 0.6)
+    with pytest.raises(ConfigError, match="waits in a campaign to train on; its validation follows by itself"):
+        stage.campaign(runs[0], name="c2", only_validate=True)
+    assert (asked_to_pause(runs[0]) is not None, states(campaign)[0]) == (True, "QUEUED")
+    stage.cluster.kill_campaign("c1")
+    stage.campaign(runs[0], name="c3", only_validate=True)
+    assert asked_to_pause(runs[0]) is None, "nobody continues it"

@@ -91,13 +91,13 @@ def test_the_run_key_does_not_depend_on_it_but_the_comparison_does_on_its_runs(t
     assert RunSpec.model_validate_json(with_it[0].model_dump_json()) == with_it[0]
 
 
-def test_the_plan_shows_what_is_trained_at_most_where_models_train_side_by_side(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_shows_what_is_trained(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     four = experiment_of(tiny, sweep={"a": {"initial_lr": 0.01}, "b": {"initial_lr": 0.1}})
     specs = expand(four)
     # 4 models to epoch 100, 2 to epoch 300, 1 to epoch 1000, two folds each: 2 * (400 + 400 + 700)
     assert halving_sentences(specs) == [
         "Successive halving (nnUNetPlans, 3d_fullres): 2 of 4 models go on after epoch 100, 1 of 2 models go on after epoch 300: 3000 of "
-        "8000 epochs, where the models train side by side. A model that has reached a rung trains on while others are waited for."
+        "8000 epochs, and those that runs train after a rung until the others have reached it, or until they leave their workers to these."
     ]
     report = plan_report(four, specs, [NodeResources("n", {"CPU": 8.0}, {"CPU": 8.0})])
     show_plan(report)

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.follow.next_step import MAX_WITHOUT_PROGRESS, STOPS, End, Facts, Follow, StopJob, Train, Validate, next_step
 from orchestrator.run.outcome import EndState, Outcome
 from tests.fake_run import job_record as job
-from trainers.contract.requests import StopRequest
+from trainers.contract.requests import PauseRequest, StopRequest
 from trainers.contract.states import RunState
 from trainers.errors import DataError
 
@@ -52,6 +52,40 @@ LATER, NOW = StopRequest(is_now=False), StopRequest(is_now=True)
 )
 def test_next_step(facts: Facts, expected: object) -> None:
     assert next_step(facts, RunState.RUNNING) == expected
+
+
+PAUSE = PauseRequest(rung=2, why="leaves its workers")
+PAUSED = job(state="SUCCEEDED", code=0)
+GOES_ON = Train(RunState.QUEUED, "continues from its newest state.")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (Facts(jobs=(job(),), pause=PAUSE, has_begun=False), Follow(RunState.RUNNING)),  # the training obeys, when it has begun
+        (Facts(jobs=(PAUSED,), pause=PAUSE, outcome=ended("PAUSED"), committed_token=1), Train(RunState.QUEUED, "leaves its workers")),
+        (Facts(jobs=(KILLED,), pause=PAUSE), Train(RunState.QUEUED, "leaves its workers")),
+        (Facts(jobs=(PAUSED,), pause=PAUSE, outcome=ended("TRAINED")), validate(1)),
+        (Facts(jobs=(PAUSED,), pause=PAUSE, outcome=ended("FAILED_CODE")), End(RunState.FAILED_CODE, "said so")),
+        (Facts(jobs=(job("validate"),), pause=PAUSE, outcome=ended("TRAINED")), Follow(RunState.VALIDATING)),
+        (Facts(jobs=(PAUSED,), pause=PAUSE, outcome=ended("PAUSED"), stop=LATER), End(RunState.STOPPED, "stopped on request.")),
+        (
+            Facts(jobs=(PAUSED,), outcome=ended("PAUSED"), committed_token=1),
+            GOES_ON,
+        ),  # what it was asked is withdrawn, its job not yet there
+        (Facts(outcome=ended("PAUSED")), Train(RunState.QUEUED)),
+    ],
+)
+def test_a_run_that_pauses_is_queued_and_keeps_nothing_reserved(facts: Facts, expected: object) -> None:
+    assert next_step(facts, RunState.RUNNING) == expected
+
+
+def test_a_job_that_dies_after_a_pause_recovers() -> None:
+    died = job(state="FAILED", n=2, code=137)
+    step = next_step(Facts(jobs=(PAUSED, died), outcome=ended("PAUSED"), committed_token=1), RunState.RUNNING)
+    assert isinstance(step, Train)
+    assert step.state is RunState.RECOVERING
+    assert "was killed by signal 9" in step.reason
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ def end(state: str, job: str = "training") -> Outcome:
     [
         ("RUNNING", None, RunState.STOPPED),
         ("QUEUED", None, RunState.STOPPED),
+        ("QUEUED", end("PAUSED"), RunState.STOPPED),  # it goes on where somebody resumes it
+        ("STOPPED", end("PAUSED"), None),
         ("VALIDATING", end("TRAINED"), RunState.STOPPED),
         ("RUNNING", end("FAILED_CODE"), RunState.FAILED_CODE),
         ("VALIDATING", end("SUCCEEDED", "validation"), RunState.SUCCEEDED),

@@ -63,7 +63,7 @@ def test_what_ended_before_alone_decides_nothing() -> None:
 
 
 def test_a_fold_that_a_person_stopped_before_the_rung_is_waited_for() -> None:
-    stopped = Contestant("d", "d/1", is_open=False, has_reached=False, is_paused=True)
+    stopped = Contestant("d", "d/1", is_open=False, has_reached=False, was_stopped=True)
     assert judged([*FOUR[:-1], stopped], 0.5) is None
 
 

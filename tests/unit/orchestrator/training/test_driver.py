@@ -15,7 +15,9 @@ from trainers.contract.run_spec import OwnCode, OwnParts
 from trainers.errors import StorageError
 
 
-@pytest.mark.parametrize(("state", "code"), [("TRAINED", 0), ("STOPPED", 0), ("FAILED_CODE", 1), ("FAILED_CLUSTER", 5), ("SUPERSEDED", 7)])
+@pytest.mark.parametrize(
+    ("state", "code"), [("TRAINED", 0), ("STOPPED", 0), ("PAUSED", 0), ("FAILED_CODE", 1), ("FAILED_CLUSTER", 5), ("SUPERSEDED", 7)]
+)
 def test_the_exit_code_tells_how_a_training_job_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: EndState, code: int) -> None:
     monkeypatch.setattr("ray.init", lambda **options: None)
     outcome = Outcome(job="training", state=state, fencing_token=1, message="")
@@ -52,6 +54,7 @@ def test_a_head_without_the_share_is_an_outage_and_gets_no_folder_of_that_name(t
     assert write_outcome(run.folder, Outcome(job="training", state="FAILED_CODE", fencing_token=1, message=""))
     assert not run.folder.root.exists()
     assert driver.ended(run.folder, 1, "STOPPED").message == "stopped after 0 epochs"
+    assert driver.ended(run.folder, 1, "PAUSED").message == "paused after 0 epochs"
 
 
 def test_the_end_of_a_run_is_stored_where_its_folder_is(tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ def test_every_state_has_its_transitions_and_final_ones_only_start_anew() -> Non
     assert [state.name for state in RunState if state.is_failure] == ["FAILED_CONFIG", "FAILED_CODE", "FAILED_CLUSTER"]
     assert can_follow(RunState.RUNNING, RunState.RUNNING)
     assert can_follow(RunState.RUNNING, RunState.RECOVERING)
+    assert can_follow(RunState.RUNNING, RunState.QUEUED), "paused at a rung"
     assert not can_follow(RunState.VALIDATING, RunState.RUNNING)
     assert not can_follow(RunState.SUCCEEDED, RunState.RUNNING)
     reachable = {RunState.QUEUED}

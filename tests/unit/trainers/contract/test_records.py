@@ -15,7 +15,20 @@ from trainers.contract.records import (
     read_heartbeat,
     read_validation_heartbeat,
 )
-from trainers.contract.requests import StopRequest, read_stop_request, request_save, request_stop, save_request_seen, stop_request_seen
+from trainers.contract.requests import (
+    PauseRequest,
+    StopRequest,
+    end_asked_for,
+    end_pause,
+    last_pause,
+    read_pause_request,
+    read_stop_request,
+    request_pause,
+    request_save,
+    request_stop,
+    save_request_seen,
+    stop_request_seen,
+)
 from trainers.contract.run_folder import RunFolder
 from trainers.errors import DataError
 from trainers.storage.files import write_json_atomic
@@ -61,6 +74,22 @@ def test_a_stop_file_asks_for_the_gentle_stop_whatever_it_holds(folder: RunFolde
     assert read_stop_request(folder) is stop_request_seen(folder) is None
     folder.stop_file.write_text(content)
     assert read_stop_request(folder) == stop_request_seen(folder) == StopRequest()
+
+
+def test_a_pause_holds_until_it_is_ended_and_is_remembered(folder: RunFolder) -> None:
+    assert (end_asked_for(folder), last_pause(folder)) == (None, None)
+    request = PauseRequest(comparison="c", rung=2, workers_to="k", why="because")
+    request_pause(folder, request)
+    assert (end_asked_for(folder), read_pause_request(folder), last_pause(folder)) == ("PAUSED", request, request)
+    request_stop(folder, is_now=False)
+    assert end_asked_for(folder) == "STOPPED", "a person comes first"
+    folder.stop_file.unlink()
+    for _ in range(2):
+        end_pause(folder)
+        assert (end_asked_for(folder), read_pause_request(folder), last_pause(folder)) == (None, None, request)
+    request_pause(folder, request.model_copy(update={"rung": 4}))
+    assert (last := last_pause(folder)) is not None
+    assert last.rung == 4
 
 
 def test_requests_are_written_as_other_versions_read_them(folder: RunFolder) -> None:

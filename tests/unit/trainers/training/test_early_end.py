@@ -15,7 +15,15 @@ from trainers.contract.commits import Committed, early_end_of, epochs_of, newest
 from trainers.contract.early_end import EarlyEnd, early_end_after
 from trainers.contract.fencing import acquire_token
 from trainers.contract.records import Heartbeat
-from trainers.contract.requests import FinishRequest, finish_request_seen, request_finish, request_stop
+from trainers.contract.requests import (
+    FinishRequest,
+    PauseRequest,
+    end_pause,
+    finish_request_seen,
+    request_finish,
+    request_pause,
+    request_stop,
+)
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointSpec, RunSpec, Schedule
 from trainers.data.batches import Batch, SplitName
@@ -61,7 +69,7 @@ def test_the_rate_falls_from_where_the_schedule_had_it_to_nearly_nothing() -> No
 
 
 def test_requests_of_all_ranks_add_up_to_those_of_rank_0() -> None:
-    for asked in (Asked(), Asked(is_stopping=True), Asked(anneal_epochs=0), Asked(True, 7)):
+    for asked in (Asked(), Asked("STOPPED"), Asked("PAUSED"), Asked(anneal_epochs=0), Asked("STOPPED", 7)):
         sums = [sum(numbers) for numbers in zip(asked.as_numbers, Asked().as_numbers, Asked().as_numbers, strict=True)]
         assert Asked.of_numbers(*sums) == asked
 
@@ -196,3 +204,39 @@ def test_a_run_stopped_while_its_rate_is_annealed_goes_on_to_the_same_end(toys: 
     run.folder.stop_file.unlink()
     assert run.start() == "TRAINED"
     assert run.committed.epochs_done == 3
+
+
+class Pausing(Run):
+    """A campaign asks it to pause, in the place of a person who asks for an early end."""
+
+    def ask(self) -> None:
+        request_pause(self.folder, PauseRequest(rung=1))
+
+
+def test_a_run_that_is_paused_ends_with_its_epoch_and_goes_on_with_the_same_bits(toys: Toys, tmp_path: Path) -> None:
+    unbroken, paused = Run(toys, tmp_path / "unbroken", anneal=0), Pausing(toys, tmp_path / "paused", anneal=0)
+    assert unbroken.start() == "TRAINED"
+    assert paused.start(ask_in=1) == "PAUSED"
+    assert (paused.committed.epochs_done, paused.committed.in_flight) == (2, None)
+    assert paused.start() == "PAUSED", "it was not asked to go on"
+    assert paused.committed.epochs_done == 2
+    end_pause(paused.folder)
+    assert paused.start() == "TRAINED"
+    losses = [[(row.train_loss, row.val_loss, row.ema_pseudo_dice) for row in run.committed.history] for run in (paused, unbroken)]
+    assert losses[0] == losses[1]
+    assert all(map(torch.equal, paused.weights(), unbroken.weights()))
+
+
+def test_a_run_that_is_asked_to_pause_in_its_last_epoch_is_trained(toys: Toys, tmp_path: Path) -> None:
+    run = Pausing(toys, tmp_path, anneal=0)
+    assert run.start(ask_in=SCHEDULE.epochs - 1) == "TRAINED"
+    assert run.committed.final is not None
+
+
+def test_a_person_who_asks_for_the_early_end_of_a_run_that_pauses_gets_it(toys: Toys, tmp_path: Path) -> None:
+    run = Pausing(toys, tmp_path, anneal=0)
+    assert run.start(ask_in=1) == "PAUSED"
+    request_finish(run.folder, run.spec.run_key, anneal_epochs=1)
+    end_pause(run.folder)
+    assert run.start() == "TRAINED"
+    assert run.committed.early_end == EarlyEnd(epochs=4, anneal_from=3, anneal_epochs=1)

@@ -18,7 +18,7 @@ from tests.own_functions import Package, package
 from tests.toy import Toy, toy_spec
 from trainers.contract.commits import committed_states, newest_committed
 from trainers.contract.fencing import acquire_token
-from trainers.contract.requests import request_finish, request_stop
+from trainers.contract.requests import PauseRequest, end_pause, request_finish, request_pause, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, OwnCode, OwnParts, RunSpec, Schedule, ValidationSpec, WorkerSpec
 from trainers.errors import ConfigError, DataError, DivergedError, StorageError
@@ -100,11 +100,14 @@ def test_its_own_loop_is_committed_stopped_and_continued_from_its_checkpoint(
     assert trained(spec, monkeypatch) == "STOPPED", "it was not asked to go on"
 
     folder.stop_file.unlink()
+    request_pause(folder, PauseRequest(rung=1))
+    assert trained(spec, monkeypatch) == "PAUSED"
+    end_pause(folder)
     assert trained(spec, monkeypatch) == "TRAINED"
     last = newest_committed(folder)
     assert last is not None
     assert (last.epochs_done, last.final is not None, len(last.candidates)) == (3, True, 1)
-    assert [(row.fencing_token, row.learning_rate) for row in last.history] == [(1, 1e-3), (3, 1e-3), (3, 1e-4)]
+    assert [(row.fencing_token, row.learning_rate) for row in last.history] == [(1, 1e-3), (4, 1e-3), (4, 1e-4)]
     assert last.history[0] == first.history[0]
     assert all(row.train_loss > 0 and len(row.pseudo_dice) == 2 and row.epoch_s > row.train_s > 0 for row in last.history)
     final = read_checkpoint(folder.checkpoint("final"))

@@ -1,0 +1,103 @@
+"""Pauses at a rung: where a run that is waited for finds no workers, one that has reached the rung leaves it its own.
+
+A pause gives way and nothing else: a paused run stands in the queue, QUEUED, behind the others of its campaign, so it goes on whenever
+there is room. The run that it leaves its workers to takes its place in the queue, and once the rung is decided it has that back: before
+everything new, and before the rest of its campaign where the workers were another run's before. No run is paused twice at a rung, whatever
+campaign follows it.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from orchestrator.campaign.comparison import Comparison, Member
+from orchestrator.follow.followed_run import FollowedRun
+from orchestrator.queue.rungs import handovers
+from trainers.contract.requests import PauseRequest, last_pause, read_stop_request, request_pause
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import RunSpec
+from trainers.contract.states import RunState
+
+log = logging.getLogger(__name__)
+
+
+def is_trained(run: FollowedRun) -> bool:
+    """Whether a run is trained, as far as it was seen."""
+    has_all_epochs = run.seen is not None and run.seen.epochs_done >= run.seen.epochs
+    return run.observer.is_trained or has_all_epochs
+
+
+def pause_of(spec: RunSpec, comparison: str) -> PauseRequest | None:
+    """The last pause of a run in a comparison, also one that is over. Raises OSError."""
+    found = last_pause(RunFolder(spec.run_folder))
+    return found if found is not None and found.comparison == comparison else None
+
+
+def set_turns(comparison: Comparison) -> None:
+    """Give each run its turn in the queue."""
+    givers = [member for member in comparison.members if member.run is not None and not member.run.state.is_final]
+    giver_of = {(member.pause.workers_to, member.pause.rung): member for member in givers if member.pause is not None}
+    at = comparison.open_rung
+    for member in comparison.members:
+        if (run := member.run) is None:
+            continue
+        if at is not None and member in at.reached:
+            run.turn = "last"
+        elif at is not None and _leaves_workers(giver_of.get((run.key, at.rung))):
+            run.turn = "first"
+        elif run.observer.is_paused:  # of those that left the same workers one to the next only the first had them from the queue
+            run.turn = "next" if member.pause is not None and (run.key, member.pause.rung) in giver_of else "first"
+        else:
+            run.turn = "usual"
+
+
+def _leaves_workers(giver: Member | None) -> bool:
+    """It was asked to pause and has not gone on."""
+    return giver is not None and giver.run is not None and giver.run.observer.pause is not None
+
+
+def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, unix: float) -> None:
+    """Ask runs that have reached the rung to pause, one for each of those that have not and found no capacity: `lacking`, first in line
+    first. Raises StorageError or OSError."""
+    at = comparison.open_rung
+    if at is None:
+        return
+    late = {member.spec.run_key: member.spec for member in at.late}
+    training = {member.run.key: (member, member.run) for member in at.reached if member.run is not None and _trains(member.run)}
+    served = {run.observer.pause.workers_to for _, run in training.values() if run.observer.pause is not None}
+    values = {key: member.values.get(at.rung) for key, (member, run) in training.items() if _can_pause(member, run, at.rung)}
+    for giver, taker in handovers([key for key in lacking if key in late and key not in served], values):
+        request = PauseRequest(
+            comparison=comparison.halving.comparison,
+            rung=at.rung,
+            value=values[giver],
+            workers_to=taker,
+            why=f"paused: it had reached epoch {at.rung} of successive halving; its workers went to {late[taker].address}, which had not.",
+            campaign=campaign,
+            unix=round(unix, 3),
+        )
+        _ask_to_pause(*training[giver], request, late[taker])
+
+
+def _trains(run: FollowedRun) -> bool:
+    """It has workers, or they are being started again."""
+    return run.state in (RunState.RUNNING, RunState.RECOVERING) and not run.is_waiting and not is_trained(run)
+
+
+def _can_pause(member: Member, run: FollowedRun, rung: int) -> bool:
+    return run.observer.pause is None and not member.was_paused_at(rung)
+
+
+def _ask_to_pause(member: Member, run: FollowedRun, request: PauseRequest, taker: RunSpec) -> None:
+    member.pause = pause_of(run.spec, request.comparison)  # another campaign that follows it may have asked meanwhile
+    if member.was_paused_at(request.rung) or read_stop_request(run.folder) is not None:
+        return
+    request_pause(run.folder, request)
+    member.pause = run.observer.pause = request
+    log.info(
+        "%s is asked to pause: it has reached epoch %d of successive halving, with an EMA pseudo-Dice of %s, the lowest of those that "
+        "could pause; %s has not, and waits for workers",
+        run.spec.address,
+        request.rung,
+        "- (no foreground yet)" if request.value is None else f"{request.value:.4f}",
+        taker.address,
+    )
