@@ -345,10 +345,10 @@ def stop(
     rate is annealed; runs that wait without an epoch, or are trained, are not asked (`orchestrator/run/status.py`: `cannot_finish`).
 
     Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
-    Runs that never began are not shown any more, unless they are submitted again. Runs of a campaign that still begins are asked last, once
-    it owns them; `on_wait` gets what is waited for, and before anything is asked
-    a warning for each model whose folds end unlike. Raises ConfigError when nothing is named, or for a name that means nothing;
-    ClusterError when some could not be asked; the error of a campaign that fails first.
+    Runs that never began are not shown any more, unless they are submitted again. Those of a campaign that still begins are asked last,
+    once it owns them; `on_wait` gets what is waited for, and before anything is asked a warning for each model whose folds end unlike.
+    Raises ConfigError when nothing is named, or for a name that means nothing; ClusterError when some could not be asked; the error of a
+    campaign that fails first.
     """
     if not (runs or campaign or everything):
         raise ConfigError("stop: no run is named. Name runs, a campaign (--campaign ID), or all that live (--all).")

@@ -1,12 +1,12 @@
 """Runs as the folds of their models: what stands on a line of its own, and in which order. Pure but for what is read of run folders: the
 Dice over all cases, and whether folds are alike."""
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,16 +101,16 @@ class Model:
 
         if len(self.runs) == 1:
             return ""
-        try:
-            return "; ".join(unlike_folds([RunFolder(folder) for folder in self._folders]))
-        except (NnfleetError, OSError):
-            epochs = sorted({run.epochs for run in self.runs})
-            return f"its folds have {' and '.join(map(str, epochs))} epochs" if len(epochs) > 1 else ""
+        with contextlib.suppress(NnfleetError, OSError):
+            if self._has_folders:
+                return "; ".join(unlike_folds([RunFolder(run.run_folder) for run in self.runs]))
+        epochs = sorted({run.epochs for run in self.runs})
+        return f"its folds have {' and '.join(map(str, epochs))} epochs" if len(epochs) > 1 else ""
 
     @property
-    def _folders(self) -> list[Path]:
-        """Those of its runs; none where other runs have them now."""
-        return [] if self.older is not None and self.older.is_replaced else [run.run_folder for run in self.runs]
+    def _has_folders(self) -> bool:
+        """False where other runs have the folders of its runs now."""
+        return self.older is None or not self.older.is_replaced
 
     def dice_and_source(self, checkpoint: "CheckpointName") -> tuple[float | None, bool]:
         """Mean foreground full Dice of its validated folds, None while there is none; and whether that is the mean over all cases (else,
@@ -123,7 +123,7 @@ class Model:
             return None, True
         if len(validated) == 1:
             return validated[0].full_dice[checkpoint], True
-        exact = dice_over_cases([run.run_folder for run in validated], checkpoint) if self._folders else None
+        exact = dice_over_cases([run.run_folder for run in validated], checkpoint) if self._has_folders else None
         means = [run.full_dice[checkpoint] for run in validated if not math.isnan(run.full_dice[checkpoint])]
         return (exact, True) if exact is not None else (fmean(means) if means else math.nan, False)
 

@@ -23,7 +23,9 @@ from orchestrator.compare.text_table import TextTable
 from orchestrator.drill.order import Report, Strike
 from orchestrator.run.status import RunStatus
 from tests.unit.orchestrator.cli.screens import LONG, planned, statuses
+from tests.validated_model import validated_model
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 MODELS = TextTable(
     ("model", "folds", "cases", "Dice", "HD95 mm", "surface Dice", "missed", "false", "lesion sensitivity", "false lesions per case"),
@@ -231,6 +233,17 @@ def test_runs_of_older_code_stand_beside_their_model_with_what_is_newer() -> Non
         ("17/2d/t", True, "~0.100"),
         ("17/2d/t/2", True, "0.100"),
     ]
+
+
+def test_the_dice_of_runs_whose_folders_others_have_is_none_of_these(tmp_path: Path) -> None:
+    folders = validated_model(tmp_path, lambda case, name: 0.9, [["a", "b"], ["c", "d"]])
+    for folder in folders:
+        write_json_atomic(folder.extended_summary("final"), {"classes": {"tumour": {"dice": 0.9, "n_dice": 2}}})
+    old = [coded("17/2d/t", fold, RunState.SUCCEEDED, "1", 10.0, str(folder.root)) for fold, folder in enumerate(folders)]
+    now = [run.model_copy(update={"run_key": f"new-{run.run_key}"}) for run in old]
+    current, older = models_of([*old, *now])
+    assert current.dice_and_source("final") == (pytest.approx(0.9), True)
+    assert (older.unlike, older.dice_and_source("final")) == ("", (pytest.approx(0.1), False))
 
 
 def test_an_older_run_that_still_trains_and_one_that_waits_for_the_new_code() -> None:
