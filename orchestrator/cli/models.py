@@ -128,9 +128,10 @@ class Model:
         return (exact, True) if exact is not None else (fmean(means) if means else math.nan, False)
 
 
-def models_of(statuses: Sequence["RunStatus"]) -> list[Model]:
-    """The models of these runs: those at work first, then those that wait, then the ended ones."""
-    older = older_of(statuses)
+def models_of(statuses: Sequence["RunStatus"], known: Sequence["RunStatus"] | None = None) -> list[Model]:
+    """The models of these runs: those at work first, then those that wait, then the ended ones. `known`: all runs that are known, where
+    these are not all."""
+    older = older_of(statuses if known is None else known)
     groups: dict[tuple[str, Older | None], list[RunStatus]] = {}
     for status in by_fold(statuses):
         groups.setdefault((status.model, older.get(status.run_key)), []).append(status)

@@ -106,7 +106,7 @@ def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
     if validated := [item for item in statuses if item.full_dice]:
         out = console()
         out.print()
-        out.print(result_view(validated, out.width, all_runs=all_runs))
+        out.print(result_view(validated, out.width, all_runs=all_runs, known=statuses))
 
 
 def _meant(statuses: "list[RunStatus]", test_sets: "list[JobRecord]", names: list[str]) -> "tuple[list[RunStatus], list[JobRecord]]":

@@ -97,15 +97,18 @@ def cases_line(validation: "CasesDone") -> str:
     return f"full validation of {validation.checkpoint}: {validation.done}/{validation.cases} cases"
 
 
-def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False) -> "RenderableType":
+def result_view(
+    statuses: Sequence["RunStatus"], width: int, *, all_runs: bool = False, known: Sequence["RunStatus"] | None = None
+) -> "RenderableType":
     """What a finished experiment is judged by: pseudo-Dice beside the full Dice for best and final weights, a line for each model, or run;
-    below them the models over whose folds no mean is taken, with why.
+    below them the models over whose folds no mean is taken, with why. `known`: all runs that are known, where these are not all.
     """
     from rich.console import Group
     from rich.text import Text
 
-    older = older_of(statuses)
-    models = [Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses)] if all_runs else models_of(statuses)
+    older = older_of(statuses if known is None else known)
+    alone = (Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses))
+    models = list(alone) if all_runs else models_of(statuses, known)
     reasons = [f"{model.name}: no mean over its folds, which are unlike: {model.unlike}." for model in models if model.unlike]
     return Group(_result_table(models, width), *(Text(line, style="dim") for line in reasons))
 

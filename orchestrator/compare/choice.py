@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import MAX_LISTED, Names, resolve_all
 from orchestrator.tracking.binding import noted_run_id, owners_last
+from trainers.contract.commits import begun_unix, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.errors import DataError, StorageError
@@ -38,6 +39,8 @@ class Candidate:
     names: Names
     read: Callable[[CheckpointName], ValidatedFold | str]
     """Its full validation with a checkpoint, or why there is none."""
+    coded: Callable[[], Coded] = lambda: Coded("", 0.0)
+    """By which code it is trained, also before it is validated, where its folder is seen."""
 
 
 @dataclass(frozen=True)
@@ -71,38 +74,45 @@ def compared(
     wanted, left = _wanted(places, names)
     folds: list[ValidatedFold] = []
     reasons: list[tuple[Names, str]] = []
+    others: list[tuple[str, Coded]] = []
     for candidate in wanted:
         found = candidate.read(checkpoint)
         if isinstance(found, str):
             reasons.append((candidate.names, found))
+            others.append((candidate.names.address.rpartition("/")[0], candidate.coded()))
         else:
             folds.append(found)
     left += left_out(reasons, checkpoint)
+    if not is_forced:
+        folds, older = _of_newest_code(folds, others)
+        left += older
     if not folds:
         sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.", *left[:3]]
         raise ConfigError(" ".join([*sentences, *_advice([reason for _, reason in reasons])]))
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
-    if not is_forced:
-        models, older = _of_newest_code(models)
-        left += older
     if len(models) > len(names) and not is_forced:  # else each of them was named
         models, unlike = _of_like_folds(models)
         left += unlike
     return Compared(answer(models, checkpoint, patients, is_forced=is_forced), tuple(left))
 
 
-def _of_newest_code(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], list[str]]:
-    """The models with the folds alone that were trained by the newest of their code, and a sentence for each fold that was not. Pure."""
-    newest, sentences = [], []
-    for model in models:
-        texts = older_code([Coded(fold.spec.own.text, fold.begun_unix) for fold in model.folds])
-        newest.append(replace(model, folds=tuple(fold for fold, text in zip(model.folds, texts, strict=True) if not text)))
-        sentences += [
-            f"{fold.spec.address} ({fold.spec.run_key}): trained by older code: {text}."
-            for fold, text in zip(model.folds, texts, strict=True)
-            if text
-        ]
-    return newest, sentences
+def _of_newest_code(folds: Sequence[ValidatedFold], others: Sequence[tuple[str, Coded]]) -> tuple[list[ValidatedFold], list[str]]:
+    """The folds that were trained by the newest code of their model, and a sentence for each that was not. Pure.
+
+    `others`: runs that are not validated yet, each by the address of its model.
+    """
+    why: dict[str, str] = {}
+    for model in dict.fromkeys(fold.spec.model for fold in folds):
+        own = [fold for fold in folds if fold.spec.model == model]
+        beside = [coded for address, coded in others if address == model]
+        texts = older_code([*(Coded(fold.spec.own.text, fold.begun_unix) for fold in own), *beside])
+        why |= {fold.spec.run_key: text for fold, text in zip(own, texts, strict=False) if text}
+    sentences = [
+        f"{fold.spec.address} ({fold.spec.run_key}): trained by older code: {text}; named by its key alone it is compared."
+        for fold in folds
+        if (text := why.get(fold.spec.run_key))
+    ]
+    return [fold for fold in folds if fold.spec.run_key not in why], sentences
 
 
 def _of_like_folds(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], list[str]]:
@@ -185,7 +195,7 @@ def _in_folders(results: Path) -> tuple[list[Candidate], list[str]]:
         except (DataError, StorageError) as err:
             damaged.append(str(err))
         else:
-            runs.append(Candidate(names, partial(_fold, folder, spec)))
+            runs.append(Candidate(names, partial(_fold, folder, spec), partial(_coded, folder, spec)))
     return runs, damaged
 
 
@@ -195,6 +205,16 @@ def _fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> Valid
         return read_fold(folder, spec, checkpoint)
     except (StorageError, OSError) as err:
         return str(err).removesuffix(".")
+
+
+def _coded(folder: RunFolder, spec: RunSpec) -> Coded:
+    """By which code a run is trained, and when it began; before its first epoch has ended, since when it waits for that."""
+    try:
+        committed = newest_committed(folder) if spec.own.named else None
+        begun = begun_unix(committed.history) if committed else 0.0
+        return Coded(spec.own.text, begun or folder.spec_file.stat().st_mtime)
+    except (StorageError, OSError):
+        return Coded("", 0.0)
 
 
 def _in_mlflow(server: ResultServer, seen: set[str]) -> list[Candidate]:

@@ -1,7 +1,6 @@
 """Trained models with their full validations: the folds of one model folder, read from the run folders or, where these are not seen, from
 MLflow (`orchestrator/compare/published_results.py`)."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, get_args
 from orchestrator.compare.cheap import CheapAndFull, cheap_and_full
 from orchestrator.publishing.validation_report import ema_of
 from orchestrator.run.candidates import Candidates, read_candidates
-from trainers.contract.commits import EpochRow, early_end_of, newest_committed
+from trainers.contract.commits import EpochRow, begun_unix, early_end_of, newest_committed
 from trainers.contract.held_out import HeldOutScores
 from trainers.contract.lesions import LESION_COUNTS
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
@@ -67,8 +66,7 @@ class ValidatedFold:
     @property
     def begun_unix(self) -> float:
         """When its first epoch began; 0 where that is not known."""
-        begun = self.history[0].started_unix if self.history else 0.0
-        return 0.0 if math.isnan(begun) else begun
+        return begun_unix(self.history)
 
     @cached_property
     def candidates(self) -> Candidates | None:

@@ -1,7 +1,6 @@
 """How a run is shown to users: its status as one value, the sentences about its workers, and which changes are worth an event. Pure."""
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from orchestrator.run.failure import Failure
 from orchestrator.run.status import CasesDone, RunStatus
 from trainers.contract.bottleneck import limit_of
-from trainers.contract.commits import RECENT_EPOCHS, Committed, early_end_of, epochs_of
+from trainers.contract.commits import RECENT_EPOCHS, Committed, begun_unix, early_end_of, epochs_of
 from trainers.contract.records import Heartbeat
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage_notice import StorageWait
@@ -65,16 +64,10 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
         "own_code": spec.own.text,
-        "begun_unix": _begun_unix(committed),
+        "begun_unix": begun_unix(committed.history) if committed else 0.0,
         "reason": " ".join(part for part in (begun, early_sentence, status.reason, reading.undelivered) if part),
     }
     return status.model_copy(update=read)
-
-
-def _begun_unix(committed: Committed | None) -> float:
-    """When the first epoch began; 0 before it has ended, and where nobody recorded it."""
-    begun = committed.history[0].started_unix if committed and committed.history else 0.0
-    return 0.0 if math.isnan(begun) else begun
 
 
 def within_epoch(heartbeat: Heartbeat, spec: RunSpec, done: int) -> tuple[str, float]:

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -248,6 +248,12 @@ class CommitReader:
         if mark is None or mark != self._mark:
             self._committed, self._mark = newest_committed(self._folder), mark
         return self._committed
+
+
+def begun_unix(history: Sequence[EpochRow]) -> float:
+    """When the first epoch began; 0 before it has ended, and where nobody recorded it."""
+    begun = history[0].started_unix if history else 0.0
+    return 0.0 if math.isnan(begun) else begun
 
 
 def epochs_of(spec: RunSpec, committed: Committed | None) -> int:

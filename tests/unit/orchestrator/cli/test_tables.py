@@ -235,6 +235,13 @@ def test_runs_of_older_code_stand_beside_their_model_with_what_is_newer() -> Non
     ]
 
 
+def test_a_run_that_is_not_validated_yet_makes_others_older_in_the_results_too() -> None:
+    old, new = coded("17/2d/t", 0, RunState.SUCCEEDED, "1", 10.0), coded("17/2d/t", 0, RunState.RUNNING, "2", 20.0)
+    for all_runs in (False, True):
+        (row,) = shown(result_view([old], 120, all_runs=all_runs, known=[old, new]), 120)[1:]
+        assert row.startswith("17/2d/t/0 (older)  SUCCEEDED")
+
+
 def test_the_dice_of_runs_whose_folders_others_have_is_none_of_these(tmp_path: Path) -> None:
     folders = validated_model(tmp_path, lambda case, name: 0.9, [["a", "b"], ["c", "d"]])
     for folder in folders:
@@ -242,8 +249,8 @@ def test_the_dice_of_runs_whose_folders_others_have_is_none_of_these(tmp_path: P
     old = [coded("17/2d/t", fold, RunState.SUCCEEDED, "1", 10.0, str(folder.root)) for fold, folder in enumerate(folders)]
     now = [run.model_copy(update={"run_key": f"new-{run.run_key}"}) for run in old]
     current, older = models_of([*old, *now])
-    assert current.dice_and_source("final") == (pytest.approx(0.9), True)
-    assert (older.unlike, older.dice_and_source("final")) == ("", (pytest.approx(0.1), False))
+    assert [model.dice_and_source("final") for model in (current, older)] == [(0.9, True), (0.1, False)]
+    assert older.unlike == ""
 
 
 def test_an_older_run_that_still_trains_and_one_that_waits_for_the_new_code() -> None:

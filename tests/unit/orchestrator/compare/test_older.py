@@ -1,11 +1,13 @@
 """Folds of one model that were trained by older code of the user's: which these are, and what `compare` does with them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from orchestrator.compare.choice import compared
 from orchestrator.compare.older import Coded, older_code
+from orchestrator.errors import ConfigError
 from tests.validated_model import validated_model
 from trainers.contract.commits import commit_files
 from trainers.contract.run_folder import RunFolder
@@ -44,8 +46,25 @@ def test_folds_of_older_code_are_left_out_with_both_digests(tmp_path: Path) -> N
         assert [fold.spec.fold for fold in model.folds] == [1, 2]
         assert found.left == (
             "901/3d_fullres/nnUNetTrainer/0 (901-0): trained by older code: trainer mine:Mine (SHA-256 111111111111...), now trainer "
-            "mine:Mine (SHA-256 222222222222...).",
+            "mine:Mine (SHA-256 222222222222...); named by its key alone it is compared.",
         )
     (alone,) = compared(tmp_path / "results", ("901-0",), "final").answer.models
     assert [fold.spec.fold for fold in alone.folds] == [0], "named, there is no newer one beside it"
     assert len(compared(tmp_path / "results", (), "final", is_forced=True).answer.models[0].folds) == 3
+
+
+def test_code_of_a_run_that_is_not_validated_yet_makes_others_older_too(tmp_path: Path) -> None:
+    first, second = validated_model(tmp_path, lambda case, name: 0.7, FOLDS[:2])
+    for folder, own, begun_unix in ((first, OLD, 30.0), (second, NEW, 40.0)):
+        trained_by(folder, own, begun_unix)
+    shutil.rmtree(second.cases("final"))
+    with pytest.raises(
+        ConfigError, match=r"no run has a full validation .* trained by older code: .* named by its key alone it is compared"
+    ):
+        compared(tmp_path / "results", (), "final")
+    (alone,) = compared(tmp_path / "results", ("901-0",), "final").answer.models
+    assert len(alone.folds) == 1
+    for file in commit_files(second):
+        file.unlink()
+    with pytest.raises(ConfigError, match="trained by older code"):
+        compared(tmp_path / "results", (), "final")
