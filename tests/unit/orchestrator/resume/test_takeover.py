@@ -24,7 +24,7 @@ from tests.unit.trainers.storage.test_linkless import without_links
 from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token, check_driver_fence, check_fence, newest_token
 from trainers.contract.records import MlflowRun, write_mlflow_run
-from trainers.contract.requests import request_finish
+from trainers.contract.requests import PauseRequest, end_pause, last_pause, request_finish, request_pause
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
@@ -196,7 +196,11 @@ def test_what_was_asked_and_expected_of_the_run_before_goes_with_it(stage: Stage
     failed_before_its_first_epoch(stage, run)
     request_finish(folder, run.run_key, anneal_epochs=0)
     write_json_atomic(folder.expected_file, {"epoch_s": 20.0, "unix": 1.0})
+    request_pause(folder, PauseRequest(rung=1))
+    end_pause(folder)
+    request_pause(folder, PauseRequest(rung=2))
     acquire(mended(stage, run), stage.cluster.records())
+    assert last_pause(folder) is None
     assert not folder.finish_file.exists()
     assert not folder.expected_file.exists()
 
