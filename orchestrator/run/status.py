@@ -1,5 +1,6 @@
 """What a user sees of a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from trainers.contract.run_spec import WeightsName
 from trainers.contract.states import RunState
 
 PLACE = "on this cluster"
+TRAINING_CASES = "training cases"
+"""Of which fold `all` has its full Dice: it is trained on every case that it validates."""
 
 
 class CasesDone(BaseModel):
@@ -63,6 +66,8 @@ class RunStatus(BaseModel):
     """While the full validation runs."""
     full_dice: dict[str, float] = {}
     """Mean foreground Dice over whole cases per checkpoint (`best`, `final`), once validated."""
+    full_dice_of: str = Field("", exclude_if=lambda text: not text)
+    """`training cases` where the full Dice is of these, so of fold `all`; else empty."""
     run_folder: Path
     is_claimed: bool = Field(True, exclude=True)
     """False for a run whose campaign could not begin: it never took possession of the folder. Known where it is shown alone."""
@@ -71,6 +76,17 @@ class RunStatus(BaseModel):
     def model(self) -> str:
         """The model that the run is a fold of: its address without the fold."""
         return self.address.rpartition("/")[0]
+
+    @property
+    def fold(self) -> str:
+        """`0`, or `all`."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def full_dice_texts(self) -> list[str]:
+        """`full Dice of final 0.912` for each checkpoint, for users."""
+        of = f" (of its {TRAINING_CASES})" if self.fold == "all" else ""
+        return [f"full Dice of {name} {'-' if math.isnan(dice) else f'{dice:.3f}'}{of}" for name, dice in sorted(self.full_dice.items())]
 
     @property
     def names(self) -> Names:

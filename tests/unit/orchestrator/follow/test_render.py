@@ -1,9 +1,13 @@
 from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from orchestrator.campaign.events import CampaignLog, StatusChanged
-from orchestrator.follow.render import changes
+from orchestrator.follow.render import Reading, changes, with_reading
 from orchestrator.run.events import line_of
 from orchestrator.run.status import RunStatus
+from tests.fake_run import FakeRun
 
 
 def test_whoever_reads_the_changes_has_the_status_also_where_a_text_is_empty_again() -> None:
@@ -17,3 +21,12 @@ def test_whoever_reads_the_changes_has_the_status_also_where_a_text_is_empty_aga
         assert log.update(text).statuses == {"k": status}
         before = status
     assert changes(fine, fine) == {"run_key": "k"}
+
+
+@pytest.mark.parametrize(("fold", "of"), [("all", "training cases"), (0, None)])
+def test_json_names_the_cases_of_the_full_dice_of_fold_all(tmp_path: Path, fold: int | Literal["all"], of: str | None) -> None:
+    spec = FakeRun(tmp_path).spec.model_copy(update={"fold": fold})
+    status = RunStatus(run_key=spec.run_key, address=spec.address, campaign="c", epochs=4, run_folder=spec.run_folder)
+    validated = with_reading(status, spec, Reading(full_dice={"final": 0.95}))
+    assert validated.model_dump(mode="json").get("full_dice_of") == of
+    assert "full_dice_of" not in with_reading(status, spec, Reading()).model_dump()
