@@ -107,8 +107,9 @@ def result_view(statuses: Sequence["RunStatus"], width: int, *, all_runs: bool =
 
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
-    """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means, with `*` that
-    of training cases."""
+    """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means, with `*` it
+    is that of training cases.
+    """
     from rich.text import Text
 
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]

@@ -78,7 +78,7 @@ def compared(
             folds.append(found)
     left += left_out(reasons, checkpoint)
     if not folds:
-        sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.", *left[:3]]
+        sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint to compare.", *left[:3]]
         raise ConfigError(" ".join([*sentences, *_advice([reason for _, reason in reasons])]))
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
     if len(models) > len(names) and not is_forced:  # else each of them was named
