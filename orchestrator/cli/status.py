@@ -41,6 +41,7 @@ def status(
 ) -> None:
     """Show the state, epoch, EMA pseudo-Dice and time left of each run, below the model that it is a fold of."""
     from orchestrator import api
+    from orchestrator.run.names import left_text
 
     if watch and as_json:
         raise ConfigError("status: --json prints one document and ends, --watch stays. Name one of them; a script polls with --json.")
@@ -48,14 +49,14 @@ def status(
         _watch(cluster, campaign, runs or [])
         return
     seen = api.snapshot(cluster, campaign, results)
-    statuses, test_sets = _meant([*seen.statuses, *seen.stored], seen.test_sets, runs or [])
-    if seen.outage:
-        note(seen.outage)
+    statuses, test_sets = _meant([*seen.statuses, *seen.stored], seen.test_sets, runs or [], seen.left)
+    for text in filter(None, (seen.outage, left_text(seen.left))):
+        note(text)
     if as_json:
         print_json([*(item.model_dump(mode="json") for item in statuses), *map(_as_json, test_sets)])
         return
     if not (statuses or runs):
-        say(_none(results))
+        say(_none(results, len(seen.left)))
     elif statuses:
         from orchestrator.cli.watch import watch_view
 
@@ -76,13 +77,14 @@ def _as_json(job: "JobRecord") -> dict[str, str]:
     return {"test_set": job.submission_id, "state": job.test_set_state, "what": job.test_set}
 
 
-def _none(results: Path | None) -> str:
+def _none(results: Path | None, num_left: int = 0) -> str:
     """That there is no run, and where was looked."""
     place = results or os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's
+    held = f"none that can be followed ({num_left} left out)" if num_left else "none"
+    there = f"{place} holds {held}" if place else "nnUNet_results is not set"
     return (
-        "There are no runs: none was submitted to the cluster since it started, or it is down, and "
-        f"{f'{place} holds none' if place else 'nnUNet_results is not set'}. `nnfleet status --results FOLDER` shows those below a folder; "
-        "finished runs are in MLflow too (`nnfleet ui`)."
+        f"There are no runs: none was submitted to the cluster since it started, or it is down, and {there}. "
+        "`nnfleet status --results FOLDER` shows those below a folder; finished runs are in MLflow too (`nnfleet ui`)."
     )
 
 
@@ -96,7 +98,9 @@ def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
         out.print(result_view(validated, out.width, all_runs=all_runs))
 
 
-def _meant(statuses: "list[RunStatus]", test_sets: "list[JobRecord]", names: list[str]) -> "tuple[list[RunStatus], list[JobRecord]]":
+def _meant(
+    statuses: "list[RunStatus]", test_sets: "list[JobRecord]", names: list[str], left: "Sequence[str]" = ()
+) -> "tuple[list[RunStatus], list[JobRecord]]":
     """The runs, and the jobs of test sets, of these names in their order; all if there are none. Raises ConfigError for a name that
     means nothing."""
     from orchestrator.run.job_record import is_test_set, named_test_sets
@@ -106,7 +110,7 @@ def _meant(statuses: "list[RunStatus]", test_sets: "list[JobRecord]", names: lis
         return statuses, test_sets
     of_runs = [name for name in names if not is_test_set(name)]
     of_test_sets = [name for name in names if is_test_set(name)]
-    return match_all(of_runs, statuses) if of_runs else [], named_test_sets(of_test_sets, test_sets, "status")
+    return match_all(of_runs, statuses, left=left) if of_runs else [], named_test_sets(of_test_sets, test_sets, "status")
 
 
 def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:

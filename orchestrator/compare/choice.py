@@ -128,7 +128,7 @@ def _wanted(places: Places, names: Sequence[str]) -> tuple[list[Candidate], list
     if places.server is not None and (places.asks_server or not _holds(known, names)):
         known = [*_in_mlflow(places.server(), {candidate.names.run_key for candidate in known}), *known]
     if names:
-        return [known[i] for i in resolve_all(names, [candidate.names for candidate in known], places.text)], damaged
+        return [known[i] for i in resolve_all(names, [candidate.names for candidate in known], places.text, left=damaged)], damaged
     owners = {candidate.names.folder or candidate.names.mlflow_run_id: candidate for candidate in known}  # of one folder the last owns it
     return list(owners.values()), damaged
 

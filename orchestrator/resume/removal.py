@@ -49,19 +49,22 @@ class Removable(Frozen):
         return RunFolder(self.run_folder).own if self.is_imported_here else self.run_folder
 
 
-def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: Sequence[JobRecord] = ()) -> list[Removable]:
-    """The runs below `results` that the names mean. `statuses` and `jobs`: what the cluster knows.
+def removable(
+    names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: Sequence[JobRecord] = ()
+) -> tuple[list[Removable], list[str]]:
+    """The runs below `results` that the names mean, and a sentence for each run folder that is left out, as `find_runs` has it.
+    `statuses` and `jobs`: what the cluster knows.
 
     Raises ConfigError for a name that means none, and for runs that have not ended.
     """
-    found, _ = find_runs(results)
-    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)]
+    found, left = find_runs(results)
+    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False, left=left)]
     if busy := [f"{run} {why}" for run in wanted if (why := at_work(run, statuses, jobs))]:
         raise ConfigError(
             f"rm: {len(busy)} of {len(wanted)} runs have not ended: {listed(busy)}. Nothing was removed. Stop them first (nnfleet stop), "
             "or name other runs."
         )
-    return [_removable(run) for run in wanted]
+    return [_removable(run) for run in wanted], left
 
 
 def at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]) -> str:

@@ -94,14 +94,15 @@ class RunStatus(BaseModel):
         return Names(self.run_key, self.address, self.mlflow_run_id, str(self.run_folder))
 
 
-def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
+def match(wanted: str, statuses: Sequence[RunStatus], *, left: Sequence[str] = ()) -> RunStatus:
     """The one run called `wanted` (see `resolve`). Raises ConfigError with the candidates for none or several."""
-    return statuses[resolve_one(wanted, [status.names for status in statuses], PLACE)]
+    return statuses[resolve_one(wanted, [status.names for status in statuses], PLACE, left=left)]
 
 
-def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True) -> list[RunStatus]:
-    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`."""
-    return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints)]
+def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True, left: Sequence[str] = ()) -> list[RunStatus]:
+    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`,
+    and with the run folders that are `left`."""
+    return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints, left=left)]
 
 
 def cannot_finish(status: RunStatus) -> str:

@@ -140,7 +140,7 @@ def test_a_run_between_two_jobs_ends_at_once_with_the_reason(stage: Stage) -> No
     outcome = read_outcome(RunFolder(runs[3].run_folder))
     assert outcome is not None
     assert outcome.message.startswith("stopped by successive halving at epoch 2: ")
-    (stored,) = [one for one in stored_below(stage.base / "results", ()) if one.run_key == runs[3].run_key]
+    (stored,) = [one for one in stored_below(stage.base / "results", ())[0] if one.run_key == runs[3].run_key]
     assert stored.reason.startswith(f"it was stopped by successive halving at epoch 2: {DA5} has the mean")
     assert stored.reason.endswith(f". To continue it nevertheless: nnfleet resume {runs[3].run_key}")
 

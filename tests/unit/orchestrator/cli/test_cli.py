@@ -149,6 +149,7 @@ class FakeApi:
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
+        self.left: list[str] = []
         self.printed = ["\x1b[36mline\x1b[0m one\n", "line two\n"]
         self.interruptions = 0
         self.fault: Exception | None = None
@@ -209,7 +210,7 @@ class FakeApi:
     def snapshot(self, cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Any:
         self._ask("snapshot", cluster, campaign, results)
         stored = self.stored if campaign is None else []
-        return SimpleNamespace(statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets)
+        return SimpleNamespace(statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets, left=self.left)
 
     def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[Any]:
         while True:
@@ -434,6 +435,21 @@ def test_status_shows_runs_that_only_their_folders_know_but_not_among_those_of_o
     assert "`nnfleet resume` continues it" in out
     _, out, _ = nnfleet("status", "--campaign", "c1")
     assert "PAUSED" not in out
+
+
+def test_status_names_run_folders_that_it_cannot_follow_also_beside_json_and_where_no_run_is_found(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.left = ["results: /r/a is of a run in /q: the folder was moved.", "run folder: /r/b is damaged."]
+    left = f"2 run folders are left out:\n- {api.left[0]}\n- {api.left[1]}\n"
+    code, out, err = nnfleet("status", "--json")
+    assert (code, left) == (0, err)
+    assert len(json.loads(out)) == len(api.runs)
+    code, _, err = nnfleet("status", "nobody")
+    assert code == ConfigError.exit_code
+    assert left.rstrip() in err
+    api.runs = []
+    _, out, err = nnfleet("status", "--results", "/r")
+    assert "/r holds none that can be followed (2 left out)" in out
+    assert err == left
 
 
 def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -922,7 +938,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.orchestrator.cli.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='', test_sets=[])\n"
+        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='', test_sets=[], left=[])\n"
         "orchestrator.api = types.SimpleNamespace(snapshot=lambda *a: seen)\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"
