@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, 
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
+    from orchestrator.campaign.events import ComparisonMade
     from orchestrator.campaign.queue_view import QueueReport
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
@@ -69,6 +70,10 @@ class Look:
     """As `status` returns them."""
     test_sets: "list[JobRecord]"
     """The jobs of `evaluate` and `predict` that are alive, or were at an earlier look; none where one campaign is asked for."""
+    comparisons: "Sequence[ComparisonMade]" = ()
+    """Of models whose campaign has ended, in MLflow."""
+    ending: Collection[str] = ()
+    """Campaigns whose runs have all ended, and which still deliver, or compare the models."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Snapshot:
     """The living jobs of `evaluate` and `predict`; none where one campaign is asked for."""
     left: list[str]
     """A sentence for each folder of a run below the results folder that cannot be followed: it is damaged, or was moved or copied."""
+    comparisons: "Sequence[ComparisonMade]" = ()
+    """As in `Look`."""
 
 
 class Known(NamedTuple):
@@ -281,7 +288,9 @@ def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[L
         return
     follower = Follower(reached)
     while True:
-        yield Look(follower.statuses(campaign), follower.test_sets() if campaign is None else [])
+        statuses = follower.statuses(campaign)
+        test_sets = follower.test_sets() if campaign is None else []
+        yield Look(statuses, test_sets, follower.comparisons(), follower.ending(statuses))
 
 
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
@@ -290,7 +299,8 @@ def snapshot(cluster: str | None = None, campaign: str | None = None, results: P
     follower = _follower(meant)
     known = _known(meant, follower, campaign, results)
     test_sets = follower.test_sets() if follower is not None and campaign is None else []
-    return Snapshot(known.reported, [*known.stored], outage_of(meant.local), test_sets, [*known.left])
+    comparisons = follower.comparisons() if follower is not None else []
+    return Snapshot(known.reported, [*known.stored], outage_of(meant.local), test_sets, [*known.left], comparisons)
 
 
 def stored(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:

@@ -13,12 +13,15 @@ from orchestrator.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.campaign.events import ComparisonMade
     from orchestrator.run.job_record import JobRecord
     from orchestrator.run.status import RunStatus
 
 INTERVAL_S = 2.0
 PAUSE_FACTOR = 4.0
 """Seconds of pause per second that an answer took: campaigns with long logs are polled less often."""
+COMPARES_S = 60.0
+"""How long `--watch` stays for the comparison of models whose runs have all ended."""
 
 
 def status(
@@ -63,6 +66,7 @@ def status(
         out = console()
         out.print(watch_view(statuses, out.width, all_runs=all_runs or bool(runs)))
         _results(statuses, all_runs=all_runs)
+        _comparisons(seen.comparisons, statuses)
     _test_sets(test_sets, cluster)
 
 
@@ -98,6 +102,14 @@ def _results(statuses: "list[RunStatus]", *, all_runs: bool = False) -> None:
         out.print(result_view(validated, out.width, all_runs=all_runs))
 
 
+def _comparisons(made: "Sequence[ComparisonMade]", statuses: "Sequence[RunStatus]") -> None:
+    """What campaigns of these runs have found at their end, with a link."""
+    models = {status.model for status in statuses}
+    for each in made:
+        if models.intersection(each.models):
+            say(f"\nComparison: {each.text}")
+
+
 def _meant(
     statuses: "list[RunStatus]", test_sets: "list[JobRecord]", names: list[str], left: "Sequence[str]" = ()
 ) -> "tuple[list[RunStatus], list[JobRecord]]":
@@ -121,15 +133,19 @@ def _watch(cluster: str | None, campaign: str | None, runs: list[str]) -> None:
     from orchestrator.cli.watch import Watch
 
     with Watch() as watch:
-        looks = api.looks(cluster, campaign)
+        looks, since = api.looks(cluster, campaign), 0.0
         while True:
             began = time.monotonic()
             look = next(looks)
             watch(*_meant(look.statuses, look.test_sets, runs))
             if all(item.state.is_final for item in watch.statuses) and not any(job.is_live for job in watch.test_sets):
-                break
+                since = since or time.monotonic()
+                to_compare = {item.model for item in watch.statuses if item.campaign in look.ending and item.full_dice}
+                if len(to_compare) < 2 or time.monotonic() - since > COMPARES_S:
+                    break
             time.sleep(INTERVAL_S + PAUSE_FACTOR * (time.monotonic() - began))
     if not (watch.statuses or watch.test_sets):
         say(_none(None))
     _results(watch.statuses)
+    _comparisons(look.comparisons, watch.statuses)
     raise typer.Exit(worst_exit_code(watch.statuses, watch.test_sets))
