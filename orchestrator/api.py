@@ -8,11 +8,11 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.campaign.follower import Follower
 from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets, of_all_campaigns
@@ -33,10 +33,12 @@ from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_preprocessing, is_test_set, preprocessing_named_in
+from orchestrator.run.names import left_text
 from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, unlike_ends
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
+    from orchestrator.campaign.events import ComparisonMade
     from orchestrator.campaign.queue_view import QueueReport
     from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
@@ -68,6 +70,10 @@ class Look:
     """As `status` returns them."""
     test_sets: "list[JobRecord]"
     """The jobs of `evaluate` and `predict` that are alive, or were at an earlier look; none where one campaign is asked for."""
+    comparisons: "Sequence[ComparisonMade]" = ()
+    """Of models whose campaign has ended, in MLflow."""
+    ending: Collection[str] = ()
+    """Campaigns whose runs have all ended, and which still deliver, or compare the models."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,32 @@ class Snapshot:
     """A sentence if the MLflow server of the local services is down."""
     test_sets: "list[JobRecord]"
     """The living jobs of `evaluate` and `predict`; none where one campaign is asked for."""
+    left: list[str]
+    """A sentence for each folder of a run below the results folder that cannot be followed: it is damaged, or was moved or copied."""
+    comparisons: "Sequence[ComparisonMade]" = ()
+    """As in `Look`."""
+
+
+class Known(NamedTuple):
+    """The runs that a name may mean."""
+
+    reported: list[RunStatus]
+    """Those that campaigns of the cluster have reported, and those of submissions that a head took and did not begin, which come first."""
+    stored: Sequence[RunStatus] = ()
+    """Those that only their folders know."""
+    left: Sequence[str] = ()
+    """As in `Snapshot`."""
+
+    @property
+    def all(self) -> list[RunStatus]:
+        """Reported ones first."""
+        return [*self.reported, *self.stored]
+
+    def named(self, names: Sequence[str], *, hints: bool = True) -> list[RunStatus]:
+        """As `match_all`, with a warning of what is left out."""
+        found = match_all(names, self.all, hints=hints, left=self.left)
+        _warn_of(self.left)
+        return found
 
 
 def up(
@@ -221,7 +253,7 @@ def _runs_of_campaign(campaign: str, runs: Sequence[str], cluster: str | None) -
     if runs:
         raise ConfigError("resume: runs and a campaign are both named. Name one of the two.")
     meant = reach(cluster)
-    reported, _ = _known(meant, _follower(meant), campaign)
+    reported = _known(meant, _follower(meant), campaign).reported
     if not reported:
         raise ConfigError(f"resume: no campaign {campaign} is known to this cluster. `nnfleet status --json` names them; or name the runs.")
     return [status.run_key for status in reported]
@@ -257,16 +289,18 @@ def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[L
     follower = Follower(reached)
     while True:
         statuses = submissions.shown(Home.default(), follower.statuses(campaign))
-        yield Look(statuses, follower.test_sets() if campaign is None else [])
+        test_sets = follower.test_sets() if campaign is None else []
+        yield Look(statuses, test_sets, follower.comparisons(), follower.ending(statuses))
 
 
 def snapshot(cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Snapshot:
     """`status`, `stored` and `tracking_outage` at one look, which asks the job server for its list once."""
     meant = reach(cluster)
     follower = _follower(meant)
-    reported, stored = _known(meant, follower, campaign, results)
+    known = _known(meant, follower, campaign, results)
     test_sets = follower.test_sets() if follower is not None and campaign is None else []
-    return Snapshot(reported, stored, outage_of(meant.local), test_sets)
+    comparisons = follower.comparisons() if follower is not None else []
+    return Snapshot(known.reported, [*known.stored], outage_of(meant.local), test_sets, [*known.left], comparisons)
 
 
 def stored(cluster: str | None = None, results: Path | None = None) -> list[RunStatus]:
@@ -274,7 +308,9 @@ def stored(cluster: str | None = None, results: Path | None = None) -> list[RunS
 
     `results`: default nnUNet_results of this process where the cluster is the local one; without a folder that is seen here: none.
     """
-    return snapshot(cluster, results=results).stored
+    seen = snapshot(cluster, results=results)
+    _warn_of(seen.left)
+    return seen.stored
 
 
 def tracking_outage(cluster: str | None = None) -> str:
@@ -300,8 +336,9 @@ def logs(
     follower = _follower(meant)
     if follower is not None and is_preprocessing(run):
         return follower.printed(run, follow=follow)
-    reported, stored = _known(meant, follower)
-    found = match(run, [*reported, *stored])
+    known = _known(meant, follower)
+    found = match(run, known.all, left=known.left)
+    _warn_of(known.left)
     on_found(found)
     if follower is not None and (job := preprocessing_named_in(found.reason)):
         return follower.printed(job, follow=follow)
@@ -363,9 +400,9 @@ def stop(
     meant = reach(cluster)
     follower = _follower(meant)
     names = [name for name in runs if not is_test_set(name)]
-    reported, stored = _known(meant, follower, campaign) if names or not runs else ([], [])
-    statuses = [*reported, *stored]
-    found = match_all(names, statuses, hints=False) if names else [status for status in statuses if _is_open(status, campaign)]
+    known = _known(meant, follower, campaign) if names or not runs else Known([])
+    statuses = known.all
+    found = known.named(names, hints=False) if names else [status for status in statuses if _is_open(status, campaign)]
     _hide([status for status in found if not (status.is_claimed or finish)])
     living = [status for status in found if status.campaign and not status.state.is_final]
     ending = [] if finish else meant_test_sets(runs, follower, everything=everything)
@@ -408,8 +445,7 @@ def place(runs: Sequence[str], cluster: str | None = None, *, priority: int | No
 
     meant = reach(cluster)
     follower = _follower(meant)
-    reported, _ = _known(meant, follower)
-    found = match_all(runs, reported, hints=False)
+    found = match_all(runs, _known(meant, follower).reported, hints=False)
     if ended := [status.address for status in found if status.state.is_final]:
         raise ConfigError(f"queue: {', '.join(ended)} has ended and waits for nothing. `nnfleet queue` shows the runs that wait.")
     if follower is not None:
@@ -426,11 +462,11 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     from orchestrator.campaign import handover
 
     if is_idle(cluster):
-        match_all(runs, _known(reach(cluster), None)[1])
+        known = _known(reach(cluster), None)
+        match_all(runs, known.stored, left=known.left)
     meant = reach(cluster, starts=True)
     follower = Follower(meant.jobs)
-    reported, stored = _known(meant, follower)
-    found = match_all(runs, [*reported, *stored])
+    found = _known(meant, follower).named(runs)
     return handover.send_revalidations(meant, follower, found, npz=npz, best=best)
 
 
@@ -443,7 +479,10 @@ def removable(runs: Sequence[str], results: Path | None = None, cluster: str | N
     meant = reach(cluster)
     statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
     jobs = [] if meant.reached is None else meant.reached.records()
-    return removable(runs, results_folder(results, os.environ), statuses, jobs)
+    found, left = removable(runs, results_folder(results, os.environ), statuses, jobs)
+    if {*runs} != {run.run_key for run in found}:  # else each of them was named, and no name could have meant more
+        _warn_of(left)
+    return found
 
 
 def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False) -> "list[Removable]":
@@ -622,34 +661,37 @@ def _follower(meant: Target) -> Follower | None:
     return None if meant.reached is None else Follower(meant.reached)
 
 
-def _known(
-    meant: Target, follower: Follower | None, campaign: str | None = None, results: Path | None = None
-) -> tuple[list[RunStatus], list[RunStatus]]:
-    """The runs that a name may mean: those that campaigns of the cluster have reported, and those that only their folders know, which
-    belong to no campaign. Among the former, and first, as they own nothing, those of submissions that a head took and did not begin.
+def _known(meant: Target, follower: Follower | None, campaign: str | None = None, results: Path | None = None) -> Known:
+    """The runs of a cluster and of the results folder; of one campaign none that only its folder knows.
 
     Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run.
     """
     home = Home.default()
     reported = [] if follower is None else submissions.shown(home, follower.statuses(campaign))
     if campaign is not None:
-        return reported, []
+        return Known(reported)
     failed = {status.run_key: status.reason for status in reported if not status.is_claimed}  # their folders may know more of them
-    stored = _stored([status for status in reported if status.is_claimed], meant, results)
+    stored, left = _stored([status for status in reported if status.is_claimed], meant, results)
     stored = [status.model_copy(update={"reason": failed.get(status.run_key, status.reason)}) for status in stored]
     shown = {status.run_key for status in stored}
     reported = [status for status in reported if status.run_key not in shown]
     shown |= {status.run_key for status in reported}
     lacking = submissions.never_begun(home, {} if follower is None else follower.campaigns()) if meant.is_here else []
-    return [*(status for status in submissions.shown(home, lacking) if status.run_key not in shown), *reported], stored
+    never_begun = [status for status in submissions.shown(home, lacking) if status.run_key not in shown]
+    return Known([*never_begun, *reported], stored, left)
 
 
-def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> list[RunStatus]:
+def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) -> tuple[list[RunStatus], list[str]]:
     if results is None and not (meant.is_here and os.environ.get(RESULTS)):
-        return []
+        return [], []
     if results is None and statuses and (absence := results_absence(os.environ)):
         log.warning("%s", absence)  # what the cluster knows is shown and stopped all the same
-        return []
+        return [], []
     from orchestrator.resume.stored import stored_below
 
     return stored_below(results_folder(results, os.environ), {status.run_key for status in statuses})
+
+
+def _warn_of(left: Sequence[str]) -> None:
+    if left:
+        log.warning("%s", left_text(left))

@@ -8,6 +8,7 @@ from orchestrator.run.job_record import JobKind, JobRecord, JobState
 from trainers.contract.commits import BestRecord, Committed, EpochRow, Manifest, state_stem
 from trainers.contract.early_end import EarlyEnd
 from trainers.contract.fencing import acquire_token
+from trainers.contract.names import Fold
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec, WorkerSpec
 from trainers.storage.files import write_atomic, write_json_atomic
@@ -58,7 +59,7 @@ def epoch_row(epoch: int, ema: float | None = 0.5, fencing_token: int = 1, dice:
 class FakeRun:
     """Writes a run folder below `base`; verbs advance it as a training would."""
 
-    def __init__(self, base: Path, run_key: str = "901-toy-0", fold: int = 0, **overrides: object) -> None:
+    def __init__(self, base: Path, run_key: str = "901-toy-0", fold: Fold = 0, **overrides: object) -> None:
         data = base / "preprocessed" / "Dataset901_Toy"
         self._write_dataset(data)
         self.spec = RunSpec.model_validate(

@@ -1,5 +1,6 @@
 """Acts on run folders where they are, as a small Ray job: `python -m orchestrator.campaign.control_job stop RUN_FOLDER...`
-with `[--run-key KEY]... [--now | --finish [--anneal N]]`, `place RUN_FOLDER...` with `[--priority N] [--first]`, `queue`, or `sync`.
+with `[--run-key KEY]... [--now | --finish [--anneal N]]`, `place RUN_FOLDER...` with `[--priority N] [--first]`, `queue`, `sync`, or
+`compare MODEL... --results FOLDER --tracking-uri URI`.
 
 A laptop does not see the folders of a cluster; whoever submits this job does not need to.
 """
@@ -13,6 +14,7 @@ from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
+from orchestrator.campaign.comparisons import compare_and_publish
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.stopping import ask_each
 from orchestrator.queue.registry import Registry
@@ -43,10 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
     placing.add_argument("--priority", type=int, default=None)
     placing.add_argument("--first", action="store_true", help="before everything else of its user")
     verbs.add_parser("queue", help="print the queue")
+    comparing = verbs.add_parser("compare", help="send the comparison of models to MLflow")
+    comparing.add_argument("models", nargs="+")
+    comparing.add_argument("--results", type=Path, required=True)
+    comparing.add_argument("--tracking-uri", required=True)
     options = parser.parse_args(arguments)
     try:
         if options.verb == "sync":
             return synchronise(options.runs, options.results)
+        if options.verb == "compare":
+            emit(compare_and_publish(options.models, options.results, options.tracking_uri))
+            return 0
         if options.verb == "place":
             place_all(options.run_folders, options.run_key, priority=options.priority, is_first=options.first)
             return 0

@@ -49,6 +49,24 @@ class RungDecided(Event):
     """The decision with its evidence."""
 
 
+class ComparisonMade(Event):
+    """The models of a campaign that has ended were compared, or cannot be."""
+
+    event: Literal["comparison"] = "comparison"
+    models: tuple[str, ...]
+    """Their addresses without a fold."""
+    verdict: str = ""
+    link: str = ""
+    """To the report in MLflow; empty where there is none."""
+    why_not: str = ""
+    """Why they cannot be compared."""
+
+    @property
+    def text(self) -> str:
+        """For users, as `nnfleet compare` has it."""
+        return f"{self.verdict} Report in MLflow: {self.link}"
+
+
 class Failed(Event):
     """The campaign ends by an error."""
 
@@ -65,7 +83,7 @@ class Done(Event):
     exit_code: int
 
 
-CampaignEvent = Planned | StatusChanged | Waiting | Warned | RungDecided | Failed | Done
+CampaignEvent = Planned | StatusChanged | Waiting | Warned | RungDecided | ComparisonMade | Failed | Done
 CAMPAIGN_EVENTS: TypeAdapter[CampaignEvent] = TypeAdapter(Annotated[CampaignEvent, Field(discriminator="event")])
 
 
@@ -78,6 +96,8 @@ class CampaignLog:
     error: NnfleetError | None = None
     waits: str = ""
     """Why it has not begun yet."""
+    comparisons: list[ComparisonMade] = field(default_factory=list)
+    """Of its models, as they stand in MLflow."""
     exit_code: int | None = None
     """Set once every run has come to its end."""
     _read: int = 0
@@ -102,6 +122,8 @@ class CampaignLog:
                 self.error = error_named(error, message)
             case Done(exit_code=exit_code):
                 self.exit_code = exit_code
+            case ComparisonMade():
+                self.comparisons.append(event)
             case Warned() | RungDecided():
                 pass  # for whoever reads the log
 

@@ -1,11 +1,11 @@
 """What a laptop knows of campaigns and their runs: the job server's list, and what campaigns report in their logs."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.campaign.events import CampaignLog
+from orchestrator.campaign.events import CampaignLog, ComparisonMade
 from orchestrator.campaign.handed import awaited_runs, current, handed_statuses, stage_of
 from orchestrator.cluster.submissions import Stage
 from orchestrator.errors import ClusterError, ConfigError, NnfleetError
@@ -195,6 +195,16 @@ class Follower:
         tests = [job for job in records if job.kind == "test"]
         self._test_sets |= {job.submission_id for job in tests if job.is_live}
         return [job for job in tests if job.submission_id in self._test_sets]
+
+    def comparisons(self) -> list[ComparisonMade]:
+        """The newest comparison of each set of models, of the campaigns whose logs `statuses` has read."""
+        logs = [self._logs[job.submission_id] for job in self._seen or [] if job.submission_id in self._logs]
+        return list({frozenset(made.models): made for log in logs for made in log.comparisons}.values())
+
+    def ending(self, statuses: Iterable[RunStatus]) -> set[str]:
+        """Campaigns that lived as `statuses` looked last, though all their runs have ended: they deliver, or compare the models."""
+        at_work = {status.campaign for status in statuses if not status.state.is_final}
+        return {job.campaign for job in self._seen or [] if job.is_live and job.kind == "campaign"} - at_work
 
     def has_reported(self, campaign: str) -> bool:
         """True when the campaign owned its runs as `statuses` looked last."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
 
+from orchestrator.campaign.comparisons import Comparisons
 from orchestrator.campaign.deliveries import SENDS, Deliveries
 from orchestrator.campaign.dispatch import ClusterJobs, Dispatcher
 from orchestrator.campaign.events import CampaignEvent, Done, RungDecided, StatusChanged, Warned
@@ -69,6 +70,7 @@ class Campaign:
         self._reporter = StateReporter(campaign, tracker, self._warn, self._clock)
         self._notices = Notices(campaign, self._warn)
         self._deliveries = Deliveries(campaign, cluster, self._warn)
+        self._comparisons = Comparisons(campaign, cluster, emit, self._warn, self._clock)
         self._halvings = Halvings(campaign, self._clock, lambda text: emit(RungDecided(message=text)))
         self._logs = JobLogs(cluster, self._clock)
         self._dispatcher = Dispatcher(campaign, cluster, nodes, registry, self._enter, self._clock, ask_for_nodes)
@@ -87,6 +89,7 @@ class Campaign:
             replaces=replaces,
         ) as opened:
             self.runs = {one.run.key: one.run for one in opened}
+            self._comparisons.is_wanted = any(one.action is not Action.NOTHING for one in opened)
             self._notices.begin(self.runs.values())
             for one in opened:
                 self._begin(one)
@@ -130,7 +133,8 @@ class Campaign:
             self.tick()
             is_over = self.report() and not self._open_runs()
             self._logs.keep()
-            return is_over and self._logs.is_over and self._deliveries.is_over and self._reporter.is_over()
+            is_over = is_over and self._logs.is_over and self._deliveries.is_over and self._reporter.is_over()
+            return is_over and self._comparisons.are_over([run.spec for run in self.runs.values() if run.state is RunState.SUCCEEDED])
         except (ClusterError, StorageError, OSError) as err:
             self._log_once(f"the campaign cannot go on and looks again every {poll_s:g} s: {err}")
             return False

@@ -186,8 +186,8 @@ def _line(run: FollowedRun) -> str:
         status = run.status()
     except (StorageError, OSError):  # its folder cannot be read
         return f"{run.spec.address}: {run.state.value}. {reason}"
-    scores = [f"full Dice of {name} {value:.3f}" for name, value in sorted(status.full_dice.items())]
-    ended = ", ".join([f"{run.spec.address}: {run.state.value}", f"epoch {status.epochs_done}/{status.epochs}", *scores])
+    epochs = f"epoch {status.epochs_done}/{status.epochs}"
+    ended = ", ".join([f"{run.spec.address}: {run.state.value}", epochs, *status.full_dice_texts])
     return f"{ended}. {reason}" if reason else ended
 
 

@@ -107,6 +107,7 @@ def _train(file: Path, paths: "DemoPaths") -> None:
 
 def _show_links(statuses: list["RunStatus"], services: "Services") -> None:
     """The next commands and links."""
+    from orchestrator import api
     from orchestrator.tracking.saved_views import pages_of
 
     for pages in pages_of([item.mlflow_url for item in statuses], services.mlflow_uri):
@@ -114,6 +115,8 @@ def _show_links(statuses: list["RunStatus"], services: "Services") -> None:
             say(f"{'MLflow: runs, curves, pictures':<32} {link}")
         if pages.comparison:
             say(f"{'These runs side by side':<32} {pages.comparison}")
+    for made in api.snapshot(services.ray_address).comparisons:
+        say(f"{'The comparison in MLflow':<32} {made.link}")
     say(f"{'Ray dashboard':<32} {services.ray_address}  (asks for the token in {services.token_file})")
     for item in statuses:
         if item.mlflow_url:

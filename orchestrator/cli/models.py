@@ -91,6 +91,16 @@ class Model:
         known = [each for each in left if each is not None]
         return (max(known) or None) if known and len(known) == len(left) else None  # none is left once its epochs are done
 
+    @property
+    def counted(self) -> tuple["RunStatus", ...]:
+        """Those of its folds that means are taken of: those with numbers, as export chooses folds; `all` where it is alone."""
+        return tuple(run for run in self.runs if run.fold != "all") or self.runs
+
+    @property
+    def is_of_training_cases(self) -> bool:
+        """True where its full Dice is that of fold `all`, of the cases that it was trained on."""
+        return self.counted[0].fold == "all"
+
     @cached_property
     def unlike(self) -> str:
         """In what its folds differ, so that no mean is taken over them; empty where one may be.
@@ -99,12 +109,12 @@ class Model:
         """
         from orchestrator.compare.unlike import unlike_folds
 
-        if len(self.runs) == 1:
+        if len(self.counted) == 1:
             return ""
         with contextlib.suppress(NnfleetError, OSError):
             if self._has_folders:
-                return "; ".join(unlike_folds([RunFolder(run.run_folder) for run in self.runs]))
-        epochs = sorted({run.epochs for run in self.runs})
+                return "; ".join(unlike_folds([RunFolder(run.run_folder) for run in self.counted]))
+        epochs = sorted({run.epochs for run in self.counted})
         return f"its folds have {' and '.join(map(str, epochs))} epochs" if len(epochs) > 1 else ""
 
     @property
@@ -118,7 +128,7 @@ class Model:
         """
         from orchestrator.run.model_dice import dice_over_cases
 
-        validated = [run for run in self.runs if checkpoint in run.full_dice]
+        validated = [run for run in self.counted if checkpoint in run.full_dice]
         if not validated or self.unlike:
             return None, True
         if len(validated) == 1:

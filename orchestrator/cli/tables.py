@@ -81,7 +81,7 @@ def status_line(status: "RunStatus") -> str:
         parts.append(f"{seconds(status.seconds_left)} left")
     if status.validation:
         parts.append(cases_line(status.validation))
-    parts.extend(f"full Dice of {name} {dice(value)}" for name, value in sorted(status.full_dice.items()))
+    parts.extend(status.full_dice_texts)
     if status.reason:
         parts.append(f"({status.reason})")
     return "  ".join(parts)
@@ -106,21 +106,27 @@ def result_view(
     from rich.console import Group
     from rich.text import Text
 
+    from orchestrator.run.status import TRAINING_CASES
+
     older = older_of(statuses if known is None else known)
     alone = (Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses))
     models = list(alone) if all_runs else models_of(statuses, known)
     reasons = [f"{model.name}: no mean over its folds, which are unlike: {model.unlike}." for model in models if model.unlike]
+    if any(model.is_of_training_cases for model in models):
+        reasons.append(f"* of its {TRAINING_CASES}: fold all is trained on every case that it validates.")
     return Group(_result_table(models, width), *(Text(line, style="dim") for line in reasons))
 
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
-    """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means."""
+    """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means, with `*` it
+    is that of training cases.
+    """
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
     table = plain_table(*shown)
     for model in models:
         epoch_s = [run.epoch_s for run in model.runs if run.epoch_s]
-        ema = [run.best_ema_pseudo_dice for run in model.runs if run.best_ema_pseudo_dice is not None]
+        ema = [run.best_ema_pseudo_dice for run in model.counted if run.best_ema_pseudo_dice is not None]
         cells: list[RenderableType] = [
             model.name,
             states_cell(model, width),
@@ -136,7 +142,8 @@ def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
 
 def _model_dice(model: Model, checkpoint: "CheckpointName") -> str:
     value, is_over_cases = model.dice_and_source(checkpoint)
-    return dice(value) if is_over_cases else f"~{dice(value)}"
+    mark = "*" if model.is_of_training_cases and value is not None else ""
+    return f"{'' if is_over_cases else '~'}{dice(value)}{mark}"
 
 
 def test_set_line(job: "JobRecord") -> str:

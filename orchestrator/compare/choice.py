@@ -87,7 +87,7 @@ def compared(
         folds, older = _of_newest_code(folds, others)
         left += older
     if not folds:
-        sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint.", *left[:3]]
+        sentences = [f"compare: {places.text} no run has a full validation of its {checkpoint} checkpoint to compare.", *left[:3]]
         raise ConfigError(" ".join([*sentences, *_advice([reason for _, reason in reasons])]))
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
     if len(models) > len(names) and not is_forced:  # else each of them was named
@@ -156,7 +156,7 @@ def _wanted(places: Places, names: Sequence[str]) -> tuple[list[Candidate], list
     if places.server is not None and (places.asks_server or not _holds(known, names)):
         known = [*_in_mlflow(places.server(), {candidate.names.run_key for candidate in known}), *known]
     if names:
-        return [known[i] for i in resolve_all(names, [candidate.names for candidate in known], places.text)], damaged
+        return [known[i] for i in resolve_all(names, [candidate.names for candidate in known], places.text, left=damaged)], damaged
     owners = {candidate.names.folder or candidate.names.mlflow_run_id: candidate for candidate in known}  # of one folder the last owns it
     return list(owners.values()), damaged
 

@@ -36,7 +36,7 @@ class CrossValidation:
 
 
 def fold_folders(model_folder: Path) -> dict[str, RunFolder]:
-    """Number of a fold -> its folder, by number. `fold_all` holds no case back, and is none of them."""
+    """Number of a fold -> its folder, by number. `fold_all` was trained on every case that it validates, and is none of them."""
     numbers = [path.name.removeprefix("fold_") for path in model_folder.glob("fold_*") if path.is_dir()]
     return {number: RunFolder(model_folder / f"fold_{number}") for number in sorted(filter(str.isdecimal, numbers), key=int)}
 

@@ -142,8 +142,8 @@ def without_lesion_counts(summary: Mapping[str, Any]) -> dict[str, object]:
 
 def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> ValidatedFold | str:
     """The full validation of a run, or the reason why it cannot be compared. Raises StorageError, OSError."""
-    if not spec.val_cases:
-        return f"fold {spec.fold} holds no case back, so that nothing was validated"
+    if reason := not_held_out(spec):
+        return reason
     stored = (read_result(folder, checkpoint, case) for case in spec.val_cases)
     predictions = str(folder.validation(checkpoint))
     found = [_placed(result, predictions) for result in stored if result is not None]
@@ -156,6 +156,13 @@ def read_fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> V
     history = () if committed is None else committed.history
     early = early_end_of(spec, committed)
     return ValidatedFold(folder, spec, tuple(found), ema_of(folder, checkpoint, digests.pop()), history, early_end=early)
+
+
+def not_held_out(spec: RunSpec) -> str:
+    """Why a full validation of a run would be none of other cases than it was trained on; empty where it is. Pure."""
+    if spec.fold == "all":
+        return "fold all was trained on every case that it validates"
+    return "" if spec.val_cases else f"fold {spec.fold} holds no case back, so that nothing was validated"
 
 
 def _placed(result: CaseResult, predictions: str) -> CaseResult:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from orchestrator.compare.cheap import CheapAndFull
-from orchestrator.compare.models import Unfinished, ValidatedFold
+from orchestrator.compare.models import Unfinished, ValidatedFold, not_held_out
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.export.mlflow_folds import fetched_json
 from orchestrator.publishing.published import Published, published_in
@@ -73,8 +73,8 @@ def _read(server: ResultServer, run_id: str, checkpoint: CheckpointName) -> Vali
             return fetched_json(server, run_id, file, files.get(file), folder, "compare")[1]
 
         spec = RunSpec.model_validate(fetch("run.json"))
-        if not spec.val_cases:
-            return f"fold {spec.fold} holds no case back, so that nothing was validated"
+        if reason := not_held_out(spec):
+            return reason
         dataset_json = fetch("dataset.json")
         labels = labels_of(dataset_json, f"dataset.json of run {run_id}")
         for directory in ("fullval", *(f"fullval/{name}" for name in CHECKPOINTS)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.run.failure import Failure
-from orchestrator.run.status import CasesDone, RunStatus
+from orchestrator.run.status import TRAINING_CASES, CasesDone, RunStatus
 from trainers.contract.bottleneck import limit_of
 from trainers.contract.commits import RECENT_EPOCHS, Committed, begun_unix, early_end_of, epochs_of
 from trainers.contract.records import Heartbeat
@@ -65,6 +65,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "full_dice": dict(reading.full_dice),
         "own_code": spec.own.text,
         "begun_unix": begun_unix(committed.history) if committed else 0.0,
+        "full_dice_of": TRAINING_CASES if spec.fold == "all" and reading.full_dice else "",
         "reason": " ".join(part for part in (begun, early_sentence, status.reason, reading.undelivered) if part),
     }
     return status.model_copy(update=read)

@@ -71,7 +71,8 @@ def garbage_below(
     Raises ConfigError for a name that means no run.
     """
     found, left = find_runs(results)
-    wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {results}", hints=False)] if names else found
+    place, known = f"below {results}", [run.names for run in found]
+    wanted = [found[i] for i in resolve_all(names, known, place, hints=False, left=left)] if names else found
     garbage: list[Garbage] = []
     failed: list[str] = []
     for run in wanted:

@@ -51,13 +51,16 @@ class Removable(Frozen):
         return RunFolder(self.run_folder).own if self.is_imported_here else self.run_folder
 
 
-def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: Sequence[JobRecord] = ()) -> list[Removable]:
-    """The runs below `results` that the names mean. `statuses` and `jobs`: what the cluster knows.
+def removable(
+    names: Sequence[str], results: Path, statuses: Sequence[RunStatus] = (), jobs: Sequence[JobRecord] = ()
+) -> tuple[list[Removable], list[str]]:
+    """The runs below `results` that the names mean, and a sentence for each run folder that is left out, as `find_runs` has it.
+    `statuses` and `jobs`: what the cluster knows.
 
     Raises ConfigError for a name that means none, and for runs that have not ended.
     """
-    found, _ = find_runs(results)
-    meant = resolve_all(names, [run.names for run in found], f"below {results}", hints=False)
+    found, left = find_runs(results)
+    meant = resolve_all(names, [run.names for run in found], f"below {results}", hints=False, left=left)
     wanted = [found[i] for i in meant]
     if busy := [f"{run} {why}" for run in wanted if (why := at_work(run, statuses, jobs))]:
         raise ConfigError(
@@ -65,7 +68,7 @@ def removable(names: Sequence[str], results: Path, statuses: Sequence[RunStatus]
             "or name other runs."
         )
     staying = [run.spec for i, run in enumerate(found) if i not in meant]
-    return [_removable(run, staying) for run in wanted]
+    return [_removable(run, staying) for run in wanted], left
 
 
 def at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]) -> str:

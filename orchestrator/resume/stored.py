@@ -20,10 +20,11 @@ LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
 """How the addresses of local services begin."""
 
 
-def stored_below(results: Path, known: Collection[str]) -> list[RunStatus]:
-    """The status of every run below `results` whose run key is not among the `known` ones of the cluster."""
-    found, _ = find_runs(results)
-    return [status_of_stored(run) for run in found if run.spec.run_key not in known]
+def stored_below(results: Path, known: Collection[str]) -> tuple[list[RunStatus], list[str]]:
+    """The status of every run below `results` whose run key is not among the `known` ones of the cluster, and a sentence for each run
+    folder that is left out, as `find_runs` has it."""
+    found, left = find_runs(results)
+    return [status_of_stored(run) for run in found if run.spec.run_key not in known], left
 
 
 def status_of_stored(run: Found) -> RunStatus:

@@ -130,7 +130,8 @@ def choose(
         wanted = [run for run in found if run.spec.run_key in names]
         gone = [f"{key} has no folder below {place}." for key in names if key not in {run.spec.run_key for run in wanted}]
     else:
-        wanted = [found[i] for i in resolve_all(names, [run.names for run in found], f"below {place}")] if names else list(found)
+        known = [run.names for run in found]
+        wanted = [found[i] for i in resolve_all(names, known, f"below {place}", left=damaged)] if names else list(found)
     is_named = bool(names) and not is_filter
     verdicts = [(run, verdict_on_failed(run) if only_failed else verdict_on(run, is_named=is_named)) for run in wanted]
     return Choice(

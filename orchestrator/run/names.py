@@ -32,13 +32,22 @@ class Names(NamedTuple):
     """Its run folder; empty where that is not known."""
 
 
-def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = True) -> list[int]:
+def left_text(left: Sequence[str]) -> str:
+    """How many run folders are left out, and why, in lines for users; empty where none is. `left`: a sentence for each. Pure."""
+    if not left:
+        return ""
+    count = "1 run folder is" if len(left) == 1 else f"{len(left)} run folders are"
+    more = [f"- and {len(left) - MAX_LISTED} more"] if len(left) > MAX_LISTED else []
+    return "\n".join([f"{count} left out:", *(f"- {sentence}" for sentence in left[:MAX_LISTED]), *more])
+
+
+def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = True, left: Sequence[str] = ()) -> list[int]:
     """The runs called `wanted`, as indices, at least one: those of this run key or MLflow run id; else those at or below this address,
     of the usual plans and seed if there are such; else those whose key or id begins so. `*`, `?` and `[...]` stand for any text within a
     part of an address, or within a key.
 
     `names`: of several runs in one folder the last one owns it; it is meant, the others are named by their keys. `place`: where was
-    looked, as in `on this cluster`. Raises ConfigError with what is known when there is none.
+    looked, as in `on this cluster`. Raises ConfigError with what is known when there is none, and with the run folders that are `left`.
     """
     if not wanted.strip(" /"):
         raise ConfigError("run: its name is empty. Name the run by its run key, a beginning of it, its address or its MLflow run id.")
@@ -48,17 +57,18 @@ def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = Tr
     if owner:
         return [i for i in matching if i in owner.values()]
     hint = nearest(wanted, _suggested(names)) if hints else ""
-    raise ConfigError(f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_cut(_models(names))}.")
+    text = f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_cut(_models(names))}. {left_text(left)}"
+    raise ConfigError(text.rstrip())
 
 
-def resolve_all(wanted: Sequence[str], names: Sequence[Names], place: str, *, hints: bool = True) -> list[int]:
+def resolve_all(wanted: Sequence[str], names: Sequence[Names], place: str, *, hints: bool = True, left: Sequence[str] = ()) -> list[int]:
     """The runs that any of `wanted` means, as indices, each once. Raises ConfigError as `resolve`, for the first name that means none."""
-    return list(dict.fromkeys(i for name in wanted for i in resolve(name, names, place, hints=hints)))
+    return list(dict.fromkeys(i for name in wanted for i in resolve(name, names, place, hints=hints, left=left)))
 
 
-def resolve_one(wanted: str, names: Sequence[Names], place: str) -> int:
+def resolve_one(wanted: str, names: Sequence[Names], place: str, *, left: Sequence[str] = ()) -> int:
     """The one run called `wanted`, as `resolve` finds it. Raises ConfigError with the candidates when several are."""
-    found = resolve(wanted, names, place)
+    found = resolve(wanted, names, place, left=left)
     if len(found) == 1:
         return found[0]
     candidates = _listed([names[i] for i in found])

@@ -1,5 +1,6 @@
 """What a user sees of a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from trainers.contract.run_spec import WeightsName
 from trainers.contract.states import RunState
 
 PLACE = "on this cluster"
+TRAINING_CASES = "training cases"
+"""Of which fold `all` has its full Dice: it is trained on every case that it validates."""
 
 
 class CasesDone(BaseModel):
@@ -67,6 +70,8 @@ class RunStatus(BaseModel):
     """The user's code that it is trained by, with the SHA-256 of its files; empty where there is none, and until the run has begun."""
     begun_unix: float = Field(0.0, exclude_if=lambda unix: not unix)
     """When its first epoch began; 0 before it has ended."""
+    full_dice_of: str = Field("", exclude_if=lambda text: not text)
+    """`training cases` where the full Dice is of these, so of fold `all`; else empty."""
     run_folder: Path
     is_claimed: bool = Field(True, exclude=True)
     """False for a run whose campaign could not begin: it never took possession of the folder. Known where it is shown alone."""
@@ -77,19 +82,31 @@ class RunStatus(BaseModel):
         return self.address.rpartition("/")[0]
 
     @property
+    def fold(self) -> str:
+        """`0`, or `all`."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def full_dice_texts(self) -> list[str]:
+        """`full Dice of final 0.912` for each checkpoint, for users."""
+        of = f" (of its {TRAINING_CASES})" if self.fold == "all" else ""
+        return [f"full Dice of {name} {'-' if math.isnan(dice) else f'{dice:.3f}'}{of}" for name, dice in sorted(self.full_dice.items())]
+
+    @property
     def names(self) -> Names:
         """By what a user may name it."""
         return Names(self.run_key, self.address, self.mlflow_run_id, str(self.run_folder))
 
 
-def match(wanted: str, statuses: Sequence[RunStatus]) -> RunStatus:
+def match(wanted: str, statuses: Sequence[RunStatus], *, left: Sequence[str] = ()) -> RunStatus:
     """The one run called `wanted` (see `resolve`). Raises ConfigError with the candidates for none or several."""
-    return statuses[resolve_one(wanted, [status.names for status in statuses], PLACE)]
+    return statuses[resolve_one(wanted, [status.names for status in statuses], PLACE, left=left)]
 
 
-def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True) -> list[RunStatus]:
-    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`."""
-    return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints)]
+def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bool = True, left: Sequence[str] = ()) -> list[RunStatus]:
+    """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`,
+    and with the run folders that are `left`."""
+    return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints, left=left)]
 
 
 def cannot_finish(status: RunStatus) -> str:

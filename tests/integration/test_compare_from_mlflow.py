@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 from orchestrator import api
+from orchestrator.campaign import control_job
+from orchestrator.campaign.comparisons import COMPARISONS
+from orchestrator.campaign.events import ComparisonMade
 from orchestrator.compare.choice import Compared
 from orchestrator.compare.model_run import publish_cross_validation
 from orchestrator.compare.tables import as_json
 from orchestrator.publishing.published import Published, published_tag
 from orchestrator.publishing.shared_files import shared_files
 from orchestrator.publishing.validation_report import write_report
+from orchestrator.run.events import events_in
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.saved_views import TAG_PREFIX, TESTS, view_of_test_sets
 from orchestrator.validation.held_out_scores import publish_scores, write_scores
@@ -24,6 +28,7 @@ from trainers.contract.commits import newest_committed
 from trainers.contract.plans import labels_of, load_dataset_json
 from trainers.contract.records import MlflowRun, read_result, write_mlflow_run
 from trainers.contract.run_folder import RunFolder
+from trainers.storage.files import write_json_atomic
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 FOLDS = [["case_a", "case_b", "case_c"], ["case_d", "case_e", "case_f"]]
@@ -115,6 +120,36 @@ def test_test_sets_rank_models_from_mlflow_alone(tmp_path: Path, monkeypatch: py
     damaged = api.compare(tracking_uri=uri).answer
     assert "The scores of a test set of nnUNetTrainer in MLflow cannot be read: " in damaged.unread[0]
     assert f"nnUNetTrainer has no scores of these weights on the test set {scores.label} in MLflow" in " ".join(damaged.notes)
+
+
+def test_the_job_at_the_end_of_a_campaign_compares_its_models_and_renews_their_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, results = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "results"
+    monkeypatch.chdir(tmp_path)
+    models = ["901/3d_fullres/nnUNetTrainer", "901/3d_fullres/nnUNetTrainerDA5"]
+    arguments = ["compare", *models, "--results", str(results), "--tracking-uri", uri]
+
+    def made() -> ComparisonMade:
+        assert control_job.main(arguments) == 0
+        (event,) = events_in(capsys.readouterr().out, COMPARISONS)
+        assert event.models == tuple(models)
+        return event
+
+    validated_model(tmp_path, DICE, FOLDS, trained=[0])
+    assert "no run 'DA5" in made().why_not.replace(models[1], "DA5")
+    da5: dict[str, Any] = {"trainer": "nnUNetTrainerDA5", "model_folder": results / "Dataset901_Toy" / "nnUNetTrainerDA5__p__3d"}
+    better = {case: value + 0.1 for case, value in DICE.items()}
+    (fold,) = validated_model(tmp_path, better, FOLDS, trained=[0], **da5)
+    first = made()
+    assert first.verdict == api.compare(models, results).answer.verdict
+    validated_model(tmp_path, better, FOLDS, trained=[1], **da5)
+    assert made().link == first.link == api.publish_report(api.compare(models, results).answer, uri), "one run, as by hand"
+    spec = fold.spec()
+    write_json_atomic(fold.spec_file, spec.model_copy(update={"train_cases": spec.train_cases[:1]}).model_dump(mode="json"))
+    unlike = made()
+    assert (unlike.link, unlike.verdict) == ("", "")
+    assert "the splits differ" in unlike.why_not
 
 
 def test_a_report_is_a_run_of_its_own_that_the_same_comparison_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

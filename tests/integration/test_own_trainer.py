@@ -111,6 +111,9 @@ def test_a_subclass_is_stopped_killed_continued_validated_and_compared(
     assert any("Current learning rate: 0.001" in log.read_text() for log in folder.root.glob("training_log_*.txt"))
 
     compared = api.compare(results=results).answer
+    (made,) = api.snapshot(campaign=campaign).comparisons
+    assert made.verdict == compared.verdict
+    assert made.link == api.publish_report(compared, local), "one MLflow run, as by hand"
     print(tokens, killed_after, len(loaders), ended[OWN].full_dice, compared.notes, compared.verdict, sep="\n")
     assert any(note.endswith(NOT_EXACT) and OWN in note for note in compared.notes)
     assert f"{OWN}: Not exact: trained by the trainer" in html(compared)

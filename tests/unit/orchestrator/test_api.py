@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,42 @@ def test_a_results_folder_that_is_not_there_is_an_error_but_hides_no_run_of_the_
     machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
     assert [run.run_key for run in api.snapshot().statuses] == ["r"]
     assert f"nnUNet_results: this variable names {tmp_path}/typo" in caplog.text
+
+
+def test_run_folders_that_were_moved_or_damaged_are_named_by_every_verb(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(tmp_path)
+    run, moved, damaged = (stage.run(fold) for fold in range(3))
+    stage.campaign(run, moved, damaged)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setattr(local_services, "up", machine.running)
+    monkeypatch.setattr("orchestrator.campaign.handover.send_revalidations", lambda *what, **how: [])
+    moved.run_folder.rename(moved.run_folder.with_name("fold_7"))
+    RunFolder(damaged.run_folder).spec_file.write_text("{")
+    assert [item.run_key for item in api.snapshot().stored] == [run.run_key]
+    assert len(api.snapshot().left) == 2
+    why = (
+        r"2 run folders are left out:\n- run folder: .*\n- results: .*fold_7/nnfleet/run.json is of a run in .*fold_1: the folder was moved"
+    )
+    name = run.address
+    verbs: list[Callable[[], object]] = [
+        api.stored,
+        lambda: list(api.logs(name)),
+        lambda: api.stop([name]),
+        lambda: api.removable([name]),
+        lambda: api.validate([name]),
+    ]
+    for verb in verbs:
+        caplog.clear()
+        verb()
+        assert re.search(why, caplog.text), verb
+    caplog.clear()
+    api.removable([run.run_key])
+    assert not caplog.text, "a run key means one run"
+    for verb in (lambda: api.logs("1/3d/*/1"), lambda: api.stop(["key1"]), lambda: api.validate(["key1"]), lambda: api.removable(["key1"])):
+        with pytest.raises(ConfigError, match=f"there is no run .*{why}"):
+            verb()
 
 
 def test_removing_asks_the_cluster_whether_a_run_has_ended(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

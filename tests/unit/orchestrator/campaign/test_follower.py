@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.campaign.events import Failed, Planned, StatusChanged, Waiting
+from orchestrator.campaign.events import ComparisonMade, Failed, Planned, StatusChanged, Waiting
 from orchestrator.campaign.follower import STORES_S, Follower
 from orchestrator.errors import ClusterError, ConfigError, TrackingError
 from orchestrator.experiment.plan import PlanReport
@@ -319,3 +319,15 @@ def test_whoever_waits_for_a_campaign_that_begins_sees_its_runs_and_gets_its_err
     jobs.hand_over("c", "RUNNING")
     with pytest.raises(TrackingError, match="away"):
         Follower(jobs).first_report("campaign-c")
+
+
+def test_the_newest_comparison_of_a_set_of_models_counts_and_campaigns_that_only_end_are_known() -> None:
+    jobs = FakeJobs()
+    for name, models, job_state in (("a", ("x", "y"), "SUCCEEDED"), ("b", ("x", "z"), "SUCCEEDED"), ("c", ("y", "x"), "RUNNING")):
+        jobs.campaign(name, job_state, RunState.SUCCEEDED, 1, run_key=name)  # type: ignore[arg-type]
+        jobs.texts[f"campaign-{name}"] += f"{line_of(ComparisonMade(models=models, verdict=name, link='l'))}\n"
+    jobs.campaign("d", "RUNNING", RunState.RUNNING, 1, run_key="d")
+    follower = Follower(jobs)
+    statuses = follower.statuses()
+    assert [made.verdict for made in follower.comparisons()] == ["c", "b"]
+    assert follower.ending(statuses) == {"c"}

@@ -145,7 +145,7 @@ def test_a_run_between_two_jobs_ends_at_once_with_the_reason(stage: Stage) -> No
     outcome = read_outcome(RunFolder(runs[3].run_folder))
     assert outcome is not None
     assert outcome.message.startswith("stopped by successive halving at epoch 2: ")
-    (stored,) = [one for one in stored_below(stage.base / "results", ()) if one.run_key == runs[3].run_key]
+    (stored,) = [one for one in stored_below(stage.base / "results", ())[0] if one.run_key == runs[3].run_key]
     assert stored.reason.startswith(f"it was stopped by successive halving at epoch 2: {DA5} has the mean")
     assert stored.reason.endswith(f". To continue it nevertheless: nnfleet resume {runs[3].run_key}")
 
@@ -818,7 +818,7 @@ def test_a_paused_run_whose_campaign_dies_was_cut_off_and_the_next_one_begins_wi
     reaches(stage, campaign, runs[0], 0.6)
     stage.cluster.kill_campaign("c1")
     stage.cluster.kill_driver(runs[1])
-    (paused,) = [one for one in stored_below(stage.base / "results", ()) if one.run_key == runs[0].run_key]
+    (paused,) = [one for one in stored_below(stage.base / "results", ())[0] if one.run_key == runs[0].run_key]
     assert (paused.state, "continues from epoch 3" in paused.reason) == (RunState.PAUSED, True)
     again = stage.campaign(*runs, name="c2")
     look(again)

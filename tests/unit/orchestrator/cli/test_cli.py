@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 import orchestrator
+from orchestrator.campaign.events import ComparisonMade
 from orchestrator.campaign.queue_view import QueueReport, QueueRow
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
@@ -150,6 +151,9 @@ class FakeApi:
         self.report = plan_report()
         self.asked: list[tuple[Any, ...]] = []
         self.outage = ""
+        self.left: list[str] = []
+        self.comparisons: list[ComparisonMade] = []
+        self.ending: set[str] = set()
         self.printed = ["\x1b[36mline\x1b[0m one\n", "line two\n"]
         self.interruptions = 0
         self.fault: Exception | None = None
@@ -211,11 +215,14 @@ class FakeApi:
     def snapshot(self, cluster: str | None = None, campaign: str | None = None, results: Path | None = None) -> Any:
         self._ask("snapshot", cluster, campaign, results)
         stored = self.stored if campaign is None else []
-        return SimpleNamespace(statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets)
+        return SimpleNamespace(
+            statuses=self.runs, stored=stored, outage=self.outage, test_sets=self.test_sets, left=self.left, comparisons=self.comparisons
+        )
 
     def looks(self, cluster: str | None = None, campaign: str | None = None) -> Iterator[Any]:
         while True:
-            yield SimpleNamespace(statuses=self.status(cluster, campaign), test_sets=self.test_sets)
+            how = {"comparisons": self.comparisons, "ending": self.ending}
+            yield SimpleNamespace(statuses=self.status(cluster, campaign), test_sets=self.test_sets, **how)
             if self.turns:
                 self.turns.pop(0)()
 
@@ -436,6 +443,38 @@ def test_status_shows_runs_that_only_their_folders_know_but_not_among_those_of_o
     assert "`nnfleet resume` continues it" in out
     _, out, _ = nnfleet("status", "--campaign", "c1")
     assert "PAUSED" not in out
+
+
+def test_status_names_the_comparison_of_the_models_that_it_shows(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    made = ComparisonMade(models=("4/2d/a", "4/2d/b"), verdict="a is better than b.", link="http://mlflow/#/9")
+    api.runs = [done(run_key=name, address=f"4/2d/{name}/0", full_dice={"final": 0.8}) for name in "abc"]
+    api.comparisons, line = [made], "Comparison: a is better than b. Report in MLflow: http://mlflow/#/9\n"
+    assert nnfleet("status")[1].endswith(line)
+    assert nnfleet("status", "4/2d/b")[1].endswith(line)
+    assert "Comparison" not in nnfleet("status", "4/2d/c")[1]
+    api.comparisons, api.ending = [], {api.runs[0].campaign}
+
+    def ends() -> None:
+        api.comparisons, api.ending = [made], set()
+
+    api.turns = [lambda: None, ends]
+    assert nnfleet("status", "--watch")[1].endswith(line), "its campaign has not ended"
+
+
+def test_status_names_run_folders_that_it_cannot_follow_also_beside_json_and_where_no_run_is_found(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.left = ["results: /r/a is of a run in /q: the folder was moved.", "run folder: /r/b is damaged."]
+    left = f"2 run folders are left out:\n- {api.left[0]}\n- {api.left[1]}\n"
+    code, out, err = nnfleet("status", "--json")
+    assert (code, left) == (0, err)
+    assert len(json.loads(out)) == len(api.runs)
+    code, _, err = nnfleet("status", "nobody")
+    assert code == ConfigError.exit_code
+    assert left.rstrip() in err
+    api.runs = []
+    _, out, err = nnfleet("status", "--results", "/r")
+    assert "/r holds none that can be followed (2 left out)" in out
+    assert err == left
 
 
 def test_status_of_named_runs_shows_these_alone(nnfleet: Nnfleet, api: FakeApi) -> None:
@@ -945,7 +984,7 @@ def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
         "import sys, types, orchestrator\n"
         "from tests.unit.orchestrator.cli.test_cli import run_status\n"
         "runs = [run_status(run_key=str(i)) for i in range(2000)] if sys.argv.pop() == 'table' else []\n"
-        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='', test_sets=[])\n"
+        "seen = types.SimpleNamespace(statuses=runs, stored=[], outage='', test_sets=[], left=[], comparisons=[])\n"
         "orchestrator.api = types.SimpleNamespace(snapshot=lambda *a: seen)\n"
         "from orchestrator.cli import main\n"
         "sys.argv = ['nnfleet', 'status']\n"

@@ -16,7 +16,7 @@ from orchestrator.cli.fitted_table import FittedTable, breaks, shared_out
 from orchestrator.cli.models import by_fold, models_of, older_of
 from orchestrator.cli.output import console
 from orchestrator.cli.plan import plan_table
-from orchestrator.cli.tables import result_view
+from orchestrator.cli.tables import result_view, status_line
 from orchestrator.cli.watch import watch_table, watch_view
 from orchestrator.compare.run_differences import Difference, RunDiff
 from orchestrator.compare.text_table import TextTable
@@ -170,6 +170,31 @@ def test_a_plan_says_once_for_a_model_why_it_does_not_fit_now(width: int) -> Non
 def test_folds_stand_in_their_order_whatever_started_first() -> None:
     runs = [run.model_copy(update={"address": f"17/2d/t/{fold}"}) for run, fold in zip(statuses(), ["10", "all", "2"], strict=False)]
     assert [run.address.rpartition("/")[2] for run in by_fold(runs)] == ["2", "10", "all"]
+
+
+def validated(fold: str, dice: float) -> RunStatus:
+    """A fold whose run folder is not to be seen here."""
+    run = next(run for run in statuses() if run.full_dice)
+    found = {"full_dice": {"final": dice}, "best_ema_pseudo_dice": dice, "run_folder": Path(f"/r/fold_{fold}")}
+    return run.model_copy(update={"address": f"17/2d/t/{fold}", "run_key": fold, **found})
+
+
+def test_fold_all_has_no_part_in_the_means_of_a_model() -> None:
+    runs = [validated("0", 0.8), validated("1", 0.6), validated("all", 0.95)]
+    (line,) = (line for line in shown(result_view(runs, 80), 80) if line.startswith("17/2d/t"))
+    assert line.split()[-4:-1] == ["0.700", "-", "~0.700"]
+    (model,) = models_of(runs)
+    assert not model.is_of_training_cases
+    assert models_of([validated("0", 0.8), validated("all", 0.9)])[0].dice_and_source("final") == (0.8, True)
+
+
+@pytest.mark.parametrize("all_runs", [False, True])
+def test_the_dice_of_fold_all_is_marked_as_that_of_training_cases(all_runs: bool) -> None:
+    lines = shown(result_view([validated("all", 0.95)], 80, all_runs=all_runs), 80)
+    assert "0.950*" in lines[-2]
+    assert lines[-1] == "* of its training cases: fold all is trained on every case that it validates."
+    assert "full Dice of final 0.950 (of its training cases)" in status_line(validated("all", 0.95))
+    assert "training cases" not in status_line(validated("0", 0.95))
 
 
 def test_names_are_broken_before_their_marks_and_sentences_after_words() -> None:

@@ -29,12 +29,15 @@ from orchestrator.errors import ConfigError
 from orchestrator.run.names import Names
 from orchestrator.statistics.pairs import holm
 from orchestrator.statistics.verdict import sentence
-from tests.fake_run import CLASSES
-from tests.validated_model import metrics_of, validated_model
+from tests.fake_run import CLASSES, FakeRun
+from tests.validated_model import metrics_of, score_cases, validated_model
 from trainers.contract.run_folder import RunFolder
 from trainers.storage.files import read_json, write_json_atomic
 
 FOLDS = [[f"case_{fold}{number}" for number in range(6)] for fold in range(3)]
+ALL = tuple(case for fold in FOLDS for case in fold)
+ALL_CASES: dict[str, Any] = {"fold": "all", "train_cases": ALL, "val_cases": ALL}
+TRAINED_ON_ITS_CASES = "fold all was trained on every case that it validates"
 DA5: dict[str, Any] = {"trainer": "nnUNetTrainerDA5"}
 
 
@@ -145,6 +148,32 @@ def test_a_run_without_its_full_validation_is_left_out_and_named(base: Path) -> 
     result = found(base)
     assert [sentence.split(": ", 1)[1] for sentence in result.left] == ["5 of 6 cases are validated with its final checkpoint."]
     assert result.answer.missing["nnUNetTrainerDA5"] == ("1",)
+
+
+def fold_all(base: Path, shift: float = 0, **overrides: Any) -> RunFolder:
+    """Validated on the cases that it was trained on."""
+    run = FakeRun(base, f"901-all-{len(overrides)}", **ALL_CASES, **overrides)
+    run.epoch()
+    digest = run.finish().final
+    assert digest is not None
+    for name in ("dataset.json", "nnUNetPlans.json"):
+        shutil.copy(run.spec.preprocessed_folder / name, run.folder.model_folder / name.replace("nnUNetPlans", "plans"))
+    score_cases(run.folder, "final", digest.sha256, noisy(shift, 3))
+    return run.folder
+
+
+def test_fold_all_is_left_out_beside_the_folds_of_its_model_and_named(base: Path) -> None:
+    fold_all(base)
+    compared = found(base)
+    assert compared.left == (f"901/3d_fullres/nnUNetTrainer/all (901-all-0): {TRAINED_ON_ITS_CASES}.",)
+    assert {model.name: len(model.folds) for model in compared.answer.models} == {"nnUNetTrainerDA5": 3, "nnUNetTrainer": 3}
+
+
+def test_models_of_fold_all_alone_get_no_verdict(tmp_path: Path) -> None:
+    fold_all(tmp_path)
+    fold_all(tmp_path, 0.1, **DA5, model_folder=folder_of(tmp_path, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"))
+    with pytest.raises(ConfigError, match=f"no run has.*{TRAINED_ON_ITS_CASES}.*{TRAINED_ON_ITS_CASES}"):
+        found(tmp_path)
 
 
 def test_runs_that_are_not_validated_yet_are_left_out_in_one_sentence_with_five_names_at_most() -> None:

@@ -111,6 +111,13 @@ def fold_in(server: Server, number: int = 0) -> ValidatedFold:
     return found
 
 
+def test_fold_all_has_the_reason_for_which_it_is_not_compared(server: Server, folders: list[RunFolder]) -> None:
+    spec = folders[0].spec()
+    of_all = spec.model_copy(update={"fold": "all", "train_cases": spec.val_cases})
+    server.put(0, "run.json", of_all.model_dump_json().encode())
+    assert read_published(server, "0", "final") == "fold all was trained on every case that it validates"
+
+
 def test_the_results_are_those_of_the_run_folder(server: Server, folders: list[RunFolder]) -> None:
     for number, folder in enumerate(folders):
         seen = read_fold(folder, folder.spec(), "final")

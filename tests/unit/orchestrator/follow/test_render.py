@@ -1,4 +1,7 @@
 from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from orchestrator.campaign.events import CampaignLog, StatusChanged
 from orchestrator.follow.render import Reading, changes, with_reading
@@ -30,3 +33,12 @@ def test_a_status_has_the_users_code_and_when_the_first_epoch_began(tmp_path: Pa
     run.epoch()
     assert with_reading(before, run.spec, Reading(run.epoch())).begun_unix == 1.7e9
     assert not {"own_code", "begun_unix"} & before.model_dump().keys()
+
+
+@pytest.mark.parametrize(("fold", "of"), [("all", "training cases"), (0, None)])
+def test_json_names_the_cases_of_the_full_dice_of_fold_all(tmp_path: Path, fold: int | Literal["all"], of: str | None) -> None:
+    spec = FakeRun(tmp_path).spec.model_copy(update={"fold": fold})
+    status = RunStatus(run_key=spec.run_key, address=spec.address, campaign="c", epochs=4, run_folder=spec.run_folder)
+    validated = with_reading(status, spec, Reading(full_dice={"final": 0.95}))
+    assert validated.model_dump(mode="json").get("full_dice_of") == of
+    assert "full_dice_of" not in with_reading(status, spec, Reading()).model_dump()

@@ -67,7 +67,7 @@ def test_it_becomes_a_run_beside_it_that_resume_goes_on_with(toy: Toy, tmp_path:
 
 def test_status_tags_log_and_run_file_say_which_epochs_are_nnunets(toy: Toy, tmp_path: Path) -> None:
     fold = continued(toy, begun_fold(toy, tmp_path, [0.4, 0.3]))
-    (status,) = stored_below(tmp_path, ())
+    (status,), _ = stored_below(tmp_path, ())
     assert (status.state, status.epochs_done, status.epochs, status.num_drivers) == (RunState.PAUSED, 2, 3, 0)
     assert status.reason.startswith(TEXT)
     assert fold.run_folder is not None

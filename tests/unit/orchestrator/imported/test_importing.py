@@ -64,7 +64,7 @@ def test_it_is_compared_and_shown_as_finished(tiny: Tiny) -> None:
     found = compared(tiny.results, [fold.address], "final")
     assert [model.summary["dice_mean"] for model in found.answer.models] == [fold.dice]
     assert fold.dice == pytest.approx((2 * 8 / (8 + 16) + 0) / 2)  # of 24 voxels 8 are organ, 8 lesion: all of these called organ
-    (status,) = stored_below(tiny.results, ())
+    (status,), _ = stored_below(tiny.results, ())
     assert (status.state, status.epochs_done, status.epochs) == (RunState.SUCCEEDED, 2, 2)
 
 
@@ -140,7 +140,7 @@ def test_removing_the_run_leaves_what_nnunet_made(tiny: Tiny) -> None:
     root = nnunet_fold(tiny)
     before = contents(root)
     (fold,) = imported(tiny, root)
-    remove(removable([fold.run_key], tiny.results), mlflow=False)
+    remove(removable([fold.run_key], tiny.results)[0], mlflow=False)
     assert contents(root) == before
 
 

@@ -42,7 +42,7 @@ def finished(stage: Stage, fold: int, variant: str = "") -> RunSpec:
 
 
 def listed(stage: Stage, *names: str) -> list[Removable]:
-    return removable(names, stage.base / "results")
+    return removable(names, stage.base / "results")[0]
 
 
 def test_runs_are_listed_with_their_state_and_size(stage: Stage) -> None:
@@ -170,7 +170,7 @@ def test_a_run_with_a_job_or_in_the_queue_of_a_living_campaign_is_refused(stage:
     assert "Nothing was removed. Stop them first (nnfleet stop)" in str(caught.value)
     stage.cluster.kill_campaign("c1")
     stage.cluster.kill_driver(running)
-    assert len(removable(["1"], stage.base / "results", statuses, stage.cluster.records())) == 2, "nobody follows them any more"
+    assert len(removable(["1"], stage.base / "results", statuses, stage.cluster.records())[0]) == 2, "nobody follows them any more"
 
 
 def test_a_run_that_another_cluster_works_on_is_refused(stage: Stage) -> None:
