@@ -23,6 +23,13 @@ from orchestrator.cluster.home import Home, login_name
 from orchestrator.cluster.local_services import Services
 from orchestrator.cluster.target import Target, is_idle, outage_of, reach
 from orchestrator.errors import ClusterError, ConfigError, StorageError
+from orchestrator.maintenance_verbs import drill as drill
+from orchestrator.maintenance_verbs import free as free
+from orchestrator.maintenance_verbs import garbage as garbage
+from orchestrator.maintenance_verbs import removable as removable
+from orchestrator.maintenance_verbs import remove as remove
+from orchestrator.maintenance_verbs import sync as sync
+from orchestrator.maintenance_verbs import warn_of
 from orchestrator.model_verbs import compare as compare
 from orchestrator.model_verbs import diff as diff
 from orchestrator.model_verbs import evaluate as evaluate
@@ -33,20 +40,15 @@ from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_preprocessing, is_test_set, preprocessing_named_in
-from orchestrator.run.names import left_text
 from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, unlike_ends
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
     from orchestrator.campaign.events import ComparisonMade
     from orchestrator.campaign.queue_view import QueueReport
-    from orchestrator.drill.order import DrillEvent, Report
     from orchestrator.experiment.model import Experiment
     from orchestrator.experiment.plan import PlanReport
-    from orchestrator.publishing.reconcile import Synced
     from orchestrator.queue.gang_fit import NodeResources
-    from orchestrator.resume.garbage import Garbage
-    from orchestrator.resume.removal import Removable
     from orchestrator.run.job_record import HandedRun, JobRecord
 
 log = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ class Known(NamedTuple):
     def named(self, names: Sequence[str], *, hints: bool = True) -> list[RunStatus]:
         """As `match_all`, with a warning of what is left out."""
         found = match_all(names, self.all, hints=hints, left=self.left)
-        _warn_of(self.left)
+        warn_of(self.left)
         return found
 
 
@@ -309,7 +311,7 @@ def stored(cluster: str | None = None, results: Path | None = None) -> list[RunS
     `results`: default nnUNet_results of this process where the cluster is the local one; without a folder that is seen here: none.
     """
     seen = snapshot(cluster, results=results)
-    _warn_of(seen.left)
+    warn_of(seen.left)
     return seen.stored
 
 
@@ -338,7 +340,7 @@ def logs(
         return follower.printed(run, follow=follow)
     known = _known(meant, follower)
     found = match(run, known.all, left=known.left)
-    _warn_of(known.left)
+    warn_of(known.left)
     on_found(found)
     if follower is not None and (job := preprocessing_named_in(found.reason)):
         return follower.printed(job, follow=follow)
@@ -470,114 +472,6 @@ def validate(runs: Sequence[str], cluster: str | None = None, *, npz: bool = Fal
     return handover.send_revalidations(meant, follower, found, npz=npz, best=best)
 
 
-def removable(runs: Sequence[str], results: Path | None = None, cluster: str | None = None) -> "list[Removable]":
-    """The runs that `remove` would remove, with their sizes on disk: those below `results` (default: nnUNet_results of this process) that
-    the names mean. Raises ConfigError for a name that means none, and for a run that has not ended, on `cluster` or by its folder.
-    """
-    from orchestrator.resume.removal import removable
-
-    meant = reach(cluster)
-    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
-    jobs = [] if meant.reached is None else meant.reached.records()
-    found, left = removable(runs, results_folder(results, os.environ), statuses, jobs)
-    if {*runs} != {run.run_key for run in found}:  # else each of them was named, and no name could have meant more
-        _warn_of(left)
-    return found
-
-
-def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False) -> "list[Removable]":
-    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin; returns what was removed.
-
-    Raises as `removable`, then nothing was removed; TrackingError, DataError.
-    """
-    from orchestrator.resume.removal import remove
-
-    found = removable(runs, results, cluster)
-    submissions.drop_runs(Home.default(), {run.run_key for run in found})
-    return remove(found, mlflow=mlflow)
-
-
-def garbage(
-    runs: Sequence[str] = (), results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False
-) -> "tuple[list[Garbage], list[str], list[str]]":
-    """What the ended runs below `results` (default: nnUNet_results of this process), or those that the names mean, hold that nobody needs,
-    with `mlflow` there too; a sentence for each run that is left out; and one for each that failed, since its disk or MLflow gave no
-    answer. Removes nothing. Raises ConfigError for a name that means none.
-    """
-    from orchestrator.resume.garbage import garbage_below
-
-    meant = reach(cluster)
-    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
-    jobs = [] if meant.reached is None else meant.reached.records()
-    return garbage_below(runs, results_folder(results, os.environ), statuses, jobs, mlflow=mlflow)
-
-
-def free(found: "Sequence[Garbage]") -> "tuple[list[Garbage], list[str]]":
-    """Remove what `garbage` has found; returns what went, and a sentence for each run of which not all did: it was started since, say."""
-    from orchestrator.resume.garbage import free_all
-
-    return free_all(found)
-
-
-def sync(run: str = "", results: Path | None = None, cluster: str | None = None) -> "list[Synced]":
-    """Deliver to MLflow what run folders hold and it lacks, and end there the runs whose jobs died: of all runs below `results`, or of
-    those that `run` means; then the cross-validations of their models.
-
-    `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
-    """
-    from orchestrator.compare.model_run import with_models
-    from orchestrator.publishing.reconcile import SYNC_EVENTS, sync_below
-
-    meant = reach(cluster)
-    if meant.is_here:
-        jobs = [] if meant.reached is None else meant.reached.records()
-        return list(with_models(sync_below(results, [run] if run else [], jobs), jobs))
-    arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
-    submission_id = meant.jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
-    events, failure = Follower(meant.jobs).ended(submission_id, SYNC_EVENTS)
-    found = [event.synced for event in events]
-    if failure is not None and not any(item.lacking for item in found):  # else it has failed by what is lacking
-        raise failure
-    return found
-
-
-def drill(
-    parts: Sequence[str] = (),
-    cluster: str | None = None,
-    folder: Path | None = None,
-    *,
-    gpus: bool = False,
-    is_sure: bool = False,
-    keeps: bool = False,
-    on_event: Callable[["DrillEvent"], None] = lambda event: None,
-) -> "Report":
-    """Train a toy run on the cluster, kill `parts` of it (worker, node, driver, tracking; default worker and driver), report what was lost.
-
-    `folder`: where the nodes see it; default nnUNet_results of this process for the local services, else of the head. Raises ConfigError
-    for what may not be killed, ClusterError.
-    """
-    from orchestrator.drill.order import check_parts, follow, order_of
-
-    check_parts(parts)
-    meant = reach(cluster, starts=True)
-    place, uri, mlflow = str(folder or ""), "", None
-    if meant.local is not None:
-        place = place or os.environ.get(RESULTS) or str(Home.default().root)
-        uri, mlflow = meant.local.mlflow_uri, meant.local.mlflow
-    order = order_of(parts, folder=place, tracking_uri=uri, mlflow=mlflow, gpus=int(gpus), is_sure=is_sure, keeps=keeps)
-
-    def mended(event: "DrillEvent") -> None:
-        if event.event == "mend":
-            local_services.up()
-        on_event(event)
-
-    try:
-        return follow(meant.jobs, order, mended)
-    finally:
-        if "tracking" in order.parts:
-            local_services.up()
-
-
 def is_local() -> bool:
     """True if a verb that is given no cluster means this machine: Ray's own variables name none, or its local head (`auto`)."""
     return named_by_environment() is None or reach().is_here
@@ -690,8 +584,3 @@ def _stored(statuses: Sequence[RunStatus], meant: Target, results: Path | None) 
     from orchestrator.resume.stored import stored_below
 
     return stored_below(results_folder(results, os.environ), {status.run_key for status in statuses})
-
-
-def _warn_of(left: Sequence[str]) -> None:
-    if left:
-        log.warning("%s", left_text(left))

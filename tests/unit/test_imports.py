@@ -62,7 +62,8 @@ campaign: cluster compare dataset errors experiment follow preprocessing publish
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors queue trainers.storage
 model_verbs: campaign cluster compare errors export imported publishing run tracking trainers.contract validation
-api: campaign cluster compare drill errors experiment model_verbs preprocessing publishing resume run
+maintenance_verbs: campaign cluster compare drill publishing resume run
+api: campaign cluster errors experiment maintenance_verbs model_verbs preprocessing resume run
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}
