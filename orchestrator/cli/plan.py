@@ -103,7 +103,7 @@ def _published(rows: "Sequence[PlanRow]") -> str:
     hours, memory_gb = [row.published_h or 0.0 for row in known], max(row.published_gb or 0.0 for row in known)
     runs = "" if len(known) == len(rows) else f" of {len(known)} of these runs"
     return (
-        f" By what nnU-Net's authors report of such plans on one A100, the training{runs} takes {_span(min(hours), max(hours))} each, "
+        f" By what nnU-Net's authors report of such plans, the training{runs} takes {_span(min(hours), max(hours))} each on one A100, "
         f"and {memory_gb:g} GB of the GPU's memory."
     )
 

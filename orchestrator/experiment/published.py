@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from trainers.contract.plans import Plans
 from trainers.contract.run_spec import RunSpec, Schedule
 
+REPORTED = "3d_fullres"
+"""The configuration that the reports are of."""
 ITERATIONS = Schedule().epochs * Schedule().train_iterations
 
 
@@ -31,12 +33,12 @@ PRESETS = {
 
 
 def published_of(spec: RunSpec, plans: Plans) -> Published | None:
-    """What is reported of a run's plans; None on CPUs, for planar patches, other plans, sizes or planners, and parts of the user's own."""
+    """What is reported of a run's plans; None on CPUs, for other configurations, plans, sizes or planners, and parts of the user's own."""
     found = PRESETS.get(spec.plans)
     is_alike = spec.workers.gpus and not spec.own.named and spec.batch_size is None and spec.patch_size is None
     if found is None or not is_alike or plans.content.get("experiment_planner_used") != found.planner:
         return None
-    return found if len(plans.configuration(spec.configuration)["patch_size"]) == 3 else None
+    return found if spec.configuration == REPORTED else None
 
 
 def published_hours(found: Published, spec: RunSpec, epochs: int) -> float:

@@ -80,6 +80,7 @@ def test_a_plan_shows_what_its_training_is_expected_to_take_or_that_it_is_not_kn
         ("nnUNetPlans", "ExperimentPlanner", {"batch_size": 4}, None),
         ("nnUNetPlans", "nnUNetPlannerResEncL", {}, None),
         ("myPlans", "ExperimentPlanner", {}, None),
+        ("nnUNetPlans", "ExperimentPlanner", {"configuration": "3d_lowres"}, None),
     ],
 )
 def test_where_nothing_was_measured_a_plan_names_what_is_reported_of_a_preset(
@@ -87,13 +88,14 @@ def test_where_nothing_was_measured_a_plan_names_what_is_reported_of_a_preset(
 ) -> None:
     run = FakeRun(tmp_path, workers=WorkerSpec(count=1, gpus=1, cpus=1), schedule=Schedule())
     content = json.loads((run.spec.preprocessed_folder / "nnUNetPlans.json").read_text())
+    content["configurations"]["3d_lowres"] = content["configurations"]["3d_fullres"]
     write_json_atomic(run.spec.preprocessed_folder / f"{plans}.json", {**content, "experiment_planner_used": planner})
     spec = run.spec.model_copy(update={"plans": plans, **changes})
     report = plan_of_runs("e", [spec], [NodeResources("n", {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0})])
     assert report.rows[0].published_h == hours
     line = estimate_line(report)
     assert line.startswith("Expected duration: not known")
-    assert (f"on one A100, the training takes {hours} h each, and " in line) == (hours is not None)
+    assert (f"the training takes {hours} h each on one A100, and " in line) == (hours is not None)
 
 
 def trained(base: Path, fold: int, expected_s: float, *seconds: float, device: str = "", gib: float = 0.0, asked: str = "") -> RunSpec:
