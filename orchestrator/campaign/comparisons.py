@@ -16,6 +16,7 @@ from orchestrator.run.below import RAW
 from orchestrator.run.clock import Clock
 from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
+from orchestrator.tracking.address import masked
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.errors import ClusterError, ConfigError
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT: CheckpointName = "final"
 """The fair comparison."""
 COMPARISONS = TypeAdapter(ComparisonMade)
+MESSAGE_LENGTH = 300
 PATIENCE_S = 900.0
 """How long a campaign waits for the job that compares its models."""
 
@@ -113,8 +115,9 @@ class Comparisons:
 
 
 def _error_in(job: JobRecord | None) -> str:
-    lines = [line for line in (job.message if job is not None else "").splitlines() if line.startswith("Error: ")]
-    return f" ({lines[-1].removeprefix('Error: ').rstrip('.')})" if lines else ""
+    """The last line of a job that failed, in brackets."""
+    lines = [line.strip() for line in (job.message if job is not None else "").splitlines() if line.strip()]
+    return f" ({masked(lines[-1]).removeprefix('Error: ').rstrip('.')[-MESSAGE_LENGTH:]})" if lines else ""
 
 
 def compare_and_publish(models: Sequence[str], results: Path, tracking_uri: str) -> ComparisonMade:

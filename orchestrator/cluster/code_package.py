@@ -16,6 +16,8 @@ from trainers.storage.faults import reading
 from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
+REPORT_FILES = frozenset({"report.html.j2", "slice_viewer.js"})
+"""What is no module, and the report of a comparison is made of."""
 _UNDATED = (1980, 1, 1, 0, 0, 0)
 """The same code is the same bytes, so that the cluster stores it once."""
 
@@ -76,11 +78,12 @@ def _raise(error: OSError) -> None:
 
 
 def code_files(source: Path) -> Iterator[Path]:
-    """The modules below a package, in one order: no keys, tokens, .env, notebooks or data that somebody left beside them, no links.
+    """The modules below a package and `REPORT_FILES`, in one order: no keys, tokens, .env, notebooks or data that somebody left beside
+    them, no links.
 
     Raises OSError for a folder that cannot be listed.
     """
     for folder, below, names in os.walk(source, onerror=_raise):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "__pycache__")
-        kept = (Path(folder) / name for name in sorted(names) if name.endswith((".py", ".typed")) and not name.startswith("."))
-        yield from (file for file in kept if not file.is_symlink())
+        kept = (name for name in sorted(names) if name in REPORT_FILES or (name.endswith((".py", ".typed")) and not name.startswith(".")))
+        yield from (file for name in kept if not (file := Path(folder) / name).is_symlink())

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.code_package import code_files, packed
+from orchestrator.compare import report
+from orchestrator.compare.slice_viewer import SCRIPT
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,3 +102,10 @@ def test_the_code_package_holds_code_alone(tmp_path: Path, monkeypatch: pytest.M
         "experiment.yaml",
         *(f"{name}/{file}" for name in ("orchestrator", "trainers") for file in ("module.py", "py.typed", "sub/other.py")),
     ]
+
+
+def test_the_code_package_brings_what_the_report_of_a_comparison_is_made_of() -> None:
+    with zipfile.ZipFile(BytesIO(packed({}))) as unpacked:
+        assert {f"orchestrator/{report.TEMPLATE.name}", f"orchestrator/{SCRIPT.name}"} <= {
+            name.replace("compare/", "") for name in unpacked.namelist()
+        }
