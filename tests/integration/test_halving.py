@@ -1,6 +1,7 @@
 """Successive halving on a real cluster with CPUs for one run: the first trainer pauses at the rung while the second trains to it, the worse
 one is stopped there, the better one finishes with the bits of a run that was never paused. The other goes on when a person resumes it."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator import api
+from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
+from orchestrator.resume.stored import stored_below
 from orchestrator.run.halving import read_halving
+from orchestrator.run.outcome import read_outcome
 from tests.conftest import Toys
 from tests.integration.digests import curves, epochs_done, reached, weights_digest
 from tests.integration.local_home import services_of_its_own, toy_experiment
-from trainers.contract.requests import last_pause
+from tests.integration.test_resume import kill_head
+from trainers.contract.requests import last_pause, read_pause_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Halving
 from trainers.contract.states import RunState
@@ -74,3 +79,37 @@ def test_the_worse_trainer_is_stopped_at_its_rung_and_a_person_may_resume_it(
     assert len({row.fencing_token for row in reached(folders[0]).history}) == 2, "paused and continued once"
     assert curves(folders[0]) == curves(folders[1])
     assert weights_digest(folders[0]) == weights_digest(folders[1])
+
+
+@pytest.mark.timeout(1800)
+def test_a_head_that_is_killed_while_a_run_is_paused_costs_no_decision(
+    local: tuple[Home, Services], toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, services = local
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 2}, "validation": {"checkpoints": ["final"]}}
+    experiment = toy_experiment(toys("labels"), tmp_path, epochs=EPOCHS, train_iterations=6, seeds=[3], **one_worker)
+    submission = api.submit(experiment.model_copy(update={"trainers": TRAINERS, "halving": Halving(at=(RUNG,))}))
+    first, second = (RunFolder(row.spec.run_folder) for row in submission.plan.rows)
+    while not second.tokens.exists():
+        assert read_halving(first).decisions == ()
+        time.sleep(0.5)
+    outcome, request = read_outcome(first), read_pause_request(first)
+    assert outcome is not None
+    assert request is not None
+    assert (outcome.state, outcome.message) == ("PAUSED", f"paused after {epochs_done(first)} epochs")
+    assert (request.campaign, request.rung) == (submission.campaign_id, RUNG)
+    kill_head(services)
+    shown = {status.run_folder: status for status in stored_below(tmp_path, ())}[first.root]
+    assert shown.state is RunState.PAUSED, "cut off, like everything"
+    assert f"continues from epoch {epochs_done(first)}" in shown.reason
+
+    local_services.up(home, num_cpus=2)
+    resumed = api.resume()
+    assert len(resumed.plan.rows) == 2
+    ends = {status.run_folder: status for status in api.wait(resumed.campaign_id)}
+    assert {status.state for status in ends.values()} == {RunState.SUCCEEDED, RunState.STOPPED}
+    (decision,) = read_halving(first).decisions
+    assert decision.campaign == resumed.campaign_id
+    assert ends[first.root].num_drivers == (2 if ends[first.root].state is RunState.SUCCEEDED else 1), "it gave way without another start"
+    assert last_pause(first) == request, "it was paused once"

@@ -1,6 +1,7 @@
 """The whole head dies in the middle of a training: a new one continues it from the run folder, to the same bits; and whatever becomes of a
 head, each verb answers for each run as before."""
 
+import contextlib
 import json
 import os
 import re
@@ -62,10 +63,10 @@ def begun(experiment: Experiment) -> tuple[str, RunFolder]:
 def kill_head(head: Services) -> None:
     """SIGKILL every process of the Ray head at once: driver, workers and loaders, the campaign, the job server."""
     doomed = family(head.ray)
-    for process in doomed:
-        os.kill(process.pid, signal.SIGSTOP)  # none of them sees another die
-    for process in doomed:
-        os.kill(process.pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # all are halted first: none of them sees another die
+        for process in doomed:
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(process.pid, number)
     psutil.wait_procs(doomed, timeout=60)
     assert family(head.ray) == []
 
