@@ -84,7 +84,8 @@ def _trains(run: FollowedRun) -> bool:
 
 
 def _can_pause(member: Member, run: FollowedRun, rung: int) -> bool:
-    return run.observer.pause is None and not member.was_paused_at(rung)
+    """It has workers, which are not being started again: those would end without an epoch."""
+    return run.state is RunState.RUNNING and run.observer.pause is None and not member.was_paused_at(rung)
 
 
 def _ask_to_pause(member: Member, run: FollowedRun, request: PauseRequest, taker: RunSpec) -> None:

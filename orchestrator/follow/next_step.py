@@ -79,8 +79,13 @@ class Facts:
         """The last of these jobs that ended without any progress since."""
         ended = self.ended(kind)
         if kind == "train":
-            return [job for job in ended if job.job_number > self.committed_token]
+            return [job for job in ended if job.job_number > self.committed_token and not self._has_paused(job)]
         return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(ended)))))
+
+    def _has_paused(self, job: JobRecord) -> bool:
+        """Of a training job: it ended as it was asked to, whether it had the time for an epoch or not."""
+        is_known = self.pause is not None or (self.outcome is not None and self.outcome.state == "PAUSED")
+        return is_known and job.state == "SUCCEEDED"
 
 
 def _order(job: JobRecord) -> tuple[int, int, str]:

@@ -24,6 +24,7 @@ from orchestrator.run.halving import HalvingRecord, overrule, read_halving, writ
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.commits import Committed, EpochRow
+from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import PauseRequest, StopRequest, read_pause_request, read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Halving, RunSpec, Schedule, WorkerSpec
@@ -671,6 +672,19 @@ def test_no_more_pause_than_wait_and_first_the_worst(stage: Stage, caplog: pytes
     assert f"{USUAL}/1 is asked to pause: it has reached epoch 2 of successive halving, {text}{DA5}/1 has not, and waits" in caplog.text
     assert caplog.text.count("is asked to pause") == 1
     assert states(campaign) == ["RUNNING", "RUNNING", "RUNNING", "QUEUED"]
+
+
+def test_a_run_whose_workers_are_being_started_again_is_not_asked_to_pause(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look(campaign)
+    acquire_token(RunFolder(runs[0].run_folder), "another start of its workers")
+    look_twice(campaign)
+    assert states(campaign)[0] == "RECOVERING"
+    assert asked_to_pause(runs[0]) is None, "it would pause without an epoch"
+    write_json_atomic(RunFolder(runs[0].run_folder).progress_file, {"epoch": 2, "iteration": 1, "phase": "train", "attempt": 99})
+    look_twice(campaign)
+    assert asked_to_pause(runs[0]) is not None
 
 
 def test_where_nobody_waits_for_workers_nobody_pauses(stage: Stage) -> None:

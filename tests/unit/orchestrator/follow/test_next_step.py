@@ -80,6 +80,19 @@ def test_a_run_that_pauses_is_queued_and_keeps_nothing_reserved(facts: Facts, ex
     assert next_step(facts, RunState.RUNNING) == expected
 
 
+def test_a_job_that_paused_is_none_without_progress() -> None:
+    """Two died, and the third one was asked to pause before it had an epoch."""
+    died = tuple(job(state="FAILED", n=n, code=137) for n in (1, 2))
+    paused = job(state="SUCCEEDED", n=3, code=0)
+    outcome = ended("PAUSED", fencing_token=3)
+    assert next_step(Facts(jobs=(*died, paused), pause=PAUSE, outcome=outcome), RunState.RUNNING) == Train(RunState.QUEUED, PAUSE.why)
+    assert next_step(Facts(jobs=(*died, paused), outcome=outcome), RunState.QUEUED) == GOES_ON
+    again = job(state="FAILED", n=4, code=137)
+    assert next_step(Facts(jobs=(*died, paused, again), outcome=outcome), RunState.RUNNING).state is RunState.FAILED_CLUSTER
+    without_result = tuple(job(state="SUCCEEDED", n=n, code=0) for n in (1, 2, 3))
+    assert isinstance(next_step(Facts(jobs=without_result), RunState.RUNNING), End), "no disk took how they ended"
+
+
 def test_a_job_that_dies_after_a_pause_recovers() -> None:
     died = job(state="FAILED", n=2, code=137)
     step = next_step(Facts(jobs=(PAUSED, died), outcome=ended("PAUSED"), committed_token=1), RunState.RUNNING)
