@@ -117,8 +117,8 @@ class Dispatcher:
         now_unix = self._clock.unix()
         nodes = self._nodes()
         by_key = {run.key: run for run in runs}
-        held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
-        held = [each for each in held if each.run_key not in by_key or not by_key[each.run_key].has_left_workers]
+        has_left = {key for key, run in by_key.items() if run.has_left_workers}
+        held = reservations(jobs, [*(entry.without(has_left) for entry in others.values()), own], self._registry.room(now_unix))
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
         if grows(nodes):
             self._enlarging.want(waiting, held)

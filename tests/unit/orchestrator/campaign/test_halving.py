@@ -869,6 +869,35 @@ def test_of_two_campaigns_that_follow_a_run_each_knows_that_it_is_paused(stage: 
     assert second.runs[runs[0].run_key].reason.startswith("paused: it had reached epoch 2 of successive halving")
 
 
+@pytest.mark.parametrize("workers", [WorkerSpec(count=1, gpus=1, cpus=1), WorkerSpec(min=1, max=3, gpus=1, cpus=1)])
+def test_a_paused_run_that_another_campaign_has_started_again_holds_its_workers(workers: WorkerSpec, stage: Stage) -> None:
+    """Also where the other one that follows it has not read that yet."""
+    runs = four(stage)
+    runs[0] = runs[0].model_copy(update={"workers": workers})
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    second = stage.campaign(runs[0], stage.run(7).model_copy(update={"priority": 1}), name="c2")
+    look(second)
+    reaches(stage, campaign, runs[0], 0.6)
+    look(second)
+    assert states(second)[0] == "QUEUED"
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    begun(stage, runs[2:])
+    acquire_token(RunFolder(runs[0].run_folder), "its new job, whose workers have not begun")
+    look(campaign)
+    stage.cluster.gpus = 5
+    file = RunFolder(runs[0].run_folder).outcome_file
+    file.rename(file.with_name("away"))
+    file.mkdir()  # no file that can be read
+    look(second)
+    assert states(second) == ["QUEUED", "QUEUED"], "the GPU that Ray shows as free is taken"
+
+
 def test_a_run_that_dies_before_it_has_paused_is_paused(stage: Stage) -> None:
     runs, campaign = one_gpu(stage)
     commit(runs[0], 0.0, 0.6)
