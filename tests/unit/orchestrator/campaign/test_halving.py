@@ -626,7 +626,7 @@ def test_a_run_that_has_reached_the_rung_leaves_its_workers_to_those_that_wait_f
         reaches(stage, campaign, run, value)
         reason = campaign.runs[run.run_key].reason
         assert reason.startswith(
-            f"paused: it had reached epoch 2 of successive halving; its workers went to {runs[place + 1].address}, which had not. "
+            f"paused: it had reached epoch 2 of successive halving; its workers were offered to {runs[place + 1].address}, which had not. "
             "It waits: No capacity: "
         )
         stage.cluster.workers_begin(runs[place + 1])
@@ -685,6 +685,57 @@ def test_a_run_whose_workers_are_being_started_again_is_not_asked_to_pause(stage
     write_json_atomic(RunFolder(runs[0].run_folder).progress_file, {"epoch": 2, "iteration": 1, "phase": "train", "attempt": 99})
     look_twice(campaign)
     assert asked_to_pause(runs[0]) is not None
+
+
+def test_a_run_is_not_asked_any_more_once_the_other_one_has_workers(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    for _ in range(3):
+        look(campaign)
+    assert asked_to_pause(runs[0]) is not None, "the other one waits"
+    stage.cluster.gpus = 2
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "QUEUED", "QUEUED"]
+    assert f"{USUAL}/0 is not asked to pause any more" in caplog.text
+    request = asked_to_pause(runs[0])
+    assert request is not None
+    assert request.workers_to == runs[2].run_key, "it was not paused, and may be for the next one"
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    assert asked_to_pause(runs[0]) is None
+    assert not RunFolder(runs[0].run_folder).paused_file.exists()
+
+
+def test_once_the_rung_is_decided_no_run_pauses_for_it(stage: Stage) -> None:
+    runs = four(stage)
+    stage.cluster.gpus = 3
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs[:3])
+    for run, value in zip(runs, (0.6, 0.5, 0.4), strict=False):
+        commit(run, 0.0, value)
+    look_twice(campaign)
+    assert asked_to_pause(runs[2]) is not None
+    commit(runs[3], 0.0, 0.9)  # before it had to wait
+    look_twice(campaign)
+    assert len(decisions(stage)) == 1
+    assert [asked_to_pause(run) for run in runs] == [None] * 4
+
+
+def test_a_run_that_had_seen_the_request_already_pauses_and_goes_on(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert asked_to_pause(runs[0]) is None
+    begun(stage, runs[1:])
+    stage.cluster.training_ends(runs[0], "PAUSED")
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
 
 
 def test_where_nobody_waits_for_workers_nobody_pauses(stage: Stage) -> None:
@@ -860,6 +911,7 @@ def test_of_two_campaigns_that_follow_a_run_each_knows_that_it_is_paused(stage: 
     commit(runs[0], 0.0, 0.6)
     look_twice(campaign)
     look(second)
+    assert asked_to_pause(runs[0]) is not None, "it knows that the other one follows what is to get the workers"
     stage.cluster.training_ends(runs[0], "PAUSED")
     look(second)
     assert states(second) == ["QUEUED"], "it does not take the workers that were left to another one"
