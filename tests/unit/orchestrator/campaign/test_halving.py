@@ -594,6 +594,13 @@ def look_twice(campaign: Campaign) -> None:
     look(campaign)
 
 
+def look_for(stage: Stage, campaign: Campaign, *, minutes: float) -> None:
+    """Every second."""
+    for _ in range(round(60 * minutes)):
+        look(campaign)
+        stage.clock.sleep(1.0)
+
+
 def one_gpu(stage: Stage, at: tuple[int, ...] = (2,)) -> tuple[list[RunSpec], Campaign]:
     """Two folds of two trainers on one GPU; the first one trains."""
     runs = four(stage, at)
@@ -771,13 +778,27 @@ def test_nobody_pauses_for_what_these_nodes_can_never_hold_or_the_cluster_refuse
     assert request is not None
     assert request.workers_to == runs[2].run_key, "it was not refused yet, as it found no room"
     stage.cluster.training_ends(runs[0], "PAUSED")
-    for _ in range(3):
-        look(campaign)
+    look_for(stage, campaign, minutes=3)
     assert states(campaign)[0] == "RUNNING", "it goes on where the others cannot"
     stage.cluster.workers_begin(runs[0])
-    for _ in range(3):
-        look(campaign)
+    look_for(stage, campaign, minutes=3)
     assert asked_to_pause(runs[0]) is None, "and is paused once"
+
+
+def test_a_refusal_that_does_not_last_does_not_use_up_a_pause(stage: Stage) -> None:
+    runs = four(stage)[::2]
+    runs = with_comparisons([run.model_copy(update={"halving": None}) for run in runs], Halving(at=(2,)))
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    stage.cluster.refuses = {runs[1].run_key}
+    reaches(stage, campaign, runs[0], 0.6)
+    look_for(stage, campaign, minutes=0.5)
+    assert states(campaign) == ["QUEUED", "QUEUED"]
+    stage.cluster.refuses = set()
+    look_for(stage, campaign, minutes=0.5)
+    assert states(campaign) == ["QUEUED", "RUNNING"]
 
 
 def test_a_paused_run_and_the_one_that_it_gives_way_to_come_before_everything_new(stage: Stage) -> None:
