@@ -971,6 +971,25 @@ def test_a_paused_run_that_another_campaign_has_started_again_holds_its_workers(
     assert states(second) == ["QUEUED", "QUEUED"], "the GPU that Ray shows as free is taken"
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_the_workers_are_free_while_a_paused_job_delivers(gpus: int, stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    stage.cluster.training_pauses_and_delivers(runs[0])
+    look_twice(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
+    assert campaign.runs[runs[0].run_key].reason.startswith("paused: it had reached epoch 2 of successive halving")
+    assert asked_to_pause(runs[0]) is not None, "it has paused, once at this rung"
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = gpus
+    look(campaign)
+    assert states(campaign)[0] == "QUEUED", "not while its job lives"
+    stage.cluster.ends("train-nnUNetTrainer-0-a1")
+    look(campaign)
+    assert states(campaign)[0] == ("RUNNING" if gpus > 1 else "QUEUED")
+
+
 def test_a_run_that_dies_before_it_has_paused_is_paused(stage: Stage) -> None:
     runs, campaign = one_gpu(stage)
     commit(runs[0], 0.0, 0.6)

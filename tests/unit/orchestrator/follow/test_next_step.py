@@ -74,6 +74,9 @@ GOES_ON = Train(RunState.QUEUED, "continues from its newest state.")
             GOES_ON,
         ),  # what it was asked is withdrawn, its job not yet there
         (Facts(outcome=ended("PAUSED")), Train(RunState.QUEUED)),
+        (Facts(jobs=(job(),), pause=PAUSE, outcome=ended("PAUSED")), Follow(RunState.QUEUED, "leaves its workers")),  # it delivers
+        (Facts(jobs=(job(),), outcome=ended("PAUSED"), stop=NOW), StopJob(RunState.QUEUED, job(), STOPS)),
+        (Facts(jobs=(PAUSED, job(n=2)), outcome=ended("PAUSED")), Follow(RunState.RUNNING)),
     ],
 )
 def test_a_run_that_pauses_is_queued_and_keeps_nothing_reserved(facts: Facts, expected: object) -> None:
