@@ -20,10 +20,9 @@ from trainers.contract.states import RunState
 log = logging.getLogger(__name__)
 
 
-def is_trained(run: FollowedRun) -> bool:
-    """Whether a run is trained, as far as it was seen."""
-    has_all_epochs = run.seen is not None and run.seen.epochs_done >= run.seen.epochs
-    return run.observer.is_trained or has_all_epochs
+def has_all_epochs(run: FollowedRun) -> bool:
+    """Whether a run has done its last epoch, as far as it was seen."""
+    return run.observer.is_trained or (run.seen is not None and run.seen.epochs_done >= run.seen.epochs)
 
 
 def pause_of(spec: RunSpec, comparison: str) -> PauseRequest | None:
@@ -106,7 +105,7 @@ def _is_needed(request: PauseRequest, comparison: Comparison) -> bool:
 
 def _trains(run: FollowedRun) -> bool:
     """It has workers, or they are being started again."""
-    return run.state in (RunState.RUNNING, RunState.RECOVERING) and not run.is_waiting and not is_trained(run)
+    return run.state in (RunState.RUNNING, RunState.RECOVERING) and not run.is_waiting and not has_all_epochs(run)
 
 
 def _can_pause(member: Member, run: FollowedRun, rung: int) -> bool:
