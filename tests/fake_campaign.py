@@ -162,6 +162,13 @@ class FakeCluster(ClusterJobs):
         write_outcome(RunFolder(run.run_folder), outcome)
         self._delivering.add(name)
 
+    def training_pauses_and_delivers(self, run: RunSpec) -> None:
+        """It has stored that it pauses, its workers are gone, and it delivers yet."""
+        name = self.living(run)
+        outcome = Outcome(job="training", state="PAUSED", fencing_token=self.jobs[name].job_number, message="paused")
+        write_outcome(RunFolder(run.run_folder), outcome)
+        self._delivering.add(name)
+
     def kill_driver(self, run: RunSpec) -> None:
         self.kill(self.living(run))
 

@@ -67,7 +67,7 @@ class Member:
             return self.run.state is RunState.STOPPED
         folder = RunFolder(self.spec.run_folder)
         outcome = read_outcome(folder)
-        if outcome is None or outcome.state in ("TRAINED", "PAUSED"):
+        if outcome is None or outcome.is_open:
             return read_stop_request(folder) is not None
         return outcome.state in ("STOPPED", "SUPERSEDED")
 
@@ -80,7 +80,7 @@ class Member:
 def _goes_on(folder: RunFolder) -> bool:
     """By its folder: nothing has ended the run, and nobody asks it to stop."""
     outcome = read_outcome(folder)
-    return (outcome is None or outcome.state in ("TRAINED", "PAUSED")) and read_stop_request(folder) is None
+    return (outcome is None or outcome.is_open) and read_stop_request(folder) is None
 
 
 @dataclass(frozen=True)

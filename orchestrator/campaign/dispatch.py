@@ -32,6 +32,8 @@ FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
 """How long a run that the cluster, or a disk, has refused is left alone: twice as long after each refusal, up to this. There is no limit to
 their number: what refused may be repaired at any time, and the status shows it."""
+REFUSALS_WAITED_FOR = 5
+"""So often what a paused run offers its workers to may be refused, over a minute, before that one goes on itself: it pauses but once."""
 STOP_AGAIN_S = 60.0
 """How long a job that was asked to end may take for it; more than the job server's own grace."""
 
@@ -48,6 +50,10 @@ class ClusterJobs(Protocol):
     def submit_control(self, name: str, arguments: list[str]) -> str: ...
     def stop(self, submission_id: str) -> None: ...
     def logs(self, submission_id: str) -> str: ...
+
+
+def _is_tried_again_soon(run: FollowedRun) -> bool:
+    return run.refusal is not None and run.refusal.order == "start" and run.refusal.count <= REFUSALS_WAITED_FOR
 
 
 class Dispatcher:
@@ -117,14 +123,14 @@ class Dispatcher:
         now_unix = self._clock.unix()
         nodes = self._nodes()
         by_key = {run.key: run for run in runs}
-        held = reservations(jobs, [*others.values(), own], self._registry.room(now_unix))
-        held = [each for each in held if each.run_key not in by_key or not by_key[each.run_key].has_left_workers]
+        has_left = {key for key, run in by_key.items() if run.has_left_workers}
+        held = reservations(jobs, [*(entry.without(has_left) for entry in others.values()), own], self._registry.room(now_unix))
         waiting = [*(each for entry in others.values() for each in entry.waiting), *own.waiting]
         if grows(nodes):
             self._enlarging.want(waiting, held)
-        due = [
-            key for key in wanted if not self._pauses(by_key[key], "start")
-        ]  # also where another campaign, which was not refused, wants it too
+        expected_soon = {key for key in wanted if _is_tried_again_soon(by_key[key])}
+        not_now = {key for key in wanted if self._pauses(by_key[key], "start") or by_key[key].offers_workers_to in expected_soon}
+        due = [key for key in wanted if key not in not_now]  # also where another campaign, which was not refused, wants it too
         decision = decide(waiting, nodes, held, due, now_unix)
         if decision.first != self._front[0] or decision.starts_unix is not None:  # a wait of a known end holds others back to that end
             self._front = decision.first, now_unix

@@ -19,23 +19,29 @@ class Expected:
         self._epoch_s: dict[Kind, float] = {}
         self._before: dict[Kind, float | None] = {}
         """What epochs took that other campaigns trained: looked up once."""
-        self._ends: dict[str, tuple[int, float]] = {}
-        """By run key: after how many epochs it was worked out, and when the training ends; so that it changes once an epoch."""
+        self._ends: dict[str, tuple[int, float, float]] = {}
+        """By key of a run that trains: after how many epochs it was worked out, when the epoch in flight ends, and when the training
+        does; so that it changes once an epoch."""
 
     def note(self, runs: Iterable[FollowedRun], now_unix: float) -> None:
         """Take note of what the runs showed last."""
         for run in runs:
+            if run.state is not RunState.RUNNING:
+                self._ends.pop(run.key, None)  # it ends later by as long as it does not train
             if run.seen is None or run.seen.epoch_s is None:
                 continue
             self._epoch_s[_kind(run.spec)] = run.seen.epoch_s
             done = run.seen.epochs_done
-            if self._ends.get(run.key, (-1, 0.0))[0] != done:
-                self._ends[run.key] = done, now_unix + (run.seen.epochs - done) * run.seen.epoch_s
+            if run.state is RunState.RUNNING and (run.key not in self._ends or self._ends[run.key][0] != done):
+                self._ends[run.key] = done, now_unix + run.seen.epoch_s, now_unix + (run.seen.epochs - done) * run.seen.epoch_s
 
     def ends_unix(self, run: FollowedRun) -> float | None:
-        """When a training at work ends; None: not known, as of a validation."""
-        is_training = run.state is RunState.RUNNING
-        return self._ends[run.key][1] if is_training and run.key in self._ends else None
+        """When a training at work leaves its workers, which one that is asked to pause does after its epoch; None: not known, as of a
+        validation."""
+        if run.state is not RunState.RUNNING or run.key not in self._ends:
+            return None
+        _, epoch_unix, training_unix = self._ends[run.key]
+        return training_unix if run.observer.pause is None else min(epoch_unix, training_unix)
 
     def note_beginning(self, run: FollowedRun) -> None:
         """Write down what an epoch of a run is expected to take that has trained none; its error is known at its end."""

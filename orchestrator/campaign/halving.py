@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.campaign.comparison import Comparison, Member, open_rung
-from orchestrator.campaign.pausing import is_trained, make_room, pause_of, set_turns
+from orchestrator.campaign.pausing import has_all_epochs, make_room, pause_of, set_turns
 from orchestrator.experiment.halving import digest_of
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import Contestant, judged
@@ -137,7 +137,7 @@ def _carry_out(member: Member, decision: RungDecision) -> None:
     run, model = member.run, competitor_of(member.spec)
     if run is None or all(stopped.model != model for stopped in decision.stopped):
         return
-    if is_trained(run) or (run.state.is_final and run.state is not RunState.STOPPED):
+    if has_all_epochs(run) or (run.state.is_final and run.state is not RunState.STOPPED):
         run.halved = ""
         return
     run.halved = f"stopped at epoch {decision.rung}"

@@ -20,10 +20,9 @@ from trainers.contract.states import RunState
 log = logging.getLogger(__name__)
 
 
-def is_trained(run: FollowedRun) -> bool:
-    """Whether a run is trained, as far as it was seen."""
-    has_all_epochs = run.seen is not None and run.seen.epochs_done >= run.seen.epochs
-    return run.observer.is_trained or has_all_epochs
+def has_all_epochs(run: FollowedRun) -> bool:
+    """Whether a run has done its last epoch, as far as it was seen."""
+    return run.observer.is_trained or (run.seen is not None and run.seen.epochs_done >= run.seen.epochs)
 
 
 def pause_of(spec: RunSpec, comparison: str) -> PauseRequest | None:
@@ -57,7 +56,8 @@ def _leaves_workers(giver: Member | None) -> bool:
 
 def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, unix: float) -> None:
     """Ask runs that have reached the rung to pause, one for each of those that have not and found no capacity: `lacking`, first in line
-    first. Raises StorageError or OSError."""
+    first. A request whose taker needs no workers any more is withdrawn. Raises StorageError or OSError."""
+    _withdraw_what_nobody_needs(comparison)
     at = comparison.open_rung
     if at is None:
         return
@@ -71,20 +71,46 @@ def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, uni
             rung=at.rung,
             value=values[giver],
             workers_to=taker,
-            why=f"paused: it had reached epoch {at.rung} of successive halving; its workers went to {late[taker].address}, which had not.",
+            why=f"paused: it had reached epoch {at.rung} of successive halving; its workers were offered to {late[taker].address}, "
+            "which had not.",
             campaign=campaign,
             unix=round(unix, 3),
         )
         _ask_to_pause(*training[giver], request, late[taker])
 
 
+def _withdraw_what_nobody_needs(comparison: Comparison) -> None:
+    """Where a run was asked to pause and trains yet."""
+    for member in comparison.members:
+        if member.run is None or (request := member.run.observer.pause) is None or not _trains(member.run):
+            continue
+        if comparison.is_complete and not _is_needed(request, comparison):
+            member.run.observer.withdraw_pause()
+            member.pause = pause_of(member.spec, comparison.halving.comparison)
+            log.info(
+                "%s is not asked to pause any more: what it was to leave its workers to needs none, or the rung is decided",
+                member.spec.address,
+            )
+
+
+def _is_needed(request: PauseRequest, comparison: Comparison) -> bool:
+    """What gets the workers has not reached the rung and waits for some; of one that another campaign follows alone nobody here knows."""
+    at = comparison.open_rung
+    late = at.late if at is not None and at.rung == request.rung else ()
+    taker = next((member for member in late if member.spec.run_key == request.workers_to), None)
+    if taker is None:
+        return False
+    return taker.run.is_waiting if taker.run is not None and not taker.run.state.is_final else taker.is_at_work_elsewhere
+
+
 def _trains(run: FollowedRun) -> bool:
     """It has workers, or they are being started again."""
-    return run.state in (RunState.RUNNING, RunState.RECOVERING) and not run.is_waiting and not is_trained(run)
+    return run.state in (RunState.RUNNING, RunState.RECOVERING) and not run.is_waiting and not has_all_epochs(run)
 
 
 def _can_pause(member: Member, run: FollowedRun, rung: int) -> bool:
-    return run.observer.pause is None and not member.was_paused_at(rung)
+    """It has workers, which are not being started again: those would end without an epoch."""
+    return run.state is RunState.RUNNING and run.observer.pause is None and not member.was_paused_at(rung)
 
 
 def _ask_to_pause(member: Member, run: FollowedRun, request: PauseRequest, taker: RunSpec) -> None:

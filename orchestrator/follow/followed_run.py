@@ -87,6 +87,11 @@ class FollowedRun:
         return self.state is RunState.QUEUED and self.observer.is_paused
 
     @property
+    def offers_workers_to(self) -> str:
+        """Key of the run that it has paused for; empty: none."""
+        return self.observer.pause.workers_to if self.has_left_workers and self.observer.pause is not None else ""
+
+    @property
     def halving_tag(self) -> str:
         """`halved` for MLflow: one that is asked to stop may be in its last epoch and is trained then, so only the end shows it."""
         return self.halved if self.state is RunState.STOPPED or self.halved == OVERRULED else ""

@@ -66,8 +66,9 @@ class Facts:
         return found is not None and all(job.job_number <= found.fencing_token for job in self.ended("train"))
 
     def live(self, kind: JobKind) -> JobRecord | None:
-        """The job of a kind that is at work, if any."""
-        at_work = (job for job in self.jobs if job.kind == kind and job.is_live and not only_delivers(job, self.outcome))
+        """The job of a kind that is at work, if any; also one that has paused and delivers yet: the run goes on after it."""
+        of_kind = (job for job in self.jobs if job.kind == kind and job.is_live)
+        at_work = (job for job in of_kind if not only_delivers(job, self.outcome) or has_paused(job, self.outcome))
         return max(at_work, key=_order, default=None)
 
     def ended(self, kind: JobKind) -> list[JobRecord]:
@@ -79,8 +80,13 @@ class Facts:
         """The last of these jobs that ended without any progress since."""
         ended = self.ended(kind)
         if kind == "train":
-            return [job for job in ended if job.job_number > self.committed_token]
+            return [job for job in ended if job.job_number > self.committed_token and not self._has_paused(job)]
         return list(reversed(list(takewhile(lambda job: job.submission_id not in self.has_validated, reversed(ended)))))
+
+    def _has_paused(self, job: JobRecord) -> bool:
+        """Of a training job: it ended as it was asked to, whether it had the time for an epoch or not."""
+        is_known = self.pause is not None or (self.outcome is not None and self.outcome.state == "PAUSED")
+        return is_known and job.state == "SUCCEEDED"
 
 
 def _order(job: JobRecord) -> tuple[int, int, str]:
@@ -154,10 +160,18 @@ STOPS = "stops on request."
 
 
 def only_delivers(job: JobRecord, outcome: Outcome | None) -> bool:
-    """True for a living job that has stored its end already: all that it still does is to wait for a tracking server that is away."""
+    """True for a living job that has stored its end already: its workers are gone, and all that it still does is to deliver to a tracking
+    server."""
+    if has_paused(job, outcome):
+        return True
     if outcome is None or outcome.state not in _FINAL or outcome.fencing_token != job.job_number:
         return False
     return job.kind == "train" or outcome.job == "validation"
+
+
+def has_paused(job: JobRecord, outcome: Outcome | None) -> bool:
+    """True for a training job that has stored that it left its workers to another run."""
+    return job.kind == "train" and outcome is not None and outcome.state == "PAUSED" and outcome.fencing_token == job.job_number
 
 
 def next_step(facts: Facts, before: RunState) -> Step:
@@ -168,6 +182,8 @@ def next_step(facts: Facts, before: RunState) -> Step:
     if (job := facts.live("validate")) is not None:
         is_stopping = is_now or (facts.stop is not None and not job.obeys_gentle_stop)
         return _followed(job, RunState.VALIDATING, facts.trouble, is_stopping=is_stopping)
+    if (job := facts.live("train")) is not None and has_paused(job, facts.outcome):
+        return _followed(job, RunState.QUEUED, facts.pause.why if facts.pause is not None else "", is_stopping=is_now)
     if (job := facts.live("train")) is not None:
         state = RunState.RUNNING if facts.is_progress_fresh or before is RunState.QUEUED else RunState.RECOVERING
         is_idle = facts.stop is not None and not (facts.has_begun and facts.is_progress_fresh)  # no worker is there to see the request

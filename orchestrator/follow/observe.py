@@ -18,7 +18,7 @@ from orchestrator.run.undelivered import undelivered_text
 from trainers.contract.commits import CommitReader, Committed, epochs_of
 from trainers.contract.fencing import count_drivers, newest_token
 from trainers.contract.records import Heartbeat, read_heartbeat
-from trainers.contract.requests import PauseRequest, end_pause, read_pause_request, read_stop_request
+from trainers.contract.requests import PauseRequest, end_pause, read_pause_request, read_stop_request, withdraw_pause
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -149,6 +149,11 @@ class Observer:
     def end_pause(self) -> None:
         """It goes on. Raises StorageError or OSError."""
         end_pause(self.folder)
+        self.pause = None
+
+    def withdraw_pause(self) -> None:
+        """Nobody needs its workers any more. Raises OSError."""
+        withdraw_pause(self.folder)
         self.pause = None
 
     def _with_workers(self, facts: Facts, job: JobRecord) -> Facts:

@@ -47,6 +47,10 @@ class Entry(RegistryRecord):
     runs: tuple[str, ...] = ()
     """Keys of all its runs that have not ended."""
 
+    def without(self, run_keys: Collection[str]) -> "Entry":
+        """As if it held nothing for these runs."""
+        return self.model_copy(update={"holding": tuple(held for held in self.holding if held.run_key not in run_keys)})
+
 
 class Registry:
     """The meeting place in `folder`, private to the user that the cluster runs as."""

@@ -35,6 +35,11 @@ class Outcome(Frozen):
         return self.state.startswith("FAILED")
 
     @property
+    def is_open(self) -> bool:
+        """True when the run goes on under the same campaign: with its validation, or where it paused."""
+        return self.state in ("TRAINED", "PAUSED")
+
+    @property
     def exit_code(self) -> int:
         """That of the job: by it the campaign knows the end where the disk did not take it."""
         codes = {"SUPERSEDED": Superseded.exit_code, "FAILED_CLUSTER": ClusterError.exit_code}

@@ -44,6 +44,6 @@ def publish_end(folder: RunFolder, outcome: Outcome) -> bool:
 
 def final_state(outcome: Outcome | None) -> RunState | None:
     """The state in which an outcome leaves its run; None while something is still to be done. Pure."""
-    if outcome is None or outcome.state in ("TRAINED", "PAUSED", "SUPERSEDED"):
+    if outcome is None or outcome.is_open or outcome.state == "SUPERSEDED":
         return None
     return RunState(outcome.state)

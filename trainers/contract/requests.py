@@ -127,6 +127,11 @@ def end_pause(folder: RunFolder) -> None:
         folder.pause_file.unlink(missing_ok=True)
 
 
+def withdraw_pause(folder: RunFolder) -> None:
+    """Nobody needs the run's workers any more: as if it had not been asked, unless it has seen it already. Raises OSError."""
+    folder.pause_file.unlink(missing_ok=True)
+
+
 def end_asked_for(folder: RunFolder) -> AskedEnd | None:
     """How a training is asked to end, as it is seen from here, now: a stop comes before a pause. None: it is not asked. Never raises."""
     if stop_request_seen(folder) is not None:

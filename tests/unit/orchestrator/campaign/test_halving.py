@@ -24,6 +24,7 @@ from orchestrator.run.halving import HalvingRecord, overrule, read_halving, writ
 from orchestrator.run.outcome import Outcome, read_outcome, write_outcome
 from tests.fake_campaign import Stage, finish_on_disk, look, states
 from trainers.contract.commits import Committed, EpochRow
+from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import PauseRequest, StopRequest, read_pause_request, read_stop_request, request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Halving, RunSpec, Schedule, WorkerSpec
@@ -593,6 +594,13 @@ def look_twice(campaign: Campaign) -> None:
     look(campaign)
 
 
+def look_for(stage: Stage, campaign: Campaign, *, minutes: float) -> None:
+    """Every second."""
+    for _ in range(round(60 * minutes)):
+        look(campaign)
+        stage.clock.sleep(1.0)
+
+
 def one_gpu(stage: Stage, at: tuple[int, ...] = (2,)) -> tuple[list[RunSpec], Campaign]:
     """Two folds of two trainers on one GPU; the first one trains."""
     runs = four(stage, at)
@@ -625,7 +633,7 @@ def test_a_run_that_has_reached_the_rung_leaves_its_workers_to_those_that_wait_f
         reaches(stage, campaign, run, value)
         reason = campaign.runs[run.run_key].reason
         assert reason.startswith(
-            f"paused: it had reached epoch 2 of successive halving; its workers went to {runs[place + 1].address}, which had not. "
+            f"paused: it had reached epoch 2 of successive halving; its workers were offered to {runs[place + 1].address}, which had not. "
             "It waits: No capacity: "
         )
         stage.cluster.workers_begin(runs[place + 1])
@@ -673,6 +681,70 @@ def test_no_more_pause_than_wait_and_first_the_worst(stage: Stage, caplog: pytes
     assert states(campaign) == ["RUNNING", "RUNNING", "RUNNING", "QUEUED"]
 
 
+def test_a_run_whose_workers_are_being_started_again_is_not_asked_to_pause(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look(campaign)
+    acquire_token(RunFolder(runs[0].run_folder), "another start of its workers")
+    look_twice(campaign)
+    assert states(campaign)[0] == "RECOVERING"
+    assert asked_to_pause(runs[0]) is None, "it would pause without an epoch"
+    write_json_atomic(RunFolder(runs[0].run_folder).progress_file, {"epoch": 2, "iteration": 1, "phase": "train", "attempt": 99})
+    look_twice(campaign)
+    assert asked_to_pause(runs[0]) is not None
+
+
+def test_a_run_is_not_asked_any_more_once_the_other_one_has_workers(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    for _ in range(3):
+        look(campaign)
+    assert asked_to_pause(runs[0]) is not None, "the other one waits"
+    stage.cluster.gpus = 2
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING", "QUEUED", "QUEUED"]
+    assert f"{USUAL}/0 is not asked to pause any more" in caplog.text
+    request = asked_to_pause(runs[0])
+    assert request is not None
+    assert request.workers_to == runs[2].run_key, "it was not paused, and may be for the next one"
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    assert asked_to_pause(runs[0]) is None
+    assert not RunFolder(runs[0].run_folder).paused_file.exists()
+
+
+def test_once_the_rung_is_decided_no_run_pauses_for_it(stage: Stage) -> None:
+    runs = four(stage)
+    stage.cluster.gpus = 3
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs[:3])
+    for run, value in zip(runs, (0.6, 0.5, 0.4), strict=False):
+        commit(run, 0.0, value)
+    look_twice(campaign)
+    assert asked_to_pause(runs[2]) is not None
+    commit(runs[3], 0.0, 0.9)  # before it had to wait
+    look_twice(campaign)
+    assert len(decisions(stage)) == 1
+    assert [asked_to_pause(run) for run in runs] == [None] * 4
+
+
+def test_a_run_that_had_seen_the_request_already_pauses_and_goes_on(stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert asked_to_pause(runs[0]) is None
+    begun(stage, runs[1:])
+    stage.cluster.training_ends(runs[0], "PAUSED")
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+
+
 def test_where_nobody_waits_for_workers_nobody_pauses(stage: Stage) -> None:
     runs, campaign = at_work(stage)
     commit(runs[0], 0.0, 0.6)
@@ -706,13 +778,27 @@ def test_nobody_pauses_for_what_these_nodes_can_never_hold_or_the_cluster_refuse
     assert request is not None
     assert request.workers_to == runs[2].run_key, "it was not refused yet, as it found no room"
     stage.cluster.training_ends(runs[0], "PAUSED")
-    for _ in range(3):
-        look(campaign)
+    look_for(stage, campaign, minutes=3)
     assert states(campaign)[0] == "RUNNING", "it goes on where the others cannot"
     stage.cluster.workers_begin(runs[0])
-    for _ in range(3):
-        look(campaign)
+    look_for(stage, campaign, minutes=3)
     assert asked_to_pause(runs[0]) is None, "and is paused once"
+
+
+def test_a_refusal_that_does_not_last_does_not_use_up_a_pause(stage: Stage) -> None:
+    runs = four(stage)[::2]
+    runs = with_comparisons([run.model_copy(update={"halving": None}) for run in runs], Halving(at=(2,)))
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    stage.cluster.refuses = {runs[1].run_key}
+    reaches(stage, campaign, runs[0], 0.6)
+    look_for(stage, campaign, minutes=0.5)
+    assert states(campaign) == ["QUEUED", "QUEUED"]
+    stage.cluster.refuses = set()
+    look_for(stage, campaign, minutes=0.5)
+    assert states(campaign) == ["QUEUED", "RUNNING"]
 
 
 def test_a_paused_run_and_the_one_that_it_gives_way_to_come_before_everything_new(stage: Stage) -> None:
@@ -846,6 +932,7 @@ def test_of_two_campaigns_that_follow_a_run_each_knows_that_it_is_paused(stage: 
     commit(runs[0], 0.0, 0.6)
     look_twice(campaign)
     look(second)
+    assert asked_to_pause(runs[0]) is not None, "it knows that the other one follows what is to get the workers"
     stage.cluster.training_ends(runs[0], "PAUSED")
     look(second)
     assert states(second) == ["QUEUED"], "it does not take the workers that were left to another one"
@@ -853,6 +940,54 @@ def test_of_two_campaigns_that_follow_a_run_each_knows_that_it_is_paused(stage: 
     assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
     look(second)
     assert second.runs[runs[0].run_key].reason.startswith("paused: it had reached epoch 2 of successive halving")
+
+
+@pytest.mark.parametrize("workers", [WorkerSpec(count=1, gpus=1, cpus=1), WorkerSpec(min=1, max=3, gpus=1, cpus=1)])
+def test_a_paused_run_that_another_campaign_has_started_again_holds_its_workers(workers: WorkerSpec, stage: Stage) -> None:
+    """Also where the other one that follows it has not read that yet."""
+    runs = four(stage)
+    runs[0] = runs[0].model_copy(update={"workers": workers})
+    stage.cluster.gpus = 1
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    stage.cluster.workers_begin(runs[0])
+    second = stage.campaign(runs[0], stage.run(7).model_copy(update={"priority": 1}), name="c2")
+    look(second)
+    reaches(stage, campaign, runs[0], 0.6)
+    look(second)
+    assert states(second)[0] == "QUEUED"
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = 4
+    look(campaign)
+    assert states(campaign) == ["RUNNING"] * 4
+    begun(stage, runs[2:])
+    acquire_token(RunFolder(runs[0].run_folder), "its new job, whose workers have not begun")
+    look(campaign)
+    stage.cluster.gpus = 5
+    file = RunFolder(runs[0].run_folder).outcome_file
+    file.rename(file.with_name("away"))
+    file.mkdir()  # no file that can be read
+    look(second)
+    assert states(second) == ["QUEUED", "QUEUED"], "the GPU that Ray shows as free is taken"
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_the_workers_are_free_while_a_paused_job_delivers(gpus: int, stage: Stage) -> None:
+    runs, campaign = one_gpu(stage)
+    commit(runs[0], 0.0, 0.6)
+    look_twice(campaign)
+    stage.cluster.training_pauses_and_delivers(runs[0])
+    look_twice(campaign)
+    assert states(campaign) == ["QUEUED", "RUNNING", "QUEUED", "QUEUED"]
+    assert campaign.runs[runs[0].run_key].reason.startswith("paused: it had reached epoch 2 of successive halving")
+    assert asked_to_pause(runs[0]) is not None, "it has paused, once at this rung"
+    stage.cluster.workers_begin(runs[1])
+    stage.cluster.gpus = gpus
+    look(campaign)
+    assert states(campaign)[0] == "QUEUED", "not while its job lives"
+    stage.cluster.ends("train-nnUNetTrainer-0-a1")
+    look(campaign)
+    assert states(campaign)[0] == ("RUNNING" if gpus > 1 else "QUEUED")
 
 
 def test_a_run_that_dies_before_it_has_paused_is_paused(stage: Stage) -> None:

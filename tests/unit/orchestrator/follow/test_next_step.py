@@ -74,10 +74,26 @@ GOES_ON = Train(RunState.QUEUED, "continues from its newest state.")
             GOES_ON,
         ),  # what it was asked is withdrawn, its job not yet there
         (Facts(outcome=ended("PAUSED")), Train(RunState.QUEUED)),
+        (Facts(jobs=(job(),), pause=PAUSE, outcome=ended("PAUSED")), Follow(RunState.QUEUED, "leaves its workers")),  # it delivers
+        (Facts(jobs=(job(),), outcome=ended("PAUSED"), stop=NOW), StopJob(RunState.QUEUED, job(), STOPS)),
+        (Facts(jobs=(PAUSED, job(n=2)), outcome=ended("PAUSED")), Follow(RunState.RUNNING)),
     ],
 )
 def test_a_run_that_pauses_is_queued_and_keeps_nothing_reserved(facts: Facts, expected: object) -> None:
     assert next_step(facts, RunState.RUNNING) == expected
+
+
+def test_a_job_that_paused_is_none_without_progress() -> None:
+    """Two died, and the third one was asked to pause before it had an epoch."""
+    died = tuple(job(state="FAILED", n=n, code=137) for n in (1, 2))
+    paused = job(state="SUCCEEDED", n=3, code=0)
+    outcome = ended("PAUSED", fencing_token=3)
+    assert next_step(Facts(jobs=(*died, paused), pause=PAUSE, outcome=outcome), RunState.RUNNING) == Train(RunState.QUEUED, PAUSE.why)
+    assert next_step(Facts(jobs=(*died, paused), outcome=outcome), RunState.QUEUED) == GOES_ON
+    again = job(state="FAILED", n=4, code=137)
+    assert next_step(Facts(jobs=(*died, paused, again), outcome=outcome), RunState.RUNNING).state is RunState.FAILED_CLUSTER
+    without_result = tuple(job(state="SUCCEEDED", n=n, code=0) for n in (1, 2, 3))
+    assert isinstance(next_step(Facts(jobs=without_result), RunState.RUNNING), End), "no disk took how they ended"
 
 
 def test_a_job_that_dies_after_a_pause_recovers() -> None:
