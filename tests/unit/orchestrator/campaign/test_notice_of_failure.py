@@ -9,6 +9,7 @@ from orchestrator.campaign import job, notices
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.run.job_record import JobRecord
 from tests.fake_campaign import Stage, look
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
 from tests.unit.tiny_dataset import Tiny
@@ -73,6 +74,20 @@ def test_preprocessing_that_fails_at_night_is_reported_without_secrets(scene: Sc
     [(_, body)] = scene.messages
     assert body.startswith("preprocessing: no space left")
     assert "hunter2" not in body
+
+
+def test_a_list_of_jobs_that_does_not_come_ends_no_preprocessing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who is at it already is named by that list."""
+    write_raw(scene.base / "nnUNet_raw" / Tiny(scene.base).name)
+    fails(monkeypatch, "_preprocess", ClusterError("preprocessing began"))
+
+    def silent() -> list[JobRecord]:
+        raise ClusterError("the job server does not answer")
+
+    monkeypatch.setattr(scene.stage.cluster, "records", silent)
+    assert scene.campaign(more="notify: {}\npreprocess: true") == ClusterError.exit_code
+    assert [body for _, body in scene.messages] == ["preprocessing began"]
+    assert "preprocessed_by" not in scene.printed_before
 
 
 def test_while_its_message_is_sent_a_failed_campaign_holds_nothing_and_begins_nothing(
