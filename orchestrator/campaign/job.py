@@ -11,6 +11,7 @@ It speaks to its submitter by events on stdout (`events.py`).
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -92,7 +93,10 @@ def _failed(error: str, text: str, exit_code: int, notice: NoticeOfFailure) -> i
     """Report it to whoever waits, then to people."""
     message = masked(text)
     emit(Failed(error=error, message=message))
-    notice.send(message)
+    if notice.is_asked:  # which may take minutes
+        with contextlib.suppress(ClusterError, OSError):  # others see that it holds nothing and begins nothing
+            Registry.of_cluster(os.environ.get("RAY_ADDRESS", "")).post(notice.campaign, Entry(has_failed=True))
+        notice.send(message)
     return exit_code
 
 
@@ -124,7 +128,7 @@ def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, pla
     registry = Registry.of_cluster(address)
     if (due := due_of(experiment)) is not None:
         resolved = experiment.with_folders_resolved()
-        emit(Planned(plan=plan_beside(resolved, due, cluster.records(), registry, address, campaign=campaign)))
+        emit(Planned(plan=plan_beside(resolved, due, cluster.records, registry, address, campaign=campaign)))
         if plan_only:
             return 0
         _preprocess(campaign, experiment, cluster, registry)

@@ -132,7 +132,7 @@ class NoticeOfFailure:
     """Who hears of a campaign that fails before it owns its runs: until then it has none that a message could be about."""
 
     def __init__(self, campaign: str) -> None:
-        self._campaign = campaign
+        self.campaign = campaign
         self._names: set[str] = set()
         self._shows_reason = True
 
@@ -145,11 +145,16 @@ class NoticeOfFailure:
         """The campaign owns its runs: the messages are theirs."""
         self._names = set()
 
+    @property
+    def is_asked(self) -> bool:
+        """A failure at this moment is a message."""
+        return bool(self._names)
+
     def send(self, reason: str) -> None:
         """Send it, if anybody asked; waits a little. `reason`: without secrets."""
-        if self._names:
-            hidden = f"The reason may name cases; it is in the log of the job campaign-{self._campaign}."
-            Notices(self._campaign, log.warning).fail(self._names, reason if self._shows_reason else hidden)
+        if self.is_asked:
+            hidden = f"The reason may name cases; it is in the log of the job campaign-{self.campaign}."
+            Notices(self.campaign, log.warning).fail(self._names, reason if self._shows_reason else hidden)
 
 
 def wants(notify: Notify, state: RunState) -> bool:

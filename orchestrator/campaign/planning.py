@@ -1,5 +1,6 @@
 """What a submission would meet on a cluster at this moment, by the list of jobs and the registry where campaigns meet."""
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -121,14 +122,17 @@ def planned(
 
 
 def plan_beside(
-    experiment: Experiment, due: Due, jobs: Sequence[JobRecord], registry: Registry, address: str, *, campaign: str = ""
+    experiment: Experiment, due: Due, jobs: Callable[[], Sequence[JobRecord]], registry: Registry, address: str, *, campaign: str = ""
 ) -> PlanReport:
     """The plan of an experiment whose data are preprocessed first, with the campaign that is at it already. Starts nothing.
 
-    The experiment's folders are known. `campaign`: the one that plans, if one does."""
+    The experiment's folders are known. `campaign`: the one that plans, if one does. Where the cluster does not answer, the one that is at
+    it is not named: nothing depends on that."""
     report = plan_to_come(experiment, due.dataset, due.names, address)
-    by = _preprocessed_by(due, {run.run_key for run in report.awaited}, jobs, registry, but=campaign)
-    return report.model_copy(update={"preprocessed_by": by})
+    with contextlib.suppress(ClusterError, OSError):
+        by = _preprocessed_by(due, {run.run_key for run in report.awaited}, jobs(), registry, but=campaign)
+        return report.model_copy(update={"preprocessed_by": by})
+    return report
 
 
 def _preprocessed_by(due: Due, awaited: Collection[str], jobs: Sequence[JobRecord], registry: Registry, *, but: str) -> str:

@@ -162,7 +162,7 @@ def older_of(statuses: Sequence["RunStatus"]) -> dict[str, Older]:
         if status.run_key not in found:
             models.setdefault(status.model, []).append(status)
     for runs in models.values():
-        texts = older_code([Coded(run.own_code, run.begun_unix or run.since_unix) for run in runs])
+        texts = older_code([Coded(run.own_code, run.begun_unix) for run in runs])
         found |= {run.run_key: Older(f"trained by older code: {text}", False) for run, text in zip(runs, texts, strict=True) if text}
     return found
 

@@ -16,8 +16,9 @@ from orchestrator.compare.unlike import unlike_folds_of
 from orchestrator.errors import ConfigError
 from orchestrator.run.below import run_folders_below
 from orchestrator.run.names import MAX_LISTED, Names, resolve_all
+from orchestrator.run.progress import begun_or_taken_unix
 from orchestrator.tracking.binding import noted_run_id, owners_last
-from trainers.contract.commits import begun_unix, newest_committed
+from trainers.contract.commits import newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.errors import DataError, StorageError
@@ -208,11 +209,10 @@ def _fold(folder: RunFolder, spec: RunSpec, checkpoint: CheckpointName) -> Valid
 
 
 def _coded(folder: RunFolder, spec: RunSpec) -> Coded:
-    """By which code a run is trained, and when it began; before its first epoch has ended, since when it waits for that."""
+    """By which code a run is trained, and when it began or was taken up."""
     try:
         committed = newest_committed(folder) if spec.own.named else None
-        begun = begun_unix(committed.history) if committed else 0.0
-        return Coded(spec.own.text, begun or folder.spec_file.stat().st_mtime)
+        return Coded(spec.own.text, begun_or_taken_unix(folder, committed))
     except (StorageError, OSError):
         return Coded("", 0.0)
 

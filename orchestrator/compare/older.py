@@ -10,7 +10,7 @@ class Coded(NamedTuple):
     code: str
     """As `OwnParts.text` has it; empty: none of the user's, or it is not known."""
     begun_unix: float
-    """When its first epoch began, or, before that, since when it waits or has failed; 0: not known."""
+    """As `begun_or_taken_unix`; 0: not known."""
 
 
 def older_code(folds: Sequence[Coded]) -> list[str]:

@@ -13,7 +13,7 @@ from orchestrator.run.failure import newest_failure
 from orchestrator.run.heartbeat import PROBE_AFTER_S, SILENT_S, ChangeWatch
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
-from orchestrator.run.progress import full_dice
+from orchestrator.run.progress import begun_or_taken_unix, full_dice
 from orchestrator.run.undelivered import undelivered_text
 from trainers.contract.commits import CommitReader, Committed, epochs_of
 from trainers.contract.fencing import count_drivers, newest_token
@@ -218,6 +218,7 @@ class Observer:
         is_scored = (has_all_epochs or state.is_final) and not self.reassigned_to
         return Reading(
             committed=committed,
+            begun_unix=0.0 if self.reassigned_to else begun_or_taken_unix(self.folder, committed),
             heartbeat=read_heartbeat(self.folder) if state in (RunState.RUNNING, RunState.RECOVERING) else Heartbeat(),
             num_drivers=self._count_drivers(),
             validation=cases_done(self.folder, self._validated_token) if state is RunState.VALIDATING else None,

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.run.failure import Failure
 from orchestrator.run.status import TRAINING_CASES, CasesDone, RunStatus
 from trainers.contract.bottleneck import limit_of
-from trainers.contract.commits import RECENT_EPOCHS, Committed, begun_unix, early_end_of, epochs_of
+from trainers.contract.commits import RECENT_EPOCHS, Committed, early_end_of, epochs_of
 from trainers.contract.records import Heartbeat
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.storage_notice import StorageWait
@@ -27,6 +27,8 @@ class Reading:
 
     committed: Committed | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    begun_unix: float = 0.0
+    """As `begun_or_taken_unix`."""
     num_drivers: int = 0
     validation: CasesDone | None = None
     full_dice: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +66,7 @@ def with_reading(status: RunStatus, spec: RunSpec, reading: Reading) -> RunStatu
         "validation": reading.validation,
         "full_dice": dict(reading.full_dice),
         "own_code": spec.own.text,
-        "begun_unix": begun_unix(committed.history) if committed else 0.0,
+        "begun_unix": reading.begun_unix,
         "full_dice_of": TRAINING_CASES if spec.fold == "all" and reading.full_dice else "",
         "reason": " ".join(part for part in (begun, early_sentence, status.reason, reading.undelivered) if part),
     }

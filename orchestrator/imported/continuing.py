@@ -11,7 +11,9 @@ from orchestrator.imported.fold_data import CONTINUED, read_fold_data, spec_of
 from orchestrator.imported.half_done import HalfDone, read_half_done
 from orchestrator.imported.importing import ImportedFold, each_fold
 from orchestrator.queue.file_lock import locked
+from orchestrator.run.activity import newest_stamp, owner_of
 from orchestrator.run.aside import move_aside
+from orchestrator.run.heartbeat import FRESH_S
 from trainers.contract.fencing import TAKEOVER, acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, RunSpec, WorkerSpec
@@ -50,6 +52,8 @@ def _continued(source: RunFolder, preprocessed: Path, results: Path | None, trac
             is_there = not _made(begun, target, spec)
         except (OSError, StorageError) as err:
             raise ConfigError(f"import: {target.root} cannot be written: {err}. Name a results folder of yours: --results FOLDER.") from err
+    if is_there:
+        _name_next_stages(target, spec.next_stages)
     return ImportedFold(
         folder=source.root,
         run_key=spec.run_key,
@@ -83,6 +87,18 @@ def _is_there(target: RunFolder, spec: RunSpec) -> bool:
             f"{spec.run_key}. Remove that one (nnfleet rm {present.run_key}), or name another folder: --results."
         )
     return True
+
+
+def _name_next_stages(target: RunFolder, names: tuple[str, ...]) -> None:
+    """Let a run that was imported before it could leave its segmentations for a next stage do so from its next validation on."""
+    present = target.spec()
+    if not names or present.next_stages:
+        return
+    if owner_of(target) is not None and time.time() - newest_stamp(target) < FRESH_S:
+        log.warning("%s is at work, and names no next stage (%s) yet: import it again once it has ended", present.run_key, ", ".join(names))
+        return
+    write_atomic(target.spec_file, present.model_copy(update={"next_stages": names}).model_dump_json(indent=1).encode())
+    log.info("%s leaves its segmentations for %s: nnfleet resume %s", present.run_key, ", ".join(names), present.run_key)
 
 
 def _made(begun: HalfDone, target: RunFolder, spec: RunSpec) -> bool:

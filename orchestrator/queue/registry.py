@@ -46,6 +46,8 @@ class Entry(RegistryRecord):
     holding: tuple[HeldWorkers, ...] = ()
     runs: tuple[str, ...] = ()
     """Keys of all its runs that have not ended."""
+    has_failed: bool = False
+    """It owns no run and will own none: its job lives only until its message is sent."""
 
     def without(self, run_keys: Collection[str]) -> "Entry":
         """As if it held nothing for these runs."""

@@ -8,7 +8,7 @@ from orchestrator.follow.render import Reading, with_reading
 from orchestrator.resume.unfinished import Found, find_runs, verdict_on
 from orchestrator.run.activity import newest_stamp, owner_of
 from orchestrator.run.heartbeat import FRESH_S
-from orchestrator.run.progress import full_dice
+from orchestrator.run.progress import begun_or_taken_unix, full_dice
 from orchestrator.run.status import RunStatus
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking.binding import noted_url
@@ -44,6 +44,7 @@ def status_of_stored(run: Found) -> RunStatus:
     )
     reading = Reading(
         run.committed,
+        begun_unix=begun_or_taken_unix(folder, run.committed),
         num_drivers=count_drivers(folder),
         full_dice=full_dice(folder, spec),
         undelivered=undelivered_text(folder, has_ended=state.is_final),

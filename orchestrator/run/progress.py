@@ -1,5 +1,6 @@
 """What a run's folder already holds (nothing, some epochs, a trained model, a finished run), and so what happens next with the run."""
 
+import contextlib
 import json
 from enum import StrEnum
 from typing import Literal
@@ -9,7 +10,7 @@ from pydantic import Field
 from orchestrator.run.outcome import read_outcome
 from trainers.contract.candidates import candidate_epochs
 from trainers.contract.cascade import has_next_stages_due
-from trainers.contract.commits import Committed, early_end_of, epochs_of, newest_committed
+from trainers.contract.commits import Committed, begun_unix, early_end_of, epochs_of, newest_committed
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import CheckpointName, Frozen, RunSpec
 
@@ -114,6 +115,19 @@ def lack_of_best(committed: Committed) -> str:
         return "no epoch of this run saw foreground, so it has no best checkpoint"
     which = "the best epoch" if policy.best_epoch is None else f"epoch {policy.best_epoch}, the best one,"
     return f"the weights of {which} are lost and no later epoch has beaten it, so this run has no best checkpoint"
+
+
+def begun_or_taken_unix(folder: RunFolder, committed: Committed | None) -> float:
+    """When the first epoch of a run began; before that has ended, when the run was taken up, by the time of its run.json.
+
+    0 where its newest job ended without an epoch, and where it is not known.
+    """
+    if begun := begun_unix(committed.history) if committed else 0.0:
+        return begun
+    with contextlib.suppress(OSError):
+        if not (committed and committed.history) and read_outcome(folder) is None:
+            return round(folder.spec_file.stat().st_mtime, 3)
+    return 0.0
 
 
 def full_dice(folder: RunFolder, spec: RunSpec) -> dict[str, float]:

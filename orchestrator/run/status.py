@@ -69,7 +69,7 @@ class RunStatus(BaseModel):
     own_code: str = Field("", exclude_if=lambda text: not text)
     """The user's code that it is trained by, with the SHA-256 of its files; empty where there is none, and until the run has begun."""
     begun_unix: float = Field(0.0, exclude_if=lambda unix: not unix)
-    """When its first epoch began; 0 before it has ended."""
+    """When its first epoch began; before that has ended, when it was taken up; 0 where it ended without one."""
     full_dice_of: str = Field("", exclude_if=lambda text: not text)
     """`training cases` where the full Dice is of these, so of fold `all`; else empty."""
     run_folder: Path

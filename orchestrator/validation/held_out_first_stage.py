@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
+from orchestrator.dataset.previous_stage import DIGITS, contents_of_previous
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.validation.cases import digest_of_named
-from trainers.contract.cascade import first_stage_folder
+from trainers.contract.cascade import NextStageRecord, first_stage_folder, predictions_of, read_record
 from trainers.contract.held_out import FirstStage
 from trainers.contract.plans import load_dataset_json, load_plans
 from trainers.contract.run_folder import RunFolder
@@ -20,7 +21,8 @@ _A_RUN = made_by("")
 def first_stage_of(folds: Sequence[RunFolder]) -> FirstStage | None:
     """What the first stage of these folds of a model predicts with; None for a model that stands alone.
 
-    Raises as `first_stage_folds`, CheckpointError, and DataError where the plans of its model folder are missing or broken.
+    Raises as `first_stage_folds`, ConfigError where the segmentations beside it show that its weights are others now, CheckpointError, and
+    DataError where the plans of its model folder are missing or broken.
     """
     found = first_stage_folds(folds)
     if not found:
@@ -28,11 +30,9 @@ def first_stage_of(folds: Sequence[RunFolder]) -> FirstStage | None:
     spec, place = _spec_of(found[0], folds[0].spec()), found[0].model_folder
     load_dataset_json(place)
     load_plans(place, "plans").configuration(spec.configuration)
-    return FirstStage(
-        spec=spec,
-        checkpoint_files=tuple(fold.checkpoint("final") for fold in found),
-        weights_sha256=tuple(digest_of_named(fold, "final") for fold in found),
-    )
+    weights = tuple(digest_of_named(fold, "final") for fold in found)
+    _refuse_changed(folds, found, weights)
+    return FirstStage(spec=spec, checkpoint_files=tuple(fold.checkpoint("final") for fold in found), weights_sha256=weights)
 
 
 def first_stage_folds(folds: Sequence[RunFolder]) -> list[RunFolder]:
@@ -54,6 +54,47 @@ def first_stage_folds(folds: Sequence[RunFolder]) -> list[RunFolder]:
             "`nnfleet export`."
         )
     return used
+
+
+def _refuse_changed(folds: Sequence[RunFolder], found: Sequence[RunFolder], weights: Sequence[str]) -> None:
+    """Raise ConfigError where segmentations beside the first stage are others than those that the folds were trained on, or were made by
+    other final weights than those of its `found` folds, which have the same run keys. Of a case without one nothing is known."""
+    spec = folds[0].spec()
+    place = predictions_of(found[0].model_folder, spec.configuration)
+    noted = [_noted(fold) for fold in folds]
+    present = contents_of_previous(place, sorted({case for cases in noted for case in cases}), folds[0].model_folder.parent)
+    now = {case: reading.sha256[:DIGITS] for case, reading in present.items() if not reading.fault}
+    anew = f"or train {spec.configuration!r} anew: submit with another `replicate` and --replace."
+    if changed := sorted({case for cases in noted for case, digest in cases.items() if now.get(case, digest) != digest}):
+        raise ConfigError(
+            f"{_change(spec)} in {place} the segmentation of {listed(changed)} is not the one that it was trained on. Put folds and "
+            f"segmentations of the first stage back from a backup, {anew}"
+        )
+    of_run = {fold.spec().run_key: digest for fold, digest in zip(found, weights, strict=True) if fold.spec_file.is_file()}
+    if by_others := sorted(case for case in _sources([spec]) if not _is_by(read_record(place, case), of_run)):
+        raise ConfigError(
+            f"{_change(spec)} the final weights in {found[0].model_folder} did not make the segmentation of {listed(by_others)} in "
+            f"{place}. Put checkpoint_final.pth of the folds that were validated on them back, from a backup or by `nnfleet export`, or "
+            f"validate the first stage again, {anew}"
+        )
+
+
+def _is_by(record: NextStageRecord | None, of_run: Mapping[str, str]) -> bool:
+    """Whether weights as they are now, by run key, made a segmentation, as far as its record names them. Pure."""
+    return record is None or of_run.get(record.run_key, record.checkpoint_sha256) == record.checkpoint_sha256
+
+
+def _noted(fold: RunFolder) -> dict[str, str]:
+    """Case -> first digits of the SHA-256 of the segmentation that a fold was trained on, as far as they are known. Raises DataError."""
+    stage = fold.spec().previous_stage
+    sources = {case: source for case, source in stage.sources.items() if not source.startswith(_A_RUN)} if stage else {}
+    begun_with: dict[str, str] = read_json(fold.previous_stage_file, "run folder") if fold.previous_stage_file.is_file() else {}
+    return {case: digest for case, digest in {**sources, **begun_with}.items() if digest}
+
+
+def _change(spec: RunSpec) -> str:
+    stage = spec.previous_stage.configuration if spec.previous_stage else ""
+    return f"test set: {spec.model} is the second stage of a cascade, and its first stage {stage!r} is not the one that it was trained on:"
 
 
 def _absence(spec: RunSpec) -> str:

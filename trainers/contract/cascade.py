@@ -62,14 +62,15 @@ def model_folder_name(trainer: str, plans: str, configuration: str, variant: str
 
 def first_stage_folder(spec: RunSpec, stage: str, model_folder: Path | None = None) -> Path:
     """The model folder of the first stage of a run: of the same trainer, plans, variant and seed; of a run that nnU-Net trained or began,
-    nnU-Net's own.
+    nnU-Net's own: beside the run's where it lay there, wherever both are now.
 
     `model_folder`: where that of the run lies now; default: where it was planned.
     """
     beside, origin = (model_folder or spec.model_folder).parent, spec.imported or spec.continued
     if origin is None:
         return beside / model_folder_name(spec.trainer, spec.plans, stage, spec.variant, spec.seed)
-    place = beside if spec.is_imported_in_place else origin.folder.parent.parent
+    theirs = origin.folder.parent.parent
+    place = beside if theirs == spec.model_folder.parent else theirs  # results are moved whole
     return place / model_folder_name(spec.trainer, spec.plans, stage)
 
 

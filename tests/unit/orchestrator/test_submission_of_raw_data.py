@@ -171,6 +171,12 @@ def test_a_campaign_that_has_its_runs_preprocesses_nothing_for_another(place: Pl
     assert submitted(place).plan.preprocessed_by == ""
 
 
+def test_a_campaign_that_has_failed_and_sends_its_message_is_not_planned_around(place: Place) -> None:
+    earlier = submitted(place)
+    Registry.of_cluster(STORE).post(earlier.campaign_id, Entry(has_failed=True))
+    assert submitted(place).plan.preprocessed_by == ""
+
+
 def test_a_stop_of_runs_that_two_campaigns_await_ends_both(place: Place) -> None:
     """Else the other one would go on with them."""
     first = at_work(place)

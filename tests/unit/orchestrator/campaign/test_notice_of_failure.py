@@ -8,11 +8,12 @@ import pytest
 from orchestrator.campaign import job, notices
 from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.queue.registry import Registry
+from orchestrator.queue.registry import Entry, HeldWorkers, Registry
+from orchestrator.run.job_record import JobRecord
 from tests.fake_campaign import Stage, look
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
 from tests.unit.tiny_dataset import Tiny
-from trainers.contract.run_spec import Notify
+from trainers.contract.run_spec import Notify, WorkerSpec
 
 
 class Scene:
@@ -22,10 +23,13 @@ class Scene:
         self.stage, self.base, self.capsys = Stage(base), base, capsys
         self.messages: list[tuple[str, str]] = []
         self.printed_before = ""
+        self.entries: list[dict[str, Entry]] = []
+        """Of the campaign, at each message."""
 
     def send(self, addresses: Sequence[str], title: str, body: str) -> bool:
         self.printed_before = self.capsys.readouterr().out
         self.messages.append((title, body))
+        self.entries.append(Registry(self.base / "registry").entries({"c1"}))
         return True
 
     def campaign(self, *options: str, more: str = "notify: {}") -> int:
@@ -70,6 +74,33 @@ def test_preprocessing_that_fails_at_night_is_reported_without_secrets(scene: Sc
     [(_, body)] = scene.messages
     assert body.startswith("preprocessing: no space left")
     assert "hunter2" not in body
+
+
+def test_a_list_of_jobs_that_does_not_come_ends_no_preprocessing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who is at it already is named by that list."""
+    write_raw(scene.base / "nnUNet_raw" / Tiny(scene.base).name)
+    fails(monkeypatch, "_preprocess", ClusterError("preprocessing began"))
+
+    def silent() -> list[JobRecord]:
+        raise ClusterError("the job server does not answer")
+
+    monkeypatch.setattr(scene.stage.cluster, "records", silent)
+    assert scene.campaign(more="notify: {}\npreprocess: true") == ClusterError.exit_code
+    assert [body for _, body in scene.messages] == ["preprocessing began"]
+    assert "preprocessed_by" not in scene.printed_before
+
+
+def test_while_its_message_is_sent_a_failed_campaign_holds_nothing_and_begins_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it had left an entry or not."""
+    assert scene.campaign() == ConfigError.exit_code
+    write_raw(scene.base / "nnUNet_raw" / Tiny(scene.base).name)
+    held = HeldWorkers(run_key="preprocess", workers=WorkerSpec(count=1, gpus=0, cpus=8))
+    Registry(scene.base / "registry").post("c1", Entry(holding=(held,), runs=("preprocess",)))
+    fails(monkeypatch, "_preprocess", ClusterError("preprocessing: no space left"))
+    assert scene.campaign(more="notify: {}\npreprocess: true") == ClusterError.exit_code
+    assert scene.entries == [{"c1": Entry(has_failed=True)}] * 2
 
 
 def test_an_error_that_nobody_foresaw_is_reported_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,9 +279,10 @@ def test_the_dice_of_runs_whose_folders_others_have_is_none_of_these(tmp_path: P
 
 
 def test_an_older_run_that_still_trains_and_one_that_waits_for_the_new_code() -> None:
-    """What was begun last counts, and what has not begun by since when it waits."""
+    """What was begun or taken up last counts, whenever its state changed."""
     trains, waits = coded("17/2d/t", 0, RunState.RUNNING, "1", 10.0), coded("17/2d/t", 1, RunState.QUEUED, "2", 0.0)
-    assert list(older_of([trains, waits.model_copy(update={"since_unix": 30.0})])) == [trains.run_key]
+    assert list(older_of([trains, waits.model_copy(update={"begun_unix": 30.0})])) == [trains.run_key]
+    assert older_of([trains, waits.model_copy(update={"since_unix": 30.0})]) == {}, "nothing of its own code has trained"
     assert older_of([trains.model_copy(update={"own_code": ""}), waits]) == {}, "of an earlier version, or not begun"
 
 

@@ -1,5 +1,6 @@
 """Folds of one model that were trained by older code of the user's: which these are, and what `compare` does with them."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from orchestrator.compare.choice import compared
 from orchestrator.compare.older import Coded, older_code
 from orchestrator.errors import ConfigError
+from orchestrator.resume.stored import status_of_stored
+from orchestrator.resume.unfinished import find_runs
+from orchestrator.run.outcome import Outcome, write_outcome
 from tests.validated_model import validated_model
 from trainers.contract.commits import commit_files
 from trainers.contract.run_folder import RunFolder
@@ -68,3 +72,26 @@ def test_code_of_a_run_that_is_not_validated_yet_makes_others_older_too(tmp_path
         file.unlink()
     with pytest.raises(ConfigError, match="trained by older code"):
         compared(tmp_path / "results", (), "final")
+    write_outcome(second, Outcome(job="training", state="FAILED_CODE", fencing_token=1, message="a line of it"))
+    (model,) = compared(tmp_path / "results", (), "final").answer.models
+    assert [fold.spec.fold for fold in model.folds] == [0], "the newer code has trained nothing"
+
+
+def test_status_and_compare_judge_by_one_time_whenever_a_run_has_failed(tmp_path: Path) -> None:
+    """A run of the old code fails before its first epoch, after the new code has begun."""
+    first, second = validated_model(tmp_path, lambda case, name: 0.7, FOLDS[:2])
+    for folder, own, begun_unix in ((first, OLD, 30.0), (second, NEW, 40.0)):
+        trained_by(folder, own, begun_unix)
+    for file in commit_files(first):
+        file.unlink()
+    shutil.rmtree(first.cases("final"))
+    os.utime(first.spec_file, (30.0, 30.0))
+
+    def judged() -> list[float]:
+        return [status_of_stored(run).begun_unix for run in find_runs(tmp_path / "results")[0]]
+
+    assert judged() == [30.0, 40.0]
+    write_outcome(first, Outcome(job="training", state="FAILED_CODE", fencing_token=1, message="a line of it"))
+    assert judged() == [0.0, 40.0]
+    (model,) = compared(tmp_path / "results", (), "final").answer.models
+    assert [fold.spec.fold for fold in model.folds] == [1]

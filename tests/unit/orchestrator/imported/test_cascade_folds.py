@@ -8,7 +8,7 @@ import pytest
 from orchestrator.compare.choice import compared
 from orchestrator.errors import ConfigError
 from orchestrator.imported.importing import ImportedFold, import_folder
-from orchestrator.validation.held_out_first_stage import first_stage_folds
+from orchestrator.validation.held_out_first_stage import first_stage_folds, first_stage_of
 from orchestrator.validation.held_out_folds import folds_of
 from tests.nnunet_folder import START_UNIX, nnunet_fold, tiny_with_split
 from tests.unit.orchestrator.experiment.test_stages import FIRST, SECOND, write
@@ -100,3 +100,12 @@ def test_segmentations_that_are_younger_than_the_training_are_reported(tiny: Tin
     imported(tiny, second.root)
     assert "1 of 10 segmentations in" in caplog.text
     assert "are younger than the beginning of the training that saw them, case_3.b2nd for example" in caplog.text
+
+
+def test_segmentations_that_changed_since_the_import_keep_it_from_predicting(tiny: Tiny) -> None:
+    first, second = both_stages(tiny)
+    imported(tiny, second.root)
+    assert first_stage_of([second]) is not None
+    write(segmentations(first[0]), "case_3", 2)
+    with pytest.raises(ConfigError, match=r"the segmentation of case_3 is not the one that it was trained on"):
+        first_stage_of([second])

@@ -21,9 +21,11 @@ from orchestrator.tracking.records import fixed_params, note_of, tags_of
 from tests.conftest import Toys
 from tests.nnunet_begun import begun_checkpoint, begun_fold
 from tests.toy import Toy
+from trainers.contract.fencing import TAKEOVER, acquire_token
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Schedule
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 from trainers.training.adopt import adopt
 from trainers.training.start_of_log import start_of_log
 from trainers.training.state import newest_valid
@@ -89,6 +91,26 @@ def test_a_second_time_is_said_and_changes_nothing(toy: Toy, tmp_path: Path) -> 
     second = continued(toy, root)
     assert (second.run_key, second.note.partition(".")[0]) == (first.run_key, "already imported")
     assert contents(first.run_folder) == before
+
+
+def test_one_of_an_earlier_version_leaves_its_segmentations_from_the_next_import_on(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not while a job of it is at work; the rest of its run.json stays."""
+    root = begun_fold(toy, tmp_path, [0.4, 0.3])
+    first = continued(toy, root)
+    assert first.run_folder is not None
+    folder = RunFolder(first.run_folder)
+    before = folder.spec().model_copy(update={"priority": 7})
+    write_json_atomic(folder.spec_file, before.model_dump(mode="json"))
+    monkeypatch.setattr("orchestrator.imported.fold_data.stages_after", lambda *_: ("second",))
+    acquire_token(folder, "train-1")
+    assert continued(toy, root).note.startswith("already imported")
+    assert folder.spec() == before
+    assert "is at work, and names no next stage (second) yet" in caplog.text
+    acquire_token(folder, "takeover", {"role": TAKEOVER})
+    assert continued(toy, root).note.startswith("already imported")
+    assert folder.spec() == before.model_copy(update={"next_stages": ("second",)})
 
 
 def test_a_run_that_began_with_an_earlier_checkpoint_keeps_its_folder(toy: Toy, tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 """Which folds of a model predict a test set: the same that an export takes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from orchestrator.dataset.previous_stage import contents_of_previous
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.export.fold_sources import folds_below
 from orchestrator.export.model import export_model
-from orchestrator.validation.held_out_first_stage import first_stage_folds
+from orchestrator.validation.held_out_first_stage import first_stage_folds, first_stage_of
 from orchestrator.validation.held_out_folds import folds_of
 from tests.fake_run import FakeRun
+from tests.unit.orchestrator.experiment.test_stages import write
+from trainers.contract.cascade import predictions_of, read_record, record_of
+from trainers.contract.commits import commit_files
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import PreviousStage, Schedule
-from trainers.storage.files import link_atomic, write_atomic, write_json_atomic
+from trainers.storage.files import link_atomic, read_json, sha256_of, write_atomic, write_json_atomic
 
 MODEL = "901/3d_fullres/nnUNetTrainer"
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
@@ -128,3 +133,55 @@ def test_folds_that_were_trained_on_different_first_stages_do_not_predict_togeth
     ):
         folds_of(f"901/{SECOND}", tmp_path / "results")
     assert len(folds_of(f"901/{SECOND}/nnUNetTrainer/0", tmp_path / "results")[0]) == 1
+
+
+def with_segmentations(tmp_path: Path) -> tuple[list[RunFolder], RunFolder]:
+    """Three folds of a first stage with the segmentations that they left, and a fold of the second that noted them when it began."""
+    first = [first_stage_run(tmp_path, fold, f"case_{fold}") for fold in range(3)]
+    second = of_both_stages(tmp_path, {f"case_{fold}": f"run k{fold}" for fold in range(3)})
+    place = first_stage_place(tmp_path)
+    for fold, folder in enumerate(first):
+        leave(folder, fold)
+    write_json_atomic(place / "dataset.json", DATASET)
+    plans = read_json(second.spec().preprocessed_folder / "nnUNetPlans.json", "plans")
+    write_json_atomic(place / "plans.json", {**plans, "configurations": {FIRST: plans["configurations"]["3d_fullres"]}})
+    values = contents_of_previous(predictions_of(place, SECOND), ["case_0", "case_1", "case_2"], tmp_path)
+    write_json_atomic(second.previous_stage_file, {case: reading.sha256[:16] for case, reading in values.items()})
+    return first, second
+
+
+def leave(folder: RunFolder, fold: int, value: int = 1) -> None:
+    """The segmentation of its case by the present final weights."""
+    place = predictions_of(folder.model_folder, SECOND)
+    write(place, f"case_{fold}", value, f"k{fold}")
+    record = read_record(place, f"case_{fold}")
+    assert record is not None
+    record = record.model_copy(update={"checkpoint_sha256": sha256_of(folder.checkpoint("final"))})
+    write_json_atomic(record_of(place, f"case_{fold}"), record.model_dump())
+
+
+def with_other_weights(folder: RunFolder) -> None:
+    """As after another training under the same run key."""
+    for file in commit_files(folder):
+        file.unlink()
+    write_atomic(folder.checkpoint("final"), b"other weights")
+
+
+def test_a_first_stage_with_other_weights_under_the_same_key_is_refused(tmp_path: Path) -> None:
+    """By what made the segmentations, before it is validated again; after that by the segmentations themselves."""
+    first, second = with_segmentations(tmp_path)
+    found = first_stage_of([second])
+    assert found is not None
+    assert found.weights_sha256 == tuple(sha256_of(fold.checkpoint("final")) for fold in first)
+    with_other_weights(first[1])
+    with pytest.raises(
+        ConfigError, match=r"final weights in .* did not make the segmentation of case_1 in .* train '3d_cascade_fullres' anew"
+    ):
+        first_stage_of([second])
+    leave(first[1], 1)
+    assert first_stage_of([second]) is not None, "the same segmentation all the same"
+    leave(first[1], 1, value=2)
+    with pytest.raises(ConfigError, match=r"the segmentation of case_1 is not the one that it was trained on\. Put"):
+        first_stage_of([second])
+    shutil.rmtree(predictions_of(first_stage_place(tmp_path), SECOND))
+    assert first_stage_of([second]) is not None, "nothing is known of them"

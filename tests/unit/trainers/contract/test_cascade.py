@@ -8,6 +8,7 @@ import pytest
 from tests.fake_run import FakeRun
 from trainers.contract.cascade import (
     NextStageRecord,
+    first_stage_folder,
     has_next_stages_due,
     next_stages,
     predictions_of,
@@ -15,6 +16,7 @@ from trainers.contract.cascade import (
     read_record,
     record_of,
 )
+from trainers.contract.run_spec import Continued, Imported
 from trainers.storage.files import write_atomic, write_json_atomic
 
 RECORD = NextStageRecord(run_key="k", checkpoint_sha256="a" * 64, file="c.b2nd", sha256="b" * 64, size_bytes=5)
@@ -68,3 +70,17 @@ def test_plans_name_one_next_stage_or_several() -> None:
     assert next_stages({"next_stage": ["a", "b"]}) == ("a", "b")
     assert next_stages({}) == next_stages({"next_stage": None}) == ()
     assert previous_stage({}) == previous_stage({"previous_stage": None}) == ""
+
+
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_the_first_stage_of_what_nnunet_trained_or_began_moves_with_the_results_that_hold_both(tmp_path: Path, is_continued: bool) -> None:
+    """In results of its own a run names that of nnU-Net's results, which nobody moved with it."""
+    spec, name = FakeRun(tmp_path).spec, "nnUNetTrainer__nnUNetPlans__first"
+    for theirs in (spec.model_folder.parent, tmp_path / "theirs" / spec.dataset):
+        folder = theirs / "nnUNetTrainer__nnUNetPlans__second" / "fold_0"
+        origin = {"continued": Continued(folder=folder, epochs=1, sha256="a")} if is_continued else {"imported": Imported(folder=folder)}
+        run = spec.model_copy(update=origin)
+        moved = tmp_path / "moved" / spec.dataset
+        assert first_stage_folder(run, "first") == theirs / name
+        is_beside = theirs == spec.model_folder.parent
+        assert first_stage_folder(run, "first", moved / spec.model_folder.name) == (moved if is_beside else theirs) / name
