@@ -100,7 +100,7 @@ def test_a_head_that_is_killed_while_a_run_is_paused_costs_no_decision(
     assert (outcome.state, outcome.message) == ("PAUSED", f"paused after {epochs_done(first)} epochs")
     assert (request.campaign, request.rung) == (submission.campaign_id, RUNG)
     kill_head(services)
-    shown = {status.run_folder: status for status in stored_below(tmp_path, ())}[first.root]
+    shown = {status.run_folder: status for status in stored_below(tmp_path, ())[0]}[first.root]
     assert shown.state is RunState.PAUSED, "cut off, like everything"
     assert f"continues from epoch {epochs_done(first)}" in shown.reason
 
