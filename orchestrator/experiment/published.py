@@ -4,6 +4,7 @@ Source: nnU-Net's documentation/resenc_presets.md: hours of 1000 epochs of 250 i
 nvidia-smi showed, over six datasets of 3D images.
 """
 
+import math
 from dataclasses import dataclass
 
 from trainers.contract.plans import Plans
@@ -11,6 +12,8 @@ from trainers.contract.run_spec import RunSpec, Schedule
 
 REPORTED = "3d_fullres"
 """The configuration that the reports are of."""
+LEAST_VOXELS = 2_000_000
+"""Of a batch; a usual one holds two patches of about 128^3, and the steps of smaller ones cost less than those that are reported."""
 ITERATIONS = Schedule().epochs * Schedule().train_iterations
 
 
@@ -33,12 +36,15 @@ PRESETS = {
 
 
 def published_of(spec: RunSpec, plans: Plans) -> Published | None:
-    """What is reported of a run's plans; None on CPUs, for other configurations, plans, sizes or planners, and parts of the user's own."""
+    """What is reported of a run's plans; None on CPUs, for other configurations, plans, sizes or planners, small
+    batches, and parts of the user's own."""
     found = PRESETS.get(spec.plans)
     is_alike = spec.workers.gpus and not spec.own.named and spec.batch_size is None and spec.patch_size is None
     if found is None or not is_alike or plans.content.get("experiment_planner_used") != found.planner:
         return None
-    return found if spec.configuration == REPORTED else None
+    settings = plans.configuration(spec.configuration)
+    voxels = int(settings["batch_size"]) * math.prod(settings["patch_size"])
+    return found if spec.configuration == REPORTED and voxels >= LEAST_VOXELS else None
 
 
 def published_hours(found: Published, spec: RunSpec, epochs: int) -> float:

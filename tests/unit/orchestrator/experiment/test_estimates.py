@@ -8,10 +8,12 @@ import pytest
 from orchestrator.cli.plan import estimate_line, limit_lines
 from orchestrator.experiment.estimates import EpochTime, Measured
 from orchestrator.experiment.plan import plan_of_runs
+from orchestrator.experiment.published import published_of
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.run.estimate import estimate_error, estimate_metrics, note_expected
 from tests.fake_run import FakeRun, epoch_row
 from trainers.contract.commits import newest_committed
+from trainers.contract.plans import plans_of
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import LoaderSpec, RunSpec, Schedule, WorkerSpec
 from trainers.storage.files import write_json_atomic
@@ -88,7 +90,8 @@ def test_where_nothing_was_measured_a_plan_names_what_is_reported_of_a_preset(
 ) -> None:
     run = FakeRun(tmp_path, workers=WorkerSpec(count=1, gpus=1, cpus=1), schedule=Schedule())
     content = json.loads((run.spec.preprocessed_folder / "nnUNetPlans.json").read_text())
-    content["configurations"]["3d_lowres"] = content["configurations"]["3d_fullres"]
+    large = content["configurations"]["3d_fullres"] | {"patch_size": [128, 128, 128]}
+    content["configurations"] = {"3d_fullres": large, "3d_lowres": large}
     write_json_atomic(run.spec.preprocessed_folder / f"{plans}.json", {**content, "experiment_planner_used": planner})
     spec = run.spec.model_copy(update={"plans": plans, **changes})
     report = plan_of_runs("e", [spec], [NodeResources("n", {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0})])
@@ -96,6 +99,15 @@ def test_where_nothing_was_measured_a_plan_names_what_is_reported_of_a_preset(
     line = estimate_line(report)
     assert line.startswith("Expected duration: not known")
     assert (f"the training takes {hours} h each on one A100, and " in line) == (hours is not None)
+
+
+def test_a_small_batch_is_none_of_those_that_are_reported(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, workers=WorkerSpec(count=1, gpus=1, cpus=1))
+    plans = plans_of(run.spec)
+    plans.content["experiment_planner_used"] = "ExperimentPlanner"
+    assert published_of(run.spec, plans) is None
+    plans.content["configurations"]["3d_fullres"]["patch_size"] = [128, 128, 128]
+    assert published_of(run.spec, plans) is not None
 
 
 def trained(base: Path, fold: int, expected_s: float, *seconds: float, device: str = "", gib: float = 0.0, asked: str = "") -> RunSpec:
