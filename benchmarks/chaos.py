@@ -356,7 +356,7 @@ def _scores(path: Path) -> Any:
     return json.loads(path.read_text()).get("dice_mean")
 
 
-OF_THE_MACHINE = ("time/", "throughput/", "system/", "gpu/", "attempt")
+OF_THE_MACHINE = ("time/", "throughput/", "system/", "gpu/", "loader/", "attempt")
 """Metrics that may differ when an epoch is trained a second time; every other one is the same to the bit."""
 Points = list[tuple[int, float]]
 """(epoch, value), in the order of epochs."""
