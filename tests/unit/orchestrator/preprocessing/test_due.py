@@ -147,6 +147,47 @@ def test_folds_that_the_split_file_has_are_due_and_no_others(tiny: Tiny) -> None
         due_of(on(tiny, folds=[8]))
 
 
+def test_a_cascade_that_cannot_be_trained_is_refused_before(tmp_path: Path) -> None:
+    """Without a split file nnU-Net's five folds are meant; segmentations that are there may be those that lack."""
+    write_raw(tmp_path / "nnUNet_raw" / NAME)
+
+    def due(**more: Any) -> Any:
+        return due_of(experiment_from(raw_experiment(tmp_path, **{"configurations": ["3d_lowres", "3d_cascade_fullres"], **more})))
+
+    with pytest.raises(ConfigError, match="sees the segmentations by '3d_lowres', .* Missing: folds 2, 3, 4 of '3d_lowres'"):
+        due(folds=[0, 1])
+    with pytest.raises(ConfigError, match="Name '3d_lowres' in `configurations` too, with all folds"):
+        due(folds=[0, 1, 2, 3, 4], configurations=["3d_cascade_fullres"])
+    with pytest.raises(ConfigError, match="Missing: folds 0, 1, 2, 3, 4 of .* with `final`"):
+        due(folds=[0, 1, 2, 3, 4], validation={"checkpoints": ["best"]})
+    assert due(folds=[0, 1, 2, 3, 4, "all"]) is not None
+    assert due(folds=[0, 1], configurations=["3d_lowres"]) is not None
+    model = tmp_path / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_lowres"
+    (model / "predicted_next_stage" / "3d_cascade_fullres").mkdir(parents=True)
+    (model / "predicted_next_stage" / "3d_cascade_fullres" / f"{CASES[0]}.b2nd").touch()
+    assert due(folds=[0, 1]) is not None
+
+
+def test_the_first_stage_of_a_known_split_needs_the_folds_that_validate_its_cases(tmp_path: Path) -> None:
+    write_raw(tmp_path / "nnUNet_raw" / NAME)
+    preprocessed = tmp_path / "nnUNet_preprocessed" / NAME
+    preprocessed.mkdir(parents=True)
+    splits = [{"train": CASES[:5], "val": CASES[5:]}, {"train": CASES[5:], "val": CASES[:5]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+
+    def due(**more: Any) -> Any:
+        return due_of(experiment_from(raw_experiment(tmp_path, configurations=["3d_lowres", "3d_cascade_fullres"], **more)))
+
+    assert due(folds=[0, 1]) is not None
+    with pytest.raises(ConfigError, match="those of fold 1 are made by nobody. Missing: fold 1 of '3d_lowres'"):
+        due(folds=[0])
+    place = tmp_path / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres"
+    place.mkdir(parents=True)
+    for case in CASES[:5]:
+        (place / f"{case}.b2nd").touch()
+    assert due(folds=[0]) is not None
+
+
 def test_a_configuration_that_existing_plans_lack_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="'3d_lowres' is not in .*nnUNetPlans.json"):
         due_of(on(tiny, configurations=["3d_lowres"]))
