@@ -189,7 +189,8 @@ def test_the_first_stage_of_a_known_split_needs_the_folds_that_validate_its_case
 
 
 def test_a_configuration_that_existing_plans_lack_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match="'3d_lowres' is not in .*nnUNetPlans.json"):
+    text = "'3d_lowres' is not in .*nnUNetPlans.json. nnU-Net plans .* much larger than a patch; train 3d_fullres instead"
+    with pytest.raises(ConfigError, match=text):
         due_of(on(tiny, configurations=["3d_lowres"]))
 
 
