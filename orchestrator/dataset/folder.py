@@ -108,7 +108,7 @@ def _unknown_dataset(preprocessed: Path, text: str, names: list[str], raw: Path 
     if unprepared:
         return (
             f"dataset: {unprepared[0]} is raw but not preprocessed in {preprocessed}. {here} "
-            f"Run {PREPROCESS_COMMAND} -d {number_of(unprepared[0])}."
+            f"Run {PREPROCESS_COMMAND} -d {number_of(unprepared[0])}, or write `preprocess: true` in the experiment file."
         )
     hint = "" if text.isdecimal() else nearest(text, names)
     if raw is not None and not raw.is_dir():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,17 @@ def test_a_split_with_a_case_that_was_never_preprocessed_is_refused(tiny: Tiny) 
     assert "the file of ghost is missing" in str(caught.value)
 
 
+def test_a_configuration_that_is_not_preprocessed_is_refused_with_what_preprocesses_it(tiny: Tiny) -> None:
+    """Not with too few cases for the folds, whether there is a split file or none."""
+    shutil.rmtree(tiny.data_folder())
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+        command = "nnUNetv2_preprocess -d 17 -c 3d_fullres, or `preprocess: true` in the experiment file."
+        assert str(caught.value) == f"configurations: '3d_fullres' is not preprocessed: {command}"
+        (tiny.preprocessed / "splits_final.json").unlink(missing_ok=True)
+
+
 def test_npz_folders_of_older_versions_pass_when_they_are_whole(tiny: Tiny) -> None:
     for case in CASES:
         data, seg = np.zeros((1, 4, 3, 2), np.float32), np.zeros((1, 4, 3, 2), np.int8)
@@ -341,7 +353,10 @@ def test_a_dataset_that_is_not_there_is_refused_with_those_that_are(tiny: Tiny, 
 
 def test_a_raw_dataset_that_was_not_preprocessed_is_told_apart(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "nnUNet_raw" / "Dataset018_Raw").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18, or write `preprocess: true`",
+    ):
         find_dataset(tiny.preprocessed.parent, "018", tmp_path / "nnUNet_raw")
 
 
