@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dataset.folder import datasets_in, file_names, number_of
+from orchestrator.dataset.folder import datasets_in, file_names, number_of, refuse_own_folder
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError
 from trainers.contract.plans import check_case_ids, labels_of, load_dataset_json
@@ -21,6 +21,7 @@ def find_raw_dataset(raw: Path | None, text: str) -> str:
     names = datasets_in(raw)
     if names is None:
         raise ConfigError(f"nnUNet_raw: {raw} is not a folder. Name an existing one, as seen by the cluster's nodes.")
+    refuse_own_folder("nnUNet_raw", raw)
     found = [name for name in names if name == text or (text.isdecimal() and number_of(name) == int(text))]
     if len(found) > 1:
         raise ConfigError(f"dataset: {text} means several folders of {raw}: {', '.join(found)}. Write the whole name.")

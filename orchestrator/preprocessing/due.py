@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.dataset.folder import NUM_FOLDS, datasets_in, file_names, find_dataset, number_of
+from orchestrator.dataset.folder import NUM_FOLDS, datasets_in, file_names, find_dataset, number_of, refuse_own_folder
 from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases, refuse_lacking_labels
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Experiment
@@ -90,6 +90,7 @@ def due_of(experiment: Experiment) -> Due | None:
 
 def _preprocessed_name(preprocessed: Path, text: str) -> str:
     """Name of the dataset among the preprocessed ones; '' where it is not among them yet. Raises ConfigError for one that is not clear."""
+    refuse_own_folder("nnUNet_preprocessed", preprocessed)
     names = [name for name in datasets_in(preprocessed) or [] if name == text or (text.isdecimal() and number_of(name) == int(text))]
     return find_dataset(preprocessed, text) if names else ""
 

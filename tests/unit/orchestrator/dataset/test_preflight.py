@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
 from orchestrator.dataset.preflight import check_run, label_problems, usable_configuration
+from orchestrator.dataset.raw import find_raw_dataset
 from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.experiment.expansion import expand
@@ -358,6 +359,16 @@ def test_a_raw_dataset_that_was_not_preprocessed_is_told_apart(tiny: Tiny, tmp_p
         match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18, or write `preprocess: true`",
     ):
         find_dataset(tiny.preprocessed.parent, "018", tmp_path / "nnUNet_raw")
+
+
+def test_a_variable_that_names_a_datasets_own_folder_is_refused_with_its_parent(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"nnUNet_preprocessed: {tiny.preprocessed} is a dataset's own folder; set it to its parent"):
+        find_dataset(tiny.preprocessed, "17")
+    raw = tmp_path / "nnUNet_raw" / "Dataset018_Raw"
+    raw.mkdir(parents=True)
+    for find in (lambda: find_raw_dataset(raw, "18"), lambda: find_dataset(tiny.preprocessed.parent, "18", raw)):
+        with pytest.raises(ConfigError, match=rf"nnUNet_raw: .*Dataset018_Raw is a dataset's own folder; .* parent, {raw.parent}\."):
+            find()
 
 
 def test_cases_are_told_from_their_segmentations(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_a_planner_alone_names_its_plans(tmp_path: Path) -> None:
     [
         ({"nnUNet_raw": None}, ConfigError, "nnUNet_raw: neither in the experiment file nor in the environment"),
         ({"nnUNet_raw": "/nowhere"}, ConfigError, "nnUNet_raw: /nowhere is not a folder"),
+        ({"nnUNet_preprocessed": "/p/Dataset905_Raw"}, ConfigError, "nnUNet_preprocessed: .* own folder; set it to its parent, /p"),
         ({"dataset": 18}, ConfigError, "dataset: 18 is not in .*nnUNet_raw, from which `preprocess` takes it. Found: Dataset905_Raw"),
         ({"plans": "myPlans"}, ConfigError, "plans: 'myPlans' does not exist, and no planner of nnU-Net's makes plans of that name"),
     ],
