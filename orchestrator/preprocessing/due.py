@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.dataset.folder import NUM_FOLDS, datasets_in, file_names, find_dataset, number_of, refuse_own_folder
-from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases, refuse_lacking_labels
+from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases, refuse_lacking_labels, refuse_other_number
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import PLANNERS, Preprocess, planner_of
@@ -64,8 +64,8 @@ def due_of(experiment: Experiment) -> Due | None:
     """What has to be preprocessed before the runs of an experiment can be planned; None: nothing, or the experiment does not ask for it.
 
     Changes nothing. Raises ConfigError or DataError for what cannot be preprocessed: no raw dataset, a broken dataset.json, plans that
-    nobody can make, a configuration that existing plans lack or nnU-Net's planners never make, training images without labels, a fold that
-    the split lacks, a cascade whose first stage is not made of all cases; StorageError.
+    nobody can make, a configuration that existing plans lack or nnU-Net's planners never make, training images without labels or of another
+    number than numTraining, a fold that the split lacks, a cascade whose first stage is not made of all cases; StorageError.
     """
     if experiment.preprocess is None:
         return None
@@ -81,7 +81,9 @@ def due_of(experiment: Experiment) -> Due | None:
     assert experiment.nnUNet_raw is not None
     raw = experiment.nnUNet_raw / dataset
     content = load_raw_dataset_json(raw)
-    refuse_lacking_labels(raw, content, raw_cases(raw, content))
+    cases = raw_cases(raw, content)
+    refuse_other_number(raw, content, cases)
+    refuse_lacking_labels(raw, content, cases)
     _refuse_absent_folds(experiment, folder if there else None)
     has_splits = bool(there) and (folder / "splits_final.json").is_file()
     refuse_lacking_stages(experiment, dataset, _stages(experiment, folder if there else None), load_splits(folder) if has_splits else [])

@@ -366,9 +366,11 @@ def test_a_variable_that_names_a_datasets_own_folder_is_refused_with_its_parent(
         find_dataset(tiny.preprocessed, "17")
     raw = tmp_path / "nnUNet_raw" / "Dataset018_Raw"
     raw.mkdir(parents=True)
-    for find in (lambda: find_raw_dataset(raw, "18"), lambda: find_dataset(tiny.preprocessed.parent, "18", raw)):
-        with pytest.raises(ConfigError, match=rf"nnUNet_raw: .*Dataset018_Raw is a dataset's own folder; .* parent, {raw.parent}\."):
-            find()
+    text = rf"nnUNet_raw: .*Dataset018_Raw is a dataset's own folder; .* parent, {raw.parent}\."
+    with pytest.raises(ConfigError, match=text):
+        find_raw_dataset(raw, "18")
+    with pytest.raises(ConfigError, match=text):
+        find_dataset(tiny.preprocessed.parent, "18", raw)
 
 
 def test_cases_are_told_from_their_segmentations(tmp_path: Path) -> None:

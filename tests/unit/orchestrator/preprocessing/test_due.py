@@ -57,6 +57,7 @@ def test_cases_that_the_split_does_not_name_are_not_due(tiny: Tiny) -> None:
     raw = tiny.base / "nnUNet_raw" / tiny.name
     (raw / "imagesTr" / "later_0000.nii").touch()
     (raw / "labelsTr" / "later.nii").touch()
+    (raw / "dataset.json").write_text(json.dumps({**DATASET_JSON, "numTraining": 11}))
     assert names(on(tiny)) == ("nnUNetPlans: 3d_fullres",)
     (tiny.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[:8], "val": CASES[8:]}]))
     assert names(on(tiny)) == ()
@@ -135,6 +136,10 @@ def test_what_would_fail_only_after_the_preprocessing_is_refused_before(tmp_path
     with pytest.raises(ConfigError, match="folds: 7: nnU-Net makes 5 folds. Name folds of 0 to 4, or `all`"):
         due(folds=[0, 7])
     assert due(folds=[4, "all"]) is not None
+    (raw / "dataset.json").write_text(json.dumps({**DATASET_JSON, "numTraining": 9}))
+    with pytest.raises(DataError, match="numTraining of .* is 9, and the dataset has 10 training cases. Correct the number"):
+        due()
+    (raw / "dataset.json").write_text(json.dumps(DATASET_JSON))
     (raw / "labelsTr" / f"{CASES[0]}.nii").unlink()
     with pytest.raises(DataError, match=f"labelsTr lacks {CASES[0]}.nii. Put the label file"):
         due()
