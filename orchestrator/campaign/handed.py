@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.campaign.events import CampaignLog
-from orchestrator.cluster.submissions import Stage
+from orchestrator.cluster.submissions import AGAIN, CHANGE, Stage
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from orchestrator.run.job_record import HandedRun, JobRecord
 from orchestrator.run.names import UNPLANNED
@@ -54,10 +54,12 @@ def _status(run: HandedRun, job: JobRecord, log: CampaignLog, end: str, before: 
     news = {"campaign": job.campaign, "since_unix": job.started_unix, "seconds_left": None, "validation": None}
     if log.error is None and job.is_live:
         return base.model_copy(update={**news, "state": RunState.QUEUED, "reason": log.waits or "its campaign begins."})
-    why = str(log.error) if log.error is not None else f"it {end}. Submit it again."
+    why = str(log.error) if log.error is not None else f"it {end}. {AGAIN}"
     reason = f"its campaign {job.campaign} could not begin: {why}"
     if before is not None:  # an earlier campaign's run: its jobs may go on
         return before.model_copy(update={"reason": reason})
+    if isinstance(log.error, ConfigError):
+        reason = f"{reason.rstrip('.')}. {CHANGE}"
     return base.model_copy(update={**news, "state": _end_of(log.error), "reason": reason, "is_claimed": False})
 
 

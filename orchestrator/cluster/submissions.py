@@ -25,6 +25,8 @@ from trainers.storage.files import write_atomic
 KEPT_S = 30 * 86400.0
 """How long a submission is shown that nobody submits again."""
 AGAIN = "Submit it again."
+CHANGE = "Change the experiment, then submit it again."
+"""Where the same experiment would be refused again: its command is not shown."""
 Stage = Literal["begins", "failed", "begun"]
 """Of a campaign: it has reported nothing yet; it could not begin; it owned its runs, or was withdrawn."""
 _HIDDEN = TypeAdapter(dict[str, float])
@@ -114,6 +116,8 @@ def shown(home: Home, statuses: Iterable[RunStatus]) -> list[RunStatus]:
 
 
 def _with_command(status: RunStatus, again: str) -> RunStatus:
+    if status.reason.endswith(CHANGE):
+        return status
     return status.model_copy(update={"reason": f"{status.reason.removesuffix(AGAIN).rstrip(' .')}. {again}"})
 
 

@@ -26,6 +26,7 @@ def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
             f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes, in the "
             "environment (export nnUNet_preprocessed=...) or in the experiment file."
         )
+    refuse_own_folder("nnUNet_preprocessed", preprocessed)
     if not text.isdecimal():
         if text in names:
             return _plain(preprocessed, text)
@@ -102,15 +103,23 @@ def number_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def refuse_own_folder(key: str, folder: Path) -> None:
+    """Raise ConfigError where one of nnU-Net's variables names a dataset's own folder in place of the folder of all datasets."""
+    if number_of(folder.name) is not None and not datasets_in(folder):
+        raise ConfigError(f"{key}: {folder} is a dataset's own folder; set it to its parent, {folder.parent}.")
+
+
 def _unknown_dataset(preprocessed: Path, text: str, names: list[str], raw: Path | None) -> str:
     here = f"Found: {', '.join(names) or 'no datasets'}."
     unprepared = [n for n in (datasets_in(raw) or [] if raw else []) if n == text or (text.isdecimal() and number_of(n) == int(text))]
     if unprepared:
         return (
             f"dataset: {unprepared[0]} is raw but not preprocessed in {preprocessed}. {here} "
-            f"Run {PREPROCESS_COMMAND} -d {number_of(unprepared[0])}."
+            f"Run {PREPROCESS_COMMAND} -d {number_of(unprepared[0])}, or write `preprocess: true` in the experiment file."
         )
     hint = "" if text.isdecimal() else nearest(text, names)
+    if raw is not None:
+        refuse_own_folder("nnUNet_raw", raw)
     if raw is not None and not raw.is_dir():
         here += f" Raw datasets are not seen either: nnUNet_raw names {raw}, which is not a folder (export nnUNet_raw=...)."
     return f"dataset: {text} is not in {preprocessed}.{hint} {here} Name one of these or run {PREPROCESS_COMMAND}."

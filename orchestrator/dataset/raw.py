@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.dataset.folder import datasets_in, file_names, number_of
+from orchestrator.dataset.folder import datasets_in, file_names, number_of, refuse_own_folder
 from orchestrator.dataset.problems import listed
 from orchestrator.errors import ConfigError, DataError
+from trainers.contract.names import shown
 from trainers.contract.plans import check_case_ids, labels_of, load_dataset_json
 from trainers.storage.faults import reading
 
@@ -21,6 +22,7 @@ def find_raw_dataset(raw: Path | None, text: str) -> str:
     names = datasets_in(raw)
     if names is None:
         raise ConfigError(f"nnUNet_raw: {raw} is not a folder. Name an existing one, as seen by the cluster's nodes.")
+    refuse_own_folder("nnUNet_raw", raw)
     found = [name for name in names if name == text or (text.isdecimal() and number_of(name) == int(text))]
     if len(found) > 1:
         raise ConfigError(f"dataset: {text} means several folders of {raw}: {', '.join(found)}. Write the whole name.")
@@ -58,6 +60,15 @@ def raw_cases(dataset: Path, dataset_json: dict[str, Any]) -> tuple[str, ...]:
         raise DataError(f"dataset: {dataset} has no training images (imagesTr/<case>_0000{dataset_json['file_ending']}).")
     check_case_ids(sorted(found), str(dataset / "imagesTr"))
     return tuple(sorted(found))
+
+
+def refuse_other_number(dataset: Path, dataset_json: dict[str, Any], cases: Sequence[str]) -> None:
+    """Raise DataError where numTraining of a raw dataset is not the number of its training cases: nnU-Net refuses it."""
+    if (named := dataset_json.get("numTraining")) != len(cases):
+        raise DataError(
+            f"dataset.json: numTraining of {dataset / 'dataset.json'} is {shown(named)}, and the dataset has {len(cases)} training cases. "
+            "Correct the number, or put the missing cases there."
+        )
 
 
 def refuse_lacking_labels(dataset: Path, dataset_json: dict[str, Any], cases: Sequence[str]) -> None:

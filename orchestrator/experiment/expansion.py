@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.dataset.case_readings import CaseReadings, contents_of_cases, labels_of_cases
-from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
+from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset, number_of
 from orchestrator.dataset.model_folder import problems_of_folders
 from orchestrator.dataset.preflight import data_problems, usable_configuration
 from orchestrator.dataset.problems import Problems
 from orchestrator.dataset.remembered import Reading
 from orchestrator.dataset.split_check import check_folds
-from orchestrator.errors import NnfleetError
+from orchestrator.errors import DataError, NnfleetError
 from orchestrator.experiment.first_weights import FirstWeights
 from orchestrator.experiment.halving import with_comparisons
 from orchestrator.experiment.identity import Planned, identity_in
@@ -127,6 +127,9 @@ class _Expansion:
         found = {}
         for (plans_name, name), configuration in configurations.items():
             cases = cases_in(self.folder / configuration["data_identifier"])
+            if not cases:
+                self.problems.add(_not_preprocessed(self.dataset, plans_name, name))
+                continue
             folds = self._folds(cases)
             try:
                 check_folds(folds, cases, str(self.folder / "splits_final.json"))
@@ -230,6 +233,14 @@ class _Expansion:
             tracking_uri=experiment.tracking.uri,
             mlflow_experiment=experiment.tracking.experiment or self.dataset,
         )
+
+
+def _not_preprocessed(dataset: str, plans: str, configuration: str) -> DataError:
+    named = "" if plans == "nnUNetPlans" else f" -plans_name {plans}"
+    return DataError(
+        f"configurations: {configuration!r} is not preprocessed: nnUNetv2_preprocess -d {number_of(dataset)}{named} -c {configuration}, "
+        "or `preprocess: true` in the experiment file."
+    )
 
 
 class _Readings:

@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
-from orchestrator.dataset.folder import NUM_FOLDS, datasets_in, file_names, find_dataset, number_of
-from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases, refuse_lacking_labels
+from orchestrator.dataset.folder import NUM_FOLDS, datasets_in, file_names, find_dataset, number_of, refuse_own_folder
+from orchestrator.dataset.raw import find_raw_dataset, load_raw_dataset_json, raw_cases, refuse_lacking_labels, refuse_other_number
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import PLANNERS, Preprocess, planner_of
+from orchestrator.experiment.stages import refuse_lacking_stages
+from trainers.contract.cascade import previous_stage
 from trainers.contract.names import nearest
 from trainers.contract.plans import Plans, load_plans, load_splits
 from trainers.contract.run_spec import Frozen
 
 PLANNED = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """The configurations that nnU-Net's planners make, of small images not all of them."""
+PLANNED_STAGES = {"3d_cascade_fullres": "3d_lowres"}
+"""Those of them that need the segmentations of another."""
 WHOLE = (".b2nd", "_seg.b2nd", ".pkl")
 """Endings of a preprocessed case's files, in the order in which nnU-Net writes them."""
 
@@ -60,8 +64,8 @@ def due_of(experiment: Experiment) -> Due | None:
     """What has to be preprocessed before the runs of an experiment can be planned; None: nothing, or the experiment does not ask for it.
 
     Changes nothing. Raises ConfigError or DataError for what cannot be preprocessed: no raw dataset, a broken dataset.json, plans that
-    nobody can make, a configuration that existing plans lack or nnU-Net's planners never make, training images without labels, a fold that
-    the split lacks; StorageError.
+    nobody can make, a configuration that existing plans lack or nnU-Net's planners never make, training images without labels or of another
+    number than numTraining, a fold that the split lacks, a cascade whose first stage is not made of all cases; StorageError.
     """
     if experiment.preprocess is None:
         return None
@@ -77,13 +81,18 @@ def due_of(experiment: Experiment) -> Due | None:
     assert experiment.nnUNet_raw is not None
     raw = experiment.nnUNet_raw / dataset
     content = load_raw_dataset_json(raw)
-    refuse_lacking_labels(raw, content, raw_cases(raw, content))
+    cases = raw_cases(raw, content)
+    refuse_other_number(raw, content, cases)
+    refuse_lacking_labels(raw, content, cases)
     _refuse_absent_folds(experiment, folder if there else None)
+    has_splits = bool(there) and (folder / "splits_final.json").is_file()
+    refuse_lacking_stages(experiment, dataset, _stages(experiment, folder if there else None), load_splits(folder) if has_splits else [])
     return Due(dataset=dataset, raw=experiment.nnUNet_raw, preprocessed=preprocessed, parts=parts)
 
 
 def _preprocessed_name(preprocessed: Path, text: str) -> str:
     """Name of the dataset among the preprocessed ones; '' where it is not among them yet. Raises ConfigError for one that is not clear."""
+    refuse_own_folder("nnUNet_preprocessed", preprocessed)
     names = [name for name in datasets_in(preprocessed) or [] if name == text or (text.isdecimal() and number_of(name) == int(text))]
     return find_dataset(preprocessed, text) if names else ""
 
@@ -127,6 +136,16 @@ def _refuse_absent_folds(experiment: Experiment, folder: Path | None) -> None:
     whose = f"{folder}/splits_final.json has" if has_splits else "nnU-Net makes"
     if absent := [fold for fold in experiment.folds if fold != "all" and fold >= count]:
         raise ConfigError(f"folds: {', '.join(map(str, absent))}: {whose} {count} folds. Name folds of 0 to {count - 1}, or `all`.")
+
+
+def _stages(experiment: Experiment, folder: Path | None) -> dict[tuple[str, str], str]:
+    """The first stage of each (plans, configuration) that has one; of plans that are still to be made those of nnU-Net's planners."""
+    found = {}
+    for name in experiment.plans:
+        plans = load_plans(folder, name) if folder is not None and (folder / f"{name}.json").is_file() else None
+        for each in experiment.configurations:
+            found[name, each] = previous_stage(plans.configuration(each)) if plans else PLANNED_STAGES.get(each, "")
+    return {key: stage for key, stage in found.items() if stage}
 
 
 def _wanted(folder: Path, experiment: Experiment, plans: Plans) -> tuple[str, ...]:

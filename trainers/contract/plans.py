@@ -20,6 +20,9 @@ from trainers.errors import ConfigError, DataError
 from trainers.storage.files import read_json
 
 PREPROCESS_COMMAND = "nnUNetv2_plan_and_preprocess"
+_OF_LARGE_IMAGES = (
+    " nnU-Net plans 3d_lowres and 3d_cascade_fullres only where the images are much larger than a patch; train 3d_fullres instead."
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Plans:
         """
         known = self.content["configurations"]
         if name not in known:
-            raise ConfigError(f"configurations: {name!r} is not in {self.path}.{nearest(name, known)} Known: {', '.join(known)}.")
+            advice = _OF_LARGE_IMAGES if name in ("3d_lowres", "3d_cascade_fullres") and "3d_fullres" in known else nearest(name, known)
+            raise ConfigError(f"configurations: {name!r} is not in {self.path}.{advice} Known: {', '.join(known)}.")
         resolved, fault = _checked(self._resolved(name))
         if fault:
             raise DataError(f"plans: configuration {name!r} of {self.path}: {fault}. Repair it or run {PREPROCESS_COMMAND}.")

@@ -328,9 +328,16 @@ def test_what_a_campaign_has_reported_is_no_longer_noted(place: Place, reported:
     assert not note.exists()
 
 
-def refused(place: Place, submission: api.Submission, text: str = "results: they are full.") -> None:
-    place.head.texts[submission.submission_id] = line_of(Failed(error="DataError", message=text)) + "\n"
+def refused(place: Place, submission: api.Submission, text: str = "results: they are full.", error: str = "DataError") -> None:
+    place.head.texts[submission.submission_id] = line_of(Failed(error=error, message=text)) + "\n"
     place.head.set_state(submission.submission_id, "FAILED")
+
+
+def test_an_experiment_that_has_to_be_changed_is_not_advised_to_be_submitted_as_it_is(place: Place) -> None:
+    submission = api.submit(place.experiment(), again="nnfleet submit e.yaml")
+    refused(place, submission, "configurations: none.", "ConfigError")
+    for (shown,) in (api.snapshot().statuses, api.status()):
+        assert shown.reason.endswith("could not begin: configurations: none. Change the experiment, then submit it again.")
 
 
 def test_a_run_whose_campaign_could_not_begin_is_shown_with_the_command_until_it_is_submitted_again(place: Place) -> None:

@@ -267,7 +267,7 @@ def test_a_campaign_that_could_not_begin_says_why_and_takes_nothing_from_what_is
     refusal = Failed(error="ConfigError", message="mlflow: mixed")
     jobs.hand_over("c", "FAILED", refusal)
     assert jobs.shown().state is RunState.FAILED_CONFIG
-    assert jobs.shown().reason == "its campaign c could not begin: mlflow: mixed"
+    assert jobs.shown().reason == "its campaign c could not begin: mlflow: mixed. Change the experiment, then submit it again."
     jobs.hand_over("c", "FAILED", exit_code=-9)
     assert jobs.shown().state is RunState.FAILED_CLUSTER
     assert "c could not begin: it died (was killed by signal 9). Submit it again." in jobs.shown().reason

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.dataset.folder import cases_in, ensure_splits, find_dataset
 from orchestrator.dataset.preflight import check_run, label_problems, usable_configuration
+from orchestrator.dataset.raw import find_raw_dataset
 from orchestrator.dataset.remembered import Reading
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.experiment.expansion import expand
@@ -307,6 +309,17 @@ def test_a_split_with_a_case_that_was_never_preprocessed_is_refused(tiny: Tiny) 
     assert "the file of ghost is missing" in str(caught.value)
 
 
+def test_a_configuration_that_is_not_preprocessed_is_refused_with_what_preprocesses_it(tiny: Tiny) -> None:
+    """Not with too few cases for the folds, whether there is a split file or none."""
+    shutil.rmtree(tiny.data_folder())
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            expand(single_training(17, "3d_fullres", 0, **tiny.folders))
+        command = "nnUNetv2_preprocess -d 17 -c 3d_fullres, or `preprocess: true` in the experiment file."
+        assert str(caught.value) == f"configurations: '3d_fullres' is not preprocessed: {command}"
+        (tiny.preprocessed / "splits_final.json").unlink(missing_ok=True)
+
+
 def test_npz_folders_of_older_versions_pass_when_they_are_whole(tiny: Tiny) -> None:
     for case in CASES:
         data, seg = np.zeros((1, 4, 3, 2), np.float32), np.zeros((1, 4, 3, 2), np.int8)
@@ -341,8 +354,23 @@ def test_a_dataset_that_is_not_there_is_refused_with_those_that_are(tiny: Tiny, 
 
 def test_a_raw_dataset_that_was_not_preprocessed_is_told_apart(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "nnUNet_raw" / "Dataset018_Raw").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18, or write `preprocess: true`",
+    ):
         find_dataset(tiny.preprocessed.parent, "018", tmp_path / "nnUNet_raw")
+
+
+def test_a_variable_that_names_a_datasets_own_folder_is_refused_with_its_parent(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"nnUNet_preprocessed: {tiny.preprocessed} is a dataset's own folder; set it to its parent"):
+        find_dataset(tiny.preprocessed, "17")
+    raw = tmp_path / "nnUNet_raw" / "Dataset018_Raw"
+    raw.mkdir(parents=True)
+    text = rf"nnUNet_raw: .*Dataset018_Raw is a dataset's own folder; .* parent, {raw.parent}\."
+    with pytest.raises(ConfigError, match=text):
+        find_raw_dataset(raw, "18")
+    with pytest.raises(ConfigError, match=text):
+        find_dataset(tiny.preprocessed.parent, "18", raw)
 
 
 def test_cases_are_told_from_their_segmentations(tmp_path: Path) -> None:

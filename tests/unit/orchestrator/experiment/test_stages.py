@@ -99,11 +99,16 @@ def test_each_model_has_its_own_first_stage(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "missing"), [({"folds": [0, 1, 2]}, 4), ({"folds": "all"}, 10), ({"validation": {"checkpoints": ["best"]}}, 10)]
+    ("keys", "missing", "folds"),
+    [
+        ({"folds": [0, 1, 2]}, 4, "folds 3, 4"),
+        ({"folds": "all"}, 10, "folds 0, 1, 2, 3, 4"),
+        ({"validation": {"checkpoints": ["best"]}}, 10, "folds 0, 1, 2, 3, 4"),
+    ],
 )
-def test_first_stages_that_leave_too_few_are_refused(tiny: Tiny, keys: dict[str, Any], missing: int) -> None:
+def test_first_stages_that_leave_too_few_are_refused(tiny: Tiny, keys: dict[str, Any], missing: int, folds: str) -> None:
     """The fold `all` leaves none: it would replace what was not trained on by what was. Nor do the best weights."""
-    with pytest.raises(ConfigError, match=rf"{missing} of its 10 cases have none .* with all folds and with `final`"):
+    with pytest.raises(ConfigError, match=rf"{missing} of its 10 cases have none .* Missing: {folds} of '3d_lowres'. .* with `final`"):
         runs(tiny, BOTH, **{"folds": [0, 1, 2, 3, 4], **keys})
 
 

@@ -57,6 +57,7 @@ def test_cases_that_the_split_does_not_name_are_not_due(tiny: Tiny) -> None:
     raw = tiny.base / "nnUNet_raw" / tiny.name
     (raw / "imagesTr" / "later_0000.nii").touch()
     (raw / "labelsTr" / "later.nii").touch()
+    (raw / "dataset.json").write_text(json.dumps({**DATASET_JSON, "numTraining": 11}))
     assert names(on(tiny)) == ("nnUNetPlans: 3d_fullres",)
     (tiny.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[:8], "val": CASES[8:]}]))
     assert names(on(tiny)) == ()
@@ -83,6 +84,7 @@ def test_a_planner_alone_names_its_plans(tmp_path: Path) -> None:
     [
         ({"nnUNet_raw": None}, ConfigError, "nnUNet_raw: neither in the experiment file nor in the environment"),
         ({"nnUNet_raw": "/nowhere"}, ConfigError, "nnUNet_raw: /nowhere is not a folder"),
+        ({"nnUNet_preprocessed": "/p/Dataset905_Raw"}, ConfigError, "nnUNet_preprocessed: .* own folder; set it to its parent, /p"),
         ({"dataset": 18}, ConfigError, "dataset: 18 is not in .*nnUNet_raw, from which `preprocess` takes it. Found: Dataset905_Raw"),
         ({"plans": "myPlans"}, ConfigError, "plans: 'myPlans' does not exist, and no planner of nnU-Net's makes plans of that name"),
     ],
@@ -134,6 +136,10 @@ def test_what_would_fail_only_after_the_preprocessing_is_refused_before(tmp_path
     with pytest.raises(ConfigError, match="folds: 7: nnU-Net makes 5 folds. Name folds of 0 to 4, or `all`"):
         due(folds=[0, 7])
     assert due(folds=[4, "all"]) is not None
+    (raw / "dataset.json").write_text(json.dumps({**DATASET_JSON, "numTraining": 9}))
+    with pytest.raises(DataError, match="numTraining of .* is 9, and the dataset has 10 training cases. Correct the number"):
+        due()
+    (raw / "dataset.json").write_text(json.dumps(DATASET_JSON))
     (raw / "labelsTr" / f"{CASES[0]}.nii").unlink()
     with pytest.raises(DataError, match=f"labelsTr lacks {CASES[0]}.nii. Put the label file"):
         due()
@@ -147,8 +153,50 @@ def test_folds_that_the_split_file_has_are_due_and_no_others(tiny: Tiny) -> None
         due_of(on(tiny, folds=[8]))
 
 
+def test_a_cascade_that_cannot_be_trained_is_refused_before(tmp_path: Path) -> None:
+    """Without a split file nnU-Net's five folds are meant; segmentations that are there may be those that lack."""
+    write_raw(tmp_path / "nnUNet_raw" / NAME)
+
+    def due(**more: Any) -> Any:
+        return due_of(experiment_from(raw_experiment(tmp_path, **{"configurations": ["3d_lowres", "3d_cascade_fullres"], **more})))
+
+    with pytest.raises(ConfigError, match="sees the segmentations by '3d_lowres', .* Missing: folds 2, 3, 4 of '3d_lowres'"):
+        due(folds=[0, 1])
+    with pytest.raises(ConfigError, match="Name '3d_lowres' in `configurations` too, with all folds"):
+        due(folds=[0, 1, 2, 3, 4], configurations=["3d_cascade_fullres"])
+    with pytest.raises(ConfigError, match="Missing: folds 0, 1, 2, 3, 4 of .* with `final`"):
+        due(folds=[0, 1, 2, 3, 4], validation={"checkpoints": ["best"]})
+    assert due(folds=[0, 1, 2, 3, 4, "all"]) is not None
+    assert due(folds=[0, 1], configurations=["3d_lowres"]) is not None
+    model = tmp_path / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_lowres"
+    (model / "predicted_next_stage" / "3d_cascade_fullres").mkdir(parents=True)
+    (model / "predicted_next_stage" / "3d_cascade_fullres" / f"{CASES[0]}.b2nd").touch()
+    assert due(folds=[0, 1]) is not None
+
+
+def test_the_first_stage_of_a_known_split_needs_the_folds_that_validate_its_cases(tmp_path: Path) -> None:
+    write_raw(tmp_path / "nnUNet_raw" / NAME)
+    preprocessed = tmp_path / "nnUNet_preprocessed" / NAME
+    preprocessed.mkdir(parents=True)
+    splits = [{"train": CASES[:5], "val": CASES[5:]}, {"train": CASES[5:], "val": CASES[:5]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+
+    def due(**more: Any) -> Any:
+        return due_of(experiment_from(raw_experiment(tmp_path, configurations=["3d_lowres", "3d_cascade_fullres"], **more)))
+
+    assert due(folds=[0, 1]) is not None
+    with pytest.raises(ConfigError, match="those of fold 1 are made by nobody. Missing: fold 1 of '3d_lowres'"):
+        due(folds=[0])
+    place = tmp_path / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "predicted_next_stage" / "3d_cascade_fullres"
+    place.mkdir(parents=True)
+    for case in CASES[:5]:
+        (place / f"{case}.b2nd").touch()
+    assert due(folds=[0]) is not None
+
+
 def test_a_configuration_that_existing_plans_lack_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match="'3d_lowres' is not in .*nnUNetPlans.json"):
+    text = "'3d_lowres' is not in .*nnUNetPlans.json. nnU-Net plans .* much larger than a patch; train 3d_fullres instead"
+    with pytest.raises(ConfigError, match=text):
         due_of(on(tiny, configurations=["3d_lowres"]))
 
 
