@@ -78,6 +78,7 @@ def removable_run(fold: int) -> Removable:
         run_folder=Path(f"/r/fold_{fold}"),
         size_bytes=750_000_000,
         mlflow_run_id="m",
+        mlflow_url=f"http://mlflow/#/experiments/7/runs/m{fold}",
         crossvals=(Path("/r/crossval_results_folds_0_1"),),
         second_stages=("17/3d_cascade_fullres/nnUNetTrainer",),
     )
@@ -733,7 +734,8 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert err.count("/r/crossval_results_folds_0_1  (a cross-validation with what is removed)") == 1
     assert err.count("Warning: 17/3d_cascade_fullres/nnUNetTrainer was trained on segmentations of these runs and predicts no new") == 1
     assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at." in err
-    assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too. `nnfleet rm --yes`" in err
+    assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too" in err
+    assert " and only with this removal. `nnfleet rm --yes`" in err
     assert api.asked == [("removable", ("17",), None)]
     code, out, err = nnfleet("rm", "17", "--yes", "--results", "/r")
     assert code == 0
@@ -741,12 +743,25 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
     assert out.splitlines()[2:] == ["removed /r/crossval_results_folds_0_1"]
     assert "Their MLflow runs stay" in err
-    assert "delete them in MLflow's pages." in err
+    assert "delete them in MLflow's pages:\n- 17/2d/nnUNetTrainer/0: http://mlflow/#/experiments/7/runs/m0\n" in err
     assert "--mlflow" not in err, "it finds no run any more"
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
     assert api.asked[-1][-1] is True
     assert "Their MLflow runs stay" not in err
+
+
+def test_mlflow_runs_of_what_was_removed_before_are_deleted_in_its_pages(
+    nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: object) -> list[Removable]:
+        raise ConfigError("run: there is no run 17 below /r. Known: none.")
+
+    monkeypatch.setattr(api, "removable", none)
+    code, _, err = nnfleet("rm", "17", "--yes", "--mlflow")
+    assert code == ConfigError.exit_code
+    assert "Known: none. The MLflow run of one that was removed before is deleted in MLflow's pages: nnfleet ui." in err
+    assert "MLflow" not in nnfleet("rm", "17", "--yes")[2]
 
 
 def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -760,7 +775,9 @@ def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytes
     monkeypatch.setattr("sys.stdin", StringIO("n\n"))
     code, _, err = nnfleet("rm", "17")
     assert code == 1
-    assert "stay: --mlflow puts them into MLflow's bin too.\nRemove 2 runs (1.5 GB on the disk), for good?" in err
+    assert (
+        "stay: --mlflow puts them into MLflow's bin too, and only with this removal.\nRemove 2 runs (1.5 GB on the disk), for good?" in err
+    )
     assert [what[0] for what in api.asked] == ["removable", "removable"]
 
 
