@@ -337,19 +337,24 @@ def logs(
     meant = reach(cluster)
     follower = _follower(meant)
     if follower is not None and is_preprocessing(run):
-        return follower.printed(run, follow=follow)
+        return _printed(follower, run, follow=follow, earlier=earlier)
     known = _known(meant, follower)
     found = match(run, known.all, left=known.left)
     warn_of(known.left)
     on_found(found)
     if follower is not None and (job := preprocessing_named_in(found.reason)):
-        return follower.printed(job, follow=follow)
+        return _printed(follower, job, follow=follow, earlier=earlier)
     if not found.campaign or follower is None:
         return stored_logs(found.run_folder, earlier=earlier)
     if follow:
         printed = follower.logs(found.run_key, found.campaign, follow=True, earlier=earlier)
         return printed if earlier else map(own_lines, printed)
     return _logs_so_far(follower, found, earlier=earlier)
+
+
+def _printed(follower: Follower, submission_id: str, *, follow: bool, earlier: bool) -> Iterator[str]:
+    printed = follower.printed(submission_id, follow=follow)
+    return printed if earlier else map(own_lines, printed)
 
 
 def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterator[str]:

@@ -23,10 +23,12 @@ from orchestrator.campaign.events import ComparisonMade
 from orchestrator.campaign.queue_view import QueueReport, QueueRow
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
-from orchestrator.cli.export import predict_command
+from orchestrator.cli.export import predict_command, stage_command
 from orchestrator.cli.foreground import answer_of
+from orchestrator.cli.gc import _kinds
 from orchestrator.cli.models import Model
 from orchestrator.cli.plan import plan_table
+from orchestrator.cli.resume import _finished_as_one
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import OPTIONS, fitted
 from orchestrator.cli.watch import done_fraction, watch_view
@@ -36,8 +38,9 @@ from orchestrator.demo import DATASET, DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
-from orchestrator.export.model import Exported
+from orchestrator.export.model import Exported, _address_of_stage
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.resume.garbage import Garbage
 from orchestrator.resume.removal import Removable
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Progress
@@ -1215,6 +1218,23 @@ def test_the_command_that_predicts_takes_folds_and_checkpoint_as_nnfleet_predict
 def test_the_command_of_a_second_stage_names_the_predictions_of_its_first() -> None:
     command = predict_command(Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres"))
     assert command.endswith(" -i INPUT -o OUTPUT -prev_stage_predictions PREDICTIONS_OF_3d_lowres")
+
+
+def test_a_second_stage_is_exported_with_the_command_that_exports_its_first() -> None:
+    assert (_address_of_stage("17/3d_cascade_fullres/t", "3d_lowres"), _address_of_stage("17/2d/t", "")) == ("17/3d_lowres/t", "")
+    second = Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres", previous_model="17/3d_lowres/t")
+    assert stage_command(second) == "\nExport it: nnfleet export 17/3d_lowres/t /m-3d_lowres"
+    assert stage_command(Exported(Path("/m"), {"0": ("final",)}, ())) == ""
+
+
+def test_finished_runs_that_resume_leaves_are_one_line() -> None:
+    assert _finished_as_one(["a is finished."]) == ["a is finished."]
+    assert _finished_as_one(["a is finished.", "b was stopped.", "c is finished."]) == ["2 runs that are finished.", "b was stopped."]
+
+
+def test_gc_names_what_goes_and_not_the_best_that_stays() -> None:
+    held = Garbage(run_key="k", address="a", run_folder=Path("/r"), is_finished=True, sizes={"bests": 180_200, "states": 2_000_000})
+    assert _kinds(held) == "replaced bests 180.2 kB, earlier states 2.0 MB"
 
 
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:
