@@ -60,9 +60,8 @@ def export(
         return
     say(f"Verified model folder: {exported.folder}")
     if exported.previous_stage:
-        note(
-            f"It is the second stage of a cascade: export and predict with its first stage, {exported.previous_stage}, too.{stage_command(exported)}"
-        )
+        first = f"{exported.previous_stage}, too.{stage_command(exported)}"
+        note(f"It is the second stage of a cascade: export and predict with its first stage, {first}")
     if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
         note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
     if exported.early_end:

@@ -118,8 +118,8 @@ def result_view(
 
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
-    """The full Dice of a model is the mean over the cases of its validated folds, the epochs are those of each fold; with `~` it is the mean of the folds' means, with `*` it
-    is that of training cases.
+    """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means, with `*` it
+    is that of training cases. The epochs are those of each fold.
     """
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
