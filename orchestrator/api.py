@@ -40,7 +40,7 @@ from orchestrator.model_verbs import publish_report as publish_report
 from orchestrator.model_verbs import write_report as write_report
 from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_preprocessing, is_test_set, preprocessing_named_in
-from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, unlike_ends
+from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, unlike_ends, without_removed
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
 
 if TYPE_CHECKING:
@@ -284,13 +284,13 @@ def status(cluster: str | None = None, campaign: str | None = None) -> list[RunS
 
 def looks(cluster: str | None = None, campaign: str | None = None) -> Iterator[Look]:
     """`status` again at each `next`, over one connection, with test sets; ends after an empty look if nothing runs here."""
-    reached = reach(cluster).reached
-    if reached is None:
+    meant = reach(cluster)
+    if meant.reached is None:
         yield Look([], [])
         return
-    follower = Follower(reached)
+    follower = Follower(meant.reached)
     while True:
-        statuses = submissions.shown(Home.default(), follower.statuses(campaign))
+        statuses = _reported(meant, follower, campaign)
         test_sets = follower.test_sets() if campaign is None else []
         yield Look(statuses, test_sets, follower.comparisons(), follower.ending(statuses))
 
@@ -337,19 +337,24 @@ def logs(
     meant = reach(cluster)
     follower = _follower(meant)
     if follower is not None and is_preprocessing(run):
-        return follower.printed(run, follow=follow)
+        return _printed(follower, run, follow=follow, earlier=earlier)
     known = _known(meant, follower)
     found = match(run, known.all, left=known.left)
     warn_of(known.left)
     on_found(found)
     if follower is not None and (job := preprocessing_named_in(found.reason)):
-        return follower.printed(job, follow=follow)
+        return _printed(follower, job, follow=follow, earlier=earlier)
     if not found.campaign or follower is None:
         return stored_logs(found.run_folder, earlier=earlier)
     if follow:
         printed = follower.logs(found.run_key, found.campaign, follow=True, earlier=earlier)
         return printed if earlier else map(own_lines, printed)
     return _logs_so_far(follower, found, earlier=earlier)
+
+
+def _printed(follower: Follower, submission_id: str, *, follow: bool, earlier: bool) -> Iterator[str]:
+    printed = follower.printed(submission_id, follow=follow)
+    return printed if earlier else map(own_lines, printed)
 
 
 def _logs_so_far(follower: Follower, run: RunStatus, *, earlier: bool) -> Iterator[str]:
@@ -555,13 +560,19 @@ def _follower(meant: Target) -> Follower | None:
     return None if meant.reached is None else Follower(meant.reached)
 
 
+def _reported(meant: Target, follower: Follower, campaign: str | None) -> list[RunStatus]:
+    """What campaigns report, without what was removed or is not to be shown."""
+    statuses = submissions.shown(Home.default(), follower.statuses(campaign))
+    return without_removed(statuses) if meant.is_here else statuses
+
+
 def _known(meant: Target, follower: Follower | None, campaign: str | None = None, results: Path | None = None) -> Known:
     """The runs of a cluster and of the results folder; of one campaign none that only its folder knows.
 
     Raises ConfigError where nnUNet_results names no folder and no campaign has reported a run.
     """
     home = Home.default()
-    reported = [] if follower is None else submissions.shown(home, follower.statuses(campaign))
+    reported = [] if follower is None else _reported(meant, follower, campaign)
     if campaign is not None:
         return Known(reported)
     failed = {status.run_key: status.reason for status in reported if not status.is_claimed}  # their folders may know more of them

@@ -60,7 +60,8 @@ def export(
         return
     say(f"Verified model folder: {exported.folder}")
     if exported.previous_stage:
-        note(f"It is the second stage of a cascade: export and predict with its first stage, {exported.previous_stage}, too.")
+        first = f"{exported.previous_stage}, too.{stage_command(exported)}"
+        note(f"It is the second stage of a cascade: export and predict with its first stage, {first}")
     if unfinished := [fold for fold, names in exported.folds.items() if "final" not in names]:
         note(f"Only with the best checkpoint so far: fold {', '.join(unfinished)}. Export again when its training has ended.")
     if exported.early_end:
@@ -73,6 +74,14 @@ def export(
     option = "" if exported.checkpoint == "final" else " --checkpoint best"
     say(f"Predict with it, as `nnfleet predict{option}` does: {predict_command(exported)}")
     say("Without a GPU add: -device cpu")
+
+
+def stage_command(exported: "Exported") -> str:
+    """How the first stage of a cascade is exported too, as the end of a line; empty where its model is not known."""
+    if not exported.previous_model:
+        return ""
+    beside = exported.folder.with_name(f"{exported.folder.name}-{exported.previous_stage}")
+    return f"\nExport it: {shlex.join(['nnfleet', 'export', exported.previous_model, str(beside)])}"
 
 
 def predict_command(exported: "Exported") -> str:

@@ -48,6 +48,10 @@ def gc(
         raise typer.Exit(NnfleetError.exit_code)
 
 
+NAMES = {"states": "earlier states", "bests": "replaced bests", "uploads": "second names of dead uploads"}
+"""What the kinds are called where what stays, as the newest state and the best checkpoint, has such a name too."""
+
+
 def _show(found: "Sequence[Garbage]", *, is_freed: bool) -> None:
     holding = [each for each in found if each.size_bytes]
     for each in holding:
@@ -58,7 +62,7 @@ def _show(found: "Sequence[Garbage]", *, is_freed: bool) -> None:
 
 def _kinds(garbage: "Garbage") -> str:
     sizes = [*garbage.sizes.items(), ("MLflow", sum(garbage.uploads.values()))]
-    return ", ".join(f"{kind} {size_text(size)}" for kind, size in sizes if size)
+    return ", ".join(f"{NAMES.get(kind, kind)} {size_text(size)}" for kind, size in sizes if size)
 
 
 def _gb(size_bytes: int) -> str:

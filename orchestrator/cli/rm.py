@@ -13,12 +13,17 @@ from orchestrator.errors import ConfigError
 if TYPE_CHECKING:
     from orchestrator.resume.removal import Removable
 
-STAYS = " Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too."
+REMOVED_BEFORE = "The MLflow run of one that was removed before is deleted in MLflow's pages: nnfleet ui."
+STAYS = " Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too, and only with this removal."
+NO_RUN = "run: there is no run "
+"""How the error begins of a name that means no run."""
 
 
 def rm(
     runs: SomeRuns,
-    mlflow: Annotated[bool, typer.Option("--mlflow", help="Also put their MLflow runs into MLflow's bin.")] = False,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Also put their MLflow runs into MLflow's bin, which later is done in its pages.")
+    ] = False,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FOLDER", help="Folder that holds the runs. Default: nnUNet_results of this shell.")
     ] = None,
@@ -32,7 +37,12 @@ def rm(
     from orchestrator import api
 
     with working("Reading run folders ..."):
-        found = api.removable(runs, results, cluster)
+        try:
+            found = api.removable(runs, results, cluster)
+        except ConfigError as err:
+            if not (mlflow and str(err).startswith(NO_RUN)):
+                raise
+            raise ConfigError(f"{err} {REMOVED_BEFORE}") from err
     for model in sorted({model for run in found for model in run.second_stages}):
         note(f"Warning: {model} was trained on segmentations of these runs and predicts no new images without their weights.")
     if not yes:
@@ -47,7 +57,10 @@ def rm(
     for folder in _crossvals(removed):
         say(f"removed {folder}")
     if not mlflow and any(run.mlflow_run_id for run in removed):
-        note("Their MLflow runs stay, with curves and checkpoints. Before the same is trained again, delete them in MLflow's pages.")
+        note("Their MLflow runs stay, with curves and checkpoints. Before the same is trained again, delete them in MLflow's pages:")
+        for run in removed:
+            if run.mlflow_run_id:
+                note(f"- {run.address}: {run.mlflow_url or run.mlflow_run_id}")
 
 
 def _ask_about(found: Sequence["Removable"], *, mlflow: bool) -> None:

@@ -119,7 +119,7 @@ def result_view(
 
 def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
     """The full Dice of a model is the mean over the cases of its validated folds; with `~` it is the mean of the folds' means, with `*` it
-    is that of training cases.
+    is that of training cases. The epochs are those of each fold.
     """
     columns = ["run", "state", ">EMA pseudo-Dice", ">full Dice best", ">full Dice final", ">s/epoch", ">epochs"]
     shown = columns if width >= MEDIUM else columns[:-1]
@@ -134,10 +134,16 @@ def _result_table(models: Sequence[Model], width: int) -> "FittedTable":
             _model_dice(model, "best"),
             _model_dice(model, "final"),
             f"{median(epoch_s):.1f}" if epoch_s else "-",
-            f"{sum(run.epochs_done for run in model.runs)}/{sum(run.epochs for run in model.runs)}",
+            f"{_range([run.epochs_done for run in model.runs])}/{_range([run.epochs for run in model.runs])}",
         ]
         table.add_row(*cells[: len(shown)])
     return table
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """`3`, or `1-3` where they differ."""
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least}-{most}"
 
 
 def _model_dice(model: Model, checkpoint: "CheckpointName") -> str:

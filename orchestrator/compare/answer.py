@@ -1,6 +1,7 @@
 """Which of these models is better: everything that the table, the report and scripts show, computed once."""
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,11 +116,10 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
     """
     if not models:
         raise ConfigError("compare: there is no model to compare.")
-    forced = [*differences(models), *([] if patients else unlike_patients(models))]
+    forced = _unlike(models, patients)
     unforceable = len({model.spec.dataset for model in models}) > 1
     if forced and (unforceable or not is_forced):
-        known = ", ".join(dict.fromkeys(model.spec.model for model in models))
-        alike = f"Name models that are alike (here: {known})" if len(models) > 1 else "Name runs that are alike"
+        alike = _naming_alike(models, patients) if len(models) > 1 else "Name runs that are alike"
         way = "Name models of one dataset." if unforceable else f"{alike}, or compare them all the same: --force."
         raise ConfigError(f"compare: {'; '.join(forced)}. {way}")
     base_of = dict(zip((model.name for model in models), _bases(models), strict=True))
@@ -147,6 +147,28 @@ def answer(models: Sequence[TrainedModel], checkpoint: CheckpointName, patients:
         unread=tuple(unread),
         patients=digest_of(patients, "compare: --patients") if patients else "",
     )
+
+
+def _naming_alike(models: Sequence[TrainedModel], patients: str | None) -> str:
+    """What to name instead of these models: which of them may be compared, with the command for the largest group. Pure."""
+    groups: list[list[TrainedModel]] = []
+    for model in models:
+        fitting = (group for group in groups if not _unlike([*group, model], patients))
+        if (group := next(fitting, None)) is not None:
+            group.append(model)
+        else:
+            groups.append([model])
+    addresses = [list(dict.fromkeys(model.spec.model for model in group)) for group in sorted(groups, key=len, reverse=True)]
+    text = f"Name models that are alike (here: {'; '.join(', '.join(group) for group in addresses)})"
+    others = {name for group in addresses[1:] for name in group}
+    if len(addresses[0]) < 2 or others.intersection(addresses[0]):
+        return text
+    return f"{text}: nnfleet compare {shlex.join(addresses[0])}"
+
+
+def _unlike(models: Sequence[TrainedModel], patients: str | None) -> list[str]:
+    """Why these models should not be compared, a sentence each."""
+    return [*differences(models), *([] if patients else unlike_patients(models))]
 
 
 def _without_lesions(models: Sequence[TrainedModel]) -> list[str]:

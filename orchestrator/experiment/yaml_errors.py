@@ -125,7 +125,9 @@ def _sentence(fault: Any, model: type[BaseModel], source: str, root: yaml.Node |
     key = ".".join(masked(str(part)) for part in path) or "the file"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
-        return f"{where}: {key}: unknown key.{_meant(str(path[-1]), known)} Known here: {', '.join(known)}."
+        meant = _meant(str(path[-1]), known)
+        listed = "" if meant and len(path) == 1 else f" Known here: {', '.join(known)}."  # there are dozens beside it
+        return f"{where}: {key}: unknown key.{meant}{listed}"
     if fault["type"] == "missing":
         return f"{where}: {key}: missing. Add it."
     if not path and not isinstance(fault["input"], dict):

@@ -48,6 +48,8 @@ class Exported:
     """How its folds ended before their schedule, as somebody asked (`EarlyEnd.text`); empty: they did not."""
     previous_stage: str = ""
     """Of a second stage of a cascade: the configuration whose predictions nnU-Net's predict needs; empty: it stands alone."""
+    previous_model: str = ""
+    """The address of that stage's model."""
 
     @property
     def checkpoint(self) -> str:
@@ -93,7 +95,15 @@ def export_model(name: str, target: Path, sources: Sequence[FoldSource], place: 
     held = exported_folds(target)
     folds, optimistic = ({fold: tuple(getattr(facts, name)) for fold, facts in held.items()} for name in ("checkpoints", "optimistic"))
     early = next((facts.shared[EARLY_END] for facts in held.values() if EARLY_END in facts.shared), "")
-    return Exported(target, folds, tuple(left), candidate, optimistic, early, _previous_stage(target, next(iter(held.values()))))
+    facts = next(iter(held.values()))
+    stage = _previous_stage(target, facts)
+    return Exported(target, folds, tuple(left), candidate, optimistic, early, stage, _address_of_stage(facts.model, stage))
+
+
+def _address_of_stage(model: str, stage: str) -> str:
+    """The model that is the first stage of the model of this address; empty where there is no stage, or no address."""
+    parts = model.split("/")
+    return "/".join([parts[0], stage, *parts[2:]]) if stage and len(parts) > 2 else ""
 
 
 def _previous_stage(model: Path, facts: FoldFacts) -> str:

@@ -16,6 +16,7 @@ from orchestrator.run.crossvals import crossvals_with, remove_crossvals
 from orchestrator.run.job_record import JobRecord, living_campaigns
 from orchestrator.run.names import resolve_all
 from orchestrator.run.status import RunStatus
+from orchestrator.tracking.binding import noted_url
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
@@ -38,6 +39,8 @@ class Removable(Frozen):
     size_bytes: int
     """Taken on the disk by what is removed; a file with several names counts once."""
     mlflow_run_id: str = ""
+    mlflow_url: str = ""
+    """Link to the page of that run; empty where there is none."""
     is_imported_here: bool = False
     """nnU-Net itself made the folder: only what was noted of the run is removed."""
     second_stages: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ def _removable(run: Found, staying: Sequence[RunSpec]) -> Removable:
         run_folder=status.run_folder,
         size_bytes=0,
         mlflow_run_id=run.mlflow_run_id,
+        mlflow_url=noted_url(RunFolder(run.spec.run_folder)),
         is_imported_here=run.spec.is_imported_in_place,
         second_stages=tuple(sorted(after)),
         crossvals=tuple(crossvals_with(run.spec.model_folder, run.spec.fold)),

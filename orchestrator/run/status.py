@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.run.names import Names, resolve_all, resolve_one
+from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import WeightsName
 from trainers.contract.states import RunState
 
@@ -107,6 +108,31 @@ def match_all(wanted: Sequence[str], statuses: Sequence[RunStatus], *, hints: bo
     """The runs that any of `wanted` means, each once. Raises ConfigError for a name that means none; with a suggestion if it `hints`,
     and with the run folders that are `left`."""
     return [statuses[i] for i in resolve_all(wanted, [status.names for status in statuses], PLACE, hints=hints, left=left)]
+
+
+def without_removed(statuses: Sequence[RunStatus]) -> list[RunStatus]:
+    """Without the runs that have ended and whose folders were removed since; one that failed stays, with that as a part of its reason.
+
+    A folder is taken for removed where that of its dataset is there: else the disk may merely be away.
+    """
+    found = []
+    for status in statuses:
+        if not (status.is_claimed and status.state.is_final and _is_removed(status.run_folder)):
+            found.append(status)
+        elif status.state.is_failure:
+            found.append(status.model_copy(update={"reason": f"its run folder was removed since. {status.reason}".rstrip()}))
+    return found
+
+
+def _is_removed(run_folder: Path) -> bool:
+    """True where what was noted of a run is seen to be missing, and the disk that held it is there."""
+    if len(run_folder.parents) < 2 or not run_folder.parents[1].name.startswith("Dataset") or not run_folder.parents[1].is_dir():
+        return False
+    try:
+        RunFolder(run_folder).spec_file.stat()
+    except OSError as err:
+        return isinstance(err, FileNotFoundError)
+    return False
 
 
 def cannot_finish(status: RunStatus) -> str:

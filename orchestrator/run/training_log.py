@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from orchestrator.run.events import EVENT_PREFIX
 from trainers.contract.run_folder import RunFolder
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -65,8 +66,12 @@ def has_begun_its_log(run_folder: Path, since_unix: float) -> bool:
 
 
 def own_lines(text: str) -> str:
-    """What a job printed without what Ray printed there of itself. Pure."""
-    return "".join(line for line in text.splitlines(keepends=True) if not RAYS.match(COLOURS.sub("", line)))
+    """What a job printed without what Ray printed there of itself, and without the events that only programs read. Pure."""
+    return "".join(line for line in text.splitlines(keepends=True) if not _is_noise(COLOURS.sub("", line)))
+
+
+def _is_noise(line: str) -> bool:
+    return line.startswith(EVENT_PREFIX) or RAYS.match(line) is not None
 
 
 def _training_logs(run_folder: Path) -> list[Path]:

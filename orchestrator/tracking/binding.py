@@ -60,7 +60,8 @@ def refuse_mixture(spec: RunSpec, tracker: TrackingServer) -> None:
     folder, known = RunFolder(spec.run_folder), run_to_take(spec, tracker)
     if known is None:
         return
-    way_out = f"delete the MLflow run {known.run_id} in its pages, or name another server under `tracking`."
+    page = f" ({url})" if (url := tracker.run_url(known.run_id)) else ""
+    way_out = f"delete the MLflow run {known.run_id} in its pages{page}, or name another server under `tracking`."
     elsewhere = known.tags.get(FOLDER_TAG, "")
     if elsewhere and elsewhere != str(folder.root) and _keeps(RunFolder(Path(elsewhere)), known, spec.run_key):
         raise ConfigError(

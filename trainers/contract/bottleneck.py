@@ -40,7 +40,7 @@ class Limit:
             case "GPU" | "steps on the CPU":
                 return ""
             case "CPU augmentation" if self.enough <= self.loaders:
-                return f"{have}: they were starting, or single batches take long (loader.prefetch prepares more of them ahead)."
+                return "its loader actors were starting, or single batches take long (loader.prefetch prepares more of them ahead)."
             case "CPU augmentation" if self.placement == "cluster":
                 return f"{have}: raise loader.actors, which take CPUs of any node."
             case "CPU augmentation":

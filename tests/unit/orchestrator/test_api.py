@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,21 @@ def test_a_results_folder_that_is_not_there_is_an_error_but_hides_no_run_of_the_
     machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1)
     assert [run.run_key for run in api.snapshot().statuses] == ["r"]
     assert f"nnUNet_results: this variable names {tmp_path}/typo" in caplog.text
+
+
+def test_a_run_that_was_removed_is_not_shown_but_one_whose_disk_is_away_is(machine: Machine, tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0))
+    machine.jobs.campaign("c", "RUNNING", RunState.SUCCEEDED, 1, run_key=run.run_key, run_folder=run.run_folder)
+    assert [item.run_key for item in api.snapshot().statuses] == [item.run_key for item in api.status()] == [run.run_key]
+    dataset = run.run_folder.parents[1]
+    dataset.rename(tmp_path / "away")
+    assert [item.run_key for item in api.status()] == [run.run_key]
+    (tmp_path / "away").rename(dataset)
+    shutil.rmtree(run.run_folder.parent)
+    assert api.snapshot().statuses == api.status() == []
+    machine.jobs.campaign("c", "RUNNING", RunState.FAILED_CODE, 1, run_key=run.run_key, run_folder=run.run_folder)
+    assert [item.reason[:30] for item in api.status()] == ["its run folder was removed sin"], "no failure is hidden"
 
 
 def test_run_folders_that_were_moved_or_damaged_are_named_by_every_verb(

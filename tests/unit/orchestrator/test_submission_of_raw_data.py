@@ -62,7 +62,8 @@ def test_until_then_status_shows_the_runs_and_what_they_wait_for(place: Place) -
     assert {run.reason for run in api.status()} == {why}
     place.head.add(JOB, "preprocess", "RUNNING", f"{line_of(Progressed(what='2d'))}\nnnU-Net prints\nhalf")
     for name in (ADDRESSES[0], JOB):
-        assert "".join(api.logs(name)).endswith("nnU-Net prints\n")
+        assert "".join(api.logs(name)) == "nnU-Net prints\n"
+        assert "".join(api.logs(name, earlier=True)).startswith("NNFLEET ")
 
 
 def test_a_refusal_ends_all_with_its_reason(place: Place) -> None:

@@ -23,10 +23,12 @@ from orchestrator.campaign.events import ComparisonMade
 from orchestrator.campaign.queue_view import QueueReport, QueueRow
 from orchestrator.cli import VERBS, main, output
 from orchestrator.cli.demo import demo_folder_name, environment_line
-from orchestrator.cli.export import predict_command
+from orchestrator.cli.export import predict_command, stage_command
 from orchestrator.cli.foreground import answer_of
+from orchestrator.cli.gc import _kinds
 from orchestrator.cli.models import Model
 from orchestrator.cli.plan import plan_table
+from orchestrator.cli.resume import _finished_as_one
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import OPTIONS, fitted
 from orchestrator.cli.watch import done_fraction, watch_view
@@ -36,8 +38,9 @@ from orchestrator.demo import DATASET, DemoPaths
 from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, PlanRow
-from orchestrator.export.model import Exported
+from orchestrator.export.model import Exported, _address_of_stage
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.resume.garbage import Garbage
 from orchestrator.resume.removal import Removable
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.progress import Progress
@@ -78,6 +81,7 @@ def removable_run(fold: int) -> Removable:
         run_folder=Path(f"/r/fold_{fold}"),
         size_bytes=750_000_000,
         mlflow_run_id="m",
+        mlflow_url=f"http://mlflow/#/experiments/7/runs/m{fold}",
         crossvals=(Path("/r/crossval_results_folds_0_1"),),
         second_stages=("17/3d_cascade_fullres/nnUNetTrainer",),
     )
@@ -733,7 +737,8 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert err.count("/r/crossval_results_folds_0_1  (a cross-validation with what is removed)") == 1
     assert err.count("Warning: 17/3d_cascade_fullres/nnUNetTrainer was trained on segmentations of these runs and predicts no new") == 1
     assert "rm: 2 runs (1.5 GB on the disk) would be removed, and there is no terminal to ask at." in err
-    assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too. `nnfleet rm --yes`" in err
+    assert "Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too" in err
+    assert " and only with this removal. `nnfleet rm --yes`" in err
     assert api.asked == [("removable", ("17",), None)]
     code, out, err = nnfleet("rm", "17", "--yes", "--results", "/r")
     assert code == 0
@@ -741,12 +746,25 @@ def test_rm_lists_runs_with_their_sizes_and_removes_them_only_when_it_is_told_to
     assert out.startswith("removed 17/2d/nnUNetTrainer/0  STOPPED")
     assert out.splitlines()[2:] == ["removed /r/crossval_results_folds_0_1"]
     assert "Their MLflow runs stay" in err
-    assert "delete them in MLflow's pages." in err
+    assert "delete them in MLflow's pages:\n- 17/2d/nnUNetTrainer/0: http://mlflow/#/experiments/7/runs/m0\n" in err
     assert "--mlflow" not in err, "it finds no run any more"
     _, out, err = nnfleet("rm", "17", "--yes", "--mlflow", "--json")
     assert [run["size_bytes"] for run in json.loads(out)] == [750_000_000, 750_000_000]
     assert api.asked[-1][-1] is True
     assert "Their MLflow runs stay" not in err
+
+
+def test_mlflow_runs_of_what_was_removed_before_are_deleted_in_its_pages(
+    nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: object) -> list[Removable]:
+        raise ConfigError("run: there is no run 17 below /r. Known: none.")
+
+    monkeypatch.setattr(api, "removable", none)
+    code, _, err = nnfleet("rm", "17", "--yes", "--mlflow")
+    assert code == ConfigError.exit_code
+    assert "Known: none. The MLflow run of one that was removed before is deleted in MLflow's pages: nnfleet ui." in err
+    assert "MLflow" not in nnfleet("rm", "17", "--yes")[2]
 
 
 def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -760,7 +778,9 @@ def test_a_no_removes_nothing(nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytes
     monkeypatch.setattr("sys.stdin", StringIO("n\n"))
     code, _, err = nnfleet("rm", "17")
     assert code == 1
-    assert "stay: --mlflow puts them into MLflow's bin too.\nRemove 2 runs (1.5 GB on the disk), for good?" in err
+    assert (
+        "stay: --mlflow puts them into MLflow's bin too, and only with this removal.\nRemove 2 runs (1.5 GB on the disk), for good?" in err
+    )
     assert [what[0] for what in api.asked] == ["removable", "removable"]
 
 
@@ -1198,6 +1218,23 @@ def test_the_command_that_predicts_takes_folds_and_checkpoint_as_nnfleet_predict
 def test_the_command_of_a_second_stage_names_the_predictions_of_its_first() -> None:
     command = predict_command(Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres"))
     assert command.endswith(" -i INPUT -o OUTPUT -prev_stage_predictions PREDICTIONS_OF_3d_lowres")
+
+
+def test_a_second_stage_is_exported_with_the_command_that_exports_its_first() -> None:
+    assert (_address_of_stage("17/3d_cascade_fullres/t", "3d_lowres"), _address_of_stage("17/2d/t", "")) == ("17/3d_lowres/t", "")
+    second = Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres", previous_model="17/3d_lowres/t")
+    assert stage_command(second) == "\nExport it: nnfleet export 17/3d_lowres/t /m-3d_lowres"
+    assert stage_command(Exported(Path("/m"), {"0": ("final",)}, ())) == ""
+
+
+def test_finished_runs_that_resume_leaves_are_one_line() -> None:
+    assert _finished_as_one(["a is finished."]) == ["a is finished."]
+    assert _finished_as_one(["a is finished.", "b was stopped.", "c is finished."]) == ["2 runs that are finished.", "b was stopped."]
+
+
+def test_gc_names_what_goes_and_not_the_best_that_stays() -> None:
+    held = Garbage(run_key="k", address="a", run_folder=Path("/r"), is_finished=True, sizes={"bests": 180_200, "states": 2_000_000})
+    assert _kinds(held) == "replaced bests 180.2 kB, earlier states 2.0 MB"
 
 
 def test_ui_links_a_run(nnfleet: Nnfleet, api: FakeApi) -> None:

@@ -291,3 +291,10 @@ def test_a_run_without_a_key_yet_and_one_that_never_began_own_no_folder(more: di
     first = coded("17/2d/t", 0, RunState.SUCCEEDED, "1", 10.0)
     second = first.model_copy(update={"run_key": "new", "own_code": "", **more})
     assert older_of([first, second]) == older_of([second, first]) == {}
+
+
+def test_the_epochs_of_a_model_are_those_of_each_fold() -> None:
+    runs = [coded("17/2d/t", fold, RunState.SUCCEEDED, "1", 10.0) for fold in (0, 1)]
+    assert shown(result_view(runs, 120), 120)[1].split()[-1] == "4/4"
+    runs[1] = runs[1].model_copy(update={"epochs_done": 2})
+    assert shown(result_view(runs, 120), 120)[1].split()[-1] == "2-4/4"

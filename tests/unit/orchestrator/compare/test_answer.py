@@ -309,6 +309,19 @@ def test_models_that_are_not_alike_are_refused_with_what_differs(base: Path, cha
     assert "Name models that are alike (here: 901/" in str(refused.value)
 
 
+def test_the_command_for_the_largest_group_of_models_that_are_alike_is_printed(tmp_path: Path) -> None:
+    validated_model(tmp_path, noisy(0, 1), FOLDS, is_ended_early=True)
+    for number, configuration in enumerate(("2d", "3d_lowres")):
+        validated_model(tmp_path, noisy(0, number), FOLDS, configuration=configuration, model_folder=folder_of(tmp_path, configuration))
+    with pytest.raises(ConfigError, match="another schedule") as refused:
+        found(tmp_path, "901")
+    two = "901/2d/nnUNetTrainer", "901/3d_lowres/nnUNetTrainer"
+    assert f"alike (here: {', '.join(two)}; 901/3d_fullres/nnUNetTrainer): nnfleet compare {' '.join(two)}, or compare them all" in str(
+        refused.value
+    )
+    assert len(found(tmp_path, *two).answer.models) == 2
+
+
 def test_a_model_of_unlike_folds_is_left_out_by_its_address_unless_it_is_named(base: Path) -> None:
     other_schedule(base)
     for names in ((), ("901",)):

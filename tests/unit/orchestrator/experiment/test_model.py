@@ -70,6 +70,13 @@ def test_folds_and_seeds_are_understood_as_people_write_them(text: str, folds: t
     assert parse_experiment(experiment.to_yaml()) == experiment
 
 
+def test_the_many_keys_of_an_experiment_are_listed_only_where_none_is_near() -> None:
+    for key, is_listed in (("epoch", False), ("zzz", True)):
+        with pytest.raises(ConfigError, match=f"{key}: unknown key") as refused:
+            parse_experiment(f"dataset: 17\nconfigurations: 2d\n{key}: 5")
+        assert ("Known here: epochs, " in str(refused.value)) is is_listed
+
+
 REFUSED = [
     ("dataset: 17\nconfigurations: 2d\nfold: 0\nfolds: [1]", "`fold` stands beside `folds`, which means the same; write one of the two."),
     ("dataset: 17\nconfigurations: 2d\nseeds: 0\nseed: 0", "`seed` stands beside `seeds`, which means the same; write one of the two."),

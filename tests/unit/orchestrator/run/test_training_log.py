@@ -16,6 +16,7 @@ PRINTED = (
     "\x1b[36m(TrainController pid=20592)\x1b[0m no capacity for the workers yet, they wait: placement\n"
     "\x1b[36m(RayTrainWorker pid=21175)\x1b[0m epoch 0: train_loss 1.3005\n"
     "2026-11-29 09:26:52,881 INFO __main__: full validation of best: 2 of 2 cases to do\n"
+    'NNFLEET {"event": "done", "message": "trained"}\n'
     "trained after 3 epochs"
 )
 

@@ -52,8 +52,8 @@ def test_loaders_that_are_enough_and_only_begin_are_not_to_be_more() -> None:
     limit = limit_of([row(waited_s=94, cpu_s=1)])
     assert limit is not None
     assert limit.text == (
-        "limited by: CPU augmentation (94% of the time waiting for data); 1 loader actor with a core would be enough for a worker, "
-        "it has 2: they were starting, or single batches take long (loader.prefetch prepares more of them ahead)."
+        "limited by: CPU augmentation (94% of the time waiting for data); its loader actors were starting, or single batches "
+        "take long (loader.prefetch prepares more of them ahead)."
     )
 
 
