@@ -316,7 +316,7 @@ def test_a_stop_of_runs_whose_folders_are_seen_here_starts_no_job(machine: Machi
     machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1, run_key=run.run_key, run_folder=run.run_folder)
     machine.jobs.add("train-key0-a1", "train", "RUNNING", run_key=run.run_key)
     assert [status.run_key for status in api.stop([run.run_key])] == [run.run_key]
-    assert read_stop_request(RunFolder(run.run_folder)) == StopRequest(is_now=False)
+    assert read_stop_request(RunFolder(run.run_folder)) == StopRequest(is_now=False, campaigns=("c",))
     assert (machine.jobs.stopped, machine.jobs.controls) == ([], [])
     api.stop([run.run_key], now=True)
     assert machine.jobs.stopped == ["train-key0-a1"]

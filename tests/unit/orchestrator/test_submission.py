@@ -508,7 +508,7 @@ def test_a_stop_reaches_a_run_whose_campaign_only_begins_once_that_owns_it(place
 
     monkeypatch.setattr("orchestrator.campaign.follower.time.sleep", begins)
     assert [status.run_key for status in api.stop(campaign=submission.campaign_id)] == [row.run_key]
-    assert read_stop_request(RunFolder(row.spec.run_folder)) == StopRequest(is_now=False)
+    assert read_stop_request(RunFolder(row.spec.run_folder)) == StopRequest(is_now=False, campaigns=(submission.campaign_id,))
 
 
 def test_a_job_carries_the_runs_of_its_campaign_and_one_of_another_version_is_read_all_the_same() -> None:
