@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.campaign.follower import Follower
-from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets, of_all_campaigns
+from orchestrator.campaign.stopping import HowToEnd, ask_each, ask_to_stop, end_test_sets, meant_test_sets, of_all_campaigns, stop_paused
 from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.code_package import keep_code
 from orchestrator.cluster.discovery import named_by_environment
@@ -42,6 +42,7 @@ from orchestrator.run.below import RESULTS, results_absence, results_folder
 from orchestrator.run.job_record import is_preprocessing, is_test_set, preprocessing_named_in
 from orchestrator.run.status import RunStatus, cannot_finish, match, match_all, unlike_ends, without_removed
 from orchestrator.run.training_log import has_begun_its_log, job_logs, own_lines, stored_logs, training_logs
+from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
     from orchestrator.campaign.events import ComparisonMade
@@ -389,8 +390,9 @@ def stop(
     rate is annealed; runs that wait without an epoch, or are trained, are not asked (`orchestrator/run/status.py`: `cannot_finish`).
 
     Jobs of test sets (named `test-...`, or with `everything`) end at once and keep finished cases; `on_test_set` gets each.
-    Runs that never began are not shown any more, unless they are submitted again. Those of a campaign that still begins are asked last,
-    once it owns them; `on_wait` gets what is waited for, and before anything is asked a warning for each model whose folds end unlike.
+    Runs that never began are not shown any more, unless they are submitted again; paused ones count as stopped from then on. Those of a
+    campaign that still begins are asked last, once it owns them; `on_wait` gets what is waited for, and before anything is asked a warning
+    for each model whose folds end unlike.
     Raises ConfigError when nothing is named, or for a name that means nothing; ClusterError when some could not be asked; the error of a
     campaign that fails first.
     """
@@ -421,6 +423,8 @@ def stop(
         asked = asked if campaign is not None else of_all_campaigns(asked, follower)
         asking = partial(ask_to_stop, asked, meant, follower, HowToEnd(now, finish, anneal), on_wait)
         ask_each([partial(end_test_sets, ending, meant.jobs, on_test_set), asking])
+    if not finish and (paused := [status for status in found if status.state is RunState.PAUSED]):
+        stop_paused(paused, meant, is_now=now)
     return found
 
 

@@ -6,10 +6,11 @@ A laptop does not see the folders of a cluster; whoever submits this job does no
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -20,9 +21,10 @@ from orchestrator.campaign.stopping import ask_each
 from orchestrator.queue.registry import Registry
 from orchestrator.run.events import emit
 from orchestrator.run.interrupts import obey_interrupts
+from orchestrator.run.job_record import living_campaigns
 from trainers.contract.requests import request_finish, request_place, request_stop
 from trainers.contract.run_folder import RunFolder
-from trainers.errors import ConfigError, NnfleetError, TrackingError
+from trainers.errors import ClusterError, ConfigError, NnfleetError, TrackingError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,7 +94,10 @@ def synchronise(runs: Sequence[str], results: Path | None) -> int:
 def stop_all(folders: Sequence[Path], run_keys: Sequence[str], jobs: ClusterJobs, *, is_now: bool) -> None:
     """Ask each run to stop, whatever becomes of the others. Raises the first error, with the texts of all."""
     named = zip(folders, chain(run_keys, repeat("")), strict=False)
-    ask_each(partial(stop, RunFolder(folder), run_key, jobs, is_now=is_now) for folder, run_key in named)
+    campaigns: set[str] = set()
+    with contextlib.suppress(ClusterError):  # the runs are asked all the same
+        campaigns = living_campaigns(jobs.records())
+    ask_each(partial(stop, RunFolder(folder), run_key, jobs, is_now=is_now, campaigns=campaigns) for folder, run_key in named)
 
 
 def finish_all(folders: Sequence[Path], run_keys: Sequence[str], *, anneal_epochs: int) -> None:
@@ -135,14 +140,14 @@ def print_queue(jobs: ClusterJobs) -> int:
     return 0
 
 
-def stop(folder: RunFolder, run_key: str, jobs: ClusterJobs, *, is_now: bool) -> None:
+def stop(folder: RunFolder, run_key: str, jobs: ClusterJobs, *, is_now: bool, campaigns: Collection[str] = ()) -> None:
     """Ask a run to stop, whether its campaign lives or not: its training sees it at the end of the epoch, its validation when the cases in
-    work are done. With `is_now` its jobs are ended.
+    work are done. With `is_now` its jobs are ended. `campaigns`: all that live; none of them that still begins takes the run up again.
 
     Raises ConfigError when the folder is not the one of the run `run_key` (empty: whosever it is), DataError when it is no run folder.
     """
     spec = folder.spec_of(run_key, "stop")
-    request_stop(folder, is_now=is_now)
+    request_stop(folder, is_now=is_now, campaigns=campaigns)
     for job in jobs.records():
         if job.run_key == spec.run_key and job.is_live and (is_now or not (job.kind == "train" or job.obeys_gentle_stop)):
             jobs.stop(job.submission_id)

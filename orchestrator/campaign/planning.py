@@ -30,12 +30,14 @@ BEGINS_S = 120.0
 
 def queue_of(jobs: Sequence[JobRecord], registry: Registry) -> Queue:
     """What all campaigns of the cluster hold and wait for at this moment."""
-    entries = registry.entries(living_members(jobs)).values()
+    by_campaign = registry.entries(living_members(jobs))
+    entries = by_campaign.values()
     living = {job.run_key for job in jobs if job.is_live and job.kind in ("train", "validate")}
     return Queue(
         reservations(jobs, entries, registry.room(time.time())),
         [run for entry in entries for run in entry.waiting if run.run_key not in living],
         living,
+        {campaign: entry.runs for campaign, entry in by_campaign.items()},
     )
 
 
@@ -117,7 +119,9 @@ def planned(
     specs = expand(experiment, replaces=replaces)
     refuse_all(specs, jobs, registry, folders_of_others(specs) if replaces else ())
     queue = queue_of(jobs, registry)
-    queue = replace(queue, waiting=[*queue.waiting, *_waiting_yet(jobs, registry, time.time(), queue.living)])
+    beginning = {job.campaign: [run.run_key for run in job.handed] for job in begin_yet(jobs, registry, time.time())}
+    waiting = [*queue.waiting, *_waiting_yet(jobs, registry, time.time(), queue.living)]
+    queue = replace(queue, waiting=waiting, campaigns={**beginning, **queue.campaigns})
     return plan_report(experiment, specs, nodes(), queue, cluster=address, warnings=replacements(specs) if replaces else [])
 
 

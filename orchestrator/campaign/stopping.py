@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.run.job_record import is_test_set, named_test_sets
+from trainers.contract.requests import request_stop
 from trainers.contract.run_folder import RunFolder
 from trainers.errors import ConfigError, NnfleetError, joined
 
@@ -99,6 +100,22 @@ def ask_to_stop(
 
     begun = [status for status in living if status.campaign not in begins]
     ask_each([*([partial(ask, begun)] if begun else []), *(partial(ask_once_begun, campaign) for campaign in begins)])
+
+
+def stop_paused(paused: Sequence["RunStatus"], meant: "Target", *, is_now: bool) -> None:
+    """Have runs that no campaign follows, and whose folders are seen here, left as stopped by a `resume` of all. Raises as `ask_each`."""
+    if meant.reached is not None:
+        from orchestrator.campaign.control_job import stop_all
+
+        stop_all([status.run_folder for status in paused], [status.run_key for status in paused], meant.jobs, is_now=is_now)
+        return
+
+    def leave(status: "RunStatus") -> None:
+        folder = RunFolder(status.run_folder)
+        folder.spec_of(status.run_key, "stop")
+        request_stop(folder, is_now=is_now)
+
+    ask_each(partial(leave, status) for status in paused)
 
 
 def _end_while_it_preprocesses(campaign: str, plan: "PlanReport", living: Sequence["RunStatus"], follower: "Follower") -> None:

@@ -62,7 +62,7 @@ def show_plan(report: "PlanReport") -> None:
     place = f" Results lie on {report.file_system}." if report.file_system else ""
     runs = "1 run" if len(report.rows) == 1 else f"{len(report.rows)} runs"
     say(f"{runs}: {report.n_now} fit now, {report.n_later} later, {report.n_never} never{finished}.{place}")
-    for line in filter(None, (estimate_line(report), *limit_lines(report), *report.halving, storage_line(report))):
+    for line in filter(None, (followed_line(report), estimate_line(report), *limit_lines(report), *report.halving, storage_line(report))):
         say(line)
 
 
@@ -70,6 +70,14 @@ def _first_and_last(report: "PlanReport") -> str:
     """The addresses of the runs that are planned later, from the first to the last."""
     addresses = [run.address for run in report.awaited]
     return addresses[0] if len(addresses) == 1 else f"{addresses[0]} to {addresses[-1]}"
+
+
+def followed_line(report: "PlanReport") -> str:
+    """Which campaigns are at work on runs of the plan already."""
+    if not report.followed:
+        return ""
+    who = f"Campaign {report.followed[0]} is" if len(report.followed) == 1 else f"Campaigns {', '.join(report.followed)} are"
+    return f"{who} at work on runs of this plan already: these are followed, and nothing is trained twice."
 
 
 def estimate_line(report: "PlanReport") -> str:

@@ -53,6 +53,8 @@ def _answer(status: "RunStatus", now: bool) -> str:
     """What becomes of a run that was asked to stop."""
     if not status.is_claimed:
         return "never began; `nnfleet status` shows it no more"
+    if status.state is RunState.PAUSED:
+        return f"was paused, and is stopped now: `nnfleet resume` leaves it, `nnfleet resume {status.run_key}` continues it"
     if status.state.is_final:
         return f"had ended before: {status.state.value}"
     if not status.campaign:
@@ -70,6 +72,8 @@ def _answer_to_finish(status: "RunStatus", anneal: int) -> str:
     """What becomes of a run that was asked to end early as a trained run."""
     from orchestrator.run.status import cannot_finish
 
+    if status.state is RunState.PAUSED:
+        return f"was not asked: it is paused; `nnfleet resume {status.run_key}` continues it"
     if status.state.is_final:
         return f"had ended before: {status.state.value}"
     why = cannot_finish(status) if status.campaign else status.reason

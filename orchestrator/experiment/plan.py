@@ -6,7 +6,7 @@
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -109,6 +109,8 @@ class PlanReport(Frozen):
     """The runs that are planned once that is done."""
     preprocessed_by: str = Field("", exclude_if=lambda campaign: not campaign)
     """The campaign that has the dataset preprocessed already, which is waited for; empty: none does."""
+    followed: tuple[str, ...] = Field((), exclude_if=lambda campaigns: not campaigns)
+    """Campaigns that are at work on runs of this plan: these runs are followed, and none is trained twice."""
     halving: tuple[str, ...] = Field((), exclude_if=lambda sentences: not sentences)
     """What successive halving does with the runs, and did before."""
     file_system: str = ""
@@ -127,6 +129,8 @@ class Queue:
     waiting: Sequence[Waiting] = ()
     living: Collection[str] = ()
     """Keys of runs that have a living job."""
+    campaigns: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By living campaign the keys of the runs that it has not brought to their end."""
 
 
 def plan_report(
@@ -200,6 +204,7 @@ def plan_of_runs(
         halving=tuple(halving_sentences(specs)),
         left=tuple(left),
         file_system=", ".join(kinds),
+        followed=tuple(sorted(name for name, keys in queue.campaigns.items() if any(row.run_key in keys for row in open_rows))),
         estimate_errors=tuple(measured.errors()),
     )
 

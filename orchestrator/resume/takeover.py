@@ -57,7 +57,7 @@ class Acquired:
     action: Action
     """What its submission does with it."""
     stop_mark: tuple[bytes, int] | None = None
-    """Which stop request its living job has; whoever opens the campaign withdraws that one, which the job may have seen already."""
+    """Which stop request its living job has from before; whoever opens the campaign withdraws that one, which the job may have seen."""
     validates_again: bool = False
     """Its living job's validation is not the one that is asked for: another one follows it."""
     replaced: Replaced | None = None
@@ -115,12 +115,15 @@ def make_way(spec: RunSpec) -> Replaced:
     return replaced
 
 
-def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False, made_way: Replaced | None = None) -> Acquired:
+def acquire(
+    spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False, made_way: Replaced | None = None, campaign: str = ""
+) -> Acquired:
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
     The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives,
     those of its validation in any case. The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was
-    moved aside for it. Raises ConfigError when it belongs to another run all the same, DataError when it cannot be written.
+    moved aside for it. Whoever asked for a stop after `campaign` was submitted means that one too: the run stays stopped, and is followed
+    to that end. Raises ConfigError when it belongs to another run all the same, DataError when it cannot be written.
     """
     folder, job = RunFolder(spec.run_folder), living_job(spec, jobs)
     with explained(spec):
@@ -141,18 +144,27 @@ def acquire(spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = F
         if present.run_key != spec.run_key:  # claimed at this moment, on another cluster
             raise belongs_to_another(folder, present, spec)
         if job is not None:
-            return _joined(present, spec, jobs, only_validate=only_validate)
+            return _joined(present, spec, jobs, only_validate=only_validate, campaign=campaign)
         if present.priority != spec.priority:
             withdraw_place(folder)
         if present != spec:
             write_atomic(folder.spec_file, _content(spec))
         action = Action.VALIDATE if only_validate else progress_of(spec).action
-        if action is not Action.NOTHING:
+        if action is not Action.NOTHING and _was_stopped_since(folder, campaign):
+            action = Action.FOLLOW
+        elif action is not Action.NOTHING:
             reset(folder, action)
     return Acquired(spec, action, replaced=replaced)
 
 
-def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool) -> Acquired:
+def _was_stopped_since(folder: RunFolder, campaign: str) -> bool:
+    """True where a person asked the run to stop after this campaign, which opens now, was submitted. By the jobs that lived then: clocks
+    jump."""
+    request = read_stop_request(folder)
+    return request is not None and campaign in request.campaigns
+
+
+def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool, campaign: str) -> Acquired:
     """Take possession of a run of which a job lives. What is asked of its validation holds from the next validation job on."""
     folder = RunFolder(present.run_folder)
     npz = present.validation.npz or asked.validation.npz  # who asked for probabilities of a run gets them
@@ -166,7 +178,7 @@ def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only
     return Acquired(
         spec,
         Action.FOLLOW,
-        stop_mark(folder) if read_stop_request(folder) is not None else None,
+        stop_mark(folder) if read_stop_request(folder) is not None and not _was_stopped_since(folder, campaign) else None,
         validates_again=bool(validating) and (has_validated or spec != present),
     )
 

@@ -9,6 +9,7 @@ disk may end the work there, and a share that is away asks for nothing.
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ class StopRequest(Record):
     is_now: bool = Field(False, alias="now")
     why: str = Field("", exclude_if=lambda why: not why)
     """Why a campaign asks for it; empty: a person asked."""
+    campaigns: tuple[str, ...] = Field((), exclude_if=lambda campaigns: not campaigns)
+    """Those that lived when a person asked: one that still began then leaves the run stopped, and only a later one continues it."""
 
     @property
     def is_for_validation(self) -> bool:
@@ -84,9 +87,9 @@ class QueueRequest(Record):
 _R = TypeVar("_R", bound=Record)
 
 
-def request_stop(folder: RunFolder, *, is_now: bool, why: str = "") -> None:
-    """Ask a run to stop; `why`: for users, where no person asks. Raises StorageError."""
-    write_json_atomic(folder.stop_file, StopRequest(is_now=is_now, why=why).model_dump())
+def request_stop(folder: RunFolder, *, is_now: bool, why: str = "", campaigns: Collection[str] = ()) -> None:
+    """Ask a run to stop; `why`: for users, where no person asks; `campaigns`: all that live. Raises StorageError."""
+    write_json_atomic(folder.stop_file, StopRequest(is_now=is_now, why=why, campaigns=tuple(sorted(campaigns))).model_dump(mode="json"))
 
 
 def read_stop_request(folder: RunFolder) -> StopRequest | None:

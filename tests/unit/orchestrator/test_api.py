@@ -24,10 +24,11 @@ from orchestrator.errors import ClusterError, ConfigError, DataError, TrackingEr
 from orchestrator.experiment.model import single_training
 from orchestrator.publishing.reconcile import Synced, SyncedEvent
 from orchestrator.queue.registry import Entry, Registry
+from orchestrator.resume.unfinished import choose, find_runs
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.run.status import RunStatus
-from tests.fake_campaign import Stage
+from tests.fake_campaign import Stage, look, states
 from tests.fake_run import FakeRun
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
 from tests.unit.tiny_dataset import tiny_dataset
@@ -326,13 +327,33 @@ def test_folds_that_would_end_after_unlike_numbers_of_epochs_are_warned_of_befor
     assert "(5 to 9)" in warned[-1]
 
 
+@pytest.mark.parametrize("is_up", [False, True])
+def test_a_paused_run_that_is_stopped_is_left_by_a_resume_of_all(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_up: bool
+) -> None:
+    stage = Stage(tmp_path)
+    stage.campaign(run := stage.run(0), other := stage.run(1))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    if not is_up:
+        monkeypatch.setattr(local_services, "running", lambda: None)
+    api.stop([run.run_key], finish=True)
+    assert [status.state for status in api.stop([run.run_key])] == [RunState.PAUSED]
+    assert [status.state for status in api.snapshot().stored] == [RunState.STOPPED, RunState.PAUSED]
+    found, _ = find_runs(tmp_path / "results")
+    assert [taken.spec.run_key for taken in choose(found, [], [], tmp_path).taken] == [other.run_key]
+    assert [taken.spec.run_key for taken in choose(found, [], [run.run_key], tmp_path).taken] == [run.run_key]
+    look(again := stage.campaign(run, name="c2"))
+    assert states(again) == ["RUNNING"]
+    assert read_stop_request(RunFolder(run.run_folder)) is None
+
+
 def test_a_stop_of_runs_whose_folders_are_seen_here_starts_no_job(machine: Machine, tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.campaign(run := stage.run(0))
     machine.jobs.campaign("c", "RUNNING", RunState.RUNNING, 1, run_key=run.run_key, run_folder=run.run_folder)
     machine.jobs.add("train-key0-a1", "train", "RUNNING", run_key=run.run_key)
     assert [status.run_key for status in api.stop([run.run_key])] == [run.run_key]
-    assert read_stop_request(RunFolder(run.run_folder)) == StopRequest(is_now=False)
+    assert read_stop_request(RunFolder(run.run_folder)) == StopRequest(is_now=False, campaigns=("c",))
     assert (machine.jobs.stopped, machine.jobs.controls) == ([], [])
     api.stop([run.run_key], now=True)
     assert machine.jobs.stopped == ["train-key0-a1"]

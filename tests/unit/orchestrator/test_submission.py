@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator import api
 from orchestrator.campaign.events import Failed, Planned, StatusChanged
+from orchestrator.cli.plan import show_plan
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
 from orchestrator.errors import ClusterError, ConfigError, DataError
@@ -24,6 +25,7 @@ from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, experiment_from, single_training
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.queue.registry import Entry, Registry
 from orchestrator.resume import resume_check
 from orchestrator.resume.takeover import acquire
 from orchestrator.run.events import line_of
@@ -515,7 +517,7 @@ def test_a_stop_reaches_a_run_whose_campaign_only_begins_once_that_owns_it(place
 
     monkeypatch.setattr("orchestrator.campaign.follower.time.sleep", begins)
     assert [status.run_key for status in api.stop(campaign=submission.campaign_id)] == [row.run_key]
-    assert read_stop_request(RunFolder(row.spec.run_folder)) == StopRequest(is_now=False)
+    assert read_stop_request(RunFolder(row.spec.run_folder)) == StopRequest(is_now=False, campaigns=(submission.campaign_id,))
 
 
 def test_a_job_carries_the_runs_of_its_campaign_and_one_of_another_version_is_read_all_the_same() -> None:
@@ -526,3 +528,22 @@ def test_a_job_carries_the_runs_of_its_campaign_and_one_of_another_version_is_re
         record = record_of({**details, "metadata": {**metadata, HANDED_KEY: text}})
         assert record is not None
         assert record.handed == handed
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_plan_names_the_campaign_that_is_at_work_on_its_runs(place: Place, capsys: pytest.CaptureFixture[str], has_begun: bool) -> None:
+    earlier = api.submit(place.experiment())
+    assert earlier.plan.followed == ()
+    registry = Registry.of_cluster(STORE)
+    if has_begun:
+        registry.post(earlier.campaign_id, Entry(runs=(earlier.plan.rows[0].run_key,)))
+    again = api.plan(place.experiment())
+    assert again.followed == (earlier.campaign_id,)
+    show_plan(again)
+    assert (
+        f"Campaign {earlier.campaign_id} is at work on runs of this plan already: these are followed, and nothing is trained twice.\n"
+        in capsys.readouterr().out
+    )
+    assert api.plan(place.experiment(fold=1)).followed == ()
+    registry.post(earlier.campaign_id, Entry())
+    assert api.plan(place.experiment()).followed == (), "brought to its end"

@@ -588,6 +588,10 @@ def test_stop_takes_models_campaigns_or_all_and_says_what_becomes_of_each(nnflee
     assert api.asked[1:] == [("stop", (), True, "c1"), ("stop", (), False, "all")]
     api.runs = [run_status(state=RunState.FAILED_CONFIG, is_claimed=False)]
     assert "never began; `nnfleet status` shows it no more" in nnfleet("stop", "17")[1]
+    api.runs = [run_status(state=RunState.PAUSED, campaign="", run_key="k")]
+    assert "was paused, and is stopped now: `nnfleet resume` leaves it, `nnfleet resume k` continues it" in nnfleet("stop", "17")[1]
+    api.runs = [run_status(state=RunState.PAUSED, campaign="", run_key="k")]
+    assert "was not asked: it is paused; `nnfleet resume k` continues it" in nnfleet("stop", "17", "--finish")[1]
 
 
 def test_stop_with_finish_says_what_becomes_of_each(nnfleet: Nnfleet, api: FakeApi) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from orchestrator.campaign.control_job import stop_all
 from orchestrator.campaign.planning import queue_of
 from orchestrator.campaign.validating import check_trained
 from orchestrator.errors import ConfigError, DataError, StorageError, Superseded, TrackingError
@@ -585,6 +586,55 @@ def test_a_run_submitted_again_while_it_stops_continues_after_its_end(stage: Sta
     assert states(first) == ["STOPPED"]
     assert stage.cluster.live_jobs() == ["train-key0-a2"]
     assert states(again) == ["RECOVERING"]
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+@pytest.mark.parametrize("is_now", [False, True])
+def test_a_campaign_that_still_began_when_a_run_was_stopped_leaves_it_stopped(stage: Stage, is_now: bool, has_ended: bool) -> None:
+    run = stage.run(0)
+    look(first := stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster.add_campaign("c2")
+    stop_all([run.run_folder], [run.run_key], stage.cluster, is_now=is_now)
+    if has_ended:
+        stage.cluster.training_ends(run, "STOPPED")
+        look(first)
+    second = stage.campaign(run, name="c2")
+    if not has_ended:
+        look(second)
+        stage.cluster.training_ends(run, "STOPPED")
+    look(second)
+    assert (states(second), stage.cluster.live_jobs()) == (["STOPPED"], [])
+    look(later := stage.campaign(run, name="c3"))
+    assert (states(later), stage.cluster.live_jobs()) == (["RUNNING"], ["train-key0-a2"])
+    assert not RunFolder(run.run_folder).stop_file.exists()
+
+
+def test_a_waiting_run_that_is_stopped_starts_by_no_campaign_that_still_began(stage: Stage) -> None:
+    busy, run = stage.run(0), stage.run(1)
+    look(stage.campaign(busy, run))
+    stage.cluster.add_campaign("c2")
+    stop_all([run.run_folder], [run.run_key], stage.cluster, is_now=False)
+    second = stage.campaign(run, name="c2")
+    stage.cluster.training_ends(busy)
+    look(second)
+    assert states(second) == ["STOPPED"]
+
+
+def test_a_stop_while_a_campaign_begins_is_withdrawn_by_a_submission_after_it(stage: Stage) -> None:
+    run = stage.run(0)
+    look(stage.campaign(run))
+    stage.cluster.workers_begin(run)
+    stage.cluster.add_campaign("c2")
+    stop_all([run.run_folder], [run.run_key], stage.cluster, is_now=False)
+    look(later := stage.campaign(run, name="c3"))
+    second = stage.campaign(run, name="c2")
+    stage.cluster.training_ends(run, "STOPPED")
+    look(later)
+    assert states(later) == ["RECOVERING"]
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+    look(second)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
 
 
 def test_a_run_that_is_stopped_once_more_stays_stopped(stage: Stage) -> None:
