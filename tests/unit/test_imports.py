@@ -63,7 +63,7 @@ drill: campaign cluster errors experiment run tracking trainers.contract trainer
 demo: errors queue trainers.storage
 model_verbs: campaign cluster compare errors export imported publishing run tracking trainers.contract validation
 maintenance_verbs: campaign cluster compare drill publishing resume run
-api: campaign cluster errors experiment maintenance_verbs model_verbs preprocessing resume run
+api: campaign cluster errors experiment maintenance_verbs model_verbs preprocessing resume run trainers.contract
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}
