@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.publishing.reconcile import Synced
     from orchestrator.resume.garbage import Garbage
     from orchestrator.resume.removal import Removable
+    from orchestrator.run.job_record import JobRecord
+    from orchestrator.run.status import RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +32,7 @@ def removable(runs: Sequence[str], results: Path | None = None, cluster: str | N
     """
     from orchestrator.resume.removal import removable
 
-    meant = reach(cluster)
-    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
-    jobs = [] if meant.reached is None else meant.reached.records()
-    found, left = removable(runs, results_folder(results, os.environ), statuses, jobs)
+    found, left = removable(runs, results_folder(results, os.environ), *_at_work(cluster))
     if {*runs} != {run.run_key for run in found}:  # else each of them was named, and no name could have meant more
         warn_of(left)
     return found
@@ -60,10 +59,7 @@ def garbage(
     """
     from orchestrator.resume.garbage import garbage_below
 
-    meant = reach(cluster)
-    statuses = [] if meant.reached is None else Follower(meant.reached).statuses()
-    jobs = [] if meant.reached is None else meant.reached.records()
-    return garbage_below(runs, results_folder(results, os.environ), statuses, jobs, mlflow=mlflow)
+    return garbage_below(runs, results_folder(results, os.environ), *_at_work(cluster), mlflow=mlflow)
 
 
 def free(found: "Sequence[Garbage]") -> "tuple[list[Garbage], list[str]]":
@@ -130,6 +126,12 @@ def drill(
     finally:
         if "tracking" in order.parts:
             local_services.up()
+
+
+def _at_work(cluster: str | None) -> "tuple[list[RunStatus], list[JobRecord]]":
+    """What the cluster reports of runs, and its jobs; nothing where none answers."""
+    reached = reach(cluster).reached
+    return ([], []) if reached is None else (Follower(reached).statuses(), reached.records())
 
 
 def warn_of(left: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ PATIENCE_S = 900.0
 """How long a campaign waits for the job that compares its models."""
 
 
-class Due(NamedTuple):
+class ModelsToCompare(NamedTuple):
     """Models that are compared with each other."""
 
     results: Path
@@ -44,13 +44,13 @@ class Due(NamedTuple):
         return f"nnfleet compare {' '.join(self.models)} --mlflow"
 
 
-def due_of(validated: Iterable[RunSpec]) -> list[Due]:
+def models_to_compare(validated: Iterable[RunSpec]) -> list[ModelsToCompare]:
     """What is compared of runs that have ended well: the models of each dataset of which there are two at least. Pure."""
     found: dict[tuple[Path, str, str], dict[str, None]] = {}
     for spec in validated:
         if spec.tracking_uri and spec.fold != "all" and CHECKPOINT in spec.validation.checkpoints:
             found.setdefault((spec.model_folder.parents[1], spec.tracking_uri, spec.dataset), {})[spec.model] = None
-    return [Due(results, uri, tuple(models)) for (results, uri, _), models in found.items() if len(models) > 1]
+    return [ModelsToCompare(results, uri, tuple(models)) for (results, uri, _), models in found.items() if len(models) > 1]
 
 
 class Comparisons:
@@ -66,7 +66,7 @@ class Comparisons:
         self._made = made
         self._warn = warn
         self._clock = clock
-        self._jobs: dict[str, Due] | None = None
+        self._jobs: dict[str, ModelsToCompare] | None = None
         """By submission id; None until all runs have ended."""
         self._began_s = 0.0
 
@@ -75,43 +75,43 @@ class Comparisons:
         where the cluster does not answer."""
         if self._jobs is None:
             self._jobs, self._began_s = {}, self._clock.monotonic()
-            for number, due in enumerate(due_of(validated) if self.is_wanted else ()):
-                self._start(f"compare-{self._campaign}-{number}", due)
+            for number, meant in enumerate(models_to_compare(validated) if self.is_wanted else ()):
+                self._start(f"compare-{self._campaign}-{number}", meant)
         if self._jobs:
             known = {job.submission_id: job for job in self._cluster.records()}
-            for submission_id, due in list(self._jobs.items()):
-                if self._has_ended(submission_id, due, known.get(submission_id)):
+            for submission_id, meant in list(self._jobs.items()):
+                if self._has_ended(submission_id, meant, known.get(submission_id)):
                     del self._jobs[submission_id]
         return not self._jobs
 
-    def _start(self, name: str, due: Due) -> None:
+    def _start(self, name: str, meant: ModelsToCompare) -> None:
         assert self._jobs is not None
-        arguments = ["compare", *due.models, "--results", str(due.results), "--tracking-uri", due.tracking_uri]
+        arguments = ["compare", *meant.models, "--results", str(meant.results), "--tracking-uri", meant.tracking_uri]
         try:
-            self._jobs[self._cluster.submit_control(name, arguments)] = due
+            self._jobs[self._cluster.submit_control(name, arguments)] = meant
         except ClusterError as err:
-            self._failed(due, str(err))
+            self._failed(meant, str(err))
 
-    def _has_ended(self, submission_id: str, due: Due, job: JobRecord | None) -> bool:
+    def _has_ended(self, submission_id: str, meant: ModelsToCompare, job: JobRecord | None) -> bool:
         """Report what a job has found, once it has ended."""
         if job is not None and job.is_live:
             if self._clock.monotonic() - self._began_s < PATIENCE_S:
                 return False
-            self._failed(due, f"the job {submission_id} has not ended within {PATIENCE_S / 60:.0f} minutes.")
+            self._failed(meant, f"the job {submission_id} has not ended within {PATIENCE_S / 60:.0f} minutes.")
             return True
         found = list(events_in(self._cluster.logs(submission_id), COMPARISONS)) if job is not None else []
         if not found:
-            self._failed(due, f"the job {submission_id} failed{_error_in(job)}.")
+            self._failed(meant, f"the job {submission_id} failed{_error_in(job)}.")
         for each in found:
             if each.link:
                 log.info("%s", each.text)
                 self._made(each)
             else:
-                log.info("%s are not compared in MLflow: %s", ", ".join(due.models), each.why_not)
+                log.info("%s are not compared in MLflow: %s", ", ".join(meant.models), each.why_not)
         return True
 
-    def _failed(self, due: Due, why: str) -> None:
-        self._warn(f"the comparison of {', '.join(due.models)} is not in MLflow: {why} `{due.by_hand}` sends it.")
+    def _failed(self, meant: ModelsToCompare, why: str) -> None:
+        self._warn(f"the comparison of {', '.join(meant.models)} is not in MLflow: {why} `{meant.by_hand}` sends it.")
 
 
 def _error_in(job: JobRecord | None) -> str:

@@ -55,8 +55,8 @@ def begin_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float) ->
     return [job for job in young if job.campaign not in entries]
 
 
-def _waiting_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float, living: Collection[str]) -> list[Waiting]:
-    """What those campaigns are about to wait for: the workers of all their runs but the `living`, which have a job."""
+def _waiting_yet(beginning: Sequence[JobRecord], living: Collection[str]) -> list[Waiting]:
+    """What such campaigns are about to wait for: the workers of all their runs but the `living`, which have a job."""
     return [
         Waiting(
             run_key=run.run_key,
@@ -68,7 +68,7 @@ def _waiting_yet(jobs: Sequence[JobRecord], registry: Registry, now_unix: float,
             priority=run.priority,
             user=run.user,
         )
-        for job in begin_yet(jobs, registry, now_unix)
+        for job in beginning
         for position, run in enumerate(job.handed)
         if run.run_key not in living
     ]
@@ -118,10 +118,10 @@ def planned(
     `nodes` is asked last: whoever lists them may still be at it. `replaces`: folders of other runs are to be moved aside."""
     specs = expand(experiment, replaces=replaces)
     refuse_all(specs, jobs, registry, folders_of_others(specs) if replaces else ())
-    queue = queue_of(jobs, registry)
-    beginning = {job.campaign: [run.run_key for run in job.handed] for job in begin_yet(jobs, registry, time.time())}
-    waiting = [*queue.waiting, *_waiting_yet(jobs, registry, time.time(), queue.living)]
-    queue = replace(queue, waiting=waiting, campaigns={**beginning, **queue.campaigns})
+    queue, beginning = queue_of(jobs, registry), begin_yet(jobs, registry, time.time())
+    campaigns = {job.campaign: [run.run_key for run in job.handed] for job in beginning}
+    waiting = [*queue.waiting, *_waiting_yet(beginning, queue.living)]
+    queue = replace(queue, waiting=waiting, campaigns={**campaigns, **queue.campaigns})
     return plan_report(experiment, specs, nodes(), queue, cluster=address, warnings=replacements(specs) if replaces else [])
 
 

@@ -149,6 +149,12 @@ def models_of(statuses: Sequence["RunStatus"], known: Sequence["RunStatus"] | No
     return sorted(models, key=lambda model: (ORDER.index(model.state), model.older is not None))
 
 
+def each_run(statuses: Sequence["RunStatus"], known: Sequence["RunStatus"] | None = None) -> list[Model]:
+    """Likewise with a line for each run, in the order of the folds."""
+    older = older_of(statuses if known is None else known)
+    return [Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses)]
+
+
 def older_of(statuses: Sequence["RunStatus"]) -> dict[str, Older]:
     """Run key -> why that run is no fold of the model that its address names now: another run has its folder (of several in one folder the
     last one owns it), or it was trained by older code, by the rule of comparisons."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.models import TRAINS, Model, by_fold, models_of, older_of
+from orchestrator.cli.models import TRAINS, Model, each_run, models_of
 from trainers.contract.states import RunState
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def result_view(
 
     from orchestrator.run.status import TRAINING_CASES
 
-    older = older_of(statuses if known is None else known)
-    alone = (Model(run.model, (run,), older.get(run.run_key)) for run in by_fold(statuses))
-    models = list(alone) if all_runs else models_of(statuses, known)
+    models = each_run(statuses, known) if all_runs else models_of(statuses, known)
     reasons = [f"{model.name}: no mean over its folds, which are unlike: {model.unlike}." for model in models if model.unlike]
     if any(model.is_of_training_cases for model in models):
         reasons.append(f"* of its {TRAINING_CASES}: fold all is trained on every case that it validates.")

@@ -4,6 +4,7 @@ one is stopped there, the better one finishes with the bits of a run that was ne
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -12,6 +13,7 @@ from orchestrator import api
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.local_services import Services
+from orchestrator.experiment.model import Experiment
 from orchestrator.resume.stored import stored_below
 from orchestrator.run.halving import read_halving
 from orchestrator.run.outcome import read_outcome
@@ -37,14 +39,18 @@ def local() -> Iterator[tuple[Home, Services]]:
         yield started
 
 
+def on_one_worker(toys: Toys, results: Path, **changes: Any) -> Experiment:
+    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 2}, "validation": {"checkpoints": ["final"]}}
+    return toy_experiment(toys("labels"), results, epochs=EPOCHS, train_iterations=6, **one_worker, **changes)
+
+
 @pytest.mark.timeout(1800)
 def test_the_worse_trainer_is_stopped_at_its_rung_and_a_person_may_resume_it(
     local: tuple[Home, Services], toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, services = local
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 2}, "validation": {"checkpoints": ["final"]}}
-    experiment = toy_experiment(toys("labels"), tmp_path, epochs=EPOCHS, train_iterations=6, **one_worker)
+    experiment = on_one_worker(toys, tmp_path)
     compared = {"trainers": TRAINERS, "halving": Halving(at=(RUNG,))}
     submission = api.submit(experiment.model_copy(update=compared))
     assert submission.plan.halving[0].startswith("Successive halving (nnUNetPlans, toy_3d): 1 of 2 models go on after epoch 2: 26 of 48")
@@ -87,8 +93,7 @@ def test_a_head_that_is_killed_while_a_run_is_paused_costs_no_decision(
 ) -> None:
     home, services = local
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    one_worker = {"workers": {"count": 1, "gpus": 0, "cpus": 2}, "validation": {"checkpoints": ["final"]}}
-    experiment = toy_experiment(toys("labels"), tmp_path, epochs=EPOCHS, train_iterations=6, seeds=[3], **one_worker)
+    experiment = on_one_worker(toys, tmp_path, seeds=[3])
     submission = api.submit(experiment.model_copy(update={"trainers": TRAINERS, "halving": Halving(at=(RUNG,))}))
     first, second = (RunFolder(row.spec.run_folder) for row in submission.plan.rows)
     while not second.tokens.exists():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.campaign.comparisons import PATIENCE_S, due_of
+from orchestrator.campaign.comparisons import PATIENCE_S, models_to_compare
 from orchestrator.campaign.events import CampaignLog, ComparisonMade, Done
 from orchestrator.campaign.loop import Campaign
 from orchestrator.errors import ClusterError
@@ -122,10 +122,10 @@ def test_a_comparison_that_fails_is_a_warning(stage: Stage, monkeypatch: pytest.
 
 def test_what_is_not_compared_has_no_job(stage: Stage) -> None:
     one, other = of_model(stage, "A"), of_model(stage, "B")
-    assert len(due_of([one, other])) == 1
-    assert due_of([one, of_model(stage, "A", 1)]) == [], "one model"
-    assert due_of([one, other.model_copy(update={"dataset": "Dataset002_Y"})]) == [], "two datasets"
-    assert due_of([one, other.model_copy(update={"fold": "all"})]) == [], "trained on every case that it validates"
-    assert due_of([one, other.model_copy(update={"validation": ValidationSpec(checkpoints=("best",))})]) == []
+    assert len(models_to_compare([one, other])) == 1
+    assert models_to_compare([one, of_model(stage, "A", 1)]) == [], "one model"
+    assert models_to_compare([one, other.model_copy(update={"dataset": "Dataset002_Y"})]) == [], "two datasets"
+    assert models_to_compare([one, other.model_copy(update={"fold": "all"})]) == [], "trained on every case that it validates"
+    assert models_to_compare([one, other.model_copy(update={"validation": ValidationSpec(checkpoints=("best",))})]) == []
     untracked = [run.model_copy(update={"tracking_uri": ""}) for run in (one, other)]
-    assert due_of(untracked) == []
+    assert models_to_compare(untracked) == []

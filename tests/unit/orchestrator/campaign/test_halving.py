@@ -104,6 +104,16 @@ def at_work(stage: Stage) -> tuple[list[RunSpec], Campaign]:
     return runs, campaign
 
 
+def three_gpus(stage: Stage) -> tuple[list[RunSpec], Campaign]:
+    """The four runs, three of them in training, and their campaign."""
+    runs = four(stage)
+    stage.cluster.gpus = 3
+    campaign = stage.campaign(*runs)
+    look(campaign)
+    begun(stage, runs[:3])
+    return runs, campaign
+
+
 def test_the_worse_model_is_stopped_with_all_its_folds_and_the_evidence(stage: Stage) -> None:
     runs, campaign = at_work(stage)
     for run, values in zip(runs, ((0.1, 0.5), (0.9, 0.7, 0.1), (0.9, 0.6, 0.9)), strict=False):
@@ -662,11 +672,7 @@ def test_a_run_that_has_reached_the_rung_leaves_its_workers_to_those_that_wait_f
 
 def test_no_more_pause_than_wait_and_first_the_worst(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    runs = four(stage)
-    stage.cluster.gpus = 3
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs[:3])
+    runs, campaign = three_gpus(stage)
     for run, value in zip(runs, (0.6, 0.5, 0.7), strict=False):
         commit(run, 0.0, value)
     for _ in range(3):
@@ -717,11 +723,7 @@ def test_a_run_is_not_asked_any_more_once_the_other_one_has_workers(stage: Stage
 
 
 def test_once_the_rung_is_decided_no_run_pauses_for_it(stage: Stage) -> None:
-    runs = four(stage)
-    stage.cluster.gpus = 3
-    campaign = stage.campaign(*runs)
-    look(campaign)
-    begun(stage, runs[:3])
+    runs, campaign = three_gpus(stage)
     for run, value in zip(runs, (0.6, 0.5, 0.4), strict=False):
         commit(run, 0.0, value)
     look_twice(campaign)
