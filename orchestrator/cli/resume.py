@@ -1,6 +1,5 @@
 """`nnfleet resume`: continue what a dead driver, campaign or head left unfinished."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,6 @@ Results = Annotated[
     Path | None,
     typer.Option("--results", metavar="FOLDER", help="Where the runs are. Default: nnUNet_results, here or on a named cluster's head."),
 ]
-
-FINISHED = " is finished."
-"""How the sentence ends on a run that is left since nothing of it is to be done."""
 
 
 def resume(
@@ -44,18 +40,10 @@ def resume(
         plan = json.loads(submission.plan.to_json())
         print_json({"campaign": submission.campaign_id, "submission_id": submission.submission_id, "plan": plan})
         return
-    for sentence in _finished_as_one(submission.plan.left):
+    for sentence in submission.plan.left:
         note(f"Left: {sentence}")
     if not submission.plan.rows:
         say("Nothing to resume.")
         return
     show_plan(submission.plan)
     say(f"Resumed as campaign {submission.campaign_id}. Watch it: nnfleet status --watch{cluster_option(cluster)}")
-
-
-def _finished_as_one(left: Sequence[str]) -> list[str]:
-    """What is left as it is, with one line for all runs that are merely finished where they are several."""
-    finished = [sentence for sentence in left if sentence.endswith(FINISHED)]
-    if len(finished) < 2:
-        return list(left)
-    return [f"{len(finished)} runs that are finished.", *(sentence for sentence in left if not sentence.endswith(FINISHED))]

@@ -9,14 +9,13 @@ import typer
 from orchestrator.cli.output import console, note, print_json, say, working
 from orchestrator.cli.parameters import AsJson, Cluster, SomeRuns
 from orchestrator.errors import ConfigError
+from orchestrator.run.names import NoSuchRun
 
 if TYPE_CHECKING:
     from orchestrator.resume.removal import Removable
 
 REMOVED_BEFORE = "The MLflow run of one that was removed before is deleted in MLflow's pages: nnfleet ui."
 STAYS = " Their MLflow runs, with curves and checkpoints, stay: --mlflow puts them into MLflow's bin too, and only with this removal."
-NO_RUN = "run: there is no run "
-"""How the error begins of a name that means no run."""
 
 
 def rm(
@@ -39,8 +38,8 @@ def rm(
     with working("Reading run folders ..."):
         try:
             found = api.removable(runs, results, cluster)
-        except ConfigError as err:
-            if not (mlflow and str(err).startswith(NO_RUN)):
+        except NoSuchRun as err:
+            if not mlflow:
                 raise
             raise ConfigError(f"{err} {REMOVED_BEFORE}") from err
     for model in sorted({model for run in found for model in run.second_stages}):

@@ -58,7 +58,7 @@ class Choice:
 
     taken: tuple[Found, ...]
     left: tuple[str, ...]
-    """One sentence for each run, or file, that is left as it is."""
+    """One sentence for each run, or file, that is left as it is; one for all that are merely finished."""
 
 
 def find_runs(results: Path) -> tuple[list[Found], list[str]]:
@@ -93,7 +93,7 @@ def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
     """Whether `run` is continued: pure. Whatever was cut off is; what a person or an error ended, only by its name."""
     if run.progress.stage == "finished":
         early = run.progress.early_end
-        return Verdict(False, f"is finished (ended early {early})." if early else "is finished.")
+        return Verdict(False, f"is finished (ended early {early})." if early else FINISHED)
     state = run.outcome.state if run.outcome else ""
     if is_named or not (run.is_stopping or state in _ENDED):
         return Verdict(True, run.progress.text)
@@ -107,6 +107,7 @@ def verdict_on(run: Found, *, is_named: bool = False) -> Verdict:
     return Verdict(False, f"{why}. To continue it nevertheless: nnfleet resume {run.spec.run_key}")
 
 
+FINISHED = "is finished."
 _ENDED = ("SUCCEEDED", "STOPPED", "FAILED_CONFIG", "FAILED_CODE")
 
 
@@ -136,8 +137,17 @@ def choose(
     verdicts = [(run, verdict_on_failed(run) if only_failed else verdict_on(run, is_named=is_named)) for run in wanted]
     return Choice(
         tuple(run for run, verdict in verdicts if verdict.is_taken),
-        (*(f"{run} {verdict.why}" for run, verdict in verdicts if not verdict.is_taken), *gone, *(() if is_named else damaged)),
+        (*_left_as_they_are(verdicts), *gone, *(() if is_named else damaged)),
     )
+
+
+def _left_as_they_are(verdicts: Sequence[tuple[Found, Verdict]]) -> list[str]:
+    """A sentence for each run that is not continued; of those where nothing is to be done only their number, where they are several."""
+    left = [(f"{run} {verdict.why}", verdict.why == FINISHED) for run, verdict in verdicts if not verdict.is_taken]
+    num_finished = sum(is_finished for _, is_finished in left)
+    if num_finished < 2:
+        return [sentence for sentence, _ in left]
+    return [f"{num_finished} runs that are finished.", *(sentence for sentence, is_finished in left if not is_finished)]
 
 
 def of_one_server(choice: Choice) -> Choice:

@@ -22,6 +22,10 @@ UNPLANNED = "unplanned-"
 SHORT_OF = {name: short for short, name in SHORT.items()}
 
 
+class NoSuchRun(ConfigError):
+    """A name means none of the runs that were looked at."""
+
+
 class Names(NamedTuple):
     """What a run is called."""
 
@@ -47,7 +51,7 @@ def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = Tr
     part of an address, or within a key.
 
     `names`: of several runs in one folder the last one owns it; it is meant, the others are named by their keys. `place`: where was
-    looked, as in `on this cluster`. Raises ConfigError with what is known when there is none, and with the run folders that are `left`.
+    looked, as in `on this cluster`. Raises NoSuchRun with what is known when there is none, and with the run folders that are `left`.
     """
     if not wanted.strip(" /"):
         raise ConfigError("run: its name is empty. Name the run by its run key, a beginning of it, its address or its MLflow run id.")
@@ -58,7 +62,7 @@ def resolve(wanted: str, names: Sequence[Names], place: str, *, hints: bool = Tr
         return [i for i in matching if i in owner.values()]
     hint = nearest(wanted, _suggested(names)) if hints else ""
     text = f"run: there is no run {shown(wanted, LONGEST_SHOWN)} {place}.{hint} Known: {_cut(_models(names))}. {left_text(left)}"
-    raise ConfigError(text.rstrip())
+    raise NoSuchRun(text.rstrip())
 
 
 def resolve_all(wanted: Sequence[str], names: Sequence[Names], place: str, *, hints: bool = True, left: Sequence[str] = ()) -> list[int]:

@@ -28,7 +28,6 @@ from orchestrator.cli.foreground import answer_of
 from orchestrator.cli.gc import _kinds
 from orchestrator.cli.models import Model
 from orchestrator.cli.plan import plan_table
-from orchestrator.cli.resume import _finished_as_one
 from orchestrator.cli.tables import dice, seconds, status_line, worst_exit_code
 from orchestrator.cli.train import OPTIONS, fitted
 from orchestrator.cli.watch import done_fraction, watch_view
@@ -43,6 +42,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.resume.garbage import Garbage
 from orchestrator.resume.removal import Removable
 from orchestrator.run.job_record import JobRecord
+from orchestrator.run.names import NoSuchRun
 from orchestrator.run.progress import Progress
 from orchestrator.run.status import CasesDone, RunStatus
 from orchestrator.tracking.saved_views import QUESTIONS
@@ -762,7 +762,7 @@ def test_mlflow_runs_of_what_was_removed_before_are_deleted_in_its_pages(
     nnfleet: Nnfleet, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*args: object) -> list[Removable]:
-        raise ConfigError("run: there is no run 17 below /r. Known: none.")
+        raise NoSuchRun("run: there is no run 17 below /r. Known: none.")
 
     monkeypatch.setattr(api, "removable", none)
     code, _, err = nnfleet("rm", "17", "--yes", "--mlflow")
@@ -1229,11 +1229,6 @@ def test_a_second_stage_is_exported_with_the_command_that_exports_its_first() ->
     second = Exported(Path("/m"), {"0": ("final",)}, (), previous_stage="3d_lowres", previous_model="17/3d_lowres/t")
     assert stage_command(second) == "\nExport it: nnfleet export 17/3d_lowres/t /m-3d_lowres"
     assert stage_command(Exported(Path("/m"), {"0": ("final",)}, ())) == ""
-
-
-def test_finished_runs_that_resume_leaves_are_one_line() -> None:
-    assert _finished_as_one(["a is finished."]) == ["a is finished."]
-    assert _finished_as_one(["a is finished.", "b was stopped.", "c is finished."]) == ["2 runs that are finished.", "b was stopped."]
 
 
 def test_gc_names_what_goes_and_not_the_best_that_stays() -> None:

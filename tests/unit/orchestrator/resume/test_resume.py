@@ -87,6 +87,16 @@ def test_a_finished_run_is_left_named_or_not(stage: Stage) -> None:
     assert taken(stage) == taken(stage, "key0") == []
 
 
+def test_finished_runs_that_are_left_are_one_sentence(stage: Stage) -> None:
+    for fold in (0, 2):
+        finish_on_disk(claimed(stage, fold, "SUCCEEDED"))
+    claimed(stage, 1, "STOPPED")
+    finished, stopped = choose(*find_runs(stage.base / "results"), (), stage.base).left
+    assert finished == "2 runs that are finished."
+    assert stopped.startswith("1/3d/nnUNetTrainer/1 (key1) was stopped.")
+    assert choose(*find_runs(stage.base / "results"), ("key2",), stage.base).left == ("1/3d/nnUNetTrainer/2 (key2) is finished.",)
+
+
 def test_a_run_that_ended_early_as_asked_is_finished_and_is_left_with_its_terms(stage: Stage) -> None:
     """It has its final weights, validated and published; another training of it is another run (`replicate`), or follows `rm`."""
     run = claimed(stage, 0, "SUCCEEDED")
