@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.campaign.comparison import Comparison, Member, open_rung
+from orchestrator.campaign.bracket import Bracket, Member, open_rung
 from orchestrator.campaign.pausing import has_all_epochs, make_room, pause_of, set_turns
 from orchestrator.experiment.halving import digest_of
 from orchestrator.follow.followed_run import FollowedRun
@@ -28,7 +28,7 @@ RETRY_S = 10.0
 
 
 class Halvings:
-    """The comparisons that the runs of a campaign take part in."""
+    """The brackets that the runs of a campaign are in."""
 
     def __init__(self, campaign: str, clock: Clock, on_decision: Callable[[str], None]) -> None:
         """`on_decision` gets each decision that is made here, in a sentence."""
@@ -36,12 +36,12 @@ class Halvings:
         self._clock = clock
         self._on_decision = on_decision
         self._found: _Found | None = None
-        self._comparisons: list[Comparison] | None = None
+        self._brackets: list[Bracket] | None = None
         self._failed: Exception | None = None
         self._retry_s = 0.0
         """After a failure, no earlier than then, on the monotonic clock."""
         self._waits: set[tuple[str, int]] = set()
-        """Comparisons and rungs of which the log has who is waited for."""
+        """Brackets, by their digests, and rungs of which the log has who is waited for."""
 
     def look(self, runs: Iterable[FollowedRun], at_work: Callable[[], Collection[str]] = frozenset) -> None:
         """Decide what is due, and ask the runs of models that do not go on to stop. `at_work`: keys of the runs that other living campaigns
@@ -55,74 +55,74 @@ class Halvings:
         try:
             if self._found is None:
                 self._found = _found(runs)
-            if self._comparisons is None:
-                self._comparisons = [_comparison(members, self._found.unread) for members in self._found.members]
-            elsewhere = at_work() if self._comparisons else ()
-            for comparison in self._comparisons:
-                for member in comparison.members:
+            if self._brackets is None:
+                self._brackets = [_bracket(members, self._found.unread) for members in self._found.members]
+            elsewhere = at_work() if self._brackets else ()
+            for bracket in self._brackets:
+                for member in bracket.members:
                     member.is_at_work_elsewhere = member.spec.run_key in elsewhere
-                self._look_at(comparison)
+                self._look_at(bracket)
         except (StorageError, OSError) as err:
-            self._comparisons = None
+            self._brackets = None
             self._failed, self._retry_s = err, self._clock.monotonic() + RETRY_S
             raise
 
     def make_room(self, lacking: Sequence[str]) -> None:
         """Ask runs that have reached a rung to pause for those that have not and found no capacity in this look: `lacking`, first in line
         first. Raises StorageError or OSError."""
-        for comparison in self._comparisons or ():
-            make_room(comparison, lacking, self._campaign, self._clock.unix())
+        for bracket in self._brackets or ():
+            make_room(bracket, lacking, self._campaign, self._clock.unix())
 
-    def _look_at(self, comparison: Comparison) -> None:
-        comparison.open_rung = None
-        for rung in comparison.halving.at:
-            decision = comparison.decided.get(rung)
-            if decision is None and comparison.is_complete:
-                decision = self._decide(comparison, rung)
+    def _look_at(self, bracket: Bracket) -> None:
+        bracket.open_rung = None
+        for rung in bracket.halving.at:
+            decision = bracket.decided.get(rung)
+            if decision is None and bracket.is_complete:
+                decision = self._decide(bracket, rung)
             if decision is None:
                 break
-            for member in comparison.members:
+            for member in bracket.members:
                 _carry_out(member, decision)
-        set_turns(comparison)
+        set_turns(bracket)
 
-    def _decide(self, comparison: Comparison, rung: int) -> RungDecision | None:
+    def _decide(self, bracket: Bracket, rung: int) -> RungDecision | None:
         """A decision that is due, once it is recorded everywhere; None while it is not due."""
-        earlier = {model.model for decision in comparison.decided.values() for model in decision.stopped}
-        members = [member for member in comparison.members if competitor_of(member.spec) not in earlier]
+        earlier = {model.model for decision in bracket.decided.values() for model in decision.stopped}
+        members = [member for member in bracket.members if competitor_of(member.spec) not in earlier]
         runs = [member.at(rung) for member in members]
-        found = judged(runs, comparison.halving.keep)
+        found = judged(runs, bracket.halving.keep)
         if found is None:
-            self._log_wait(comparison.halving.comparison, rung, runs)
-            comparison.open_rung = open_rung(rung, members, runs, comparison.halving.keep)
+            self._log_wait(bracket.halving.comparison, rung, runs)
+            bracket.open_rung = open_rung(rung, members, runs, bracket.halving.keep)
             return None
         decision = RungDecision(
-            comparison=comparison.halving.comparison,
+            comparison=bracket.halving.comparison,
             rung=rung,
-            keep=comparison.halving.keep,
+            keep=bracket.halving.keep,
             judged=tuple(found[0]),
             out=tuple(found[1]),
             campaign=self._campaign,
             unix=round(self._clock.unix(), 3),
         )
-        decision = _recorded(comparison, decision)
-        comparison.decided[rung] = decision
+        decision = _recorded(bracket, decision)
+        bracket.decided[rung] = decision
         log.info("%s", decision.evidence)
         self._on_decision(decision.evidence)
         return decision
 
-    def _log_wait(self, comparison: str, rung: int, runs: Sequence[Contestant]) -> None:
+    def _log_wait(self, digest: str, rung: int, runs: Sequence[Contestant]) -> None:
         """Once for a rung that some have reached, whom they wait for."""
         late = [f"{run.address}, which was stopped" if run.was_stopped else run.address for run in runs if not run.has_reached]
-        if len(late) == len(runs) or not late or (comparison, rung) in self._waits:
+        if len(late) == len(runs) or not late or (digest, rung) in self._waits:
             return
-        self._waits.add((comparison, rung))
+        self._waits.add((digest, rung))
         more = f" (and {len(late) - 5} more)" if len(late) > 5 else ""
         log.info("successive halving at epoch %d waits for %d of %d runs: %s%s", rung, len(late), len(runs), "; ".join(late[:5]), more)
 
 
-def _recorded(comparison: Comparison, decision: RungDecision) -> RungDecision:
+def _recorded(bracket: Bracket, decision: RungDecision) -> RungDecision:
     """The decision that holds for its rung, in the folder of every run that is compared: one that was made before, else this."""
-    folders = [RunFolder(member.spec.run_folder) for member in comparison.members]
+    folders = [RunFolder(member.spec.run_folder) for member in bracket.members]
     records = [read_halving(folder) for folder in folders]
     held = [record.of(decision.comparison).get(decision.rung) for record in records]
     decision = earliest(one for one in held if one is not None) or decision
@@ -148,13 +148,13 @@ def _carry_out(member: Member, decision: RungDecision) -> None:
 @dataclass(frozen=True)
 class _Found:
     members: list[list[Member]]
-    """Of each comparison."""
+    """Of each bracket."""
     unread: list[str]
     """Why folders beside them count as no runs."""
 
 
 def _found(runs: Iterable[FollowedRun]) -> _Found:
-    """What the runs take part in, with the runs of the same comparisons that this campaign does not follow."""
+    """The brackets of the runs, with the runs of the same brackets that this campaign does not follow."""
     by_id: dict[str, dict[str, Member]] = {}
     for run in runs:
         if run.spec.halving is not None:
@@ -179,7 +179,7 @@ def _specs_below(folders: Iterable[RunFolder], unread: list[str]) -> Iterable[Ru
             yield spec
 
 
-def _comparison(members: list[Member], unread: Sequence[str]) -> Comparison:
+def _bracket(members: list[Member], unread: Sequence[str]) -> Bracket:
     halving = members[0].spec.halving
     assert halving is not None
     records = {str(member.spec.run_folder): read_halving(RunFolder(member.spec.run_folder)) for member in members}
@@ -199,7 +199,7 @@ def _comparison(members: list[Member], unread: Sequence[str]) -> Comparison:
             ", ".join(sorted(member.spec.address for member in members)),
             f" Not read: {unread[0]}{f' (and {len(unread) - 1} more)' if len(unread) > 1 else ''}" if unread else "",
         )
-    found = Comparison(halving, in_it, {}, is_complete)
+    found = Bracket(halving, in_it, {}, is_complete)
     for rung in sorted(decided):  # a campaign may have died while it recorded one
         recorded = (records[str(member.spec.run_folder)].of(halving.comparison).get(rung) for member in members)
         first = earliest(one for one in recorded if one is not None)

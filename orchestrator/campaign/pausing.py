@@ -9,7 +9,7 @@ campaign follows it.
 import logging
 from collections.abc import Sequence
 
-from orchestrator.campaign.comparison import Comparison, Member
+from orchestrator.campaign.bracket import Bracket, Member
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.queue.rungs import handovers
 from trainers.contract.requests import PauseRequest, last_pause, read_stop_request, request_pause
@@ -25,18 +25,18 @@ def has_all_epochs(run: FollowedRun) -> bool:
     return run.observer.is_trained or (run.seen is not None and run.seen.epochs_done >= run.seen.epochs)
 
 
-def pause_of(spec: RunSpec, comparison: str) -> PauseRequest | None:
-    """The last pause of a run in a comparison, also one that is over. Raises OSError."""
+def pause_of(spec: RunSpec, digest: str) -> PauseRequest | None:
+    """The last pause of a run in the bracket of this digest, also one that is over. Raises OSError."""
     found = last_pause(RunFolder(spec.run_folder))
-    return found if found is not None and found.comparison == comparison else None
+    return found if found is not None and found.comparison == digest else None
 
 
-def set_turns(comparison: Comparison) -> None:
+def set_turns(bracket: Bracket) -> None:
     """Give each run its turn in the queue."""
-    givers = [member for member in comparison.members if member.run is not None and not member.run.state.is_final]
+    givers = [member for member in bracket.members if member.run is not None and not member.run.state.is_final]
     giver_of = {(member.pause.workers_to, member.pause.rung): member for member in givers if member.pause is not None}
-    at = comparison.open_rung
-    for member in comparison.members:
+    at = bracket.open_rung
+    for member in bracket.members:
         if (run := member.run) is None:
             continue
         if at is not None and member in at.reached:
@@ -54,11 +54,11 @@ def _leaves_workers(giver: Member | None) -> bool:
     return giver is not None and giver.run is not None and giver.run.observer.pause is not None
 
 
-def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, unix: float) -> None:
+def make_room(bracket: Bracket, lacking: Sequence[str], campaign: str, unix: float) -> None:
     """Ask runs that have reached the rung to pause, one for each of those that have not and found no capacity: `lacking`, first in line
     first. A request whose taker needs no workers any more is withdrawn. Raises StorageError or OSError."""
-    _withdraw_what_nobody_needs(comparison)
-    at = comparison.open_rung
+    _withdraw_what_nobody_needs(bracket)
+    at = bracket.open_rung
     if at is None:
         return
     late = {member.spec.run_key: member.spec for member in at.late}
@@ -67,7 +67,7 @@ def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, uni
     values = {key: member.values.get(at.rung) for key, (member, run) in training.items() if _can_pause(member, run, at.rung)}
     for giver, taker in handovers([key for key in lacking if key in late and key not in served], values):
         request = PauseRequest(
-            comparison=comparison.halving.comparison,
+            comparison=bracket.halving.comparison,
             rung=at.rung,
             value=values[giver],
             workers_to=taker,
@@ -79,23 +79,23 @@ def make_room(comparison: Comparison, lacking: Sequence[str], campaign: str, uni
         _ask_to_pause(*training[giver], request, late[taker])
 
 
-def _withdraw_what_nobody_needs(comparison: Comparison) -> None:
+def _withdraw_what_nobody_needs(bracket: Bracket) -> None:
     """Where a run was asked to pause and trains yet."""
-    for member in comparison.members:
+    for member in bracket.members:
         if member.run is None or (request := member.run.observer.pause) is None or not _trains(member.run):
             continue
-        if comparison.is_complete and not _is_needed(request, comparison):
+        if bracket.is_complete and not _is_needed(request, bracket):
             member.run.observer.withdraw_pause()
-            member.pause = pause_of(member.spec, comparison.halving.comparison)
+            member.pause = pause_of(member.spec, bracket.halving.comparison)
             log.info(
                 "%s is not asked to pause any more: what it was to leave its workers to needs none, or the rung is decided",
                 member.spec.address,
             )
 
 
-def _is_needed(request: PauseRequest, comparison: Comparison) -> bool:
+def _is_needed(request: PauseRequest, bracket: Bracket) -> bool:
     """What gets the workers has not reached the rung and waits for some; of one that another campaign follows alone nobody here knows."""
-    at = comparison.open_rung
+    at = bracket.open_rung
     late = at.late if at is not None and at.rung == request.rung else ()
     taker = next((member for member in late if member.spec.run_key == request.workers_to), None)
     if taker is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.campaign.comparison import Comparison, Member
+from orchestrator.campaign.bracket import Bracket, Member
 from orchestrator.campaign.events import RungDecided
 from orchestrator.campaign.halving import RETRY_S
 from orchestrator.campaign.loop import Campaign
@@ -878,7 +878,7 @@ def test_workers_that_were_left_at_an_earlier_rung_are_settled(stage: Stage) -> 
     taker.pause, followed[1].observer.is_paused = PauseRequest(rung=4), True
     for rung, turn in ((2, "first"), (4, "next")):
         giver.pause = PauseRequest(rung=rung, workers_to=taker.spec.run_key)
-        set_turns(Comparison(giver.spec.halving, [giver, taker], {}))
+        set_turns(Bracket(giver.spec.halving, [giver, taker], {}))
         assert [one.turn for one in followed] == ["usual", turn]
 
 

@@ -1,4 +1,4 @@
-"""The runs that successive halving compares, as one campaign sees them: what each has reached, and the rung that they are at."""
+"""The runs that successive halving compares, a bracket, as one campaign sees them: what each has reached, and the rung that they are at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from trainers.contract.states import RunState
 
 @dataclass(eq=False)
 class Member:
-    """A run of a comparison; one that this campaign does not follow was brought to its end by an earlier one, or goes on under another."""
+    """A run of a bracket; one that this campaign does not follow was brought to its end by an earlier one, or goes on under another."""
 
     spec: RunSpec
     run: FollowedRun | None = None
@@ -25,7 +25,7 @@ class Member:
     is_at_work_elsewhere: bool = False
     """Another living campaign has not brought it to its end, whatever its folder holds: it may be trying it again."""
     pause: PauseRequest | None = None
-    """The last one in this comparison, also one that is over."""
+    """The last one in this bracket, also one that is over."""
     _commits: CommitReader = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -94,8 +94,8 @@ class OpenRung:
 
 
 @dataclass
-class Comparison:
-    """Runs that are compared with each other."""
+class Bracket:
+    """Runs that are compared with each other, rung after rung."""
 
     halving: HalvingOfRun
     members: list[Member]
