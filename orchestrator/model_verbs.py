@@ -19,11 +19,11 @@ from orchestrator.run.interrupts import HungUp
 if TYPE_CHECKING:
     from orchestrator.cluster.jobs import Jobs
     from orchestrator.compare.answer import Answer
-    from orchestrator.compare.case_pictures import CasePictures
     from orchestrator.compare.choice import Compared
     from orchestrator.compare.run_differences import RunDiff
     from orchestrator.export.model import Exported
     from orchestrator.imported.importing import ImportedFold
+    from orchestrator.report.case_pictures import CasePictures
     from orchestrator.tracking.client import Tracker
     from orchestrator.validation.held_out_events import HeldOutEvent
     from trainers.contract.run_spec import CheckpointName
@@ -290,7 +290,7 @@ def write_report(answer: "Answer", target: Path, raw: Path | None = None, *, ima
 
     Raises ConfigError where it cannot be written.
     """
-    from orchestrator.compare.report import write_report
+    from orchestrator.report.page import write_report
 
     try:
         write_report(answer, _pictures(answer, raw, images=images), target.absolute())
@@ -304,7 +304,7 @@ def publish_report(answer: "Answer", tracking_uri: str | None = None, raw: Path 
     To the server `tracking_uri`; default: MLFLOW_TRACKING_URI, else the local one, else that of the compared runs. The rest as in
     `write_report`. Raises ConfigError where no server is known, TrackingError.
     """
-    from orchestrator.compare.comparison_run import publish_comparison
+    from orchestrator.report.comparison_run import publish_comparison
 
     known = (model.spec.tracking_uri for model in answer.models if model.spec.tracking_uri)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_mlflow() or next(known, "")
@@ -315,7 +315,7 @@ def publish_report(answer: "Answer", tracking_uri: str | None = None, raw: Path 
 
 
 def _pictures(answer: "Answer", raw: Path | None, *, images: bool) -> "CasePictures":
-    from orchestrator.compare.case_pictures import case_pictures
+    from orchestrator.report.case_pictures import case_pictures
 
     named = os.environ.get(RAW)
     return case_pictures(answer.models, raw or (Path(named) if named else None), on_request=images)

@@ -123,9 +123,9 @@ def _error_in(job: JobRecord | None) -> str:
 def compare_and_publish(models: Sequence[str], results: Path, tracking_uri: str) -> ComparisonMade:
     """Compare the models below a results folder, and send the report to an MLflow server; where they cannot be compared, nothing is sent.
     Raises TrackingError, StorageError, DataError, ConfigError."""
-    from orchestrator.compare.case_pictures import case_pictures
     from orchestrator.compare.choice import compared
-    from orchestrator.compare.comparison_run import publish_comparison
+    from orchestrator.report.case_pictures import case_pictures
+    from orchestrator.report.comparison_run import publish_comparison
     from orchestrator.tracking.client import Tracker
 
     try:

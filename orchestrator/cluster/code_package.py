@@ -16,7 +16,7 @@ from trainers.storage.faults import reading
 from trainers.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
-REPORT_FILES = frozenset({"report.html.j2", "slice_viewer.js"})
+REPORT_FILES = frozenset({"page.html.j2", "slice_viewer.js"})
 """What is no module, and the report of a comparison is made of."""
 _UNDATED = (1980, 1, 1, 0, 0, 0)
 """The same code is the same bytes, so that the cluster stores it once."""

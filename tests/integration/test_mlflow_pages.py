@@ -14,10 +14,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 from orchestrator.compare.answer import answer
 from orchestrator.compare.model_run import publish_cross_validation
 from orchestrator.compare.models import ValidatedFold, models_of, read_fold
-from orchestrator.compare.report import html
 from orchestrator.publishing.pictures import overlay
 from orchestrator.publishing.publisher import deliver_run
 from orchestrator.publishing.validation_report import deliver_reports, picture_file, write_report
+from orchestrator.report.page import html
 from orchestrator.tracking.binding import track
 from orchestrator.tracking.client import Tracker
 from orchestrator.tracking.saved_views import CASES as CASE_BY_CASE

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from orchestrator import api
-from orchestrator.compare.report import html
 from orchestrator.errors import ConfigError
 from orchestrator.experiment.model import Experiment
+from orchestrator.report.page import html
 from orchestrator.tracking.client import Tracker
 from tests.conftest import Toys
 from tests.integration.local_home import services_of_its_own, toy_experiment

@@ -53,15 +53,16 @@ preprocessing: dataset errors experiment queue run trainers.contract trainers.st
 training: cluster dataset publishing queue run tracking trainers.contract trainers.data trainers.errors trainers.storage
     trainers.training
 follow: queue run tracking trainers.contract trainers.errors trainers.storage
-compare: errors export publishing run statistics tracking trainers.contract trainers.data trainers.errors trainers.storage
+compare: errors export publishing run statistics tracking trainers.contract trainers.errors trainers.storage
+report: compare publishing statistics tracking trainers.contract trainers.data trainers.storage
 validation: cluster compare dataset errors export follow publishing queue run tracking trainers.contract trainers.errors
     trainers.storage trainers.validation
 resume: cluster dataset follow publishing queue run tracking trainers.contract trainers.errors trainers.storage
-campaign: cluster compare dataset errors experiment follow preprocessing publishing queue resume run tracking validation
+campaign: cluster compare dataset errors experiment follow preprocessing publishing queue report resume run tracking validation
     trainers.contract trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors queue trainers.storage
-model_verbs: campaign cluster compare errors export imported publishing run tracking trainers.contract validation
+model_verbs: campaign cluster compare errors export imported publishing report run tracking trainers.contract validation
 maintenance_verbs: campaign cluster compare drill publishing resume run
 api: campaign cluster errors experiment maintenance_verbs model_verbs preprocessing resume run trainers.contract
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.code_package import code_files, packed
-from orchestrator.compare import report
-from orchestrator.compare.slice_viewer import SCRIPT
+from orchestrator.report import page
+from orchestrator.report.slice_viewer import SCRIPT
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +106,4 @@ def test_the_code_package_holds_code_alone(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_code_package_brings_what_the_report_of_a_comparison_is_made_of() -> None:
     with zipfile.ZipFile(BytesIO(packed({}))) as unpacked:
-        assert {f"orchestrator/{report.TEMPLATE.name}", f"orchestrator/{SCRIPT.name}"} <= {
-            name.replace("compare/", "") for name in unpacked.namelist()
-        }
+        assert {f"orchestrator/report/{page.TEMPLATE.name}", f"orchestrator/report/{SCRIPT.name}"} <= {*unpacked.namelist()}

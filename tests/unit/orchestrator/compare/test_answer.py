@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.cli.compare import show
 from orchestrator.compare.answer import answer as answer_of
-from orchestrator.compare.case_pictures import shown_cases
 from orchestrator.compare.choice import Compared, compared, left_out
 from orchestrator.compare.models import Unfinished, models_of, read_fold
-from orchestrator.compare.report import html
 from orchestrator.compare.tables import as_json, classes_table, groups_table, models_table
 from orchestrator.compare.text_table import TextTable
 from orchestrator.errors import ConfigError
+from orchestrator.report.case_pictures import shown_cases
+from orchestrator.report.page import html
 from orchestrator.run.names import Names
 from orchestrator.statistics.pairs import holm
 from orchestrator.statistics.verdict import sentence

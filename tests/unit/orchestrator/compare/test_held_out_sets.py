@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.compare.answer import Answer
 from orchestrator.compare.choice import compared
-from orchestrator.compare.report import html
 from orchestrator.compare.tables import models_table
+from orchestrator.report.page import html
 from tests.fake_run import CLASSES
 from tests.validated_model import metrics_of, validated_model
 from trainers.contract.held_out import HeldOutScores, digest_of_cases, scores_file

@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator.compare.choice import Compared, compared
 from orchestrator.compare.models import models_of, read_fold
-from orchestrator.compare.report import html
 from orchestrator.compare.tables import as_json, checkpoints_table, models_table
 from orchestrator.publishing.validation_report import write_report
+from orchestrator.report.page import html
 from tests.validated_model import validated_model
 from trainers.contract.lesions import LESION_SCORES, Lesions
 from trainers.contract.plans import labels_of, load_dataset_json

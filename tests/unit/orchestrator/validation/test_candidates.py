@@ -10,10 +10,10 @@ import pytest
 from orchestrator.compare.answer import answer
 from orchestrator.compare.candidates import judged
 from orchestrator.compare.models import models_of, read_fold
-from orchestrator.compare.report import html
 from orchestrator.compare.tables import as_json, candidates_table
 from orchestrator.publishing.candidates import TABLE, TAG, holds_candidates, send_candidates
 from orchestrator.publishing.validation_report import picture_file
+from orchestrator.report.page import html
 from orchestrator.run.candidates import read_candidates
 from orchestrator.run.outcome import write_outcome
 from orchestrator.run.progress import progress_of

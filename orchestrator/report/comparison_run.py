@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.compare.answer import Answer
-from orchestrator.compare.case_pictures import CasePictures, renamed, shown_names
-from orchestrator.compare.report import html
 from orchestrator.compare.tables import models_table
+from orchestrator.report.case_pictures import CasePictures, renamed, shown_names
+from orchestrator.report.page import html
 from orchestrator.tracking.binding import experiment_of
 from orchestrator.tracking.records import COMPARISON_KEY_TAG, NOTE_TAG, PARAM_LENGTH, ModelRun
 

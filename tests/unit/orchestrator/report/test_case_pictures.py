@@ -13,13 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.compare import slice_viewer
 from orchestrator.compare.answer import Answer, answer
-from orchestrator.compare.case_files import CaseVolumes
-from orchestrator.compare.case_pictures import WITHOUT_IMAGES, case_pictures, renamed, shown_names
 from orchestrator.compare.choice import compared
-from orchestrator.compare.report import html
 from orchestrator.compare.tables import cases_table
+from orchestrator.report import slice_viewer
+from orchestrator.report.case_files import CaseVolumes
+from orchestrator.report.case_pictures import WITHOUT_IMAGES, case_pictures, renamed, shown_names
+from orchestrator.report.page import html
 from tests.validated_model import validated_model
 from trainers.storage.files import read_json, write_json_atomic
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from orchestrator import api
 from orchestrator.cli import app
 from orchestrator.compare.answer import Answer
-from orchestrator.compare.case_pictures import CasePictures, shown_names
 from orchestrator.compare.choice import compared
-from orchestrator.compare.comparison_run import bounded, comparison_key, note_of, run_of
 from orchestrator.errors import ConfigError
+from orchestrator.report.case_pictures import CasePictures, shown_names
+from orchestrator.report.comparison_run import bounded, comparison_key, note_of, run_of
 from orchestrator.tracking.records import ModelRun
 from tests.validated_model import metrics_of, validated_model
 from trainers.contract.records import read_result

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.compare.case_files import CaseVolumes
 from orchestrator.publishing.pictures import COLORS, grey_window
+from orchestrator.report.case_files import CaseVolumes
 
 MAX_BYTES = 1_000_000
 """Of one viewer within the page."""

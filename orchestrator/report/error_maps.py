@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.compare.case_files import CaseVolumes
 from orchestrator.publishing.pictures import COLORS, draw_contours, grey_window
+from orchestrator.report.case_files import CaseVolumes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

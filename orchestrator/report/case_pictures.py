@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.compare.case_files import CaseReader, Unreadable, has_files
-from orchestrator.compare.error_maps import error_map
 from orchestrator.compare.models import TrainedModel
-from orchestrator.compare.slice_viewer import SliceViewer, slice_viewer
+from orchestrator.report.case_files import CaseReader, Unreadable, has_files
+from orchestrator.report.error_maps import error_map
+from orchestrator.report.slice_viewer import SliceViewer, slice_viewer
 from trainers.contract.pseudonyms import pseudonym, pseudonym_salt
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.compare.answer import Answer, sources_text, whole
-from orchestrator.compare.case_pictures import NO_PICTURES, CasePictures, renamed, shown_names
 from orchestrator.compare.figures import (
     cheap_figure,
     curves_figure,
@@ -18,9 +17,10 @@ from orchestrator.compare.figures import (
 )
 from orchestrator.compare.held_out_sets import HeldOutSet
 from orchestrator.compare.held_out_tables import held_out_table
-from orchestrator.compare.slice_viewer import SCRIPT, SliceViewer
 from orchestrator.compare.tables import candidates_table, cases_table, checkpoints_table, classes_table, groups_table, models_table
 from orchestrator.compare.text_table import TextTable, number, pairs_table
+from orchestrator.report.case_pictures import NO_PICTURES, CasePictures, renamed, shown_names
+from orchestrator.report.slice_viewer import SCRIPT, SliceViewer
 from orchestrator.statistics.pairs import ALPHA, POWER, Comparison
 from orchestrator.statistics.ranks import RESAMPLES
 from orchestrator.statistics.seeds import Agreement
@@ -35,7 +35,7 @@ METRIC_TITLES = {
     LESION_FALSE_POSITIVES.name: "false lesions per case",
     LESION_DICE.name: "lesion-wise Dice",
 }
-TEMPLATE = Path(__file__).parent / "report.html.j2"
+TEMPLATE = Path(__file__).parent / "page.html.j2"
 
 
 @dataclass(frozen=True)
