@@ -159,7 +159,7 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
         from orchestrator.preprocessing.due import due_of
 
         if (due := due_of(experiment)) is not None:
-            return plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names)
+            return plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names, [this_machine()])
         crowded = local_services.crowding_of(Home.default(), local_services.offered())
         node, name = this_machine(), "this machine, which runs nothing yet"
         return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])

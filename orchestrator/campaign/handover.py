@@ -92,7 +92,7 @@ def plan(experiment: Experiment, here: Here, *, replaces: bool = False) -> PlanR
     if not (experiment.nnUNet_raw and experiment.nnUNet_preprocessed and experiment.nnUNet_results):
         raise Unseen  # the head may know folders that are not named here
     if (due := due_of(experiment)) is not None:
-        return plan_beside(experiment, due, lambda: here.jobs, here.registry, here.address)
+        return plan_beside(experiment, due, lambda: here.jobs, here.nodes(), here.registry, here.address)
     return planned(experiment, here.jobs, here.nodes, here.registry, here.address, replaces=replaces)
 
 

@@ -128,7 +128,10 @@ def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, pla
     registry = Registry.of_cluster(address)
     if (due := due_of(experiment)) is not None:
         resolved = experiment.with_folders_resolved()
-        emit(Planned(plan=plan_beside(resolved, due, cluster.records, registry, address, campaign=campaign)))
+        to_come = plan_beside(resolved, due, cluster.records, cluster_nodes(), registry, address, campaign=campaign)
+        if not plan_only:
+            refuse_never(to_come)
+        emit(Planned(plan=to_come))
         if plan_only:
             return 0
         _preprocess(campaign, experiment, cluster, registry)

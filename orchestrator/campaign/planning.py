@@ -94,8 +94,11 @@ def replacements(specs: Sequence[RunSpec]) -> list[str]:
 
 
 def never_fits(report: PlanReport) -> list[str]:
-    """The runs of a plan that its cluster can never hold, each in a sentence."""
-    return [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    """The runs of a plan that its cluster can never hold, each in a sentence; or that are planned once their data are
+    preprocessed."""
+    awaited = [run.address for run in report.awaited] if report.never_awaited else []
+    never = [(row.address, row.because) for row in report.rows if row.fits == "never"]
+    return [f"{address} {because}" for address, because in (*never, *((address, report.never_awaited) for address in awaited))]
 
 
 def refuse_never(report: PlanReport) -> None:
@@ -126,13 +129,20 @@ def planned(
 
 
 def plan_beside(
-    experiment: Experiment, due: Due, jobs: Callable[[], Sequence[JobRecord]], registry: Registry, address: str, *, campaign: str = ""
+    experiment: Experiment,
+    due: Due,
+    jobs: Callable[[], Sequence[JobRecord]],
+    nodes: Sequence[NodeResources],
+    registry: Registry,
+    address: str,
+    *,
+    campaign: str = "",
 ) -> PlanReport:
     """The plan of an experiment whose data are preprocessed first, with the campaign that is at it already. Starts nothing.
 
     The experiment's folders are known. `campaign`: the one that plans, if one does. Where the cluster does not answer, the one that is at
     it is not named: nothing depends on that."""
-    report = plan_to_come(experiment, due.dataset, due.names, address)
+    report = plan_to_come(experiment, due.dataset, due.names, nodes, address)
     with contextlib.suppress(ClusterError, OSError):
         by = _preprocessed_by(due, {run.run_key for run in report.awaited}, jobs(), registry, but=campaign)
         return report.model_copy(update={"preprocessed_by": by})

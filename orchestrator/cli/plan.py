@@ -50,6 +50,8 @@ def show_plan(report: "PlanReport") -> None:
         count = len(report.awaited)
         say(f"Preprocessed first, by nnU-Net: {'; '.join(report.preprocesses)}.")
         say(f"Then {'1 run is' if count == 1 else f'{count} runs are'} planned, and named by key: {_first_and_last(report)}.")
+        if report.never_awaited:
+            say(f"The cluster can never hold {'it: it' if count == 1 else 'them: each'} {report.never_awaited}")
         if campaign := report.preprocessed_by:
             say(
                 f"Campaign {campaign} preprocesses this dataset already: that is waited for, and nothing is preprocessed twice. "

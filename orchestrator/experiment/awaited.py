@@ -6,27 +6,35 @@ from pathlib import Path
 
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.queue.gang_fit import NodeResources, fit
 from orchestrator.run.job_record import HandedRun
 from orchestrator.run.names import UNPLANNED
 from trainers.contract.cascade import model_folder_name
 from trainers.contract.run_spec import gang_of, model_address
 
 
-def plan_to_come(experiment: Experiment, dataset: str, due: Sequence[str], cluster: str = "local") -> PlanReport:
-    """A plan without rows: what is `due` of a dataset is preprocessed first. `awaited` are its runs, named by where they will lie.
+def plan_to_come(
+    experiment: Experiment, dataset: str, due: Sequence[str], nodes: Sequence[NodeResources], cluster: str = "local"
+) -> PlanReport:
+    """A plan without rows: what is `due` of a dataset is preprocessed first. `awaited` are its runs, named by where they will lie; what
+    each asks for is known already, and whether the cluster can ever hold it.
 
     The experiment's folders are known. Pure.
     """
+    awaited = tuple(_awaited(experiment, dataset))
+    alone = fit(gang_of(experiment.workers, experiment.loader), nodes)
+    is_never = alone.when == "never"
     return PlanReport(
         experiment=experiment.name,
         cluster=cluster,
         rows=(),
         n_now=0,
         n_later=0,
-        n_never=0,
+        n_never=len(awaited) if is_never else 0,
         n_finished=0,
         preprocesses=tuple(due),
-        awaited=tuple(_awaited(experiment, dataset)),
+        awaited=awaited,
+        never_awaited=alone.because if is_never else "",
     )
 
 

@@ -107,6 +107,8 @@ class PlanReport(Frozen):
     """Configurations, each with its plans, that are preprocessed before any run can be planned; then there are no rows yet."""
     awaited: tuple[HandedRun, ...] = ()
     """The runs that are planned once that is done."""
+    never_awaited: str = Field("", exclude_if=lambda because: not because)
+    """Why the cluster can never hold any of these; empty: it can, now or later."""
     preprocessed_by: str = Field("", exclude_if=lambda campaign: not campaign)
     """The campaign that has the dataset preprocessed already, which is waited for; empty: none does."""
     followed: tuple[str, ...] = Field((), exclude_if=lambda campaigns: not campaigns)

@@ -8,8 +8,9 @@ import pytest
 from orchestrator import api
 from orchestrator.campaign.events import CampaignEvent, Failed, Planned, StatusChanged, Waiting
 from orchestrator.cli.plan import show_plan
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.experiment.awaited import plan_to_come
+from orchestrator.experiment.model import Experiment
 from orchestrator.preprocessing.order import Progressed, entry_key
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
@@ -26,12 +27,16 @@ JOB = "preprocess-0123456789ab-r0"
 ADDRESSES = ["17/3d_fullres/nnUNetTrainer/0", "17/3d_fullres/nnUNetTrainer/1"]
 
 
-def submitted(place: Place) -> api.Submission:
+def unprepared(place: Place, **more: Any) -> Experiment:
+    """An experiment of two folds that lacks a preprocessed case."""
     if not (raw := place.tiny.base / "raw" / place.tiny.name).exists():
         write_raw(raw)
     (place.tiny.data_folder() / "case_0.pkl").unlink(missing_ok=True)
-    experiment = place.experiment(preprocess=True).model_copy(update={"folds": (0, 1)})
-    return api.submit(experiment)
+    return place.experiment(preprocess=True, **more).model_copy(update={"folds": (0, 1)})
+
+
+def submitted(place: Place) -> api.Submission:
+    return api.submit(unprepared(place))
 
 
 def prints(place: Place, submission: api.Submission, *events: CampaignEvent) -> None:
@@ -50,6 +55,20 @@ def test_it_starts_one_job_and_names_what_comes_first(place: Place, capsys: pyte
         "Preprocessed first, by nnU-Net: nnUNetPlans: 3d_fullres.\n"
         f"Then 2 runs are planned, and named by key: {ADDRESSES[0]} to {ADDRESSES[1]}.\n"
     )
+
+
+def test_what_the_cluster_can_never_hold_is_refused_before_hours_of_preprocessing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    greedy = unprepared(place, workers={"count": 2, "gpus": 1, "cpus": 2})
+    plan = api.plan(greedy)
+    assert (plan.preprocesses, plan.n_never) == (("nnUNetPlans: 3d_fullres",), 2)
+    show_plan(plan)
+    (*_, line) = capsys.readouterr().out.splitlines()
+    because = "needs 2 workers x (1 GPU, 2 CPUs); the cluster has 0 GPUs in all."
+    assert line.startswith(f"The cluster can never hold them: each {because}")
+    with pytest.raises(ClusterError, match="it can never hold") as refused:
+        api.submit(greedy)
+    assert all(f"\n{address} {because}" in str(refused.value) for address in ADDRESSES)
+    assert place.is_untouched
 
 
 def test_until_then_status_shows_the_runs_and_what_they_wait_for(place: Place) -> None:
@@ -114,7 +133,7 @@ def test_the_runs_are_named_as_they_will_be(place: Place, monkeypatch: pytest.Mo
     more: dict[str, Any] = {"seeds": [0, 1], "trainers": ["default", "da5"], "sweep": {"low": {"initial_lr": 0.001}, "base": {}}}
     experiment = place.experiment(**more)
     specs: list[RunSpec] = [row.spec for row in api.plan(experiment).rows]
-    awaited = plan_to_come(experiment.with_folders_resolved(), place.tiny.name, ["x"]).awaited
+    awaited = plan_to_come(experiment.with_folders_resolved(), place.tiny.name, ["x"], place.nodes()).awaited
     assert [(run.address, RunFolder(run.run_folder)) for run in awaited] == [(spec.address, RunFolder(spec.run_folder)) for spec in specs]
     assert len({run.run_key for run in awaited}) == 8
 
