@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 RINGS := -m tests.rings --unit-once=.venv/.unit-passed
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install demo test test-long test-gpu check bench clean
+.PHONY: help install demo test test-long test-gpu check bench docs site-pages clean
 
 help:
 	@echo "make demo    two nnU-Nets trained, validated and compared on this machine, from nothing (10 minutes on 2 cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test    unit and integration tests"
 	@echo "make test-long  a head that dies, hosts that are cut off, chaos, elastic workers, drill, orphans: minutes each"
 	@echo "make test-gpu  steps, epochs, resume and validation on a GPU beside the CPU's numbers; skips itself without one"
+	@echo "make docs    this documentation as a site in build/docs/site"
 	@echo "make bench   one table beside nnU-Net: samples, epoch, validation, memory, start (ARGS=--large: with more rounds)"
 	@echo "make clean   removes .venv and caches"
 
@@ -48,5 +49,15 @@ test-gpu: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.table $(ARGS)
 
+SITE := build/docs
+docs: $(INSTALLED) site-pages
+	$(BIN)/zensical build --strict --config-file $(SITE)/mkdocs.yml
+	@echo "Open $(SITE)/site/index.html"
+
+site-pages:
+	@rm -rf $(SITE)/pages && mkdir -p $(SITE)/pages
+	@cp docs/mkdocs.yml $(SITE)
+	@cp --parents -r *.md LICENSE docs benchmarks/README.md deploy $(SITE)/pages
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build/docs .mypy_cache .ruff_cache .pytest_cache

@@ -4,7 +4,10 @@ And they agree with the code: the picture of the wings with the imports, the wor
 """
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -196,3 +199,18 @@ def test_kubernetes_takes_the_image_that_was_built() -> None:
         [container] = group["template"]["spec"]["containers"]
         assert container["imagePullPolicy"] == "IfNotPresent"
         assert f"-t {container['image']} ." in text_of(ROOT / "deploy" / "README.md")
+
+
+def test_the_site_has_every_document_and_no_link_that_leads_nowhere(tmp_path: Path) -> None:
+    subprocess.run(["make", "-s", "-C", str(ROOT), "site-pages", f"SITE={tmp_path}"], check=True)
+    told = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(tmp_path / "mkdocs.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    named = set(re.findall(r": ([\w/]+\.md)$", text_of(ROOT / "docs" / "mkdocs.yml"), re.MULTILINE))
+    assert named == {str(path.relative_to(ROOT)) for path in DOCUMENTS}
+    assert len([*(tmp_path / "site").rglob("*.html")]) == len(named) + 1  # a page for what is not there
