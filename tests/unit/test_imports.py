@@ -62,9 +62,9 @@ campaign: cluster compare dataset errors experiment follow preprocessing publish
     trainers.contract trainers.errors trainers.storage
 drill: campaign cluster errors experiment run tracking trainers.contract trainers.network trainers.storage
 demo: errors queue trainers.storage
-model_verbs: campaign cluster compare errors export imported publishing report run tracking trainers.contract validation
-maintenance_verbs: campaign cluster compare drill publishing resume run
-api: campaign cluster errors experiment maintenance_verbs model_verbs preprocessing resume run trainers.contract
+verbs: campaign cluster compare drill errors experiment export imported preprocessing publishing report resume run tracking
+    trainers.contract validation
+api: verbs
 cli: api cluster compare demo errors experiment run statistics tracking trainers.contract
 """
 EDGES = {wing: set(edges.split()) for wing, _, edges in (line.partition(":") for line in TABLE.replace("\n    ", " ").strip().split("\n"))}

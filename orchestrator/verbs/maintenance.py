@@ -1,5 +1,4 @@
-"""The verbs of maintenance: run folders removed or freed, MLflow brought up to date, a drill. Callers take them from
-`orchestrator.api`."""
+"""The verbs of maintenance: run folders removed or freed, MLflow brought up to date, a drill."""
 
 import logging
 import os
@@ -13,7 +12,7 @@ from orchestrator.cluster import local_services, submissions
 from orchestrator.cluster.home import Home
 from orchestrator.cluster.target import reach
 from orchestrator.run.below import RESULTS, results_folder
-from orchestrator.run.names import left_text
+from orchestrator.verbs.known_runs import warn_of
 
 if TYPE_CHECKING:
     from orchestrator.drill.order import DrillEvent, Report
@@ -132,9 +131,3 @@ def _at_work(cluster: str | None) -> "tuple[list[RunStatus], list[JobRecord]]":
     """What the cluster reports of runs, and its jobs; nothing where none answers."""
     reached = reach(cluster).reached
     return ([], []) if reached is None else (Follower(reached).statuses(), reached.records())
-
-
-def warn_of(left: Sequence[str]) -> None:
-    """Name the run folders that were left out, in a warning."""
-    if left:
-        log.warning("%s", left_text(left))

@@ -32,10 +32,11 @@ from orchestrator.run.events import line_of
 from orchestrator.run.job_record import HANDED_KEY, HandedRun, handed_text, record_of
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.run.status import RunStatus
+from orchestrator.verbs import submitting
 from tests.fake_campaign import finish_on_disk
 from tests.serving import serving
 from tests.unit.orchestrator.campaign.test_follower import FakeJobs
-from tests.unit.orchestrator.test_api import Machine, machine_below
+from tests.unit.orchestrator.verbs.test_watching import Machine, machine_below
 from tests.unit.tiny_dataset import Tiny, tiny_dataset
 from trainers.contract.fencing import acquire_token
 from trainers.contract.requests import StopRequest, read_stop_request
@@ -438,7 +439,7 @@ def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_w
 def test_a_resume_of_a_campaign_leaves_what_cannot_go_on_and_what_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, stopped = place.trained(0), place.trained(1)
     assert write_outcome(RunFolder(stopped.run_folder), Outcome(job="training", state="STOPPED", fencing_token=1, message="asked"))
-    monkeypatch.setattr(api, "_runs_of_campaign", lambda *of: [spec.run_key, stopped.run_key, "removed"])
+    monkeypatch.setattr(submitting, "_runs_of_campaign", lambda *of: [spec.run_key, stopped.run_key, "removed"])
     plan = api.resume(results=place.tiny.results, campaign="c1").plan
     assert [row.run_key for row in plan.rows] == [spec.run_key]
     assert [text for text in plan.left if "was stopped" in text and stopped.run_key in text]
@@ -449,7 +450,7 @@ def test_a_resume_of_a_campaign_goes_on_without_a_run_whose_data_are_gone(place:
     spec, other = place.trained(0), place.trained(1)
     fault = DataError("data: gone")
     monkeypatch.setattr(resume_check, "problems_of", lambda run: [fault] if run.run_key == other.run_key else [])
-    monkeypatch.setattr(api, "_runs_of_campaign", lambda *of: [spec.run_key, other.run_key])
+    monkeypatch.setattr(submitting, "_runs_of_campaign", lambda *of: [spec.run_key, other.run_key])
     plan = api.resume(results=place.tiny.results, campaign="c1").plan
     assert [row.run_key for row in plan.rows] == [spec.run_key]
     assert [text for text in plan.left if "cannot continue: data: gone" in text]

@@ -17,7 +17,7 @@ from orchestrator.run.events import line_of
 from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
-from tests.unit.orchestrator.test_submission import STORE, Place, place
+from tests.unit.orchestrator.verbs.test_submitting import STORE, Place, place
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ClusterError
-from orchestrator.model_verbs import _followed_to_its_end
 from orchestrator.run.events import Event, line_of
 from orchestrator.run.interrupts import HungUp
 from orchestrator.run.job_record import JobRecord, JobState
 from orchestrator.validation.held_out_events import HeldOutEvent, HeldOutWaits, HeldOutWarned
+from orchestrator.verbs.models import _followed_to_its_end
 
 COMMAND = ["4/3d_fullres/nnUNetTrainer", "--images=/imagesTs", "--checkpoint=final"]
 DONE = HeldOutEvent(message="3 cases are predicted", num_cases=3)

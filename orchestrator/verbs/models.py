@@ -1,4 +1,4 @@
-"""The verbs about trained models: used on new images, compared, exported and imported. Callers take them from `orchestrator.api`."""
+"""The verbs about trained models: used on new images, compared, exported and imported."""
 
 import hashlib
 import json
