@@ -5,11 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from orchestrator import errors
+from orchestrator.errors import NnfleetError, error_named
 from orchestrator.experiment.plan import PlanReport
 from orchestrator.run.events import Event, events_in
 from orchestrator.run.status import RunStatus
-from trainers.errors import NnfleetError
 
 
 class Planned(Event):
@@ -134,9 +133,3 @@ class CampaignLog:
         except ValidationError:
             return  # of another version
         self.statuses[status.run_key] = status
-
-
-def error_named(name: str, message: str) -> NnfleetError:
-    """The error of the tree with this name, so that it is handled here as if it had been raised here."""
-    kind = getattr(errors, name, NnfleetError)
-    return kind(message) if isinstance(kind, type) and issubclass(kind, NnfleetError) else NnfleetError(message)

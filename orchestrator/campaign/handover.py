@@ -92,7 +92,7 @@ def plan(experiment: Experiment, here: Here, *, replaces: bool = False) -> PlanR
     if not (experiment.nnUNet_raw and experiment.nnUNet_preprocessed and experiment.nnUNet_results):
         raise Unseen  # the head may know folders that are not named here
     if (due := due_of(experiment)) is not None:
-        return plan_beside(experiment, due, lambda: here.jobs, here.nodes(), here.registry, here.address)
+        return plan_beside(experiment, due, lambda: here.jobs, here.nodes, here.registry, here.address)
     return planned(experiment, here.jobs, here.nodes, here.registry, here.address, replaces=replaces)
 
 
@@ -100,6 +100,8 @@ def submission(experiment: Experiment, here: Here, *, replaces: bool) -> PlanRep
     """Likewise for an experiment that is submitted. Raises ClusterError too, for a run that fits never."""
     report = plan(experiment, here, replaces=replaces)
     _refuse_unclear([row.spec for row in report.rows], here)
+    if report.awaited and experiment.tracking.uri and not lacks_runs(experiment.tracking.uri, ()):
+        raise Unseen
     refuse_never(report)
     return _refuse_too_many(report)
 

@@ -18,7 +18,9 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import Done, Failed, Planned, Waiting
@@ -30,9 +32,10 @@ from orchestrator.campaign.resuming import chosen, plan_of_resume
 from orchestrator.campaign.validating import checked
 from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
 from orchestrator.dataset.network_check import try_ahead
+from orchestrator.errors import name_of
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, load_experiment
-from orchestrator.experiment.plan import plan_report
+from orchestrator.experiment.plan import PlanReport, plan_report
 from orchestrator.preprocessing.due import due_of
 from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.registry import Entry, Registry
@@ -49,10 +52,13 @@ from orchestrator.tracking.binding import TrackingServer
 from orchestrator.validation.held_out_admission import QueuePlace
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
-from trainers.errors import ClusterError, ConfigError, NnfleetError, StorageError
+from trainers.errors import ClusterError, ConfigError, NnfleetError, StorageError, TrackingError
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 3600.0
+RETRY_S = 15.0
+_T = TypeVar("_T")
 UNTRACKED = (
     "nothing goes to MLflow: the experiment file names no `tracking: {uri: ...}`, "
     "and MLFLOW_TRACKING_URI is not set on the cluster's head node."
@@ -83,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(campaign, options, notice)
     except NnfleetError as err:
-        return _failed(type(err).__name__, str(err), err.exit_code, notice)
+        return _failed(name_of(err), str(err), err.exit_code, notice)
     except Exception as err:
         traceback.print_exc()
         return _failed("NnfleetError", f"campaign: {type(err).__name__}: {err}. See its log.", 1, notice)
@@ -123,30 +129,73 @@ def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, pla
         tracking = experiment.tracking.model_copy(update={"uri": uri})
         experiment = experiment.model_copy(update={"tracking": tracking})
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
-    cluster = Jobs.inside_job()
-    address = os.environ.get("RAY_ADDRESS", "")
+    cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
-    if (due := due_of(experiment)) is not None:
+    begin = partial(_begun, campaign, experiment, cluster, registry, notice, plan_only=plan_only, replaces=replaces)
+    if (due := due_of(experiment)) is None:
+        report, runner = begin(warnings)
+    else:
         resolved = experiment.with_folders_resolved()
-        to_come = plan_beside(resolved, due, cluster.records, cluster_nodes(), registry, address, campaign=campaign)
+        to_come = plan_beside(resolved, due, cluster.records, cluster_nodes, registry, address, campaign=campaign)
         if not plan_only:
             refuse_never(to_come)
+            _ping(experiment.tracking.uri)
         emit(Planned(plan=to_come))
         if plan_only:
             return 0
         _preprocess(campaign, experiment, cluster, registry)
+        report, runner = begun_patiently(partial(begin, warnings, refuses_never=False), Clock())
+    emit(Planned(plan=report))
+    return runner.run() if runner is not None else 0
+
+
+def _begun(
+    campaign: str,
+    experiment: Experiment,
+    cluster: ClusterJobs,
+    registry: Registry,
+    notice: NoticeOfFailure,
+    warnings: Sequence[str],
+    *,
+    plan_only: bool,
+    replaces: bool,
+    refuses_never: bool = True,
+) -> tuple[PlanReport, Campaign | None]:
+    """The plan of an experiment whose data are all there, and, but for `plan_only`, a campaign in possession of its runs."""
     specs = expand(experiment, replaces=replaces)
-    warnings += replacements(specs) if replaces else []
-    jobs = cluster.records()
+    warnings = [*warnings, *(replacements(specs) if replaces else ())]
+    jobs, address = cluster.records(), os.environ.get("RAY_ADDRESS", "")
     if plan_only:  # else the opening does, under its lock
         refuse_all(specs, jobs, registry)
     report = plan_report(experiment, specs, cluster_nodes(), queue_of(jobs, registry), cluster=address, warnings=warnings)
-    if not plan_only:
+    if plan_only:
+        return report, None
+    if refuses_never:
         refuse_never(report)
-        try_ahead(specs)
-    runner = None if plan_only else _opened(campaign, cluster, specs, notice, replaces=replaces)
-    emit(Planned(plan=report))
-    return runner.run() if runner is not None else 0
+    try_ahead(specs)
+    return report, _opened(campaign, cluster, specs, notice, replaces=replaces)
+
+
+def begun_patiently(begin: Callable[[], _T], clock: Clock) -> _T:
+    """What `begin` returns, which is called again while the cluster or the tracking server is away: hours of preprocessing are not to end
+    with a restart of a server. Raises its error after PATIENCE_S; other errors at once."""
+    began_s = clock.monotonic()
+    while True:
+        try:
+            return begin()
+        except (ClusterError, TrackingError) as err:
+            if clock.monotonic() - began_s > PATIENCE_S:
+                raise
+            _report_waiting(f"is preprocessed, and waits to begin its runs: {err}")
+            clock.sleep(RETRY_S)
+
+
+def _ping(tracking_uri: str) -> None:
+    """Raise TrackingError, before hours of preprocessing, for a server that does not answer or refuses."""
+    from orchestrator.tracking.client import Tracker
+
+    if tracking_uri:
+        Tracker(tracking_uri).ping()
 
 
 def _preprocess(campaign: str, experiment: Experiment, cluster: ClusterJobs, registry: Registry) -> None:

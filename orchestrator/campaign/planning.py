@@ -94,11 +94,12 @@ def replacements(specs: Sequence[RunSpec]) -> list[str]:
 
 
 def never_fits(report: PlanReport) -> list[str]:
-    """The runs of a plan that its cluster can never hold, each in a sentence; or that are planned once their data are
-    preprocessed."""
-    awaited = [run.address for run in report.awaited] if report.never_awaited else []
-    never = [(row.address, row.because) for row in report.rows if row.fits == "never"]
-    return [f"{address} {because}" for address, because in (*never, *((address, report.never_awaited) for address in awaited))]
+    """The runs of a plan that its cluster can never hold, those among them that are planned only once data are preprocessed; each in a
+    sentence."""
+    never = [f"{row.address} {row.because}" for row in report.rows if row.fits == "never"]
+    if report.never_awaited:  # all of them ask for the same
+        never += [f"{run.address} {report.never_awaited}" for run in report.awaited]
+    return never
 
 
 def refuse_never(report: PlanReport) -> None:
@@ -132,7 +133,7 @@ def plan_beside(
     experiment: Experiment,
     due: Due,
     jobs: Callable[[], Sequence[JobRecord]],
-    nodes: Sequence[NodeResources],
+    nodes: Callable[[], Sequence[NodeResources]],
     registry: Registry,
     address: str,
     *,
@@ -141,8 +142,11 @@ def plan_beside(
     """The plan of an experiment whose data are preprocessed first, with the campaign that is at it already. Starts nothing.
 
     The experiment's folders are known. `campaign`: the one that plans, if one does. Where the cluster does not answer, the one that is at
-    it is not named: nothing depends on that."""
-    report = plan_to_come(experiment, due.dataset, due.names, nodes, address)
+    it is not named, and nothing that fits never is found: the campaign goes on without."""
+    seen = None
+    with contextlib.suppress(ClusterError):
+        seen = nodes()
+    report = plan_to_come(experiment, due.dataset, due.names, seen, address)
     with contextlib.suppress(ClusterError, OSError):
         by = _preprocessed_by(due, {run.run_key for run in report.awaited}, jobs(), registry, but=campaign)
         return report.model_copy(update={"preprocessed_by": by})

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.campaign.dispatch import ClusterJobs
-from orchestrator.campaign.events import error_named
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, error_named
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.follow.next_step import death

@@ -14,27 +14,27 @@ from trainers.contract.run_spec import gang_of, model_address
 
 
 def plan_to_come(
-    experiment: Experiment, dataset: str, due: Sequence[str], nodes: Sequence[NodeResources], cluster: str = "local"
+    experiment: Experiment, dataset: str, due: Sequence[str], nodes: Sequence[NodeResources] | None, cluster: str = "local"
 ) -> PlanReport:
     """A plan without rows: what is `due` of a dataset is preprocessed first. `awaited` are its runs, named by where they will lie; what
-    each asks for is known already, and whether the cluster can ever hold it.
+    each asks for is known already, and whether the cluster can ever hold it, unless its `nodes` are not known (None).
 
     The experiment's folders are known. Pure.
     """
     awaited = tuple(_awaited(experiment, dataset))
-    alone = fit(gang_of(experiment.workers, experiment.loader), nodes)
-    is_never = alone.when == "never"
+    alone = None if nodes is None else fit(gang_of(experiment.workers, experiment.loader), nodes)
+    never = alone.because if alone is not None and alone.when == "never" else ""
     return PlanReport(
         experiment=experiment.name,
         cluster=cluster,
         rows=(),
         n_now=0,
         n_later=0,
-        n_never=len(awaited) if is_never else 0,
+        n_never=len(awaited) if never else 0,
         n_finished=0,
         preprocesses=tuple(due),
         awaited=awaited,
-        never_awaited=alone.because if is_never else "",
+        never_awaited=never,
     )
 
 

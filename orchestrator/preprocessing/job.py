@@ -8,7 +8,7 @@ import logging
 import sys
 import traceback
 
-from orchestrator.errors import NnfleetError
+from orchestrator.errors import NnfleetError, name_of
 from orchestrator.preprocessing.nnunet import preprocess
 from orchestrator.preprocessing.order import Order, Refused
 from orchestrator.run.events import emit
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         preprocess(options.order, emit)
     except NnfleetError as err:
-        emit(Refused(error=type(err).__name__, message=str(err)))
+        emit(Refused(error=name_of(err), message=str(err)))
         return err.exit_code
     except Exception as err:
         traceback.print_exc()

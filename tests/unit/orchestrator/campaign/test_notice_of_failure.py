@@ -7,13 +7,15 @@ import pytest
 
 from orchestrator.campaign import job, notices
 from orchestrator.cluster.jobs import Jobs
-from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.errors import ClusterError, ConfigError, TrackingError
 from orchestrator.queue.registry import Entry, HeldWorkers, Registry
 from orchestrator.run.job_record import JobRecord
-from tests.fake_campaign import Stage, look
+from tests.fake_campaign import FakeClock, Stage, look
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
 from tests.unit.tiny_dataset import Tiny
 from trainers.contract.run_spec import Notify, WorkerSpec
+
+RAW = "notify: {}\npreprocess: true\nworkers: {gpus: 0, cpus: 1}\nloader: {actors: 1}"
 
 
 class Scene:
@@ -44,6 +46,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     made = Scene(tmp_path, capsys)
     monkeypatch.setattr(Jobs, "inside_job", lambda: made.stage.cluster)
     monkeypatch.setattr(Registry, "of_cluster", lambda address: Registry(tmp_path / "registry"))
+    monkeypatch.setattr(job, "cluster_nodes", made.stage.cluster.nodes)
     monkeypatch.setattr(notices, "send_by_apprise", made.send)
     monkeypatch.setenv("NNFLEET_NOTIFY", "json://somewhere")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -68,26 +71,62 @@ def test_an_experiment_that_the_campaign_refuses_is_one_message_and_the_error_as
 def test_preprocessing_that_fails_at_night_is_reported_without_secrets(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raw(scene.base / "nnUNet_raw" / Tiny(scene.base).name)
     fails(monkeypatch, "_preprocess", ClusterError("preprocessing: no space left, by http://u:hunter2@host"))
-    assert scene.campaign("--plan-only", more="notify: {}\npreprocess: true") == 0
+    assert scene.campaign("--plan-only", more=RAW) == 0
     assert scene.messages == []
-    assert scene.campaign(more="notify: {}\npreprocess: true") == ClusterError.exit_code
+    assert scene.campaign(more=RAW) == ClusterError.exit_code
     [(_, body)] = scene.messages
     assert body.startswith("preprocessing: no space left")
     assert "hunter2" not in body
 
 
-def test_a_list_of_jobs_that_does_not_come_ends_no_preprocessing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only who is at it already is named by that list."""
+def test_a_list_of_jobs_or_nodes_that_does_not_come_ends_no_preprocessing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who is at it already is named by the first, and by the second what fits never."""
     write_raw(scene.base / "nnUNet_raw" / Tiny(scene.base).name)
     fails(monkeypatch, "_preprocess", ClusterError("preprocessing began"))
+    fails(monkeypatch, "cluster_nodes", ClusterError("its nodes could not be listed"))
 
     def silent() -> list[JobRecord]:
         raise ClusterError("the job server does not answer")
 
     monkeypatch.setattr(scene.stage.cluster, "records", silent)
-    assert scene.campaign(more="notify: {}\npreprocess: true") == ClusterError.exit_code
+    assert scene.campaign(more=RAW) == ClusterError.exit_code
     assert [body for _, body in scene.messages] == ["preprocessing began"]
     assert "preprocessed_by" not in scene.printed_before
+
+
+def test_nothing_is_preprocessed_for_workers_that_never_fit_or_a_tracking_server_that_is_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_raw(scene.base / "nnUNet_raw" / Tiny(scene.base).name)
+    fails(monkeypatch, "_preprocess", AssertionError("preprocessing began"))
+    assert scene.campaign(more=RAW.replace("cpus: 1", "cpus: 1000")) == ClusterError.exit_code
+    fails(monkeypatch, "_ping", TrackingError("tracking: no answer"))
+    assert scene.campaign(more=RAW) == TrackingError.exit_code
+    never, away = (body for _, body in scene.messages)
+    assert "it can never hold" in never
+    assert away == "tracking: no answer"
+
+
+def test_after_hours_of_preprocessing_servers_that_are_away_are_waited_for_and_others_errors_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = FakeClock()
+    away: list[Exception] = [ClusterError("the nodes are not listed"), TrackingError("no answer")]
+
+    def begin() -> str:
+        if away:
+            raise away.pop(0)
+        return "begun"
+
+    assert job.begun_patiently(begin, clock.clock) == "begun"
+    assert "is preprocessed, and waits to begin its runs: no answer" in capsys.readouterr().out
+    away += [ConfigError("another request")]
+    with pytest.raises(ConfigError):
+        job.begun_patiently(begin, clock.clock)
+    away += [TrackingError("no answer")] * 1000
+    with pytest.raises(TrackingError):
+        job.begun_patiently(begin, clock.clock)
+    assert 1000 - len(away) == pytest.approx(job.PATIENCE_S / job.RETRY_S, abs=2)
 
 
 def test_while_its_message_is_sent_a_failed_campaign_holds_nothing_and_begins_nothing(
@@ -99,7 +138,7 @@ def test_while_its_message_is_sent_a_failed_campaign_holds_nothing_and_begins_no
     held = HeldWorkers(run_key="preprocess", workers=WorkerSpec(count=1, gpus=0, cpus=8))
     Registry(scene.base / "registry").post("c1", Entry(holding=(held,), runs=("preprocess",)))
     fails(monkeypatch, "_preprocess", ClusterError("preprocessing: no space left"))
-    assert scene.campaign(more="notify: {}\npreprocess: true") == ClusterError.exit_code
+    assert scene.campaign(more=RAW) == ClusterError.exit_code
     assert scene.entries == [{"c1": Entry(has_failed=True)}] * 2
 
 

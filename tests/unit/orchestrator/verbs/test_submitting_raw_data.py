@@ -8,7 +8,7 @@ import pytest
 from orchestrator import api
 from orchestrator.campaign.events import CampaignEvent, Failed, Planned, StatusChanged, Waiting
 from orchestrator.cli.plan import show_plan
-from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.errors import ClusterError, ConfigError, TrackingError
 from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.model import Experiment
 from orchestrator.preprocessing.order import Progressed, entry_key
@@ -17,7 +17,7 @@ from orchestrator.run.events import line_of
 from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
-from tests.unit.orchestrator.verbs.test_submitting import STORE, Place, place
+from tests.unit.orchestrator.verbs.test_submitting import STORE, Place, mlflow_is_away, place
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec
 from trainers.contract.states import RunState
@@ -69,6 +69,13 @@ def test_what_the_cluster_can_never_hold_is_refused_before_hours_of_preprocessin
         api.submit(greedy)
     assert all(f"\n{address} {because}" in str(refused.value) for address in ADDRESSES)
     assert place.is_untouched
+
+
+def test_a_tracking_server_that_does_not_answer_is_reported_before_the_preprocessing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow_is_away(place, monkeypatch)
+    place.head.text = line_of(Failed(error="TrackingError", message="tracking: no answer")) + "\n"
+    with pytest.raises(TrackingError, match="no answer"):
+        submitted(place)
 
 
 def test_until_then_status_shows_the_runs_and_what_they_wait_for(place: Place) -> None:
