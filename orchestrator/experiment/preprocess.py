@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from trainers.contract.names import nearest
 from trainers.contract.run_spec import Frozen
 
 PLANNERS = {
@@ -23,7 +24,9 @@ PLANNERS = {
 
 def _planner(name: str) -> str:
     if name and name not in PLANNERS:
-        raise ValueError(f"{name!r} is no planner of nnU-Net's; known: {', '.join(PLANNERS)}")
+        whole = f"nnUNetPlanner{name}"
+        meant = f" Did you mean {whole!r}?" if whole in PLANNERS else nearest(name, PLANNERS)
+        raise ValueError(f"{name!r} is no planner of nnU-Net's.{meant} Known: {', '.join(PLANNERS)}")
     return name
 
 
@@ -41,7 +44,9 @@ class Preprocess(Frozen):
 
 
 def _switch(value: Any) -> Any:
-    """`true` and `false` as people write them."""
+    """`true` and `false` as people write them. Raises ValueError for another word or number."""
+    if value is not None and not isinstance(value, bool | Mapping | Preprocess):
+        raise ValueError(f"{value!r} is neither true nor false; write `true`, or what the job takes: {{cpus: 8, memory_gib: 32}}")
     return ({} if value else None) if isinstance(value, bool) else value
 
 

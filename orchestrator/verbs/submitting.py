@@ -196,13 +196,18 @@ def _note_taken(campaign: str, runs: "Sequence[HandedRun]", again: str) -> None:
 
 
 def _check_here(experiment: "Experiment", cluster: str | None) -> None:
-    """Where this machine is meant: that what the experiment names is there, before services are started for it. Raises as `check_named`."""
+    """Where this machine is meant: that what the experiment names is there and that the machine can hold its runs, before services are
+    started for it. Raises as `check_named`, and ClusterError."""
     if cluster is None and is_local():
         from orchestrator.experiment.expansion import check_named
         from orchestrator.preprocessing.due import due_of
 
         if due_of(experiment) is None:
             check_named(experiment)
+    if is_idle(cluster):
+        from orchestrator.campaign.planning import refuse_never
+
+        refuse_never(plan(experiment))
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":

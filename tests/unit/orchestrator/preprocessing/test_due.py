@@ -203,7 +203,10 @@ def test_a_configuration_that_existing_plans_lack_is_refused(tiny: Tiny) -> None
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        ({"preprocess": {"planner": "Planer"}}, "'Planer' is no planner of nnU-Net's; known: ExperimentPlanner, "),
+        ({"preprocess": {"planner": "ExperimentPlaner"}}, "Did you mean 'ExperimentPlanner'[?] Known: ExperimentPlanner, "),
+        ({"preprocess": {"planner": "ResEncL"}}, "'ResEncL' is no planner of nnU-Net's. Did you mean 'nnUNetPlannerResEncL'[?]"),
+        ({"preprocess": "yes please"}, "'yes please' is neither true nor false; write `true`"),
+        ({"preprocess": 8}, "8 is neither true nor false"),
         ({"preprocess": {"planner": "ExperimentPlanner"}, "plans": ["a", "b"]}, "preprocess.planner makes one plans file"),
         ({"preprocess": {"cpus": 0}}, "preprocess.cpus"),
         ({"preprocess": {"cpu": 1}}, "cpus"),

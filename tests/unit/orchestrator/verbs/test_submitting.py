@@ -188,6 +188,17 @@ def test_what_cannot_be_is_refused_before_a_job_is_started(place: Place, asked: 
     assert place.is_untouched
 
 
+def test_no_head_is_started_for_what_this_machine_can_never_hold(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("services were started")
+
+    monkeypatch.setattr(local_services, "running", lambda *_: None)
+    monkeypatch.setattr(local_services, "up", started)
+    with pytest.raises(ClusterError, match="it can never hold"):
+        api.submit(place.experiment(workers={"count": 1, "gpus": 0, "cpus": 10**6}))
+    assert place.is_untouched
+
+
 def test_an_interrupt_before_the_campaign_is_sent_leaves_nothing(place: Place) -> None:
     def interrupted() -> list[NodeResources]:
         raise KeyboardInterrupt
