@@ -7,7 +7,8 @@ import pytest
 from orchestrator.follow.first_stage import FirstStageRun, after_first_stage
 from orchestrator.follow.next_step import End, Follow, Step, Train, Validate, Wait
 from tests.fake_campaign import Stage, look, states
-from trainers.contract.run_spec import PreviousStage, RunSpec, made_by
+from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import PreviousStage, RunSpec, ValidationSpec, made_by
 from trainers.contract.states import RunState
 
 QUEUED = RunState.QUEUED
@@ -46,9 +47,16 @@ def test_what_has_begun_or_ended_goes_on(step: Step) -> None:
     assert after_first_stage(step, [first(0, RunState.FAILED_CODE)]) == step
 
 
+def first_stage_run(stage: Stage, fold: int) -> RunSpec:
+    run = stage.run(fold)
+    place = run.model_folder.with_name(f"{run.model_folder.name}_lowres")
+    return run.model_copy(update={"configuration": "3d_lowres", "model_folder": place, "next_stages": ("3d_cascade_fullres",)})
+
+
 def cascade(stage: Stage, folds: int = 2) -> tuple[RunSpec, list[RunSpec]]:
     """A run of the second stage, and those of the first that it needs."""
-    lowres = [stage.run(fold).model_copy(update={"next_stages": ("3d_cascade_fullres",)}) for fold in range(folds)]
+    (stage.data / "nnUNetPlans.json").write_text('{"configurations": {"3d": {}, "3d_lowres": {}}}')
+    lowres = [first_stage_run(stage, fold) for fold in range(folds)]
     sources = {f"case_{number}": made_by(run.run_key) for number, run in enumerate(lowres)} | {"other": made_by("made-before")}
     previous = PreviousStage(configuration="3d_lowres", sources=sources)
     return stage.run(folds).model_copy(update={"previous_stage": previous}), lowres
@@ -84,3 +92,57 @@ def test_a_failed_first_stage_ends_what_needs_it_alone(tmp_path: Path) -> None:
     assert states(campaign) == ["FAILED_CODE", "RUNNING", "FAILED_CODE", "QUEUED"]
     reason = campaign.runs[second.run_key].status().reason
     assert reason.startswith(f"needs the segmentations of {lowres[0].address}, which ended FAILED_CODE: training said FAILED_CODE")
+
+
+ALONE = {"next_stages": ()}
+"""What differs in a run of the first stage that is planned while the second is not preprocessed, or that names the best weights alone."""
+
+
+def end(stage: Stage, runs: list[RunSpec]) -> None:
+    for run in runs:
+        stage.cluster.training_ends(run)
+        stage.cluster.validation_ends(run)
+
+
+def test_a_first_stage_that_trains_leaves_segmentations_for_a_second_that_is_submitted_meanwhile(tmp_path: Path) -> None:
+    """The first was submitted alone, when the second was not preprocessed; the next submission preprocessed it and has both."""
+    stage = Stage(tmp_path)
+    second, lowres = cascade(stage)
+    stage.cluster.gpus = 16
+    look(stage.campaign(*[run.model_copy(update=ALONE) for run in lowres]))
+    both = stage.campaign(*lowres, second, name="c2")
+    look(both)
+    assert states(both) == ["RUNNING", "RUNNING", "QUEUED"]
+    assert [RunFolder(run.run_folder).spec().next_stages for run in lowres] == [("3d_cascade_fullres",)] * 2
+    end(stage, lowres)
+    for _ in range(2):
+        look(both)
+    assert states(both) == ["SUCCEEDED", "SUCCEEDED", "RUNNING"]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_another_submission_of_a_first_stage_alone_takes_no_segmentations_from_the_second(tmp_path: Path, trains: bool) -> None:
+    stage = Stage(tmp_path)
+    second, lowres = cascade(stage)
+    stage.cluster.gpus = 16 if trains else 0
+    both = stage.campaign(*lowres, second)
+    look(both)
+    best = {**ALONE, "validation": ValidationSpec(checkpoints=("best",))}
+    stage.campaign(*[run.model_copy(update=best) for run in lowres], name="c2")
+    stage.cluster.gpus = 16
+    look(both)
+    assert states(both) == ["RUNNING", "RUNNING", "QUEUED"]
+    spec = RunFolder(lowres[0].run_folder).spec()
+    assert (spec.next_stages, spec.validation.checkpoints) == (("3d_cascade_fullres",), ("best", "final"))
+
+
+def test_a_first_stage_that_nobody_else_works_on_is_validated_as_it_is_asked_for(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    _, lowres = cascade(stage)
+    look(stage.campaign(*lowres))
+    stage.cluster.training_ends(lowres[0], "STOPPED")
+    stage.cluster.kill_campaign("c1")
+    best = {**ALONE, "validation": ValidationSpec(checkpoints=("best",))}
+    stage.campaign(lowres[0].model_copy(update=best), name="c2")
+    spec = RunFolder(lowres[0].run_folder).spec()
+    assert (spec.next_stages, spec.validation.checkpoints) == ((), ("best",))
