@@ -5,7 +5,7 @@ It remembers nothing that it could not find again, so it may be killed at any mo
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import assert_never
 
 from orchestrator.campaign.comparisons import Comparisons
@@ -20,8 +20,9 @@ from orchestrator.campaign.state_reporter import StateReporter
 from orchestrator.follow.first_stage import FirstStageRun, after_first_stage, needed_of
 from orchestrator.follow.followed_run import FollowedRun
 from orchestrator.follow.next_step import End, Follow, Step, StopJob, Train, Validate, Wait, next_step
+from orchestrator.follow.observe import ended_without
 from orchestrator.follow.render import changes, is_news
-from orchestrator.follow.reserved import runs_at_work
+from orchestrator.follow.reserved import awaited_elsewhere, runs_at_work
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
 from orchestrator.queue.space import Resources
@@ -159,13 +160,13 @@ class Campaign:
             self._deliveries.check(jobs)
             self._logs.note(self.runs.values(), jobs)
             has_halved = self._halve(jobs)
-            first_stages = self._first_stages()
+            first_stages, elsewhere = self._first_stages(), self._first_stages_elsewhere(jobs)
             wanted: dict[str, Train | Validate] = {}
             unread: list[str] = []
             for run in self._open_runs():
                 try:
                     run.observer.refresh_spec()
-                    step = after_first_stage(next_step(run.observer.facts(jobs), run.state), needed_of(run.spec, first_stages))
+                    step = self._after_first_stage(run, next_step(run.observer.facts(jobs), run.state), first_stages, elsewhere)
                     if isinstance(step, Train) and run.spec.halving is not None and not has_halved:
                         step = Wait(step.state, "waits until successive halving can read all folders: it may have stopped this run.")
                     self._take(run, step)
@@ -262,10 +263,25 @@ class Campaign:
         except (StorageError, OSError) as err:
             self._log_once(f"no run is paused at a rung of successive halving until its folder can be read and written: {err}")
 
+    def _after_first_stage(self, run: FollowedRun, step: Step, own: Mapping[str, FirstStageRun], elsewhere: Collection[str]) -> Step:
+        """What happens next with a run that may be of a cascade's second stage. One that had begun has seen all that it needs, and waits
+        for no first stage that is at work elsewhere again. Raises StorageError or OSError."""
+        awaited = elsewhere if run.state is RunState.QUEUED else ()
+        step = after_first_stage(step, needed_of(run.spec, own, awaited))
+        if isinstance(step, Train) and run.needs_others:  # what it waited for elsewhere may have ended without its segmentations
+            step = after_first_stage(step, needed_of(run.spec, {**ended_without(run.spec), **own}))
+        return step
+
     def _first_stages(self) -> dict[str, FirstStageRun]:
         """The runs that others may need the segmentations of, by key, as they stand now."""
         runs = [run for run in self.runs.values() if run.spec.next_stages]
         return {run.key: FirstStageRun(run.spec.model, run.spec.address, run.state, run.reason) for run in runs}
+
+    def _first_stages_elsewhere(self, jobs: Sequence[JobRecord]) -> set[str]:
+        """Keys of the runs that ours need the segmentations of, and that only others bring to their end."""
+        stages = [run.spec.previous_stage for run in self._open_runs()]
+        needed = {key for stage in stages if stage is not None for key in stage.run_keys} - self.runs.keys()
+        return awaited_elsewhere(needed, jobs, self._registry, but=self.campaign)
 
     def _open_runs(self) -> list[FollowedRun]:
         return [run for run in self.runs.values() if not run.state.is_final]

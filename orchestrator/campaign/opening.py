@@ -69,7 +69,15 @@ def opening(
                     check_not_waiting(spec, at_work)
             made_way = {spec.run_key: make_way(spec) for spec in specs if spec.run_folder in leaving}
             acquired = [
-                acquire(spec, jobs, only_validate=only_validate, made_way=made_way.get(spec.run_key), campaign=campaign) for spec in specs
+                acquire(
+                    spec,
+                    jobs,
+                    only_validate=only_validate,
+                    made_way=made_way.get(spec.run_key),
+                    campaign=campaign,
+                    is_at_work=spec.run_key in at_work,
+                )
+                for spec in specs
             ]
         opened: list[Opened] = []
         try:

@@ -1,6 +1,6 @@
 """A run of a cascade's second stage and the runs whose segmentations it needs: a pure policy over their states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.follow.next_step import End, Step, Train, Wait
@@ -10,7 +10,7 @@ from trainers.contract.states import RunState
 
 @dataclass(frozen=True)
 class FirstStageRun:
-    """A run of the first stage as its campaign knows it."""
+    """A run of the first stage as its campaign knows it, or as its folder shows it."""
 
     model: str
     """The address of its model."""
@@ -19,10 +19,18 @@ class FirstStageRun:
     reason: str = ""
 
 
-def needed_of(spec: RunSpec, runs: Mapping[str, FirstStageRun]) -> list[FirstStageRun]:
-    """The runs of a campaign, by run key, whose segmentations a run needs. What is not among them was made before."""
-    keys = spec.previous_stage.run_keys if spec.previous_stage else ()
-    return [runs[key] for key in keys if key in runs]
+def needed_of(spec: RunSpec, runs: Mapping[str, FirstStageRun], elsewhere: Collection[str] = ()) -> list[FirstStageRun]:
+    """The runs, by run key, whose segmentations a run needs. What is not among them was made before.
+
+    `elsewhere`: keys of runs that others have not brought to their end.
+    """
+    stage = spec.previous_stage
+    if stage is None:
+        return []
+    model = spec.model_copy(update={"configuration": stage.configuration}).model
+    others = {key: FirstStageRun(model, key, RunState.QUEUED) for key in stage.run_keys if key in elsewhere}
+    known = {**others, **runs}
+    return [known[key] for key in stage.run_keys if key in known]
 
 
 def after_first_stage(step: Step, needed: Sequence[FirstStageRun]) -> Step:

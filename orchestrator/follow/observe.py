@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from orchestrator.follow.first_stage import FirstStageRun
 from orchestrator.follow.next_step import Facts, is_trained
 from orchestrator.follow.render import Reading, waits_for_storage, workers_failed, workers_silent
 from orchestrator.run.activity import cases_done, owner_of
@@ -15,12 +16,14 @@ from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.progress import begun_or_taken_unix, full_dice
 from orchestrator.run.undelivered import undelivered_text
+from orchestrator.tracking.end_state import final_state
+from trainers.contract.cascade import first_stage_folder, previous_predictions, read_record
 from trainers.contract.commits import CommitReader, Committed, epochs_of
 from trainers.contract.fencing import count_drivers, newest_token
 from trainers.contract.records import Heartbeat, read_heartbeat
 from trainers.contract.requests import PauseRequest, end_pause, read_pause_request, read_stop_request, withdraw_pause
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import RunSpec
+from trainers.contract.run_spec import RunSpec, made_by
 from trainers.contract.states import RunState
 from trainers.contract.storage_notice import StorageWait, storage_wait_seen
 from trainers.errors import DataError, StorageError
@@ -237,3 +240,23 @@ class Observer:
         if newest != self._drivers[0]:
             self._drivers = (newest, count_drivers(self.folder))
         return self._drivers[1]
+
+
+def ended_without(spec: RunSpec) -> dict[str, FirstStageRun]:
+    """The runs, by run key, that ended without a segmentation that a run of a second stage needs, as their folders show it.
+
+    Raises StorageError or OSError.
+    """
+    stage = spec.previous_stage
+    if stage is None:
+        return {}
+    place = previous_predictions(spec, stage.configuration)
+    lacking = {source for case, source in stage.sources.items() if read_record(place, case) is None}
+    found = {}
+    for path in sorted(first_stage_folder(spec, stage.configuration).glob("fold_*")) if lacking else ():
+        with contextlib.suppress(DataError):  # no run, or a broken one: what is lacking is named when its job begins
+            run, outcome = RunFolder(path).spec(), read_outcome(RunFolder(path))
+            end = final_state(outcome)
+            if outcome is not None and end is not None and end is not RunState.SUCCEEDED and made_by(run.run_key) in lacking:
+                found[run.run_key] = FirstStageRun(run.model, run.address, end, outcome.message)
+    return found

@@ -1,7 +1,7 @@
 """What is held on the cluster at this moment: read from the list of jobs, their runs' folders and the entries of campaigns."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +61,14 @@ def runs_at_work(jobs: Sequence[JobRecord], registry: Registry, *, but: str = ""
     """Keys of the runs that living campaigns, all `but` this one, have not brought to their end; of test sets their output folders."""
     entries = registry.entries(living_members(jobs) - {but}).values()
     return {run_key for entry in entries for run_key in entry.runs}
+
+
+def awaited_elsewhere(needed: Collection[str], jobs: Sequence[JobRecord], registry: Registry, *, but: str) -> set[str]:
+    """Those of the `needed` run keys that living campaigns, all `but` this one, have not brought to their end, or that a job works on."""
+    if not needed:
+        return set()
+    working = {job.run_key for job in _at_work([job for job in jobs if job.run_key in needed])}
+    return working | (runs_at_work(jobs, registry, but=but) & set(needed))
 
 
 def leave_nodes_of_others(enlarging: Enlarging, jobs: Sequence[JobRecord], registry: Registry, *, but: str) -> None:

@@ -81,7 +81,8 @@ def at_work(run: Found, statuses: Sequence[RunStatus], jobs: Sequence[JobRecord]
         if job.is_live and (job.run_key == spec.run_key or job.run_folder == str(spec.run_folder)):
             return f"has the job {job.submission_id}"
     for status in statuses:
-        if status.run_key == spec.run_key and status.campaign in living and not status.state.is_final:
+        is_its = status.run_key == spec.run_key or status.run_folder == spec.run_folder  # while its data are preprocessed it has no key yet
+        if is_its and status.campaign in living and not status.state.is_final:
             return f"is {status.state.value} in the campaign {status.campaign}"
     is_active = is_alive(RunFolder(spec.run_folder), spec, jobs, time.time())
     return "shows recent activity in its folder" if is_active else ""

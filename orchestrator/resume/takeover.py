@@ -116,12 +116,19 @@ def make_way(spec: RunSpec) -> Replaced:
 
 
 def acquire(
-    spec: RunSpec, jobs: Sequence[JobRecord], *, only_validate: bool = False, made_way: Replaced | None = None, campaign: str = ""
+    spec: RunSpec,
+    jobs: Sequence[JobRecord],
+    *,
+    only_validate: bool = False,
+    made_way: Replaced | None = None,
+    campaign: str = "",
+    is_at_work: bool = False,
 ) -> Acquired:
     """Take possession of a run folder that `refuse` let pass; the caller holds the lock under which jobs are submitted.
 
     The same run key always continues; its other settings (workers, loader, tracking) become those of `spec` unless a job of the run lives,
-    those of its validation in any case. The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was
+    those of its validation in any case. A run that is at work (`is_at_work`: another campaign has not brought it to its end) still leaves
+    what that one's second stages wait for. The folder of another run that has kept nothing becomes this one's; `made_way`: the run that was
     moved aside for it. Whoever asked for a stop after `campaign` was submitted means that one too: the run stays stopped, and is followed
     to that end. Raises ConfigError when it belongs to another run all the same, DataError when it cannot be written.
     """
@@ -145,6 +152,8 @@ def acquire(
             raise belongs_to_another(folder, present, spec)
         if job is not None:
             return _joined(present, spec, jobs, only_validate=only_validate, campaign=campaign)
+        if is_at_work:
+            spec = _with_stages_of(present, spec)
         if present.priority != spec.priority:
             withdraw_place(folder)
         if present != spec:
@@ -168,9 +177,11 @@ def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only
     """Take possession of a run of which a job lives. What is asked of its validation holds from the next validation job on."""
     folder = RunFolder(present.run_folder)
     npz = present.validation.npz or asked.validation.npz  # who asked for probabilities of a run gets them
-    spec = present.model_copy(update={"validation": asked.validation.model_copy(update={"npz": npz})})
-    if spec != present:
+    validation = asked.validation.model_copy(update={"npz": npz})
+    spec = _with_stages_of(present, present.model_copy(update={"validation": validation, "next_stages": asked.next_stages}))
+    if spec.validation != present.validation:
         log.warning("%s: its validation was %s and is to be %s", present.run_key, present.validation, spec.validation)
+    if spec != present:
         write_atomic(folder.spec_file, _content(spec))
     outcome = read_outcome(folder)
     validating = [job for job in jobs if job.is_live and job.kind == "validate" and job.run_key == spec.run_key]
@@ -181,6 +192,18 @@ def _joined(present: RunSpec, asked: RunSpec, jobs: Sequence[JobRecord], *, only
         stop_mark(folder) if read_stop_request(folder) is not None and not _was_stopped_since(folder, campaign) else None,
         validates_again=bool(validating) and (has_validated or spec != present),
     )
+
+
+def _with_stages_of(present: RunSpec, asked: RunSpec) -> RunSpec:
+    """What is asked of a first stage, with the next stages that it was to leave segmentations for before, and its final weights, which make
+    them, validated."""
+    stages = tuple(dict.fromkeys((*present.next_stages, *asked.next_stages)))
+    checkpoints = asked.validation.checkpoints
+    if stages and "final" not in checkpoints:
+        log.warning("%s: its final weights are validated too: their segmentations for %s are awaited", asked.run_key, ", ".join(stages))
+        checkpoints = (*checkpoints, "final")
+    validation = asked.validation.model_copy(update={"checkpoints": checkpoints})
+    return asked.model_copy(update={"next_stages": stages, "validation": validation})
 
 
 def stop_mark(folder: RunFolder) -> tuple[bytes, int] | None:

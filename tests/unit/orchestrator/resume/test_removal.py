@@ -10,7 +10,9 @@ import pytest
 from orchestrator.errors import ConfigError, DataError, TrackingError
 from orchestrator.resume.removal import Removable, removable, remove, size_on_disk
 from orchestrator.run.crossvals import MARK
+from orchestrator.run.names import UNPLANNED
 from orchestrator.run.outcome import Outcome, write_outcome
+from orchestrator.run.status import RunStatus
 from orchestrator.tracking import client
 from tests.fake_campaign import Stage, finish_on_disk, look
 from trainers.contract.fencing import acquire_token
@@ -156,6 +158,17 @@ def test_a_run_that_was_cut_off_may_be_removed_and_is_called_paused(stage: Stage
     write_json_atomic(RunFolder(run.run_folder).spec_file, json.loads(run.model_dump_json()))
     (found,) = listed(stage, "key0")
     assert found.state is RunState.PAUSED
+
+
+def test_a_run_that_a_campaign_awaits_while_it_preprocesses_is_refused(stage: Stage) -> None:
+    """It has no run key there yet: the folder says which it is."""
+    run = finished(stage, 0)
+    stage.cluster.add_campaign("c2")
+    status = RunStatus(
+        run_key=f"{UNPLANNED}0", address=run.address, campaign="c2", state=RunState.QUEUED, epochs=4, run_folder=run.run_folder
+    )
+    with pytest.raises(ConfigError, match="1 of 1 runs have not ended: .* is QUEUED in the campaign c2"):
+        removable([run.run_key], stage.base / "results", [status], stage.cluster.records())
 
 
 def test_a_run_with_a_job_or_in_the_queue_of_a_living_campaign_is_refused(stage: Stage) -> None:
