@@ -26,7 +26,7 @@ USUAL_CPUS = 8
 """Most cores of a job that nobody asked for otherwise: nnU-Net's number of processes."""
 LOOK_S = 2.0
 MOST_DEATHS = 3
-"""Jobs that may die before it is an error: a node that was taken away, a head that was busy."""
+"""Jobs in a row that may die without getting further before it is an error: a node that was taken away, a head that was busy."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,21 @@ class Stage:
         return self.experiment.preprocess or Preprocess()
 
 
+@dataclass(frozen=True)
+class Deaths:
+    """Jobs of a campaign that died in a row without getting further."""
+
+    count: int = 0
+    reached: Progressed | None = None
+    """How far the last job that got further had come: cases that are whole wait for the next."""
+
+    def and_one(self, reached: Progressed | None) -> "Deaths":
+        """With one more, which had come so far; before the cases are counted it had come to none. Pure."""
+        if reached is None or not reached.total or reached == self.reached:
+            return Deaths(self.count + 1, self.reached)
+        return Deaths(1, reached)
+
+
 def preprocess_first(stage: Stage) -> None:
     """Return once all that the experiment asks for is preprocessed. Raises what refuses it: ConfigError, DataError, ClusterError,
     StorageError, each with the name of the job whose log has more."""
@@ -54,7 +69,7 @@ def preprocess_first(stage: Stage) -> None:
 
 
 def _preprocess(stage: Stage) -> None:
-    deaths = made = 0
+    deaths, made = Deaths(), 0
     while (due := due_of(stage.experiment)) is not None:
         jobs = _records(stage)
         job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
@@ -62,13 +77,13 @@ def _preprocess(stage: Stage) -> None:
         if not name:
             stage.place.clock.sleep(LOOK_S)
             continue
-        ended = _ended(stage, due, name)
+        ended, reached = _ended(stage, due, name)
         is_own, is_made = ended.campaign == stage.place.job, ended.state == "SUCCEEDED"
         if is_own and is_made and made and due_of(stage.experiment) == due:  # the second time: a share may show files late
             raise ClusterError(f"preprocessing: {name} has ended, and {place_of(due)} still lacks {due.text} as seen from the head.")
         if is_own and not is_made:
-            deaths += 1
-            _refuse_failed(stage, ended, deaths)
+            deaths = deaths.and_one(reached)
+            _refuse_failed(stage, ended, deaths.count)
         made += is_own and is_made
     stage.place.registry.post(stage.place.job, Entry())  # it holds nothing, and others see that it lives
 
@@ -149,31 +164,36 @@ def _lacking_memory(asked: Preprocess, cpus: int, nodes: Sequence[NodeResources]
     return f"needs {asked.memory_gib:g} GiB of memory on a node with {cpus} free CPU cores; {free:.1f} GiB free now. {end}"
 
 
-def _ended(stage: Stage, due: Due, name: str) -> JobRecord:
-    """Wait for the end of a job; its last record."""
-    reason, is_placed = "", False
+def _ended(stage: Stage, due: Due, name: str) -> tuple[JobRecord, Progressed | None]:
+    """Wait for the end of a job; its last record, and how far it was seen to have come."""
+    reason, is_placed, reached = "", False, None
     while True:
         job = next((job for job in _records(stage) if job.submission_id == name), None)
         if job is None or not job.is_live:
-            return job or JobRecord(submission_id=name, kind="preprocess", state="FAILED", message="the cluster has forgotten it")
+            forgotten = JobRecord(submission_id=name, kind="preprocess", state="FAILED", message="the cluster has forgotten it")
+            return job or forgotten, reached
         entry = stage.place.registry.entries({stage.place.job}).get(stage.place.job)
         if job.state == "RUNNING" and not is_placed and entry is not None and entry.holding:
             placed = tuple(held.model_copy(update={"is_placed": True}) for held in entry.holding)
             stage.place.registry.post(stage.place.job, entry.model_copy(update={"holding": placed}))
             is_placed = True
-        because = f"waits for preprocessing of {due.text}: {_progress(stage, name)} (nnfleet logs {name})."
+        reached = _progress(stage, name) or reached  # a node that died took the log with it
+        because = f"waits for preprocessing of {due.text}: {_in_words(reached)} (nnfleet logs {name})."
         if because != reason:
             reason = because
             stage.on_wait(because)
         stage.place.clock.sleep(LOOK_S)
 
 
-def _progress(stage: Stage, name: str) -> str:
-    """How far a job is, in words."""
-    for event in reversed(_events(stage, name)):
-        if isinstance(event, Progressed):
-            return f"{event.what}, {event.done} of {event.total} cases" if event.total else event.what
-    return "its job begins"
+def _progress(stage: Stage, name: str) -> Progressed | None:
+    """How far a job is; None: it begins, or its log is not there."""
+    return next((event for event in reversed(_events(stage, name)) if isinstance(event, Progressed)), None)
+
+
+def _in_words(progress: Progressed | None) -> str:
+    if progress is None:
+        return "its job begins"
+    return f"{progress.what}, {progress.done} of {progress.total} cases" if progress.total else progress.what
 
 
 def _events(stage: Stage, name: str) -> list[Progressed | Refused]:
@@ -184,7 +204,7 @@ def _events(stage: Stage, name: str) -> list[Progressed | Refused]:
 
 
 def _refuse_failed(stage: Stage, job: JobRecord, deaths: int) -> None:
-    """Raise why a job of this campaign failed; returns where it died for the first times, as with its node."""
+    """Raise why a job of this campaign failed; returns where it died, as with its node, and the next may get further."""
     where = f"Its log: nnfleet logs {job.submission_id}."
     for event in _events(stage, job.submission_id):
         if isinstance(event, Refused):
@@ -192,7 +212,9 @@ def _refuse_failed(stage: Stage, job: JobRecord, deaths: int) -> None:
     if job.state == "STOPPED":
         raise ClusterError(f"preprocessing: {job.submission_id} was stopped. Submit again: what is whole is kept.")
     if deaths >= MOST_DEATHS:
-        raise ClusterError(f"preprocessing: {deaths} jobs died without a reason of their own; the last, {death(job)}. {where}")
+        raise ClusterError(
+            f"preprocessing: {deaths} jobs in a row died without a reason of their own and got no further; the last, {death(job)}. {where}"
+        )
 
 
 def _records(stage: Stage) -> list[JobRecord]:

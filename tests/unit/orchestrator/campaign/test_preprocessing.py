@@ -183,9 +183,41 @@ def test_a_job_that_died_is_started_again_and_not_for_ever(scene: Scene) -> None
     assert [job.submission_id[-3:] for job in scene.jobs] == ["-r0", "-r1", "-r2"]
 
 
+THREE_DEATHS = "preprocessing: 3 jobs in a row died without a reason of their own and got no further; the last, died with its node"
+
+
 def test_the_third_death_is_an_error(scene: Scene) -> None:
-    with pytest.raises(ClusterError, match="preprocessing: 3 jobs died without a reason of their own; the last, died with its node"):
+    with pytest.raises(ClusterError, match=THREE_DEATHS):
         scene.run(*[scene.ends("FAILED")] * 3)
+
+
+def test_a_death_counts_anew_where_the_job_has_made_more_cases(scene: Scene) -> None:
+    """As on a node that is taken away every hour: each job goes on from the whole cases of the one before."""
+    scene.run(*_dying(scene, 100, 200, 280), scene.ends("SUCCEEDED", is_made=True))
+    assert len(scene.jobs) == 4
+
+
+def test_three_deaths_at_the_same_case_are_an_error(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match=THREE_DEATHS):
+        scene.run(*_dying(scene, 100, 200, 200, 200))
+    assert len(scene.jobs) == 4
+
+
+def test_how_far_a_job_came_counts_though_its_node_took_the_log_along(scene: Scene) -> None:
+    happens: list[Callable[[], None]] = []
+    for done in (100, 200, 280):
+        reported, died = _dying(scene, done)
+        happens += [reported, scene.cluster.texts.clear, died]
+    scene.run(*happens, scene.ends("SUCCEEDED", is_made=True))
+    assert [("job begins" in text) for text in scene.waits] == [True, False] * 3 + [True]
+
+
+def _dying(scene: Scene, *done: int) -> list[Callable[[], None]]:
+    """Jobs that die, each after so many cases."""
+    happens = []
+    for each in done:
+        happens += [scene.reports(Progressed(what="3d_fullres", done=each, total=300)), scene.ends("FAILED")]
+    return happens
 
 
 def test_a_job_that_was_stopped_ends_its_campaign_and_not_the_other_that_waits(scene: Scene) -> None:
