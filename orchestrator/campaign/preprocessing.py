@@ -6,6 +6,7 @@ Campaigns that need the same dataset at the same time start one job of it, and a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import error_named
@@ -21,6 +22,8 @@ from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
 from orchestrator.validation.held_out_admission import QueuePlace, granted, let_go
 from trainers.contract.run_spec import WorkerSpec
+
+Answer = TypeVar("Answer")
 
 USUAL_CPUS = 8
 """Most cores of a job that nobody asked for otherwise: nnU-Net's number of processes."""
@@ -69,15 +72,17 @@ def preprocess_first(stage: Stage) -> None:
 
 
 def _preprocess(stage: Stage) -> None:
-    deaths, made = Deaths(), 0
+    deaths, made, refuses = Deaths(), 0, True
     while (due := due_of(stage.experiment)) is not None:
         jobs = _records(stage)
         job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
-        name = job.submission_id if job is not None else _begun(stage, due)
+        name = job.submission_id if job is not None else _begun(stage, due, refuses=refuses)
+        refuses = False  # from here on what no node has may be on one that reboots
         if not name:
             stage.place.clock.sleep(LOOK_S)
             continue
         ended, reached = _ended(stage, due, name)
+        _hold_nothing(stage)
         is_own, is_made = ended.campaign == stage.place.job, ended.state == "SUCCEEDED"
         if is_own and is_made and made and due_of(stage.experiment) == due:  # the second time: a share may show files late
             raise ClusterError(f"preprocessing: {name} has ended, and {place_of(due)} still lacks {due.text} as seen from the head.")
@@ -85,28 +90,26 @@ def _preprocess(stage: Stage) -> None:
             deaths = deaths.and_one(reached)
             _refuse_failed(stage, ended, deaths.count)
         made += is_own and is_made
-    stage.place.registry.post(stage.place.job, Entry())  # it holds nothing, and others see that it lives
+    _hold_nothing(stage)
 
 
-def _begun(stage: Stage, due: Due) -> str:
+def _hold_nothing(stage: Stage) -> None:
+    stage.place.registry.post(stage.place.job, Entry())  # others see that it lives
+
+
+def _begun(stage: Stage, due: Due, *, refuses: bool) -> str:
     """As `_started`; '' too, with the reason shown, where the job server or whoever holds the lock does not answer: it is asked again.
 
-    Raises ClusterError for what no node has.
+    `refuses`: raises ClusterError for what no node has, which else is waited for, too.
     """
+    nodes = _nodes(stage)
+    if refuses:
+        _workers(stage.asked, nodes)  # raises it
     try:
-        nodes = stage.place.nodes()
+        return _started(stage, due, _workers(stage.asked, nodes))
     except ClusterError as err:
-        return _shown(stage, due, err)
-    workers = _workers(stage.asked, nodes)
-    try:
-        return _started(stage, due, workers)
-    except ClusterError as err:
-        return _shown(stage, due, err)
-
-
-def _shown(stage: Stage, due: Due, err: ClusterError) -> str:
-    stage.on_wait(f"waits for preprocessing of {due.text}: {err}")
-    return ""
+        stage.on_wait(f"waits for preprocessing of {due.text}: {err}")
+        return ""
 
 
 def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
@@ -219,9 +222,19 @@ def _refuse_failed(stage: Stage, job: JobRecord, deaths: int) -> None:
 
 def _records(stage: Stage) -> list[JobRecord]:
     """The jobs of the cluster, once it answers."""
+    return _answer(stage, stage.cluster.records)
+
+
+def _nodes(stage: Stage) -> Sequence[NodeResources]:
+    """The nodes of the cluster, once they are listed."""
+    return _answer(stage, stage.place.nodes)
+
+
+def _answer(stage: Stage, ask: Callable[[], Answer]) -> Answer:
+    """What the cluster answers, once it does."""
     while True:
         try:
-            return stage.cluster.records()
+            return ask()
         except ClusterError as err:
             stage.on_wait(f"waits for preprocessing: {err}")
             stage.place.clock.sleep(LOOK_S)

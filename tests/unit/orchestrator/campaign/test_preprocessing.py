@@ -157,7 +157,11 @@ def test_a_job_server_that_does_not_answer_ends_no_campaign(scene: Scene, monkey
     monkeypatch.setattr(scene.cluster, "submit_preprocessing", _failing(scene.cluster.submit_preprocessing, (0,)))
     scene.run(*[lambda: None] * 3, scene.ends("SUCCEEDED", is_made=True))
     assert [job.campaign for job in scene.jobs] == ["c1"]
-    assert scene.waits.count("waits for preprocessing of 3d_fullres: cluster: away") == 3
+    assert [text for text in scene.waits if "away" in text] == [
+        "waits for preprocessing of 3d_fullres: cluster: away",
+        "waits for preprocessing: cluster: away",
+        "waits for preprocessing of 3d_fullres: cluster: away",
+    ]
 
 
 def _failing(ask: Callable[..., Any], calls: tuple[int, ...]) -> Callable[..., Any]:
@@ -201,6 +205,31 @@ def test_three_deaths_at_the_same_case_are_an_error(scene: Scene) -> None:
     with pytest.raises(ClusterError, match=THREE_DEATHS):
         scene.run(*_dying(scene, 100, 200, 200, 200))
     assert len(scene.jobs) == 4
+
+
+def test_a_node_that_dies_with_the_job_and_reboots_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an autoscaler; a head often has no cores."""
+    node = NodeResources("a", {"CPU": 16.0}, {"CPU": 16.0})
+    nodes = [NodeResources("head", {}, {}), node]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: list(nodes))
+
+    def dies() -> None:
+        scene.ends("FAILED")()
+        nodes.remove(node)
+
+    def reboots() -> None:
+        assert scene.registry.entries({"c1"}) == {"c1": Entry()}, "meanwhile it holds nothing of what is left"
+        nodes.append(node)
+
+    scene.run(dies, reboots, scene.ends("SUCCEEDED", is_made=True), preprocess={"cpus": 16})
+    assert [job.submission_id[-3:] for job in scene.jobs] == ["-r0", "-r1"]
+    assert "waits for preprocessing of 3d_fullres: preprocessing: no node of this cluster has 16 CPU cores" in scene.waits[1]
+
+
+def test_before_its_first_job_what_no_node_has_ends_the_campaign(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match="no node of this cluster has 999 CPU cores"):
+        scene.run(preprocess={"cpus": 999})
+    assert scene.jobs == []
 
 
 def test_how_far_a_job_came_counts_though_its_node_took_the_log_along(scene: Scene) -> None:
