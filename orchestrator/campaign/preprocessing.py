@@ -134,11 +134,11 @@ def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
 
 
 def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
-    """What the job takes: the cores that were asked for, else those of the largest node, up to the usual number. Pure.
+    """What the job takes: the cores that were asked for, else those of the largest node with the memory, up to the usual number. Pure.
 
     Raises ClusterError for what no node has. Where an autoscaler starts nodes, those with enough cores may be yet to come.
     """
-    most = int(max((node.total.get("CPU", 0) for node in nodes), default=0))
+    most = _most_cores(nodes)
     if not most or (asked.cpus or 1) > most:
         if grows(nodes):
             return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or USUAL_CPUS)
@@ -146,13 +146,27 @@ def _workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
             f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores (the largest has {most}). Ask for fewer: "
             "preprocess: {cpus: N}."
         )
-    memory_gib = max((node.total.get("memory", 0) for node in nodes), default=0) / 2**30
+    memory_gib = max(map(_memory_gib, nodes))
     if asked.memory_gib is not None and asked.memory_gib > memory_gib:
         raise ClusterError(
             f"preprocessing: no node of this cluster has {asked.memory_gib:g} GiB of memory (the largest has {memory_gib:.1f}). Ask for "
             "less: preprocess: {memory_gib: N}."
         )
-    return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or min(most, USUAL_CPUS))
+    most_with_memory = _most_cores([node for node in nodes if _memory_gib(node) >= (asked.memory_gib or 0)])
+    if (asked.cpus or 1) > most_with_memory:
+        raise ClusterError(
+            f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores and {asked.memory_gib:g} GiB of memory (with so much "
+            f"memory the largest has {most_with_memory} cores). Ask for less: preprocess: {{cpus: N, memory_gib: N}}."
+        )
+    return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or min(most_with_memory, USUAL_CPUS))
+
+
+def _most_cores(nodes: Sequence[NodeResources]) -> int:
+    return int(max((node.total.get("CPU", 0) for node in nodes), default=0))
+
+
+def _memory_gib(node: NodeResources) -> float:
+    return node.total.get("memory", 0) / 2**30
 
 
 def _lacking_memory(asked: Preprocess, cpus: int, nodes: Sequence[NodeResources]) -> str:

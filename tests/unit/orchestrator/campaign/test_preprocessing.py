@@ -292,3 +292,21 @@ def test_what_no_node_has_is_refused() -> None:
         _workers(Preprocess(cpus=3), nodes)
     with pytest.raises(ClusterError, match="no node of this cluster has 8 GiB of memory"):
         _workers(Preprocess(memory_gib=8), nodes)
+
+
+def test_cores_are_those_of_a_node_that_has_the_memory() -> None:
+    nodes = [_node("a", cpus=16, memory_gib=8), _node("b", cpus=4, memory_gib=64), _node("c", cpus=2, memory_gib=64)]
+    assert [_workers(Preprocess(memory_gib=gib), nodes).cpus for gib in (32, 8)] == [4, 8]
+    assert _workers(Preprocess(cpus=4, memory_gib=32), nodes).cpus == 4
+
+
+def test_cores_and_memory_that_no_one_node_has_are_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [_node("a", cpus=16, memory_gib=8), _node("b", cpus=4, memory_gib=64)]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: nodes)
+    with pytest.raises(ClusterError, match=r"no node of this cluster has 5 CPU cores and 32 GiB of memory \(.* the largest has 4 cores\)"):
+        scene.run(preprocess={"cpus": 5, "memory_gib": 32})
+
+
+def _node(name: str, cpus: int, memory_gib: int) -> NodeResources:
+    total = {"CPU": float(cpus), "memory": memory_gib * 2.0**30}
+    return NodeResources(name, total, total)
