@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from orchestrator.campaign.dispatch import ClusterJobs
 from orchestrator.campaign.events import error_named
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, StorageError
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.follow.next_step import death
@@ -22,6 +22,7 @@ from orchestrator.run.events import events_in
 from orchestrator.run.job_record import JobRecord
 from orchestrator.validation.held_out_admission import QueuePlace, granted, let_go
 from trainers.contract.run_spec import WorkerSpec
+from trainers.storage.faults import is_there
 
 Answer = TypeVar("Answer")
 
@@ -73,7 +74,7 @@ def preprocess_first(stage: Stage) -> None:
 
 def _preprocess(stage: Stage) -> None:
     deaths, made, refuses = Deaths(), 0, True
-    while (due := due_of(stage.experiment)) is not None:
+    while (due := _due(stage)) is not None:
         jobs = _records(stage)
         job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
         name = job.submission_id if job is not None else _begun(stage, due, refuses=refuses)
@@ -84,7 +85,7 @@ def _preprocess(stage: Stage) -> None:
         ended, reached = _ended(stage, due, name)
         _hold_nothing(stage)
         is_own, is_made = ended.campaign == stage.place.job, ended.state == "SUCCEEDED"
-        if is_own and is_made and made and due_of(stage.experiment) == due:  # the second time: a share may show files late
+        if is_own and is_made and made and _due(stage) == due:  # the second time: a share may show files late
             raise ClusterError(f"preprocessing: {name} has ended, and {place_of(due)} still lacks {due.text} as seen from the head.")
         if is_own and not is_made:
             deaths = deaths.and_one(reached)
@@ -244,11 +245,24 @@ def _nodes(stage: Stage) -> Sequence[NodeResources]:
     return _answer(stage, stage.place.nodes)
 
 
+def _due(stage: Stage) -> Due | None:
+    """What is due, once the shares of the datasets answer."""
+    experiment = stage.experiment.with_folders_resolved()
+
+    def ask() -> Due | None:
+        for folder in (experiment.nnUNet_raw, experiment.nnUNet_preprocessed):
+            if folder is not None:
+                is_there(folder)  # raises where its share is unavailable, which else looks like a folder without datasets
+        return due_of(experiment)
+
+    return _answer(stage, ask)
+
+
 def _answer(stage: Stage, ask: Callable[[], Answer]) -> Answer:
-    """What the cluster answers, once it does."""
+    """What the cluster, or a share, answers, once it does."""
     while True:
         try:
             return ask()
-        except ClusterError as err:
+        except (ClusterError, StorageError) as err:
             stage.on_wait(f"waits for preprocessing: {err}")
             stage.place.clock.sleep(LOOK_S)

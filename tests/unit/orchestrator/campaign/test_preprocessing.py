@@ -1,13 +1,16 @@
 """A campaign whose data are preprocessed first: one job of a dataset, waited for, and what becomes of its failures."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.campaign import preprocessing
 from orchestrator.campaign.preprocessing import LOOK_S, Stage, _workers, preprocess_first
-from orchestrator.errors import ClusterError, DataError
+from orchestrator.errors import ClusterError, DataError, StorageError
 from orchestrator.experiment.model import experiment_from
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.preprocessing.order import Progressed, Refused
@@ -19,6 +22,7 @@ from orchestrator.run.clock import Clock
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord
 from orchestrator.validation.held_out_admission import QueuePlace
+from tests.away import share_is_away
 from tests.fake_campaign import FakeCluster
 from tests.raw import raw_experiment
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
@@ -148,6 +152,47 @@ def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
     scene.run(other_starts, lambda: None, scene.ends("SUCCEEDED", is_made=True))
     assert [job.campaign for job in scene.jobs] == ["c2"]
     assert scene.waits[0] == "waits for preprocessing of 3d_fullres, which campaign c2 begins."
+
+
+@pytest.mark.parametrize("breaks", ["due_of", "share"])
+def test_a_share_that_is_away_for_a_moment_ends_no_campaign(scene: Scene, monkeypatch: pytest.MonkeyPatch, breaks: str) -> None:
+    """Neither while another is about to begin, nor after the job."""
+
+    def goes_away() -> None:
+        if breaks == "share":
+            share_is_away(monkeypatch, "nnUNet_raw")
+            monkeypatch.setattr(os, "listdir", _refusing(os.listdir, "nnUNet_raw"))
+        else:
+            monkeypatch.setattr(preprocessing, "due_of", _unreadable)
+
+    key = f"preprocessing of {scene.tiny.preprocessed}"
+    scene.living("c2")
+    scene.registry.post("c2", Entry(runs=(key,)))  # is about to start it
+
+    def other_has_ended() -> None:
+        monkeypatch.undo()
+        scene.registry.withdraw("c2")
+
+    def ends() -> None:
+        scene.ends("FAILED")()
+        goes_away()
+
+    scene.run(goes_away, other_has_ended, ends, monkeypatch.undo, scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c1", "c1"]
+    assert sum("waits for preprocessing: storage: " in text for text in scene.waits) == 2
+
+
+def _unreadable(experiment: object) -> None:
+    raise StorageError("storage: unavailable")
+
+
+def _refusing(look: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def refuse(path: Any) -> Any:
+        if os.path.basename(os.fspath(path)) == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return look(path)
+
+    return refuse
 
 
 def test_a_job_server_that_does_not_answer_ends_no_campaign(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
