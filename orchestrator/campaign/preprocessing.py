@@ -32,6 +32,11 @@ LOOK_S = 2.0
 MOST_DEATHS = 3
 """Jobs in a row that may die without getting further before it is an error: a node that was taken away, a head that was busy."""
 
+LATE_LOOKS = 45
+"""For files that a share shows late: 90 s of looks; the NFS client remembers for 60 s at most (acdirmax) what a folder lacks."""
+MOST_FRUITLESS = 2
+"""Jobs that may succeed without the head seeing it before it is an error."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -73,7 +78,7 @@ def preprocess_first(stage: Stage) -> None:
 
 
 def _preprocess(stage: Stage) -> None:
-    deaths, made, refuses = Deaths(), 0, True
+    deaths, fruitless, refuses = Deaths(), 0, True
     while (due := _due(stage)) is not None:
         jobs = _records(stage)
         job = next((job for job in jobs_of(place_of(due), jobs) if job.is_live), None)
@@ -84,14 +89,26 @@ def _preprocess(stage: Stage) -> None:
             continue
         ended, reached = _ended(stage, due, name)
         _hold_nothing(stage)
-        is_own, is_made = ended.campaign == stage.place.job, ended.state == "SUCCEEDED"
-        if is_own and is_made and made and _due(stage) == due:  # the second time: a share may show files late
-            raise ClusterError(f"preprocessing: {name} has ended, and {place_of(due)} still lacks {due.text} as seen from the head.")
-        if is_own and not is_made:
+        if ended.campaign != stage.place.job:
+            continue
+        if ended.state != "SUCCEEDED":
             deaths = deaths.and_one(reached)
             _refuse_failed(stage, ended, deaths.count)
-        made += is_own and is_made
+        elif _seen_after(stage, due, name) == due:
+            fruitless += 1
+            if fruitless == MOST_FRUITLESS:
+                raise ClusterError(f"preprocessing: {name} has ended, and {place_of(due)} still lacks {due.text} as seen from the head.")
     _hold_nothing(stage)
+
+
+def _seen_after(stage: Stage, due: Due, name: str) -> Due | None:
+    """What is due after a job of this campaign that succeeded. A share may show its files late: they are waited for."""
+    for _ in range(LATE_LOOKS):
+        if _due(stage) is None:
+            return None
+        stage.on_wait(f"waits for preprocessing of {due.text}: {name} has ended, and the head does not see all its files yet.")
+        stage.place.clock.sleep(LOOK_S)
+    return _due(stage)
 
 
 def _hold_nothing(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.campaign import preprocessing
-from orchestrator.campaign.preprocessing import LOOK_S, Stage, _workers, preprocess_first
+from orchestrator.campaign.preprocessing import LATE_LOOKS, LOOK_S, Stage, _workers, preprocess_first
 from orchestrator.errors import ClusterError, DataError, StorageError
 from orchestrator.experiment.model import experiment_from
 from orchestrator.experiment.preprocess import Preprocess
@@ -304,7 +304,23 @@ def test_a_job_that_was_stopped_ends_its_campaign_and_not_the_other_that_waits(s
 
 def test_a_job_that_has_ended_and_made_nothing_is_an_error(scene: Scene) -> None:
     with pytest.raises(ClusterError, match="still lacks 3d_fullres as seen from the head"):
-        scene.run(scene.ends("SUCCEEDED"), scene.ends("SUCCEEDED"))
+        scene.run(*[scene.ends("SUCCEEDED"), *[lambda: None] * LATE_LOOKS] * 2)
+    assert len(scene.jobs) == 2
+
+
+def test_files_that_a_share_shows_late_are_waited_for(scene: Scene) -> None:
+    """NFS remembers what a folder lacks for up to a minute."""
+    scene.run(scene.ends("SUCCEEDED"), *[lambda: None] * 30, scene.ends("SUCCEEDED", is_made=True))
+    assert len(scene.jobs) == 1, "no second job is started meanwhile"
+    assert "has ended, and the head does not see all its files yet" in scene.waits[-1]
+
+
+def test_after_the_job_of_another_the_rest_is_made_at_once(scene: Scene) -> None:
+    """That one may have made other configurations."""
+    where = {"campaign": "c2", "dataset_folder": str(scene.tiny.preprocessed)}
+    scene.cluster.submit_preprocessing("preprocess-x", "{}", where, 1, None)
+    scene.run(scene.ends("SUCCEEDED"), scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c2", "c1"]
 
 
 @pytest.mark.parametrize(
