@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.campaign.preprocessing import job_workers
 from orchestrator.dataset.model_folder import folders_of_others
 from orchestrator.dataset.problems import listed
 from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport, Queue, plan_report
+from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.follow.reserved import reservations, runs_at_work
 from orchestrator.preprocessing.due import Due
 from orchestrator.preprocessing.order import entry_key, jobs_of, place_of
@@ -142,15 +144,17 @@ def plan_beside(
     """The plan of an experiment whose data are preprocessed first, with the campaign that is at it already. Starts nothing.
 
     The experiment's folders are known. `campaign`: the one that plans, if one does. Where the cluster does not answer, the one that is at
-    it is not named, and nothing that fits never is found: the campaign goes on without."""
-    seen = None
+    it is not named, and nothing that fits never is found: the campaign goes on without. Raises ClusterError for cores or memory of the
+    preprocessing that no node has."""
+    seen, by = None, ""
     with contextlib.suppress(ClusterError):
         seen = nodes()
     report = plan_to_come(experiment, due.dataset, due.names, seen, address)
     with contextlib.suppress(ClusterError, OSError):
         by = _preprocessed_by(due, {run.run_key for run in report.awaited}, jobs(), registry, but=campaign)
-        return report.model_copy(update={"preprocessed_by": by})
-    return report
+    if seen is not None and not by:
+        job_workers(experiment.preprocess or Preprocess(), seen)
+    return report.model_copy(update={"preprocessed_by": by})
 
 
 def _preprocessed_by(due: Due, awaited: Collection[str], jobs: Sequence[JobRecord], registry: Registry, *, but: str) -> str:

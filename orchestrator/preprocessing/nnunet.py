@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 WORKPLACE = ".nnfleet_preprocessing"
 """Folder beside the preprocessed datasets: a lock for each, and what is being made."""
+LOCK_S = 180.0
+"""How long the lock of a dataset is waited for: a share keeps that of a node that died until its lease ends, NFS 4 usually for 90 s."""
 MOST_LINES = 5
 """Lines of nnU-Net's own complaints that an error quotes."""
 
@@ -46,15 +48,15 @@ Report = Callable[[Progressed], None]
 def preprocess(order: Order, report: Report) -> None:
     """Make everything of an order that is still lacking. For a process of its own: nnU-Net's folders are set in its environment.
 
-    Raises ConfigError and DataError for what nnU-Net refuses, ClusterError where another job is at work on the dataset, or a process was
-    killed; StorageError.
+    Raises ConfigError and DataError for what nnU-Net refuses, ClusterError where another job stays at work on the dataset (`LOCK_S`), or a
+    process was killed; StorageError.
     """
     due = order.due
     workplace = due.preprocessed / WORKPLACE
     with storing(workplace):
         workplace.mkdir(parents=True, exist_ok=True)
-    at_work = f"preprocessing: another job is at work on {due.dataset}"
-    with locked(workplace / f"{due.dataset}.lock", at_work, 0), _stage(workplace, due) as stage:
+    lock = workplace / f"{due.dataset}.lock"
+    with locked(lock, f"preprocessing of {due.dataset}", LOCK_S), _stage(workplace, due) as stage:
         _Work(order, stage, report).do()
 
 

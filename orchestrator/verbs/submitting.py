@@ -43,12 +43,15 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
     """What `submit` would send. Starts nothing: with no cluster it is read here, for this machine. Raises ConfigError, DataError."""
     meant = reach(cluster)
     if meant.reached is None:
+        from orchestrator.campaign.preprocessing import job_workers
         from orchestrator.experiment.awaited import plan_to_come
         from orchestrator.experiment.expansion import expand
         from orchestrator.experiment.plan import plan_report
+        from orchestrator.experiment.preprocess import Preprocess
         from orchestrator.preprocessing.due import due_of
 
         if (due := due_of(experiment)) is not None:
+            job_workers(experiment.preprocess or Preprocess(), [this_machine()])
             return plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names, [this_machine()])
         crowded = local_services.crowding_of(Home.default(), local_services.offered())
         node, name = this_machine(), "this machine, which runs nothing yet"

@@ -1,13 +1,16 @@
 """A campaign whose data are preprocessed first: one job of a dataset, waited for, and what becomes of its failures."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.campaign.preprocessing import LOOK_S, Stage, _workers, preprocess_first
-from orchestrator.errors import ClusterError, DataError
+from orchestrator.campaign import preprocessing
+from orchestrator.campaign.preprocessing import LATE_LOOKS, LOOK_S, Stage, job_workers, preprocess_first
+from orchestrator.errors import ClusterError, DataError, StorageError
 from orchestrator.experiment.model import experiment_from
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.preprocessing.order import Progressed, Refused
@@ -19,6 +22,7 @@ from orchestrator.run.clock import Clock
 from orchestrator.run.events import line_of
 from orchestrator.run.job_record import JobRecord
 from orchestrator.validation.held_out_admission import QueuePlace
+from tests.away import share_is_away
 from tests.fake_campaign import FakeCluster
 from tests.raw import raw_experiment
 from tests.unit.orchestrator.preprocessing.test_due import write_raw
@@ -150,6 +154,47 @@ def test_two_campaigns_at_once_do_it_once(scene: Scene) -> None:
     assert scene.waits[0] == "waits for preprocessing of 3d_fullres, which campaign c2 begins."
 
 
+@pytest.mark.parametrize("breaks", ["due_of", "share"])
+def test_a_share_that_is_away_for_a_moment_ends_no_campaign(scene: Scene, monkeypatch: pytest.MonkeyPatch, breaks: str) -> None:
+    """Neither while another is about to begin, nor after the job."""
+
+    def goes_away() -> None:
+        if breaks == "share":
+            share_is_away(monkeypatch, "nnUNet_raw")
+            monkeypatch.setattr(os, "listdir", _refusing(os.listdir, "nnUNet_raw"))
+        else:
+            monkeypatch.setattr(preprocessing, "due_of", _unreadable)
+
+    key = f"preprocessing of {scene.tiny.preprocessed}"
+    scene.living("c2")
+    scene.registry.post("c2", Entry(runs=(key,)))  # is about to start it
+
+    def other_has_ended() -> None:
+        monkeypatch.undo()
+        scene.registry.withdraw("c2")
+
+    def ends() -> None:
+        scene.ends("FAILED")()
+        goes_away()
+
+    scene.run(goes_away, other_has_ended, ends, monkeypatch.undo, scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c1", "c1"]
+    assert sum("waits for preprocessing: storage: " in text for text in scene.waits) == 2
+
+
+def _unreadable(experiment: object) -> None:
+    raise StorageError("storage: unavailable")
+
+
+def _refusing(look: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def refuse(path: Any) -> Any:
+        if os.path.basename(os.fspath(path)) == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return look(path)
+
+    return refuse
+
+
 def test_a_job_server_that_does_not_answer_ends_no_campaign(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where the job is submitted, nor under the lock, nor where nodes are listed."""
     monkeypatch.setattr(scene.cluster, "records", _failing(scene.cluster.records, (1,)))
@@ -157,7 +202,11 @@ def test_a_job_server_that_does_not_answer_ends_no_campaign(scene: Scene, monkey
     monkeypatch.setattr(scene.cluster, "submit_preprocessing", _failing(scene.cluster.submit_preprocessing, (0,)))
     scene.run(*[lambda: None] * 3, scene.ends("SUCCEEDED", is_made=True))
     assert [job.campaign for job in scene.jobs] == ["c1"]
-    assert scene.waits.count("waits for preprocessing of 3d_fullres: cluster: away") == 3
+    assert [text for text in scene.waits if "away" in text] == [
+        "waits for preprocessing of 3d_fullres: cluster: away",
+        "waits for preprocessing: cluster: away",
+        "waits for preprocessing of 3d_fullres: cluster: away",
+    ]
 
 
 def _failing(ask: Callable[..., Any], calls: tuple[int, ...]) -> Callable[..., Any]:
@@ -183,9 +232,66 @@ def test_a_job_that_died_is_started_again_and_not_for_ever(scene: Scene) -> None
     assert [job.submission_id[-3:] for job in scene.jobs] == ["-r0", "-r1", "-r2"]
 
 
+THREE_DEATHS = "preprocessing: 3 jobs in a row died without a reason of their own and got no further; the last, died with its node"
+
+
 def test_the_third_death_is_an_error(scene: Scene) -> None:
-    with pytest.raises(ClusterError, match="preprocessing: 3 jobs died without a reason of their own; the last, died with its node"):
+    with pytest.raises(ClusterError, match=THREE_DEATHS):
         scene.run(*[scene.ends("FAILED")] * 3)
+
+
+def test_a_death_counts_anew_where_the_job_has_made_more_cases(scene: Scene) -> None:
+    """As on a node that is taken away every hour: each job goes on from the whole cases of the one before."""
+    scene.run(*_dying(scene, 100, 200, 280), scene.ends("SUCCEEDED", is_made=True))
+    assert len(scene.jobs) == 4
+
+
+def test_three_deaths_at_the_same_case_are_an_error(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match=THREE_DEATHS):
+        scene.run(*_dying(scene, 100, 200, 200, 200))
+    assert len(scene.jobs) == 4
+
+
+def test_a_node_that_dies_with_the_job_and_reboots_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an autoscaler; a head often has no cores."""
+    node = NodeResources("a", {"CPU": 16.0}, {"CPU": 16.0})
+    nodes = [NodeResources("head", {}, {}), node]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: list(nodes))
+
+    def dies() -> None:
+        scene.ends("FAILED")()
+        nodes.remove(node)
+
+    def reboots() -> None:
+        assert scene.registry.entries({"c1"}) == {"c1": Entry()}, "meanwhile it holds nothing of what is left"
+        nodes.append(node)
+
+    scene.run(dies, reboots, scene.ends("SUCCEEDED", is_made=True), preprocess={"cpus": 16})
+    assert [job.submission_id[-3:] for job in scene.jobs] == ["-r0", "-r1"]
+    assert "waits for preprocessing of 3d_fullres: preprocessing: no node of this cluster has 16 CPU cores" in scene.waits[1]
+
+
+def test_before_its_first_job_what_no_node_has_ends_the_campaign(scene: Scene) -> None:
+    with pytest.raises(ClusterError, match="no node of this cluster has 999 CPU cores"):
+        scene.run(preprocess={"cpus": 999})
+    assert scene.jobs == []
+
+
+def test_how_far_a_job_came_counts_though_its_node_took_the_log_along(scene: Scene) -> None:
+    happens: list[Callable[[], None]] = []
+    for done in (100, 200, 280):
+        reported, died = _dying(scene, done)
+        happens += [reported, scene.cluster.texts.clear, died]
+    scene.run(*happens, scene.ends("SUCCEEDED", is_made=True))
+    assert [("job begins" in text) for text in scene.waits] == [True, False] * 3 + [True]
+
+
+def _dying(scene: Scene, *done: int) -> list[Callable[[], None]]:
+    """Jobs that die, each after so many cases."""
+    happens = []
+    for each in done:
+        happens += [scene.reports(Progressed(what="3d_fullres", done=each, total=300)), scene.ends("FAILED")]
+    return happens
 
 
 def test_a_job_that_was_stopped_ends_its_campaign_and_not_the_other_that_waits(scene: Scene) -> None:
@@ -198,7 +304,23 @@ def test_a_job_that_was_stopped_ends_its_campaign_and_not_the_other_that_waits(s
 
 def test_a_job_that_has_ended_and_made_nothing_is_an_error(scene: Scene) -> None:
     with pytest.raises(ClusterError, match="still lacks 3d_fullres as seen from the head"):
-        scene.run(scene.ends("SUCCEEDED"), scene.ends("SUCCEEDED"))
+        scene.run(*[scene.ends("SUCCEEDED"), *[lambda: None] * LATE_LOOKS] * 2)
+    assert len(scene.jobs) == 2
+
+
+def test_files_that_a_share_shows_late_are_waited_for(scene: Scene) -> None:
+    """NFS remembers what a folder lacks for up to a minute."""
+    scene.run(scene.ends("SUCCEEDED"), *[lambda: None] * 30, scene.ends("SUCCEEDED", is_made=True))
+    assert len(scene.jobs) == 1, "no second job is started meanwhile"
+    assert "has ended, and the head does not see all its files yet" in scene.waits[-1]
+
+
+def test_after_the_job_of_another_the_rest_is_made_at_once(scene: Scene) -> None:
+    """That one may have made other configurations."""
+    where = {"campaign": "c2", "dataset_folder": str(scene.tiny.preprocessed)}
+    scene.cluster.submit_preprocessing("preprocess-x", "{}", where, 1, None)
+    scene.run(scene.ends("SUCCEEDED"), scene.ends("SUCCEEDED", is_made=True))
+    assert [job.campaign for job in scene.jobs] == ["c2", "c1"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +329,7 @@ def test_a_job_that_has_ended_and_made_nothing_is_an_error(scene: Scene) -> None
 )
 def test_the_job_takes_what_was_asked_for_else_nnunets_number(asked: dict[str, int], given: int) -> None:
     nodes = [NodeResources("a", {"CPU": 2.0}, {}), NodeResources("b", {"CPU": 16.0}, {})]
-    assert _workers(Preprocess(**asked), nodes).cpus == given
+    assert job_workers(Preprocess(**asked), nodes).cpus == given
 
 
 def test_where_nodes_come_on_demand_they_are_asked_for_and_let_go(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,13 +343,31 @@ def test_where_nodes_come_on_demand_they_are_asked_for_and_let_go(scene: Scene, 
 
 def test_more_cores_than_any_node_has_may_come_on_demand() -> None:
     nodes = [NodeResources("a", {"CPU": 2.0}, {}, "workers")]
-    assert [_workers(Preprocess(), nodes).cpus, _workers(Preprocess(cpus=16), nodes).cpus] == [2, 16]
+    assert [job_workers(Preprocess(), nodes).cpus, job_workers(Preprocess(cpus=16), nodes).cpus] == [2, 16]
 
 
 def test_what_no_node_has_is_refused() -> None:
     nodes = [NodeResources("a", {"CPU": 2.0, "memory": 4.0 * 2**30}, {})]
-    assert _workers(Preprocess(), nodes).cpus == 2
+    assert job_workers(Preprocess(), nodes).cpus == 2
     with pytest.raises(ClusterError, match="no node of this cluster has 3 CPU cores"):
-        _workers(Preprocess(cpus=3), nodes)
+        job_workers(Preprocess(cpus=3), nodes)
     with pytest.raises(ClusterError, match="no node of this cluster has 8 GiB of memory"):
-        _workers(Preprocess(memory_gib=8), nodes)
+        job_workers(Preprocess(memory_gib=8), nodes)
+
+
+def test_cores_are_those_of_a_node_that_has_the_memory() -> None:
+    nodes = [_node("a", cpus=16, memory_gib=8), _node("b", cpus=4, memory_gib=64), _node("c", cpus=2, memory_gib=64)]
+    assert [job_workers(Preprocess(memory_gib=gib), nodes).cpus for gib in (32, 8)] == [4, 8]
+    assert job_workers(Preprocess(cpus=4, memory_gib=32), nodes).cpus == 4
+
+
+def test_cores_and_memory_that_no_one_node_has_are_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [_node("a", cpus=16, memory_gib=8), _node("b", cpus=4, memory_gib=64)]
+    monkeypatch.setattr(scene.cluster, "nodes", lambda: nodes)
+    with pytest.raises(ClusterError, match=r"no node of this cluster has 5 CPU cores and 32 GiB of memory \(.* the largest has 4 cores\)"):
+        scene.run(preprocess={"cpus": 5, "memory_gib": 32})
+
+
+def _node(name: str, cpus: int, memory_gib: int) -> NodeResources:
+    total = {"CPU": float(cpus), "memory": memory_gib * 2.0**30}
+    return NodeResources(name, total, total)

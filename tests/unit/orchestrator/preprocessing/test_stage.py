@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import ClusterError
-from orchestrator.preprocessing import whole_cases
+from orchestrator.errors import ClusterError, DataError
+from orchestrator.preprocessing import nnunet, whole_cases
 from orchestrator.preprocessing.due import WHOLE, Due
 from orchestrator.preprocessing.nnunet import WORKPLACE, _stage, preprocess
 from orchestrator.preprocessing.order import Order
@@ -117,8 +119,9 @@ def test_cases_that_left_the_raw_dataset_do_not_come_into_the_preprocessed_one(t
     assert {path.name for path in released.iterdir()} == {f"a{ending}" for ending in WHOLE}
 
 
-def test_a_second_job_of_a_dataset_ends_before_it_touches_anything(tmp_path: Path) -> None:
+def test_a_second_job_of_a_dataset_ends_before_it_touches_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever brought it about: jobs of another cluster, another name of the same folder."""
+    monkeypatch.setattr(nnunet, "LOCK_S", 0.1)
     due = Due(dataset="Dataset004_A", raw=tmp_path / "raw", preprocessed=tmp_path / "preprocessed", parts=())
     workplace = due.preprocessed / WORKPLACE
     at_work = workplace / "Dataset004_A-stage" / "made-01234567" / "case.b2nd"
@@ -129,9 +132,31 @@ def test_a_second_job_of_a_dataset_ends_before_it_touches_anything(tmp_path: Pat
     with locked(workplace / "Dataset004_A.lock", "preprocessing", 0):
         before = sorted(due.preprocessed.rglob("*"))
         for other in (due, linked):
-            with pytest.raises(
-                ClusterError, match=r"another job is at work on Dataset004_A: .*process \d+ on .*\. Wait until that one has"
-            ):
+            held = r"preprocessing of Dataset004_A: .*Dataset004_A\.lock has been locked for 0 s, by process \d+ on .*\. Check what that"
+            with pytest.raises(ClusterError, match=held):
                 preprocess(Order(due=other, processes=1), lambda progress: None)
         assert sorted(due.preprocessed.rglob("*")) == before
     assert at_work.read_text() == "half"
+
+
+def test_the_lock_of_a_node_that_died_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share releases it when the lease of that node ends; the next job is there within seconds."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # put back at the end
+    due = Due(dataset="Dataset004_A", raw=tmp_path / "raw", preprocessed=tmp_path / "preprocessed", parts=())
+    workplace = due.preprocessed / WORKPLACE
+    workplace.mkdir(parents=True)
+    is_held, ends = Event(), Event()
+
+    def dead_node() -> None:
+        with locked(workplace / "Dataset004_A.lock", "preprocessing", 0):
+            is_held.set()
+            ends.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        lease = pool.submit(dead_node)
+        assert is_held.wait(60)
+        Timer(0.3, ends.set).start()
+        with pytest.raises(DataError, match="raw"):  # it has come to its work, and there is no raw dataset
+            preprocess(Order(due=due, processes=1), lambda progress: None)
+        lease.result()

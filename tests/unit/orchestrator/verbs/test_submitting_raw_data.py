@@ -8,9 +8,11 @@ import pytest
 from orchestrator import api
 from orchestrator.campaign.events import CampaignEvent, Failed, Planned, StatusChanged, Waiting
 from orchestrator.cli.plan import show_plan
+from orchestrator.cluster import local_services
 from orchestrator.errors import ClusterError, ConfigError, TrackingError
 from orchestrator.experiment.awaited import plan_to_come
 from orchestrator.experiment.model import Experiment
+from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.preprocessing.order import Progressed, entry_key
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.events import line_of
@@ -68,6 +70,19 @@ def test_what_the_cluster_can_never_hold_is_refused_before_hours_of_preprocessin
     with pytest.raises(ClusterError, match="it can never hold") as refused:
         api.submit(greedy)
     assert all(f"\n{address} {because}" in str(refused.value) for address in ADDRESSES)
+    assert place.is_untouched
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+def test_cores_of_the_preprocessing_that_no_node_has_are_refused_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch, is_up: bool
+) -> None:
+    if not is_up:
+        monkeypatch.setattr(local_services, "running", lambda *_: None)
+    greedy = unprepared(place).model_copy(update={"preprocess": Preprocess(cpus=10**6)})
+    for send in (api.plan, api.submit):
+        with pytest.raises(ClusterError, match=r"no node of this cluster has 1000000 CPU cores .* Ask for fewer: preprocess: {cpus: N}"):
+            send(greedy)
     assert place.is_untouched
 
 
