@@ -48,7 +48,8 @@ class FollowedRun:
     is_waiting: bool = False
     """It stands in the queue, also for its next job."""
     needs_others: bool = False
-    """It waits for results of other runs, and holds no workers meanwhile, which those may need."""
+    """It waits for what no job of its own brings: results of other runs, or its folder. Meanwhile it holds no workers, which others may
+    need."""
     turn: Turn = "usual"
     """By successive halving: see `orchestrator/campaign/pausing.py`."""
     halved: str = ""

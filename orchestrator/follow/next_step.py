@@ -22,6 +22,10 @@ reason to end it. Errors of the user's making are not tried again at all, and pr
 """
 
 
+REMOVED_ENDS_S = 3600.0
+"""A trained run whose folder was removed is waited for so long: it may only be on its way from one disk to another."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of one run. `jobs` are its own; those in `earlier` ended before this campaign and are not its affair.
@@ -48,6 +52,8 @@ class Facts:
     """Who acquired the newest fencing token."""
     reassigned_to: str = ""
     """The run that the folder belongs to now."""
+    removed_s: float | None = None
+    """For how long the folder of a trained run without a job has been seen to be removed; None: it is there, or its disk is away."""
 
     @property
     def is_superseded(self) -> bool:
@@ -124,7 +130,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Wait:
-    """The run wants a training job and is not to have one yet: other runs have to end first. It stands in no queue."""
+    """The run is to have no job yet: other runs have to end first, or its folder has to come back. It stands in no queue."""
 
     state: RunState
     reason: str
@@ -178,6 +184,8 @@ def next_step(facts: Facts, before: RunState) -> Step:
     """What happens next with a run that was last seen in state `before`."""
     if facts.reassigned_to:
         return _reassigned(facts, before)
+    if facts.removed_s is not None:
+        return _removed(facts.removed_s, before)
     is_now = facts.stop is not None and facts.stop.is_now
     if (job := facts.live("validate")) is not None:
         is_stopping = is_now or (facts.stop is not None and not job.obeys_gentle_stop)
@@ -210,6 +218,14 @@ def _reassigned(facts: Facts, before: RunState) -> Step:
         return StopJob(before, job, f"stops: {whose}.")
     advice = "Submit it again as a variant (`variant: NAME`), or in that one's place: `nnfleet submit --replace`."
     return End(RunState.STOPPED, f"{whose}. {advice}")
+
+
+def _removed(removed_s: float, before: RunState) -> Wait | End:
+    """A trained run whose folder was removed waits for it, and then ends: whatever is asked of the run, it is asked in that folder."""
+    if removed_s < REMOVED_ENDS_S:
+        return Wait(before, "waits for its folder, which was removed.")
+    reason = "its folder was removed after its training, and was not back within an hour: it is not validated."
+    return End(RunState.FAILED_CONFIG, f"{reason} Bring it back, then `nnfleet resume RUN` goes on; a new submission trains it anew.")
 
 
 def is_trained(outcome: Outcome) -> bool:

@@ -15,6 +15,7 @@ from orchestrator.run.heartbeat import PROBE_AFTER_S, SILENT_S, ChangeWatch
 from orchestrator.run.job_record import JobRecord
 from orchestrator.run.outcome import read_outcome
 from orchestrator.run.progress import begun_or_taken_unix, full_dice
+from orchestrator.run.status import is_removed
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking.end_state import final_state
 from trainers.contract.cascade import first_stage_folder, previous_predictions, read_record
@@ -50,6 +51,8 @@ class Observer:
     """As `Facts` has it."""
     reassigned_to: str = ""
     """The other run that has the folder now; nothing may be written there then."""
+    _removed_since_s: float | None = field(default=None, repr=False)
+    """Since when the folder of a trained run is seen to be removed, by the monotonic clock."""
     _spec_mark: tuple[int, int] = field(default=(0, 0), repr=False)
     _commits: CommitReader = field(init=False, repr=False)
     _heard: ChangeWatch = field(default=ChangeWatch(), repr=False)
@@ -108,6 +111,8 @@ class Observer:
         self.is_paused = facts.is_paused
         self.is_trained = self.is_trained or (facts.outcome is not None and is_trained(facts.outcome))
         if not any(job.is_live for job in own):
+            if (removed_s := self._removed_for_s()) is not None:
+                return replace(facts, removed_s=removed_s)
             self._check_training_is_there()
         if facts.is_superseded:
             facts = replace(facts, owner=str(owner_of(self.folder) or "another cluster"))
@@ -118,13 +123,27 @@ class Observer:
         self._storage_wait = storage_wait_seen(self.folder, self._validated_token) if validation else None
         return replace(facts, trouble=waits_for_storage(self._storage_wait) if self._storage_wait else "")
 
+    def _removed_for_s(self) -> float | None:
+        """For how long the folder of a run that was trained is seen to be removed; None: it is not. Raises OSError."""
+        if not self._lacks_training() or not is_removed(self.folder.root):
+            self._removed_since_s = None
+            return None
+        now_s = self.clock.monotonic()
+        self._removed_since_s = now_s if self._removed_since_s is None else self._removed_since_s
+        return now_s - self._removed_since_s
+
+    def _lacks_training(self) -> bool:
+        """Whether the end of a training that was done is not to be seen any more: its folder was moved, or its share is away."""
+        return self.is_trained and not self.folder.outcome_file.is_file()
+
     def _check_training_is_there(self) -> None:
-        """Raise StorageError where the end of a training that was done is not to be seen any more: its folder was moved, or its share is
-        away."""
-        if self.is_trained and not self.folder.outcome_file.is_file():
+        """Raise StorageError where a training that was done is not to be seen: nothing begins anew for it."""
+        if self._lacks_training():
+            is_gone = self._removed_since_s is not None
+            cure = "within an hour of its removal; after that the run ends" if is_gone else "or mount its share"
             raise StorageError(
                 f"storage: {self.folder.outcome_file} is not there, and the run was trained: it is validated when its folder is back, and "
-                "not trained again. Bring the folder back, or mount its share."
+                f"not trained again. Bring the folder back, {cure}."
             )
 
     def _past_earlier_ends(self, facts: Facts) -> Facts:

@@ -28,10 +28,12 @@ def reservations(
     """
     at_work = _at_work(jobs)
     begun = {job.run_key for job in at_work if _read(has_begun, job, False)}
-    limits = growth_limits or {}
+    limits, ends = growth_limits or {}, _last_ends(jobs)
     sizes = {key: max(now, limits.get(key, 0)) for key, now in _elastic_sizes(at_work).items()}
     holding = [
-        Reservation(held.run_key, held.workers, held.is_placed, user=held.user, ends_unix=held.ends_unix)
+        Reservation(
+            held.run_key, held.workers, held.is_placed, user=held.user, ends_unix=held.ends_unix, idle_unix=ends.get(held.run_key, 0.0)
+        )
         for entry in entries
         for held in entry.holding
     ]
@@ -47,6 +49,15 @@ def _at_work(jobs: Sequence[JobRecord]) -> list[JobRecord]:
     """The living jobs of runs, without those that only deliver."""
     living = [job for job in jobs if job.is_live and job.run_folder]
     return [job for job in living if not only_delivers(job, _read(read_outcome, job, None))]
+
+
+def _last_ends(jobs: Sequence[JobRecord]) -> dict[str, float]:
+    """When the last of the jobs ended that each run has had here."""
+    ends: dict[str, float] = {}
+    for job in jobs:
+        if job.kind in ("train", "validate") and not job.is_live and job.ended_unix:
+            ends[job.run_key] = max(ends.get(job.run_key, 0.0), job.ended_unix)
+    return ends
 
 
 def _elastic_sizes(at_work: Sequence[JobRecord]) -> dict[str, int]:

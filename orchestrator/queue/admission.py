@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from orchestrator.queue.backfill import Front, front_of
 from orchestrator.queue.gang_fit import Capacity, Fit, NodeResources, Reservation, fit, fit_in
 from orchestrator.queue.order import Waiting, ordered
+from orchestrator.queue.space import Space
 from orchestrator.run.job_record import JobRecord
 from trainers.contract.run_spec import WorkerSpec
 
@@ -21,6 +22,9 @@ SHOWN_STEP_S = 600.0
 
 MOST_KEPT_BACK_S = 300.0
 """For how long a run that takes any GPU waits for those of a type to take theirs: that takes seconds, between two jobs of a run minutes."""
+
+NODES_RETURN_S = 1800.0
+"""For how long a run without a job keeps what it has reserved though the nodes for it are gone: one that only boots is back by then."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ def schedule(
 ) -> dict[str, Fit]:
     """When each of the runs starts that wait on the cluster, in their order, and why not now.
 
-    What a run has reserved itself does not stand in its way. A run that fits no cluster of these nodes (a node died), or is refused, holds
-    nobody back. The first one that does not fit is passed only by runs that do not delay it.
+    What a run has reserved itself does not stand in its way, nor what runs without a job have that come after it and have reserved too: of
+    gangs that together do not fit any more (a node died), the first one goes on. A run that fits no cluster of these nodes, or is refused,
+    holds nobody back; one that had started, no longer than it may keep what it has reserved (`in_force`). The first one that does not fit
+    is passed only by runs that do not delay it.
     """
     return _scheduled(waiting, nodes, reserved, now_unix)[0]
 
@@ -75,8 +81,10 @@ def _scheduled(
     waiting: Iterable[Waiting], nodes: Sequence[NodeResources], reserved: Sequence[Reservation], now_unix: float
 ) -> tuple[dict[str, Fit], str, float | None]:
     """As `schedule`, with the key of the first run that does not fit, and its expected start."""
-    held = list(reserved)
-    holding = {r.run_key for r in reserved}
+    waiting, held = list(waiting), in_force(reserved, nodes, now_unix)
+    holding = {r.run_key for r in held}
+    behind = {r.run_key for r in held if r.idle_unix} & {run.run_key for run in waiting}
+    """Runs without a job that have not had their turn here: what they have reserved holds back only those that have reserved nothing."""
     capacity = Capacity.of(nodes, held)
     found: dict[str, Fit] = {}
     fits: dict[WorkerSpec, Fit] = {}
@@ -85,13 +93,15 @@ def _scheduled(
     first = ""
     for run in ordered((run for run in waiting if not run.is_refused), nodes, held, now_unix):
         has_own = run.run_key in holding
-        others = [r for r in held if r.run_key != run.run_key] if has_own else held
+        others = [r for r in held if r.run_key != run.run_key and r.run_key not in behind] if has_own else held
         room = Capacity.of(nodes, others) if has_own else capacity
         outcome = None if has_own else fits.get(run.workers)
         if outcome is None:
             outcome = fit_in(room, run.workers, nodes, len(others))
         if not has_own:
             fits[run.workers] = outcome
+        if _can_fit(outcome):
+            behind.discard(run.run_key)
         if _can_fit(outcome) and front is not None and not has_own:
             if outcome.when == "later" or not front.lets_pass(run, capacity):
                 found[run.run_key] = Fit("later", f"queued behind {front.run.address}.")
@@ -104,11 +114,20 @@ def _scheduled(
             because = f"it fits, but Ray might give it a GPU of the type {kind} that is reserved for another run."
             outcome = Fit("later", because, is_kept_back=True)
         if outcome.when == "now" or outcome.is_kept_back:
-            held = [*others, _reservation(run, now_unix)]
+            held = [*(r for r in held if r.run_key != run.run_key), _reservation(run, now_unix)]
             capacity = Capacity.of(nodes, held) if has_own else capacity.less(run.workers, run.workers.least)
             fits.clear()
         found[run.run_key] = outcome
     return found, first, front.starts_unix if front is not None and front.run.run_key == first else None
+
+
+def in_force(reserved: Iterable[Reservation], nodes: Sequence[NodeResources], now_unix: float) -> list[Reservation]:
+    """The reservations that count: not those of runs that have had no job for long, and whose gangs these nodes cannot hold any more.
+
+    Once the nodes are back, they count again.
+    """
+    totals = Space.of(node.total for node in nodes)
+    return [r for r in reserved if not r.idle_unix or now_unix - r.idle_unix <= NODES_RETURN_S or totals.room(r.workers) >= r.workers.least]
 
 
 def _kept_back_for(run: Waiting, capacity: Capacity, now_unix: float) -> str:

@@ -4,6 +4,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from orchestrator.queue.admission import in_force
 from orchestrator.queue.gang_fit import NodeResources, Reservation
 from orchestrator.queue.order import Waiting, ordered
 from orchestrator.queue.space import Space
@@ -20,6 +21,7 @@ def expected_starts(
     Not known is a start that depends on an end which is not known, and every start behind it; never expected is a gang that fits never.
     """
     totals = Space.of(node.total for node in nodes)
+    reserved = in_force(reserved, nodes, now_unix)
     held = [replace(r, ends_unix=None) if r.ends_unix is not None and r.ends_unix <= now_unix else r for r in reserved]
     found: dict[str, float | None] = {}
     start: float | None = now_unix

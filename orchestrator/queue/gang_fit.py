@@ -44,6 +44,8 @@ class Reservation:
     """Who submitted the run; empty: not known."""
     ends_unix: float | None = None
     """When the training is expected to end; None: not known."""
+    idle_unix: float = 0.0
+    """When the last job of its run ended; 0: one lives, or that is not known."""
 
     @property
     def bundles(self) -> int:

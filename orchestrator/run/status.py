@@ -117,21 +117,21 @@ def without_removed(statuses: Sequence[RunStatus]) -> list[RunStatus]:
     """
     found = []
     for status in statuses:
-        if not (status.is_claimed and status.state.is_final and _is_removed(status.run_folder)):
+        if not (status.is_claimed and status.state.is_final and is_removed(status.run_folder)):
             found.append(status)
         elif status.state.is_failure:
             found.append(status.model_copy(update={"reason": f"its run folder was removed since. {status.reason}".rstrip()}))
     return found
 
 
-def _is_removed(run_folder: Path) -> bool:
-    """True where what was noted of a run is seen to be missing, and the disk that held it is there."""
+def is_removed(run_folder: Path) -> bool:
+    """True where what was noted of a run is seen to be missing, and the disk that held it is there: one behind a link may be away."""
     if len(run_folder.parents) < 2 or not run_folder.parents[1].name.startswith("Dataset") or not run_folder.parents[1].is_dir():
         return False
     try:
         RunFolder(run_folder).spec_file.stat()
     except OSError as err:
-        return isinstance(err, FileNotFoundError)
+        return isinstance(err, FileNotFoundError) and not (run_folder.is_symlink() or run_folder.parent.is_symlink())
     return False
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.experiment.estimates import Measured
-from orchestrator.queue.admission import Decision
+from orchestrator.queue.admission import NODES_RETURN_S, Decision
 from orchestrator.run.estimate import ExpectedDuration, estimate_error
-from tests.fake_campaign import Stage, finish_on_disk, look
+from tests.fake_campaign import Stage, finish_on_disk, look, states
 from tests.fake_run import epoch_row
 from trainers.contract.commits import Committed, newest_committed
 from trainers.contract.records import read_record
@@ -59,6 +59,52 @@ def test_a_run_that_is_kept_back_publishes_since_when(stage: Stage, monkeypatch:
         stage.clock.clock.sleep(100)
     assert since[2] == 0.0
     assert [unix - since[0] for unix in (since[1], since[3])] == pytest.approx([0, 300], abs=1)
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_a_gang_keeps_what_is_left_of_its_nodes_while_one_of_them_may_only_boot(stage: Stage, is_back: bool) -> None:
+    gang, other = stage.run(0, gpus=2), stage.run(1)
+    stage.cluster.gpus = 2
+    campaign = stage.campaign(gang, other)
+    look(campaign)
+    stage.cluster.workers_begin(gang)
+    look(campaign)
+    stage.cluster.gpus = 1
+    stage.cluster.kill_driver(gang)
+    look(campaign)
+    assert stage.cluster.live_jobs() == []
+    if is_back:
+        stage.clock.clock.sleep(NODES_RETURN_S / 2)
+        stage.cluster.gpus = 2
+        look(campaign)
+        assert stage.cluster.live_jobs() == ["train-key0-a2"]
+        return
+    stage.clock.clock.sleep(NODES_RETURN_S + 60)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key1-a1"]
+    assert states(campaign) == ["RECOVERING", "RUNNING"]
+    stage.cluster.gpus = 2
+    stage.cluster.training_ends(other)
+    look(campaign)
+    stage.cluster.validation_ends(other)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
+
+
+def test_of_two_gangs_whose_nodes_have_gone_one_trains_on_the_nodes_that_are_left(stage: Stage) -> None:
+    first, second = stage.run(0, gpus=2), stage.run(1, gpus=2)
+    stage.cluster.gpus = 8
+    campaign = stage.campaign(first, second)
+    look(campaign)
+    for run in (first, second):
+        stage.cluster.workers_begin(run)
+    look(campaign)
+    assert states(campaign) == ["RUNNING", "RUNNING"]
+    stage.cluster.gpus = 2
+    for run in (first, second):
+        stage.cluster.kill_driver(run)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key0-a2"]
 
 
 def test_loaders_on_other_nodes_are_waited_for_and_held_as_the_workers_are(stage: Stage) -> None:

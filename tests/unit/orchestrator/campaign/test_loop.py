@@ -14,6 +14,7 @@ from orchestrator.campaign.events import CampaignLog, Done, StatusChanged
 from orchestrator.campaign.loop import Campaign
 from orchestrator.errors import ClusterError
 from orchestrator.follow import observe
+from orchestrator.follow.next_step import REMOVED_ENDS_S
 from orchestrator.follow.render import MIN_REPORT_INTERVAL_S, Reading, is_news
 from orchestrator.follow.reserved import reservations
 from orchestrator.queue.registry import GROWTH_LIMITS_FRESH_S, Registry
@@ -715,6 +716,63 @@ def test_a_running_run_whose_folder_was_reassigned_says_why_it_stops(stage: Stag
     look(campaign)
     assert stage.cluster.stopped == ["train-key0-a1"]
     assert campaign.runs["key0"].status().reason == "stops: its folder belongs to the run other now."
+
+
+def removed_in_its_validation(stage: Stage) -> tuple[RunSpec, Campaign]:
+    """A run whose folder was removed while it was validated, and one that waits."""
+    run, other = stage.run(0), stage.run(1)
+    campaign = stage.campaign(run, other)
+    look(campaign)
+    stage.cluster.training_ends(run)
+    look(campaign)
+    run.run_folder.rename(stage.base / "moved")
+    stage.cluster.fails("validate-key0-a1")
+    return run, campaign
+
+
+def test_a_trained_run_whose_folder_was_removed_leaves_its_workers_to_others_and_ends(stage: Stage) -> None:
+    run, campaign = removed_in_its_validation(stage)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["train-key1-a1"]
+    assert states(campaign) == ["VALIDATING", "RUNNING"]
+    reasons = [event.status.get("reason", "") for event in stage.events if isinstance(event, StatusChanged)]
+    assert reasons[-2].endswith("Bring the folder back, within an hour of its removal; after that the run ends.")
+    stage.clock.sleep(REMOVED_ENDS_S - 1)
+    look(campaign)
+    assert states(campaign) == ["VALIDATING", "RUNNING"]
+    stage.clock.sleep(1)
+    stage.cluster.training_ends(campaign.runs["key1"].spec)
+    stage.cluster.validation_ends(campaign.runs["key1"].spec)
+    assert campaign.run(poll_s=0) == 1
+    assert states(campaign) == ["FAILED_CONFIG", "SUCCEEDED"]
+    assert campaign.runs["key0"].status().reason.startswith("its folder was removed after its training")
+    assert stage.tracking.states["id-key0"][-1] is RunState.FAILED_CONFIG
+    assert not run.run_folder.exists()
+
+
+def test_a_trained_run_whose_folder_is_back_within_the_hour_is_validated(stage: Stage) -> None:
+    run, campaign = removed_in_its_validation(stage)
+    look(campaign)
+    stage.clock.sleep(REMOVED_ENDS_S / 2)
+    (stage.base / "moved").rename(run.run_folder)
+    stage.cluster.training_ends(other := campaign.runs["key1"].spec)
+    stage.cluster.validation_ends(other)
+    look(campaign)
+    assert stage.cluster.live_jobs() == ["validate-key0-a1-r1"]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_trained_run_whose_disk_is_away_keeps_its_workers_and_is_waited_for(stage: Stage, is_link: bool) -> None:
+    run, campaign = removed_in_its_validation(stage)
+    if is_link:
+        run.run_folder.symlink_to(stage.base / "unmounted")
+    else:
+        run.run_folder.parents[1].rename(stage.base / "unmounted")
+    for _ in range(3):
+        stage.clock.sleep(REMOVED_ENDS_S)
+        look(campaign)
+    assert states(campaign)[0] == "VALIDATING"
+    assert stage.cluster.live_jobs() == []
 
 
 def test_what_has_ended_is_not_read_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

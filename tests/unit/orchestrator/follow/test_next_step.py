@@ -2,7 +2,19 @@
 
 import pytest
 
-from orchestrator.follow.next_step import MAX_WITHOUT_PROGRESS, STOPS, End, Facts, Follow, StopJob, Train, Validate, next_step
+from orchestrator.follow.next_step import (
+    MAX_WITHOUT_PROGRESS,
+    REMOVED_ENDS_S,
+    STOPS,
+    End,
+    Facts,
+    Follow,
+    StopJob,
+    Train,
+    Validate,
+    Wait,
+    next_step,
+)
 from orchestrator.run.outcome import EndState, Outcome
 from tests.fake_run import job_record as job
 from trainers.contract.requests import PauseRequest, StopRequest
@@ -155,6 +167,13 @@ def test_a_run_whose_folder_is_another_runs_now_ends_without_touching_it() -> No
     assert isinstance(end, End)
     assert end.state is RunState.STOPPED
     assert end.reason.startswith("its folder belongs to the run k2 now. Submit it again")
+
+
+def test_a_trained_run_whose_folder_was_removed_is_waited_for_an_hour() -> None:
+    assert isinstance(next_step(Facts(removed_s=REMOVED_ENDS_S - 1), RunState.VALIDATING), Wait)
+    end = next_step(Facts(removed_s=REMOVED_ENDS_S), RunState.VALIDATING)
+    assert isinstance(end, End)
+    assert end.state is RunState.FAILED_CONFIG
 
 
 def test_a_job_that_finds_its_folder_or_dataset_unfit_is_not_tried_again() -> None:

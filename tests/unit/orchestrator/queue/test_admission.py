@@ -1,6 +1,7 @@
 """Who starts next: truth tables of the pure policies."""
 
-from orchestrator.queue.admission import decide, growth, ledger
+from orchestrator.queue.admission import NODES_RETURN_S, decide, growth, ledger, schedule
+from orchestrator.queue.forecast import expected_starts
 from orchestrator.queue.gang_fit import NodeResources, Reservation
 from orchestrator.queue.order import Waiting, ordered
 from tests.fake_run import job_record as job
@@ -75,6 +76,54 @@ def test_a_run_that_lost_its_job_goes_before_everything_new() -> None:
 
 def test_a_resuming_run_starts_inside_its_own_reservation() -> None:
     assert started([waits("lost", TWO_GPUS, resuming=True)], [node(gpus=2)], [Reservation("lost", TWO_GPUS)]) == ("lost",)
+
+
+NOW = 1e9
+
+
+def idle(key: str, workers: WorkerSpec, since_s: float = 60) -> Reservation:
+    """What a run holds whose last job ended so long ago."""
+    return Reservation(key, workers, idle_unix=NOW - since_s)
+
+
+def starts_now(waiting: list[Waiting], nodes: list[NodeResources], reserved: list[Reservation]) -> tuple[str, ...]:
+    return decide(waiting, nodes, reserved, [w.run_key for w in waiting], NOW).start
+
+
+def test_of_gangs_that_a_lost_node_leaves_no_capacity_for_together_the_first_goes_on() -> None:
+    """Two gangs of two, their jobs dead, and two of four GPUs left: neither waits for what the other one has reserved."""
+    waiting = [waits("a", TWO_GPUS, resuming=True), waits("b", TWO_GPUS, since=1, resuming=True)]
+    reserved = [idle("a", TWO_GPUS), idle("b", TWO_GPUS)]
+    found = schedule(waiting, [node(gpus=2)], reserved, NOW)
+    assert {key: outcome.when for key, outcome in found.items()} == {"a": "now", "b": "later"}
+    assert starts_now(waiting[1:], [node(gpus=2)], [Reservation("a", TWO_GPUS), reserved[1]]) == (), "a job of that one lives"
+    refused = waiting[0].model_copy(update={"is_refused": True})
+    assert starts_now([refused, waiting[1]], [node(gpus=2)], reserved) == ("b",)
+
+
+def test_what_a_run_without_a_job_has_reserved_is_kept_from_everything_new() -> None:
+    lost, new = waits("lost", TWO_GPUS, since=9, resuming=True), waits("new", GPU)
+    held = idle("lost", TWO_GPUS, since_s=10 * NODES_RETURN_S)
+    assert starts_now([new, lost], [node(gpus=2)], [held]) == ("lost",)
+    assert starts_now([new, lost], [node(gpus=2, free_gpus=1)], [held]) == (), "other work takes a GPU of it"
+    moved = waits("moved", GPU, since=1, resuming=True)
+    assert starts_now([moved, lost], [node(gpus=2)], [held]) == ("lost",), "it goes before everything new, and has reserved nothing"
+
+
+def test_a_gang_whose_node_boots_keeps_its_place_and_one_whose_node_is_gone_holds_nobody_back() -> None:
+    waiting = [waits("lost", TWO_GPUS, resuming=True), waits("new", GPU)]
+    soon, late = idle("lost", TWO_GPUS, NODES_RETURN_S - 1), idle("lost", TWO_GPUS, NODES_RETURN_S + 1)
+    assert starts_now(waiting, [node(gpus=1)], [soon]) == ()
+    assert starts_now(waiting, [node(gpus=1)], [late]) == ("new",)
+    assert expected_starts(waiting[1:], [node(gpus=1)], [late], NOW) == {"new": NOW}
+    assert starts_now(waiting, [node(gpus=1)], [Reservation("lost", TWO_GPUS)]) == (), "its job lives and waits for the node"
+    assert starts_now(waiting, [node(gpus=2)], [late]) == ("lost",), "the node is back"
+    assert starts_now(waiting, [node(gpus=2, free_gpus=1)], [late, Reservation("small", GPU, is_placed=True)]) == ()
+
+
+def test_a_gang_whose_node_boots_keeps_no_other_from_going_on_with_what_it_has() -> None:
+    waiting = [waits("lost", TWO_GPUS, resuming=True), waits("small", GPU, since=1, resuming=True)]
+    assert starts_now(waiting, [node(gpus=1)], [idle("lost", TWO_GPUS), idle("small", GPU)]) == ("small",)
 
 
 def test_another_campaigns_run_keeps_its_place_and_its_room() -> None:
