@@ -22,7 +22,7 @@ from orchestrator.compare.answer import answer as answer_of
 from orchestrator.compare.choice import Compared, compared, left_out
 from orchestrator.compare.models import Unfinished, models_of, read_fold
 from orchestrator.compare.tables import as_json, classes_table, groups_table, models_table
-from orchestrator.compare.text_table import TextTable
+from orchestrator.compare.text_table import TextTable, pairs_table
 from orchestrator.errors import ConfigError
 from orchestrator.report.case_pictures import shown_cases
 from orchestrator.report.page import html
@@ -440,6 +440,18 @@ def test_tables_are_latex_and_csv(base: Path) -> None:
     assert TextTable(("a_b", "n"), (("x, 50 %", "1"),)).latex.splitlines()[2:5] == [r"a\_b & n \\", r"\midrule", r"x, 50 \% & 1 \\"]
     assert TextTable(("a", "n"), (("x, y", "1"),)).csv == 'a,n\n"x, y",1\n'
     assert [row[0] for row in classes_table(found(base).answer).rows] == list(CLASSES)
+
+
+def test_a_difference_has_the_sign_that_its_name_states_also_where_lower_is_better(tmp_path: Path) -> None:
+    """HD95 5 and 4 mm, of DA5 1 and 2: DA5 minus the other is -4 and -2, and Student's t of two values is 12.706 with an error of 1."""
+    validated_model(tmp_path, {"a": 0.5, "b": 0.6}, [["a", "b"]])
+    validated_model(tmp_path, {"a": 0.9, "b": 0.8}, [["a", "b"]], **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    answer = found(tmp_path).answer
+    assert pairs_table(answer.pooled["dice"]).rows[0][:3] == ("nnUNetTrainerDA5 minus nnUNetTrainer", "2", "30.00")
+    row = pairs_table(answer.pooled["hd95_mm"]).rows[0]
+    assert row[:6] == ("nnUNetTrainerDA5 minus nnUNetTrainer", "2", "-3.00", "[-15.71, 9.71]", "-3.00", "2 / 0 / 0")
+    assert html(answer).count("Lower is better: a negative difference is in favour of the first of the two models.") == 1
+    assert as_json(answer)["pairs"]["hd95_mm"][0]["mean_b_better_by"] == pytest.approx(3)
 
 
 def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path) -> None:
