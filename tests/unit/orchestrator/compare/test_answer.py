@@ -466,6 +466,21 @@ def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path
     assert answer.verdict.startswith("3d_fullres nnUNetTrainer lowlr is better than 3d_fullres nnUNetTrainer by ")
 
 
+@pytest.mark.parametrize(("what", "name"), [({"variant": "long"}, "long"), ({"plans": "nnUNetResEncUNetMPlans"}, "nnUNetResEncUNetMPlans")])
+def test_a_model_alone_is_not_called_by_the_name_of_another(tmp_path: Path, what: dict[str, Any], name: str) -> None:
+    usual = "901/3d_fullres/nnUNetTrainer"
+    validated_model(tmp_path, noisy(0, 1), FOLDS)
+    folds = validated_model(tmp_path, noisy(0.1, 2), FOLDS, **what, model_folder=folder_of(tmp_path, "other"))
+    address = folds[0].spec().model
+    assert [model.name for model in found(tmp_path, usual).answer.models] == ["3d_fullres nnUNetTrainer"]
+    assert [model.name for model in found(tmp_path, address).answer.models] == [f"3d_fullres nnUNetTrainer {name}"]
+    written = read_json(folds[1].spec_file, "run")
+    written["schedule"]["epochs"] = 7
+    write_json_atomic(folds[1].spec_file, written)
+    with pytest.raises(ConfigError, match=f"compare: 3d_fullres nnUNetTrainer {name}: fold 1 differs from fold 0 in epochs"):
+        found(tmp_path, address)
+
+
 def scheduled(base: Path, name: str, epochs: int, **what: Any) -> None:
     schedule = {"epochs": epochs}
     validated_model(base, noisy(0.1, len(name)), FOLDS, schedule=schedule, model_folder=folder_of(base, name), **what)
