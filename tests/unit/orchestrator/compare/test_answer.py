@@ -257,6 +257,8 @@ def other_split(base: Path) -> None:
 
 
 def other_cases(base: Path) -> None:
+    """One of two models; of three it would be left out."""
+    shutil.rmtree(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"))
     validated_model(base, noisy(0, 4), [["x", "y"]], configuration="2d", model_folder=folder_of(base, "2d"))
 
 
@@ -334,6 +336,37 @@ def test_a_model_of_unlike_folds_is_left_out_by_its_address_unless_it_is_named(b
     assert len(found(base, force=True).answer.models) == 2
     with pytest.raises(ConfigError, match="fold 2 differs from fold 0"):
         found(base, "901/3d_fullres/nnUNetTrainerDA5")
+
+
+def with_folds(base: Path, **trained: list[int]) -> list[str]:
+    """A model of these folds for each configuration; their addresses."""
+    for number, (configuration, folds) in enumerate(trained.items()):
+        where: dict[str, Any] = {"configuration": configuration, "model_folder": folder_of(base, configuration)}
+        validated_model(base, noisy(0.01 * number, number), FOLDS, trained=folds, **where)
+    return [f"901/{configuration}/nnUNetTrainer" for configuration in trained]
+
+
+@pytest.mark.parametrize("names", [(), ("901",)])
+def test_a_model_without_a_case_of_the_others_is_left_out_by_its_address(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Also where it comes first; and a pair of the others may have none, as long as one model has cases of both."""
+    apart, *others = with_folds(tmp_path, **{"2d": [2], "3d_a": [0], "3d_b": [1], "3d_c": [0, 1]})
+    chosen = found(tmp_path, *names)
+    assert {model.name for model in chosen.answer.models} == {"3d_a", "3d_b", "3d_c"}
+    assert chosen.left == (
+        f"{apart}: its validated folds (2) have no case in common with {others[2]}; named with models that have its cases it is compared.",
+    )
+    assert len(chosen.answer.pooled["dice"]) == 3
+
+
+def test_models_without_a_common_case_are_refused_where_each_is_named_or_no_two_have_one(tmp_path: Path) -> None:
+    addresses = with_folds(tmp_path, **{"2d": [0], "3d_a": [0], "3d_b": [1]})
+    assert len(found(tmp_path, "901").left) == 1
+    for names in (addresses, addresses[1:]):
+        with pytest.raises(ConfigError, match="3d_b have no validated case in common"):
+            found(tmp_path, *names)
+    shutil.rmtree(folder_of(tmp_path, "2d"))
+    with pytest.raises(ConfigError, match="3d_a and 3d_b have no validated case in common"):
+        found(tmp_path, "901")
 
 
 def test_a_forced_comparison_says_so_in_every_output(base: Path) -> None:
