@@ -68,8 +68,8 @@ def compared(
 ) -> Compared:
     """Compare the models of the runs in `places` (a folder of results stands for itself).
 
-    A model whose folds are not alike is left out where it was not named by itself, and others are left. Raises ConfigError where a name
-    means none, or nothing is left to compare; TrackingError.
+    A model whose folds are not alike, or without a case that the others have, is left out where it was not named by itself, and others are
+    left. Raises ConfigError where a name means none, or nothing is left to compare; TrackingError.
     """
     places = Places(places) if isinstance(places, Path) else replace(places, server=places.server and cache(places.server))
     wanted, left = _wanted(places, names)
@@ -93,7 +93,8 @@ def compared(
     models = [_with_test_sets(model, places) for model in models_of(joined(folds))]
     if len(models) > len(names) and not is_forced:  # else each of them was named
         models, unlike = _of_like_folds(models)
-        left += unlike
+        models, apart = _of_common_cases(models)
+        left += [*unlike, *apart]
     return Compared(answer(models, checkpoint, patients, is_forced=is_forced), tuple(left))
 
 
@@ -123,6 +124,27 @@ def _of_like_folds(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], 
     if not alike:
         return list(models), []
     return alike, [f"{model.spec.model}: its folds are not alike: {'; '.join(found[id(model)])}." for model in models if found[id(model)]]
+
+
+def _of_common_cases(models: Sequence[TrainedModel]) -> tuple[list[TrainedModel], list[str]]:
+    """The models that share a case with one of them, which comes first, and a sentence for each other one. Pure.
+
+    It is the one that most others share cases with. All of them where no two share one, or where they are of several datasets.
+    """
+    cases = [{result.case_id for result in model.results} for model in models]
+    common = [[not own.isdisjoint(other) for other in cases] for own in cases]
+    place = max(range(len(models)), key=lambda row: (sum(common[row]), len(cases[row])))
+    if all(common[0]) or sum(common[place]) < 2 or len({model.spec.dataset for model in models}) > 1:
+        return list(models), []
+    first = models[place]
+    others = [(model, is_common) for model, is_common in zip(models, common[place], strict=True) if model is not first]
+    sentences = [
+        f"{model.spec.model}: its validated folds ({', '.join(str(fold.spec.fold) for fold in model.folds)}) have no case in common with "
+        f"{first.spec.model}; named with models that have its cases it is compared."
+        for model, is_common in others
+        if not is_common
+    ]
+    return [first, *(model for model, is_common in others if is_common)], sentences
 
 
 def _advice(reasons: Sequence[str]) -> list[str]:

@@ -74,12 +74,12 @@ def differences_figure(pairs: Sequence[Comparison]) -> bytes:
     figure = _figure(8, 1.3 + 0.42 * len(shown))
     panel = figure.subplots()
     for place, found in zip(range(len(shown), 0, -1), shown, strict=True):
-        low, high = found.mean_interval
+        mean, (low, high), _ = found.b_minus_a
         if math.isfinite(found.detectable):
             panel.barh(place, 2 * found.detectable, left=-found.detectable, height=0.6, color="0.9", zorder=0)
         if math.isfinite(low):
             panel.plot([low, high], [place, place], color="#0072b2" if better(found) else "0.45", lw=2.5)
-        panel.plot(found.mean, place, "o", color="#0072b2" if better(found) else "0.45", ms=7)
+        panel.plot(mean, place, "o", color="#0072b2" if better(found) else "0.45", ms=7)
     panel.axvline(0, color="black", lw=1)
     panel.use_sticky_edges = False  # else a bar that cannot be detected ends at the frame, as if it were cut off
     panel.autoscale_view()

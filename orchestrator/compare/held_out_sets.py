@@ -6,7 +6,7 @@ predicted it: all folds of a model, as an ensemble.
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.compare.models import TrainedModel
@@ -17,7 +17,7 @@ from orchestrator.statistics.pairs import Comparison
 from orchestrator.statistics.table import DICE
 from orchestrator.statistics.verdict import leaders, leaders_sentence, sentence
 from trainers.contract.held_out import HeldOutScores, scores_below
-from trainers.contract.run_spec import CheckpointName
+from trainers.contract.run_spec import CheckpointName, RunSpec
 from trainers.contract.summary import SCORING, extended_summary
 
 
@@ -169,9 +169,14 @@ def _unlike(scores: Mapping[str, HeldOutScores]) -> Iterator[str]:
 def _of_the_training(scores: Mapping[str, HeldOutScores], models: Sequence[TrainedModel]) -> Iterator[str]:
     """A doubt whether a test set is one, which belongs to every score on it, compared or not."""
     first = next(iter(scores.values()))
-    label, cases = first.label, {result.case_id for result in first.results}
-    if seen := cases & {case for model in models for fold in model.folds for case in (*fold.spec.train_cases, *fold.spec.val_cases)}:
-        yield f"{len(seen)} of {len(cases)} cases of the test set {label} are called as cases of the training: is it held out?"
+    if text := doubt(first.label, [result.case_id for result in first.results], [fold.spec for model in models for fold in model.folds]):
+        yield text
+
+
+def doubt(label: str, cases: Collection[str], folds: Iterable[RunSpec]) -> str:
+    """A sentence where cases of a test set are called as cases that these folds were trained or validated on; '' where none is. Pure."""
+    seen = {*cases} & {case for spec in folds for case in (*spec.train_cases, *spec.val_cases)}
+    return f"{len(seen)} of {len(cases)} cases of the test set {label} are called as cases of the training: is it held out?" if seen else ""
 
 
 def _remarks(scores: Mapping[str, HeldOutScores], models: Sequence[TrainedModel], patients: str | None) -> Iterator[str]:

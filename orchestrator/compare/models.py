@@ -18,7 +18,7 @@ from trainers.contract.lesions import LESION_COUNTS
 from trainers.contract.plans import Labels, labels_of, load_dataset_json
 from trainers.contract.records import read_result
 from trainers.contract.run_folder import RunFolder
-from trainers.contract.run_spec import CheckpointName, RunSpec
+from trainers.contract.run_spec import USUAL_PLANS, CheckpointName, RunSpec
 from trainers.contract.summary import CaseResult, extended_summary
 
 RUN_FOLDER = "run folder"
@@ -187,12 +187,14 @@ def models_of(folds: Sequence[ValidatedFold]) -> list[TrainedModel]:
 def short_names(folds: Sequence[ValidatedFold], *, with_seed: bool = True) -> list[str]:
     """What distinguishes these models, of configuration, trainer, plans, variant, seed and place: `3d_fullres nnUNetTrainerDA5`. Pure.
 
-    Trainers alone are named where nothing else differs; all of it where nothing differs.
+    Trainers alone are named where nothing else differs. Where none of the first three does, configuration, trainer and variant are, and
+    plans that are not nnU-Net's usual ones: without them the name would be that of another model.
     """
     parts = [_parts(fold.spec, fold.folder, with_seed=with_seed) for fold in folds]
     differing = [place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1] if parts else []
     if not differing or all(place > 2 for place in differing):
-        differing = [0, 1, *differing]
+        other_plans = [2] if any(part[2] != USUAL_PLANS for part in parts) else []
+        differing = [0, 1, *other_plans, *sorted({3, *differing})]
     return [" ".join(part[place] for place in differing if part[place]) for part in parts]
 
 

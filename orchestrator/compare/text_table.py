@@ -50,20 +50,20 @@ def _latex(text: str) -> str:
 
 
 def pairs_table(pairs: tuple[Comparison, ...]) -> TextTable:
-    """A row per pair: the difference with its interval, the test, and what could have been detected."""
+    """A row per pair: the difference with its interval, the wins of the first that it names, the test, what could have been detected."""
     head = ("pair", "patients", "mean difference", "95 % interval", "median", "wins / ties / losses", "p (Holm)", "detectable")
     return TextTable(head, tuple(_pair_row(found) for found in pairs))
 
 
 def _pair_row(found: Comparison) -> tuple[str, ...]:
     decimals = 2
-    low, high = found.mean_interval
+    mean, (low, high), median = found.b_minus_a
     return (
         f"{found.b} minus {found.a}",
         str(found.counts.patients),
-        number(found.mean, decimals),
+        number(mean, decimals),
         f"[{number(low, decimals)}, {number(high, decimals)}]",
-        number(found.median, decimals),
+        number(median, decimals),
         f"{found.wins} / {found.ties} / {found.losses}",
         f"{found.p_holm:.2g}",
         number(found.detectable, decimals),

@@ -188,7 +188,12 @@ def _stability_section(answer: Answer) -> list[Section]:
 def _metric_section(answer: Answer, pairs: tuple[Comparison, ...], title: str) -> Section:
     shown = {(found.a, found.b) for found in answer.of_the_leader}
     lines = tuple(whole(sentence(found)) for found in pairs if (found.a, found.b) in shown)
-    return Section(f"Differences in {title}", lines, pairs_table(pairs))
+    return Section(f"Differences in {title}", (*_orientation(pairs[0]), *lines), pairs_table(pairs))
+
+
+def _orientation(found: Comparison) -> list[str]:
+    """What a table of a score must not be read without whose sign is not that of the others."""
+    return [] if found.metric.higher_is_better else ["Lower is better: a negative difference is in favour of the first of the two models."]
 
 
 def _class_lines(answer: Answer) -> list[str]:

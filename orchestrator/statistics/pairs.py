@@ -51,6 +51,14 @@ class SignedRank(NamedTuple):
     """Matched-pairs rank-biserial correlation: 1 when every difference favours `b`, -1 when every one favours `a`."""
 
 
+class Difference(NamedTuple):
+    """The scores of `b` minus those of `a`, as they are measured: of a distance negative where `b` is better."""
+
+    mean: float
+    mean_interval: Interval
+    median: float
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`b` against `a` in the metric's unit, of one class or pooled. A positive difference: `b` is better, also where lower is better."""
@@ -76,6 +84,14 @@ class Comparison:
     """The smallest difference that this many patients show with a probability of POWER."""
     seed_sd: float | None
     """Standard deviation of a model's mean over its seeds, of the two models the larger one; None when neither has several seeds."""
+
+    @property
+    def b_minus_a(self) -> Difference:
+        """What a table may call `b` minus `a`."""
+        if self.metric.higher_is_better:
+            return Difference(self.mean, self.mean_interval, self.median)
+        low, high = self.mean_interval
+        return Difference(0.0 - self.mean, (0.0 - high, 0.0 - low), 0.0 - self.median)  # of no difference 0, never -0
 
 
 Differences = tuple[Floats, Floats, Counts]

@@ -43,7 +43,8 @@ def _verdict(found: Comparison) -> str:
     ahead = found.a if found.mean < 0 else found.b
     difference = f"the difference is {_amount(found, ahead)} in favour of {ahead}, {_evidence(found)}"
     if found.p_holm > ALPHA and counts.patients < needed:
-        return f"so few patients cannot distinguish {pair}, the test needs {needed}: {difference}"
+        unit = "cases" if counts.cases == counts.patients else "patients"
+        return f"so few {unit} cannot distinguish {pair}, the test needs {needed}: {difference}"
     if found.p_holm <= ALPHA and _interval_agrees(found):
         return f"the data do not distinguish {pair} beyond the spread over seeds (SD {_number(found, found.seed_sd)}): {difference}"
     if found.p_holm <= ALPHA:

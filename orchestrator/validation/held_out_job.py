@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 
 from orchestrator.cluster.nodes import ask_for_nodes, cluster_nodes
+from orchestrator.compare.held_out_sets import doubt
 from orchestrator.errors import ConfigError, DataError, NnfleetError
 from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.registry import Registry
@@ -84,6 +85,8 @@ def _done(options: argparse.Namespace) -> HeldOutEvent:
     trained = folds[0].spec().workers
     workers_for(options.workers, nodes, 1, trained.accelerator_type)  # before what may take minutes
     held, output = prepared(folds, options.images, options.labels, options.output, options.checkpoint)
+    if options.labels is not None and (warning := doubt(held.name, held.cases, [fold.spec() for fold in folds])):
+        emit(HeldOutWarned(message=warning))
     registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     what = f"the test set {held.name} of {held.spec.model}"
     job, records, enlarging = os.environ.get("NNFLEET_SUBMISSION_ID", ""), Jobs.inside_job().records, Enlarging(ask_for_nodes, Clock())

@@ -22,7 +22,7 @@ from orchestrator.compare.answer import answer as answer_of
 from orchestrator.compare.choice import Compared, compared, left_out
 from orchestrator.compare.models import Unfinished, models_of, read_fold
 from orchestrator.compare.tables import as_json, classes_table, groups_table, models_table
-from orchestrator.compare.text_table import TextTable
+from orchestrator.compare.text_table import TextTable, pairs_table
 from orchestrator.errors import ConfigError
 from orchestrator.report.case_pictures import shown_cases
 from orchestrator.report.page import html
@@ -257,6 +257,8 @@ def other_split(base: Path) -> None:
 
 
 def other_cases(base: Path) -> None:
+    """One of two models; of three it would be left out."""
+    shutil.rmtree(folder_of(base, "nnUNetTrainerDA5__nnUNetPlans__3d_fullres"))
     validated_model(base, noisy(0, 4), [["x", "y"]], configuration="2d", model_folder=folder_of(base, "2d"))
 
 
@@ -334,6 +336,37 @@ def test_a_model_of_unlike_folds_is_left_out_by_its_address_unless_it_is_named(b
     assert len(found(base, force=True).answer.models) == 2
     with pytest.raises(ConfigError, match="fold 2 differs from fold 0"):
         found(base, "901/3d_fullres/nnUNetTrainerDA5")
+
+
+def with_folds(base: Path, **trained: list[int]) -> list[str]:
+    """A model of these folds for each configuration; their addresses."""
+    for number, (configuration, folds) in enumerate(trained.items()):
+        where: dict[str, Any] = {"configuration": configuration, "model_folder": folder_of(base, configuration)}
+        validated_model(base, noisy(0.01 * number, number), FOLDS, trained=folds, **where)
+    return [f"901/{configuration}/nnUNetTrainer" for configuration in trained]
+
+
+@pytest.mark.parametrize("names", [(), ("901",)])
+def test_a_model_without_a_case_of_the_others_is_left_out_by_its_address(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Also where it comes first; and a pair of the others may have none, as long as one model has cases of both."""
+    apart, *others = with_folds(tmp_path, **{"2d": [2], "3d_a": [0], "3d_b": [1], "3d_c": [0, 1]})
+    chosen = found(tmp_path, *names)
+    assert {model.name for model in chosen.answer.models} == {"3d_a", "3d_b", "3d_c"}
+    assert chosen.left == (
+        f"{apart}: its validated folds (2) have no case in common with {others[2]}; named with models that have its cases it is compared.",
+    )
+    assert len(chosen.answer.pooled["dice"]) == 3
+
+
+def test_models_without_a_common_case_are_refused_where_each_is_named_or_no_two_have_one(tmp_path: Path) -> None:
+    addresses = with_folds(tmp_path, **{"2d": [0], "3d_a": [0], "3d_b": [1]})
+    assert len(found(tmp_path, "901").left) == 1
+    for names in (addresses, addresses[1:]):
+        with pytest.raises(ConfigError, match="3d_b have no validated case in common"):
+            found(tmp_path, *names)
+    shutil.rmtree(folder_of(tmp_path, "2d"))
+    with pytest.raises(ConfigError, match="3d_a and 3d_b have no validated case in common"):
+        found(tmp_path, "901")
 
 
 def test_a_forced_comparison_says_so_in_every_output(base: Path) -> None:
@@ -442,6 +475,18 @@ def test_tables_are_latex_and_csv(base: Path) -> None:
     assert [row[0] for row in classes_table(found(base).answer).rows] == list(CLASSES)
 
 
+def test_a_difference_has_the_sign_that_its_name_states_also_where_lower_is_better(tmp_path: Path) -> None:
+    """HD95 5 and 4 mm, of DA5 1 and 2: DA5 minus the other is -4 and -2, and Student's t of two values is 12.706 with an error of 1."""
+    validated_model(tmp_path, {"a": 0.5, "b": 0.6}, [["a", "b"]])
+    validated_model(tmp_path, {"a": 0.9, "b": 0.8}, [["a", "b"]], **DA5, model_folder=folder_of(tmp_path, "DA5"))
+    answer = found(tmp_path).answer
+    assert pairs_table(answer.pooled["dice"]).rows[0][:3] == ("nnUNetTrainerDA5 minus nnUNetTrainer", "2", "30.00")
+    row = pairs_table(answer.pooled["hd95_mm"]).rows[0]
+    assert row[:6] == ("nnUNetTrainerDA5 minus nnUNetTrainer", "2", "-3.00", "[-15.71, 9.71]", "-3.00", "2 / 0 / 0")
+    assert html(answer).count("Lower is better: a negative difference is in favour of the first of the two models.") == 1
+    assert as_json(answer)["pairs"]["hd95_mm"][0]["mean_b_better_by"] == pytest.approx(3)
+
+
 def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path) -> None:
     usual = "nnUNetTrainer__nnUNetPlans__3d_fullres"
     validated_model(tmp_path, noisy(0, 1), FOLDS)
@@ -452,6 +497,21 @@ def test_a_variant_is_a_model_of_its_own_whose_seeds_count_as_one(tmp_path: Path
     names = {f"3d_fullres nnUNetTrainer{rest} {seed}" for rest, seed in (("", "seed 0"), (" lowlr", "seed 0"), (" lowlr", "seed 1"))}
     assert {model.name for model in answer.models} == names
     assert answer.verdict.startswith("3d_fullres nnUNetTrainer lowlr is better than 3d_fullres nnUNetTrainer by ")
+
+
+@pytest.mark.parametrize(("what", "name"), [({"variant": "long"}, "long"), ({"plans": "nnUNetResEncUNetMPlans"}, "nnUNetResEncUNetMPlans")])
+def test_a_model_alone_is_not_called_by_the_name_of_another(tmp_path: Path, what: dict[str, Any], name: str) -> None:
+    usual = "901/3d_fullres/nnUNetTrainer"
+    validated_model(tmp_path, noisy(0, 1), FOLDS)
+    folds = validated_model(tmp_path, noisy(0.1, 2), FOLDS, **what, model_folder=folder_of(tmp_path, "other"))
+    address = folds[0].spec().model
+    assert [model.name for model in found(tmp_path, usual).answer.models] == ["3d_fullres nnUNetTrainer"]
+    assert [model.name for model in found(tmp_path, address).answer.models] == [f"3d_fullres nnUNetTrainer {name}"]
+    written = read_json(folds[1].spec_file, "run")
+    written["schedule"]["epochs"] = 7
+    write_json_atomic(folds[1].spec_file, written)
+    with pytest.raises(ConfigError, match=f"compare: 3d_fullres nnUNetTrainer {name}: fold 1 differs from fold 0 in epochs"):
+        found(tmp_path, address)
 
 
 def scheduled(base: Path, name: str, epochs: int, **what: Any) -> None:

@@ -30,6 +30,8 @@ def test_a_positive_difference_favours_the_second_model_also_where_lower_is_bett
     both = table_of(records({"A": [0.9] * 3, "B": [0.9] * 3}) + records({"A": [9.0, 8, 7], "B": [5.0, 5, 5]}, metric="hd95_mm"))
     [found] = compare_all(both.case_scores(HD95))
     assert (found.mean, found.wins, found.losses) == (3.0, 3, 0)
+    low, high = found.mean_interval
+    assert found.b_minus_a == (-3.0, (-high, -low), -3.0), "as measured, B has 3 mm less"
 
 
 def test_intervals_are_those_of_scipy() -> None:

@@ -51,7 +51,10 @@ def test_the_patients_that_the_test_needs(comparisons: int, patients: int) -> No
 def test_too_few_patients_cannot_distinguish_however_large_the_difference() -> None:
     [found] = compare_all(dice({"A": [0.1, 0.2, 0.3, 0.4, 0.5], "B": [0.8, 0.91, 0.92, 0.93, 0.94]}))
     assert better(found) is None
-    assert sentence(found).startswith("so few patients cannot distinguish A from B, the test needs 6: the difference is ")
+    assert sentence(found).startswith("so few cases cannot distinguish A from B, the test needs 6: the difference is ")
+    [of_patients] = compare_all(dice({"A": [0.1, 0.2, 0.3, 0.4], "B": [0.8, 0.91, 0.92, 0.93]}, patients="ppqr"))
+    assert sentence(of_patients).startswith("so few patients cannot distinguish A from B, the test needs 6: the difference is ")
+    assert "4 paired cases of 3 patients" in sentence(of_patients)
 
 
 def test_seven_patients_are_enough_for_one_pair_and_too_few_for_six() -> None:
@@ -97,7 +100,7 @@ def test_equal_scores_no_common_case_and_several_cases_per_patient() -> None:
 def test_missed_classes_stand_beside_a_difference_of_distances() -> None:
     dices, distances = {"A": [0.9, 0.0], "B": [0.9, 0.9]}, {"A": [3.0, NAN], "B": [2.0, 9.0]}
     [found] = compare_all(table_of(records(dices) + records(distances, metric="hd95_mm")).case_scores(HD95, "liver"))
-    assert sentence(found).startswith("liver: so few patients")
+    assert sentence(found).startswith("liver: so few cases")
     assert sentence(found).endswith("; not in the mean: cases without a distance, missed or falsely predicted, 1 of A and 0 of B")
 
 

@@ -8,15 +8,22 @@ import nibabel
 import numpy as np
 import pytest
 
+from orchestrator.cluster.jobs import Jobs
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.queue.gang_fit import NodeResources
+from orchestrator.run.events import events_in
+from orchestrator.validation import held_out_job
 from orchestrator.validation.held_out_cases import cases_by_name, check_labels, held_out_cases
+from orchestrator.validation.held_out_events import HELD_OUT_EVENTS, HeldOutEvent, HeldOutWarned
 from orchestrator.validation.held_out_job import claim
+from tests.fake_campaign import FakeCluster
 from tests.fake_run import FakeRun
 from trainers.contract.held_out import HeldOut, HeldOutCase, is_scored, read_held_out
 from trainers.contract.plans import labels_of
 from trainers.contract.run_folder import RunFolder
+from trainers.contract.run_spec import WorkerSpec
 from trainers.contract.summary import SCORING, CaseResult
-from trainers.storage.files import write_json_atomic
+from trainers.storage.files import link_atomic, write_json_atomic
 
 DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 
@@ -161,3 +168,39 @@ def test_labels_that_were_corrected_are_scored_anew_however_old_their_file_is(tm
     labels.write_bytes(b"Labels")
     os.utime(labels, ns=(1, 1))
     assert not is_scored(held, "a", stored)
+
+
+@pytest.mark.parametrize(
+    ("cases", "labelled", "doubted"), [("case_0 case_2 new", True, "2 of 3"), ("new", True, ""), ("case_0", False, "")]
+)
+def test_scores_on_cases_of_the_training_are_doubted_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cases: str, labelled: bool, doubted: str
+) -> None:
+    """The run was trained on case_0 and case_1, and holds case_2 back."""
+    run = FakeRun(tmp_path, workers=WorkerSpec(gpus=0))
+    run.epoch()
+    committed = run.finish()
+    assert committed.final is not None
+    link_atomic(run.folder.root / committed.final.file, run.folder.checkpoint("final"))
+    write_json_atomic(run.folder.model_folder / "dataset.json", {**DATASET, "channel_names": {"0": "CT"}})
+    write_json_atomic(run.folder.model_folder / "plans.json", {"image_reader_writer": "NibabelIO", "configurations": {}})
+    images = folder_of(tmp_path / "images", *(f"{case}_0000.nii.gz" for case in cases.split()))
+    labels = folder_of(tmp_path / "labels", *(f"{case}.nii.gz" for case in cases.split()))
+    monkeypatch.setattr(held_out_job, "check_labels", lambda *_: None)
+    monkeypatch.setattr(held_out_job, "cluster_nodes", lambda: [NodeResources("n", {"CPU": 8.0}, {"CPU": 8.0})])
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr(Jobs, "inside_job", classmethod(lambda cls: FakeCluster()))
+    monkeypatch.setattr(held_out_job, "obey_interrupts", lambda: None)
+
+    def admitted(*_: object) -> None:
+        raise ConfigError("the workers are waited for")
+
+    monkeypatch.setattr(held_out_job, "admitted", admitted)
+    monkeypatch.setenv("NNFLEET_HOME", str(tmp_path / "home"))
+    folders = [f"--images={images}", f"--results={tmp_path / 'results'}", *([f"--labels={labels}"] if labelled else [])]
+    held_out_job.main(["901", *folders])
+    *warned, ended = events_in(capsys.readouterr().out, HELD_OUT_EVENTS)
+    sentence = f"{doubted} cases of the test set images are called as cases of the training: is it held out?"
+    assert warned == ([HeldOutWarned(message=sentence)] if doubted else [])
+    assert isinstance(ended, HeldOutEvent)
+    assert ended.message == "the workers are waited for"
