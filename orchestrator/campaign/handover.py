@@ -66,6 +66,12 @@ def seen_here(meant: Target, look: Callable[[Here], T], *, lists_nodes: bool = T
         return None
 
 
+def registry_here() -> Registry | None:
+    """Where the campaigns of the local cluster meet; None where no head has noted its address."""
+    store = local_services.control_store(Home.default())
+    return Registry.of_cluster(store) if store else None
+
+
 @contextlib.contextmanager
 def _looking(meant: Target, *, lists_nodes: bool) -> Iterator[Here]:
     store = local_services.control_store(Home.default())
