@@ -38,7 +38,8 @@ def removable(runs: Sequence[str], results: Path | None = None, cluster: str | N
 
 
 def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False) -> "list[Removable]":
-    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin; returns what was removed.
+    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin, and those of cross-validations that hold
+    them, which `sync` makes anew of the folds that stay; returns what was removed.
 
     Raises as `removable`, then nothing was removed; TrackingError, DataError.
     """
