@@ -22,6 +22,7 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.target import Target
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.follow.reserved import runs_at_work
 from orchestrator.preprocessing.due import due_of
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
@@ -116,7 +117,8 @@ def resumption(
     results: Path, names: Sequence[str], tracking_uri: str, here: Here, *, only_failed: bool = False, is_filter: bool = False
 ) -> PlanReport:
     """What a resume continues, and what it leaves. Raises likewise."""
-    choice = chosen(results, names, tracking_uri, only_failed=only_failed, is_filter=is_filter)
+    at_work = runs_at_work(here.jobs, here.registry)
+    choice = chosen(results, names, tracking_uri, at_work, only_failed=only_failed, is_filter=is_filter)
     raises = bool(names) and not is_filter
     taken = [run.spec for run in choice.taken]
     _refuse_unclear(taken, here)

@@ -111,11 +111,11 @@ def resume(
 ) -> Submission:
     """Continue what a dead driver, campaign or head left unfinished, from the runs' own folders: like `submit` without the experiment.
 
-    `runs`: names of those to continue, each may mean several; else all that were cut off. `results`: the folder that holds them, as the
-    head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
-    as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. With `only_failed` those that failed
-    are continued, of the named ones or of all, and none that was stopped or cut off. `campaign`: as without `runs`, but of
-    its runs alone. Raises as `submit` does.
+    `runs`: names of those to continue, each may mean several; else all that were cut off and on which no living campaign is at work.
+    `results`: the folder that holds them, as the head sees it; default: nnUNet_results of this process for the local services, else of the
+    head. The plan's `left` names what is left as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be
+    active. With `only_failed` those that failed are continued, of the named ones or of all, and none that was stopped or cut off.
+    `campaign`: as without `runs`, but of its runs alone. Raises as `submit` does.
     """
     from orchestrator.campaign import handover
 

@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator import api
 from orchestrator.campaign.events import Failed, Planned, StatusChanged
+from orchestrator.campaign.resuming import chosen
 from orchestrator.cli.plan import show_plan
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
@@ -43,6 +44,7 @@ from trainers.contract.requests import StopRequest, read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 STORE = "127.0.0.1:6379"
 NO_ROWS = PlanReport(experiment="of the campaign", cluster="c", rows=(), n_now=0, n_later=0, n_never=0, n_finished=0)
@@ -434,6 +436,33 @@ def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_w
     assert place.head.started == []
     with pytest.raises(ConfigError, match="there is no run 'nonsense'"):
         api.resume(["nonsense"], results=place.tiny.results)
+
+
+def test_a_resume_of_all_leaves_runs_on_which_living_campaigns_are_at_work(place: Place) -> None:
+    first, second = place.trained(0), place.trained(1)
+    place.head.add("campaign-c", "campaign", "RUNNING", run_key="", campaign="c")
+    registry = Registry.of_cluster(STORE)
+    registry.post("c", Entry(runs=(first.run_key,)))
+    plan = api.resume(results=place.tiny.results).plan
+    assert [row.run_key for row in plan.rows] == [second.run_key]
+    assert plan.left == ("1 run on which living campaigns are at work: nnfleet status --watch",)
+    place.head.started.clear()
+    registry.post("c", Entry(runs=(first.run_key, second.run_key)))
+    nothing = api.resume(results=place.tiny.results)
+    assert (nothing.campaign_id, nothing.plan.rows) == ("", ())
+    assert nothing.plan.left == ("2 runs on which living campaigns are at work: nnfleet status --watch",)
+    assert place.head.started == []
+    named = api.resume([first.run_key], results=place.tiny.results).plan
+    assert [row.run_key for row in named.rows] == [first.run_key], "it is followed"
+
+
+def test_runs_at_work_on_one_tracking_server_keep_back_none_of_another(place: Place) -> None:
+    """A campaign has one server: that of most of the runs which it takes."""
+    busy, cut_off = [place.trained(fold) for fold in (0, 1)], place.trained(2)
+    moved = cut_off.model_copy(update={"tracking_uri": "http://mlflow"})
+    write_json_atomic(RunFolder(cut_off.run_folder).spec_file, json.loads(moved.model_dump_json()))
+    choice = chosen(place.tiny.results, (), "", [run.run_key for run in busy], only_failed=False)
+    assert [run.spec.run_key for run in choice.taken] == [cut_off.run_key]
 
 
 def test_a_resume_of_a_campaign_leaves_what_cannot_go_on_and_what_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
