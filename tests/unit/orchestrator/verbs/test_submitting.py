@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator import api
 from orchestrator.campaign.events import Failed, Planned, StatusChanged
+from orchestrator.campaign.preprocessing import _workers
 from orchestrator.campaign.resuming import chosen
 from orchestrator.cli.plan import show_plan
 from orchestrator.cluster import local_services
@@ -25,6 +26,7 @@ from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, experiment_from, single_training
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.resume import resume_check
@@ -343,6 +345,16 @@ def test_an_experiment_that_has_to_be_changed_is_not_advised_to_be_submitted_as_
     refused(place, submission, "configurations: none.", "ConfigError")
     for (shown,) in (api.snapshot().statuses, api.status()):
         assert shown.reason.endswith("could not begin: configurations: none. Change the experiment, then submit it again.")
+
+
+@pytest.mark.parametrize("asked", [Preprocess(cpus=64), Preprocess(memory_gib=64)])
+def test_nor_one_that_asks_preprocessing_for_what_no_node_has(place: Place, asked: Preprocess) -> None:
+    submission = api.submit(place.experiment(), again="nnfleet submit e.yaml")
+    with pytest.raises(ClusterError) as caught:
+        _workers(asked, [NodeResources("n", {"CPU": 8.0, "memory": 2.0**30}, {})])
+    refused(place, submission, str(caught.value), "ClusterError")
+    (shown,) = api.status()
+    assert shown.reason.endswith(" N}. Change the experiment, then submit it again.")
 
 
 def test_a_run_whose_campaign_could_not_begin_is_shown_with_the_command_until_it_is_submitted_again(place: Place) -> None:
