@@ -192,6 +192,20 @@ def test_what_cannot_be_is_refused_before_a_job_is_started(place: Place, asked: 
     assert place.is_untouched
 
 
+def test_a_results_folder_that_is_not_there_yet_is_made_with_the_first_submission(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = place.tiny.base / "fresh" / "nnUNet_results"
+    monkeypatch.setenv("nnUNet_results", str(fresh))
+    experiment = place.experiment(nnUNet_results=None)
+    assert api.plan(experiment).n_now == 1
+    with pytest.raises(ConfigError, match="fold 7 does not exist"):
+        api.submit(place.experiment(7, nnUNet_results=None))
+    assert not fresh.parent.exists(), "nothing is submitted"
+    submission = api.submit(experiment)
+    assert [run.campaign for run in api.snapshot().statuses] == [submission.campaign_id]
+    place.head.jobs.clear()
+    assert api.snapshot().stored == [], "no error where a typo would be one"
+
+
 def test_an_interrupt_before_the_campaign_is_sent_leaves_nothing(place: Place) -> None:
     def interrupted() -> list[NodeResources]:
         raise KeyboardInterrupt
