@@ -84,8 +84,9 @@ def synchronise(runs: Sequence[str], results: Path | None) -> int:
     from orchestrator.compare.model_run import with_models
     from orchestrator.publishing.reconcile import SyncedEvent, sync_below
 
+    registry = Registry.of_cluster(os.environ.get("RAY_ADDRESS", ""))
     jobs, exit_code = Jobs.inside_job().records(), 0
-    for done in with_models(sync_below(results, runs, jobs), jobs):
+    for done in with_models(sync_below(results, runs, jobs, registry), jobs):
         emit(SyncedEvent(synced=done))
         exit_code = TrackingError.exit_code if done.lacking else exit_code
     return exit_code

@@ -22,6 +22,7 @@ from orchestrator.cluster.home import Home
 from orchestrator.cluster.target import Target
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.follow.reserved import runs_at_work
 from orchestrator.preprocessing.due import due_of
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Registry
@@ -64,6 +65,12 @@ def seen_here(meant: Target, look: Callable[[Here], T], *, lists_nodes: bool = T
             return look(here)
     except Unseen:
         return None
+
+
+def registry_here() -> Registry | None:
+    """Where the campaigns of the local cluster meet; None where no head has noted its address."""
+    store = local_services.control_store(Home.default())
+    return Registry.of_cluster(store) if store else None
 
 
 @contextlib.contextmanager
@@ -110,7 +117,8 @@ def resumption(
     results: Path, names: Sequence[str], tracking_uri: str, here: Here, *, only_failed: bool = False, is_filter: bool = False
 ) -> PlanReport:
     """What a resume continues, and what it leaves. Raises likewise."""
-    choice = chosen(results, names, tracking_uri, only_failed=only_failed, is_filter=is_filter)
+    at_work = runs_at_work(here.jobs, here.registry)
+    choice = chosen(results, names, tracking_uri, at_work, only_failed=only_failed, is_filter=is_filter)
     raises = bool(names) and not is_filter
     taken = [run.spec for run in choice.taken]
     _refuse_unclear(taken, here)

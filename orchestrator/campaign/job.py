@@ -36,6 +36,7 @@ from orchestrator.errors import name_of
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, load_experiment
 from orchestrator.experiment.plan import PlanReport, plan_report
+from orchestrator.follow.reserved import runs_at_work
 from orchestrator.preprocessing.due import due_of
 from orchestrator.queue.enlarging import Enlarging
 from orchestrator.queue.registry import Entry, Registry
@@ -218,14 +219,16 @@ def resume(
     is_filter: bool = False,
 ) -> int:
     """Continue the unfinished runs below a results folder, or the named ones, or of these what failed. A run that cannot go on is left,
-    with the reason; when it was named, not only meant by a campaign (`is_filter`), that is an error.
+    with the reason; when it was named, not only meant by a campaign (`is_filter`), that is an error. Runs on which other campaigns are at
+    work are left but for named ones.
     """
     from orchestrator.cluster.jobs import Jobs
 
-    choice = chosen(results_folder(results, os.environ), names, tracking_uri, only_failed=only_failed, is_filter=is_filter)
     raises = bool(names) and not is_filter
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
+    place, at_work = results_folder(results, os.environ), runs_at_work(cluster.records(), registry)
+    choice = chosen(place, names, tracking_uri, at_work, only_failed=only_failed, is_filter=is_filter)
     taken = [run.spec for run in choice.taken]
     sound_runs, faults = sound(taken, cluster.records, registry, Clock(), _report_waiting, raises=raises)
     queue = queue_of(cluster.records(), registry)

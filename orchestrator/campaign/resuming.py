@@ -1,6 +1,7 @@
 """Which runs a resume continues, and its plan: the same for the campaign and for whoever submits it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.campaign.planning import never_fits
@@ -12,15 +13,28 @@ from trainers.contract.run_spec import RunSpec
 from trainers.errors import ClusterError
 
 
-def chosen(results: Path, names: Sequence[str], tracking_uri: str, *, only_failed: bool, is_filter: bool = False) -> Choice:
+def chosen(
+    results: Path, names: Sequence[str], tracking_uri: str, at_work: Collection[str], *, only_failed: bool, is_filter: bool = False
+) -> Choice:
     """The runs below a results folder that are continued: the named ones, else what was cut off, or of these what failed. Raises
     ConfigError.
 
-    `tracking_uri`: in the place of a local MLflow server that does not answer. `is_filter`: as `choose` has it.
+    `tracking_uri`: in the place of a local MLflow server that does not answer. `at_work`: keys of the runs that living campaigns go on
+    with; only a name takes these up. `is_filter`: as `choose` has it.
     """
     found, damaged = find_runs(results)
     reachable = [with_reachable_server(run, tracking_uri) for run in found]
-    return of_one_server(choose(reachable, damaged, names, results, only_failed=only_failed, is_filter=is_filter))
+    choice = choose(reachable, damaged, names, results, only_failed=only_failed, is_filter=is_filter)
+    return of_one_server(choice if names and not is_filter else _without(at_work, choice))
+
+
+def _without(at_work: Collection[str], choice: Choice) -> Choice:
+    """Leave the runs that living campaigns go on with, in one sentence for them all."""
+    cut_off = tuple(run for run in choice.taken if run.spec.run_key not in at_work)
+    if not (num := len(choice.taken) - len(cut_off)):
+        return choice
+    sentence = f"{'1 run' if num == 1 else f'{num} runs'} on which living campaigns are at work: nnfleet status --watch"
+    return replace(choice, taken=cut_off, left=(sentence, *choice.left))
 
 
 def plan_of_resume(

@@ -28,7 +28,7 @@ def logs(
     def found(status: "RunStatus") -> None:
         statuses.append(status)
         if follow and (wait := waits_for(status)):
-            note(f"{status.address} is {status.state} and waits: {wait} Its log follows when it starts.")
+            note(f"{status.address} is {status.state} and {_waiting(wait)} Its log follows when it starts.")
 
     is_empty = True
     for part in filter(None, api.logs(run, cluster, follow, earlier, found)):
@@ -36,7 +36,7 @@ def logs(
         write(part)
     if is_empty:
         status = next((item for item in api.status(cluster) if item.run_key == statuses[0].run_key), statuses[0]) if follow else statuses[0]
-        why = f"It waits: {wait}" if (wait := waits_for(status)) else status.reason
+        why = f"It {_waiting(wait)}" if (wait := waits_for(status)) else status.reason
         note(f"{status.address} is {status.state} and no job of it has printed anything here. {why}".rstrip())
 
 
@@ -46,3 +46,8 @@ def waits_for(status: "RunStatus") -> str:
         return status.reason or "its campaign has not read it yet."
     is_starting = status.state is RunState.RECOVERING or (status.state is RunState.RUNNING and not status.epochs_done)
     return status.reason or "its job checks the data, and its workers start." if is_starting and not status.phase else ""
+
+
+def _waiting(wait: str) -> str:
+    """What `waits_for` answers, after a subject: some of it has the verb."""
+    return wait if wait.startswith("waits ") else f"waits: {wait}"

@@ -21,7 +21,11 @@ STAYS = " Their MLflow runs, with curves and checkpoints, stay: --mlflow puts th
 def rm(
     runs: SomeRuns,
     mlflow: Annotated[
-        bool, typer.Option("--mlflow", help="Also put their MLflow runs into MLflow's bin, which later is done in its pages.")
+        bool,
+        typer.Option(
+            "--mlflow",
+            help="Also put their MLflow runs and their models' cross-validations into MLflow's bin, which later is done in its pages.",
+        ),
     ] = False,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FOLDER", help="Folder that holds the runs. Default: nnUNet_results of this shell.")

@@ -22,6 +22,8 @@ def find_dataset(preprocessed: Path, text: str, raw: Path | None = None) -> str:
     """Folder name of the dataset that `text` means (`17`, `017`, `Dataset017_X`) below nnUNet_preprocessed. Raises ConfigError."""
     names = datasets_in(preprocessed)
     if names is None:
+        if not preprocessed.exists() and _unprepared(text, raw):  # nnU-Net makes the folder
+            raise ConfigError(_unknown_dataset(preprocessed, text, [], raw))
         raise ConfigError(
             f"nnUNet_preprocessed: {preprocessed} is not a folder. Name an existing one, as seen by the cluster's nodes, in the "
             "environment (export nnUNet_preprocessed=...) or in the experiment file."
@@ -109,10 +111,15 @@ def refuse_own_folder(key: str, folder: Path) -> None:
         raise ConfigError(f"{key}: {folder} is a dataset's own folder; set it to its parent, {folder.parent}.")
 
 
+def _unprepared(text: str, raw: Path | None) -> list[str]:
+    """The raw datasets that `text` means."""
+    names = (datasets_in(raw) or []) if raw else []
+    return [name for name in names if name == text or (text.isdecimal() and number_of(name) == int(text))]
+
+
 def _unknown_dataset(preprocessed: Path, text: str, names: list[str], raw: Path | None) -> str:
     here = f"Found: {', '.join(names) or 'no datasets'}."
-    unprepared = [n for n in (datasets_in(raw) or [] if raw else []) if n == text or (text.isdecimal() and number_of(n) == int(text))]
-    if unprepared:
+    if unprepared := _unprepared(text, raw):
         return (
             f"dataset: {unprepared[0]} is raw but not preprocessed in {preprocessed}. {here} "
             f"Run {PREPROCESS_COMMAND} -d {number_of(unprepared[0])}, or write `preprocess: true` in the experiment file."

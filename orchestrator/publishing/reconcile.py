@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GONE = "its job is gone; `nnfleet resume` continues it."
+LATER = "run `nnfleet sync` again after its end"
 
 
 class Synced(Frozen):
@@ -74,17 +75,18 @@ class SyncedEvent(Event):
 SYNC_EVENTS = TypeAdapter(SyncedEvent)
 
 
-def sync_below(results: Path | None, runs: Sequence[str], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
+def sync_below(results: Path | None, runs: Sequence[str], jobs: Sequence[JobRecord], registry: Registry | None = None) -> Iterator[Synced]:
     """`sync` of every run below a results folder (by default nnUNet_results), or of those that the names `runs` mean.
 
-    A name that means no run is one that lacks everything. Raises ConfigError if none means any, and without such a folder.
+    `registry`: of the cluster that `jobs` are of. A name that means no run is one that lacks everything. Raises ConfigError if none means
+    any, and without such a folder.
     """
     place = results_folder(results, os.environ)
     folders = run_folders_below(place)
     found, unknown = called(runs, folders, place) if runs else (folders, {})
     if unknown and not found:
         raise ConfigError("\n".join(map(str, unknown.values())))
-    yield from sync(found, jobs)
+    yield from sync(found, jobs, held_runs(jobs, registry))
     for name, err in unknown.items():
         yield Synced(run_key=name, run_folder=place, lacking=str(err))
 
@@ -103,18 +105,19 @@ def called(runs: Sequence[str], folders: Sequence[RunFolder], place: Path) -> tu
     return [readable[i][0] for i in dict.fromkeys(found)], unknown
 
 
-def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord]) -> Iterator[Synced]:
-    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one. An error of one run stops no other."""
+def sync(folders: Iterable[RunFolder], jobs: Sequence[JobRecord], held: Collection[str] = ()) -> Iterator[Synced]:
+    """Bring each run up to date. `jobs`: of the cluster that the runs may live on, if there is one; `held`: keys of the runs that its
+    campaigns go on with. An error of one run stops no other."""
     for folder in folders:
         try:
             spec = folder.spec()
         except (DataError, StorageError) as err:
             yield Synced(run_key="unreadable", run_folder=folder.root, lacking=str(err))
             continue
-        yield _sync_one(folder, spec, jobs)
+        yield _sync_one(folder, spec, jobs, held)
 
 
-def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Synced:
+def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord], held: Collection[str]) -> Synced:
     if not spec.tracking_uri and not folder.mlflow_file.exists():
         return Synced(run_key=spec.run_key, run_folder=folder.root, note="not tracked")
     delivered: list[str] = []
@@ -122,11 +125,9 @@ def _sync_one(folder: RunFolder, spec: RunSpec, jobs: Sequence[JobRecord]) -> Sy
     try:
         folder.check_is_own(spec)  # of a copy, the MLflow run that it names is the original's
         if is_alive(folder, spec, jobs, time.time()):
-            return Synced(
-                run_key=spec.run_key,
-                run_folder=folder.root,
-                note="a job of it is alive and delivers; run `nnfleet sync` again after its end",
-            )
+            return Synced(run_key=spec.run_key, run_folder=folder.root, note=f"a job of it is alive and delivers; {LATER}")
+        if spec.run_key in held:
+            return Synced(run_key=spec.run_key, run_folder=folder.root, note=f"a living campaign goes on with it; {LATER}")
         with _noting_failure(folder):
             _deliver(folder, spec, delivered)
     except (NnfleetError, OSError) as err:
@@ -244,6 +245,14 @@ def _newest_case_unix(folder: RunFolder) -> float:
     return max((folder.cases(name).stat().st_mtime for name in CHECKPOINTS if folder.cases(name).is_dir()), default=0.0)
 
 
+def held_runs(jobs: Sequence[JobRecord], registry: Registry | None) -> set[str]:
+    """Keys of the runs that living campaigns go on with, whether or not a job of them lives: those that they name in `registry`, and of one
+    that has posted nothing there those that it was handed."""
+    entries = {} if registry is None else registry.entries(living_campaigns(jobs))
+    handed = {run.run_key for job in jobs if job.kind == "campaign" and job.is_live and job.campaign not in entries for run in job.handed}
+    return handed | {run_key for entry in entries.values() for run_key in entry.runs}
+
+
 def end_orphaned_runs(tracker: TrackingServer, jobs: Sequence[JobRecord], registry: Registry) -> list[str]:
     """End orphaned runs in MLflow: those shown as running whose folder is seen here and of which no job is alive; returns their keys.
 
@@ -251,8 +260,7 @@ def end_orphaned_runs(tracker: TrackingServer, jobs: Sequence[JobRecord], regist
     so no campaign acquires a run meanwhile. A server that is away, or an error of one run, is only logged.
     """
     ended: list[str] = []
-    living = living_campaigns(jobs)
-    held = {run_key for entry in registry.entries(living).values() for run_key in entry.runs}
+    held = held_runs(jobs, registry)
     try:
         open_runs = tracker.open_runs()
     except TrackingError as err:

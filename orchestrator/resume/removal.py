@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.dataset.problems import listed
 from orchestrator.publishing.reconcile import is_alive
@@ -22,6 +23,9 @@ from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
 from trainers.contract.states import RunState
 from trainers.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import Tracker
 
 SHARED = frozenset({"plans.json", "dataset.json", "dataset_fingerprint.json"})
 """What a campaign puts into a model folder for all folds."""
@@ -124,8 +128,8 @@ def size_on_disk(folder: Path) -> int:
 
 def remove(runs: Sequence[Removable], *, mlflow: bool) -> list[Removable]:
     """Remove run folders for good, one after the other, and with `mlflow` their MLflow runs into its bin before. Of a run that nnU-Net
-    trained in that folder only what was noted of it goes. Its model's cross-validations that hold it go with it: returns the runs, each
-    with those that are removed.
+    trained in that folder only what was noted of it goes. Its model's cross-validations that hold it go with it, with `mlflow` there too:
+    returns the runs, each with the folders of those that are removed.
 
     A model folder in which no fold is left goes too. Raises TrackingError before anything is removed where a server does not answer,
     DataError for a folder that may not be removed: those before it are gone then.
@@ -150,12 +154,22 @@ def remove(runs: Sequence[Removable], *, mlflow: bool) -> list[Removable]:
 def _into_the_bin(runs: Sequence[Removable]) -> None:
     from orchestrator.tracking.client import Tracker  # seconds and 150 MB: not before it is needed
 
-    bound = [found for run in runs if (found := read_mlflow_run(RunFolder(run.run_folder))) is not None]
-    servers = {each.tracking_uri: Tracker(each.tracking_uri) for each in bound}
+    folders = [RunFolder(run.run_folder) for run in runs]
+    bound = [(folder, found) for folder in folders if (found := read_mlflow_run(folder)) is not None]
+    servers = {each.tracking_uri: Tracker(each.tracking_uri) for _, each in bound}
     for server in servers.values():
         server.ping()
-    for each in bound:
-        servers[each.tracking_uri].delete_run(each.run_id)
+    for folder, each in bound:
+        server = servers[each.tracking_uri]
+        for model in _cross_validations_with(folder, server):
+            server.delete_run(model)
+        server.delete_run(each.run_id)
+
+
+def _cross_validations_with(folder: RunFolder, server: "Tracker") -> list[str]:
+    """Ids of the MLflow runs of cross-validations that hold this fold's cases."""
+    fold = folder.root.name.removeprefix("fold_")
+    return [run for run in server.models_in(str(folder.model_folder)) if fold in server.tags(run).get("nnfleet.folds", "").split(", ")]
 
 
 def _remove_if_empty(model_folder: Path) -> None:

@@ -38,7 +38,8 @@ def removable(runs: Sequence[str], results: Path | None = None, cluster: str | N
 
 
 def remove(runs: Sequence[str], results: Path | None = None, cluster: str | None = None, *, mlflow: bool = False) -> "list[Removable]":
-    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin; returns what was removed.
+    """Remove those runs' folders for good, and with `mlflow` put their MLflow runs into its bin, and those of cross-validations that hold
+    them, which `sync` makes anew of the folds that stay; returns what was removed.
 
     Raises as `removable`, then nothing was removed; TrackingError, DataError.
     """
@@ -74,13 +75,15 @@ def sync(run: str = "", results: Path | None = None, cluster: str | None = None)
 
     `results`: by default nnUNet_results of this shell, or of the named cluster's head. Raises ConfigError when there is none.
     """
+    from orchestrator.campaign.handover import registry_here
     from orchestrator.compare.model_run import with_models
     from orchestrator.publishing.reconcile import SYNC_EVENTS, sync_below
 
     meant = reach(cluster)
     if meant.is_here:
         jobs = [] if meant.reached is None else meant.reached.records()
-        return list(with_models(sync_below(results, [run] if run else [], jobs), jobs))
+        registry = registry_here() if jobs else None
+        return list(with_models(sync_below(results, [run] if run else [], jobs, registry), jobs))
     arguments = ["sync", *([run] if run else []), *(["--results", str(results)] if results else [])]
     submission_id = meant.jobs.submit_control(f"sync-{secrets.token_hex(4)}", arguments)
     events, failure = Follower(meant.jobs).ended(submission_id, SYNC_EVENTS)

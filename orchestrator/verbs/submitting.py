@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,8 @@ def submit(
         return meant.jobs.submit_campaign(campaign_id, sent.to_yaml(), replaces=replaces, handed=runs)
 
     report = handover.seen_here(meant, lambda here: handover.submission(sent, here, replaces=replaces))
+    if report is not None:
+        _make_results_folder(sent)
     submission = _submitted(meant, report, send, on_submit, on_wait)
     if report is not None and (runs := handover.handed(report)):
         _note_taken(submission.campaign_id, runs, again)
@@ -114,11 +117,11 @@ def resume(
 ) -> Submission:
     """Continue what a dead driver, campaign or head left unfinished, from the runs' own folders: like `submit` without the experiment.
 
-    `runs`: names of those to continue, each may mean several; else all that were cut off. `results`: the folder that holds them, as the
-    head sees it; default: nnUNet_results of this process for the local services, else of the head. The plan's `left` names what is left
-    as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be active. With `only_failed` those that failed
-    are continued, of the named ones or of all, and none that was stopped or cut off. `campaign`: as without `runs`, but of
-    its runs alone. Raises as `submit` does.
+    `runs`: names of those to continue, each may mean several; else all that were cut off and on which no living campaign is at work.
+    `results`: the folder that holds them, as the head sees it; default: nnUNet_results of this process for the local services, else of the
+    head. The plan's `left` names what is left as it is, and why. `on_wait` gets the reason when it takes long: old workers may still be
+    active. With `only_failed` those that failed are continued, of the named ones or of all, and none that was stopped or cut off.
+    `campaign`: as without `runs`, but of its runs alone. Raises as `submit` does.
     """
     from orchestrator.campaign import handover
 
@@ -188,6 +191,13 @@ def _submitted(
     from orchestrator.campaign import handover
 
     return Submission(campaign_id, send(campaign_id, handover.handed(report)), report)
+
+
+def _make_results_folder(experiment: "Experiment") -> None:
+    """Make nnUNet_results of a submission to this machine, as nnU-Net does: other verbs look there, also before the first run begins."""
+    assert experiment.nnUNet_results is not None
+    with suppress(OSError):  # its campaign meets it too, and names it
+        experiment.nnUNet_results.mkdir(parents=True, exist_ok=True)
 
 
 def _note_taken(campaign: str, runs: "Sequence[HandedRun]", again: str) -> None:

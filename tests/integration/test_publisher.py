@@ -21,6 +21,7 @@ from orchestrator.publishing.checkpoint_store import directory_of, download_chec
 from orchestrator.publishing.publisher import Publisher, deliver_run
 from orchestrator.publishing.reconcile import end_orphaned_runs, sync
 from orchestrator.queue.registry import Registry
+from orchestrator.resume.removal import Removable, remove
 from orchestrator.run.outcome import Outcome
 from orchestrator.tracking.binding import track
 from orchestrator.tracking.client import Tracker
@@ -471,6 +472,9 @@ def test_a_model_has_one_run_with_its_cross_validation_beside_those_of_its_folds
     assert found.info.run_id not in {*runs, *(shown.run_id for shown in tracker.open_runs())}
     exported = export_model(name, tmp_path / "model", folds_in_mlflow(tracker.uri, name), "in MLflow")
     assert exported.folds == {"0": ("best", "final"), "1": ("best", "final")}
+    going = {"state": "STOPPED", "epochs_done": 1, "epochs": 1, "size_bytes": 0}
+    remove([Removable.model_validate(going | {"run_key": "", "address": "", "run_folder": fold.root}) for fold in folders], mlflow=True)
+    assert client_of(tracker).search_runs([experiment], f"tags.`nnfleet.model` = '{name}'") == [], "neither its folds nor itself"
 
 
 def test_export_without_a_checkpoint_leaves_nothing(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:

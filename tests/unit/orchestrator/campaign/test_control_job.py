@@ -88,7 +88,7 @@ def test_a_delivery_that_leaves_something_out_fails_and_goes_on_with_the_others(
     lacking = {"key0": "the disk is full."}
     sent: list[str] = []
 
-    def synced_one(folder: RunFolder, spec: RunSpec, jobs: object) -> Synced:
+    def synced_one(folder: RunFolder, spec: RunSpec, jobs: object, held: object) -> Synced:
         sent.append(spec.run_key)
         return Synced(run_key=spec.run_key, run_folder=folder.root, lacking=lacking.get(spec.run_key, ""))
 

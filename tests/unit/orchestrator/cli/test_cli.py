@@ -1044,6 +1044,14 @@ def test_the_log_of_a_run_whose_workers_start_says_that_it_waits_for_them(nnflee
     assert "is RUNNING and waits: its job checks the data, and its workers start. Its log follows when it starts." in err
 
 
+def test_the_log_of_a_run_that_waits_for_preprocessing_names_the_wait_once(nnfleet: Nnfleet, api: FakeApi) -> None:
+    api.runs = [run_status(state=RunState.QUEUED, reason="waits for preprocessing of Dataset017_X, which campaign c begins.")]
+    _, _, err = nnfleet("logs", run_status().address)
+    assert "has printed anything here. It waits for preprocessing of Dataset017_X, which campaign c begins." in err
+    _, _, err = nnfleet("logs", "-f", run_status().address)
+    assert "is QUEUED and waits for preprocessing of Dataset017_X, which campaign c begins. Its log follows when it starts." in err
+
+
 def test_suggested_commands_name_the_cluster(nnfleet: Nnfleet, api: FakeApi) -> None:
     for arguments in (("submit", "e.yaml"), ("validate", "k")):
         assert "--cluster http://head:8265" in nnfleet(*arguments, "--cluster", "http://head:8265")[1]

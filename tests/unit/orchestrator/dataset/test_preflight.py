@@ -354,11 +354,12 @@ def test_a_dataset_that_is_not_there_is_refused_with_those_that_are(tiny: Tiny, 
 
 def test_a_raw_dataset_that_was_not_preprocessed_is_told_apart(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "nnUNet_raw" / "Dataset018_Raw").mkdir(parents=True)
-    with pytest.raises(
-        ConfigError,
-        match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18, or write `preprocess: true`",
-    ):
-        find_dataset(tiny.preprocessed.parent, "018", tmp_path / "nnUNet_raw")
+    for preprocessed in (tiny.preprocessed.parent, tmp_path / "not yet"):
+        with pytest.raises(
+            ConfigError,
+            match=r"Dataset018_Raw is raw but not preprocessed .* Run nnUNetv2_plan_and_preprocess -d 18, or write `preprocess: true`",
+        ):
+            find_dataset(preprocessed, "018", tmp_path / "nnUNet_raw")
 
 
 def test_a_variable_that_names_a_datasets_own_folder_is_refused_with_its_parent(tiny: Tiny, tmp_path: Path) -> None:

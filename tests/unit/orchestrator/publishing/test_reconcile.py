@@ -13,8 +13,9 @@ import pytest
 from orchestrator.errors import ConfigError, TrackingError
 from orchestrator.publishing.publisher import Publisher
 from orchestrator.publishing.reconcile import Synced, called, is_alive, state_due, sync, sync_below
+from orchestrator.queue.registry import Entry, Registry
 from orchestrator.run.below import run_folders_below
-from orchestrator.run.job_record import JobRecord
+from orchestrator.run.job_record import HandedRun, JobRecord
 from orchestrator.run.outcome import Outcome, write_outcome
 from orchestrator.run.undelivered import undelivered_text
 from orchestrator.tracking.address import masked
@@ -159,6 +160,27 @@ def test_a_run_lives_by_its_job_or_by_fresh_signs_of_another_cluster(tmp_path: P
     assert not is_alive(run.folder, run.spec, [dead], now), "the sign is the dead job's own"
     write_json_atomic(run.folder.progress_file, {"unix": now + 1e6})
     assert not is_alive(run.folder, run.spec, [], now), "a clock that jumped is no life"
+
+
+def test_a_run_that_waits_in_a_living_campaign_is_left_to_it(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, tracking_uri="http://127.0.0.1:9")
+    for file in run.folder.tokens.glob("*.json"):  # its last job was lately killed
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"claimed_unix": 1.0}))
+    campaign = JobRecord(submission_id="campaign-c", kind="campaign", campaign="c", state="RUNNING")
+    ended = campaign.model_copy(update={"state": "FAILED"})
+    registry = Registry(tmp_path / "registry")
+    registry.post("c", Entry(runs=(run.spec.run_key,)))
+
+    def synced(*jobs: JobRecord) -> Synced:
+        return next(sync_below(tmp_path / "results", [], jobs, registry))
+
+    assert synced(campaign).note == "a living campaign goes on with it; run `nnfleet sync` again after its end"
+    assert not synced(campaign).lacking
+    assert synced(ended).lacking, "nobody goes on with it: it is delivered, and its server is away"
+    registry.withdraw("c")
+    assert synced(campaign).lacking
+    handed = HandedRun(run_key=run.spec.run_key, address="a", epochs=1, run_folder=run.folder.root, workers=run.spec.workers)
+    assert not synced(campaign.model_copy(update={"handed": (handed,)})).lacking, "it begins, and has posted nothing yet"
 
 
 def test_a_copy_of_a_run_folder_delivers_nothing_to_the_mlflow_run_of_the_original(tmp_path: Path) -> None:

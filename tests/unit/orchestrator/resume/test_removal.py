@@ -199,6 +199,8 @@ class Server:
     """An MLflow server's bin."""
 
     binned: ClassVar[list[str]] = []
+    models: ClassVar[dict[str, tuple[str, str]]] = {}
+    """Id of a cross-validation -> its model folder and its folds."""
     is_away = False
 
     def __init__(self, uri: str) -> None:
@@ -208,7 +210,14 @@ class Server:
         if Server.is_away:
             raise TrackingError("mlflow: away")
 
+    def models_in(self, model_folder: str) -> list[str]:
+        return [run_id for run_id, (folder, _) in Server.models.items() if folder == model_folder]
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        return {"nnfleet.folds": Server.models[run_id][1]}
+
     def delete_run(self, run_id: str) -> None:
+        Server.models.pop(run_id, None)
         Server.binned.append(f"{self.uri} {run_id}")
 
 
@@ -216,6 +225,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> type[Server]:
     monkeypatch.setattr(client, "Tracker", Server)
     monkeypatch.setattr(Server, "binned", [])
+    monkeypatch.setattr(Server, "models", {})
     monkeypatch.setattr(Server, "is_away", False)
     return Server
 
@@ -234,6 +244,16 @@ def test_mlflow_runs_go_into_the_bin_only_when_asked_for(stage: Stage, server: t
     assert server.binned == []
     remove(listed(stage, "1"), mlflow=True)
     assert server.binned == ["http://mlflow id1"]
+
+
+def test_the_cross_validation_in_mlflow_that_holds_a_removed_fold_goes_into_the_bin_too(stage: Stage, server: type[Server]) -> None:
+    folder = str(tracked(stage, 0).model_folder)
+    tracked(stage, 1)
+    server.models.update({"cv": (folder, "1, 10"), "earlier": (folder, "2, 10"), "other": ("/elsewhere", "0, 1")})
+    remove(listed(stage, "key0"), mlflow=True)
+    assert server.binned == ["http://mlflow id0"], "neither holds it"
+    remove(listed(stage, "key1"), mlflow=True)
+    assert server.binned[1:] == ["http://mlflow cv", "http://mlflow id1"]
 
 
 def test_nothing_is_removed_while_the_server_is_away(stage: Stage, server: type[Server]) -> None:

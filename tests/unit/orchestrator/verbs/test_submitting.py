@@ -17,6 +17,8 @@ import pytest
 
 from orchestrator import api
 from orchestrator.campaign.events import Failed, Planned, StatusChanged
+from orchestrator.campaign.preprocessing import _workers
+from orchestrator.campaign.resuming import chosen
 from orchestrator.cli.plan import show_plan
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
@@ -24,6 +26,7 @@ from orchestrator.errors import ClusterError, ConfigError, DataError
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, experiment_from, single_training
 from orchestrator.experiment.plan import PlanReport
+from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.queue.registry import Entry, Registry
 from orchestrator.resume import resume_check
@@ -43,6 +46,7 @@ from trainers.contract.requests import StopRequest, read_stop_request
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import RunSpec, WorkerSpec
 from trainers.contract.states import RunState
+from trainers.storage.files import write_json_atomic
 
 STORE = "127.0.0.1:6379"
 NO_ROWS = PlanReport(experiment="of the campaign", cluster="c", rows=(), n_now=0, n_later=0, n_never=0, n_finished=0)
@@ -197,6 +201,20 @@ def test_no_head_is_started_for_what_this_machine_can_never_hold(place: Place, m
     with pytest.raises(ClusterError, match="it can never hold"):
         api.submit(place.experiment(workers={"count": 1, "gpus": 0, "cpus": 10**6}))
     assert place.is_untouched
+
+
+def test_a_results_folder_that_is_not_there_yet_is_made_with_the_first_submission(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = place.tiny.base / "fresh" / "nnUNet_results"
+    monkeypatch.setenv("nnUNet_results", str(fresh))
+    experiment = place.experiment(nnUNet_results=None)
+    assert api.plan(experiment).n_now == 1
+    with pytest.raises(ConfigError, match="fold 7 does not exist"):
+        api.submit(place.experiment(7, nnUNet_results=None))
+    assert not fresh.parent.exists(), "nothing is submitted"
+    submission = api.submit(experiment)
+    assert [run.campaign for run in api.snapshot().statuses] == [submission.campaign_id]
+    place.head.jobs.clear()
+    assert api.snapshot().stored == [], "no error where a typo would be one"
 
 
 def test_an_interrupt_before_the_campaign_is_sent_leaves_nothing(place: Place) -> None:
@@ -354,6 +372,16 @@ def test_an_experiment_that_has_to_be_changed_is_not_advised_to_be_submitted_as_
         assert shown.reason.endswith("could not begin: configurations: none. Change the experiment, then submit it again.")
 
 
+@pytest.mark.parametrize("asked", [Preprocess(cpus=64), Preprocess(memory_gib=64)])
+def test_nor_one_that_asks_preprocessing_for_what_no_node_has(place: Place, asked: Preprocess) -> None:
+    submission = api.submit(place.experiment(), again="nnfleet submit e.yaml")
+    with pytest.raises(ClusterError) as caught:
+        _workers(asked, [NodeResources("n", {"CPU": 8.0, "memory": 2.0**30}, {})])
+    refused(place, submission, str(caught.value), "ClusterError")
+    (shown,) = api.status()
+    assert shown.reason.endswith(" N}. Change the experiment, then submit it again.")
+
+
 def test_a_run_whose_campaign_could_not_begin_is_shown_with_the_command_until_it_is_submitted_again(place: Place) -> None:
     first = api.submit(place.experiment(), again="nnfleet submit e.yaml")
     refused(place, first)
@@ -445,6 +473,33 @@ def test_a_resume_hands_over_what_was_cut_off_and_starts_nothing_where_nothing_w
     assert place.head.started == []
     with pytest.raises(ConfigError, match="there is no run 'nonsense'"):
         api.resume(["nonsense"], results=place.tiny.results)
+
+
+def test_a_resume_of_all_leaves_runs_on_which_living_campaigns_are_at_work(place: Place) -> None:
+    first, second = place.trained(0), place.trained(1)
+    place.head.add("campaign-c", "campaign", "RUNNING", run_key="", campaign="c")
+    registry = Registry.of_cluster(STORE)
+    registry.post("c", Entry(runs=(first.run_key,)))
+    plan = api.resume(results=place.tiny.results).plan
+    assert [row.run_key for row in plan.rows] == [second.run_key]
+    assert plan.left == ("1 run on which living campaigns are at work: nnfleet status --watch",)
+    place.head.started.clear()
+    registry.post("c", Entry(runs=(first.run_key, second.run_key)))
+    nothing = api.resume(results=place.tiny.results)
+    assert (nothing.campaign_id, nothing.plan.rows) == ("", ())
+    assert nothing.plan.left == ("2 runs on which living campaigns are at work: nnfleet status --watch",)
+    assert place.head.started == []
+    named = api.resume([first.run_key], results=place.tiny.results).plan
+    assert [row.run_key for row in named.rows] == [first.run_key], "it is followed"
+
+
+def test_runs_at_work_on_one_tracking_server_keep_back_none_of_another(place: Place) -> None:
+    """A campaign has one server: that of most of the runs which it takes."""
+    busy, cut_off = [place.trained(fold) for fold in (0, 1)], place.trained(2)
+    moved = cut_off.model_copy(update={"tracking_uri": "http://mlflow"})
+    write_json_atomic(RunFolder(cut_off.run_folder).spec_file, json.loads(moved.model_dump_json()))
+    choice = chosen(place.tiny.results, (), "", [run.run_key for run in busy], only_failed=False)
+    assert [run.spec.run_key for run in choice.taken] == [cut_off.run_key]
 
 
 def test_a_resume_of_a_campaign_leaves_what_cannot_go_on_and_what_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -505,6 +505,20 @@ def test_a_sync_that_leaves_something_out_says_what_and_one_whose_job_dies_is_an
         api.sync("dead", cluster="http://head:8265")
 
 
+def test_a_sync_of_this_machine_leaves_runs_that_wait_to_their_campaign(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeRun(tmp_path, tracking_uri="http://127.0.0.1:9")
+    for file in run.folder.tokens.glob("*.json"):  # of a job that was killed
+        file.unlink()
+    monkeypatch.setattr(local_services, "control_store", lambda home: "127.0.0.1:6379")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    machine.jobs.campaign("c", "RUNNING", RunState.QUEUED, 1, run_key=run.spec.run_key)
+    Registry.of_cluster("127.0.0.1:6379").post("c", Entry(runs=(run.spec.run_key,)))
+    (done,) = api.sync(results=tmp_path / "results")
+    assert done.note.startswith("a living campaign goes on with it")
+
+
 def test_runs_of_earlier_heads_have_logs_and_names(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path)
     stage.campaign(run := stage.run(0))
