@@ -7,6 +7,7 @@ NnfleetError
 ├── StorageError      a file system is full, read-only or away: FAILED_CLUSTER
 ├── CheckpointError   a checkpoint or state is missing, truncated or does not match its digest
 ├── ClusterError      the Ray cluster cannot be reached or refuses
+│   └── NeverFits     it can never hold what is asked for
 ├── TrackingError     the MLflow server cannot be reached or refuses
 └── Superseded        somebody has acquired a newer fencing token of this run: whoever sees it stops writing at once
 
@@ -56,6 +57,10 @@ class ClusterError(NnfleetError):
     """The Ray cluster cannot be reached, refuses, or can never hold what is asked for."""
 
     exit_code = 5
+
+
+class NeverFits(ClusterError):
+    """The Ray cluster, as it is, can never hold what is asked for: ask for less, or add nodes."""
 
 
 class TrackingError(NnfleetError):

@@ -1,20 +1,16 @@
 """What is shown of the runs that a campaign was handed, or that wait for their data to be preprocessed, until it has reported them itself.
 Pure."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.campaign.events import CampaignLog
 from orchestrator.cluster.submissions import AGAIN, CHANGE, Stage
-from orchestrator.errors import ConfigError, DataError, NnfleetError
+from orchestrator.errors import ConfigError, DataError, NeverFits, NnfleetError
 from orchestrator.run.job_record import HandedRun, JobRecord
 from orchestrator.run.names import UNPLANNED
 from orchestrator.run.status import RunStatus
 from trainers.contract.states import RunState
-
-_ASKS_FOR_LESS = re.compile(r"Ask for (fewer|less): ")
-"""In an error of a cluster, before the key of the experiment that asks for what no node has (`orchestrator/campaign/preprocessing.py`)."""
 
 
 def handed_statuses(
@@ -62,7 +58,7 @@ def _status(run: HandedRun, job: JobRecord, log: CampaignLog, end: str, before: 
     reason = f"its campaign {job.campaign} could not begin: {why}"
     if before is not None:  # an earlier campaign's run: its jobs may go on
         return before.model_copy(update={"reason": reason})
-    if isinstance(log.error, ConfigError) or _ASKS_FOR_LESS.search(why):
+    if isinstance(log.error, ConfigError | NeverFits):
         reason = f"{reason.rstrip('.')}. {CHANGE}"
     return base.model_copy(update={**news, "state": _end_of(log.error), "reason": reason, "is_claimed": False})
 

@@ -24,7 +24,7 @@ from orchestrator.resume.takeover import refuse
 from orchestrator.run.aside import aside_name
 from orchestrator.run.job_record import JobRecord, living_campaigns, living_members
 from trainers.contract.run_spec import RunSpec
-from trainers.errors import ClusterError
+from trainers.errors import ClusterError, NeverFits
 
 BEGINS_S = 120.0
 """How long a campaign's job may take from its submission until it leaves its entry in the registry."""
@@ -105,9 +105,9 @@ def never_fits(report: PlanReport) -> list[str]:
 
 
 def refuse_never(report: PlanReport) -> None:
-    """Raise ClusterError for runs that the cluster can never hold."""
+    """Raise NeverFits for runs that the cluster can never hold."""
     if never := never_fits(report):
-        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
+        raise NeverFits("\n".join(["cluster: it can never hold", *never, "Ask for less under `workers`, or for a larger cluster."]))
 
 
 def planned(
@@ -144,7 +144,7 @@ def plan_beside(
     """The plan of an experiment whose data are preprocessed first, with the campaign that is at it already. Starts nothing.
 
     The experiment's folders are known. `campaign`: the one that plans, if one does. Where the cluster does not answer, the one that is at
-    it is not named, and nothing that fits never is found: the campaign goes on without. Raises ClusterError for cores or memory of the
+    it is not named, and nothing that fits never is found: the campaign goes on without. Raises NeverFits for cores or memory of the
     preprocessing that no node has."""
     seen, by = None, ""
     with contextlib.suppress(ClusterError):

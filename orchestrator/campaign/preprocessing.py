@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from orchestrator.campaign.dispatch import ClusterJobs
-from orchestrator.errors import ClusterError, StorageError, error_named
+from orchestrator.errors import ClusterError, NeverFits, StorageError, error_named
 from orchestrator.experiment.model import Experiment
 from orchestrator.experiment.preprocess import Preprocess
 from orchestrator.follow.next_step import death
@@ -117,7 +117,7 @@ def _hold_nothing(stage: Stage) -> None:
 def _begun(stage: Stage, due: Due, *, refuses: bool) -> str:
     """As `_started`; '' too, with the reason shown, where the job server or whoever holds the lock does not answer: it is asked again.
 
-    `refuses`: raises ClusterError for what no node has, which else is waited for, too.
+    `refuses`: raises NeverFits for what no node has, which else is waited for, too.
     """
     nodes = _nodes(stage)
     if refuses:
@@ -153,25 +153,25 @@ def _started(stage: Stage, due: Due, workers: WorkerSpec) -> str:
 def job_workers(asked: Preprocess, nodes: Sequence[NodeResources]) -> WorkerSpec:
     """What the job takes: the cores that were asked for, else those of the largest node with the memory, up to the usual number. Pure.
 
-    Raises ClusterError for what no node has. Where an autoscaler starts nodes, those with enough cores may be yet to come.
+    Raises NeverFits for what no node has. Where an autoscaler starts nodes, those with enough cores may be yet to come.
     """
     most = _most_cores(nodes)
     if not most or (asked.cpus or 1) > most:
         if grows(nodes):
             return WorkerSpec(count=1, gpus=0, cpus=asked.cpus or USUAL_CPUS)
-        raise ClusterError(
+        raise NeverFits(
             f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores (the largest has {most}). Ask for fewer: "
             "preprocess: {cpus: N}."
         )
     memory_gib = max(map(_memory_gib, nodes))
     if asked.memory_gib is not None and asked.memory_gib > memory_gib:
-        raise ClusterError(
+        raise NeverFits(
             f"preprocessing: no node of this cluster has {asked.memory_gib:g} GiB of memory (the largest has {memory_gib:.1f}). Ask for "
             "less: preprocess: {memory_gib: N}."
         )
     most_with_memory = _most_cores([node for node in nodes if _memory_gib(node) >= (asked.memory_gib or 0)])
     if (asked.cpus or 1) > most_with_memory:
-        raise ClusterError(
+        raise NeverFits(
             f"preprocessing: no node of this cluster has {asked.cpus or 1} CPU cores and {asked.memory_gib:g} GiB of memory (with so much "
             f"memory the largest has {most_with_memory} cores). Ask for less: preprocess: {{cpus: N, memory_gib: N}}."
         )

@@ -10,7 +10,7 @@ from orchestrator.queue.gang_fit import NodeResources
 from orchestrator.resume.resume_check import with_reachable_server
 from orchestrator.resume.unfinished import Choice, choose, find_runs, of_one_server
 from trainers.contract.run_spec import RunSpec
-from trainers.errors import ClusterError
+from trainers.errors import NeverFits
 
 
 def chosen(
@@ -40,11 +40,11 @@ def _without(at_work: Collection[str], choice: Choice) -> Choice:
 def plan_of_resume(
     specs: Sequence[RunSpec], left: Sequence[str], nodes: Sequence[NodeResources], queue: Queue | None, cluster: str, *, raises: bool
 ) -> PlanReport:
-    """The plan of runs that go on; one that the cluster can never hold is left too. With `raises` that is a ClusterError instead."""
+    """The plan of runs that go on; one that the cluster can never hold is left too. With `raises` that is an error, NeverFits, instead."""
     report = plan_of_runs("resume", specs, nodes, queue, cluster=cluster, left=left)
     never = never_fits(report)
     if never and raises:
-        raise ClusterError("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
+        raise NeverFits("\n".join(["cluster: it can never hold", *never, "Bring its nodes back, or submit with less under `workers`."]))
     if not never:
         return report
     more = [f"{text} It does not fit this cluster: submit its experiment with less." for text in never]

@@ -31,6 +31,7 @@ from orchestrator.tracking.binding import experiment_of, server_of
 from orchestrator.tracking.groups import grouping_tags
 from orchestrator.tracking.records import (
     FOLDER_TAG,
+    FOLDS_TAG,
     MAX_CLASS_METRICS,
     MODEL_KEY_TAG,
     NOTE_TAG,
@@ -210,7 +211,7 @@ def _tags(found: CrossValidation, missing: Sequence[str]) -> dict[str, str]:
     settings = {f"nnfleet.{key}": str(getattr(spec, key)) for key in ("dataset", "configuration", "trainer", "plans", "seed", "pseudonyms")}
     tags = {
         "nnfleet.kind": "cv",
-        "nnfleet.folds": ", ".join(found.folds),
+        FOLDS_TAG: ", ".join(found.folds),
         "nnfleet.missing_folds": ", ".join(missing),
         FOLDER_TAG: str(spec.model_folder),
         **(early_end_tags(spec, found.model.early_end) if found.model.early_end else grouping_tags(spec)),

@@ -18,6 +18,7 @@ from orchestrator.run.job_record import JobRecord, living_campaigns
 from orchestrator.run.names import resolve_all
 from orchestrator.run.status import RunStatus
 from orchestrator.tracking.binding import noted_url
+from orchestrator.tracking.records import FOLDS_TAG
 from trainers.contract.records import read_mlflow_run
 from trainers.contract.run_folder import RunFolder
 from trainers.contract.run_spec import Frozen, RunSpec
@@ -169,7 +170,7 @@ def _into_the_bin(runs: Sequence[Removable]) -> None:
 def _cross_validations_with(folder: RunFolder, server: "Tracker") -> list[str]:
     """Ids of the MLflow runs of cross-validations that hold this fold's cases."""
     fold = folder.root.name.removeprefix("fold_")
-    return [run for run in server.models_in(str(folder.model_folder)) if fold in server.tags(run).get("nnfleet.folds", "").split(", ")]
+    return [run for run in server.models_in(str(folder.model_folder)) if fold in server.tags(run).get(FOLDS_TAG, "").split(", ")]
 
 
 def _remove_if_empty(model_folder: Path) -> None:

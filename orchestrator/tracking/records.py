@@ -36,6 +36,8 @@ ADDRESS_TAG = "nnfleet.address"
 NOTE_TAG = "mlflow.note.content"
 """The description on a run's page."""
 FOLDER_TAG = "nnfleet.run_folder"
+FOLDS_TAG = "nnfleet.folds"
+"""Of a cross-validation: the folds that it holds, `0, 1, 2`."""
 MARKER_METRIC = "time/epoch_s"
 """Logged for every epoch, always finite: the epochs that MLflow has are the steps of this metric."""
 MAX_CLASS_METRICS = 60

@@ -17,12 +17,12 @@ import pytest
 
 from orchestrator import api
 from orchestrator.campaign.events import Failed, Planned, StatusChanged
-from orchestrator.campaign.preprocessing import _workers
+from orchestrator.campaign.preprocessing import job_workers
 from orchestrator.campaign.resuming import chosen
 from orchestrator.cli.plan import show_plan
 from orchestrator.cluster import local_services
 from orchestrator.cluster.home import Home
-from orchestrator.errors import ClusterError, ConfigError, DataError
+from orchestrator.errors import ClusterError, ConfigError, DataError, NeverFits, name_of
 from orchestrator.experiment.expansion import expand
 from orchestrator.experiment.model import Experiment, experiment_from, single_training
 from orchestrator.experiment.plan import PlanReport
@@ -375,9 +375,9 @@ def test_an_experiment_that_has_to_be_changed_is_not_advised_to_be_submitted_as_
 @pytest.mark.parametrize("asked", [Preprocess(cpus=64), Preprocess(memory_gib=64)])
 def test_nor_one_that_asks_preprocessing_for_what_no_node_has(place: Place, asked: Preprocess) -> None:
     submission = api.submit(place.experiment(), again="nnfleet submit e.yaml")
-    with pytest.raises(ClusterError) as caught:
-        _workers(asked, [NodeResources("n", {"CPU": 8.0, "memory": 2.0**30}, {})])
-    refused(place, submission, str(caught.value), "ClusterError")
+    with pytest.raises(NeverFits) as caught:
+        job_workers(asked, [NodeResources("n", {"CPU": 8.0, "memory": 2.0**30}, {})])
+    refused(place, submission, str(caught.value), name_of(caught.value))
     (shown,) = api.status()
     assert shown.reason.endswith(" N}. Change the experiment, then submit it again.")
 
