@@ -10,7 +10,7 @@ import pytest
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.export.mlflow_folds import fold_in
 from orchestrator.publishing.checkpoint_store import download_checkpoint
-from orchestrator.run.names import resolve
+from orchestrator.run.names import NoSuchRun, resolve
 from orchestrator.tracking.address import check_tracking_uri
 from tests.hostile import Place, Row, check
 from trainers.contract.commits import Manifest
@@ -100,7 +100,7 @@ ROWS: tuple[Row, ...] = (
         "MLflow",
         "a run nobody knows",
         lambda p: resolve("x\n'; --", [], "in MLflow"),
-        ConfigError,
+        NoSuchRun,
         ('there is no run "x\\n\'; --" in MLflow',),
     ),
 )
