@@ -146,6 +146,7 @@ Nnfleet = Callable[..., Answer]
 ENDED, CUT_OFF = ("SUCCEEDED", "STOPPED"), "PAUSED"
 OF_A_CAMPAIGN = ("campaign", "since_unix", "reason")
 """What of a run's status only the cluster that runs its campaign knows, or words otherwise than the run's folder."""
+OF_THE_OTHER_FOLDS = "model_states"
 MLFLOW_IS_AWAY = "Versions of code and libraries, which MLflow keeps"
 """How the sentence begins by which `diff` names what it does not know without MLflow."""
 
@@ -196,7 +197,7 @@ class Verbs:
         code, table, _ = self.nnfleet("status", name)
         rows = [line for line in table.splitlines() if line.startswith(f"{name} ")]
         answers: dict[str, Any] = {
-            "json": {key: value for key, value in item.items() if key not in OF_A_CAMPAIGN},
+            "json": {key: value for key, value in item.items() if key not in (*OF_A_CAMPAIGN, OF_THE_OTHER_FOLDS)},
             "status": (code, rows),
             "logs": self.nnfleet("logs", name)[:2],
             "stop": self.nnfleet("stop", name)[:2] if state in ENDED else self.nnfleet("stop", name)[0],
