@@ -200,7 +200,7 @@ class Verbs:
             "json": {key: value for key, value in item.items() if key not in (*OF_A_CAMPAIGN, OF_THE_OTHER_FOLDS)},
             "status": (code, rows),
             "logs": self.nnfleet("logs", name)[:2],
-            "stop": self.nnfleet("stop", name)[:2] if state in ENDED else self.nnfleet("stop", name)[0],
+            "stop": self.nnfleet("stop", name)[:2] if state in ENDED else None,  # a paused one counts as stopped from then on
         }
         code, out, err = self.nnfleet("export", name, target)
         answers["export"] = (code, out.replace(target, "DIR"), err)
