@@ -132,9 +132,9 @@ def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, pla
     warnings = [] if experiment.tracking.uri else [UNTRACKED]
     cluster, address = Jobs.inside_job(), os.environ.get("RAY_ADDRESS", "")
     registry = Registry.of_cluster(address)
-    begin = partial(_begun, campaign, experiment, cluster, registry, notice, plan_only=plan_only, replaces=replaces)
+    begin = partial(_begun, campaign, experiment, cluster, registry, notice, warnings, plan_only=plan_only, replaces=replaces)
     if (due := due_of(experiment)) is None:
-        report, runner = begin(warnings)
+        report, runner = begin()
     else:
         resolved = experiment.with_folders_resolved()
         to_come = plan_beside(resolved, due, cluster.records, cluster_nodes, registry, address, campaign=campaign)
@@ -145,7 +145,7 @@ def _train(campaign: str, experiment_file: Path, notice: NoticeOfFailure, *, pla
         if plan_only:
             return 0
         _preprocess(campaign, experiment, cluster, registry)
-        report, runner = begun_patiently(partial(begin, warnings, refuses_never=False), Clock())
+        report, runner = begun_patiently(partial(begin, refuses_never=False), Clock())
     emit(Planned(plan=report))
     return runner.run() if runner is not None else 0
 
