@@ -44,19 +44,7 @@ def plan(experiment: "Experiment", cluster: str | None = None) -> "PlanReport":
     """What `submit` would send. Starts nothing: with no cluster it is read here, for this machine. Raises ConfigError, DataError."""
     meant = reach(cluster)
     if meant.reached is None:
-        from orchestrator.campaign.preprocessing import job_workers
-        from orchestrator.experiment.awaited import plan_to_come
-        from orchestrator.experiment.expansion import expand
-        from orchestrator.experiment.plan import plan_report
-        from orchestrator.experiment.preprocess import Preprocess
-        from orchestrator.preprocessing.due import due_of
-
-        if (due := due_of(experiment)) is not None:
-            job_workers(experiment.preprocess or Preprocess(), [this_machine()])
-            return plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names, [this_machine()])
-        crowded = local_services.crowding_of(Home.default(), local_services.offered())
-        node, name = this_machine(), "this machine, which runs nothing yet"
-        return plan_report(experiment, expand(experiment), [node], cluster=name, warnings=[crowded] if crowded else [])
+        return _plan_here(experiment)
     from orchestrator.campaign import handover
 
     sent = _as_sent(experiment, meant.local)
@@ -88,7 +76,7 @@ def submit(
     """
     from orchestrator.campaign import handover
 
-    _check_here(experiment, cluster)
+    _check_here(experiment, cluster, replaces=replaces)
     meant = reach(cluster, starts=True)
     sent = _as_sent(experiment, meant.local)
     keep_code(Home.default(), [source.files for source in sent.all_sources])
@@ -208,19 +196,36 @@ def _note_taken(campaign: str, runs: "Sequence[HandedRun]", again: str) -> None:
         log.warning("campaign %s is submitted, but not noted here for the case that the head ends before it begins: %s", campaign, err)
 
 
-def _check_here(experiment: "Experiment", cluster: str | None) -> None:
+def _plan_here(experiment: "Experiment", *, replaces: bool = False) -> "PlanReport":
+    """The plan of an experiment on this machine, on which nothing runs yet. Raises ConfigError, DataError, NeverFits."""
+    from orchestrator.campaign.preprocessing import job_workers
+    from orchestrator.experiment.awaited import plan_to_come
+    from orchestrator.experiment.expansion import expand
+    from orchestrator.experiment.plan import plan_report
+    from orchestrator.experiment.preprocess import Preprocess
+    from orchestrator.preprocessing.due import due_of
+
+    if (due := due_of(experiment)) is not None:
+        job_workers(experiment.preprocess or Preprocess(), [this_machine()])
+        return plan_to_come(experiment.with_folders_resolved(), due.dataset, due.names, [this_machine()])
+    crowded = local_services.crowding_of(Home.default(), local_services.offered())
+    node, name = this_machine(), "this machine, which runs nothing yet"
+    return plan_report(experiment, expand(experiment, replaces=replaces), [node], cluster=name, warnings=[crowded] if crowded else [])
+
+
+def _check_here(experiment: "Experiment", cluster: str | None, *, replaces: bool) -> None:
     """Where this machine is meant: that what the experiment names is there and that the machine can hold its runs, before services are
     started for it. Raises as `check_named`, and ClusterError."""
-    if cluster is None and is_local():
+    if is_idle(cluster):
+        from orchestrator.campaign.planning import refuse_never
+
+        refuse_never(_plan_here(experiment, replaces=replaces))
+    elif cluster is None and is_local():
         from orchestrator.experiment.expansion import check_named
         from orchestrator.preprocessing.due import due_of
 
         if due_of(experiment) is None:
             check_named(experiment)
-    if is_idle(cluster):
-        from orchestrator.campaign.planning import refuse_never
-
-        refuse_never(plan(experiment))
 
 
 def _as_sent(experiment: "Experiment", local: Services | None) -> "Experiment":

@@ -203,6 +203,17 @@ def test_no_head_is_started_for_what_this_machine_can_never_hold(place: Place, m
     assert place.is_untouched
 
 
+def test_what_is_replaced_is_no_reason_against_starting_a_head(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.finished(place.trained(0), is_validated=True)
+    monkeypatch.setattr(local_services, "running", lambda *_: None)
+    other = place.experiment(epochs=5, workers={"count": 1, "gpus": 0, "cpus": 1}, loader={"actors": 1})
+    with pytest.raises(ConfigError, match="--replace"):
+        api.submit(other)
+    assert place.head.started == []
+    submission = api.submit(other, replaces=True)
+    assert place.head.started == [submission.submission_id]
+
+
 def test_a_results_folder_that_is_not_there_yet_is_made_with_the_first_submission(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = place.tiny.base / "fresh" / "nnUNet_results"
     monkeypatch.setenv("nnUNet_results", str(fresh))
